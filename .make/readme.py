@@ -1,0 +1,157 @@
+"""Write the parts of README.md that are made from the code: the settings table and the file tree.
+
+`make docs` calls it; tests/meta/test_docs.py fails while the README differs from its result.
+A file's line in the tree is the first sentence of its own docstring or leading comment, so that
+it is written once, where it is read most.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Files whose form leaves no room for a sentence about themselves.
+ABOUT = {
+    "CHANGELOG.md": "What changed, for users",
+    "CONTRIBUTING.md": "How to change something here",
+    "DECISIONS.md": "Choices, their reasons, and what would change them",
+    "LICENSE": "Apache License 2.0",
+    "README.md": "This page",
+    "frontend/icon.svg": "The page's icon",
+}
+FOLDERS = {
+    "deltas/zoo": "The shipped deltas, <backbone>/<task>/<strategy>.safetensors",
+    "tests/golden/data": "Delta files of every format version, with the outputs recorded for them",
+}
+GROUPS = ("deltas", "training", "app", "frontend", "tests")
+
+
+class ReadmeError(Exception):
+    """Something that the README is made from is missing; the message says what and where."""
+
+
+def replace_block(text: str, name: str, content: str) -> str:
+    """Replace what stands between the markers of a block.
+
+    Raises:
+        ReadmeError: the markers are not there exactly once.
+    """
+    pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ReadmeError(f"README.md needs the markers <!-- {name}:begin/end --> exactly once")
+    return pattern.sub(lambda found: f"{found[1]}{content}{found[2]}", text)
+
+
+def settings_table() -> str:
+    """One row a setting, from the fields of `app.settings.Settings`."""
+    from app.settings import PREFIX, Settings
+
+    rows = ["| variable | default | |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if default in (None, (), ""):
+            shown = "unset"
+        else:
+            shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def project_files(committed: bool = False) -> list[str]:
+    """Every file of the project in order: the committed ones, or also those about to be."""
+    command = ["git", "ls-files", "--cached"]
+    if not committed:
+        command += ["--others", "--exclude-standard"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return sorted({name for name in found.stdout.splitlines() if (ROOT / name).is_file()})
+
+
+def leading_comment(text: str) -> str:
+    """The comment that a file begins with: `/* ... */`, `<!-- ... -->`, or lines of `#`."""
+    framed = re.match(r"\s*(?:/\*|<!--)(.*?)(?:\*/|-->)", text, re.DOTALL)
+    if framed:
+        return framed[1].strip()
+    lines = [line for line in text.splitlines() if not line.startswith("#!")]
+    comment = itertools.takewhile(lambda line: line.startswith("#") and line.strip("# "), lines)
+    return " ".join(line.strip("# ") for line in comment)
+
+
+def first_sentence(path: Path) -> str:
+    """What a file says about itself, as one line without the full stop.
+
+    Raises:
+        ReadmeError: it says nothing.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        text = ""  # weights, pictures
+    if path.suffix == ".py":
+        about = ast.get_docstring(ast.parse(text)) or ""
+    elif path.suffix == ".md":
+        about = text.split("\n", 1)[0].lstrip("# ")
+    else:
+        about = leading_comment(text)
+    paragraph = " ".join(about.split("\n\n")[0].split())
+    sentence = re.split(r"(?<=[^.])\.(?:\s|$)", paragraph, maxsplit=1)[0]
+    if not sentence:
+        raise ReadmeError(
+            f"{path.relative_to(ROOT)} does not say what it is: begin it with a docstring or a "
+            "comment, or describe it in .make/readme.py"
+        )
+    return sentence
+
+
+def tree_lines(committed: bool = False) -> dict[str, str]:
+    """File, or folder that stands for its files, to its one line."""
+    lines = {}
+    for name in project_files(committed):
+        folder = next((folder for folder in FOLDERS if name.startswith(f"{folder}/")), None)
+        if folder is not None:
+            lines[folder] = FOLDERS[folder]
+        elif Path(name).name != "py.typed":
+            lines[name] = ABOUT.get(name) or first_sentence(ROOT / name)
+    return lines
+
+
+def place(name: str) -> tuple[int, bool, str]:
+    """Where a file stands in the tree: root files first, then the packages, then the tests."""
+    top = name.split("/")[0]
+    return GROUPS.index(top) + 1 if top in GROUPS else 0, name.startswith("."), name
+
+
+def tree() -> str:
+    """The files, one line each, by folder."""
+    lines = tree_lines()
+    width = max(len(name) for name in lines)
+    parts = []
+    for _, group in itertools.groupby(sorted(lines, key=place), key=lambda name: place(name)[0]):
+        parts.append("".join(f"{name:<{width}}  {lines[name]}\n" for name in group))
+    return "```\n" + "\n".join(parts) + "```\n"
+
+
+def render(text: str) -> str:
+    """The README with all of its blocks made anew."""
+    text = replace_block(text, "settings", settings_table())
+    return replace_block(text, "tree", tree())
+
+
+def main() -> int:
+    """Write README.md; say in one sentence what is missing."""
+    readme = ROOT / "README.md"
+    try:
+        readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    except ReadmeError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

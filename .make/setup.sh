@@ -1,0 +1,51 @@
+#!/bin/sh
+# Makes a virtual environment, named by its argument, and installs the project with pinned versions.
+# Called by `make setup`, only when pyproject.toml or constraints.txt are newer than the last install.
+# PYTHON names the interpreter; without it the first supported one on the path is taken.
+set -eu
+
+venv=$1
+supported='import sys; (3, 11) <= sys.version_info[:2] <= (3, 14) or sys.exit(1)'
+
+fail() {
+    echo "$1" >&2
+    exit 1
+}
+
+find_python() {
+    for name in python3.11 python3.12 python3.13 python3.14 python3 python; do
+        if "$name" -c "$supported" >/dev/null 2>&1; then
+            echo "$name"
+            return
+        fi
+    done
+}
+
+version_of() {
+    "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo "no Python that runs"
+}
+
+python=${PYTHON:-$(find_python)}
+if [ -z "$python" ]; then
+    if command -v python3 >/dev/null 2>&1; then
+        fail "DeltaBERT needs Python 3.11 to 3.14, but python3 is $(version_of python3): install one of these, or name it with 'make setup PYTHON=/path/to/python3.11'."
+    fi
+    fail "DeltaBERT needs Python 3.11 to 3.14 and none was found: install one, or name it with 'make setup PYTHON=/path/to/python3.11'."
+fi
+"$python" -c "$supported" 2>/dev/null ||
+    fail "DeltaBERT needs Python 3.11 to 3.14, but PYTHON=$python is $(version_of "$python"): name another one with 'make setup PYTHON=/path/to/python3.11'."
+"$python" -c 'import venv, ensurepip' 2>/dev/null ||
+    fail "$python cannot make virtual environments: install its venv module (Debian and Ubuntu: apt install python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv) and run make again."
+
+echo "Installing into $venv with Python $(version_of "$python"); the first time takes a few minutes."
+# An environment that works is brought up to date; one half made, or of another Python, made anew.
+if [ -n "${PYTHON:-}" ] || ! "$venv/bin/python" -c "$supported; import pip" >/dev/null 2>&1; then
+    "$python" -m venv --clear "$venv"
+fi
+# --no-compile: most modules of PyTorch and transformers are never imported; those that are get
+# compiled then. It halves the time that the processor needs here.
+"$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile \
+    -c constraints.txt --editable '.[dev]' ||
+    fail "Installing failed: see the message of pip above; 'make setup' tries again."
+touch "$venv/.installed"
+echo "Installed."

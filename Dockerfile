@@ -1,0 +1,46 @@
+# The image of the server and, by another command, of the page. Build it with `make image`.
+#
+#   docker run --rm -p 8000:8000 deltabert
+#   docker run --rm -p 8501:8501 -e FRONTEND_API_URL=http://SERVER:8000 \
+#       -e HEALTH_URL=http://127.0.0.1:8501/_stcore/health deltabert \
+#       streamlit run frontend/main.py --server.address 0.0.0.0
+#
+# PyTorch's CPU build by default; `--build-arg TORCH=cu130` takes the one for CUDA 13.0.
+# Your own deltas: `-v "$PWD/runs/deltas:/deltas:ro" -e DELTABERT_DELTAS=/deltas`.
+
+ARG PYTHON=3.11
+
+FROM python:${PYTHON}-slim AS build
+ARG TORCH=cpu
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/deltabert
+ENV PATH=/opt/deltabert/bin:$PATH
+WORKDIR /src
+# In order of how seldom they change: PyTorch, the other dependencies, our own code.
+COPY constraints.txt ./
+RUN pip install -c constraints.txt torch --extra-index-url https://download.pytorch.org/whl/${TORCH}
+COPY pyproject.toml ./
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt
+RUN pip install -c constraints.txt -r requirements.txt
+COPY README.md LICENSE ./
+COPY app app
+COPY deltas deltas
+COPY frontend frontend
+COPY training training
+RUN pip wheel --no-deps --wheel-dir dist .
+RUN pip install --no-deps dist/deltabert-*.whl && pip check
+
+FROM python:${PYTHON}-slim
+RUN useradd --uid 10001 --create-home deltabert
+COPY --from=build /opt/deltabert /opt/deltabert
+ENV PATH=/opt/deltabert/bin:$PATH PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+# Not the checkout: what runs is the installed wheel, and it must be complete.
+WORKDIR /home/deltabert
+# A name for the page's installed folder, so that the README's command works here too.
+RUN ln -s "$(python -c 'import frontend; print(frontend.__path__[0])')" frontend
+USER 10001
+ENV DELTABERT_HOST=0.0.0.0 HEALTH_URL=http://127.0.0.1:8000/health/ready
+EXPOSE 8000 8501
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(os.environ['HEALTH_URL'], timeout=8)"]
+CMD ["python", "-m", "app"]

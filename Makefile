@@ -1,0 +1,52 @@
+# Every task of the project by name. `make` alone lists them. CI calls the same targets.
+
+VENV ?= .venv
+PORT ?= 8000
+PAGE_PORT ?= 8501
+IMAGE ?= deltabert
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# Recipes are quiet: a user reads what a program says, not how it was called.
+.SILENT:
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint types format docs zoo clean image
+
+help: ## list these targets
+	sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## make .venv and install into it (PYTHON=..., VENV=...)
+
+$(STAMP): pyproject.toml constraints.txt .make/setup.sh
+	PYTHON="$(PYTHON)" sh .make/setup.sh "$(VENV)"
+
+run: $(STAMP) ## serve the shipped deltas and the page (PORT=8000, PAGE_PORT=8501); Ctrl-C stops both
+	exec $(PY) .make/run.py --port "$(PORT)" --page-port "$(PAGE_PORT)"
+
+test: $(STAMP) ## run all tests that this machine can run (ARGS="-k name")
+	$(PY) -m pytest -m "not gpu" $(ARGS)
+
+lint: $(STAMP) ## check style and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(STAMP) ## check types (mypy, strict)
+	$(PY) -m mypy
+
+format: $(STAMP) ## fix style and formatting in place
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+docs: $(STAMP) ## write the generated parts of README.md
+	$(PY) .make/readme.py
+
+zoo: $(STAMP) ## verify every shipped delta
+	$(PY) -m deltas verify deltas/zoo
+
+clean: ## remove .venv, caches and builds; trained deltas in runs/ stay
+	rm -rf "$(VENV)" build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	find app deltas frontend tests training -name __pycache__ -prune -exec rm -rf {} +
+
+image: ## build the container image (IMAGE=deltabert, TORCH=cpu)
+	docker build --tag "$(IMAGE)" --build-arg TORCH="$(or $(TORCH),cpu)" .

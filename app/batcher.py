@@ -1,0 +1,286 @@
+"""The batcher: many requests, one engine, and every request ends.
+
+Rows wait in a `RowQueue`. The moment the engine is free, what waits (up to a row and a token limit)
+becomes one batch; there is no timer and no idle wait. One thread runs the batches, the event loop
+never does. A request ends with its results, with its deadline, with an error, or when its caller is
+cancelled; in the last three cases rows that have not reached the engine never do.
+
+When a batch raises, its requests are run again one by one, so that a request is not harmed by
+another one's bad row; what raises again is that request's own error.
+
+Knows no torch and no HTTP: `run_batch` is any function from rows to as many results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from app.errors import BatchFailedError, DeadlineExceededError, NotReadyError, OverloadedError
+from app.jobs import Answer, BatchLimits, BatchObserver, Job
+from app.row_queue import Row, RowQueue, count_tokens
+from app.worker import Worker, WorkerDiedError
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Row)
+T = TypeVar("T")
+
+_DEAD = "the batch worker has died; the server must be restarted"
+_MAX_RETRY_AFTER_S = 60
+_SPEED_MEMORY = 0.8  # weight of the past in the running mean of tokens per second
+
+_Batch = list[tuple[Job[R, T], int]]  # each row as its job and its position in there
+
+
+class Batcher(Generic[R, T]):
+    """Turns concurrent `submit` calls into batches."""
+
+    def __init__(
+        self,
+        run_batch: Callable[[Sequence[R]], Sequence[T]],
+        limits: BatchLimits,
+        observer: BatchObserver,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits = limits
+        self._observer = observer
+        self._clock = clock
+        self._worker = Worker(run_batch, name="batches")
+        self._queue: RowQueue[Job[R, T]] = RowQueue()
+        self._jobs: set[Job[R, T]] = set()
+        self._announced_rows = 0
+        self._tokens_per_s: float | None = None
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+        self._refusal: str | None = "the server is starting"
+
+    def start(self) -> None:
+        """Begin to take rows; must be called in the event loop that will submit them."""
+        self._refusal = None
+        self._loop = asyncio.create_task(self._serve(), name="batcher")
+        self._loop.add_done_callback(self._on_loop_end)
+
+    @property
+    def is_alive(self) -> bool:
+        """False once no batch can be run any more, which only a restart of the process mends."""
+        return self._worker.is_alive and self._loop is not None and not self._loop.done()
+
+    def check_alive(self) -> None:
+        """Cheap enough for any probe.
+
+        Raises:
+            NotReadyError: not alive.
+        """
+        if not self.is_alive:
+            raise NotReadyError(self._refusal or _DEAD)
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for a batch."""
+        return self._queue.num_rows
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait for a batch."""
+        return self._queue.num_tokens
+
+    @contextmanager
+    def announce(self, num_rows: int) -> Iterator[None]:
+        """Hold room in the queue for rows that are still being tokenized.
+
+        Raises:
+            OverloadedError: there is none.
+            NotReadyError: nothing is taken now.
+        """
+        self._check_accepting()
+        self._check_room(num_rows, 0)
+        self._announced_rows += num_rows
+        try:
+            yield
+        finally:
+            self._announced_rows -= num_rows
+
+    async def submit(
+        self, rows: Sequence[R], *, deadline: float, urgent: bool = False
+    ) -> Answer[T]:
+        """Have rows run and wait for their results.
+
+        Args:
+            rows: at least one.
+            deadline: when to give up, on the batcher's clock.
+            urgent: go to the head of the queue, even of a full one; for the readiness check.
+
+        Raises:
+            OverloadedError: the queue has no room for them.
+            DeadlineExceededError: the deadline passed first.
+            BatchFailedError: the engine raised on these rows; the cause is chained.
+            NotReadyError: starting, stopping or dead.
+        """
+        self._check_accepting()
+        if not urgent:
+            self._check_room(len(rows), count_tokens(rows))
+        now = self._clock()
+        future = asyncio.get_running_loop().create_future()
+        job: Job[R, T] = Job(rows, deadline, future=future, queued_at=now)
+        self._jobs.add(job)
+        self._queue.add(job, urgent=urgent)
+        self._wake.set()
+        try:
+            await self._outcome(job)
+        finally:
+            self._forget(job)
+        queue_s = (job.started_at or now) - job.queued_at
+        self._observer.on_answer(queue_s)
+        results = [job.results[position] for position in range(len(rows))]
+        return Answer(results, queue_s, job.compute_s)
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        """Take no more, finish what was taken, and answer NotReadyError to what is left then."""
+        self._refusal = self._refusal or "the server is shutting down"
+        if self._jobs and self.is_alive:
+            self._idle.clear()
+            try:
+                async with asyncio.timeout(drain_timeout_s):
+                    await self._idle.wait()
+            except TimeoutError:
+                logger.warning("%d requests not finished in time", len(self._jobs))
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.wait([self._loop])
+        self._fail_all("the server is shutting down")
+        self._worker.stop()
+        await asyncio.to_thread(self._worker.join, 1.0)
+
+    def _check_accepting(self) -> None:
+        if self._refusal is not None:
+            raise NotReadyError(self._refusal)
+
+    def _check_room(self, num_rows: int, num_tokens: int) -> None:
+        limits, queue = self._limits, self._queue
+        rows = queue.num_rows + self._announced_rows
+        too_many_tokens = queue.num_tokens + num_tokens > limits.max_queue_tokens
+        # A request that would not even fit an empty queue is taken when it is empty.
+        if rows + num_rows > limits.max_queue_rows or (too_many_tokens and queue.num_rows):
+            self._observer.on_drop("rejected")
+            raise OverloadedError(rows, queue.num_tokens, self._retry_after_s())
+
+    def _retry_after_s(self) -> int:
+        """When the queue will have been worked off at the speed measured last."""
+        seconds = self._queue.num_tokens / self._tokens_per_s if self._tokens_per_s else 1.0
+        return min(max(math.ceil(seconds), 1), _MAX_RETRY_AFTER_S)
+
+    async def _outcome(self, job: Job[R, T]) -> None:
+        """Wait for the job's end; raises how it ended if not well, and counts that."""
+        try:
+            async with asyncio.timeout(job.deadline - self._clock()):
+                await job.future
+        except (TimeoutError, DeadlineExceededError):
+            self._observer.on_drop("expired")
+            raise DeadlineExceededError(job.deadline - job.queued_at) from None
+        except asyncio.CancelledError:
+            self._observer.on_drop("cancelled")
+            raise
+        except Exception:
+            self._observer.on_drop("failed")
+            raise
+
+    def _forget(self, job: Job[R, T]) -> None:
+        self._queue.remove(job)
+        self._jobs.discard(job)
+        if job.future.done() and not job.future.cancelled():
+            job.future.exception()  # marks it as seen, when the caller was cancelled meanwhile
+        if not self._jobs:
+            self._idle.set()
+
+    async def _serve(self) -> None:
+        limits = self._limits
+        while True:
+            await self._wake.wait()
+            batch, expired = self._queue.take(
+                limits.max_batch_rows, limits.max_batch_tokens, self._clock()
+            )
+            for job in expired:
+                job.fail(DeadlineExceededError(0.0))
+            if batch:
+                await self._run(batch)
+            else:
+                self._wake.clear()
+
+    async def _run(self, batch: _Batch[R, T]) -> None:
+        """Run a batch; if that fails, each of its requests by itself."""
+        error = await self._try(batch)
+        if error is None:
+            return
+        shares: dict[Job[R, T], _Batch[R, T]] = {}
+        for job, position in batch:
+            shares.setdefault(job, []).append((job, position))
+        if len(shares) == 1:
+            self._fail(batch[0][0], error)
+            return
+        logger.warning("a batch of %d requests failed (%r); running each alone", len(shares), error)
+        for job, share in shares.items():
+            if job.deadline <= self._clock():
+                job.fail(DeadlineExceededError(0.0))
+            elif not job.future.done() and (error := await self._try(share)):
+                self._fail(job, error)
+
+    async def _try(self, batch: _Batch[R, T]) -> Exception | None:
+        """Run rows; returns what was raised, unless it means that nothing can be run any more."""
+        try:
+            await self._forward(batch)
+        except WorkerDiedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the outermost loop of all batches must live
+            return error
+        return None
+
+    async def _forward(self, batch: _Batch[R, T]) -> None:
+        rows = [job.rows[position] for job, position in batch]
+        jobs = {job: None for job, _ in batch}
+        started = self._clock()
+        for job in jobs:
+            job.started_at = started if job.started_at is None else job.started_at
+        results = await self._worker.call(rows)
+        seconds = self._clock() - started
+        if len(results) != len(rows):
+            raise RuntimeError(f"the engine gave {len(results)} results for {len(rows)} rows")
+        for (job, position), result in zip(batch, results, strict=True):
+            job.results[position] = result
+        for job in jobs:
+            job.compute_s += seconds
+            job.finish()
+        self._measure(count_tokens(rows), seconds)
+        self._observer.on_batch(len(rows), count_tokens(rows), seconds)
+
+    def _measure(self, num_tokens: int, seconds: float) -> None:
+        speed = num_tokens / max(seconds, 1e-6)
+        past = speed if self._tokens_per_s is None else self._tokens_per_s
+        self._tokens_per_s = _SPEED_MEMORY * past + (1 - _SPEED_MEMORY) * speed
+
+    def _fail(self, job: Job[R, T], error: Exception) -> None:
+        logger.error("the forward pass failed", exc_info=error)
+        self._queue.remove(job)
+        failure = BatchFailedError(f"the forward pass raised {type(error).__name__}")
+        failure.__cause__ = error
+        job.fail(failure)
+
+    def _fail_all(self, reason: str) -> None:
+        for job in self._jobs:
+            self._queue.remove(job)
+            job.fail(NotReadyError(reason))
+
+    def _on_loop_end(self, loop: asyncio.Task[None]) -> None:
+        """Nobody may wait for a batcher that has ended, whatever ended it."""
+        if self._refusal is None:
+            self._refusal = _DEAD
+            error = None if loop.cancelled() else loop.exception()
+            logger.critical("%s", self._refusal, exc_info=error)
+            self._fail_all(self._refusal)

@@ -1,0 +1,125 @@
+"""The engine: the only owner of torch objects while serving; turns rows of any tasks into logits.
+
+One frozen backbone, one bank with a slot for each delta, one forward pass for a batch whatever it
+mixes. Knows nothing of HTTP or queues: `app.batcher` decides which rows run together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from app.bank import Bank, BankOverlay
+from deltas import (
+    DTYPES,
+    Backbone,
+    Delta,
+    DeltaError,
+    DeltaFormatError,
+    Record,
+    Store,
+    TokenizedRow,
+    check_delta,
+    encode,
+    pack,
+    pick_device,
+    pick_precision,
+    tokenize_rows,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One tokenized row and the delta that shall answer it."""
+
+    tokens: TokenizedRow
+    record: Record
+
+    @property
+    def num_tokens(self) -> int:
+        """Length, special tokens included: what the batcher's budget counts."""
+        return self.tokens.num_tokens
+
+
+class Engine:
+    """Answers rows.
+
+    Every delta of the store is read, checked and put into the bank here; one that fails is moved to
+    `store.rejected` and the others are served.
+
+    Args:
+        backbone: the frozen encoder.
+        store: the deltas.
+        device: "auto", "cpu" or "cuda".
+        precision: "auto", "fp32" or "bf16".
+    """
+
+    def __init__(
+        self, backbone: Backbone, store: Store, *, device: str = "auto", precision: str = "auto"
+    ) -> None:
+        self.backbone = backbone
+        self.store = store
+        self.device = pick_device(device)
+        self.precision = pick_precision(precision, self.device)
+        self._bank = Bank(backbone, self.device, DTYPES[self.precision])
+        loaded = self._load(store)
+        slots = self._bank.add([delta for _, delta in loaded])
+        self._slots = {
+            (*record.manifest.key, record.version): slot
+            for (record, _), slot in zip(loaded, slots, strict=True)
+        }
+
+    def _load(self, store: Store) -> list[tuple[Record, Delta]]:
+        loaded = []
+        for record in list(store.records):
+            try:
+                delta = record.load()
+                check_delta(delta, self.backbone)
+            except DeltaError as error:
+                reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
+                store.reject(record, reason)
+            else:
+                loaded.append((record, delta))
+        return loaded
+
+    def tokenize(self, record: Record, rows: Sequence[str | Mapping[str, str]]) -> list[EngineRow]:
+        """Check and tokenize rows for one delta; thread-safe, nothing of it touches the bank.
+
+        Raises:
+            InvalidTextError: naming the first wrong row and field.
+        """
+        tokenized = tokenize_rows(self.backbone.tokenizer, record.manifest.task, rows)
+        return [EngineRow(tokens, record) for tokens in tokenized]
+
+    def run(self, rows: Sequence[EngineRow]) -> list[list[float]]:
+        """Logits of each row, in order, from one forward pass. Call from one thread at a time."""
+        if not rows:
+            return []
+        with torch.inference_mode():
+            tokens = [(row.tokens.input_ids, row.tokens.token_type_ids) for row in rows]
+            batch = pack(tokens, self.device)
+            slots = [self._slots[(*row.record.manifest.key, row.record.version)] for row in rows]
+            order = batch.order.tolist()
+            overlay = BankOverlay(self._bank, batch, [slots[row] for row in order])
+            pooled = encode(self.backbone.config, overlay, batch)
+            results: list[list[float]] = [[]] * len(rows)
+            for row, logits in zip(order, overlay.head(pooled), strict=True):
+                results[row] = logits.tolist()
+            return results
+
+    def describe(self) -> dict[str, Any]:
+        """What the engine runs on, for the log at start and for operators."""
+        return {
+            "device": str(self.device),
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "deltas": self._bank.num_slots - 1,
+            "backbone": self.backbone.ref.id,
+            "fingerprint": self.backbone.ref.fingerprint,
+        }

@@ -1,0 +1,203 @@
+"""What can go wrong while serving, and the one table that maps exceptions to HTTP statuses.
+
+    Exception
+    ├── InvalidInputError      422  the body doesn't fit; carries every problem found
+    ├── TooLargeError          413  too many rows, characters or bytes
+    ├── UnsupportedBodyError   415  not JSON, or compressed
+    ├── OverloadedError        429  the queue is full; carries when to come back
+    ├── ClientGoneError        499  nobody waits for the answer any more
+    ├── BatchFailedError       500  the forward pass failed; the cause is in the log
+    ├── BadResultError         500  the forward pass gave something that isn't an answer
+    ├── NotReadyError          503  starting, stopping, or broken
+    └── DeadlineExceededError  504  not answered in time
+
+The exceptions hold facts and know nothing of HTTP; `describe_error` alone makes JSON of them.
+Errors of the leaf package (`deltas.errors`) are in the same table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, TypedDict
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from deltas import DeltaNotFoundError, InvalidTextError
+
+MAX_LISTED = 100
+UNKNOWN_FIELD = "unknown_field"  # type of the error that `app.schemas` raises for one
+
+
+class Problem(TypedDict):
+    """One thing that is wrong with the input; `row` and `field` are null where none is to blame."""
+
+    row: int | None
+    field: str | None
+    problem: str
+
+
+class InvalidInputError(Exception):
+    """The input is well-formed JSON but not what the route or the task takes."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        first = self.problems[0]
+        where = [f"row {first['row']}"] if first["row"] is not None else []
+        where += [f"field {first['field']!r}"] if first["field"] else []
+        more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+        super().__init__(f"{', '.join(where) or 'the body'} {first['problem']}{more}")
+
+
+class TooLargeError(Exception):
+    """A limit of the server; `found` is None where counting stopped at the limit."""
+
+    def __init__(self, what: str, found: int | None, allowed: int, setting: str) -> None:
+        self.what = what
+        self.found = found
+        self.allowed = allowed
+        have = f"more than {allowed:,}" if found is None else f"{found:,}"
+        super().__init__(
+            f"{what}: {have}, allowed are {allowed:,}; send less at once, or raise {setting}"
+        )
+
+
+class UnsupportedBodyError(Exception):
+    """The body is in a form that the server doesn't read."""
+
+
+class OverloadedError(Exception):
+    """The queue is full; `retry_after_s` is when it will have been worked off."""
+
+    def __init__(self, queued_rows: int, queued_tokens: int, retry_after_s: int) -> None:
+        self.queued_rows = queued_rows
+        self.queued_tokens = queued_tokens
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"the queue is full ({queued_rows:,} rows, {queued_tokens:,} tokens); "
+            f"try again in {retry_after_s} s"
+        )
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection; this is for the log, nobody reads the response."""
+
+
+class BatchFailedError(Exception):
+    """The forward pass raised; the cause is chained."""
+
+
+class BadResultError(Exception):
+    """The forward pass returned something that can't be answered, such as NaN."""
+
+
+class NotReadyError(Exception):
+    """The server can't predict now."""
+
+
+class DeadlineExceededError(Exception):
+    """The request was not answered within its time."""
+
+    def __init__(self, waited_s: float) -> None:
+        self.waited_s = waited_s
+        super().__init__(f"not answered within {waited_s:.2f} s; try again, or send fewer rows")
+
+
+STATUSES: Mapping[type[Exception], tuple[int, str]] = {
+    DeltaNotFoundError: (404, "not_found"),
+    InvalidInputError: (422, "invalid_input"),
+    InvalidTextError: (422, "invalid_input"),
+    TooLargeError: (413, "too_large"),
+    UnsupportedBodyError: (415, "unsupported_body"),
+    OverloadedError: (429, "overloaded"),
+    ClientGoneError: (499, "client_gone"),
+    BatchFailedError: (500, "internal_error"),
+    BadResultError: (500, "internal_error"),
+    NotReadyError: (503, "not_ready"),
+    DeadlineExceededError: (504, "deadline_exceeded"),
+}
+_HTTP_CODES = {400: "malformed_json", 404: "unknown_path", 405: "method_not_allowed"}
+_GENERIC = "the server failed on this request; its log has the cause under this request id"
+
+
+def describe_error(error: Exception, request_id: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers for an exception; unknown ones are a 500 that gives nothing away."""
+    status, code, message = 500, "internal_error", _GENERIC
+    details: Any = None
+    headers: dict[str, str] = {}
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, TooLargeError):
+        error = error.__cause__  # the only way out of FastAPI's reading of a body
+    if isinstance(error, RequestValidationError):
+        status, code, message, details = _from_validation(error)
+    elif isinstance(error, HTTPException):
+        status, code = error.status_code, _HTTP_CODES.get(error.status_code, "http_error")
+        message, headers = _http_message(error), dict(error.headers or {})
+    elif type(error) in STATUSES:
+        status, code = STATUSES[type(error)]
+        if status != HTTPStatus.INTERNAL_SERVER_ERROR:
+            message, details = str(error), _details(error)
+        if isinstance(error, OverloadedError):
+            headers["Retry-After"] = str(error.retry_after_s)
+    body = {"code": code, "message": message, "details": details, "request_id": request_id}
+    return status, {"error": body}, headers
+
+
+def error_response(error: Exception, request_id: str) -> Response:
+    """The response that `describe_error` describes."""
+    status, body, headers = describe_error(error, request_id)
+    # Pure ASCII: names that come from the input may hold what UTF-8 can't encode.
+    return Response(json.dumps(body), status, headers, media_type="application/json")
+
+
+def _details(error: Exception) -> Any:
+    match error:
+        case DeltaNotFoundError():
+            return {"suggestions": error.suggestions, "available": error.available[:MAX_LISTED]}
+        case InvalidInputError():
+            return error.problems[:MAX_LISTED]
+        case InvalidTextError():
+            return [Problem(row=error.row, field=error.field, problem=error.problem)]
+        case TooLargeError():
+            return {"found": error.found, "allowed": error.allowed}
+        case _:
+            return None
+
+
+def _http_message(error: HTTPException) -> str:
+    match error.status_code:
+        case 400:
+            return "the body is not valid JSON, or is nested too deeply"
+        case 404:
+            return "no such path; GET /docs lists all of them"
+        case 405:
+            return f"this path takes {(error.headers or {}).get('Allow', 'another method')}"
+        case _:
+            return str(error.detail)
+
+
+def _from_validation(error: RequestValidationError) -> tuple[int, str, str, Any]:
+    """Errors of pydantic, without the input that they carry (it may be text, or huge)."""
+    items = error.errors()
+    if items[0]["type"] == "json_invalid":
+        position, reason = items[0]["loc"][-1], items[0]["ctx"]["error"]
+        return 400, "malformed_json", f"not valid JSON at character {position}: {reason}", None
+    problems = [Problem(row=None, field=_field(item), problem=_sentence(item)) for item in items]
+    return 422, "invalid_input", str(InvalidInputError(problems)), problems[:MAX_LISTED]
+
+
+def _field(item: Mapping[str, Any]) -> str | None:
+    """("body", "targets", 0, "task") -> "targets.0.task"; None for the body as a whole."""
+    _source, *parts = item["loc"]  # body, path, query or header
+    if item["type"] == UNKNOWN_FIELD:
+        parts.append(item["ctx"]["field"])
+    return ".".join(str(part)[:64] for part in parts) or None
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    if item["type"] == "missing":
+        return "is missing"
+    message = str(item["msg"]).removeprefix("Value error, ").replace("Input should", "must", 1)
+    return message[0].lower() + message[1:]

@@ -1,0 +1,169 @@
+"""Wires the server: `create_app` makes the app, its lifespan loads the backbone and the deltas.
+
+`python -m app` runs it; so does `uvicorn --factory app.main:create_app`. What answers a request is
+listed in `app`; read `app.routes.predict` next.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from anyio import to_thread
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from app.batcher import Batcher
+from app.edge import REQUEST_ID_HEADER, Edge
+from app.engine import Engine
+from app.errors import STATUSES, error_response
+from app.jobs import BatchLimits
+from app.limits import BodyLimit
+from app.logs import configure_logging
+from app.metrics import Metrics
+from app.openapi import openapi_of
+from app.pipeline import Pipeline, RequestLimits
+from app.readiness import Readiness
+from app.routes import catalogue, health, predict
+from app.serving import Serving
+from app.settings import Settings, load_settings
+from deltas import Backbone, Store, load_backbone, zoo_path
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+Answers many text-classification tasks from one frozen BERT. A task is a *delta*: a small file with
+the few parameter values that training changed. Rows of all tasks share one forward pass.
+
+Every error has the same shape, and every response carries the header `X-Request-ID`; a request may
+bring its own. `GET /tasks` lists what is served and which text fields each task takes.
+"""
+
+
+def create_app(settings: Settings | None = None, *, backbone: Backbone | None = None) -> FastAPI:
+    """Make the app; it loads nothing before it is started.
+
+    Args:
+        settings: None reads the environment and sets up logging, for those who start the app as
+            uvicorn's factory.
+        backbone: one that is loaded already; None loads the one of the settings at start.
+
+    Raises:
+        SettingsError: the environment's settings can't be used.
+    """
+    if settings is None:
+        settings = load_settings()
+        configure_logging(settings.log_format, settings.log_level)
+    app = FastAPI(
+        title="DeltaBERT",
+        summary="One frozen BERT, many tasks.",
+        description=_DESCRIPTION,
+        version=_version(),
+        lifespan=_lifespan,
+        redirect_slashes=False,  # a redirected POST surprises; a 404 says what is wrong
+    )
+    app.state.settings = settings
+    app.state.backbone = backbone
+    app.state.metrics = Metrics()
+    app.state.serving = None
+    app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
+    for router in (predict.router, catalogue.router, health.router):
+        app.include_router(router)
+    for kind in (*STATUSES, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer_error)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Content-Type", REQUEST_ID_HEADER, "X-Request-Timeout-Ms"],
+            expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
+        )
+    app.add_middleware(Edge, metrics=app.state.metrics)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    metrics: Metrics = app.state.metrics
+    engine = await to_thread.run_sync(build_engine, settings, app.state.backbone)
+    _log_start(settings, engine)
+    limits = BatchLimits(
+        max_batch_rows=settings.max_batch_rows,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_queue_rows=settings.max_queue_rows,
+        max_queue_tokens=settings.max_queue_tokens,
+    )
+    batcher = Batcher(engine.run, limits, metrics)
+    request_limits = RequestLimits(settings.max_rows_per_request, settings.max_text_chars)
+    described = {key: str(value) for key, value in engine.describe().items()}
+    metrics.describe({"version": app.version, **described}, len(engine.store.records))
+    metrics.watch_queue(lambda: batcher.queued_rows, lambda: batcher.queued_tokens)
+    batcher.start()
+    app.state.serving = Serving(
+        engine=engine,
+        batcher=batcher,
+        pipeline=Pipeline(engine, batcher, request_limits),
+        readiness=Readiness(engine, batcher, settings.ready_timeout_s),
+        metrics=metrics,
+        deadline_s=settings.deadline_s,
+    )
+    try:
+        yield
+    finally:
+        await batcher.stop(settings.shutdown_timeout_s)
+        app.state.serving = None
+
+
+def build_engine(settings: Settings, backbone: Backbone | None = None) -> Engine:
+    """Load what the settings name.
+
+    Raises:
+        BackboneError: the backbone can't be loaded, or the device is not there.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    backbone = backbone or load_backbone(settings.backbone)
+    roots: list[Path] = [*settings.deltas, *([zoo_path()] if settings.zoo else [])]
+    store = Store(roots, backbone=backbone.ref)
+    return Engine(backbone, store, device=settings.device, precision=settings.precision)
+
+
+def _log_start(settings: Settings, engine: Engine) -> None:
+    effective = " ".join(
+        f"{name}={value}" for name, value in settings.model_dump(mode="json").items()
+    )
+    logger.info("settings: %s", effective)
+    described = " ".join(f"{name}={value}" for name, value in engine.describe().items())
+    logger.info("engine: %s", described)
+    store = engine.store
+    logger.info("serving %d deltas of %d tasks", len(store.records), len(store.tasks))
+    for path, reason in store.rejected:
+        logger.warning("not served: %s: %s", path, reason)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    request_id: str = request.state.request_id
+    response = error_response(error, request_id)
+    # Errors of the client's making are in the log line of the request; their messages may quote it.
+    if response.status_code >= 500:
+        level = logging.ERROR if response.status_code == 500 else logging.WARNING
+        logger.log(level, "%s: %s", type(error).__name__, error)
+    return response
+
+
+def _version() -> str:
+    try:
+        return version("deltabert")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+unknown"

@@ -1,0 +1,110 @@
+"""The way of a request's rows: check, tokenize, batch. In: rows as sent. Out: logits.
+
+Everything that can be wrong with an input is found here, before its rows meet those of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from anyio import CapacityLimiter, to_thread
+
+from app.batcher import Batcher
+from app.edge import Trace
+from app.engine import Engine, EngineRow
+from app.rows import list_rows, read_texts
+from deltas import Record
+
+_INLINE_CHARS = 2000  # tokenized in about the time that handing them to a thread takes
+_TOKENIZER_THREADS = 2
+
+Logits = list[float]
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What one request may hold."""
+
+    max_rows: int
+    max_text_chars: int
+
+
+@dataclass(frozen=True)
+class RowLogits:
+    """The engine's answer to one row."""
+
+    logits: Logits
+    truncated: bool
+
+
+class Pipeline:
+    """From rows to logits, for one delta or for several."""
+
+    def __init__(
+        self, engine: Engine, batcher: Batcher[EngineRow, Logits], limits: RequestLimits
+    ) -> None:
+        self._engine = engine
+        self._batcher = batcher
+        self._limits = limits
+        self._tokenizer_threads = CapacityLimiter(_TOKENIZER_THREADS)
+
+    async def run(
+        self, inputs: Any, records: Sequence[Record], *, deadline: float, trace: Trace
+    ) -> list[list[RowLogits]]:
+        """Run the same rows through one or more deltas.
+
+        Args:
+            inputs: a row or a list of rows, as in the request.
+            records: the deltas.
+            deadline: on the batcher's clock.
+            trace: filled in for the log.
+
+        Returns:
+            One list a delta, in the order of the deltas; in it one item a row, in their order.
+
+        Raises:
+            InvalidInputError, TooLargeError: the rows don't fit a delta's task, or are too many.
+            Exception: whatever `Batcher.submit` raises.
+        """
+        rows = list_rows(inputs, self._limits.max_rows, len(records))
+        texts = [
+            read_texts(record.manifest.task, rows, self._limits.max_text_chars)
+            for record in records
+        ]
+        with self._batcher.announce(len(rows) * len(records)):
+            engine_rows = await self._tokenize(records, texts)
+        trace.num_rows = len(engine_rows)
+        trace.num_tokens = sum(row.num_tokens for row in engine_rows)
+        answer = await self._batcher.submit(engine_rows, deadline=deadline)
+        trace.queue_s, trace.compute_s = answer.queue_s, answer.compute_s
+        flat = [
+            RowLogits(logits, row.tokens.truncated)
+            for row, logits in zip(engine_rows, answer.results, strict=True)
+        ]
+        return [flat[start : start + len(rows)] for start in range(0, len(flat), len(rows))]
+
+    async def _tokenize(
+        self, records: Sequence[Record], texts: list[list[tuple[str, ...]]]
+    ) -> list[EngineRow]:
+        """Tokenize for each delta; deltas that read the same text to the same length share it."""
+        done: list[tuple[int, list[tuple[str, ...]], list[EngineRow]]] = []
+        rows: list[EngineRow] = []
+        for record, own_texts in zip(records, texts, strict=True):
+            length = record.manifest.task.max_length
+            shared = next((r for n, t, r in done if n == length and t == own_texts), None)
+            if shared is None:
+                shared = await self._tokenize_one(record, own_texts)
+                done.append((length, own_texts, shared))
+            rows += [replace(row, record=record) for row in shared]
+        return rows
+
+    async def _tokenize_one(self, record: Record, texts: list[tuple[str, ...]]) -> list[EngineRow]:
+        fields = record.manifest.task.text_fields
+        rows = [dict(zip(fields, row, strict=True)) for row in texts]
+        if sum(len(text) for row in texts for text in row) <= _INLINE_CHARS:
+            return self._engine.tokenize(record, rows)
+        return await to_thread.run_sync(
+            self._engine.tokenize, record, rows, limiter=self._tokenizer_threads
+        )

@@ -1,0 +1,105 @@
+"""Predictions: one task, or several in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Path, Request
+
+from app.disconnect import while_connected
+from app.limits import JsonRoute
+from app.predictions import to_predictions
+from app.routes.responses import documented
+from app.schemas import (
+    FanOutRequest,
+    FanOutResponse,
+    PredictRequest,
+    PredictResponse,
+    TargetPredictions,
+)
+from app.serving import Serving, ServingDep
+from deltas import Record
+
+router = APIRouter(
+    tags=["predictions"],
+    route_class=JsonRoute,
+    responses=documented(400, 404, 413, 415, 422, 429, 500, 503, 504),
+)
+
+TaskName = Annotated[str, Path(description="A task of GET /tasks.", max_length=256)]
+TimeoutMs = Annotated[
+    int | None,
+    Header(
+        alias="X-Request-Timeout-Ms",
+        description="Answer 504 after this many milliseconds; the server's own limit stays.",
+        ge=1,
+    ),
+]
+
+
+@router.post("/predict/{task}", summary="Predict with one task")
+async def predict(
+    request: Request,
+    task: TaskName,
+    body: PredictRequest,
+    serving: ServingDep,
+    timeout_ms: TimeoutMs = None,
+) -> PredictResponse:
+    """Classify one row, or a list of rows, with a task's default delta or with the one named.
+
+    A row is a string (tasks with one text) or an object with the task's fields; `text` and
+    `text_pair` are accepted for any task. Predictions come in the order of the rows.
+    """
+    record = serving.engine.store.resolve(task, body.strategy, body.version)
+    work = _answer(serving, request, body.inputs, [record], body.top_k, timeout_ms)
+    (answer,) = await while_connected(request, work)
+    backbone = serving.engine.backbone.ref.id
+    return PredictResponse(backbone=backbone, **dict(answer))
+
+
+@router.post("/predict", summary="Predict with several tasks or strategies at once")
+async def predict_fan_out(
+    request: Request, body: FanOutRequest, serving: ServingDep, timeout_ms: TimeoutMs = None
+) -> FanOutResponse:
+    """Send the same rows through several deltas; the backbone's work is batched across them.
+
+    The rows must fit every target: a string for tasks with one text, or `text` and `text_pair`,
+    which every task with two texts understands. Results come in the order of the targets.
+    """
+    resolve = serving.engine.store.resolve
+    records = [resolve(target.task, target.strategy, target.version) for target in body.targets]
+    work = _answer(serving, request, body.inputs, records, body.top_k, timeout_ms)
+    results = await while_connected(request, work)
+    return FanOutResponse(backbone=serving.engine.backbone.ref.id, results=results)
+
+
+async def _answer(
+    serving: Serving,
+    request: Request,
+    inputs: Any,
+    records: Sequence[Record],
+    top_k: int | None,
+    timeout_ms: int | None,
+) -> list[TargetPredictions]:
+    timeout_s = serving.deadline_s
+    if timeout_ms is not None and timeout_ms < timeout_s * 1000:
+        timeout_s = timeout_ms / 1000
+    deadline = serving.clock() + timeout_s
+    results = await serving.pipeline.run(
+        inputs, records, deadline=deadline, trace=request.state.trace
+    )
+    answers = []
+    for record, rows in zip(records, results, strict=True):
+        task, strategy = record.manifest.key
+        serving.metrics.on_rows(task, strategy, len(rows))
+        answers.append(
+            TargetPredictions(
+                task=task,
+                strategy=strategy,
+                version=record.version,
+                kind=record.manifest.task.kind,
+                predictions=to_predictions(record.manifest.task, rows, top_k),
+            )
+        )
+    return answers

@@ -1,0 +1,180 @@
+"""Settings: the only place that reads the environment, and only when `load_settings` is called.
+
+Every field of `Settings` is an environment variable with the prefix `DELTABERT_`. `app.main`
+unpacks the settings into plain arguments; the batcher and the engine do not know this module.
+"""
+
+from __future__ import annotations
+
+import os
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "DELTABERT_"
+
+
+class SettingsError(Exception):
+    """Settings that can't be used.
+
+    Attributes:
+        problems: every one of them, as one sentence each that names the variable.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+def _split(separator: str) -> BeforeValidator:
+    def split(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(separator) if part.strip())
+
+    return BeforeValidator(split)
+
+
+def _existing_folder(path: Path) -> Path:
+    path = path.expanduser()
+    if not path.is_dir():
+        raise ValueError(f"{str(path)!r} is not a folder; make it, or take it out of the list")
+    return path
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not text.startswith(("http://", "https://")):
+        raise ValueError(f"{text!r} is not an origin; write it like https://example.org, or *")
+    return text.rstrip("/")
+
+
+Folder = Annotated[Path, AfterValidator(_existing_folder)]
+Origin = Annotated[str, AfterValidator(_origin)]
+Lowercase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+
+
+class Settings(BaseSettings):
+    """All settings of a server process; what is not given is read from the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.", min_length=1)
+    port: int = Field(
+        8000, description="TCP port to listen on; 0 takes any free one.", ge=0, le=65535
+    )
+    backbone: str | None = Field(
+        None,
+        description="Backbone: hub id or local folder; unset takes the packaged all-MiniLM-L6-v2.",
+    )
+    deltas: Annotated[tuple[Folder, ...], NoDecode, _split(os.pathsep)] = Field(
+        (),
+        description="Folders with deltas, searched in this order before the shipped zoo; "
+        f"separated as in PATH ({os.pathsep!r} here).",
+    )
+    zoo: bool = Field(True, description="Whether the shipped zoo is served too (true or false).")
+    device: Annotated[Literal["auto", "cpu", "cuda"], Lowercase] = Field(
+        "auto", description="Where the forward pass runs; auto takes CUDA when present."
+    )
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Lowercase] = Field(
+        "auto",
+        description="Arithmetic of the forward pass; auto takes bf16 where the hardware has it.",
+    )
+    threads: int = Field(
+        0, description="CPU threads of the forward pass; 0 chooses by itself.", ge=0, le=1024
+    )
+    max_batch_tokens: int = Field(
+        4096, description="Most tokens in one forward pass.", ge=16, le=1_000_000
+    )
+    max_batch_rows: int = Field(256, description="Most rows in one forward pass.", ge=1, le=65536)
+    max_queue_rows: int = Field(
+        4096, description="Most rows waiting; more are answered 429.", ge=1, le=1_000_000
+    )
+    max_queue_tokens: int = Field(
+        262_144, description="Most tokens waiting; more are answered 429.", ge=16, le=100_000_000
+    )
+    deadline_s: float = Field(
+        30.0,
+        description="Seconds until a request is answered 504; the client may ask for less.",
+        gt=0,
+        le=3600,
+    )
+    ready_timeout_s: float = Field(
+        5.0, description="Seconds that the readiness check's own prediction may take.", gt=0, le=60
+    )
+    shutdown_timeout_s: float = Field(
+        10.0, description="Seconds for finishing accepted requests at shutdown.", ge=0, le=600
+    )
+    max_rows_per_request: int = Field(
+        1024, description="Most rows in one request, counted once per target.", ge=1, le=1_000_000
+    )
+    max_text_chars: int = Field(
+        200_000,
+        description="Most characters in one text; more are answered 413.",
+        ge=1,
+        le=100_000_000,
+    )
+    max_body_bytes: int = Field(
+        8 * 2**20,
+        description="Most bytes in a request body; more are answered 413.",
+        ge=1024,
+        le=2**30,
+    )
+    log_format: Annotated[Literal["text", "json"], Lowercase] = Field(
+        "text", description="One log record a line, as text or as a JSON object."
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Lowercase] = Field(
+        "info", description="Least severe level that is logged."
+    )
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, _split(",")] = Field(
+        (), description="Web origins that browsers may call from, separated by commas; empty: none."
+    )
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Settings:
+        if self.max_rows_per_request > self.max_queue_rows:
+            raise ValueError(
+                f"{PREFIX}MAX_ROWS_PER_REQUEST is {self.max_rows_per_request}, more than "
+                f"{PREFIX}MAX_QUEUE_ROWS ({self.max_queue_rows}); lower one or raise the other"
+            )
+        return self
+
+
+def load_settings() -> Settings:
+    """Read the environment and check it.
+
+    Raises:
+        SettingsError: with every problem found, mistyped variable names included.
+    """
+    names = (name.upper() for name in os.environ)
+    given = sorted(name[len(PREFIX) :].lower() for name in names if name.startswith(PREFIX))
+    problems = [_unknown(name) for name in given if name not in Settings.model_fields]
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        problems += [_problem(item) for item in error.errors()]
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
+def _unknown(name: str) -> str:
+    """pydantic-settings ignores a mistyped variable without a word; we do not."""
+    close = get_close_matches(name, Settings.model_fields, n=1)
+    hint = f"; did you mean {PREFIX}{close[0].upper()}?" if close else ""
+    allowed = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
+    return f"{PREFIX}{name.upper()} is not a setting{hint or f'; there are: {allowed}'}"
+
+
+def _problem(item: Any) -> str:
+    message = item["msg"].removeprefix("Value error, ")
+    if not item["loc"]:
+        return str(message)
+    variable = f"{PREFIX}{str(item['loc'][0]).upper()}"
+    if item["type"] == "value_error":
+        return f"{variable}: {message}"
+    return f"{variable} is {item['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,82 @@
+"""What a delta is: the leaf package that training writes through and serving reads through.
+
+A *backbone* is a pretrained encoder whose weights never change. A *delta* holds the values of the
+few parameters that training changed, a task's *head*, and a *manifest*; one file. Laid over the
+backbone during a forward pass, a delta's *entries* form an *overlay*. A *store* knows the deltas
+below several folders, among them the *zoo* that is shipped here. The forward pass itself is
+`deltas.encoder`: read it next.
+"""
+
+from deltas.backbone import DEFAULT_BACKBONE, Backbone, load_backbone, make_backbone
+from deltas.delta import Delta, DenseEntry, Entry, SparseEntry, task_scores
+from deltas.encoder import Overlay, encode
+from deltas.errors import (
+    BackboneError,
+    DeltaError,
+    DeltaFormatError,
+    DeltaMismatchError,
+    DeltaNotFoundError,
+    InvalidTextError,
+)
+from deltas.format import check_delta, read_delta, read_manifest, write_delta
+from deltas.hardware import DTYPES, pick_device, pick_precision
+from deltas.layout import EncoderConfig, encoder_layout
+from deltas.manifest import (
+    BackboneRef,
+    EntryInfo,
+    Manifest,
+    SplitMetrics,
+    StrategySpec,
+    TaskSpec,
+    TrainingFacts,
+)
+from deltas.overlay import SingleOverlay
+from deltas.packing import PackedBatch, pack
+from deltas.rows import TokenizedRow, tokenize_rows, tokenize_texts
+from deltas.store import Record, Store, delta_path, zoo_path
+
+__all__ = [
+    "DEFAULT_BACKBONE",
+    "DTYPES",
+    "Backbone",
+    "BackboneError",
+    "BackboneRef",
+    "Delta",
+    "DeltaError",
+    "DeltaFormatError",
+    "DeltaMismatchError",
+    "DeltaNotFoundError",
+    "DenseEntry",
+    "EncoderConfig",
+    "Entry",
+    "EntryInfo",
+    "InvalidTextError",
+    "Manifest",
+    "Overlay",
+    "PackedBatch",
+    "Record",
+    "SingleOverlay",
+    "SparseEntry",
+    "SplitMetrics",
+    "Store",
+    "StrategySpec",
+    "TaskSpec",
+    "TokenizedRow",
+    "TrainingFacts",
+    "check_delta",
+    "delta_path",
+    "encode",
+    "encoder_layout",
+    "load_backbone",
+    "make_backbone",
+    "pack",
+    "pick_device",
+    "pick_precision",
+    "read_delta",
+    "read_manifest",
+    "task_scores",
+    "tokenize_rows",
+    "tokenize_texts",
+    "write_delta",
+    "zoo_path",
+]

@@ -1,0 +1,315 @@
+"""Delta file format, version 1: one `.safetensors` file, read with every check, written atomically.
+
+Tensors, all little-endian as safetensors lays down:
+    <parameter>              float32, the parameter's shape        a dense entry
+    <parameter>:indices      int32 or int64 [K], increasing        a sparse entry: flat positions
+    <parameter>:values       float32 [K]                           and the values there
+    classifier.weight        float32 [C, H]                        the head
+    classifier.bias          float32 [C]
+<parameter> is the Hugging Face name in `BertForSequenceClassification`. Header metadata, strings
+only:
+    deltabert                the manifest as JSON
+    version                  16 hex digits: digest of what the delta computes: tensors, and
+                             the manifest but for `training` and `metrics`
+    digest                   sha256 over all of it: manifest text, version, and every tensor's name,
+                             dtype, shape and bytes
+Two runs that give the same values give the same version, whenever, wherever and how long they ran.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from math import prod
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from deltas.backbone import Backbone
+from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
+from deltas.errors import DeltaFormatError, DeltaMismatchError
+from deltas.manifest import FORMAT_VERSION, BackboneRef, EntryInfo, Manifest
+
+SUFFIX = ".safetensors"
+HEAD_WEIGHT, HEAD_BIAS = "classifier.weight", "classifier.bias"
+_INDICES, _VALUES = ":indices", ":values"
+_VERSION_DIGITS = 16
+_INT32_MAX = 2**31 - 1
+
+
+def write_delta(delta: Delta, path: Path) -> Delta:
+    """Write a delta so that readers see the old file or the whole new one, never a part.
+
+    Args:
+        delta: what to write; the manifest's `entries` must describe its tensors.
+        path: target file; its folder is made if missing.
+
+    Returns:
+        The delta with `version` and `num_bytes` of what now lies at `path`.
+    """
+    tensors: dict[str, Tensor] = {HEAD_WEIGHT: delta.head_weight, HEAD_BIAS: delta.head_bias}
+    for name, entry in delta.entries.items():
+        if isinstance(entry, SparseEntry):
+            narrow = torch.int32 if prod(entry.shape) <= _INT32_MAX else torch.int64
+            tensors[name + _INDICES] = entry.indices.to(narrow)
+            tensors[name + _VALUES] = entry.values
+        else:
+            tensors[name] = entry.values
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _check_tensors(path, delta.manifest, tensors)
+    text = delta.manifest.model_dump_json()
+    version = _version(delta.manifest, tensors)
+    digest = content_digest(text + version, tensors)
+    metadata = {"deltabert": text, "version": version, "digest": digest, "format": "pt"}
+    content = save(tensors, metadata=metadata)
+    write_atomically(path, content)
+    return Delta(
+        manifest=delta.manifest,
+        entries=delta.entries,
+        head_weight=delta.head_weight,
+        head_bias=delta.head_bias,
+        version=version,
+        num_bytes=len(content),
+    )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step that survives a crash at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(
+            0o666 & ~umask
+        )  # mkstemp makes it private; a server may be another user
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_delta(path: Path) -> Delta:
+    """Read a delta and check everything that can be checked without its backbone.
+
+    Raises:
+        DeltaFormatError: not a delta, damaged, or inconsistent; the reason says what was found and
+            expected.
+    """
+    header, tensors = _read_file(path, with_tensors=True)
+    manifest = _parse_manifest(path, header["deltabert"])
+    _check_tensors(path, manifest, tensors)
+    version, digest = header["version"], header["digest"]
+    found = content_digest(header["deltabert"] + version, tensors)
+    if found != digest or _version(manifest, tensors) != version:
+        reason = f"the content's digest is {found[:16]}..., the header says {digest[:16]}..."
+        raise DeltaFormatError(path, f"{reason}: the file is damaged; copy or train it again")
+    return Delta(
+        manifest=manifest,
+        entries={info.name: _entry(info, tensors) for info in manifest.entries},
+        head_weight=tensors[HEAD_WEIGHT],
+        head_bias=tensors[HEAD_BIAS],
+        version=version,
+        num_bytes=path.stat().st_size,
+    )
+
+
+def read_manifest(path: Path) -> tuple[Manifest, str]:
+    """Read only the header: the manifest and the version. Tensors are not looked at."""
+    header, _ = _read_file(path, with_tensors=False)
+    return _parse_manifest(path, header["deltabert"]), header["version"]
+
+
+def check_backbone(manifest: Manifest, backbone: BackboneRef) -> None:
+    """Refuse a delta of other weights or another tokenizer; names don't matter, fingerprints do.
+
+    Raises:
+        DeltaMismatchError: with both fingerprints.
+    """
+    ours, theirs = backbone, manifest.backbone
+    if ours.fingerprint != theirs.fingerprint:
+        raise DeltaMismatchError(
+            "backbone fingerprint",
+            f"{ours.id} ({ours.fingerprint})",
+            f"{theirs.id} ({theirs.fingerprint})",
+        )
+    if ours.tokenizer_fingerprint != theirs.tokenizer_fingerprint:
+        raise DeltaMismatchError(
+            "tokenizer fingerprint", ours.tokenizer_fingerprint, theirs.tokenizer_fingerprint
+        )
+
+
+def check_delta(delta: Delta, backbone: Backbone) -> None:
+    """Check that a delta fits a loaded backbone: fingerprints, names, shapes, length.
+
+    Raises:
+        DeltaMismatchError: naming what differs.
+    """
+    check_backbone(delta.manifest, backbone.ref)
+    for info in delta.manifest.entries:
+        parameter = backbone.parameters.get(info.name)
+        if parameter is None:
+            raise DeltaMismatchError(f"entry {info.name}", "no parameter of that name", "one")
+        if tuple(parameter.shape) != info.shape:
+            raise DeltaMismatchError(f"shape of {info.name}", tuple(parameter.shape), info.shape)
+    if delta.head_weight.shape[1] != backbone.config.hidden_size:
+        raise DeltaMismatchError(
+            "width of the head", backbone.config.hidden_size, delta.head_weight.shape[1]
+        )
+    total = backbone.num_parameters + delta.head_weight.numel() + delta.head_bias.numel()
+    if delta.manifest.total_parameters != total:
+        raise DeltaMismatchError("total of parameters", total, delta.manifest.total_parameters)
+    longest = backbone.config.max_positions
+    if delta.manifest.task.max_length > longest:
+        raise DeltaMismatchError("maximum length", longest, delta.manifest.task.max_length)
+
+
+def _read_file(path: Path, *, with_tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the header's metadata and the tensors of a file that is at least safetensors."""
+    if path.suffix != SUFFIX:
+        raise DeltaFormatError(
+            path, f"a delta's name ends in {SUFFIX}; pickled files are never opened"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = (
+                {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
+                if with_tensors
+                else {}
+            )
+    except FileNotFoundError:
+        raise DeltaFormatError(path, "no such file") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise DeltaFormatError(path, f"not a readable safetensors file ({error})") from error
+    if missing := [key for key in ("deltabert", "version", "digest") if key not in metadata]:
+        reason = f"safetensors, but no delta: the header lacks {' and '.join(missing)}"
+        raise DeltaFormatError(path, reason)
+    return metadata, tensors
+
+
+def _parse_manifest(path: Path, text: str) -> Manifest:
+    try:
+        version = json.loads(text).get("format_version")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DeltaFormatError(path, f"the manifest is not a JSON object ({error})") from error
+    if version != FORMAT_VERSION:
+        known = f"this deltabert reads version {FORMAT_VERSION}"
+        raise DeltaFormatError(path, f"format version {version!r} is not supported; {known}")
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5]
+        )
+        raise DeltaFormatError(path, f"the manifest is invalid: {problems}") from error
+
+
+def _version(manifest: Manifest, tensors: dict[str, Tensor]) -> str:
+    lasting = manifest.model_dump_json(exclude={"training", "metrics"})
+    return content_digest(lasting, tensors)[:_VERSION_DIGITS]
+
+
+def content_digest(text: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over a text and every tensor's name, dtype, shape and bytes."""
+    hasher = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        hasher.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        hasher.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def _check_tensors(path: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
+    """Compare the tensors with what the manifest announces; all names are reported at once."""
+    outputs = manifest.task.num_outputs
+    expected = {HEAD_WEIGHT, HEAD_BIAS}
+    names = [HEAD_WEIGHT, HEAD_BIAS, *(info.name for info in manifest.entries)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DeltaFormatError(path, f"named more than once: {', '.join(twice)}")
+    for info in manifest.entries:
+        sparse = info.kind == "sparse"
+        expected |= {info.name + _INDICES, info.name + _VALUES} if sparse else {info.name}
+    if missing := sorted(expected - set(tensors)):
+        raise DeltaFormatError(path, f"tensors are missing: {', '.join(missing)}")
+    if unexpected := sorted(set(tensors) - expected):
+        raise DeltaFormatError(
+            path, f"tensors that the manifest doesn't name: {', '.join(unexpected)}"
+        )
+    weight, bias = tensors[HEAD_WEIGHT], tensors[HEAD_BIAS]
+    if weight.ndim != 2 or weight.shape[0] != outputs or tuple(bias.shape) != (outputs,):
+        found = f"head of shape {tuple(weight.shape)} and {tuple(bias.shape)}"
+        raise DeltaFormatError(
+            path, f"{found}, but the task {manifest.task.name!r} has {outputs} outputs"
+        )
+    for name, tensor in tensors.items():
+        if not name.endswith(_INDICES):
+            _check_values(path, name, tensor)
+    for info in manifest.entries:
+        _check_entry(path, info, tensors)
+    _check_counts(path, manifest, weight.numel() + bias.numel())
+
+
+def _check_counts(path: Path, manifest: Manifest, in_head: int) -> None:
+    held = sum(info.count for info in manifest.entries) + in_head
+    trained, total = manifest.trainable_parameters, manifest.total_parameters
+    # More than was trained is held only when parameters were re-initialised.
+    if trained > held or (trained < held and manifest.strategy.reinit == "none"):
+        raise DeltaFormatError(
+            path, f"holds {held} values, the manifest says {trained} were trained"
+        )
+    if total < held:
+        raise DeltaFormatError(path, f"holds {held} values, the manifest says {total} in total")
+
+
+def _check_values(path: Path, name: str, tensor: Tensor) -> None:
+    if tensor.dtype != torch.float32:
+        raise DeltaFormatError(path, f"{name} has dtype {tensor.dtype}, expected torch.float32")
+    if not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise DeltaFormatError(
+            path, f"{name} has {bad} values that are NaN or infinite; train it again"
+        )
+
+
+def _check_entry(path: Path, info: EntryInfo, tensors: dict[str, Tensor]) -> None:
+    if info.kind == "dense":
+        found = tuple(tensors[info.name].shape)
+        if found != info.shape:
+            raise DeltaFormatError(
+                path, f"{info.name} has shape {found}, the manifest says {info.shape}"
+            )
+        return
+    indices, values = tensors[info.name + _INDICES], tensors[info.name + _VALUES]
+    if indices.dtype not in (torch.int32, torch.int64):
+        raise DeltaFormatError(
+            path, f"indices of {info.name} have dtype {indices.dtype}, expected int32 or int64"
+        )
+    if tuple(indices.shape) != (info.count,) or tuple(values.shape) != (info.count,):
+        found_counts = f"{tuple(indices.shape)} indices and {tuple(values.shape)} values"
+        raise DeltaFormatError(
+            path, f"{info.name} has {found_counts}, the manifest says {info.count}"
+        )
+    size = prod(info.shape)
+    if not all(0 < length <= _INT32_MAX for length in info.shape):
+        raise DeltaFormatError(path, f"{info.name} can't have the shape {info.shape}")
+    if int(indices[0]) < 0 or int(indices[-1]) >= size or not bool((indices.diff() > 0).all()):
+        reason = f"indices of {info.name} must increase strictly within 0..{size - 1}"
+        raise DeltaFormatError(path, reason)
+
+
+def _entry(info: EntryInfo, tensors: dict[str, Tensor]) -> Entry:
+    if info.kind == "dense":
+        return DenseEntry(tensors[info.name])
+    indices = tensors[info.name + _INDICES].to(torch.int64)
+    return SparseEntry(indices, tensors[info.name + _VALUES], info.shape)

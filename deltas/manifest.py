@@ -1,0 +1,131 @@
+"""The manifest: everything that a delta file says about itself, as one frozen JSON document.
+
+It travels in the header of the `.safetensors` file (see `deltas.format`). A manifest is complete
+enough to refuse a wrong backbone, to serve the task, to show its benchmark row and to repeat the
+training run.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+FORMAT_VERSION = 1
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
+
+TaskKind = Literal["single_label", "multi_label", "regression"]
+Reinit = Literal["none", "biases", "all"]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Text = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BackboneRef(_Part):
+    """Which encoder and tokenizer the delta belongs to."""
+
+    id: str
+    revision: str | None = None
+    fingerprint: str
+    tokenizer_fingerprint: str
+
+
+class TaskSpec(_Part):
+    """What a row of the task looks like and what its answer means."""
+
+    name: Name
+    kind: TaskKind
+    labels: tuple[Text, ...]
+    text_fields: Annotated[tuple[Text, ...], Field(min_length=1, max_length=2)]
+    max_length: Annotated[int, Field(ge=4)]
+
+    @property
+    def num_outputs(self) -> int:
+        """Width C of the head."""
+        return 1 if self.kind == "regression" else len(self.labels)
+
+    @model_validator(mode="after")
+    def _labels_fit_kind(self) -> TaskSpec:
+        fewest = {"single_label": 2, "multi_label": 1, "regression": 0}[self.kind]
+        if len(self.labels) < fewest or (self.kind == "regression" and self.labels):
+            raise ValueError(f"a {self.kind} task can't have {len(self.labels)} labels")
+        for field, values in (("labels", self.labels), ("text_fields", self.text_fields)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{field} are not distinct: {', '.join(values)}")
+        return self
+
+
+class StrategySpec(_Part):
+    """What was trained: canonical `--freeze` text, `--reinit`, and the seed of random draws."""
+
+    name: Text
+    reinit: Reinit = "none"
+    seed: int = 0
+
+
+class EntryInfo(_Part):
+    """One parameter's part: its whole shape, and how many of its values the delta holds."""
+
+    name: str
+    kind: Literal["dense", "sparse"]
+    shape: tuple[int, ...]
+    count: Annotated[int, Field(ge=1)]
+
+
+class TrainingFacts(_Part):
+    """Enough to repeat the run: data, hyper-parameters, software, cost."""
+
+    data: Literal["folder", "hub", "sample", "files"]
+    data_digest: str
+    data_note: str = ""
+    train_rows: int
+    selection_rows: int
+    epochs: float
+    steps: int
+    batch_size: int
+    learning_rate: float
+    head_learning_rate: float | None = None
+    dropout: float = 0.0
+    precision: str
+    seed: int
+    duration_s: float
+    device: str
+    versions: dict[str, str]
+    git_commit: str | None = None
+    command: str
+
+
+class SplitMetrics(_Part):
+    """Metrics on one split; `note` says what a reader must know about its rows."""
+
+    rows: int
+    values: dict[str, float]
+    note: str = ""
+
+
+class Manifest(_Part):
+    """The whole document. `metrics` has "selection" and the task's validation splits as keys."""
+
+    format_version: Literal[1] = 1
+    backbone: BackboneRef
+    task: TaskSpec
+    strategy: StrategySpec
+    entries: tuple[EntryInfo, ...]
+    trainable_parameters: int
+    total_parameters: int
+    training: TrainingFacts
+    primary_metric: str
+    metrics: dict[str, SplitMetrics]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(task, strategy): the name under which the delta is served."""
+        return self.task.name, self.strategy.name
+
+    @property
+    def validation_split(self) -> str | None:
+        """The split whose primary metric stands for the delta: the first that isn't "selection"."""
+        return next((split for split in self.metrics if split != "selection"), None)

@@ -1,0 +1,120 @@
+"""What can go wrong between the page and the server, each as a sentence that a person can act on.
+
+    ServerError            the server answered with an error, or with something that isn't an answer
+    └── UnreachableError   no answer at all: not running, wrong address, too slow
+
+`frontend.client` raises them; `frontend.main` shows `message` and `hints` and never a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+_MAX_HINTS = 6
+_MAX_NAMES = 12
+
+_SENTENCES: dict[int, str] = {
+    HTTPStatus.BAD_REQUEST: "The server can't use this input. {said}",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The input is larger than the server accepts. {said}",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "The server can't use this input. {said}",
+    HTTPStatus.SERVICE_UNAVAILABLE: "The server is up but not ready to predict yet. {said}",
+    HTTPStatus.GATEWAY_TIMEOUT: (
+        "The server did not answer within its time limit. "
+        "It may be busy: try again, or shorten the text."
+    ),
+}
+
+
+@dataclass(eq=False)
+class ServerError(Exception):
+    """An answer that isn't the one asked for.
+
+    Attributes:
+        message: one sentence for a person, with what to do next.
+        hints: more detail, one line each: problems of the input, near matches.
+        status: HTTP status; None where there was no HTTP answer.
+        code: the server's own word for the error.
+        request_id: what to look for in the server's log.
+    """
+
+    message: str
+    hints: tuple[str, ...] = ()
+    status: int | None = None
+    code: str | None = None
+    request_id: str | None = None
+
+    def __str__(self) -> str:
+        """The sentence and its hints on one line, for logs."""
+        return " ".join((self.message, *self.hints))
+
+
+class UnreachableError(ServerError):
+    """Nothing answers at the address."""
+
+
+def explain_error(status: int, payload: Any, retry_after: str | None) -> ServerError:
+    """The error of a response that isn't 2xx.
+
+    Args:
+        status: HTTP status.
+        payload: decoded JSON body, or None where the body wasn't JSON.
+        retry_after: the header, in seconds or as a date.
+    """
+    error = payload.get("error") if isinstance(payload, Mapping) else None
+    if not isinstance(error, Mapping):
+        return ServerError(
+            f"Something answers with HTTP {status}, but not the way a DeltaBERT server does. "
+            "Check the server's address (FRONTEND_API_URL).",
+            status=status,
+        )
+    said = str(error.get("message") or "").strip()
+    hints = _hints(error.get("details"), said)
+    return ServerError(
+        _sentence(status, "" if isinstance(error.get("details"), list) else said, retry_after),
+        hints=tuple(hints),
+        status=status,
+        code=_text_or_none(error.get("code")),
+        request_id=_text_or_none(error.get("request_id")),
+    )
+
+
+def _sentence(status: int, said: str, retry_after: str | None) -> str:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        wait = f"in {retry_after} s" if (retry_after or "").isdigit() else "shortly"
+        return f"The server has more requests than it can queue. Try again {wait}."
+    if status in _SENTENCES:
+        return _SENTENCES[status].format(said=said).strip()
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return "The server failed on this request. Its log says why, under the request id below."
+    return said or f"The server refused the request (HTTP {status})."
+
+
+def _hints(details: Any, said: str) -> list[str]:
+    """Lines from `details`: problems of the input, or near matches that weren't said already."""
+    if isinstance(details, Mapping):
+        lines = []
+        for key, lead in (("suggestions", "Did you mean"), ("available", "Available")):
+            names = details.get(key)
+            listed = ", ".join(map(str, names[:_MAX_NAMES])) if isinstance(names, list) else ""
+            if listed and listed not in said:
+                lines.append(f"{lead}: {listed}")
+        return lines
+    if isinstance(details, list):
+        problems = [item for item in details if isinstance(item, Mapping)]
+        more = len(problems) - _MAX_HINTS
+        rest = [f"and {more} more"] if more > 0 else []
+        return [_problem(item) for item in problems[:_MAX_HINTS]] + rest
+    return []
+
+
+def _problem(item: Mapping[str, Any]) -> str:
+    problem = str(item.get("problem") or item.get("msg") or "not accepted")
+    field = item.get("field")
+    return f"{field}: {problem}" if field else problem
+
+
+def _text_or_none(value: Any) -> str | None:
+    return str(value) if value else None

@@ -1,0 +1,72 @@
+"""Example inputs for the tasks this page knows; the texts are in `examples.toml`.
+
+None of it is GLUE text. Tasks that aren't listed have no examples.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_MAX_TITLE_LENGTH = 76
+
+# For "all tasks on one text": something that makes sense to every task with so many text fields.
+_SHARED = {
+    1: (
+        "The soup was cold, the waiter was colder, "
+        "and I would go back tomorrow for the bread alone.",
+    ),
+    2: (
+        "The library stays open until midnight during the exam weeks.",
+        "During exams you can study in the library at eleven in the evening.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input.
+
+    Attributes:
+        texts: one for each text field of the task, in its order.
+        answer: what its author would say, a label or words for a value; no promise about any delta.
+        hard: what makes it hard; empty for plain ones.
+    """
+
+    texts: tuple[str, ...]
+    answer: str
+    hard: str = ""
+
+    @property
+    def title(self) -> str:
+        """For a list of examples: what makes it hard, and the beginning of each text."""
+        room = _MAX_TITLE_LENGTH // len(self.texts)
+        text = " / ".join(_shorten(text, room) for text in self.texts)
+        return f"{self.hard.capitalize()}: {text}" if self.hard else text
+
+
+def examples_of(task: str, num_fields: int) -> tuple[Example, ...]:
+    """Examples of a task we know, written for that many text fields; else none."""
+    return tuple(item for item in _all_examples().get(task, ()) if len(item.texts) == num_fields)
+
+
+def shared_example(num_fields: int) -> tuple[str, ...]:
+    """A text, or a pair, for every task with so many text fields; empty texts if we have none."""
+    return _SHARED.get(num_fields, ("",) * num_fields)
+
+
+@cache
+def _all_examples() -> dict[str, tuple[Example, ...]]:
+    tables = tomllib.loads(Path(__file__).with_name("examples.toml").read_text(encoding="utf-8"))
+    return {
+        task: tuple(
+            Example(tuple(item["texts"]), item["answer"], item.get("hard", "")) for item in items
+        )
+        for task, items in tables.items()
+    }
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length].rstrip(" ,.") + "..."

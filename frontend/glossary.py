@@ -1,0 +1,118 @@
+"""What the page says in its own words about tasks, metrics and strategies it has heard of.
+
+Everything the server serves is shown, known here or not: an unknown task gets its plain name and
+no remark. Example inputs are in `frontend.examples`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TaskWords:
+    """How a task introduces itself.
+
+    Attributes:
+        title: its name as its authors write it.
+        question: what it answers, as a question.
+        topic: the same in one word.
+    """
+
+    title: str
+    question: str
+    topic: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Title and topic."""
+        return f"{self.title} · {self.topic}" if self.topic else self.title
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The range of a regression task's values and what its ends mean."""
+
+    low: float
+    high: float
+    low_means: str
+    high_means: str
+
+
+_TASKS = {
+    "cola": TaskWords("CoLA", "Is this an acceptable English sentence?", "Grammar"),
+    "sst2": TaskWords("SST-2", "Does the writer like it?", "Sentiment"),
+    "mrpc": TaskWords("MRPC", "Do the two sentences report the same thing?", "Paraphrase"),
+    "stsb": TaskWords("STS-B", "How similar in meaning are the two sentences?", "Similarity"),
+    "qqp": TaskWords("QQP", "Do the two questions ask the same thing?", "Duplicates"),
+    "mnli": TaskWords("MNLI", "Does the premise entail or contradict the hypothesis?", "Inference"),
+    "qnli": TaskWords("QNLI", "Does the sentence answer the question?", "Answering"),
+    "rte": TaskWords("RTE", "Does the second sentence follow from the first?", "Entailment"),
+    "wnli": TaskWords("WNLI", "Is the second sentence right about the pronoun?", "Coreference"),
+}
+
+_METRICS = {
+    "matthews": "Matthews correlation",
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "macro_f1": "Macro F1",
+    "micro_f1": "Micro F1",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "mse": "Mean squared error",
+}
+
+_SCALES = {"stsb": Scale(0.0, 5.0, "unrelated", "same meaning")}
+
+# A strategy's text is a base name with optional arguments ("random:0.001"), or several with "+".
+_STRATEGIES = {
+    "full": "every parameter of the backbone and the head",
+    "head": "the head alone, on the frozen backbone",
+    "bitfit": "all biases and the head",
+    "layernorm": "weights and biases of all LayerNorms and the head",
+    "random": "a random share of all parameters and the head",
+    "rows": "random rows and columns of the weight matrices and the head",
+    "top": "the uppermost layers and the head",
+    "attention": "the attention blocks and the head",
+    "ffn": "the feed-forward blocks and the head",
+    "params": "parameters chosen by name and the head",
+}
+
+
+def task_words(name: str) -> TaskWords:
+    """How the task introduces itself; its plain name where nothing is known."""
+    return _TASKS.get(name, TaskWords(name, ""))
+
+
+def metric_words(name: str) -> str:
+    """The metric's name in full."""
+    return _METRICS.get(name, name.replace("_", " ").capitalize())
+
+
+def label_words(label: str) -> str:
+    """A label as read aloud: `not_entailment` is "not entailment"."""
+    return label.replace("_", " ")
+
+
+def value_scale(task: str) -> Scale | None:
+    """The range of a regression task; None where the page doesn't know it."""
+    return _SCALES.get(task)
+
+
+def strategy_words(strategy: str) -> str:
+    """What the strategy trains, in a few words; empty where it isn't known."""
+    base, _, arguments = strategy.partition(":")
+    if "+" in strategy or base not in _STRATEGIES:
+        return ""
+    if base == "random" and arguments:
+        return _STRATEGIES[base].replace("a random share", f"a random {_percent(arguments)}")
+    if base == "bitfit" and arguments:
+        return f"the biases of {arguments.replace(',', ', ')} and the head"
+    return _STRATEGIES[base]
+
+
+def _percent(share: str) -> str:
+    try:
+        return f"{float(share) * 100:g} %"
+    except ValueError:
+        return "share"

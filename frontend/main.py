@@ -1,0 +1,138 @@
+"""The page. `streamlit run frontend/main.py` runs this file from top to bottom on every click.
+
+It only arranges: panels draw (`task_panel`, `fan_out_panel`, `benchmark_panel`), `state` remembers,
+`client` talks HTTP. No weights and no tokenizer live here.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import streamlit as st
+
+from frontend.answers import TaskInfo
+from frontend.benchmark_panel import show_full_benchmark, show_task_benchmark
+from frontend.client import Client
+from frontend.errors import UnreachableError
+from frontend.fan_out_panel import show_fan_out_panel
+from frontend.glossary import task_words
+from frontend.notices import show_error
+from frontend.state import Catalogue, Connection, connect, session_client
+from frontend.task_panel import show_task_panel
+
+_POLL_S = 5.0
+_RETRY_S = 2.0
+
+
+def main() -> None:
+    """Draw the page once."""
+    folder = Path(str(files("frontend")))  # not __file__: the script may be started by a link
+    st.set_page_config("DeltaBERT", page_icon=folder / "icon.svg", layout="wide")
+    st.html(folder / "page.css")
+    client = session_client()
+    connection = connect(client)
+    st.session_state["waiting"] = connection.should_retry
+    _show_header(client, connection)
+    # Always there, also when empty: if it came and went, the browser would rebuild what is below,
+    # and lose what is being typed.
+    with st.container():
+        _show_trouble(client, connection)
+    if connection.catalogue is None:
+        return
+    if not connection.catalogue.tasks:
+        st.info("The server runs, but serves no deltas yet. Add delta files to its folder.")
+        return
+    _show_tabs(client, connection.catalogue, is_alive=connection.is_alive)
+
+
+def _show_header(client: Client, connection: Connection) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", key="header"):
+        st.html(
+            '<div class="db-brand"><i aria-hidden="true">Δ</i><h1>DeltaBERT</h1>'
+            "<span>One frozen backbone, many tasks</span></div>",
+            width="content",
+        )
+        # Drawn by full reruns too; only a rerun by its own timer may ask the page to rerun.
+        st.session_state["full_rerun"] = True
+        interval = _RETRY_S if connection.should_retry else _POLL_S
+        st.fragment(_show_status, run_every=interval)(client, is_alive=connection.is_alive)
+
+
+def _show_status(client: Client, *, is_alive: bool) -> None:
+    """A dot that says whether the server answers; reruns the page when that changes."""
+    is_full_rerun = st.session_state.pop("full_rerun", False)
+    if not is_full_rerun:
+        now = client.is_alive()
+        if now != is_alive or (now and st.session_state.get("waiting", False)):
+            st.rerun()
+    word, kind = ("Connected", "up") if is_alive else ("Not connected", "down")
+    st.html(f'<p class="db-status db-{kind}" role="status">{word}</p>', width="content")
+
+
+def _show_trouble(client: Client, connection: Connection) -> None:
+    if isinstance(connection.error, UnreachableError):
+        consequence = (
+            "The page opens by itself as soon as it does."
+            if connection.catalogue is None
+            else "What you typed is kept; predictions resume when it is back."
+        )
+        st.warning(
+            f"**The server at `{client.url}` does not answer.** {consequence}  \n"
+            "To start one on this machine: `python -m app`. "
+            "For another address, set `FRONTEND_API_URL`."
+        )
+    elif connection.error is not None:
+        show_error(connection.error)
+
+
+def _show_tabs(client: Client, catalogue: Catalogue, *, is_alive: bool) -> None:
+    one, every, benchmark = st.tabs(
+        ["One task", "All tasks on one text", "Benchmark"], key="tab", on_change="rerun"
+    )
+    task = _chosen_task(catalogue)
+    if one.open:
+        with one:
+            task = _choose_task(catalogue, task)
+            left, right = st.columns([3, 2], gap="large")
+            with left:
+                show_task_panel(client, catalogue, task, is_alive=is_alive)
+            with right:
+                show_task_benchmark(client, catalogue.benchmark, task)
+    if every.open:
+        with every:
+            show_fan_out_panel(client, catalogue, is_alive=is_alive)
+    if benchmark.open:
+        with benchmark:
+            show_full_benchmark(catalogue.benchmark, task.name)
+
+
+def _chosen_task(catalogue: Catalogue) -> TaskInfo:
+    """The task picked before; at first the one with most strategies, as it shows most."""
+    by_name = {task.name: task for task in catalogue.tasks}
+    first = max(catalogue.tasks, key=lambda task: len(task.strategies))
+    return by_name.get(st.session_state.get("task", ""), first)
+
+
+def _choose_task(catalogue: Catalogue, default: TaskInfo) -> TaskInfo:
+    by_name = {task.name: task for task in catalogue.tasks}
+    name = st.pills(
+        "Task",
+        list(by_name),
+        default=default.name,
+        required=True,
+        format_func=_pill_text,
+        key="task",
+        label_visibility="collapsed",
+        persist_state="session",
+    )
+    return by_name[name or default.name]
+
+
+def _pill_text(name: str) -> str:
+    words = task_words(name)
+    return f"{words.title} :gray[:small[{words.topic}]]" if words.topic else words.title
+
+
+if __name__ == "__main__":
+    main()

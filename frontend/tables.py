@@ -1,0 +1,101 @@
+"""The benchmark as a table: columns for the page, a CSV for everyone else. Pure functions."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from frontend.answers import Benchmark, BenchmarkRow
+from frontend.glossary import metric_words, task_words
+from frontend.wording import human_bytes, percent
+
+_CSV_COLUMNS = (
+    "task",
+    "strategy",
+    "version",
+    "metric",
+    "value",
+    "split",
+    "split_rows",
+    "split_note",
+    "size_bytes",
+    "share_of_backbone",
+    "trainable_parameters",
+    "trained_share",
+    "train_rows",
+    "train_note",
+    "learning_rate",
+    "epochs",
+    "seed",
+    "data",
+)
+
+
+FORMATS: dict[str, Any] = {
+    "Value": "{:.4f}",
+    "Delta": lambda count: human_bytes(int(count)),
+    "of backbone": percent,
+    "Trained": percent,
+    "Learning rate": "{:g}",
+    "Epochs": "{:.3g}",
+    "Train rows": "{:,}",
+    "Dev rows": "{:,}",
+}
+
+
+def benchmark_records(benchmark: Benchmark) -> list[dict[str, Any]]:
+    """One record a delta, raw numbers under the headings of the page's table."""
+    return [
+        {
+            "Task": task_words(row.task).title,
+            "Strategy": row.strategy,
+            "Metric": metric_words(row.metric),
+            "Value": row.value,
+            "Delta": row.size_bytes,
+            "of backbone": row.size_bytes / max(benchmark.backbone.size_bytes, 1),
+            "Trained": row.trained_share,
+            "Learning rate": row.learning_rate,
+            "Epochs": row.epochs,
+            "Seed": row.seed,
+            "Train rows": row.train_rows,
+            "Dev rows": row.split_rows,
+            "Also measured": other_metrics(row),
+            "Note": row.train_note,
+        }
+        for row in benchmark.rows
+    ]
+
+
+def benchmark_csv(benchmark: Benchmark) -> str:
+    """Every row with raw numbers, under the API's own field names."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=_CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in benchmark.rows:
+        record = {name: getattr(row, name) for name in _CSV_COLUMNS if hasattr(row, name)}
+        record["share_of_backbone"] = row.size_bytes / max(benchmark.backbone.size_bytes, 1)
+        writer.writerow(record)
+    return buffer.getvalue()
+
+
+def other_metrics(row: BenchmarkRow) -> str:
+    """What was measured besides the primary metric: further metrics, further dev splits."""
+    found = []
+    for split, measured in row.metrics.items():
+        if split == "selection":
+            continue
+        for name, value in measured.get("values", {}).items():
+            if (split, name) != (row.split, row.metric):
+                where = "" if split == row.split else f" ({split.removeprefix('validation_')})"
+                found.append(f"{metric_words(name)}{where} {value:.3f}")
+    return ", ".join(found)
+
+
+def sample_notes(benchmark: Benchmark) -> list[str]:
+    """One sentence for each way in which a train set isn't the whole one, with its tasks."""
+    tasks: dict[str, dict[str, None]] = {}
+    for row in benchmark.rows:
+        if row.train_note:
+            tasks.setdefault(row.train_note, {})[task_words(row.task).title] = None
+    return [f"{', '.join(names)}: trained on a {note}." for note, names in tasks.items()]

@@ -1,0 +1,284 @@
+"""The page in a real headless Chromium: what only a browser can show."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+MAIN = Path(__file__).parents[2] / "frontend" / "main.py"
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,800",
+)
+WAIT_S = 60
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """Chromium with an empty profile."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("no Chromium with its chromedriver here (Debian: chromium chromium-driver)")
+    options = ChromeOptions()
+    options.binary_location = program
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = Chrome(options=options, service=Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture(scope="module")
+def api(make_server: Callable[[], Any]) -> Iterator[Any]:
+    """The server that the page asks; tests that stop it start it again."""
+    made = make_server()
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def page_url(api: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`streamlit run frontend/main.py`, as a user starts it, from another folder."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    folder = tmp_path_factory.mktemp("elsewhere")
+    command = [sys.executable, "-m", "streamlit", "run", str(MAIN)]
+    command += ["--server.address", "127.0.0.1", "--server.port", str(port)]
+    environment = os.environ | {
+        "FRONTEND_API_URL": api.url,
+        "HOME": str(folder),
+        "PYTHONPATH": str(MAIN.parents[1]),
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        wait(lambda: _answers(f"http://127.0.0.1:{port}/_stcore/health", process))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+    said = (folder / "log").read_text(encoding="utf-8")
+    assert "Traceback" not in said, said
+
+
+@pytest.fixture
+def page(browser: Chrome, page_url: str, api: Any) -> Iterator[Chrome]:
+    """The page after its first prediction, at the size of a small laptop, in the light theme."""
+    resize(browser, 1280, 800)
+    scheme(browser, "light")
+    browser.get(page_url)
+    wait(lambda: len(cards(browser)) == 4 and find(browser, "textarea"))
+    yield browser
+    resize(browser, 1280, 800)
+
+
+def wait(condition: Callable[[], Any]) -> Any:
+    """The condition's value as soon as it is true; fails after a minute."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            value = condition()
+        except StaleElementReferenceException:  # redrawn between being found and being asked
+            value = None
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {WAIT_S} s"
+        time.sleep(0.1)
+
+
+def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None, "the page's process ended"
+    try:
+        with urllib.request.urlopen(url, timeout=1) as response:
+            return bool(response.status == 200)
+    except urllib.error.URLError:
+        return False
+
+
+def find(page: Chrome, css: str) -> list[Any]:
+    found: list[Any] = page.find_elements(By.CSS_SELECTOR, css)
+    return found
+
+
+def cards(page: Chrome) -> list[str]:
+    return [card.text for card in find(page, ".db-card")]
+
+
+def text(page: Chrome) -> str:
+    return str(page.find_element(By.TAG_NAME, "body").text)
+
+
+def resize(page: Chrome, width: int, height: int) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def scheme(page: Chrome, value: str) -> None:
+    feature = {"name": "prefers-color-scheme", "value": value}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+
+def open_tab(page: Chrome, name: str) -> None:
+    (tab,) = [tab for tab in find(page, "[role=tab]") if tab.text == name]
+    tab.click()
+    wait(lambda: find(page, "[role=tab][aria-selected=true]")[0].text == name)
+
+
+def type_text(page: Chrome, value: str, *keys: str) -> None:
+    area = find(page, "textarea")[0]
+    area.click()
+    area.send_keys(Keys.CONTROL, "a")
+    area.send_keys(value)
+    if keys:
+        area.send_keys(*keys)
+
+
+def typed(page: Chrome) -> str:
+    return str(find(page, "textarea")[0].get_attribute("value"))
+
+
+def test_the_first_view_shows_predictions_and_benchmark(page: Chrome) -> None:
+    assert typed(page), "an example is filled in"
+    for strategy in ("bitfit", "layernorm", "random:0.05", "head"):
+        assert any(card.startswith(strategy) for card in cards(page))
+    first, table = find(page, ".db-card")[0], find(page, ".db-table")[0]
+    assert first.location["y"] < 800, "a prediction is in view without scrolling"
+    assert table.location["y"] < 800, "and so is the benchmark"
+    assert table.location["x"] > first.location["x"] + first.size["width"], "beside it"
+    wait(
+        lambda: find(
+            page, "[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg"
+        )
+    )
+    assert "Deploy" not in text(page)
+
+
+def test_nothing_is_fetched_from_elsewhere_and_nothing_fails(page: Chrome, page_url: str) -> None:
+    for name in ("All tasks on one text", "Benchmark", "One task"):
+        open_tab(page, name)
+    script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    for name in page.execute_script(script):
+        assert name.startswith((page_url, "data:", "blob:")), name
+    severe = [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not severe
+
+
+def test_typing_and_predicting(page: Chrome) -> None:
+    before = cards(page)
+    type_text(page, "zebra why not", Keys.CONTROL, Keys.ENTER)
+    wait(lambda: cards(page) not in ([], before))
+    by_key = cards(page)
+    type_text(page, "the good film, the bad film")
+    (button,) = [item for item in find(page, "button") if item.text.startswith("Predict")]
+    button.click()
+    wait(lambda: cards(page) not in ([], by_key))
+    assert typed(page) == "the good film, the bad film"
+
+
+def test_the_other_tabs(page: Chrome) -> None:
+    open_tab(page, "All tasks on one text")
+    wait(lambda: len(cards(page)) == 2 and len(find(page, "textarea")) == 2)
+    type_text(page, "a draft that was not sent")
+    open_tab(page, "Benchmark")
+    wait(lambda: find(page, "[data-testid=stDataFrame]"))
+    assert [item for item in find(page, "button") if item.text == "Download CSV"]
+    open_tab(page, "All tasks on one text")
+    wait(lambda: len(find(page, "textarea")) == 2)
+    assert typed(page) == "a draft that was not sent"
+
+
+def test_the_server_goes_and_returns_while_someone_types(page: Chrome, api: Any) -> None:
+    type_text(page, "half a")
+    api.stop()
+    try:
+        wait(lambda: "does not answer" in text(page))
+        assert "Not connected" in text(page)
+        find(page, "textarea")[0].send_keys(" sentence")
+        time.sleep(3)  # longer than the page's retry interval
+        assert typed(page) == "half a sentence"
+    finally:
+        api.start()
+    wait(lambda: "does not answer" not in text(page) and "Not connected" not in text(page))
+    assert typed(page) == "half a sentence"
+    before = cards(page)
+    find(page, "textarea")[0].send_keys(Keys.CONTROL, Keys.ENTER)
+    wait(lambda: cards(page) not in ([], before))
+
+
+def test_a_page_opened_before_the_server_opens_by_itself(
+    browser: Chrome, page_url: str, api: Any
+) -> None:
+    api.stop()
+    try:
+        browser.get(page_url)
+        wait(lambda: "does not answer" in text(browser))
+    finally:
+        api.start()
+    wait(lambda: len(cards(browser)) == 4)
+
+
+def test_it_fits_a_phone(page: Chrome) -> None:
+    resize(page, 390, 844)
+    script = "return Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
+    for name in ("One task", "All tasks on one text", "Benchmark"):
+        open_tab(page, name)
+        wait(lambda: page.execute_script(script) <= 390)
+        for card in find(page, ".db-card"):
+            assert card.location["x"] >= 0
+            assert card.location["x"] + card.size["width"] <= 390
+
+
+@pytest.mark.parametrize(("value", "is_dark"), [("light", False), ("dark", True)])
+def test_the_theme_follows_the_system(
+    page: Chrome, page_url: str, value: str, is_dark: bool
+) -> None:
+    scheme(page, value)
+    page.get(page_url)
+    wait(lambda: len(cards(page)) == 4)
+    for css in ("[data-testid=stApp]", ".db-card"):
+        color = find(page, css)[0].value_of_css_property("background-color")
+        red = int(color.partition("(")[2].split(",")[0])
+        assert (red < 64) == is_dark, f"{css} is {color}"
+
+
+def test_everything_has_a_name_for_screen_readers(page: Chrome) -> None:
+    controls = find(page, "textarea, button, [role=tab], input")
+    shown = [item for item in controls if item.is_displayed()]
+    assert len(shown) > 8
+    nameless = [item.get_attribute("outerHTML") for item in shown if not item.accessible_name]
+    assert not nameless
+    assert find(page, "[role=status]")[0].text == "Connected"
+    headings = [item.tag_name for item in find(page, "h1, h2, h3")]
+    assert headings[0] == "h1"
+    assert headings.count("h1") == 1

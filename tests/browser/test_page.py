@@ -1,0 +1,342 @@
+"""The page without a browser: Streamlit's own test driver against a real server."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from frontend.client import Client, Target, open_session
+from frontend.examples import examples_of
+from frontend.wording import disagreement
+
+MAIN = Path(__file__).parents[2] / "frontend" / "main.py"
+Open = Callable[..., AppTest]
+
+
+@pytest.fixture(autouse=True)
+def _clear_cache() -> Iterator[None]:
+    """What one test's server answered must not reach the next test."""
+    st.cache_data.clear()
+    yield
+    st.cache_data.clear()
+
+
+@pytest.fixture
+def open_page(monkeypatch: pytest.MonkeyPatch) -> Open:
+    """A function (url) -> the page after its first run."""
+
+    def open_one(url: str) -> AppTest:
+        monkeypatch.setenv("FRONTEND_API_URL", url)
+        return run(AppTest.from_file(str(MAIN), default_timeout=60))
+
+    return open_one
+
+
+def run(page: AppTest) -> AppTest:
+    """Run the script once more; no traceback may show."""
+    page.run()
+    assert not page.exception, page.exception
+    return page
+
+
+def html(page: AppTest) -> str:
+    """All our own HTML, without the style sheet."""
+    return "".join(
+        str(item.proto.body) for item in page.get("html") if "<style>" not in item.proto.body
+    )
+
+
+def cards(page: AppTest) -> int:
+    return html(page).count('<article class="db-card"')
+
+
+def words(page: AppTest) -> str:
+    """Everything said outside our own HTML."""
+    parts = [*page.markdown, *page.caption, *page.error, *page.warning, *page.info, *page.header]
+    return "\n".join(str(item.value) for item in parts)
+
+
+def choose(page: AppTest, task: str) -> AppTest:
+    page.session_state["task"] = task
+    return run(page)
+
+
+def texts(page: AppTest) -> list[str]:
+    return [str(area.value) for area in page.text_area]
+
+
+def predict(page: AppTest, *values: str) -> AppTest:
+    for area, value in zip(page.text_area, values, strict=True):
+        area.set_value(value)
+    (button,) = page.button
+    button.click()
+    return run(page)
+
+
+def curl(page: AppTest) -> str:
+    (code,) = page.code
+    return str(code.value)
+
+
+def open_tab(page: AppTest, name: str) -> AppTest:
+    page.session_state["tab"] = name
+    return run(page)
+
+
+def test_the_first_view_is_useful_at_once(server: Any, open_page: Open) -> None:
+    page = open_page(server.url)
+    assert page.session_state["task"] == "cola", "the task with most strategies shows most"
+    assert texts(page) == list(examples_of("cola", 1)[0].texts)
+    assert cards(page) == 4
+    assert "Connected" in html(page)
+    assert "4 strategies in one call" in words(page)
+    assert '<table class="db-table"' in html(page)
+    assert not page.error
+    assert not any("does not answer" in warning.value for warning in page.warning)
+
+
+def test_each_task_shows_its_fields_and_a_card_a_strategy(
+    server: Any, open_page: Open, strategies: dict[str, tuple[str, ...]]
+) -> None:
+    page = open_page(server.url)
+    for task, fields in (
+        ("mnli", ["premise", "hypothesis"]),
+        ("stsb", ["sentence1", "sentence2"]),
+        ("cola", ["sentence"]),
+    ):
+        choose(page, task)
+        assert [area.label for area in page.text_area] == fields
+        assert cards(page) == len(strategies[task])
+        for strategy in strategies[task]:
+            assert f"</i>{strategy}</h3>" in html(page)
+    choose(page, "stsb")
+    assert html(page).count("5 same meaning") == 2, "values lie on their scale"
+
+
+def test_a_task_that_the_page_has_never_heard_of(server: Any, open_page: Open) -> None:
+    page = choose(open_page(server.url), "topics")
+    assert not [box for box in page.selectbox if box.label == "Example"]
+    assert cards(page) == 0, "no text, nothing to ask"
+    predict(page, "the film and the ball")
+    assert cards(page) == 1
+    assert html(page).count("left:50%") == 3, "independent bars"
+    assert "&lt;b&gt;art&lt;/b&gt;" in html(page), "labels are text, not markup"
+
+
+def test_predict_sends_what_was_typed(server: Any, open_page: Open) -> None:
+    page = open_page(server.url)
+    before = html(page)
+    predict(page, "the very bad film, $HOME 'quoted' 🙂")
+    assert html(page) != before
+    (example,) = [box for box in page.selectbox if box.label == "Example"]
+    assert example.value is None, "it is no example any more"
+    assert "Expected" not in words(page)
+    sent = shlex.split(curl(page))[-1]
+    assert "the very bad film, $HOME 'quoted' 🙂" in sent
+    assert [f'"{name}"' in sent for name in ("bitfit", "layernorm", "random:0.05", "head")]
+
+
+def test_an_example_fills_the_fields_and_is_answered_at_once(server: Any, open_page: Open) -> None:
+    page = choose(open_page(server.url), "mnli")
+    (example,) = [box for box in page.selectbox if box.label == "Example"]
+    wanted = examples_of("mnli", 2)[3]
+    example.select_index(3)
+    run(page)
+    assert texts(page) == list(wanted.texts)
+    assert wanted.texts[1] in curl(page)
+    assert f"Expected: {wanted.answer}" in words(page)
+    predict(page, *wanted.texts)
+    assert [box.value for box in page.selectbox if box.label == "Example"] == [3]
+
+
+def test_what_was_typed_survives_tabs_and_tasks(server: Any, open_page: Open) -> None:
+    page = open_page(server.url)
+    page.text_area[0].set_value("half a sentence")
+    open_tab(page, "Benchmark")
+    open_tab(page, "One task")
+    assert texts(page) == ["half a sentence"]
+    choose(page, "mnli")
+    choose(page, "cola")
+    assert texts(page) == ["half a sentence"]
+    assert "half a sentence" not in curl(page), "but it was not sent"
+
+
+def test_disagreement_has_a_badge(server: Any, open_page: Open) -> None:
+    page = open_page(server.url)
+    client = Client(open_session(server.url), server.url)
+    targets = [Target("cola", name) for name in ("bitfit", "layernorm", "random:0.05", "head")]
+    verdicts = {}
+    for text in ("good", "bad", "the film", "not very good", "a dog", "zebra", "why?", "go go go"):
+        found = client.predict({"sentence": text}, targets).predictions
+        verdicts[text] = disagreement(found, None)
+    assert len({bool(verdict) for verdict in verdicts.values()}) == 2, verdicts
+    for text, verdict in verdicts.items():
+        predict(page, text)
+        assert ("Strategies disagree" in words(page)) == bool(verdict)
+        assert verdict in words(page)
+
+
+def test_a_cut_text_is_pointed_out(server: Any, open_page: Open) -> None:
+    page = predict(open_page(server.url), "good " * 50)
+    assert ["32 tokens" in warning.value for warning in page.warning] == [True]
+    predict(page, "good")
+    assert not page.warning
+
+
+def test_an_empty_text_asks_for_one(server: Any, open_page: Open) -> None:
+    page = predict(open_page(server.url), "  \n ")
+    assert "Type a text" in words(page)
+    assert cards(page) == 0
+
+
+def test_the_benchmark_stands_beside_the_predictions(server: Any, open_page: Open) -> None:
+    page = open_page(server.url)
+    benchmark = Client(open_session(server.url), server.url).benchmark()
+    for row in benchmark.of("cola"):
+        assert f"{row.strategy}</th><td>{row.value:.3f}</td>" in html(page)
+    assert "of the backbone" in words(page)
+    assert len(page.get("vega_lite_chart")) == 1
+    (chosen,) = [box for box in page.selectbox if box.label == "Delta"]
+    chosen.select("head")
+    run(page)
+    assert '"head"' in str(page.json[0].value)
+    assert "Trained on: 100 rows" in words(page)
+
+
+def test_the_full_table_and_its_download(server: Any, open_page: Open) -> None:
+    page = open_tab(choose(open_page(server.url), "mnli"), "Benchmark")
+    frame = page.dataframe[0].value
+    benchmark = Client(open_session(server.url), server.url).benchmark()
+    assert len(frame) == len(benchmark.rows) == 9
+    assert set(frame["Task"]) == {"CoLA", "MNLI", "STS-B", "topics"}
+    assert [metric.label for metric in page.metric][:2] == ["Backbone", "Deltas"]
+    (button,) = page.get("download_button")
+    assert button.proto.url
+    assert len(page.get("vega_lite_chart")) == 1
+
+
+def test_all_tasks_answer_one_text(server: Any, open_page: Open) -> None:
+    page = open_tab(open_page(server.url), "All tasks on one text")
+    assert len(page.text_area) == 2
+    assert cards(page) == 2
+    assert "2 tasks in one call" in words(page)
+    for title in ("MNLI · Inference", "STS-B · Similarity"):
+        assert title in html(page)
+    page.session_state["fan_out/arity"] = 1
+    run(page)
+    predict(page, "one text for all")
+    assert cards(page) == 2
+    for title in ("CoLA · Grammar", "topics"):
+        assert f"</i>{title}</h3>" in html(page)
+    assert "one text for all" in curl(page)
+
+
+def test_a_server_that_never_answered(open_page: Open, make_server: Any) -> None:
+    server = make_server()
+    page = open_page(server.url)
+    (warning,) = page.warning
+    assert server.url in warning.value
+    assert "does not answer" in warning.value
+    assert "Not connected" in html(page)
+    assert not page.text_area
+    try:
+        server.start()
+        run(page)
+        assert cards(page) == 4
+        assert not any("does not answer" in warning.value for warning in page.warning)
+    finally:
+        server.stop()
+
+
+def test_a_server_that_goes_and_returns(server: Any, open_page: Open) -> None:
+    page = predict(open_page(server.url), "kept while it is away")
+    answered = html(page)
+    server.stop()
+    run(page)
+    assert "does not answer" in page.warning[0].value
+    assert texts(page) == ["kept while it is away"]
+    assert cards(page) == 4, "the last answer stays"
+    assert page.button[0].disabled
+    choose(page, "mnli")
+    assert "can't be reached" in page.error[0].value
+    server.start()
+    run(page)
+    assert not any("does not answer" in warning.value for warning in page.warning)
+    assert not page.error, "what failed because it was away is asked again"
+    assert cards(page) == 2
+    choose(page, "cola")
+    assert texts(page) == ["kept while it is away"]
+    assert html(page) == answered
+
+
+def test_a_server_that_returns_with_other_deltas(
+    server: Any, open_page: Open, tmp_path: Path, page_deltas: Path
+) -> None:
+    page = choose(open_page(server.url), "stsb")
+    (cola,) = page_deltas.rglob("cola/bitfit.safetensors")
+    (tmp_path / "bitfit.safetensors").write_bytes(cola.read_bytes())
+    server.start(deltas=(tmp_path,))
+    st.cache_data.clear()
+    run(page)
+    assert cards(page) == 1
+    assert [area.label for area in page.text_area] == ["sentence"]
+    open_tab(page, "All tasks on one text")
+    assert cards(page) == 1
+
+
+def test_a_server_without_deltas(server: Any, open_page: Open, tmp_path: Path) -> None:
+    server.start(deltas=(tmp_path,))
+    page = open_page(server.url)
+    assert "no deltas" in page.info[0].value
+
+
+def test_an_error_of_the_server_is_a_sentence(server: Any, open_page: Open) -> None:
+    server.start(max_text_chars=20)
+    page = open_page(server.url)
+    (error,) = page.error
+    assert "larger than the server accepts" in error.value
+    assert "Request id" in error.value
+    predict(page, "short")
+    assert not page.error
+    assert cards(page) == 4
+
+
+def test_a_missed_deadline_is_a_sentence(server: Any, open_page: Open) -> None:
+    server.start(deadline_s=1e-6)
+    (error,) = open_page(server.url).error
+    assert "time limit" in error.value
+
+
+def test_a_server_that_can_not_predict_says_why(server: Any, open_page: Open) -> None:
+    server.start(lifespan="off")
+    page = open_page(server.url)
+    assert "not ready" in page.error[0].value
+    server.start()
+    run(page)
+    assert cards(page) == 4
+
+
+def test_another_program_at_the_address(open_page: Open) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.listen()
+        page = open_page(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        assert "does not answer" in page.warning[0].value
+
+
+def test_the_csv_is_the_api_as_a_table(server: Any) -> None:
+    from frontend.tables import benchmark_csv
+
+    benchmark = Client(open_session(server.url), server.url).benchmark()
+    rows = list(csv.DictReader(io.StringIO(benchmark_csv(benchmark))))
+    assert [(row["task"], row["strategy"]) for row in rows] == [
+        (row.task, row.strategy) for row in benchmark.rows
+    ]

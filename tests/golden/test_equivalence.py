@@ -1,0 +1,173 @@
+"""The encoder, alone and mixed, against stock transformers with the values copied in.
+
+These are the product's central promises (design: "Equality that tests must hold"): 1e-5 in float32,
+equal labels.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from app.engine import Engine
+from deltas import (
+    Backbone,
+    Delta,
+    Record,
+    SingleOverlay,
+    Store,
+    TaskSpec,
+    encode,
+    pack,
+    tokenize_rows,
+)
+
+STRATEGIES = [
+    "full", "head", "bitfit", "bitfit:intermediate,query", "layernorm", "random:0.001",
+    "random:0.05", "top:1", "top:2", "attention", "ffn",
+    "params:layer.0.attention.self.key", "random:0.05+layernorm",
+    "random:0.1+params:query.weight", "bitfit+top:1",
+]  # fmt: skip
+TEXTS = [
+    "a good film",
+    "",
+    "not very good, the acting bad. 3 of 10!",
+    "b" * 90,
+    "the",
+    "and the " * 30,
+    "good",
+]
+
+
+def rows_for(task: TaskSpec) -> list[dict[str, str]]:
+    """Rows of many lengths, some equal, in no order."""
+    draw = random.Random(task.name)
+    return [{field: draw.choice(TEXTS) for field in task.text_fields} for _ in range(11)]
+
+
+def stock_logits(backbone: Backbone, delta: Delta, rows: list[Any]) -> Tensor:
+    """Logits of the stock network, each row alone, with the delta's values copied in."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = backbone.config
+    config = BertConfig(  # type: ignore[call-arg]
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        intermediate_size=sizes.intermediate_size,
+        max_position_embeddings=sizes.max_positions,
+        num_labels=delta.manifest.task.num_outputs,
+    )
+    network = BertForSequenceClassification(config).eval()
+    parameters = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, value in backbone.parameters.items():
+            entry = delta.entries.get(name)
+            parameters[name].copy_(value if entry is None else entry.resolve(value))
+        network.classifier.weight.copy_(delta.head_weight)
+        network.classifier.bias.copy_(delta.head_bias)
+        answers = []
+        for row in rows:
+            ids, types = torch.tensor([row.input_ids]), torch.tensor([row.token_type_ids])
+            answers.append(network(input_ids=ids, token_type_ids=types).logits[0])
+    return torch.stack(answers)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_single_overlay_equals_stock_transformers(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any, strategy: str
+) -> None:
+    task = toy_tasks["toy3"]
+    delta = make_delta(tiny_backbone, task, strategy)
+    rows = tokenize_rows(tiny_backbone.tokenizer, task, rows_for(task))
+    batch = pack([(row.input_ids, row.token_type_ids) for row in rows])
+    overlay = SingleOverlay(tiny_backbone, delta.entries)
+    with torch.no_grad():
+        pooled = batch.restore(encode(tiny_backbone.config, overlay, batch))
+    logits = torch.nn.functional.linear(pooled, delta.head_weight, delta.head_bias)
+    torch.testing.assert_close(logits, stock_logits(tiny_backbone, delta, rows), atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def mixed_store(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_backbone: Backbone,
+    toy_tasks: Any,
+    make_delta: Any,
+) -> Store:
+    """Every toy task with every strategy above."""
+    from deltas import delta_path, write_delta
+
+    root = tmp_path_factory.mktemp("mixed")
+    for task in toy_tasks.values():
+        for strategy in STRATEGIES:
+            delta = make_delta(tiny_backbone, task, strategy)
+            write_delta(delta, delta_path(root, "tiny", task.name, delta.manifest.strategy.name))
+    return Store([root], backbone=tiny_backbone.ref)
+
+
+@pytest.mark.parametrize("popularity", ["uniform", "one", "skewed"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 32, 96])
+def test_mixed_batch_equals_stock_transformers(
+    tiny_backbone: Backbone, mixed_store: Store, popularity: str, size: int
+) -> None:
+    """Rows of all tasks, strategies and kinds in one forward pass, each as if it ran alone."""
+    engine = Engine(tiny_backbone, mixed_store)
+    draw = random.Random(f"{popularity} {size}")
+    records = list(mixed_store.records)
+    weights = {
+        "uniform": [1.0] * len(records),
+        "one": [1.0] + [0.0] * (len(records) - 1),
+        "skewed": [1.0 / (rank + 1) ** 2 for rank in range(len(records))],
+    }[popularity]
+    draw.shuffle(records)
+    chosen = draw.choices(records, weights, k=size)
+    rows = [
+        engine.tokenize(record, [draw.choice(rows_for(record.manifest.task))])[0]
+        for record in chosen
+    ]
+    for record, row, logits in zip(chosen, rows, engine.run(rows), strict=True):
+        expected = stock_logits(tiny_backbone, record.load(), [row.tokens])[0]
+        torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-5, rtol=0)
+        if record.manifest.task.kind == "single_label":
+            assert int(torch.tensor(logits).argmax()) == int(expected.argmax())
+    assert tiny_backbone.digest() == tiny_backbone.ref.fingerprint
+
+
+def test_mates_do_not_matter(tiny_backbone: Backbone, mixed_store: Store) -> None:
+    engine = Engine(tiny_backbone, mixed_store)
+    draw = random.Random(5)
+    record: Record = mixed_store.resolve("toy3", "random:0.05")
+    mine = engine.tokenize(record, [{"premise": "the film", "hypothesis": "not good"}])[0]
+    alone = torch.tensor(engine.run([mine])[0])
+    for size in (2, 8, 40):
+        others = [draw.choice(mixed_store.records) for _ in range(size)]
+        rows = [
+            engine.tokenize(other, [draw.choice(rows_for(other.manifest.task))])[0]
+            for other in others
+        ]
+        place = draw.randrange(size)
+        rows[place] = mine
+        torch.testing.assert_close(torch.tensor(engine.run(rows)[place]), alone, atol=1e-5, rtol=0)
+
+
+def test_store_on_disk_is_what_was_trained(mixed_store: Store, tmp_path: Path) -> None:
+    """Reading a delta gives bit-equal values to those written."""
+    from deltas import read_delta, write_delta
+
+    for record in mixed_store.records[:5]:
+        delta = record.load()
+        again = (
+            read_delta(tmp_path / "again.safetensors")
+            if write_delta(delta, tmp_path / "again.safetensors")
+            else delta
+        )
+        assert again.version == delta.version
+        for name, entry in delta.entries.items():
+            assert torch.equal(again.entries[name].values, entry.values)

@@ -1,0 +1,88 @@
+"""The shipped deltas: complete, sound, honest, and as good over HTTP as their manifests say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+from deltas import Backbone, Record, Store, check_delta, zoo_path
+from training.data import load_task
+from training.metrics import compute_metrics
+from training.tasks import TASKS
+
+SAMPLED = {"mnli", "qqp", "qnli"}
+STUDIED = {"cola", "rte", "mrpc", "stsb", "sst2"}
+MOST_BYTES = 300_000
+
+
+@pytest.fixture(scope="module")
+def zoo(packaged_backbone: Backbone) -> Store:
+    return Store([zoo_path()], backbone=packaged_backbone.ref)
+
+
+def test_holds_what_is_promised(zoo: Store) -> None:
+    keys = {record.manifest.key for record in zoo.records}
+    expected = {(task, "bitfit") for task in TASKS}
+    expected |= {(t, s) for t in STUDIED for s in ("layernorm", "random:0.001", "head")}
+    assert keys == expected
+    assert zoo.rejected == []
+
+
+def test_every_delta_is_sound(zoo: Store, packaged_backbone: Backbone) -> None:
+    for record in zoo.records:
+        check_delta(record.load(), packaged_backbone)
+        assert record.num_bytes <= MOST_BYTES, record.path
+
+
+def test_every_manifest_is_honest(zoo: Store) -> None:
+    for record in zoo.records:
+        manifest, task = record.manifest, TASKS[record.manifest.task.name]
+        assert manifest.task.labels == task.labels
+        assert manifest.training.data == "folder"
+        assert set(manifest.metrics) == {"selection", *task.validation_splits}
+        assert ("sample of the GLUE train set" in manifest.training.data_note) == (
+            task.name in SAMPLED
+        )
+        assert manifest.training.git_commit
+        rows = manifest.training.train_rows + manifest.training.selection_rows
+        if task.name not in SAMPLED:
+            assert rows == task.canonical_train_rows
+
+
+def _dev_scores(client: TestClient, record: Record, glue_dir: Path) -> dict[str, dict[str, float]]:
+    """Metrics of a delta, computed from nothing but HTTP answers to the dev rows."""
+    task = TASKS[record.manifest.task.name]
+    data = load_task(task.name, str(glue_dir))
+    scores = {}
+    for split, rows in data.validation.items():
+        predictions: list[float] = []
+        for start in range(0, len(rows), 512):
+            part = rows.texts[start : start + 512]
+            inputs = [dict(zip(task.text_fields, texts, strict=True)) for texts in part]
+            body = {"inputs": inputs, "strategy": record.manifest.strategy.name}
+            response = client.post(f"/predict/{task.name}", json=body)
+            assert response.status_code == 200, response.text
+            for prediction in response.json()["predictions"]:
+                label = prediction.get("label")
+                predictions.append(task.labels.index(label) if label else prediction["value"])
+        scores[split] = compute_metrics(task.metrics, np.array(predictions), np.array(rows.labels))
+    return scores
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["rte", "mrpc", "stsb", "wnli"])
+def test_dev_scores_over_http_equal_the_manifest(
+    task: str, zoo: Store, packaged_backbone: Backbone, glue_dir: Path
+) -> None:
+    settings = Settings(precision="fp32", max_rows_per_request=512, deadline_s=300)
+    with TestClient(create_app(settings, backbone=packaged_backbone)) as client:
+        for strategy in zoo.strategies(task):
+            record = zoo.resolve(task, strategy)
+            for split, values in _dev_scores(client, record, glue_dir).items():
+                claimed = record.manifest.metrics[split].values
+                assert values == pytest.approx(claimed, abs=1e-4), (task, strategy, split)

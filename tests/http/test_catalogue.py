@@ -1,0 +1,141 @@
+"""Tasks, deltas, manifests and the benchmark, all from what the files say."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from deltas import Backbone, TaskSpec, delta_path, read_manifest
+
+CheckError = Callable[..., dict[str, Any]]
+STRATEGIES = ["bitfit", "head", "layernorm", "random:0.05", "top:1"]
+
+
+def test_tasks(client: TestClient, toy_tasks: dict[str, TaskSpec]) -> None:
+    tasks = client.get("/tasks").json()["tasks"]
+    assert [task["task"] for task in tasks] == sorted(toy_tasks)
+    for task in tasks:
+        spec = toy_tasks[task["task"]]
+        assert task == {
+            "task": spec.name,
+            "kind": spec.kind,
+            "labels": list(spec.labels),
+            "text_fields": list(spec.text_fields),
+            "max_length": spec.max_length,
+            "strategies": STRATEGIES,
+            "default_strategy": "bitfit",
+        }
+
+
+def test_deltas(client: TestClient, tiny_deltas: Path, toy_tasks: dict[str, TaskSpec]) -> None:
+    body = client.get("/deltas").json()
+    assert body["rejected"] == []
+    assert len(body["deltas"]) == len(toy_tasks) * len(STRATEGIES)
+    sizes = sorted(path.stat().st_size for path in tiny_deltas.rglob("*.safetensors"))
+    assert sorted(delta["size_bytes"] for delta in body["deltas"]) == sizes
+    first = body["deltas"][0]
+    assert first["is_default"] is True
+    assert first["metrics"]["validation"] == {"rows": 20, "values": {"accuracy": 0.25}, "note": ""}
+
+
+def test_one_delta(client: TestClient, tiny_deltas: Path, tiny_backbone: Backbone) -> None:
+    path = delta_path(tiny_deltas, tiny_backbone.ref.id, "toy3", "random:0.05")
+    manifest, version = read_manifest(path)
+    body = client.get("/deltas/toy3/random:0.05").json()
+    assert body == {
+        "version": version,
+        "size_bytes": path.stat().st_size,
+        "is_default": True,
+        "manifest": manifest.model_dump(mode="json"),
+    }
+    assert client.get(f"/deltas/toy3/random%3A0.05?version={version}").json() == body
+
+
+@pytest.mark.parametrize(
+    ("path", "suggestion"),
+    [
+        ("/deltas/toy33/bitfit", "toy3"),
+        ("/deltas/toy3/bitfitt", "bitfit"),
+        ("/deltas/toy3/random/0.05", "random:0.05"),
+    ],
+)
+def test_an_unknown_delta(
+    client: TestClient, check_error: CheckError, path: str, suggestion: str
+) -> None:
+    error = check_error(client.get(path), 404, "not_found")
+    assert suggestion in error["details"]["suggestions"]
+
+
+def test_an_unknown_version(client: TestClient, check_error: CheckError) -> None:
+    check_error(client.get("/deltas/toy3/bitfit?version=nope"), 404, "not_found")
+
+
+def test_benchmark(client: TestClient, tiny_backbone: Backbone) -> None:
+    body = client.get("/benchmark").json()
+    assert body["backbone"] == {
+        "id": "tiny-bert",
+        "fingerprint": tiny_backbone.ref.fingerprint,
+        "parameters": tiny_backbone.num_parameters,
+        "size_bytes": tiny_backbone.num_bytes,
+    }
+    rows = {(row["task"], row["strategy"]): row for row in body["rows"]}
+    row = rows["toyreg", "layernorm"]
+    assert (row["metric"], row["value"]) == ("pearson", 0.25)
+    assert (row["split"], row["split_rows"]) == ("validation", 20)
+    assert (
+        row["trained_share"]
+        == row["trainable_parameters"]
+        / (client.get("/deltas/toyreg/layernorm").json()["manifest"]["total_parameters"])
+    )
+    assert (row["learning_rate"], row["epochs"], row["seed"], row["data"]) == (1e-3, 1, 0, "files")
+    assert rows["toy2", "head"]["trained_share"] < rows["toy2", "top:1"]["trained_share"]
+
+
+def test_a_damaged_file_is_listed_with_its_reason_and_harms_no_other(
+    start: Callable[..., TestClient],
+    tiny_deltas: Path,
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    check_error: CheckError,
+) -> None:
+    shutil.copytree(tiny_deltas, tmp_path, dirs_exist_ok=True)
+    damaged = delta_path(tmp_path, tiny_backbone.ref.id, "toy2", "head")
+    content = bytearray(damaged.read_bytes())
+    content[-3] ^= 0x40
+    damaged.write_bytes(content)
+    delta_path(tmp_path, tiny_backbone.ref.id, "toy3", "head").write_bytes(b"\x80\x04pickle")
+    caplog.set_level("INFO")
+    client = start(deltas=(tmp_path,))
+    rejected = client.get("/deltas").json()["rejected"]
+    assert len(rejected) == 2
+    files = sorted(item["file"] for item in rejected)
+    assert files == ["tiny-bert/toy2/head.safetensors", "tiny-bert/toy3/head.safetensors"]
+    assert all(item["reason"] for item in rejected)
+    assert str(tmp_path) not in client.get("/deltas").text, "where files lie is our business"
+    assert caplog.text.count("not served") == 2
+    response = client.post("/predict/toy2", json={"inputs": "x", "strategy": "head"})
+    check_error(response, 404, "not_found")
+    assert client.post("/predict/toy2", json={"inputs": "x"}).status_code == 200
+    assert "head" not in client.get("/tasks").json()["tasks"][0]["strategies"]
+
+
+def test_the_first_page(client: TestClient, toy_tasks: dict[str, TaskSpec]) -> None:
+    body = client.get("/").json()
+    assert body["name"] == "DeltaBERT"
+    assert body["tasks"] == sorted(toy_tasks)
+
+
+def test_the_start_is_logged(
+    start: Callable[..., TestClient], tiny_backbone: Backbone, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    start(max_batch_tokens=777)
+    assert "max_batch_tokens=777" in caplog.text
+    assert tiny_backbone.ref.fingerprint in caplog.text
+    assert "serving 25 deltas of 5 tasks" in caplog.text

@@ -1,0 +1,233 @@
+"""`python -m app` as users run it: a process, a port, signals, a sentence when it can't start."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+START_WITHIN_S = 120.0
+STOP_WITHIN_S = 30.0
+
+pytestmark = pytest.mark.slow
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Server:
+    """A server process and what it has said so far."""
+
+    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("DELTABERT_")}
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=Path(__file__).parents[2],
+            env=kept | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stdout:
+            for line in stdout:
+                self.lines.append(line)
+
+    def wait_for(self, pattern: str, within_s: float) -> re.Match[str]:
+        """Wait for a line; fails with the whole output."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            if found := re.search(pattern, self.output):
+                return found
+            if self.process.poll() is not None:
+                self._reader.join(5)
+                break
+            time.sleep(0.05)
+        pytest.fail(f"no {pattern!r} in the server's output:\n{self.output}")
+
+    def end(self) -> None:
+        """Whatever happened: no process and no open pipe stay behind."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        self._reader.join(10)
+
+    def wait(self) -> int:
+        """The exit status."""
+        try:
+            status = self.process.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the server does not end:\n{self.output}")
+        self._reader.join(5)
+        return status
+
+
+@pytest.fixture
+def run_server(tiny_backbone_dir: Path, tiny_deltas: Path) -> Callable[..., Any]:
+    """A function (**environment) -> context of a server process over the tiny backbone."""
+
+    @contextmanager
+    def run(arguments: tuple[str, ...] = ("-m", "app"), **changes: str) -> Iterator[Server]:
+        environment = {
+            "DELTABERT_BACKBONE": str(tiny_backbone_dir),
+            "DELTABERT_DELTAS": str(tiny_deltas),
+            "DELTABERT_ZOO": "false",
+            "DELTABERT_PORT": "0",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        server = Server(arguments, environment | changes)
+        try:
+            yield server
+        finally:
+            server.end()
+
+    return run
+
+
+def url_of(server: Server) -> str:
+    return server.wait_for(r"listening on (http://[\d.:]+)", START_WITHIN_S)[1]
+
+
+def call(url: str, body: Any = None) -> tuple[int, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with _opener.open(request, timeout=30) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_answers_finishes_its_work_and_exits_with_0(
+    run_server: Callable[..., Any], number: signal.Signals
+) -> None:
+    with run_server() as server:
+        url = url_of(server)
+        assert call(url + "/health/ready")[0] == 200, server.output
+        status, answer = call(url + "/predict/toy2", {"inputs": "a good film"})
+        assert (status, answer["task"]) == (200, "toy2"), server.output
+        assert call(url + "/nope")[1]["error"]["code"] == "unknown_path"
+        answers: list[tuple[int, Any]] = []
+        body = {"inputs": ["the film was not very good"] * 600}
+        threads = [
+            threading.Thread(target=lambda: answers.append(call(url + "/predict/toy2", body)))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        wait_until_accepted(url)
+        server.process.send_signal(number)
+        for thread in threads:
+            thread.join(STOP_WITHIN_S)
+        assert server.wait() == 0, server.output
+        assert [status for status, _ in answers] == [200] * 4, server.output
+        assert "Traceback" not in server.output
+
+
+def wait_until_accepted(url: str) -> None:
+    """Until all of the load is in the queue or beyond it."""
+    deadline = time.monotonic() + STOP_WITHIN_S
+    while time.monotonic() < deadline:
+        with _opener.open(url + "/metrics", timeout=30) as response:
+            text = response.read().decode()
+        queued = re.search(r"^deltabert_queue_rows (\S+)", text, re.MULTILINE)
+        run = re.search(r"^deltabert_batch_rows_sum (\S+)", text, re.MULTILINE)
+        assert queued is not None
+        assert run is not None
+        # The two rows before the load, and at most one batch between the two numbers.
+        if float(queued[1]) + float(run[1]) >= 4 * 600 - 256 + 2:
+            return
+        time.sleep(0.002)
+    pytest.fail("the load never arrived")
+
+
+def test_logs_can_be_json(
+    run_server: Callable[..., Any],
+) -> None:
+    with run_server(DELTABERT_LOG_FORMAT="json", DELTABERT_MAX_BATCH_ROWS="7") as server:
+        url = url_of(server)
+        call(url + "/predict/toy2", {"inputs": "a good film"})
+        server.wait_for("/predict/{task}", 10)
+        records = [json.loads(line) for line in server.lines]
+    assert any("max_batch_rows=7" in record["message"] for record in records)
+    (line,) = [record for record in records if record.get("route") == "/predict/{task}"]
+    assert line["rows"] == 1
+    assert len(line["request_id"]) == 32
+    assert line["level"] == "info"
+
+
+def test_a_port_in_use_is_one_clear_sentence(run_server: Callable[..., Any]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with run_server(DELTABERT_PORT=str(port)) as server:
+            assert server.wait() == 1
+        assert server.output == (
+            f"port {port} of 127.0.0.1 is in use by another program; "
+            "set DELTABERT_PORT to a free one\n"
+        )
+
+
+def test_settings_that_can_not_be_used_are_one_line_each(run_server: Callable[..., Any]) -> None:
+    with run_server(
+        DELTABERT_PRECISON="fp32", DELTABERT_PORT="http", DELTABERT_DELTAS="/no/such/folder"
+    ) as server:
+        assert server.wait() == 2
+    lines = server.output.splitlines()
+    assert len(lines) == 3
+    assert "did you mean DELTABERT_PRECISION?" in lines[0]
+    assert any("DELTABERT_PORT is 'http'" in line for line in lines)
+    assert any("'/no/such/folder' is not a folder" in line for line in lines)
+
+
+def test_a_backbone_that_is_not_there_is_a_sentence(
+    run_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    with run_server(DELTABERT_BACKBONE=str(tmp_path)) as server:
+        assert server.wait() == 1
+    assert "backbone" in server.output
+    assert "Traceback" not in server.output
+
+
+def test_uvicorn_can_use_the_factory(run_server: Callable[..., Any]) -> None:
+    factory = ("-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(free_port()))
+    with run_server(arguments=factory) as server:
+        url = f"http://127.0.0.1:{factory[-1]}"
+        server.wait_for("serving 25 deltas", START_WITHIN_S)
+        for _ in range(100):  # uvicorn listens a moment later, and says so to nobody
+            with suppress(urllib.error.URLError):
+                assert call(url + "/health/ready")[0] == 200, server.output
+                return
+            time.sleep(0.1)
+        pytest.fail(f"no answer:\n{server.output}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,112 @@
+"""The API's own description: complete, and every example in it works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from deltas import TaskSpec
+
+
+@pytest.fixture(scope="module")
+def schema(client: TestClient) -> dict[str, Any]:
+    """The schema of the running app."""
+    answer: dict[str, Any] = client.get("/openapi.json").json()
+    return answer
+
+
+def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(method, path, operation) of every route."""
+    for path, methods in schema["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
+
+
+def examples_of(holder: dict[str, Any]) -> dict[str, Any]:
+    return {key: example["value"] for key, example in holder.get("examples", {}).items()}
+
+
+def calls(method: str, path: str, operation: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Every example as (method, filled-in path, body); equal keys belong together."""
+    parameters = operation.get("parameters", [])
+    by_name = {item["name"]: examples_of(item) for item in parameters if item["in"] != "header"}
+    content = operation.get("requestBody", {}).get("content", {})
+    bodies = examples_of(content.get("application/json", {}))
+    keys = set(bodies).union(*by_name.values()) or {""}
+    for key in sorted(keys):
+        filled = path
+        for name, examples in by_name.items():
+            filled = filled.replace(f"{{{name}}}", examples.get(key, ""))
+        yield method, filled, bodies.get(key)
+
+
+def test_every_example_works(
+    client: TestClient, schema: dict[str, Any], toy_tasks: dict[str, TaskSpec]
+) -> None:
+    sent = []
+    for operation in operations(schema):
+        for method, path, body in calls(*operation):
+            assert "{" not in path, f"{path} has a parameter without an example"
+            response = client.request(method, path, json=body)
+            assert response.status_code == 200, f"{method} {path} {body}: {response.text}"
+            sent.append((method, path))
+    for task in toy_tasks:
+        assert ("post", f"/predict/{task}") in sent
+        assert ("get", f"/deltas/{task}/bitfit") in sent
+    assert sent.count(("post", "/predict")) == 3
+
+
+def test_every_route_is_documented(schema: dict[str, Any]) -> None:
+    found = {(method, path) for method, path, _ in operations(schema)}
+    assert found == {
+        ("post", "/predict/{task}"),
+        ("post", "/predict"),
+        ("get", "/tasks"),
+        ("get", "/deltas"),
+        ("get", "/deltas/{task}/{strategy}"),
+        ("get", "/benchmark"),
+        ("get", "/"),
+        ("get", "/health/live"),
+        ("get", "/health/ready"),
+        ("get", "/metrics"),
+    }
+    for method, path, operation in operations(schema):
+        assert operation["summary"], path
+        assert operation["description"], path
+        assert operation["tags"], path
+        if method == "post":
+            statuses = {200, 400, 404, 413, 415, 422, 429, 500, 503, 504}
+            assert set(map(int, operation["responses"])) == statuses
+
+
+def test_every_error_is_described_by_a_body_of_the_one_shape(schema: dict[str, Any]) -> None:
+    codes = set()
+    for _, path, operation in operations(schema):
+        for status, response in operation["responses"].items():
+            if status == "200":
+                continue
+            content = response["content"]["application/json"]
+            assert content["schema"] == {"$ref": "#/components/schemas/ErrorBody"}, path
+            # FastAPI leaves what is null out of examples.
+            fields = {"details", *content["example"]["error"]}
+            assert fields == {"code", "message", "details", "request_id"}
+            codes.add(content["example"]["error"]["code"])
+            assert response["description"]
+    assert {"malformed_json", "not_found", "overloaded", "deadline_exceeded"} <= codes
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
+
+
+def test_the_schema_without_a_started_app_has_no_examples(
+    make_app: Callable[..., Any], schema: dict[str, Any]
+) -> None:
+    bare = make_app().openapi()
+    assert list(bare["paths"]) == list(schema["paths"])
+    body = bare["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
+    assert "examples" not in body
+
+
+def test_the_pages_that_show_it(client: TestClient) -> None:
+    assert "swagger" in client.get("/docs").text.lower()

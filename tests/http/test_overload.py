@@ -1,0 +1,183 @@
+"""More work than the engine can do: refusals, deadlines, clients that leave, and a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+CheckError = Callable[..., dict[str, Any]]
+WaitForQueue = Callable[[TestClient, int], None]
+SpeakAsgi = Callable[..., Coroutine[Any, Any, int]]
+
+
+def predict(client: TestClient, rows: int = 1, **headers: str) -> Any:
+    return client.post("/predict/toy2", json={"inputs": ["a film"] * rows}, headers=headers)
+
+
+def dropped(client: TestClient, reason: str) -> float:
+    start = f'deltabert_dropped_requests_total{{reason="{reason}"}} '
+    (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(start)]
+    return float(line.removeprefix(start))
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_back(
+    start: Callable[..., TestClient],
+    gate: Any,
+    check_error: CheckError,
+    wait_for_queue: WaitForQueue,
+) -> None:
+    client = start(max_queue_rows=8, max_rows_per_request=8)
+    gate.close()
+    with ThreadPoolExecutor(4) as pool:
+        running = pool.submit(predict, client)
+        assert gate.entered.wait(5)
+        waiting = pool.submit(predict, client, 6)
+        wait_for_queue(client, 6)
+        refused = predict(client, 3)
+        error = check_error(refused, 429, "overloaded")
+        assert "6 rows" in error["message"]
+        assert int(refused.headers["retry-after"]) >= 1
+        assert dropped(client, "rejected") == 1
+        assert client.get("/health/live").status_code == 200
+        gate.is_open.set()
+        assert running.result().status_code == waiting.result().status_code == 200
+    assert predict(client, 3).status_code == 200
+
+
+def test_the_canary_passes_a_full_queue(
+    start: Callable[..., TestClient], gate: Any, wait_for_queue: WaitForQueue
+) -> None:
+    client = start(max_queue_rows=8, max_rows_per_request=8, ready_timeout_s=10.0)
+    gate.close()
+    with ThreadPoolExecutor(4) as pool:
+        running = pool.submit(predict, client)
+        assert gate.entered.wait(5)
+        waiting = pool.submit(predict, client, 8)
+        wait_for_queue(client, 8)
+        probe = pool.submit(client.get, "/health/ready")
+        wait_for_queue(client, 9)
+        gate.is_open.set()
+        assert probe.result().status_code == 200
+        assert running.result().status_code == waiting.result().status_code == 200
+    assert gate.batches[1][0].tokens != gate.batches[1][1].tokens, "the probe came first"
+
+
+def test_the_clients_own_deadline(
+    start: Callable[..., TestClient], gate: Any, check_error: CheckError
+) -> None:
+    client = start()
+    gate.close()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(predict, client)
+        assert gate.entered.wait(5)
+        started = time.monotonic()
+        late = client.post(
+            "/predict/toy2", json={"inputs": "x"}, headers={"X-Request-Timeout-Ms": "80"}
+        )
+        assert 0.05 < time.monotonic() - started < 5
+        assert "0.08 s" in check_error(late, 504, "deadline_exceeded")["message"]
+        assert dropped(client, "expired") == 1
+        gate.is_open.set()
+        assert running.result().status_code == 200
+    assert len(gate.batches) == 1, "an expired row was computed"
+
+
+@pytest.mark.parametrize("timeout", ["99999999", "9" * 400])
+def test_the_servers_deadline_caps_the_clients(
+    start: Callable[..., TestClient], gate: Any, check_error: CheckError, timeout: str
+) -> None:
+    client = start(deadline_s=0.1)
+    gate.close()
+    late = client.post(
+        "/predict/toy2", json={"inputs": "x"}, headers={"X-Request-Timeout-Ms": timeout}
+    )
+    check_error(late, 504, "deadline_exceeded")
+    gate.is_open.set()
+
+
+@pytest.mark.parametrize("timeout", ["0", "-5", "soon", "1.5", "", "1e3"])
+def test_a_wrong_deadline_is_named(
+    client: TestClient, check_error: CheckError, timeout: str
+) -> None:
+    response = client.post(
+        "/predict/toy2", json={"inputs": "x"}, headers={"X-Request-Timeout-Ms": timeout}
+    )
+    error = check_error(response, 422, "invalid_input")
+    assert error["details"][0]["field"].lower() == "x-request-timeout-ms"
+
+
+def test_the_rows_of_a_client_that_leaves_are_not_computed(
+    make_app: Callable[..., FastAPI], gate: Any, speak_asgi: SpeakAsgi
+) -> None:
+    app = make_app()
+
+    async def main() -> None:
+        async with app.router.lifespan_context(app):
+            gate.close()
+            leaving = asyncio.Event()
+            first = asyncio.create_task(speak_asgi(app, rows=1))
+            assert await asyncio.to_thread(gate.entered.wait, 5)
+            second = asyncio.create_task(speak_asgi(app, rows=2, hang_up=leaving))
+            await until_queued(app, 2)
+            leaving.set()
+            assert await asyncio.wait_for(second, 5) == 499
+            await until_queued(app, 0)
+            gate.is_open.set()
+            assert await first == 200
+
+    asyncio.run(main())
+    assert [len(batch) for batch in gate.batches] == [1]
+    text = app.state.metrics.render().decode()
+    assert 'deltabert_dropped_requests_total{reason="cancelled"} 1.0' in text
+
+
+async def until_queued(app: FastAPI, num_rows: int) -> None:
+    """Wait for so many rows in the queue."""
+    for _ in range(2000):
+        if app.state.serving.batcher.queued_rows == num_rows:
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail(f"there never were {num_rows} rows in the queue")
+
+
+def test_a_shutdown_finishes_what_was_accepted(
+    make_app: Callable[..., FastAPI], gate: Any, speak_asgi: SpeakAsgi
+) -> None:
+    app = make_app()
+
+    async def main() -> None:
+        gate.close()
+        async with app.router.lifespan_context(app):
+            accepted = [asyncio.create_task(speak_asgi(app, rows=1))]
+            assert await asyncio.to_thread(gate.entered.wait, 5)
+            accepted += [asyncio.create_task(speak_asgi(app, rows=n)) for n in (2, 3)]
+            await until_queued(app, 5)
+            asyncio.get_running_loop().call_later(0.2, gate.is_open.set)
+        assert await asyncio.gather(*accepted) == [200] * 3
+        assert await speak_asgi(app, rows=1) == 503
+
+    asyncio.run(main())
+
+
+def test_a_shutdown_answers_503_to_what_it_can_not_finish(
+    make_app: Callable[..., FastAPI], gate: Any, speak_asgi: SpeakAsgi
+) -> None:
+    app = make_app(shutdown_timeout_s=0.1)
+
+    async def main() -> None:
+        gate.close()
+        async with app.router.lifespan_context(app):
+            accepted = [asyncio.create_task(speak_asgi(app, rows=1))]
+            assert await asyncio.to_thread(gate.entered.wait, 5)
+            accepted += [asyncio.create_task(speak_asgi(app, rows=n)) for n in (2, 3)]
+            await until_queued(app, 5)
+        assert await asyncio.gather(*accepted) == [503] * 3
+
+    asyncio.run(main())

@@ -1,0 +1,189 @@
+"""What the documents say is so: tables, tree, commands, files and addresses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BINARY_SUFFIXES = {".safetensors", ".png", ".parquet"}
+# Folders in which people keep their checkouts and machines their mirrors; none of them is ours.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.\-~}$\])*?])/"
+    r"(?:home|root|Users|mnt|media|work|workspaces?|opt|srv|scratch)/[\w.\-]+"
+)
+PYTORCH = " https://download.pytorch.org/whl/${TORCH}"
+IN_THE_IMAGE = {"/opt/deltabert", "/home/deltabert"}
+PACKAGE_HOST = re.compile(
+    r"file://|(?:https?://|index-url[ =]+)[^\s)\"'`]*"
+    r"(?:pypi|pythonhosted|simple|artifact|nexus|devpi|whl)[^\s)\"'`]*"
+)
+
+
+@pytest.fixture(scope="module")
+def readme(root: Path) -> str:
+    """The README's text."""
+    return (root / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def documents(root: Path) -> str:
+    """All pages that tell people what to type."""
+    pages = (root / name for name in ("README.md", "CONTRIBUTING.md", "DECISIONS.md"))
+    return "\n".join(page.read_text(encoding="utf-8") for page in pages if page.exists())
+
+
+@pytest.fixture
+def commands(readme: str) -> list[str]:
+    """Every command of the README's shell blocks, continued lines joined."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip()]
+
+
+def test_settings_table_has_every_setting(readme: str, script: Callable[[str], ModuleType]) -> None:
+    from app.settings import PREFIX, Settings
+
+    block = readme.split("<!-- settings:begin -->\n")[1].split("<!-- settings:end -->")[0]
+    rows = re.findall(rf"^\| `{PREFIX}(\w+)` \|", block, re.MULTILINE)
+    assert rows == [name.upper() for name in Settings.model_fields]
+    assert block == script("readme").settings_table(), "run make docs"
+
+
+def test_tree_names_every_file(
+    readme: str, root: Path, script: Callable[[str], ModuleType]
+) -> None:
+    """Every committed file has its line, and what the line says is what the file says."""
+    generator = script("readme")
+    block = readme.split("<!-- tree:begin -->")[1].split("<!-- tree:end -->")[0]
+    rows = dict(re.findall(r"^([\w./-]+) {2,}(\S.*)$", block, re.MULTILINE))
+    missing = set(generator.tree_lines(committed=True)) - set(rows)
+    assert not missing, f"run make docs: the README's tree lacks {sorted(missing)}"
+    assert not [name for name in rows if not (root / name).exists()], "run make docs"
+    lines = generator.tree_lines()
+    assert rows == {name: lines[name] for name in rows}, "run make docs"
+
+
+def test_the_two_commands_stand_first(commands: list[str], readme: str) -> None:
+    assert [shlex.split(line, comments=True) for line in commands[:2]] == [
+        ["make", "run"],
+        ["make", "test"],
+    ]
+    assert commands[2].startswith("curl ")
+    assert readme.index("make test") < readme.index("\n## ")
+
+
+def test_make_targets_exist(documents: str, root: Path) -> None:
+    makefile = (root / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    named = re.findall(r"(?:^|`|&& )(?:[A-Z_]+=\S+ )?make ((?:[a-z]+ ?)+)", documents, re.MULTILINE)
+    used = {target for line in named for target in line.split()}
+    assert {"run", "test"} <= used
+    assert used <= targets
+
+
+def test_modules_that_commands_run_exist(documents: str) -> None:
+    used = set(re.findall(r"python -m ([\w.]+)", documents))
+    assert used
+    for name in used:
+        found = importlib.util.find_spec(name)
+        assert found is not None, f"python -m {name}: no such module"
+        if found.submodule_search_locations:
+            assert importlib.util.find_spec(f"{name}.__main__"), f"{name} can't be run"
+
+
+def test_files_that_pages_name_exist(documents: str, root: Path) -> None:
+    named = set(re.findall(r"`((?:\.?[\w-]+/)+[\w.-]+\.\w+)`", documents))
+    assert named
+    assert not [name for name in named if not (root / name).exists()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["training.fit", "deltas"])
+def test_flags_that_the_readme_names_exist(module: str, readme: str, commands: list[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        if module not in words:
+            continue
+        rest = words[words.index(module) + 1 :]
+        for word in rest:
+            if word.startswith("--") or (word.isalpha() and module == "deltas"):
+                assert word in result.stdout, f"{command!r}: {module} --help has no {word}"
+
+
+@pytest.mark.slow
+def test_every_deltas_command_runs(commands: list[str], root: Path, tmp_path: Path) -> None:
+    """The README's `python -m deltas` commands as they stand there, but for where export writes."""
+    verbs = set()
+    for command in commands:
+        words = [word.replace("runs/", f"{tmp_path}/") for word in shlex.split(command)]
+        if words[1:3] == ["-m", "deltas"]:
+            result = subprocess.run(
+                [sys.executable, *words[1:]], cwd=root, capture_output=True, text=True, check=False
+            )
+            assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"
+            assert result.stdout.strip(), command
+            verbs.add(words[3])
+    assert verbs == {"list", "show", "verify", "export"}
+    assert any(tmp_path.iterdir())
+
+
+def test_the_curl_is_valid(commands: list[str]) -> None:
+    words = shlex.split(commands[2])
+    body = json.loads(words[words.index("-d") + 1])
+    assert words[1] == "http://127.0.0.1:8000/predict/sst2"
+    assert isinstance(body["inputs"], str)
+
+
+def test_no_path_of_a_machine(project_files: list[Path]) -> None:
+    found = {}
+    for path in project_files:
+        if path.suffix in BINARY_SUFFIXES or path.name == Path(__file__).name:
+            continue
+        paths = set(MACHINE_PATH.findall(path.read_text(encoding="utf-8"))) - IN_THE_IMAGE
+        if paths:
+            found[path.name] = sorted(paths)
+    assert not found
+
+
+def test_no_package_host(project_files: list[Path]) -> None:
+    """Where packages come from is the business of each machine's pip.
+
+    One exception: the image's CPU build of PyTorch, which the package index does not have.
+    """
+    found = {}
+    for path in project_files:
+        if path.suffix in BINARY_SUFFIXES or path.name == Path(__file__).name:
+            continue
+        hosts = PACKAGE_HOST.findall(path.read_text(encoding="utf-8"))
+        if path.name == "Dockerfile":
+            hosts = [host for host in hosts if not host.endswith(PYTORCH)]
+        if hosts:
+            found[path.name] = hosts
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "planted", ["/home/someone/x", "cd /mnt/disk/checkout", '"/opt/mirror/simple"']
+)
+def test_a_planted_path_is_found(planted: str) -> None:
+    assert set(MACHINE_PATH.findall(planted)) - IN_THE_IMAGE
+
+
+@pytest.mark.parametrize(
+    "planted", ["https://pypi.example.org/simple", "--index-url http://mirror/simple", "file:///x"]
+)
+def test_a_planted_host_is_found(planted: str) -> None:
+    assert PACKAGE_HOST.search(planted)

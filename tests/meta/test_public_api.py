@@ -1,0 +1,78 @@
+"""What the packages offer by name is there, and importing them does nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Read by their own programs, and only there.
+RUN_NOT_IMPORTED = {"frontend.main"}
+
+
+def test_deltas_says_what_it_offers() -> None:
+    deltas = importlib.import_module("deltas")
+    assert len(set(deltas.__all__)) == len(deltas.__all__)
+    for name in deltas.__all__:
+        assert hasattr(deltas, name), f"deltas.__all__ names {name}, which is not there"
+
+
+def test_everything_offered_has_a_docstring() -> None:
+    deltas = importlib.import_module("deltas")
+    offered = {name: getattr(deltas, name) for name in deltas.__all__}
+    silent = [
+        name
+        for name, value in offered.items()
+        if (inspect.isclass(value) or inspect.isfunction(value)) and not value.__doc__
+    ]
+    assert not silent
+
+
+def test_others_use_deltas_by_its_public_names(modules: dict[str, Path]) -> None:
+    import ast
+
+    deltas = importlib.import_module("deltas")
+    private = []
+    for name, path in modules.items():
+        if name.split(".")[0] == "deltas":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "deltas":
+                private += [
+                    f"{name}: {alias.name}"
+                    for alias in node.names
+                    if alias.name not in deltas.__all__
+                ]
+    assert not private
+
+
+@pytest.mark.slow
+def test_importing_does_nothing_else(modules: dict[str, Path], tmp_path: Path) -> None:
+    """No logging setup, no threads, no environment needed, no file written, nothing printed."""
+    names = sorted(set(modules) - RUN_NOT_IMPORTED)
+    names = [name for name in names if not name.endswith("__main__")]
+    program = f"""
+import importlib, logging, sys, threading
+for name in {names!r}:
+    importlib.import_module(name)
+assert not logging.getLogger().handlers, logging.getLogger().handlers
+assert threading.active_count() == 1, threading.enumerate()
+torch = sys.modules["torch"]
+assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+assert not torch.cuda.is_initialized()
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=tmp_path,
+        env={"DELTABERT_MISTYPED": "1", "HOME": str(tmp_path), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,105 @@
+"""Laws of overlays: a row's answer depends on the row and its delta, on nothing beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.engine import Engine, EngineRow
+from deltas import Backbone, SingleOverlay, Store, TokenizedRow, encode, pack
+
+# Machines that run tests are busy: how long an example takes says nothing.
+LAW = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+
+TOLERANCE = 1e-5
+
+token_rows = st.lists(
+    st.lists(st.integers(5, 100), min_size=1, max_size=12).map(
+        lambda ids: ([2, *ids, 3], [0] * (len(ids) // 2) + [1] * (len(ids) - len(ids) // 2 + 2))
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Engine:
+    """All toy tasks and strategies."""
+    store = Store([tiny_deltas], backbone=tiny_backbone.ref)
+    return Engine(tiny_backbone, store, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def overlays(tiny_backbone: Backbone, toy_tasks: Any, make_delta: Any) -> list[SingleOverlay]:
+    """The bare backbone, and one overlay of each kind of entry."""
+    names = ("layernorm", "random:0.05", "full")
+    made = [make_delta(tiny_backbone, toy_tasks["toy2"], name) for name in names]
+    return [SingleOverlay(tiny_backbone, {})] + [
+        SingleOverlay(tiny_backbone, delta.entries) for delta in made
+    ]
+
+
+def pooled(backbone: Backbone, overlay: SingleOverlay, rows: Any) -> torch.Tensor:
+    """Pooled outputs in input order."""
+    batch = pack(rows)
+    with torch.inference_mode():
+        return batch.restore(encode(backbone.config, overlay, batch))
+
+
+@LAW
+@given(rows=token_rows, kind=st.integers(0, 3), data=st.data())
+def test_order_and_company_do_not_matter(
+    tiny_backbone: Backbone, overlays: Any, rows: Any, kind: int, data: st.DataObject
+) -> None:
+    """Any order, any half of the batch, any row alone."""
+    overlay = overlays[kind]
+    together = pooled(tiny_backbone, overlay, rows)
+    order = data.draw(st.permutations(range(len(rows))))
+    kept = order[: data.draw(st.integers(1, len(rows)))]
+    some = pooled(tiny_backbone, overlay, [rows[index] for index in kept])
+    torch.testing.assert_close(some, together[kept], atol=TOLERANCE, rtol=0)
+
+
+@LAW
+@given(rows=token_rows)
+def test_the_same_shape_gives_the_same_bits(
+    tiny_backbone: Backbone, overlays: Any, rows: Any
+) -> None:
+    """Rows of one length may change places: each keeps its answer, bit for bit, if its place is."""
+    for overlay in overlays:
+        first = pooled(tiny_backbone, overlay, rows)
+        assert torch.equal(first, pooled(tiny_backbone, overlay, rows))
+        other = [rows[0]] + [([2, *[9] * (len(ids) - 2), 3], types) for ids, types in rows[1:]]
+        torch.testing.assert_close(
+            pooled(tiny_backbone, overlay, other)[0], first[0], atol=0, rtol=0
+        )
+
+
+@LAW
+@given(
+    wanted=st.lists(
+        st.tuples(st.integers(0, 24), st.lists(st.integers(5, 100), min_size=1, max_size=9)),
+        min_size=1,
+        max_size=12,
+    ),
+    data=st.data(),
+)
+def test_tasks_in_one_batch_do_not_meet(engine: Engine, wanted: Any, data: st.DataObject) -> None:
+    """Rows of any deltas together equal each row alone, in any order; labels too."""
+    rows = []
+    for number, ids in wanted:
+        tokens = TokenizedRow([2, *ids, 3], [0] * (len(ids) + 2), truncated=False)
+        rows.append(EngineRow(tokens, engine.store.records[number]))
+    order = data.draw(st.permutations(range(len(rows))))
+    together = engine.run([rows[index] for index in order])
+    for index, logits in zip(order, together, strict=True):
+        (alone,) = engine.run([rows[index]])
+        assert logits == pytest.approx(alone, abs=TOLERANCE)
+        if max(alone) - sorted(alone)[-2 if len(alone) > 1 else -1] > 10 * TOLERANCE:
+            assert logits.index(max(logits)) == alone.index(max(alone))
+    assert engine.backbone.digest() == engine.backbone.ref.fingerprint

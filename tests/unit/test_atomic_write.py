@@ -1,0 +1,145 @@
+"""Writing a delta file: all or nothing, whatever happens. Reading: `test_format.py`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deltas import Backbone, Delta, DeltaFormatError, TaskSpec, read_delta, write_delta
+
+
+@pytest.fixture(scope="module")
+def delta(tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any) -> Delta:
+    """Dense and sparse entries and a head of three outputs."""
+    made: Delta = make_delta(tiny_backbone, toy_tasks["toy3"], "random:0.01+layernorm")
+    return made
+
+
+def test_writing_refuses_what_reading_would(delta: Delta, tmp_path: Path) -> None:
+    spoilt = Delta(**(vars(delta) | {"head_bias": torch.full((3,), float("nan"))}))
+    path = tmp_path / "new.safetensors"
+    with pytest.raises(DeltaFormatError, match=r"classifier\.bias has 3 values that are NaN"):
+        write_delta(spoilt, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("disk full"), KeyboardInterrupt()], ids=["disk", "Ctrl-C"]
+)
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_failed_write_leaves_the_old_file(
+    delta: Delta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, error: BaseException
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"old")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(*((os, "fsync") if moment == "fsync" else (Path, "replace")), fail)  # type: ignore[call-overload]
+    with pytest.raises(type(error)):
+        write_delta(delta, path)
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_written_files_can_be_read_by_others(delta: Delta, tmp_path: Path) -> None:
+    """A server often runs as another user than training."""
+    before = os.umask(0o022)
+    try:
+        write_delta(delta, tmp_path / "mine.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "mine.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_readers_see_old_or_new(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    both = [make_delta(tiny_backbone, toy_tasks["toy2"], "bitfit", seed) for seed in (1, 2)]
+    versions = {write_delta(delta, path).version for delta in both}
+    seen: set[str] = set()
+    problems: list[str] = []
+    done = threading.Event()
+
+    def keep_reading() -> None:
+        while not done.is_set():
+            try:
+                seen.add(read_delta(path).version)
+            except DeltaFormatError as error:
+                problems.append(str(error))
+
+    readers = [threading.Thread(target=keep_reading) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for turn in range(60):
+        write_delta(both[turn % 2], path)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert problems == []
+    assert seen <= versions
+    assert list(tmp_path.iterdir()) == [path]
+
+
+KILLED_WRITERS = """
+import os, random, signal, sys, time
+from pathlib import Path
+from deltas import read_delta, write_delta
+first, second, target = map(Path, sys.argv[1:])
+both = [read_delta(first), read_delta(second)]
+write_delta(both[0], target)
+seen = set()
+for number in range(400):
+    child = os.fork()
+    if child == 0:
+        while True:
+            for delta in both:
+                write_delta(delta, target)
+    time.sleep(random.Random(number).uniform(0.001, 0.03))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    seen.add(read_delta(target).version)
+    if number >= 40 and len(seen) == 2:
+        break
+assert seen == {delta.version for delta in map(read_delta, (first, second))}, seen
+"""
+
+
+@pytest.mark.slow
+def test_killed_writers_leave_a_whole_file(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any, tmp_path: Path
+) -> None:
+    paths = [tmp_path / f"{seed}.safetensors" for seed in (1, 2)]
+    for seed, path in enumerate(paths):
+        write_delta(make_delta(tiny_backbone, toy_tasks["toy2"], "bitfit", seed), path)
+    command = [
+        sys.executable,
+        "-c",
+        KILLED_WRITERS,
+        *map(str, paths),
+        str(tmp_path / "out/x.safetensors"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_sizes_of_a_written_delta(delta: Delta, tmp_path: Path) -> None:
+    """A task is a small file: values, indices, and a header."""
+    written = write_delta(delta, tmp_path / "mine.safetensors")
+    values = sum(
+        entry.values.numel() * (4 if info.kind == "dense" else 8)
+        for entry, info in zip(delta.entries.values(), delta.manifest.entries, strict=True)
+    )
+    head = 4 * (delta.head_weight.numel() + delta.head_bias.numel())
+    header = written.num_bytes - values - head
+    assert 0 < header < 3000 + 300 * len(delta.entries)

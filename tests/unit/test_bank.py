@@ -1,0 +1,221 @@
+"""The bank: each row sees its own slot's values at each site, however slots and kinds are mixed."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from app.bank import Bank, BankOverlay
+from deltas import Backbone, Delta, SingleOverlay, TaskSpec, encoder_layout, pack
+
+CPU = torch.device("cpu")
+STRATEGIES = [
+    "head",
+    "bitfit",
+    "layernorm",
+    "random:0.05",
+    "random:0.001",
+    "top:1",
+    "params:embeddings",
+    "random:0.1+params:query.weight",
+    "full",
+]
+
+
+@pytest.fixture(scope="module")
+def deltas(tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any) -> list[Delta]:
+    """One of each strategy; tasks of all widths in turn."""
+    tasks = list(toy_tasks.values())
+    return [
+        make_delta(tiny_backbone, tasks[number % len(tasks)], strategy)
+        for number, strategy in enumerate(STRATEGIES)
+    ]
+
+
+@pytest.fixture(scope="module")
+def bank(tiny_backbone: Backbone, deltas: list[Delta]) -> Bank:
+    """All of them; slot 0 is the backbone."""
+    made = Bank(tiny_backbone, CPU, torch.float32)
+    assert made.add(deltas) == list(range(1, 1 + len(deltas)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[Any, list[int]]:
+    """Rows of several lengths in every slot, twice each, and the slots in packed order."""
+    draw = random.Random(2)
+    slots = [*range(len(STRATEGIES) + 1)] * 2
+    draw.shuffle(slots)
+    rows = []
+    for _ in slots:
+        length = draw.choice([2, 3, 7])
+        rows.append(([draw.randrange(101) for _ in range(length)], [0, *[1] * (length - 1)]))
+    packed = pack(rows)
+    return packed, [slots[row] for row in packed.order.tolist()]
+
+
+def sites(backbone: Backbone, kind: str) -> list[str]:
+    """Site names of the encoder's matrices, norms or tables."""
+    names = sorted({name.rpartition(".")[0] for name in encoder_layout(backbone.config)})
+    tables = {"embeddings.word", "embeddings.position", "embeddings.token_type"}
+    norms = {name for name in names if name.endswith("norm")}
+    wanted = {"table": tables, "norm": norms, "matrix": set(names) - tables - norms}[kind]
+    return sorted(wanted)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_each_line_is_computed_with_its_own_slot(
+    tiny_backbone: Backbone, bank: Bank, deltas: list[Delta], batch: Any, per_row: bool
+) -> None:
+    """At every site, against one overlay a slot."""
+    packed, slots = batch
+    mixed = BankOverlay(bank, packed, slots)
+    alone = [SingleOverlay(tiny_backbone, {})]
+    alone += [SingleOverlay(tiny_backbone, delta.entries) for delta in deltas]
+    rows = torch.tensor(slots)
+    lines = rows if per_row else rows.repeat_interleave(packed.lengths)
+    generator = torch.Generator().manual_seed(1)
+    for kind in ("matrix", "norm"):
+        for site in sites(tiny_backbone, kind):
+            width = bank.frozen[f"{site}.weight"].shape[-1]
+            x = torch.randn(len(lines), width, generator=generator)
+            call = "linear" if kind == "matrix" else "norm"
+            found = getattr(mixed, call)(site, x.clone(), per_row=per_row)
+            for slot, overlay in enumerate(alone):
+                mine = lines == slot
+                expected = getattr(overlay, call)(site, x[mine])
+                torch.testing.assert_close(
+                    found[mine], expected, atol=1e-5, rtol=1e-5, msg=f"{site} {slot}"
+                )
+
+
+def test_tables_are_looked_up_bit_for_bit(
+    tiny_backbone: Backbone, bank: Bank, deltas: list[Delta], batch: Any
+) -> None:
+    packed, slots = batch
+    mixed = BankOverlay(bank, packed, slots)
+    lines = torch.tensor(slots).repeat_interleave(packed.lengths)
+    ids = {
+        "embeddings.word": packed.input_ids,
+        "embeddings.position": packed.position_ids,
+        "embeddings.token_type": packed.token_type_ids,
+    }
+    for site in sites(tiny_backbone, "table"):
+        found = mixed.embed(site, ids[site])
+        for slot in range(bank.num_slots):
+            entries = deltas[slot - 1].entries if slot else {}
+            mine = lines == slot
+            expected = SingleOverlay(tiny_backbone, entries).embed(site, ids[site][mine])
+            assert torch.equal(found[mine], expected), (site, slot)
+
+
+def test_heads_are_each_tasks_own(bank: Bank, deltas: list[Delta], batch: Any) -> None:
+    packed, slots = batch
+    used = [slot or 1 for slot in slots]  # the bare backbone has no head
+    pooled = torch.randn(len(used), 36, generator=torch.Generator().manual_seed(2))
+    logits = BankOverlay(bank, packed, used).head(pooled)
+    assert len(logits) == len(used)
+    for slot, row, found in zip(used, pooled, logits, strict=True):
+        delta = deltas[slot - 1]
+        expected = delta.head_weight @ row + delta.head_bias
+        assert found.shape == expected.shape
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def state(bank: Bank) -> list[Tensor]:
+    """Every tensor that the bank holds."""
+    held = [*bank.frozen.values(), *bank.vectors.values()]
+    held += [matrix for slots in bank.matrices.values() for matrix in slots.values()]
+    for by_slot in bank.sparse.values():
+        for sparse in by_slot.values():
+            held += [sparse.lines, sparse.columns, sparse.shifts, sparse.values]
+    return held + [tensor for head in bank.heads for tensor in head]
+
+
+def test_computing_writes_nothing(tiny_backbone: Backbone, bank: Bank, batch: Any) -> None:
+    """No in-place operation reaches the slots: the same bits after every call."""
+    packed, slots = batch
+    before = [value.clone() for value in state(bank)]
+    mixed = BankOverlay(bank, packed, slots)
+    for site in sites(tiny_backbone, "table"):
+        mixed.embed(site, packed.token_type_ids)
+    for per_row, count in ((False, len(packed.input_ids)), (True, len(slots))):
+        for site in sites(tiny_backbone, "matrix"):
+            width = bank.frozen[f"{site}.weight"].shape[1]
+            mixed.linear(site, torch.randn(count, width), per_row=per_row)
+        for site in sites(tiny_backbone, "norm"):
+            mixed.norm(site, torch.randn(count, 36), per_row=per_row)
+    assert all(map(torch.equal, state(bank), before))
+    assert tiny_backbone.digest() == tiny_backbone.ref.fingerprint
+
+
+def test_the_input_is_left_alone(bank: Bank, batch: Any) -> None:
+    packed, slots = batch
+    mixed = BankOverlay(bank, packed, slots)
+    x = torch.randn(len(packed.input_ids), 36)
+    kept = x.clone()
+    mixed.linear("layer.0.intermediate", x)
+    mixed.norm("layer.0.output_norm", x)
+    assert torch.equal(x, kept)
+
+
+def test_adding_later_is_adding_at_once(
+    tiny_backbone: Backbone, bank: Bank, deltas: list[Delta]
+) -> None:
+    """Slots that are there keep their number and bits."""
+    grown = Bank(tiny_backbone, CPU, torch.float32)
+    slots = [slot for delta in deltas for slot in grown.add([delta])]
+    assert slots == list(range(1, 1 + len(deltas)))
+    assert grown.add([]) == []
+    assert all(map(torch.equal, state(grown), state(bank)))
+
+
+def test_frozen_weights_are_held_once(tiny_backbone: Backbone, bank: Bank) -> None:
+    for name, weight in tiny_backbone.weights.items():
+        assert bank.frozen[name].data_ptr() == weight.data_ptr()
+
+
+def test_small_deltas_take_little_memory(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
+) -> None:
+    """A slot of biases or of few values never costs a matrix."""
+    smallest = 36 * 36
+    for strategy in ("head", "bitfit", "layernorm", "random:0.001"):
+        made = Bank(tiny_backbone, CPU, torch.float32)
+        before = sum(value.numel() for value in state(made))
+        made.add([make_delta(tiny_backbone, toy_tasks["toy2"], strategy)])
+        grown = sum(value.numel() for value in state(made)) - before
+        vectors = sum(v.numel() for v in tiny_backbone.weights.values() if v.ndim == 1)
+        assert grown < vectors + smallest
+        assert not any(made.matrices.values())
+
+
+def test_values_do_not_follow_the_caller(tiny_backbone: Backbone, deltas: list[Delta]) -> None:
+    """What a slot holds is its own: the delta's tensors may be changed or freed afterwards."""
+    copies = [
+        Delta(
+            delta.manifest,
+            {
+                name: type(entry)(**vars(entry) | {"values": entry.values.clone()})
+                for name, entry in delta.entries.items()
+            },
+            delta.head_weight.clone(),
+            delta.head_bias.clone(),
+        )
+        for delta in deltas
+    ]
+    made = Bank(tiny_backbone, CPU, torch.float32)
+    made.add(copies)
+    before = [value.clone() for value in state(made)]
+    for delta in copies:
+        for value in (
+            delta.head_weight,
+            delta.head_bias,
+            *(e.values for e in delta.entries.values()),
+        ):
+            value.fill_(9.0)
+    assert all(map(torch.equal, state(made), before))

@@ -1,0 +1,105 @@
+"""The encoder alone: variants of BERT against stock transformers, and dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertModel
+
+from deltas import Backbone, EncoderConfig, SingleOverlay, encode, make_backbone, pack
+
+ROWS = [
+    ([2, 7, 9, 3], [0, 0, 0, 0]),
+    ([2, 3], [0, 0]),
+    ([2, 40, 41, 42, 3, 50, 3], [0, 0, 0, 0, 0, 1, 1]),
+    ([2, 9, 7, 3], [0, 0, 0, 0]),
+    ([2, *range(5, 65), 0, 0, 3], [0] * 64),
+]
+
+
+def network(**changes: Any) -> BertModel:
+    """A small BERT whose every parameter matters."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 101,
+        "hidden_size": 36,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 52,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+    }
+    torch.manual_seed(3)
+    made = BertModel(BertConfig(**sizes | changes)).eval()
+    with torch.no_grad():
+        for value in made.parameters():
+            if value.ndim == 1:
+                value.add_(torch.randn_like(value) * 0.2)
+    return made
+
+
+def backbone_of(made: BertModel, tokenizer: Any) -> Backbone:
+    """The same weights as a backbone."""
+    parameters = {f"bert.{name}": value for name, value in made.named_parameters()}
+    return make_backbone(EncoderConfig.from_transformers(made.config), parameters, tokenizer, "x")
+
+
+def pooled(backbone: Backbone, **options: Any) -> Tensor:
+    """Pooled outputs of all rows in one packed batch."""
+    batch = pack(ROWS)
+    with torch.no_grad():
+        overlay = SingleOverlay(backbone, {})
+        return batch.restore(encode(backbone.config, overlay, batch, **options))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_hidden_layers": 1},
+        {"num_hidden_layers": 5},
+        {"num_attention_heads": 1},
+        {"num_attention_heads": 36},
+        {"hidden_act": "gelu_new"},
+        {"hidden_act": "gelu_pytorch_tanh"},
+        {"layer_norm_eps": 0.1},
+        {"type_vocab_size": 3},
+    ],
+    ids=str,
+)
+def test_variants_equal_stock_transformers(tiny_tokenizer: Any, changes: dict[str, Any]) -> None:
+    made = network(**changes)
+    with torch.no_grad():
+        expected = [
+            made(input_ids=torch.tensor([ids]), token_type_ids=torch.tensor([types])).pooler_output
+            for ids, types in ROWS
+        ]
+    found = pooled(backbone_of(made, tiny_tokenizer))
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=0)
+
+
+def test_two_calls_are_bit_equal(tiny_backbone: Backbone) -> None:
+    """Nothing is dropped unless asked for, and no state is kept between calls."""
+    assert torch.equal(pooled(tiny_backbone), pooled(tiny_backbone))
+
+
+def test_dropout_is_drawn_anew_from_the_seed(tiny_backbone: Backbone) -> None:
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(pooled(tiny_backbone, dropout=0.1))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.allclose(draws[0], draws[2], atol=1e-3)
+    assert not torch.allclose(draws[0], pooled(tiny_backbone), atol=1e-3)
+
+
+def test_padding_is_no_different_from_none(tiny_backbone: Backbone) -> None:
+    """A row next to a longer one is the row alone: there is no padding to leak."""
+    overlay = SingleOverlay(tiny_backbone, {})
+    together = pooled(tiny_backbone)
+    for row, expected in zip(ROWS, together, strict=True):
+        with torch.no_grad():
+            alone = encode(tiny_backbone.config, overlay, pack([row]))[0]
+        torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)

@@ -1,0 +1,270 @@
+"""The engine: what it serves, what it turns away at load, and answers that depend on no other."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.engine import Engine, EngineRow
+from deltas import (
+    Backbone,
+    BackboneError,
+    DeltaNotFoundError,
+    InvalidTextError,
+    Record,
+    Store,
+    TokenizedRow,
+    write_delta,
+)
+
+WORDS = ["good", "bad", "film", "the", "not", "very", "and", "3"]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Engine:
+    """All toy tasks and strategies in float32."""
+    store = Store([tiny_deltas], backbone=tiny_backbone.ref)
+    return Engine(tiny_backbone, store, device="cpu", precision="fp32")
+
+
+def rows_of(engine: Engine, seed: int, count: int) -> list[EngineRow]:
+    """Rows of any tasks and strategies."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        record = draw.choice(engine.store.records)
+        fields = record.manifest.task.text_fields
+        text = {field: " ".join(draw.choices(WORDS, k=draw.randrange(1, 9))) for field in fields}
+        rows += engine.tokenize(record, [text])
+    return rows
+
+
+def test_widths_follow_each_rows_task(engine: Engine) -> None:
+    rows = rows_of(engine, 1, 40)
+    answers = engine.run(rows)
+    assert len(answers) == len(rows)
+    for row, logits in zip(rows, answers, strict=True):
+        assert len(logits) == row.record.manifest.task.num_outputs
+        assert all(isinstance(value, float) for value in logits)
+
+
+def test_nothing_to_do(engine: Engine) -> None:
+    assert engine.run([]) == []
+
+
+def test_repeated_calls_are_bit_equal(engine: Engine) -> None:
+    rows = rows_of(engine, 2, 30)
+    first = engine.run(rows)
+    engine.run(rows_of(engine, 3, 50))
+    assert engine.run(rows) == first
+
+
+def test_a_second_engine_answers_the_same(engine: Engine, tiny_backbone: Backbone) -> None:
+    rows = rows_of(engine, 4, 30)
+    other = Engine(tiny_backbone, engine.store, device="cpu", precision="fp32")
+    assert other.run(rows) == engine.run(rows)
+
+
+def test_order_of_deltas_does_not_matter(
+    engine: Engine, tiny_backbone: Backbone, tiny_deltas: Path, tmp_path: Path
+) -> None:
+    """Slots are given in another order (peers have had bugs that depend on it)."""
+    for number, path in enumerate(sorted(tiny_deltas.rglob("*.safetensors"), reverse=True)):
+        shutil.copy(path, tmp_path / f"{number:03}.safetensors")
+    store = Store([tmp_path], backbone=tiny_backbone.ref)
+    other = Engine(tiny_backbone, store, device="cpu", precision="fp32")
+    rows = rows_of(engine, 5, 40)
+    for mine, theirs in zip(engine.run(rows), other.run(rows), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+
+
+def test_thousands_of_rows_leave_the_backbone_as_it_was(
+    engine: Engine, tiny_backbone: Backbone
+) -> None:
+    for seed in range(10):
+        rows = rows_of(engine, seed, 50)
+        for _ in range(4):
+            engine.run(rows)
+    assert tiny_backbone.digest() == tiny_backbone.ref.fingerprint
+
+
+def test_tokenizing_in_threads_while_the_engine_runs(engine: Engine) -> None:
+    """Rows come from many threads, one thread computes: every answer as if computed alone."""
+    expected = {seed: engine.run(rows_of(engine, seed, 10)) for seed in range(6)}
+    made: dict[int, list[EngineRow]] = {}
+    problems: list[BaseException] = []
+
+    def tokenize(seed: int) -> None:
+        try:
+            for _ in range(10):
+                made[seed] = rows_of(engine, seed, 10)
+        except BaseException as error:  # noqa: BLE001
+            problems.append(error)
+
+    threads = [threading.Thread(target=tokenize, args=(seed,)) for seed in expected]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        engine.run(rows_of(engine, 99, 5))
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    for seed, answers in expected.items():
+        assert engine.run(made[seed]) == answers
+
+
+def test_wrong_rows_are_refused_before_they_meet_others(engine: Engine) -> None:
+    with pytest.raises(InvalidTextError, match="row 1"):
+        engine.tokenize(engine.store.resolve("toy2"), ["good", 5])  # type: ignore[list-item]
+
+
+def test_multi_label_and_regression_and_68_classes_in_one_batch(engine: Engine) -> None:
+    rows = []
+    for task in engine.store.tasks:
+        record = engine.store.resolve(task)
+        text = dict.fromkeys(record.manifest.task.text_fields, "good film")
+        rows += engine.tokenize(record, [text])
+    assert [len(logits) for logits in engine.run(rows)] == [2, 3, 68, 4, 1]
+    alone = [engine.run([row])[0] for row in rows]
+    for together, single in zip(engine.run(rows), alone, strict=True):
+        assert together == pytest.approx(single, abs=1e-5)
+
+
+@pytest.fixture
+def folder(tiny_deltas: Path, tmp_path: Path) -> Path:
+    """A copy of the toy deltas, to be spoilt."""
+    return Path(shutil.copytree(tiny_deltas, tmp_path / "copy"))
+
+
+def flip_last_byte(record: Record) -> None:
+    content = bytearray(record.path.read_bytes())
+    content[-1] ^= 1
+    record.path.write_bytes(content)
+
+
+def cut(record: Record) -> None:
+    record.path.write_bytes(record.path.read_bytes()[:-3])
+
+
+def spoil_values(record: Record) -> None:
+    """The header stays as it was; a value becomes NaN."""
+    content = bytearray(record.path.read_bytes())
+    content[-4:] = b"\0\0\xc0\x7f"
+    record.path.write_bytes(content)
+
+
+def replace(record: Record) -> None:
+    """A sound file, but another delta than the store saw."""
+    tensors = load_file(record.path)
+    save_file(tensors, record.path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (flip_last_byte, "damaged"),
+        (cut, "not a readable safetensors file"),
+        (spoil_values, "NaN|damaged"),
+        (replace, "no delta"),
+        (lambda record: record.path.unlink(), "no such file"),
+    ],
+    ids=["flipped", "cut", "NaN", "replaced", "gone"],
+)
+def test_what_goes_bad_is_rejected_and_all_others_answer(
+    engine: Engine, tiny_backbone: Backbone, folder: Path, spoil: Any, reason: str
+) -> None:
+    """Good headers, bad content: found at load; the slots of all others still fit."""
+    store = Store([folder], backbone=tiny_backbone.ref)
+    bad = [store.resolve("toy2", "bitfit"), store.resolve("toy68", "layernorm")]
+    for record in bad:
+        spoil(record)
+    spoilt = Engine(tiny_backbone, store, device="cpu", precision="fp32")
+    assert {path for path, _ in store.rejected} == {record.path for record in bad}
+    texts = [text for _, text in store.rejected]
+    assert all(re.search(reason, text) and str(folder) not in text for text in texts), texts
+    assert len(store.records) == len(engine.store.records) - 2
+    with pytest.raises(DeltaNotFoundError):
+        store.resolve("toy2", "bitfit")
+    keys = {record.manifest.key for record in store.records}
+    rows = [row for row in rows_of(engine, 7, 80) if row.record.manifest.key in keys]
+    for mine, theirs in zip(spoilt.run(rows), engine.run(rows), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_delta_of_impossible_shapes_is_rejected(
+    engine: Engine, tiny_backbone: Backbone, folder: Path
+) -> None:
+    """Sound by itself and with right fingerprints, but its entries don't fit this backbone."""
+    record = engine.store.resolve("toy2", "bitfit")
+    delta = record.load()
+    task = delta.manifest.task.model_copy(update={"max_length": 10_000})
+    manifest = delta.manifest.model_copy(update={"task": task})
+    write_delta(type(delta)(**(vars(delta) | {"manifest": manifest})), folder / "long.safetensors")
+    store = Store([folder / "none", folder], backbone=tiny_backbone.ref)
+    before = len(store.records)
+    Engine(tiny_backbone, store, device="cpu", precision="fp32")
+    assert len(store.records) == before - 1
+    assert "maximum length" in store.rejected[-1][1]
+
+
+def test_a_delta_replaced_after_the_start_does_not_matter(
+    tiny_backbone: Backbone, folder: Path
+) -> None:
+    """Files may be overwritten, in place too: what is served is what was loaded."""
+    store = Store([folder], backbone=tiny_backbone.ref)
+    mine = Engine(tiny_backbone, store, device="cpu", precision="fp32")
+    rows = rows_of(mine, 8, 60)
+    before = mine.run(rows)
+    for path in folder.rglob("*.safetensors"):
+        with path.open("r+b") as file:
+            size = path.stat().st_size
+            file.seek(size // 2)
+            file.write(b"\1" * (size - size // 2))
+    assert mine.run(rows) == before
+
+
+def test_an_empty_store_is_served_as_empty(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    empty = Engine(tiny_backbone, Store([tmp_path], backbone=tiny_backbone.ref), device="cpu")
+    assert empty.store.tasks == []
+    assert empty.run([]) == []
+
+
+def test_bfloat16_is_close(engine: Engine, tiny_backbone: Backbone) -> None:
+    rough = Engine(tiny_backbone, engine.store, device="cpu", precision="bf16")
+    assert rough.precision == "bf16"
+    rows = rows_of(engine, 9, 60)
+    pairs = list(zip(engine.run(rows), rough.run(rows), strict=True))
+    worst = max(abs(a - b) for exact, close in pairs for a, b in zip(exact, close, strict=True))
+    assert 0 < worst < 0.5
+    equal = sum(torch.tensor(a).argmax() == torch.tensor(b).argmax() for a, b in pairs)
+    assert equal > 0.9 * len(rows)
+
+
+def test_what_it_runs_on_is_told(engine: Engine, tiny_backbone: Backbone) -> None:
+    told = engine.describe()
+    assert told["device"] == "cpu"
+    assert told["precision"] == "fp32"
+    assert told["deltas"] == 25
+    assert told["fingerprint"] == tiny_backbone.ref.fingerprint
+
+
+def test_missing_cuda_is_said_at_the_start(
+    tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackboneError, match="'cuda' was asked for"):
+        Engine(tiny_backbone, Store([tmp_path]), device="cuda")
+
+
+def test_budget_counts_special_tokens(engine: Engine) -> None:
+    (row,) = engine.tokenize(engine.store.resolve("toy2"), ["good film"])
+    assert row.num_tokens == 4
+    assert isinstance(row.tokens, TokenizedRow)

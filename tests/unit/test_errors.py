@@ -1,0 +1,77 @@
+"""What errors of `deltas` say and carry. Those over HTTP: `tests/http/test_errors.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deltas import (
+    BackboneError,
+    DeltaError,
+    DeltaFormatError,
+    DeltaMismatchError,
+    DeltaNotFoundError,
+    InvalidTextError,
+)
+
+
+def test_near_matches_ignore_case_and_come_best_first() -> None:
+    error = DeltaNotFoundError("task", "COAL", ["sst2", "cola", "rte", "cola2"])
+    assert error.suggestions == ["cola", "cola2"]
+    assert error.available == ["cola", "cola2", "rte", "sst2"]
+    assert str(error) == (
+        "unknown task 'COAL'. Did you mean 'cola' or 'cola2'? Available: cola, cola2, rte, sst2"
+    )
+
+
+def test_nothing_alike_and_nothing_there() -> None:
+    assert "Did you mean" not in str(DeltaNotFoundError("task", "zzz", ["cola"]))
+    assert str(DeltaNotFoundError("version", "x", [])).endswith("Available: none")
+
+
+def test_long_lists_and_long_names_are_capped() -> None:
+    error = DeltaNotFoundError("task", "n" * 10_000, [f"task{n:03}" for n in range(100)])
+    assert len(str(error)) < 500
+    assert "and 80 more" in str(error)
+    assert len(error.available) == 100
+    assert error.name == "n" * 10_000
+
+
+@pytest.mark.parametrize("name", ["\0", "../../etc/passwd", "\ud800", "ﬀ", "İ", ""])
+def test_any_name_can_be_told(name: str) -> None:
+    """The message can be printed, whatever was asked for."""
+    str(DeltaNotFoundError("task", name, ["cola"])).encode()
+
+
+def test_format_error_says_where() -> None:
+    error = DeltaFormatError("some/file.safetensors", "is empty")
+    assert (error.path, error.reason) == (Path("some/file.safetensors"), "is empty")
+    assert str(error) == "some/file.safetensors: is empty"
+
+
+def test_mismatch_says_both_and_what_to_do() -> None:
+    error = DeltaMismatchError("backbone fingerprint", "sha256:aa", "sha256:bb")
+    assert (error.what, error.expected, error.found) == (
+        "backbone fingerprint",
+        "sha256:aa",
+        "sha256:bb",
+    )
+    for part in ("backbone fingerprint", "sha256:aa", "sha256:bb", "--backbone", "train"):
+        assert part in str(error)
+
+
+def test_invalid_text_names_row_and_field() -> None:
+    assert str(InvalidTextError(3, "premise", "is missing")) == "row 3, field 'premise': is missing"
+    assert str(InvalidTextError(0, None, "is no row")) == "row 0: is no row"
+
+
+def test_one_root_catches_all() -> None:
+    for error in (
+        DeltaFormatError("a", "b"),
+        DeltaMismatchError("a", "b", "c"),
+        DeltaNotFoundError("a", "b", []),
+        BackboneError("a"),
+        InvalidTextError(0, None, "a"),
+    ):
+        assert isinstance(error, DeltaError)

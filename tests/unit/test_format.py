@@ -1,0 +1,506 @@
+"""Reading a delta file: what is refused, and with which sentence. Writing: `test_atomic_write.py`.
+
+`craft` writes files from the format's description in `deltas.format`, with right digests, so that
+each case below has exactly one defect and every check has to stand on its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import random
+import re
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deltas import (
+    Backbone,
+    Delta,
+    DeltaFormatError,
+    DeltaMismatchError,
+    TaskSpec,
+    check_delta,
+    make_backbone,
+    read_delta,
+    read_manifest,
+    write_delta,
+)
+
+Facts = dict[str, Any]
+Tensors = dict[str, Tensor]
+Change = Callable[[Facts, Tensors], None]
+DENSE = "bert.pooler.dense.bias"
+SPARSE = "bert.embeddings.word_embeddings.weight"
+STRATEGY = f"random:0.01+params:{DENSE}"
+
+
+@pytest.fixture(scope="module")
+def delta(tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any) -> Delta:
+    """Dense and sparse entries and a head of three outputs."""
+    made: Delta = make_delta(tiny_backbone, toy_tasks["toy3"], STRATEGY)
+    kinds = {info.name: info.kind for info in made.manifest.entries}
+    assert kinds[DENSE] == "dense"
+    assert kinds[SPARSE] == "sparse"
+    return made
+
+
+@pytest.fixture(scope="module")
+def good(delta: Delta, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its file. Read only."""
+    path = tmp_path_factory.mktemp("good") / "good.safetensors"
+    write_delta(delta, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(
+    tiny_backbone: Backbone,
+    toy_tasks: dict[str, TaskSpec],
+    make_delta: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A file of a few kilobytes with an entry of each kind. Read only."""
+    path = tmp_path_factory.mktemp("small") / "small.safetensors"
+    strategy = f"random:0.0001+params:{DENSE}"
+    made = write_delta(make_delta(tiny_backbone, toy_tasks["toy2"], strategy), path)
+    assert {info.kind for info in made.manifest.entries} == {"dense", "sparse"}
+    return path
+
+
+def digest(text: str, tensors: Tensors) -> str:
+    """The format's digest, written a second time."""
+    hasher = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        hasher.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
+        hasher.update(value.numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def craft(path: Path, facts: Facts, tensors: Tensors, text: str | None = None) -> Path:
+    """Write a file whose digests are right, whatever else is wrong with it."""
+    text = json.dumps(facts, separators=(",", ":"), ensure_ascii=False) if text is None else text
+    lasting = {key: facts[key] for key in facts if key not in ("training", "metrics")}
+    lasting_text = json.dumps(lasting, separators=(",", ":"), ensure_ascii=False)
+    version = digest(lasting_text, tensors)[:16]
+    header = {"deltabert": text, "version": version, "digest": digest(text + version, tensors)}
+    save_file(tensors, path, metadata=header)
+    return path
+
+
+def opened(good: Path) -> tuple[Facts, Tensors]:
+    """Manifest and tensors of the good file, to be spoilt."""
+    manifest, _ = read_manifest(good)
+    return json.loads(manifest.model_dump_json()), load_file(good)
+
+
+def same(first: Delta, second: Delta) -> bool:
+    """Equal in everything that a delta says and computes, bit for bit."""
+    return (
+        first.version == second.version
+        and first.manifest == second.manifest
+        and list(first.entries) == list(second.entries)
+        and torch.equal(first.head_weight, second.head_weight)
+        and torch.equal(first.head_bias, second.head_bias)
+        and all(
+            type(second.entries[name]) is type(entry)
+            and torch.equal(second.entries[name].values, entry.values)
+            and torch.equal(
+                getattr(second.entries[name], "indices", torch.empty(0)),
+                getattr(entry, "indices", torch.empty(0)),
+            )
+            for name, entry in first.entries.items()
+        )
+    )
+
+
+def test_what_is_read_is_what_was_written(delta: Delta, good: Path) -> None:
+    read = read_delta(good)
+    assert same(Delta(**(vars(delta) | {"version": read.version})), read)
+    assert re.fullmatch(r"[0-9a-f]{16}", read.version)
+    assert read.num_bytes == good.stat().st_size
+    assert read_manifest(good) == (delta.manifest, read.version)
+
+
+def test_the_file_is_as_described(good: Path, tmp_path: Path) -> None:
+    """A file made from the description alone is read, and gets the same version."""
+    again = read_delta(craft(tmp_path / "again.safetensors", *opened(good)))
+    assert same(again, read_delta(good))
+
+
+def test_indices_are_stored_as_narrow_as_they_can_be(good: Path) -> None:
+    assert load_file(good)[f"{SPARSE}:indices"].dtype == torch.int32
+
+
+def test_time_and_place_do_not_change_the_version(delta: Delta, tmp_path: Path) -> None:
+    training = delta.manifest.training.model_copy(update={"duration_s": 9.0, "command": "other"})
+    manifest = delta.manifest.model_copy(update={"training": training})
+    later = Delta(**(vars(delta) | {"manifest": manifest}))
+    first = write_delta(delta, tmp_path / "a.safetensors")
+    assert write_delta(later, tmp_path / "b.safetensors").version == first.version
+
+
+@pytest.mark.parametrize("what", ["seed", "label", "value", "index"])
+def test_what_it_computes_changes_the_version(good: Path, tmp_path: Path, what: str) -> None:
+    facts, tensors = opened(good)
+    if what == "seed":
+        facts["strategy"]["seed"] += 1
+    elif what == "label":
+        facts["task"]["labels"][:2] = facts["task"]["labels"][1::-1]
+    elif what == "value":
+        tensors["classifier.bias"][0] += 1e-6
+    else:
+        tensors[f"{SPARSE}:indices"][-1] += 1
+    changed = read_delta(craft(tmp_path / "x.safetensors", facts, tensors))
+    assert changed.version != read_delta(good).version
+
+
+def _set(*path: str | int, to: object) -> Change:
+    def change(facts: Facts, tensors: Tensors) -> None:
+        del tensors
+        part: Any = facts
+        for key in path[:-1]:
+            part = part[key]
+        part[path[-1]] = to
+
+    return change
+
+
+def _tensor(name: str, change: Callable[[Tensor], Tensor | None]) -> Change:
+    def apply(facts: Facts, tensors: Tensors) -> None:
+        del facts
+        changed = change(tensors[name])
+        if changed is not None:
+            tensors[name] = changed
+
+    return apply
+
+
+def _fill(position: int, value: float) -> Callable[[Tensor], None]:
+    def fill(tensor: Tensor) -> None:
+        tensor.view(-1)[position] = value
+
+    return fill
+
+
+def _entry(name: str, **changes: object) -> Change:
+    def change(facts: Facts, tensors: Tensors) -> None:
+        del tensors
+        next(entry for entry in facts["entries"] if entry["name"] == name).update(changes)
+
+    return change
+
+
+def _repeat(**changes: object) -> Change:
+    def change(facts: Facts, tensors: Tensors) -> None:
+        del tensors
+        facts["entries"].append(facts["entries"][-1] | changes)
+        facts["trainable_parameters"] += facts["entries"][-1]["count"]
+
+    return change
+
+
+def _add(key: str, value: object) -> Change:
+    return lambda facts, tensors: facts.update({key: value})
+
+
+def _drop(key: str) -> Change:
+    return lambda facts, tensors: (facts.pop(key, None), tensors.pop(key, None), None)[-1]
+
+
+INDICES, VALUES = f"{SPARSE}:indices", f"{SPARSE}:values"
+DEFECTS: dict[str, tuple[Change, str]] = {
+    "NaN in a dense entry": (
+        _tensor(DENSE, _fill(3, float("nan"))),
+        f"{DENSE} has 1 values that are NaN",
+    ),
+    "infinity in a sparse entry": (_tensor(VALUES, _fill(0, float("inf"))), "NaN or infinite"),
+    "minus infinity in the head": (
+        _tensor("classifier.weight", _fill(5, -float("inf"))),
+        "classifier.weight has 1 values",
+    ),
+    "half precision values": (
+        _tensor(VALUES, Tensor.half),
+        "dtype torch.float16, expected torch.float32",
+    ),
+    "double precision head": (_tensor("classifier.bias", Tensor.double), "dtype torch.float64"),
+    "float indices": (
+        _tensor(INDICES, Tensor.float),
+        "dtype torch.float32, expected int32 or int64",
+    ),
+    "short indices": (_tensor(INDICES, Tensor.short), "dtype torch.int16"),
+    "indices not in order": (_tensor(INDICES, lambda t: t.flip(0)), "must increase strictly"),
+    "an index twice": (
+        _tensor(INDICES, lambda t: _fill(1, float(t[0]))(t)),
+        "must increase strictly",
+    ),
+    "a negative index": (_tensor(INDICES, _fill(0, -1)), r"within 0\.\.3635"),
+    "an index too large": (_tensor(INDICES, _fill(-1, 101 * 36)), r"within 0\.\.3635"),
+    "an index missing": (
+        _tensor(INDICES, lambda t: t[:-1].clone()),
+        "indices and .* the manifest says",
+    ),
+    "a value missing": (_tensor(VALUES, lambda t: t[:-1].clone()), "the manifest says"),
+    "a matrix of indices": (_tensor(INDICES, lambda t: t[:, None].clone()), "the manifest says"),
+    "dense entry of another shape": (
+        _tensor(DENSE, lambda t: t[:-1].clone()),
+        r"has shape \(35,\), the manifest says \(36,\)",
+    ),
+    "a label missing": (_set("task", "labels", to=["yes", "no"]), "has 2 outputs"),
+    "all labels but one missing": (_set("task", "labels", to=["yes"]), "can't have 1 labels"),
+    "a label too many": (_set("task", "labels", to=["yes", "maybe", "no", "x"]), "has 4 outputs"),
+    "a label twice": (_set("task", "labels", to=["yes", "no", "no"]), "not distinct"),
+    "an empty label": (_set("task", "labels", to=["yes", "", "no"]), "labels.1"),
+    "three text fields": (_set("task", "text_fields", to=["a", "b", "c"]), "text_fields"),
+    "head bias of another width": (
+        _tensor("classifier.bias", lambda t: t[:2].clone()),
+        "head of shape",
+    ),
+    "head as a vector": (_tensor("classifier.weight", lambda t: t[0].clone()), "head of shape"),
+    "no head": (_drop("classifier.weight"), "missing: classifier.weight"),
+    "a dense entry missing": (_drop(DENSE), f"missing: {DENSE}"),
+    "sparse values missing": (_drop(VALUES), f"missing: {VALUES}"),
+    "a tensor too many": (
+        lambda facts, tensors: tensors.update({"bert.extra": torch.ones(2)}),
+        "doesn't name: bert.extra",
+    ),
+    "too many trained parameters": (_set("trainable_parameters", to=10**6), "were trained"),
+    "too few trained parameters": (_set("trainable_parameters", to=5), "were trained"),
+    "fewer in total than trained": (_set("total_parameters", to=10), "total|trained"),
+    "negative counts": (_set("total_parameters", to=-1), "total"),
+    "a format of the future": (
+        _set("format_version", to=2),
+        r"format version 2 is not supported; this deltabert reads version 1",
+    ),
+    "a format version as text": (
+        _set("format_version", to="1"),
+        "format version '1' is not supported",
+    ),
+    "no format version": (_drop("format_version"), "format version None"),
+    "a field too many": (_add("surprise", 1), "surprise: Extra inputs are not permitted"),
+    "a field missing": (_drop("task"), "task: Field required"),
+    "a path as task name": (_set("task", "name", to="../../etc"), "task.name"),
+    "a task name with NUL": (_set("task", "name", to="a\0b"), "task.name"),
+    "an unknown kind": (_set("task", "kind", to="ranking"), "task.kind"),
+    "an entry twice": (_repeat(), "more than once|twice|repeated"),
+    "an entry both ways": (
+        _repeat(kind="dense", shape=[36]),
+        "missing|more than once|twice|repeated",
+    ),
+    "the head as an entry": (
+        lambda facts, tensors: facts["entries"].append(
+            {"name": "classifier.bias", "kind": "dense", "shape": [3], "count": 3}
+        ),
+        "classifier.bias|were trained",
+    ),
+    "a count that lies": (_entry(DENSE, count=7), r"count|has 36 values|says 7|were trained"),
+    "a negative shape": (_entry(SPARSE, shape=[-101, 36]), "shape|within"),
+    "a shape that overflows": (_entry(SPARSE, shape=[2**62, 2**62]), "shape|within"),
+    "a shape beyond 64 bits": (_entry(SPARSE, shape=[2**70, 36]), "shape|within"),
+    "a shape without end": (_entry(SPARSE, shape=[0]), "shape|within"),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_one_defect_is_enough(good: Path, tmp_path: Path, defect: str) -> None:
+    change, reason = DEFECTS[defect]
+    facts, tensors = opened(good)
+    change(facts, tensors)
+    path = craft(tmp_path / "bad.safetensors", facts, tensors)
+    with pytest.raises(DeltaFormatError, match=reason) as caught:
+        read_delta(path)
+    assert caught.value.path == path
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "1",
+        "{",
+        "[" * 200_000,
+        '{"format_version":1,"a":' * 20_000,
+        '"\\ud800"',
+        "9" * 5000,
+    ],
+    ids=[
+        "empty",
+        "list",
+        "null",
+        "number",
+        "open",
+        "deep list",
+        "deep object",
+        "surrogate",
+        "digits",
+    ],
+)
+def test_a_manifest_that_is_no_manifest(good: Path, tmp_path: Path, text: str) -> None:
+    path = craft(tmp_path / "bad.safetensors", *opened(good), text=text)
+    for read in (read_delta, read_manifest):
+        with pytest.raises(DeltaFormatError):
+            read(path)
+
+
+def test_metrics_are_finite(good: Path, tmp_path: Path) -> None:
+    facts, tensors = opened(good)
+    text = json.dumps(facts).replace("0.25", "NaN")
+    with pytest.raises(DeltaFormatError, match="metrics"):
+        read_delta(craft(tmp_path / "bad.safetensors", facts, tensors, text=text))
+
+
+@pytest.mark.parametrize("lost", ["deltabert", "version", "digest"])
+def test_header_needs_its_keys(tmp_path: Path, lost: str) -> None:
+    header = {"deltabert": "{}", "version": "0" * 16, "digest": "0" * 64}
+    del header[lost]
+    path = tmp_path / "bad.safetensors"
+    save_file({"a": torch.ones(1)}, path, metadata=header)
+    with pytest.raises(DeltaFormatError, match=f"no delta: the header lacks {lost}"):
+        read_delta(path)
+
+
+def test_other_safetensors_are_no_deltas(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({"a": torch.ones(1)}, path)
+    with pytest.raises(DeltaFormatError, match="lacks deltabert and version and digest"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 7,
+        b"\0" * 8,
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 10**8 + 1) + b"{}",
+        struct.pack("<Q", 10**6) + b"{}",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 3) + b"\xff\xfe\xfd",
+        pickle.dumps({"classifier.weight": [1.0]}),
+        b"PK\x03\x04" + bytes(100),
+        random.Random(3).randbytes(5000),
+    ],
+    ids=range(12),
+)
+def test_what_is_no_safetensors(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    for read in (read_delta, read_manifest):
+        with pytest.raises(DeltaFormatError):
+            read(path)
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    """Renamed, it is refused unread; under its own name, unopened."""
+    witness = tmp_path / "witness"
+    bomb = b"cos\nsystem\n(S'touch " + str(witness).encode() + b"'\ntR."
+    for name, reason in (
+        ("a.safetensors", "not a readable"),
+        ("a.pt", "never opened"),
+        ("a.bin", "never"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(bomb)
+        with pytest.raises(DeltaFormatError, match=reason):
+            read_delta(path)
+    assert not witness.exists()
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(DeltaFormatError, match="no such file"):
+        read_delta(tmp_path / "none.safetensors")
+    with pytest.raises(DeltaFormatError):
+        read_delta(tmp_path / "folder.safetensors")
+
+
+def test_any_flipped_byte_is_noticed(small: Path, tmp_path: Path) -> None:
+    """Every byte of the file in turn: refused, or (unused parts of the header) all the same."""
+    original, content = read_delta(small), small.read_bytes()
+    path = tmp_path / "flipped.safetensors"
+    draw = random.Random(1)
+    refused = 0
+    for position in range(len(content)):
+        flipped = content[position] ^ draw.randrange(1, 256)
+        path.write_bytes(content[:position] + bytes([flipped]) + content[position + 1 :])
+        try:
+            assert same(read_delta(path), original), position
+        except DeltaFormatError:
+            refused += 1
+    assert refused > 0.99 * len(content)
+
+
+def test_any_truncation_is_noticed(small: Path, tmp_path: Path) -> None:
+    content = small.read_bytes()
+    path = tmp_path / "short.safetensors"
+    for length in [*range(0, len(content), 5), len(content) - 1]:
+        path.write_bytes(content[:length])
+        with pytest.raises(DeltaFormatError):
+            read_delta(path)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(DeltaFormatError):
+        read_delta(path)
+
+
+def test_values_do_not_follow_the_file(good: Path, tmp_path: Path) -> None:
+    """What was checked is what is used, even if someone overwrites the file in place afterwards."""
+    path = shutil.copy(good, tmp_path / "mine.safetensors")
+    read, kept = read_delta(path), read_delta(good)  # type: ignore[arg-type]
+    with path.open("r+b") as file:  # type: ignore[union-attr]
+        file.seek(path.stat().st_size - 4000)  # type: ignore[union-attr]
+        file.write(b"\1" * 4000)
+    assert same(read, kept)
+
+
+def test_wrong_backbone_is_refused_with_both_fingerprints(
+    tiny_backbone: Backbone, good: Path
+) -> None:
+    """One bit of one weight, same name, same shapes."""
+    parameters = {name: value.clone() for name, value in tiny_backbone.parameters.items()}
+    parameters[SPARSE].view(-1)[1234] *= 1 + 2**-23
+    other = make_backbone(
+        tiny_backbone.config, parameters, tiny_backbone.tokenizer, tiny_backbone.ref.id
+    )
+    assert other.ref.fingerprint != tiny_backbone.ref.fingerprint
+    check_delta(read_delta(good), tiny_backbone)
+    with pytest.raises(DeltaMismatchError, match="backbone fingerprint") as caught:
+        check_delta(read_delta(good), other)
+    assert other.ref.fingerprint in str(caught.value)
+    assert tiny_backbone.ref.fingerprint in str(caught.value)
+
+
+@pytest.mark.parametrize("defect", ["name", "shape", "head", "length", "total"])
+def test_delta_must_fit_the_backbone(
+    tiny_backbone: Backbone, good: Path, tmp_path: Path, defect: str
+) -> None:
+    """Right fingerprints, but made by someone who didn't mean well."""
+    facts, tensors = opened(good)
+    if defect == "name":
+        facts["entries"][-1]["name"] = "bert.pooler.dense.other"
+        tensors["bert.pooler.dense.other"] = tensors.pop(DENSE)
+    elif defect == "shape":
+        _entry(SPARSE, shape=[36, 101])(facts, tensors)
+    elif defect == "head":
+        tensors["classifier.weight"] = torch.ones(3, 35)
+        facts["trainable_parameters"] -= 3
+    elif defect == "length":
+        facts["task"]["max_length"] = 65
+    else:
+        facts["total_parameters"] += 1
+    delta = read_delta(craft(tmp_path / "bad.safetensors", facts, tensors))
+    with pytest.raises(DeltaMismatchError):
+        check_delta(delta, tiny_backbone)

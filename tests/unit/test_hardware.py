@@ -1,0 +1,44 @@
+"""Where and how to compute: what is picked, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deltas import DTYPES, BackboneError, pick_device, pick_precision
+
+
+def test_cpu_is_always_there() -> None:
+    assert pick_device("cpu").type == "cpu"
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert pick_device().type == expected
+
+
+def test_missing_cuda_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(BackboneError, match=r"'cuda' was asked for.*use 'auto' or 'cpu'"):
+        pick_device("cuda")
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+def test_the_user_has_the_last_word(wanted: str) -> None:
+    assert pick_precision(wanted, torch.device("cpu")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "expected"),
+    [(False, False, "fp32"), (True, False, "bf16"), (False, True, "bf16")],
+)
+def test_bfloat16_where_the_cpu_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert pick_precision("auto", torch.device("cpu")) == expected
+
+
+def test_this_machine_has_an_answer() -> None:
+    assert pick_precision("auto", torch.device("cpu")) in DTYPES
+    expected = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    assert expected == DTYPES

@@ -1,0 +1,137 @@
+"""What a label column is taken for, and what can't be a label."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltas.manifest import TaskKind
+from training.columns import Columns
+from training.errors import DataError
+from training.labels import collect_labels, encode_labels, infer_kind
+
+
+def column(values: list[Any], name: str = "a.jsonl") -> Columns:
+    return Columns(Path(name), len(values), {"label": values})
+
+
+def infer(values: list[Any], name: str = "a.jsonl") -> str:
+    return infer_kind(column(values, name), "label")
+
+
+def collect(values: list[Any], kind: TaskKind = "single_label", name: str = "a.jsonl") -> Any:
+    return collect_labels(column(values, name), "label", kind)
+
+
+def encode(
+    values: list[Any], kind: TaskKind, labels: tuple[str, ...], name: str = "a.jsonl"
+) -> Any:
+    return encode_labels(column(values, name), "label", kind, labels)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["a", "b"], "single_label"),
+        ([1, 2], "single_label"),
+        ([True, False], "single_label"),
+        (["0.5", "1.5"], "single_label"),
+        ([0.5, 2.0], "regression"),
+        ([1, 2.5], "regression"),
+        ([1.5, None], "regression"),
+        ([1.5, float("nan")], "regression"),
+        ([["a"], []], "multi_label"),
+        ([None], "single_label"),
+    ],
+)
+def test_kinds_by_type(values: list[Any], kind: str) -> None:
+    assert infer(values) == kind
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["a", "b"], "single_label"),
+        (["1", "-2"], "single_label"),
+        (["1", "2.5"], "regression"),
+        (["1e-3", "2"], "regression"),
+        (["1", "nan"], "single_label"),
+        (["a|b", "a"], "multi_label"),
+    ],
+)
+def test_kinds_by_text(values: list[str], kind: str) -> None:
+    assert infer(values, "a.csv") == kind
+
+
+def test_names_are_sorted_integers_by_value() -> None:
+    assert collect(["b", "a", "b", "a"]) == ("a", "b")
+    assert collect([10, 9, 10, 9, -1]) == ("-1", "9", "10")
+    assert collect(["10", "9", "09", "9"], name="a.csv") == ("09", "9", "10")
+    assert collect([True, False, True]) == ("false", "true")
+    assert collect([1.0, 2.0, 1.0]) == ("1", "2")
+    assert collect([["b", "a"], [], ["c", "c"]], "multi_label") == ("a", "b", "c")
+    assert collect(["b|a", "", "c"], "multi_label", "a.csv") == ("a", "b", "c")
+    assert collect([1.5], "regression") == ()
+
+
+def test_codes_are_positions() -> None:
+    assert encode(["b", " a "], "single_label", ("a", "b")) == [1, 0]
+    assert encode([["c", "a"], []], "multi_label", ("a", "b", "c")) == [[1, 0, 1], [0, 0, 0]]
+    assert encode(["c|a", " "], "multi_label", ("a", "b", "c"), "a.csv") == [[1, 0, 1], [0, 0, 0]]
+    assert encode(["1.5", "-2"], "regression", (), "a.csv") == [1.5, -2.0]
+    assert encode([1, 2.5], "regression", ()) == [1.0, 2.5]
+
+
+def test_a_label_unknown_to_the_train_file() -> None:
+    with pytest.raises(DataError) as caught:
+        encode(["yes", "Yes!", "perhaps"], "single_label", ("no", "yes"))
+    assert (caught.value.row, caught.value.column) == (2, "label")
+    assert str(caught.value) == (
+        "a.jsonl, row 2, column 'label': label 'Yes!' does not occur in the train file "
+        "(1 more such labels follow); allowed: no, yes. Did you mean 'yes'?"
+    )
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", float("nan"), {"a": 1}, ["a"], "x" * 300])
+def test_what_can_not_be_one_label(value: Any) -> None:
+    with pytest.raises(DataError, match="row 3, column 'label'"):
+        collect(["a", "b", value])
+
+
+@pytest.mark.parametrize("value", ["a", None, 1, [None], [["a"]], [""]])
+def test_what_can_not_be_several_labels(value: Any) -> None:
+    with pytest.raises(DataError, match="row 2, column 'label'"):
+        collect([["a"], value], "multi_label")
+
+
+@pytest.mark.parametrize("value", [None, "much", "", float("inf"), float("nan"), True, [1.0]])
+def test_what_can_not_be_a_number(value: Any) -> None:
+    with pytest.raises(DataError, match=r"row 2, column 'label': .* is not a finite number"):
+        encode([0.5, value], "regression", ())
+
+
+def test_one_label_teaches_nothing() -> None:
+    with pytest.raises(DataError, match=r"1 distinct label \(a\); at least 2 needed"):
+        collect(["a", "a"])
+    with pytest.raises(DataError, match="0 distinct label"):
+        collect([[], []], "multi_label")
+    assert collect([["a"], []], "multi_label") == ("a",)
+
+
+def test_a_text_column_is_not_taken_for_labels() -> None:
+    with pytest.raises(
+        DataError, match=r"30 distinct labels in 30 rows; is this the label column\?"
+    ):
+        collect([f"review {n}" for n in range(30)])
+    with pytest.raises(DataError, match="1,001 distinct labels in 2,002 rows"):
+        collect([str(n) for n in range(1001)] * 2)
+    assert len(collect([f"label {n}" for n in range(1000)] * 2)) == 1000
+
+
+def test_a_label_that_occurs_once_is_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        collect(["a", "a", "b", "b", "c"])
+    assert "1 of 3 labels occur in one row only and can't be judged: c" in caplog.text

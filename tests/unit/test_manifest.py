@@ -1,0 +1,110 @@
+"""The manifest: what it can't say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from deltas import Backbone, Delta, Manifest, TaskSpec
+
+BAD_NAMES = ("", "A", "a b", "../a", ".a", "a/b", "ä", "a\n", "a" * 129)
+
+
+@pytest.fixture(scope="module")
+def manifest(tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any) -> Manifest:
+    """A good one."""
+    delta: Delta = make_delta(tiny_backbone, toy_tasks["toy3"], "bitfit+random:0.01")
+    return delta.manifest
+
+
+def test_json_and_back(manifest: Manifest) -> None:
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
+
+
+def test_nothing_can_be_changed(manifest: Manifest) -> None:
+    parts: list[BaseModel] = [
+        manifest,
+        manifest.backbone,
+        manifest.task,
+        manifest.strategy,
+        manifest.entries[0],
+        manifest.training,
+        *manifest.metrics.values(),
+    ]
+    for part in parts:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, next(iter(type(part).model_fields)), "x")
+        with pytest.raises(ValidationError, match="Extra inputs"):
+            type(part).model_validate(part.model_dump() | {"surprise": 1})
+
+
+def test_key_and_split(manifest: Manifest) -> None:
+    assert manifest.key == ("toy3", "bitfit+random:0.01")
+    assert manifest.validation_split == "validation"
+    alone = manifest.model_copy(update={"metrics": {"selection": manifest.metrics["selection"]}})
+    assert alone.validation_split is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "outputs"),
+    [
+        ("single_label", ("a", "b"), 2),
+        ("single_label", tuple("abcdefg"), 7),
+        ("multi_label", ("a",), 1),
+        ("multi_label", ("a", "b", "c"), 3),
+        ("regression", (), 1),
+    ],
+)
+def test_width_of_the_head(kind: str, labels: tuple[str, ...], outputs: int) -> None:
+    assert task(kind=kind, labels=labels).num_outputs == outputs
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"labels": ("a",)}, "a single_label task can't have 1 labels"),
+        ({"labels": ()}, "can't have 0 labels"),
+        ({"kind": "multi_label", "labels": ()}, "can't have 0 labels"),
+        ({"kind": "regression", "labels": ("a",)}, "can't have 1 labels"),
+        ({"labels": ("a", "a")}, "labels are not distinct: a, a"),
+        ({"labels": ("a", "")}, "labels.1"),
+        ({"labels": ("a", "b" * 257)}, "labels.1"),
+        ({"text_fields": ("a", "a")}, "text_fields are not distinct"),
+        ({"text_fields": ()}, "text_fields"),
+        ({"text_fields": ("a", "b", "c")}, "text_fields"),
+        ({"max_length": 3}, "max_length"),
+        ({"kind": "ranking"}, "kind"),
+        *(({"name": name}, "name") for name in BAD_NAMES),
+    ],
+    ids=str,
+)
+def test_tasks_that_are_none(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        task(**changes)
+
+
+@pytest.mark.parametrize("name", ["a", "0", "my-task_2.0", "a" * 128])
+def test_names_that_tasks_may_have(name: str) -> None:
+    assert task(name=name).name == name
+
+
+def task(**changes: Any) -> TaskSpec:
+    """A good task, changed."""
+    good: dict[str, Any] = {
+        "name": "mine",
+        "kind": "single_label",
+        "labels": ("a", "b"),
+        "text_fields": ("text",),
+        "max_length": 32,
+    }
+    return TaskSpec.model_validate(good | changes)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_metrics_are_numbers(manifest: Manifest, value: float) -> None:
+    facts = manifest.model_dump()
+    facts["metrics"]["selection"]["values"]["accuracy"] = value
+    with pytest.raises(ValidationError, match="finite"):
+        Manifest.model_validate(facts)

@@ -1,0 +1,114 @@
+"""Settings: types, ranges, paths, and mistyped names, each with a sentence that helps."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import PREFIX, Settings, SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.upper().startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+def problems(monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[str]:
+    """What `load_settings` has to say about these variables."""
+    for name, value in variables.items():
+        monkeypatch.setenv(PREFIX + name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return caught.value.problems
+
+
+def test_defaults_need_no_environment() -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.deltas == ()
+    assert settings.zoo is True
+    assert settings.cors_origins == ()
+
+
+def test_values_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setenv("DELTABERT_PORT", "9000")
+    monkeypatch.setenv("deltabert_zoo", "false")
+    monkeypatch.setenv("DELTABERT_DELTAS", f"{tmp_path}{os.pathsep}{other}{os.pathsep}")
+    monkeypatch.setenv("DELTABERT_CORS_ORIGINS", "http://a.example/, https://b.example:8443")
+    monkeypatch.setenv("DELTABERT_DEVICE", "CPU")
+    monkeypatch.setenv("DELTABERT_BACKBONE", "")
+    settings = load_settings()
+    assert settings.port == 9000
+    assert settings.zoo is False
+    assert settings.deltas == (tmp_path, other)
+    assert settings.cors_origins == ("http://a.example", "https://b.example:8443")
+    assert settings.device == "cpu"
+    assert settings.backbone is None, "an empty variable is as good as none"
+
+
+def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setenv("DELTABERT_DELTAS", "~/mine")
+    assert load_settings().deltas == (tmp_path / "mine",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("PORT", "99999", "DELTABERT_PORT is '99999': input should be less than or equal to 65535"),
+        ("PORT", "http", "valid integer"),
+        ("DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
+        ("PRECISION", "int8", "'auto', 'fp32' or 'bf16'"),
+        ("ZOO", "maybe", "DELTABERT_ZOO is 'maybe'"),
+        ("MAX_BATCH_TOKENS", "0", "greater than or equal to 16"),
+        ("DEADLINE_S", "0", "greater than 0"),
+        ("DEADLINE_S", "nan", "DELTABERT_DEADLINE_S"),
+        ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+        ("DELTAS", "no/such/folder", "'no/such/folder' is not a folder"),
+        ("CORS_ORIGINS", "example.org", "write it like https://example.org"),
+        ("MAX_ROWS_PER_REQUEST", "5000", "DELTABERT_MAX_QUEUE_ROWS (4096)"),
+    ],
+)
+def test_a_bad_value_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    (problem,) = problems(monkeypatch, **{name: value})
+    assert said in problem
+    assert "\n" not in problem
+
+
+def test_a_mistyped_name_is_an_error_with_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
+    (problem,) = problems(monkeypatch, MAX_BATCHTOKENS="9")
+    assert problem == (
+        "DELTABERT_MAX_BATCHTOKENS is not a setting; did you mean DELTABERT_MAX_BATCH_TOKENS?"
+    )
+
+
+def test_a_name_like_no_other_gets_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    (problem,) = problems(monkeypatch, XYZZY="9")
+    assert problem.startswith("DELTABERT_XYZZY is not a setting; there are: DELTABERT_HOST, ")
+
+
+def test_all_problems_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = problems(monkeypatch, PRT="1", PORT="x", DEVICE="y")
+    assert len(found) == 3
+
+
+def test_settings_can_not_be_changed() -> None:
+    settings = Settings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.port = 1  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name

@@ -1,0 +1,160 @@
+"""Every option of a training run, once: type, range and help; the flags are made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from deltas.manifest import Name, Reinit, TaskKind
+
+DEFAULT_OUT = Path("runs/deltas")
+# Enough for small tasks to settle and for large ones to finish.
+_ROWS_VISITED = 60_000
+_MOST_EPOCHS = 20
+
+
+class FitConfig(BaseModel):
+    """What `python -m training.fit` can be told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Annotated[
+        str,
+        Field(description="one of GLUE's nine tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli"),
+    ] = ""
+    freeze: Annotated[
+        str,
+        Field(
+            description="what trains besides the head; 'help' lists the strategies; a+b unites two"
+        ),
+    ] = "bitfit"
+    reinit: Annotated[
+        Reinit,
+        Field(description="before training, set all biases to 0, or draw all parameters anew"),
+    ] = "none"
+    backbone: Annotated[
+        str | None,
+        Field(description="hub id, id@revision or folder of a BERT (default: packaged MiniLM)"),
+    ] = None
+    data: Annotated[
+        str | None,
+        Field(
+            description="hub, sample, or folder of <task>/<split>.parquet (default: $GLUE_DIR, hub)"
+        ),
+    ] = None
+    train_rows: Annotated[
+        int | None, Field(ge=2, description="use only so many train rows, drawn with the seed")
+    ] = None
+    epochs: Annotated[
+        float | None,
+        Field(
+            gt=0, description="passes over the train rows (default: about 60,000 rows, at most 20)"
+        ),
+    ] = None
+    lr: Annotated[
+        float | None,
+        Field(gt=0, description="peak learning rate (default: depends on the strategy)"),
+    ] = None
+    head_lr: Annotated[
+        float | None,
+        Field(
+            gt=0, description="peak learning rate of the head (default: 0.001 / RMS of its input)"
+        ),
+    ] = None
+    batch_size: Annotated[int, Field(ge=1, description="rows in a step")] = 32
+    warmup: Annotated[
+        float, Field(ge=0, le=1, description="share of the steps in which the rate rises")
+    ] = 0.06
+    weight_decay: Annotated[float, Field(ge=0, description="AdamW's decay; pulls values to 0")] = (
+        0.0
+    )
+    dropout: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="probability of dropping values of the encoder and the head's input",
+        ),
+    ] = 0.0
+    selection_share: Annotated[
+        float,
+        Field(
+            gt=0,
+            lt=1,
+            description="share of the train rows kept back to select the best state, at most 2,000",
+        ),
+    ] = 0.1
+    evals: Annotated[
+        int | None,
+        Field(ge=1, description="evaluations on those rows (default: one an epoch, 4 at least)"),
+    ] = None
+    seed: Annotated[
+        int, Field(ge=0, description="draws the selection, the head, the order of rows, dropout")
+    ] = 0
+    max_length: Annotated[int, Field(ge=8, description="tokens of a row; longer ones are cut")] = (
+        128
+    )
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Field(description="of the frozen computation; deltas stay float32"),
+    ] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Field(description="auto takes CUDA when it is there")
+    ] = "auto"
+    train_file: Annotated[
+        Path | None, Field(description="your own rows: CSV, JSONL or parquet")
+    ] = None
+    validation_file: Annotated[
+        Path | None, Field(description="rows to report on (default: a fifth of the train file)")
+    ] = None
+    text_columns: Annotated[
+        str | None, Field(description="its one or two text columns: a or a,b")
+    ] = None
+    label_column: Annotated[str | None, Field(description="its label column")] = None
+    name: Annotated[Name | None, Field(description="what the task shall be called")] = None
+    kind: Annotated[
+        TaskKind | None, Field(description="of your own task (default: seen from the labels)")
+    ] = None
+    out: Annotated[
+        Path, Field(description="folder to write <backbone>/<task>/<strategy>.safetensors into")
+    ] = DEFAULT_OUT
+    overwrite: Annotated[bool, Field(description="replace a delta that is already there")] = False
+    resume: Annotated[
+        bool, Field(description="go on where a run with the same options was stopped")
+    ] = False
+    json_: Annotated[bool, Field(alias="json", description="print the summary as JSON")] = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> FitConfig:
+        if bool(self.task) == bool(self.train_file):
+            raise ValueError(
+                "give either --task, for a GLUE task, or --train-file, for rows of your own"
+            )
+        own = {
+            "text_columns": self.text_columns,
+            "label_column": self.label_column,
+            "name": self.name,
+        }
+        given = [flag for flag, value in own.items() if value is not None]
+        if self.train_file is None:
+            given += [
+                flag for flag in ("validation_file", "kind") if getattr(self, flag) is not None
+            ]
+            if given:
+                raise ValueError(f"--{given[0].replace('_', '-')} goes with --train-file")
+        elif missing := [flag for flag in own if flag not in given]:
+            raise ValueError(
+                f"--train-file needs --{', --'.join(flag.replace('_', '-') for flag in missing)}"
+            )
+        elif self.data is not None:
+            raise ValueError(
+                "--data is where GLUE tasks come from; it does not go with --train-file"
+            )
+        return self
+
+
+def default_epochs(train_rows: int) -> float:
+    """Passes over the train rows when the user names none."""
+    return float(min(_MOST_EPOCHS, max(1, round(_ROWS_VISITED / train_rows))))

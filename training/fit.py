@@ -1,0 +1,291 @@
+"""One training run: `python -m training.fit --task qnli --freeze bitfit`.
+
+Reads rows, trains the selected values over the frozen backbone, writes them as a delta, prints a
+summary. Reading order: `main` (command line), `fit` (the run), then `training.loop`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from deltas.backbone import Backbone, load_backbone
+from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
+from deltas.errors import DeltaError
+from deltas.format import check_delta, write_delta
+from deltas.hardware import DTYPES, pick_device, pick_precision
+from deltas.manifest import Manifest, SplitMetrics, StrategySpec, TaskSpec, TrainingFacts
+from deltas.rows import tokenize_texts
+from deltas.store import delta_path
+from training import strategies
+from training.command import parse_arguments, print_summary
+from training.config import FitConfig, default_epochs
+from training.data import load_task
+from training.errors import ConfigError, TaskError, TrainingError
+from training.facts import git_commit, versions
+from training.files import load_files
+from training.loop import LoopConfig, Split, Trainee, evaluate, pooled_scale, train
+from training.progress import progress_bar
+from training.reinit import entries_over, reinitialise
+from training.rows import Rows, TaskData
+
+_MOST_SELECTION_ROWS = 2000
+_FEWEST_EVALS = 4
+_HEAD_RATE = 1e-3
+_SCALE_ROWS = 64
+_NOT_PART_OF_A_RUN = {"resume", "overwrite", "json_", "out"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    config = parse_arguments(words)
+    if isinstance(config, int):
+        return config
+    try:
+        path, delta = fit(config, command=shlex.join(["python", "-m", "training.fit", *words]))
+    except (TrainingError, DeltaError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, ConfigError | TaskError) else 1
+    except OSError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "stopped; the same command with --resume goes on from the last evaluation\n"
+        )
+        return 130
+    print_summary(path, delta, as_json=config.json_)
+    return 0
+
+
+def fit(config: FitConfig, *, command: str, validate: bool = True) -> tuple[Path, Delta]:
+    """Train and write one delta.
+
+    Args:
+        config: the options.
+        command: what to record as the command that repeats the run.
+        validate: judge the result on the validation splits; runs that only choose must not.
+
+    Returns:
+        The file and what was written into it.
+
+    Raises:
+        TrainingError: options or data that can't be used.
+        DeltaError: a backbone that can't be used.
+    """
+    torch.use_deterministic_algorithms(mode=True)
+    # Filling fresh memory helps to find bugs, not to repeat runs, and is slow.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    freeze = strategies.canonical(config.freeze)
+    data = _load_rows(config)
+    backbone = load_backbone(config.backbone)
+    spec = _task_spec(config, data, backbone)
+    path = delta_path(config.out, backbone.ref.id, spec.name, freeze)
+    if path.exists() and not config.overwrite:
+        raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
+    state_path = path.with_name(
+        f".{path.stem}.{_state_key(config, data, backbone)}.state.safetensors"
+    )
+    if not config.resume:
+        state_path.unlink(missing_ok=True)
+    started_from = reinitialise(backbone, config.reinit, config.seed)
+    trainee = _make_trainee(config, freeze, started_from, data)
+    parts = _cut(config, spec, backbone, data)
+    loop = _loop_config(config, freeze, trainee, parts[0])
+    started = time.monotonic()
+    with progress_bar(loop.steps, f"{spec.name} {freeze}", data.task.primary_metric) as report:
+        chosen = train(trainee, data.task, parts, loop, state_path=state_path, report=report)
+    metrics = {"selection": SplitMetrics(rows=len(parts[1].rows), values=chosen)}
+    if validate:
+        metrics |= _validate(trainee, spec, backbone, data)
+    entries = entries_over(backbone, started_from, config.reinit, trainee.entries)
+    head = [part.detach().cpu() for part in trainee.head]
+    held = {name: _detached(entry) for name, entry in entries.items()}
+    trained = sum(value.numel() for value in trainee.parameters.values())
+    manifest = Manifest(
+        backbone=backbone.ref,
+        task=spec,
+        strategy=StrategySpec(name=freeze, reinit=config.reinit, seed=config.seed),
+        entries=tuple(entry.info(name) for name, entry in held.items()),
+        trainable_parameters=trained,
+        total_parameters=backbone.num_parameters + sum(part.numel() for part in head),
+        training=_facts(config, data, parts, loop, time.monotonic() - started, command),
+        primary_metric=data.task.primary_metric,
+        metrics=metrics,
+    )
+    delta = Delta(manifest, held, head[0], head[1])
+    check_delta(delta, backbone)
+    written = write_delta(delta, path)
+    state_path.unlink(missing_ok=True)
+    return path, written
+
+
+def _validate(
+    trainee: Trainee, spec: TaskSpec, backbone: Backbone, data: TaskData
+) -> dict[str, SplitMetrics]:
+    """Judge the selected state on the validation splits, which nothing has looked at before."""
+    metrics = {}
+    for name, rows in data.validation.items():
+        values = evaluate(trainee, data.task, _tokenized(spec, backbone, rows, data))
+        note = data.validation_notes.get(name, "")
+        metrics[name] = SplitMetrics(rows=len(rows), values=values, note=note)
+    return metrics
+
+
+def _facts(
+    config: FitConfig,
+    data: TaskData,
+    parts: tuple[Split, Split],
+    loop: LoopConfig,
+    duration_s: float,
+    command: str,
+) -> TrainingFacts:
+    device = pick_device(config.device)
+    return TrainingFacts(
+        data=data.source,
+        data_digest=data.digest,
+        data_note=data.note,
+        train_rows=len(parts[0].rows),
+        selection_rows=len(parts[1].rows),
+        epochs=round(loop.steps * loop.batch_size / len(parts[0].rows), 3),
+        steps=loop.steps,
+        batch_size=loop.batch_size,
+        learning_rate=loop.learning_rate,
+        head_learning_rate=loop.head_learning_rate,
+        dropout=loop.dropout,
+        precision=pick_precision(config.precision, device),
+        seed=config.seed,
+        duration_s=round(duration_s, 1),
+        device=device.type,
+        versions=versions(),
+        git_commit=git_commit(),
+        command=command,
+    )
+
+
+def _load_rows(config: FitConfig) -> TaskData:
+    if config.train_file is not None:
+        columns = [column.strip() for column in (config.text_columns or "").split(",")]
+        data = load_files(
+            config.train_file,
+            config.validation_file,
+            columns,
+            config.label_column or "",
+            config.name or "",
+            config.kind,
+        )
+    else:
+        data = load_task(config.task, config.data)
+    return data if config.train_rows is None else data.subset(config.train_rows, config.seed)
+
+
+def _task_spec(config: FitConfig, data: TaskData, backbone: Backbone) -> TaskSpec:
+    longest = backbone.config.max_positions
+    if config.max_length > longest:
+        raise ConfigError(
+            f"--max-length {config.max_length}: the backbone has positions for {longest} tokens"
+        )
+    task = data.task
+    return TaskSpec(
+        name=task.name,
+        kind=task.kind,
+        labels=task.labels,
+        text_fields=task.text_fields,
+        max_length=config.max_length,
+    )
+
+
+def _make_trainee(config: FitConfig, freeze: str, backbone: Backbone, data: TaskData) -> Trainee:
+    """Overlay and head to train: the backbone's values, and a head drawn by the seed."""
+    device = pick_device(config.device)
+    shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
+    selection = strategies.select(freeze, shapes, config.seed)
+    entries: dict[str, Entry] = {}
+    for name, indices in selection.items():
+        value = backbone.parameters[name]
+        if indices is None:
+            entries[name] = DenseEntry(value.clone().to(device))
+        else:
+            values = value.reshape(-1)[indices].to(device)
+            entries[name] = SparseEntry(indices.to(device), values, tuple(value.shape))
+    outputs = len(data.task.labels) or 1
+    generator = torch.Generator().manual_seed(config.seed)
+    weight = torch.randn(outputs, backbone.config.hidden_size, generator=generator) * 0.02
+    bias = torch.zeros(outputs)
+    if data.task.kind == "regression":  # starts at the mean, not steps away from it
+        bias += torch.tensor(data.train.labels, dtype=torch.float32).mean()
+    dtype = DTYPES[pick_precision(config.precision, device)]
+    return Trainee(backbone, entries, (weight, bias), device, dtype)
+
+
+def _cut(
+    config: FitConfig, spec: TaskSpec, backbone: Backbone, data: TaskData
+) -> tuple[Split, Split]:
+    """Train and selection rows: a random slice is kept back to select the best state."""
+    total = len(data.train)
+    kept_back = max(1, min(round(config.selection_share * total), _MOST_SELECTION_ROWS))
+    if kept_back >= total:
+        raise ConfigError(
+            f"{total} train rows leave none to train on; add rows or lower --selection-share"
+        )
+    order = list(range(total))
+    random.Random(f"selection {config.seed}").shuffle(order)
+    parts = data.train.take(sorted(order[kept_back:])), data.train.take(sorted(order[:kept_back]))
+    train_split, selection_split = (_tokenized(spec, backbone, rows, data) for rows in parts)
+    return train_split, selection_split
+
+
+def _tokenized(spec: TaskSpec, backbone: Backbone, rows: Rows, data: TaskData) -> Split:
+    labels = torch.tensor(rows.labels)
+    if data.task.kind != "single_label":
+        labels = labels.float()
+    return Split(tokenize_texts(backbone.tokenizer, spec.max_length, rows.texts), labels)
+
+
+def _loop_config(config: FitConfig, freeze: str, trainee: Trainee, split: Split) -> LoopConfig:
+    train_rows = len(split.rows)
+    epochs = config.epochs or default_epochs(train_rows)
+    steps = max(1, math.ceil(epochs * math.ceil(train_rows / config.batch_size)))
+    learning_rate = config.lr or strategies.default_learning_rate(freeze)
+    head_rate = config.head_lr or (learning_rate if freeze == "head" else 0.0)
+    if not head_rate:
+        head_rate = float(f"{_HEAD_RATE / pooled_scale(trainee, split.rows[:_SCALE_ROWS]):.3g}")
+    return LoopConfig(
+        steps=steps,
+        batch_size=config.batch_size,
+        learning_rate=learning_rate,
+        head_learning_rate=head_rate,
+        warmup=config.warmup,
+        weight_decay=config.weight_decay,
+        dropout=config.dropout,
+        evals=min(steps, config.evals or max(_FEWEST_EVALS, round(epochs))),
+        seed=config.seed,
+    )
+
+
+def _detached(entry: Entry) -> Entry:
+    values = entry.values.detach().cpu()
+    if isinstance(entry, SparseEntry):
+        return SparseEntry(entry.indices.cpu(), values, entry.shape)
+    return DenseEntry(values)
+
+
+def _state_key(config: FitConfig, data: TaskData, backbone: Backbone) -> str:
+    """Names the state of one run: other options, rows or weights never continue it."""
+    options = config.model_dump_json(exclude=_NOT_PART_OF_A_RUN)
+    return hashlib.sha256(
+        f"{options} {data.digest} {backbone.ref.fingerprint}".encode()
+    ).hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Tables of a GLUE task from the Hugging Face hub (`nyu-mll/glue`), or from its local cache.
+
+A hub that can't be reached is noticed within five seconds: left alone, `datasets` retries for half
+a minute. `training.data` checks the tables and turns them into rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from training.errors import DataError
+from training.tasks import Task
+
+if (
+    TYPE_CHECKING
+):  # `datasets` takes seconds to import; only a run that reads from the hub pays for it.
+    import datasets
+    import pyarrow as pa
+
+logger = logging.getLogger(__name__)
+
+REPOSITORY = "nyu-mll/glue"
+PROBE_S = 4.5
+_REQUEST_TIMEOUT_S = 4.0
+
+
+class HubUnreachableError(DataError):
+    """Neither the hub nor a cached copy is there; `training.data` may fall back to the sample."""
+
+
+def fetch_tables(task: Task) -> dict[str, pa.Table]:
+    """Train and validation tables of a task, by split.
+
+    A complete copy in the cache of `datasets` is used without asking the hub, so that runs stay the
+    same and work offline.
+
+    Raises:
+        HubUnreachableError: the hub doesn't answer, or offline mode is on, and nothing is cached.
+        DataError: the hub answered but the data set could not be read, or its labels aren't the
+            task's.
+    """
+    splits = _from_cache(task) or _from_hub(task)
+    for split, dataset in splits.items():
+        _check_labels(task, split, getattr(dataset.features.get("label"), "names", None))
+    return {split: dataset.with_format("arrow")[:] for split, dataset in splits.items()}
+
+
+def _splits(task: Task) -> list[str]:
+    return [task.train_split, *task.validation_splits]
+
+
+def _from_cache(task: Task) -> dict[str, datasets.Dataset] | None:
+    from datasets.packaged_modules.cache.cache import Cache
+
+    try:
+        builder = Cache(
+            repo_id=REPOSITORY,
+            dataset_name=REPOSITORY.split("/")[1],
+            config_name=task.name,
+            version="auto",
+            hash="auto",
+        )
+        return {split: builder.as_dataset(split=split) for split in _splits(task)}
+    except (OSError, ValueError) as error:  # not there, or only half of it
+        logger.debug("no cached copy of %s %s: %s", REPOSITORY, task.name, error)
+        return None
+
+
+def _from_hub(task: Task) -> dict[str, datasets.Dataset]:
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The root error of the HTTP client that this version of the hub library is built on (httpx,
+    # later httpx2).
+    client_error: type[BaseException] = HfHubHTTPError.__bases__[0]
+    endpoint = datasets.config.HF_ENDPOINT
+    reason = _why_unreachable(endpoint)
+    if reason:
+        raise _unreachable(reason)
+    try:
+        loaded = datasets.load_dataset(REPOSITORY, task.name, split=_splits(task))
+    except ConnectionError as error:
+        raise _unreachable(str(error)) from error
+    except (OSError, ValueError, client_error, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{REPOSITORY} ({task.name}) at {endpoint} could not be read: {error}. Try again, or "
+            "give a folder with "
+            "--data DIR"
+        ) from error
+    return dict(zip(_splits(task), loaded, strict=True))
+
+
+def _unreachable(reason: str) -> HubUnreachableError:
+    return HubUnreachableError(
+        f"the Hugging Face hub can't be used: {reason}. No copy of {REPOSITORY} is cached. Give a "
+        "folder with "
+        "--data DIR or $GLUE_DIR, use --data sample for generated rows, or set HF_ENDPOINT to a "
+        "mirror"
+    )
+
+
+def _why_unreachable(endpoint: str) -> str:
+    """What keeps us from the hub, or "" when it answers."""
+    import datasets
+
+    if datasets.config.HF_HUB_OFFLINE:
+        return "offline mode is on (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)"
+    outcome = [f"{endpoint} did not answer within {PROBE_S:g} s"]
+
+    def ask() -> None:
+        try:
+            outcome[0] = _ask(endpoint)
+        except Exception as error:  # noqa: BLE001 (end of a thread: whatever it is, no hub)
+            outcome[0] = f"{endpoint} can't be reached ({error or type(error).__name__})"
+
+    # A name server that doesn't answer blocks for longer than any request timeout, so the wait is
+    # bounded out here.
+    probe = threading.Thread(target=ask, name="hub-probe", daemon=True)
+    probe.start()
+    probe.join(PROBE_S)
+    return outcome[0]
+
+
+def _ask(endpoint: str) -> str:
+    from huggingface_hub import get_session
+
+    url = f"{endpoint}/datasets/{REPOSITORY}/resolve/main/README.md"
+    # The hub library's own session: the same proxies and certificates as the download that follows.
+    status = get_session().head(url, timeout=_REQUEST_TIMEOUT_S).status_code
+    # 5xx and 407 come from proxies and gateways on the way; any other answer is the hub's own.
+    return f"{endpoint} answered with status {status}" if status >= 500 or status == 407 else ""
+
+
+def _check_labels(task: Task, split: str, names: list[str] | None) -> None:
+    if names is not None and tuple(names) != task.labels:
+        raise DataError(
+            f"{REPOSITORY} ({task.name}, {split}) has the labels {', '.join(names)} in this order, "
+            "expected "
+            f"{', '.join(task.labels)}; answers would be permuted. Check HF_ENDPOINT and the cache "
+            "in "
+            f"{os.environ.get('HF_HOME', '~/.cache/huggingface')}"
+        )

@@ -1,0 +1,201 @@
+"""What a label column means: its kind, its label names in order, and each row's code.
+
+Used for the user's own files (`training.files`). GLUE's labels are a table instead:
+`training.tasks`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from deltas.manifest import TaskKind
+from training.columns import Columns
+from training.errors import DataError, listing, near_matches
+from training.rows import Labels
+
+logger = logging.getLogger(__name__)
+
+SEPARATOR = "|"
+_INTEGER = re.compile(r"[+-]?\d+")
+_MOST_LABELS = 1000
+_LONGEST_LABEL = 256
+
+
+def infer_kind(columns: Columns, column: str) -> TaskKind:
+    """Lists are multi-label, numbers with a fraction are regression, all else names labels.
+
+    In CSV a list is a text with "|", and a number is any text that reads as one.
+    """
+    values = [value for value in columns.values[column] if value is not None]
+    if columns.is_text_only:
+        if any(SEPARATOR in value for value in values):
+            return "multi_label"
+        if all(_INTEGER.fullmatch(value.strip()) for value in values):
+            return "single_label"
+        return (
+            "regression"
+            if all(_as_number(value) is not None for value in values)
+            else "single_label"
+        )
+    if any(isinstance(value, list) for value in values):
+        return "multi_label"
+    numbers = all(type(value) in (int, float) for value in values)
+    has_float = any(isinstance(value, float) for value in values)
+    return "regression" if values and numbers and has_float else "single_label"
+
+
+def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, ...]:
+    """The label names of a train file: integers by value, names by letters.
+
+    Raises:
+        DataError: a value can't be a label, or there are too few or implausibly many labels.
+    """
+    if kind == "regression":
+        return ()
+    counts = Counter(name for names in _names(columns, column, kind) for name in names)
+    fewest = 2 if kind == "single_label" else 1
+    if len(counts) < fewest:
+        raise DataError(
+            f"{len(counts)} distinct label ({listing(counts)}); at least {fewest} needed to learn "
+            "anything",
+            path=columns.path,
+            column=column,
+        )
+    if len(counts) > _MOST_LABELS or (len(counts) == columns.num_rows > 10):
+        raise DataError(
+            f"{len(counts):,} distinct labels in {columns.num_rows:,} rows; is this the label "
+            "column? At most "
+            f"{_MOST_LABELS:,} are possible, and some must repeat. For numbers to be predicted use "
+            "--kind regression",
+            path=columns.path,
+            column=column,
+        )
+    once = sorted(name for name, count in counts.items() if count == 1)
+    if once:
+        logger.warning(
+            "%s, column %r: %d of %d labels occur in one row only and can't be judged: %s",
+            columns.path.name,
+            column,
+            len(once),
+            len(counts),
+            listing(once),
+        )
+    return tuple(sorted(counts, key=_sort_key(counts)))
+
+
+def encode_labels(columns: Columns, column: str, kind: TaskKind, labels: Sequence[str]) -> Labels:
+    """Each row's code, value, or list of 0 and 1.
+
+    Raises:
+        DataError: a value doesn't fit the kind, or isn't one of `labels`; names the first such row
+            and counts the rest.
+    """
+    if kind == "regression":
+        return _values(columns, column)
+    codes = {label: code for code, label in enumerate(labels)}
+    rows = _names(columns, column, kind)
+    unknown = [
+        (row, name) for row, names in enumerate(rows, 1) for name in names if name not in codes
+    ]
+    if unknown:
+        row, name = unknown[0]
+        close = near_matches(name, codes)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        more = f" ({len(unknown) - 1:,} more such labels follow)" if len(unknown) > 1 else ""
+        raise DataError(
+            f"label {name!r} does not occur in the train file{more}; allowed: "
+            f"{listing(codes)}.{hint}",
+            path=columns.path,
+            row=row,
+            column=column,
+        )
+    if kind == "single_label":
+        return [codes[names[0]] for names in rows]
+    return [[int(label in names) for label in labels] for names in rows]
+
+
+def _sort_key(names: Counter[str]) -> Any:
+    if all(_INTEGER.fullmatch(name) for name in names):
+        return lambda name: (int(name), name)
+    return lambda name: (name,)
+
+
+def _names(columns: Columns, column: str, kind: TaskKind) -> list[list[str]]:
+    """Label names of every row: exactly one for single label, any number for multi label."""
+    rows = []
+    for row, value in enumerate(columns.values[column], start=1):
+        parts = [value]
+        if kind == "multi_label":
+            parts = _parts(columns, column, row, value)
+        try:
+            rows.append(list(dict.fromkeys(_name(part) for part in parts)))
+        except ValueError as error:
+            raise DataError(str(error), path=columns.path, row=row, column=column) from error
+    return rows
+
+
+def _parts(columns: Columns, column: str, row: int, value: Any) -> list[Any]:
+    if columns.is_text_only:
+        return value.split(SEPARATOR) if value.strip() else []
+    if not isinstance(value, list):
+        raise DataError(
+            f"{value!r} is not a list; a multi-label row holds a list of labels, which may be "
+            "empty",
+            path=columns.path,
+            row=row,
+            column=column,
+        )
+    return value
+
+
+def _name(value: Any) -> str:
+    """A label's name; 1.0 is "1", because that is how pandas writes integers with gaps."""
+    if value is None or value == "":
+        raise ValueError("no label; fill it in or drop the row")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(
+            f"{value!r} can't be one label; use a text or a number (lists need --kind multi_label)"
+        )
+    name = str(value).strip()
+    if not 1 <= len(name) <= _LONGEST_LABEL:
+        raise ValueError(
+            f"a label of {len(name)} characters; from 1 to {_LONGEST_LABEL} are allowed. Is this "
+            "the label column?"
+        )
+    return name
+
+
+def _as_number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _values(columns: Columns, column: str) -> list[float]:
+    values = []
+    for row, value in enumerate(columns.values[column], start=1):
+        number = _as_number(value)
+        if number is None:
+            raise DataError(
+                f"{value!r} is not a finite number, which a regression task needs; mend or drop "
+                "the row, or use "
+                "--kind single_label",
+                path=columns.path,
+                row=row,
+                column=column,
+            )
+        values.append(number)
+    return values

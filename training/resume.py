@@ -1,0 +1,73 @@
+"""Resumable training state (a checkpoint; never served): values, moments, best state so far.
+
+Stored as safetensors, so nothing is ever unpickled. Together with the run's options it determines
+the rest of the run bit for bit, because all random draws come from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from deltas.format import content_digest, write_atomically
+from training.errors import ConfigError
+
+Best = tuple[dict[str, Tensor], dict[str, float]]
+
+
+def save_state(
+    path: Path,
+    step: int,
+    parameters: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    best: Best,
+) -> None:
+    """Write the state after `step`, atomically."""
+    values, metrics = best
+    tensors: dict[str, Tensor] = {}
+    for name, value in parameters.items():
+        tensors[f"value {name}"] = value.detach().cpu()
+        tensors[f"best {name}"] = values[name].cpu()
+        for moment, tensor in optimizer.state.get(value, {}).items():
+            tensors[f"{moment} {name}"] = torch.as_tensor(tensor).cpu()
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    metadata = {"step": str(step), "metrics": json.dumps(metrics)}
+    metadata["digest"] = content_digest(json.dumps(metadata, sort_keys=True), tensors)
+    write_atomically(path, save(tensors, metadata))
+
+
+def load_state(
+    path: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Tensor], dict[str, float]]:
+    """Put a saved state back into parameters and optimiser.
+
+    Returns:
+        The last finished step, the best values and their metrics.
+
+    Raises:
+        ConfigError: the file is damaged or belongs to a run of other shapes.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
+        digest = metadata.pop("digest")
+        if digest != content_digest(json.dumps(metadata, sort_keys=True), tensors):
+            raise ValueError("its content does not match its digest")
+        best: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.copy_(tensors[f"value {name}"])
+                best[name] = tensors[f"best {name}"].to(value.device)
+                moments = ("step", "exp_avg", "exp_avg_sq")
+                optimizer.state[value] = {moment: tensors[f"{moment} {name}"] for moment in moments}
+                for moment in moments[1:]:
+                    optimizer.state[value][moment] = optimizer.state[value][moment].to(value.device)
+        return int(metadata["step"]), best, json.loads(metadata["metrics"])
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"can't resume from {path} ({error}); delete it to start anew") from error
