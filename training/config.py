@@ -18,7 +18,7 @@ _MOST_EPOCHS = 20
 class FitConfig(BaseModel):
     """What `python -m training.fit` can be told."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     task: Annotated[
         str,

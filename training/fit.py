@@ -67,13 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def fit(config: FitConfig, *, command: str, validate: bool = True) -> tuple[Path, Delta]:
+def fit(config: FitConfig, *, command: str) -> tuple[Path, Delta]:
     """Train and write one delta.
 
     Args:
         config: the options.
         command: what to record as the command that repeats the run.
-        validate: judge the result on the validation splits; runs that only choose must not.
 
     Returns:
         The file and what was written into it.
@@ -105,8 +104,7 @@ def fit(config: FitConfig, *, command: str, validate: bool = True) -> tuple[Path
     with progress_bar(loop.steps, f"{spec.name} {freeze}", data.task.primary_metric) as report:
         chosen = train(trainee, data.task, parts, loop, state_path=state_path, report=report)
     metrics = {"selection": SplitMetrics(rows=len(parts[1].rows), values=chosen)}
-    if validate:
-        metrics |= _validate(trainee, spec, backbone, data)
+    metrics |= _validate(trainee, spec, backbone, data)
     entries = entries_over(backbone, started_from, config.reinit, trainee.entries)
     head = [part.detach().cpu() for part in trainee.head]
     held = {name: _detached(entry) for name, entry in entries.items()}
