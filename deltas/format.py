@@ -181,6 +181,8 @@ def _read_file(path: Path, *, with_tensors: bool) -> tuple[dict[str, str], dict[
             path, f"a delta's name ends in {SUFFIX}; pickled files are never opened"
         )
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+            raise DeltaFormatError(path, "not a file")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = (

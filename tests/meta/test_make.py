@@ -295,7 +295,8 @@ def test_make_installs_again_only_when_the_pins_changed(root: Path, tmp_path: Pa
 
 
 def test_make_alone_lists_every_target(root: Path) -> None:
-    result = subprocess.run(["make"], cwd=root, capture_output=True, text=True, check=True)
+    command = ["make", "--no-print-directory"]  # printed where another make started the tests
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     makefile = (root / "Makefile").read_text(encoding="utf-8")
     (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     listed = [line.split()[:2] for line in result.stdout.splitlines()]

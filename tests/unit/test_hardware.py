@@ -28,9 +28,9 @@ def test_the_user_has_the_last_word(wanted: str) -> None:
 
 @pytest.mark.parametrize(
     ("avx512", "amx", "expected"),
-    [(False, False, "fp32"), (True, False, "bf16"), (False, True, "bf16")],
+    [(False, False, "fp32"), (True, False, "fp32"), (True, True, "bf16")],
 )
-def test_bfloat16_where_the_cpu_multiplies_it(
+def test_bfloat16_where_the_cpu_multiplies_it_faster(
     monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
