@@ -1,4 +1,4 @@
-"""Write the parts of README.md that are made from the code: the settings table and the file tree.
+"""Write the parts of README.md that are made: the settings table, the zoo's table, the file tree.
 
 `make docs` calls it; tests/meta/test_docs.py fails while the README differs from its result.
 A file's line in the tree is the first sentence of its own docstring or leading comment, so that
@@ -12,7 +12,13 @@ import itertools
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deltas.manifest import Manifest, SplitMetrics
+    from deltas.store import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,6 +67,81 @@ def settings_table() -> str:
             shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
         rows.append(f"| `{PREFIX}{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows) + "\n"
+
+
+# Shown first and in this order; others follow by name.
+STRATEGIES = ("bitfit", "layernorm", "random:0.001", "head")
+
+
+def zoo_table() -> str:
+    """Dev scores of the shipped deltas, from their manifests: a row a task, a column a strategy."""
+    from deltas.store import Store, zoo_path
+
+    store = Store([zoo_path()])
+    if store.rejected:
+        raise ReadmeError(f"deltas/zoo holds a file that is no delta: {store.rejected[0]}")
+    by_key = {record.manifest.key: record for record in store.records}
+    found = {strategy for _, strategy in by_key}
+    strategies = [name for name in STRATEGIES if name in found]
+    strategies += sorted(found - set(strategies))
+    notes: list[str] = []
+    head = ["task", "metric", "train rows", "dev rows", *(f"`{name}`" for name in strategies)]
+    rows = [head, ["---"] * len(head)]
+    for task in store.tasks:
+        of_task = {name: by_key[task, name] for name in strategies if (task, name) in by_key}
+        cells = _task_cells(task, next(iter(of_task.values())).manifest, notes)
+        cells += [_scores(of_task[name].manifest) if name in of_task else "" for name in strategies]
+        rows.append(cells)
+    for title, show in (("trained", _share), ("file", _size)):
+        cells = [_range(by_key.values(), name, show) for name in strategies]
+        rows.append([title, "", "", "", *cells])
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return table + "\n" + "".join(f"{number}. {note}\n" for number, note in enumerate(notes, 1))
+
+
+def _task_cells(task: str, manifest: Manifest, notes: list[str]) -> list[str]:
+    """Name, metrics, train and dev rows; what are only samples refer to a note below the table."""
+
+    def counted(rows: int, note: str) -> str:
+        if not note:
+            return f"{rows:,}"
+        if note not in notes:
+            notes.append(note)
+        return f"{rows:,} ({notes.index(note) + 1})"
+
+    training, dev = manifest.training, _dev(manifest)
+    metrics = list(dict.fromkeys(name for part in dev.values() for name in part.values))
+    parts = [name.partition("_")[2] for name in dev if "_" in name]
+    measured = " / ".join(metrics) + (f", {' / '.join(parts)}" if parts else "")
+    train_rows = counted(training.train_rows + training.selection_rows, training.data_note)
+    dev_rows = " / ".join(counted(part.rows, part.note) for part in dev.values())
+    return [task, measured, train_rows, dev_rows]
+
+
+def _dev(manifest: Manifest) -> dict[str, SplitMetrics]:
+    return {name: part for name, part in manifest.metrics.items() if name != "selection"}
+
+
+def _scores(manifest: Manifest) -> str:
+    return " / ".join(
+        f"{value:.3f}" for part in _dev(manifest).values() for value in part.values.values()
+    )
+
+
+def _share(record: Record) -> str:
+    return f"{record.manifest.trainable_parameters / record.manifest.total_parameters:.3%}"
+
+
+def _size(record: Record) -> str:
+    return f"{record.num_bytes / 1000:.0f} KB"
+
+
+def _range(records: Iterable[Record], strategy: str, show: Callable[[Record], str]) -> str:
+    """The least and the most over a strategy's deltas."""
+    of_strategy = [record for record in records if record.manifest.strategy.name == strategy]
+    ordered = sorted(of_strategy, key=lambda record: record.num_bytes)
+    ends = dict.fromkeys(show(record) for record in (ordered[0], ordered[-1]))
+    return " to ".join(ends)
 
 
 def project_files(committed: bool = False) -> list[str]:
@@ -139,6 +220,7 @@ def tree() -> str:
 def render(text: str) -> str:
     """The README with all of its blocks made anew."""
     text = replace_block(text, "settings", settings_table())
+    text = replace_block(text, "zoo", zoo_table())
     return replace_block(text, "tree", tree())
 
 

@@ -14,6 +14,8 @@ from types import ModuleType
 
 import pytest
 
+from deltas.store import Store, zoo_path
+
 BINARY_SUFFIXES = {".safetensors", ".png", ".parquet"}
 # Folders in which people keep their checkouts and machines their mirrors; none of them is ours.
 MACHINE_PATH = re.compile(
@@ -47,6 +49,19 @@ def commands(readme: str) -> list[str]:
     blocks = re.findall(r"^```sh\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip()]
+
+
+def test_zoo_table_is_that_of_the_manifests(
+    readme: str, script: Callable[[str], ModuleType]
+) -> None:
+    block = readme.split("<!-- zoo:begin -->\n")[1].split("<!-- zoo:end -->")[0]
+    assert block == script("readme").zoo_table(), "run make docs"
+    for record in Store([zoo_path()]).records:
+        assert record.manifest.training.data_note in block
+        for split, metrics in record.manifest.metrics.items():
+            if split != "selection":
+                assert all(f"{value:.3f}" in block for value in metrics.values.values())
+                assert metrics.note in block
 
 
 def test_settings_table_has_every_setting(readme: str, script: Callable[[str], ModuleType]) -> None:
