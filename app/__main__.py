@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -24,12 +25,18 @@ from deltas import DeltaError, load_backbone, pick_device
 
 logger = logging.getLogger("app")
 
+_GC_THRESHOLDS = 50_000, 20, 50
+
 
 class _Server(uvicorn.Server):
     """Uvicorn with our own first and last words."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What lives as long as the process need not be searched for garbage; and a body of a
+        # million little lists must not have the loop search all of them, again and again.
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)

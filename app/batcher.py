@@ -17,8 +17,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from app.errors import BatchFailedError, DeadlineExceededError, NotReadyError, OverloadedError
@@ -92,21 +92,49 @@ class Batcher(Generic[R, T]):
         """Tokens that wait for a batch."""
         return self._queue.num_tokens
 
-    @contextmanager
-    def announce(self, num_rows: int) -> Iterator[None]:
+    @asynccontextmanager
+    async def announce(
+        self, num_rows: int, *, deadline: float
+    ) -> AsyncIterator[Callable[[Sequence[R]], Awaitable[Answer[T]]]]:
         """Hold room in the queue for rows that are still being tokenized.
 
+        Gives the function that submits them, like `submit`. What was announced is finished even
+        when the batcher is told to stop meanwhile.
+
         Raises:
-            OverloadedError: there is none.
+            OverloadedError: there is no room.
             NotReadyError: nothing is taken now.
+            DeadlineExceededError: the deadline passed before the rows were submitted.
         """
         self._check_accepting()
         self._check_room(num_rows, 0)
-        self._announced_rows += num_rows
+        announced_at = self._clock()
+        held = num_rows
+        self._announced_rows += held
+
+        def release() -> None:
+            nonlocal held
+            self._announced_rows -= held
+            held = 0
+
+        async def submit(rows: Sequence[R]) -> Answer[T]:
+            timeout.reschedule(None)  # from here on the job minds its deadline
+            release()
+            self._check_room(len(rows), count_tokens(rows))
+            return await self._answer(rows, deadline, urgent=False)
+
+        timeout = asyncio.timeout(deadline - announced_at)
         try:
-            yield
+            async with timeout:
+                yield submit
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            self._observer.on_drop("expired")
+            raise DeadlineExceededError(deadline - announced_at) from None
         finally:
-            self._announced_rows -= num_rows
+            release()
+            self._note_idle()
 
     async def submit(
         self, rows: Sequence[R], *, deadline: float, urgent: bool = False
@@ -127,6 +155,11 @@ class Batcher(Generic[R, T]):
         self._check_accepting()
         if not urgent:
             self._check_room(len(rows), count_tokens(rows))
+        return await self._answer(rows, deadline, urgent=urgent)
+
+    async def _answer(self, rows: Sequence[R], deadline: float, *, urgent: bool) -> Answer[T]:
+        if not self.is_alive:
+            raise NotReadyError(self._refusal or _DEAD)
         now = self._clock()
         future = asyncio.get_running_loop().create_future()
         job: Job[R, T] = Job(rows, deadline, future=future, queued_at=now)
@@ -145,7 +178,7 @@ class Batcher(Generic[R, T]):
     async def stop(self, drain_timeout_s: float) -> None:
         """Take no more, finish what was taken, and answer NotReadyError to what is left then."""
         self._refusal = self._refusal or "the server is shutting down"
-        if self._jobs and self.is_alive:
+        if not self._is_idle and self.is_alive:
             self._idle.clear()
             try:
                 async with asyncio.timeout(drain_timeout_s):
@@ -197,7 +230,14 @@ class Batcher(Generic[R, T]):
         self._jobs.discard(job)
         if job.future.done() and not job.future.cancelled():
             job.future.exception()  # marks it as seen, when the caller was cancelled meanwhile
-        if not self._jobs:
+        self._note_idle()
+
+    @property
+    def _is_idle(self) -> bool:
+        return not self._jobs and not self._announced_rows
+
+    def _note_idle(self) -> None:
+        if self._is_idle:
             self._idle.set()
 
     async def _serve(self) -> None:

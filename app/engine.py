@@ -7,8 +7,10 @@ mixes. Knows nothing of HTTP or queues: `app.batcher` decides which rows run tog
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +30,13 @@ from deltas import (
     pack,
     pick_device,
     pick_precision,
-    tokenize_rows,
+    tokenize_texts,
 )
 
 logger = logging.getLogger(__name__)
+
+_TRIAL_TEXT = "ready?"
+_TRIAL_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,8 @@ class EngineRow:
 class Engine:
     """Answers rows.
 
-    Every delta of the store is read, checked and put into the bank here; one that fails is moved to
-    `store.rejected` and the others are served.
+    Every delta of the store is read, checked, put into the bank and tried out on a row here; one
+    that fails is moved to `store.rejected` and the others are served.
 
     Args:
         backbone: the frozen encoder.
@@ -74,27 +79,44 @@ class Engine:
             (*record.manifest.key, record.version): slot
             for (record, _), slot in zip(loaded, slots, strict=True)
         }
+        self._try_out([record for record, _ in loaded])
 
     def _load(self, store: Store) -> list[tuple[Record, Delta]]:
-        loaded = []
-        for record in list(store.records):
-            try:
-                delta = record.load()
-                check_delta(delta, self.backbone)
-            except DeltaError as error:
-                reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
-                store.reject(record, reason)
-            else:
-                loaded.append((record, delta))
-        return loaded
+        loaded: dict[Path, tuple[Record, Delta]] = {}
+        # Again, since a copy may step in for a damaged file.
+        while new := [record for record in store.records if record.path not in loaded]:
+            for record in new:
+                try:
+                    delta = record.load()
+                    check_delta(delta, self.backbone)
+                except DeltaError as error:
+                    reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
+                    store.reject(record, reason)
+                else:
+                    loaded[record.path] = record, delta
+        return list(loaded.values())
 
-    def tokenize(self, record: Record, rows: Sequence[str | Mapping[str, str]]) -> list[EngineRow]:
-        """Check and tokenize rows for one delta; thread-safe, nothing of it touches the bank.
+    def _try_out(self, records: Sequence[Record]) -> None:
+        """Reject deltas whose values are finite but whose answers are not."""
+        rows = [row for record in records for row in self.tokenize(record, [self.trial(record)])]
+        for start in range(0, len(rows), _TRIAL_ROWS):
+            part = rows[start : start + _TRIAL_ROWS]
+            with torch.inference_mode():
+                answers = self._forward(part)
+            for row, logits in zip(part, answers, strict=True):
+                if not all(map(math.isfinite, logits)):
+                    reason = f"answers NaN or infinite numbers in {self.precision}; train it again"
+                    self.store.reject(row.record, reason, with_copies=True)
 
-        Raises:
-            InvalidTextError: naming the first wrong row and field.
-        """
-        tokenized = tokenize_rows(self.backbone.tokenizer, record.manifest.task, rows)
+    @staticmethod
+    def trial(record: Record) -> tuple[str, ...]:
+        """Texts that fit a delta's task, to try it out."""
+        return (_TRIAL_TEXT,) * len(record.manifest.task.text_fields)
+
+    def tokenize(self, record: Record, texts: Sequence[tuple[str, ...]]) -> list[EngineRow]:
+        """Tokenize checked texts for one delta; thread-safe, nothing of it touches the bank."""
+        max_length = record.manifest.task.max_length
+        tokenized = tokenize_texts(self.backbone.tokenizer, max_length, texts)
         return [EngineRow(tokens, record) for tokens in tokenized]
 
     def run(self, rows: Sequence[EngineRow]) -> list[list[float]]:
@@ -102,16 +124,19 @@ class Engine:
         if not rows:
             return []
         with torch.inference_mode():
-            tokens = [(row.tokens.input_ids, row.tokens.token_type_ids) for row in rows]
-            batch = pack(tokens, self.device)
-            slots = [self._slots[(*row.record.manifest.key, row.record.version)] for row in rows]
-            order = batch.order.tolist()
-            overlay = BankOverlay(self._bank, batch, [slots[row] for row in order])
-            pooled = encode(self.backbone.config, overlay, batch)
-            results: list[list[float]] = [[]] * len(rows)
-            for row, logits in zip(order, overlay.head(pooled), strict=True):
-                results[row] = logits.tolist()
-            return results
+            return self._forward(rows)
+
+    def _forward(self, rows: Sequence[EngineRow]) -> list[list[float]]:
+        tokens = [(row.tokens.input_ids, row.tokens.token_type_ids) for row in rows]
+        batch = pack(tokens, self.device)
+        slots = [self._slots[(*row.record.manifest.key, row.record.version)] for row in rows]
+        order = batch.order.tolist()
+        overlay = BankOverlay(self._bank, batch, [slots[row] for row in order])
+        pooled = encode(self.backbone.config, overlay, batch)
+        results: list[list[float]] = [[]] * len(rows)
+        for row, logits in zip(order, overlay.head(pooled), strict=True):
+            results[row] = logits.tolist()
+        return results
 
     def describe(self) -> dict[str, Any]:
         """What the engine runs on, for the log at start and for operators."""

@@ -26,7 +26,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from deltas import DeltaNotFoundError, InvalidTextError
+from deltas import DeltaNotFoundError
 
 MAX_LISTED = 100
 UNKNOWN_FIELD = "unknown_field"  # type of the error that `app.schemas` raises for one
@@ -101,15 +101,13 @@ class NotReadyError(Exception):
 class DeadlineExceededError(Exception):
     """The request was not answered within its time."""
 
-    def __init__(self, waited_s: float) -> None:
-        self.waited_s = waited_s
-        super().__init__(f"not answered within {waited_s:.2f} s; try again, or send fewer rows")
+    def __init__(self, allowed_s: float) -> None:
+        super().__init__(f"not answered within {allowed_s:.2f} s; try again, or send fewer rows")
 
 
 STATUSES: Mapping[type[Exception], tuple[int, str]] = {
     DeltaNotFoundError: (404, "not_found"),
     InvalidInputError: (422, "invalid_input"),
-    InvalidTextError: (422, "invalid_input"),
     TooLargeError: (413, "too_large"),
     UnsupportedBodyError: (415, "unsupported_body"),
     OverloadedError: (429, "overloaded"),
@@ -158,8 +156,6 @@ def _details(error: Exception) -> Any:
             return {"suggestions": error.suggestions, "available": error.available[:MAX_LISTED]}
         case InvalidInputError():
             return error.problems[:MAX_LISTED]
-        case InvalidTextError():
-            return [Problem(row=error.row, field=error.field, problem=error.problem)]
         case TooLargeError():
             return {"found": error.found, "allowed": error.allowed}
         case _:

@@ -5,6 +5,7 @@ FastAPI's own size limit answers in plain text, so that clients would meet a sec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -15,6 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import TooLargeError, UnsupportedBodyError, error_response
+
+_JSON_TYPE = re.compile(r"application/([^/]+\+)?json")
 
 
 class _BodyOverflowError(HTTPException):
@@ -79,7 +82,7 @@ def _check_headers(headers: Headers) -> None:
             f"Content-Encoding {encoding[:64]!r} is not supported; send the body uncompressed"
         )
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json" and not media_type.endswith("+json"):
+    if not _JSON_TYPE.fullmatch(media_type):
         raise UnsupportedBodyError(
             f"Content-Type is {media_type[:64] or 'missing'!r}; "
             "send the header Content-Type: application/json"

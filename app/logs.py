@@ -25,6 +25,17 @@ class RequestIdFilter(logging.Filter):
         return True
 
 
+class TextFormatter(logging.Formatter):
+    """A record as one line (a traceback follows on more), whatever its message quotes."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The line; a line break in the message can't begin what looks like another record."""
+        record.message = "".join(
+            char if char.isprintable() else ascii(char)[1:-1] for char in record.message
+        )
+        return super().formatMessage(record)
+
+
 class JsonFormatter(logging.Formatter):
     """A record as one JSON object; what the caller passed as `extra={"facts": {...}}` joins it."""
 
@@ -56,7 +67,10 @@ def configure_logging(log_format: str, log_level: str) -> None:
             "version": 1,
             "disable_existing_loggers": False,
             "filters": {"request_id": {"()": RequestIdFilter}},
-            "formatters": {"text": {"format": text}, "json": {"()": JsonFormatter}},
+            "formatters": {
+                "text": {"()": TextFormatter, "fmt": text},
+                "json": {"()": JsonFormatter},
+            },
             "handlers": {
                 "stderr": {
                     "class": "logging.StreamHandler",

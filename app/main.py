@@ -158,7 +158,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     # Errors of the client's making are in the log line of the request; their messages may quote it.
     if response.status_code >= 500:
         level = logging.ERROR if response.status_code == 500 else logging.WARNING
-        logger.log(level, "%s: %s", type(error).__name__, error)
+        logger.log(level, "%s: %s", type(error).__name__, error, exc_info=error.__cause__)
     return response
 
 

@@ -66,24 +66,32 @@ class Pipeline:
 
         Raises:
             InvalidInputError, TooLargeError: the rows don't fit a delta's task, or are too many.
-            Exception: whatever `Batcher.submit` raises.
+            Exception: whatever the batcher raises.
         """
         rows = list_rows(inputs, self._limits.max_rows, len(records))
-        texts = [
-            read_texts(record.manifest.task, rows, self._limits.max_text_chars)
-            for record in records
-        ]
-        with self._batcher.announce(len(rows) * len(records)):
+        texts = self._read(records, rows)
+        num_rows = len(rows) * len(records)
+        async with self._batcher.announce(num_rows, deadline=deadline) as submit:
             engine_rows = await self._tokenize(records, texts)
-        trace.num_rows = len(engine_rows)
-        trace.num_tokens = sum(row.num_tokens for row in engine_rows)
-        answer = await self._batcher.submit(engine_rows, deadline=deadline)
+            trace.num_rows = len(engine_rows)
+            trace.num_tokens = sum(row.num_tokens for row in engine_rows)
+            answer = await submit(engine_rows)
         trace.queue_s, trace.compute_s = answer.queue_s, answer.compute_s
         flat = [
             RowLogits(logits, row.tokens.truncated)
             for row, logits in zip(engine_rows, answer.results, strict=True)
         ]
         return [flat[start : start + len(rows)] for start in range(0, len(flat), len(rows))]
+
+    def _read(self, records: Sequence[Record], rows: list[Any]) -> list[list[tuple[str, ...]]]:
+        """The texts for each delta; those of one task read them alike, so once is enough."""
+        by_task: dict[tuple[str, tuple[str, ...]], list[tuple[str, ...]]] = {}
+        for task in (record.manifest.task for record in records):
+            if (task.name, task.text_fields) not in by_task:
+                read = read_texts(task, rows, self._limits.max_text_chars)
+                by_task[task.name, task.text_fields] = read
+        tasks = (record.manifest.task for record in records)
+        return [by_task[task.name, task.text_fields] for task in tasks]
 
     async def _tokenize(
         self, records: Sequence[Record], texts: list[list[tuple[str, ...]]]
@@ -101,10 +109,12 @@ class Pipeline:
         return rows
 
     async def _tokenize_one(self, record: Record, texts: list[tuple[str, ...]]) -> list[EngineRow]:
-        fields = record.manifest.task.text_fields
-        rows = [dict(zip(fields, row, strict=True)) for row in texts]
         if sum(len(text) for row in texts for text in row) <= _INLINE_CHARS:
-            return self._engine.tokenize(record, rows)
+            return self._engine.tokenize(record, texts)
         return await to_thread.run_sync(
-            self._engine.tokenize, record, rows, limiter=self._tokenizer_threads
+            self._engine.tokenize,
+            record,
+            texts,
+            limiter=self._tokenizer_threads,
+            abandon_on_cancel=True,  # the deadline ends the request, not the thread
         )

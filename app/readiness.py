@@ -17,7 +17,6 @@ from app.engine import Engine, EngineRow
 from app.errors import BatchFailedError, DeadlineExceededError, NotReadyError
 
 _KEEP_S = 1.0
-_TEXT = "ready?"
 
 
 class Readiness:
@@ -59,11 +58,11 @@ class Readiness:
         if not records:
             return "no deltas are served; the log of the start says why"
         smallest = min(records, key=lambda record: record.num_bytes)
-        row = dict.fromkeys(smallest.manifest.task.text_fields, _TEXT)
+        texts = self._engine.trial(smallest)
         started = self._clock()
         try:
             answer = await self._batcher.submit(
-                self._engine.tokenize(smallest, [row]),
+                self._engine.tokenize(smallest, [texts]),
                 deadline=started + self._timeout_s,
                 urgent=True,
             )

@@ -44,7 +44,7 @@ class RowQueue(Generic[K]):
     """A line of tickets, each of which gives one row a turn.
 
     Turns are what keeps a request of a thousand rows from holding up a request of one: the small
-    one's row is in the next batch, whatever waits before it.
+    one's row waits for at most one row of each request before it.
 
     Attributes:
         num_rows: rows waiting.

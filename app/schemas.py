@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validat
 from pydantic_core import PydanticCustomError
 
 from app.errors import UNKNOWN_FIELD
+from deltas.manifest import TaskKind
 
-TaskKind = Literal["single_label", "multi_label", "regression"]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 _ROW_SCHEMA = {

@@ -35,8 +35,8 @@ class Serving:
     clock: Callable[[], float] = time.monotonic
 
 
-def get_serving(request: Request) -> Serving:
-    """The parts of the app that the request came to.
+async def get_serving(request: Request) -> Serving:
+    """The parts of the app that the request came to; async, or FastAPI calls it in a thread.
 
     Raises:
         NotReadyError: it has not started, or has stopped.

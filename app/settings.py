@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     )
     precision: Annotated[Literal["auto", "fp32", "bf16"], Lowercase] = Field(
         "auto",
-        description="Arithmetic of the forward pass; auto takes bf16 where the hardware has it.",
+        description="Arithmetic of the forward pass; auto takes bf16 where it is faster.",
     )
     threads: int = Field(
         0, description="CPU threads of the forward pass; 0 chooses by itself.", ge=0, le=1024

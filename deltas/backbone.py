@@ -21,6 +21,7 @@ from torch import Tensor
 from deltas.errors import BackboneError
 from deltas.layout import EncoderConfig, encoder_layout
 from deltas.manifest import BackboneRef
+from deltas.rows import plain_copy, tokenize_texts
 
 DEFAULT_BACKBONE = "all-MiniLM-L6-v2"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
@@ -57,10 +58,6 @@ class Backbone:
     def num_bytes(self) -> int:
         """Size of the weights in float32."""
         return 4 * self.num_parameters
-
-    def digest(self) -> str:
-        """Compute the fingerprint again from the weights as they are now."""
-        return weights_fingerprint(self.parameters)
 
 
 def load_backbone(spec: str | None = None) -> Backbone:
@@ -140,14 +137,16 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: int(item[1])):
         hasher.update(f"{index} {token}\n".encode())
     hasher.update(f"{tokenizer.cls_token} {tokenizer.sep_token} {tokenizer.unk_token}\n".encode())
-    # Of a copy: the tokenizer itself may carry truncation and padding from an earlier call.
-    backend = tokenizer.backend_tokenizer
-    probe = type(backend).from_str(backend.to_str())
-    probe.no_truncation()
-    probe.no_padding()
-    encoding = probe.encode(*_PROBE)
+    encoding = plain_copy(tokenizer).encode(*_PROBE)
     hasher.update(f"{encoding.ids} {encoding.type_ids}".encode())
     return f"sha256:{hasher.hexdigest()}"
+
+
+def _frames_like_bert(tokenizer: Any) -> bool:
+    """Whether what `deltas.rows` makes of a pair is what the tokenizer itself would make of it."""
+    encoding = plain_copy(tokenizer).encode(*_PROBE)
+    (row,) = tokenize_texts(tokenizer, len(encoding.ids), [_PROBE])
+    return (row.input_ids, row.token_type_ids) == (encoding.ids, encoding.type_ids)
 
 
 def _packaged_folder() -> Path:
@@ -176,7 +175,7 @@ def _load(source: str, name: str, revision: str | None) -> Backbone:
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise BackboneError(
@@ -186,9 +185,16 @@ def _load(source: str, name: str, revision: str | None) -> Backbone:
         raise BackboneError(f"{name!r} is a {config.model_type!r} network; supported is: 'bert'")
     try:
         network, report = AutoModel.from_pretrained(
-            source, revision=revision, dtype=torch.float32, output_loading_info=True
+            source,
+            revision=revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,  # a pickle can run code
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, use_fast=True, trust_remote_code=False
+        )
     except Exception as error:
         raise BackboneError(f"can't load backbone {name!r}: {error}") from error
     if report["missing_keys"]:
@@ -208,6 +214,11 @@ def _load(source: str, name: str, revision: str | None) -> Backbone:
         raise BackboneError(
             f"the tokenizer of {name!r} has {len(tokenizer)} tokens, its network only "
             f"{config.vocab_size} embeddings; copy the tokenizer that belongs to it"
+        )
+    if not _frames_like_bert(tokenizer):
+        raise BackboneError(
+            f"the tokenizer of {name!r} does not frame texts as [CLS] a [SEP] b [SEP]; "
+            "copy the tokenizer of a BERT there"
         )
     parameters = {f"bert.{key}": value for key, value in network.named_parameters()}
     backbone = make_backbone(EncoderConfig.from_transformers(config), parameters, tokenizer, name)

@@ -28,8 +28,8 @@ def pick_precision(wanted: str, device: torch.device) -> str:
     """Resolve "auto", "fp32" or "bf16": bfloat16 where the hardware multiplies it faster.
 
     Among CPUs those are the ones with AMX tiles. AVX-512's bfloat16 instructions alone reach half
-    the speed of float32 (measured: DECISIONS.md), and CPUs without either a tenth. A fixed rule, not
-    a timing, since a run of a seed must not change its precision.
+    the speed of float32 (measured: DECISIONS.md), and CPUs without either a tenth. A fixed rule,
+    not a timing, since a run of a seed must not change its precision.
     """
     if wanted != "auto":
         return wanted

@@ -7,6 +7,7 @@ training run.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,6 +19,8 @@ TaskKind = Literal["single_label", "multi_label", "regression"]
 Reinit = Literal["none", "biases", "all"]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
+Length = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=1, le=2**53)]
 
 
 class _Part(BaseModel):
@@ -69,10 +72,17 @@ class StrategySpec(_Part):
 class EntryInfo(_Part):
     """One parameter's part: its whole shape, and how many of its values the delta holds."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,256}$")]
     kind: Literal["dense", "sparse"]
-    shape: tuple[int, ...]
-    count: Annotated[int, Field(ge=1)]
+    shape: Annotated[tuple[Length, ...], Field(min_length=1, max_length=2)]
+    count: Count
+
+    @model_validator(mode="after")
+    def _count_fits_shape(self) -> EntryInfo:
+        size = prod(self.shape)
+        if self.count > size or (self.kind == "dense" and self.count < size):
+            raise ValueError(f"a {self.kind} entry of shape {self.shape} can't hold {self.count}")
+        return self
 
 
 class TrainingFacts(_Part):
@@ -114,8 +124,8 @@ class Manifest(_Part):
     task: TaskSpec
     strategy: StrategySpec
     entries: tuple[EntryInfo, ...]
-    trainable_parameters: int
-    total_parameters: int
+    trainable_parameters: Count
+    total_parameters: Count
     training: TrainingFacts
     primary_metric: str
     metrics: dict[str, SplitMetrics]

@@ -1,8 +1,9 @@
 """From a user's row of text to token ids, the same way in training and in serving.
 
-Each maximum length has its own frozen tokenizer with truncation fixed at its making, because
-setting truncation on a shared one (as calling a `transformers` tokenizer does) is a data race
-between threads.
+Texts are tokenized alone and uncut, then cut and joined here. Left to the tokenizer, cutting a
+pair makes every combination of what was cut off: minutes and gigabytes for two long texts. Its
+truncation is also a setting of the shared object, so that changing it is a data race between
+threads.
 """
 
 from __future__ import annotations
@@ -60,13 +61,39 @@ def tokenize_rows(
 def tokenize_texts(
     tokenizer: Any, max_length: int, texts: Sequence[tuple[str, ...]]
 ) -> list[TokenizedRow]:
-    """Tokenize checked texts, one or two a row; the longer one is cut first when both don't fit."""
-    frozen = _truncating(tokenizer, max_length)
-    inputs = [text if len(text) == 2 else text[0] for text in texts]
-    return [
-        TokenizedRow(encoding.ids, encoding.type_ids, bool(encoding.overflowing))
-        for encoding in frozen.encode_batch(inputs)
-    ]
+    """Tokenize checked texts, one or two a row; thread-safe.
+
+    What doesn't fit is cut as `transformers` does with truncation="longest_first": from the end of
+    the longer text until both are of one length, then from both.
+    """
+    plain = _plain(tokenizer)
+    flat = [text for row in texts for text in row]
+    ids = iter(encoding.ids for encoding in plain.encode_batch(flat, add_special_tokens=False))
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    return [_joined([next(ids) for _ in row], max_length, cls, sep) for row in texts]
+
+
+def _joined(parts: list[list[int]], max_length: int, cls: int, sep: int) -> TokenizedRow:
+    """[CLS] a [SEP], or [CLS] a [SEP] b [SEP] with type 1 from b on; BERT, section 3.2."""
+    room = max_length - 1 - len(parts)
+    kept = _kept_lengths([len(part) for part in parts], room)
+    input_ids, token_type_ids = [cls], [0]
+    for kind, (part, length) in enumerate(zip(parts, kept, strict=True)):
+        input_ids += [*part[:length], sep]
+        token_type_ids += [kind] * (length + 1)
+    truncated = sum(kept) < sum(map(len, parts))
+    return TokenizedRow(input_ids, token_type_ids, truncated)
+
+
+def _kept_lengths(lengths: list[int], room: int) -> list[int]:
+    """How many tokens of each text stay; an odd one goes to the longer text, else the second."""
+    if sum(lengths) <= room:
+        return lengths
+    if len(lengths) == 1:
+        return [room]
+    shorter, longer = sorted(lengths)
+    shorter, longer = min(shorter, room // 2), max(room - shorter, room - room // 2)
+    return [longer, shorter] if lengths[0] > lengths[1] else [shorter, longer]
 
 
 def row_texts(task: TaskSpec, row: object, position: int) -> tuple[str, ...]:
@@ -88,7 +115,7 @@ def row_texts(task: TaskSpec, row: object, position: int) -> tuple[str, ...]:
     if not isinstance(row, Mapping):
         wanted = f"an object with {_listed(fields)}"
         wanted = wanted if len(fields) == 2 else f"a string or {wanted}"
-        raise InvalidTextError(position, None, f"must be {wanted}, not {type(row).__name__}")
+        raise InvalidTextError(position, None, f"must be {wanted}, not {_json_type(row)}")
     generic = GENERIC_FIELDS[: len(fields)]
     used = generic if set(row) == set(generic) != set(fields) else fields
     for name in row:
@@ -104,7 +131,7 @@ def row_texts(task: TaskSpec, row: object, position: int) -> tuple[str, ...]:
 
 def _checked(text: object, position: int, field: str | None) -> str:
     if not isinstance(text, str):
-        raise InvalidTextError(position, field, f"must be a string, not {type(text).__name__}")
+        raise InvalidTextError(position, field, f"must be a string, not {_json_type(text)}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -114,6 +141,13 @@ def _checked(text: object, position: int, field: str | None) -> str:
             f"has half a surrogate pair at character {error.start}; send valid Unicode",
         ) from None
     return text
+
+
+def _json_type(value: object) -> str:
+    """What a value is called in JSON, where nearly all rows come from."""
+    names = {"NoneType": "null", "bool": "a boolean", "int": "a number", "float": "a number"}
+    names |= {"list": "an array", "tuple": "an array", "dict": "an object", "str": "a string"}
+    return names.get(type(value).__name__, type(value).__name__)
 
 
 def _unknown_field(name: str, task: TaskSpec) -> str:
@@ -126,10 +160,15 @@ def _listed(fields: Sequence[str]) -> str:
     return " and ".join(repr(field) for field in fields)
 
 
-@lru_cache(maxsize=64)
-def _truncating(tokenizer: Any, max_length: int) -> Any:
+@lru_cache(maxsize=8)
+def _plain(tokenizer: Any) -> Any:
+    return plain_copy(tokenizer)
+
+
+def plain_copy(tokenizer: Any) -> Any:
+    """The backend of a tokenizer as a copy that neither cuts nor pads, whatever is set on it."""
     backend = tokenizer.backend_tokenizer
-    frozen = type(backend).from_str(backend.to_str())
-    frozen.no_padding()
-    frozen.enable_truncation(max_length, strategy="longest_first")
-    return frozen
+    plain = type(backend).from_str(backend.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    return plain

@@ -7,6 +7,7 @@ never served.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -30,11 +31,19 @@ def zoo_path() -> Path:
 
 def delta_path(root: Path, backbone_id: str, task: str, strategy: str) -> Path:
     """A delta's place: <root>/<backbone>/<task>/<strategy>.safetensors, names made safe."""
-    return root / _file_name(backbone_id) / task / f"{_file_name(strategy)}{SUFFIX}"
+    return root / _file_name(backbone_id) / task / f"{_strategy_file(strategy)}{SUFFIX}"
 
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.")[:100] or "unnamed"
+
+
+def _strategy_file(strategy: str) -> str:
+    """`random:0.001` as `random-0.001`; a digest tells apart what would else share a name."""
+    if re.fullmatch(r"[A-Za-z0-9._+:]{1,100}", strategy):
+        return _file_name(strategy)
+    digest = hashlib.sha256(strategy.encode()).hexdigest()[:8]
+    return f"{_file_name(strategy)}-{digest}"
 
 
 @dataclass(frozen=True)
@@ -74,20 +83,21 @@ class Store:
 
     Several deltas of one task and strategy may be there; each answers to its version. Without a
     version the one trained on real rows wins over one trained on the generated sample, then the one
-    of the earlier root.
+    of the earlier root. Of files with the same version only the first is served; the others are
+    copies, which step in when it turns out to be damaged.
 
     Args:
         roots: folders to search, the most important first.
         backbone: only deltas of this backbone are served; None takes all.
 
     Attributes:
-        records: everything that is served, by task, strategy, and defaults first.
-        rejected: (file, reason) of everything that isn't.
+        rejected: (file, reason) of everything that isn't served for a reason.
     """
 
     def __init__(self, roots: Sequence[Path], *, backbone: BackboneRef | None = None) -> None:
         self.rejected: list[tuple[Path, str]] = []
-        found: dict[tuple[str, str], list[Record]] = {}
+        self._roots = tuple(roots)
+        self._found: dict[tuple[str, str], list[Record]] = {}
         for path in _delta_files(roots):
             try:
                 record = _read_record(path, backbone)
@@ -95,19 +105,34 @@ class Store:
                 reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
                 self.rejected.append((path, reason))
                 continue
-            same = found.setdefault(record.manifest.key, [])
-            if all(known.version != record.version for known in same):
-                same.append(record)
-        self.records = [record for key in sorted(found) for record in _ranked(found[key])]
+            self._found.setdefault(record.manifest.key, []).append(record)
 
-    def reject(self, record: Record, reason: str) -> None:
-        """Take a record out of service, for a reason found only when its whole file was read."""
-        self.rejected.append((record.path, reason))
-        others = [known for known in self.records if known != record]
-        same = [known for known in others if known.manifest.key == record.manifest.key]
-        rest = [known for known in others if known.manifest.key != record.manifest.key]
-        self.records = sorted(rest + _ranked(same), key=lambda known: known.manifest.key)
+    def reject(self, record: Record, reason: str, *, with_copies: bool = False) -> None:
+        """Take a file out of service, for a reason found only when the whole of it was read.
+
+        Without `with_copies`, `records` may have a new one afterwards: a copy of the same version
+        that lay behind it.
+        """
+        same = self._found[record.manifest.key]
+        out = [
+            known
+            for known in same
+            if known.path == record.path or (with_copies and known.version == record.version)
+        ]
+        self.rejected += [(known.path, reason) for known in out]
+        same[:] = [known for known in same if known not in out]
+        self.__dict__.pop("records", None)
         self.__dict__.pop("_by_task", None)
+
+    def shown_name(self, path: Path) -> str:
+        """A file's name below its root: enough to know it, and nothing about the machine."""
+        root = next((root for root in self._roots if path.is_relative_to(root)), path.parent)
+        return os.fsencode(path.relative_to(root)).decode(errors="replace")
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """Everything that is served, by task, strategy, and defaults first."""
+        return [record for key in sorted(self._found) for record in _ranked(self._found[key])]
 
     @cached_property
     def _by_task(self) -> dict[str, dict[str, list[Record]]]:
@@ -133,8 +158,14 @@ class Store:
         return list(self._by_task[task])
 
     def default_strategy(self, task: str) -> str:
-        """The strategy that answers when a request names none: "bitfit", else the first by name."""
+        """The strategy that answers when a request names none: "bitfit", else the first by name.
+
+        Those trained on the generated sample only if there are no others.
+        """
         strategies = self.strategies(task)
+        by_strategy = self._by_task[task]
+        real = [name for name in strategies if not _is_sample(by_strategy[name][0])]
+        strategies = real or strategies
         return DEFAULT_STRATEGY if DEFAULT_STRATEGY in strategies else strategies[0]
 
     def resolve(self, task: str, strategy: str | None = None, version: str | None = None) -> Record:
@@ -175,9 +206,17 @@ def _read_record(path: Path, backbone: BackboneRef | None) -> Record:
     return Record(path, manifest, version, path.stat().st_size)
 
 
+def _is_sample(record: Record) -> bool:
+    return record.manifest.training.data == "sample"
+
+
 def _ranked(records: list[Record]) -> list[Record]:
     """Real rows before the sample, else in the order found; only the first is the default."""
-    ordered = sorted(records, key=lambda record: record.manifest.training.data == "sample")
+    first_of_version = {record.version: record for record in reversed(records)}
+    ordered = sorted(
+        (record for record in records if first_of_version[record.version] is record),
+        key=_is_sample,
+    )
     return [
         Record(
             record.path, record.manifest, record.version, record.num_bytes, is_default=position == 0

@@ -52,10 +52,8 @@ async def list_tasks(serving: ServingDep) -> TaskList:
 async def list_deltas(serving: ServingDep) -> DeltaList:
     """Every delta that is served, and every file that could not be, with the reason."""
     store = serving.engine.store
-    # As <backbone>/<task>/<strategy>: enough to know it, and nothing about the machine.
     rejected = [
-        RejectedFile(file="/".join(path.parts[-3:]), reason=reason)
-        for path, reason in store.rejected
+        RejectedFile(file=store.shown_name(path), reason=reason) for path, reason in store.rejected
     ]
     return DeltaList(deltas=[_delta_info(record) for record in store.records], rejected=rejected)
 

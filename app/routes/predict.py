@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Request
 
 from app.disconnect import while_connected
+from app.errors import DeadlineExceededError
 from app.limits import JsonRoute
 from app.predictions import to_predictions
 from app.routes.responses import documented
@@ -86,9 +87,12 @@ async def _answer(
     if timeout_ms is not None and timeout_ms < timeout_s * 1000:
         timeout_s = timeout_ms / 1000
     deadline = serving.clock() + timeout_s
-    results = await serving.pipeline.run(
-        inputs, records, deadline=deadline, trace=request.state.trace
-    )
+    try:
+        results = await serving.pipeline.run(
+            inputs, records, deadline=deadline, trace=request.state.trace
+        )
+    except DeadlineExceededError:
+        raise DeadlineExceededError(timeout_s) from None  # from the arrival on
     answers = []
     for record, rows in zip(records, results, strict=True):
         task, strategy = record.manifest.key

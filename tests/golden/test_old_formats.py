@@ -39,6 +39,7 @@ from deltas import (
     read_manifest,
     write_delta,
 )
+from deltas.rows import row_texts
 
 DATA = Path(__file__).parent / "data"
 CONFIG = EncoderConfig(2, 20, 2, 28, 70, 48)
@@ -179,7 +180,9 @@ def answers(backbone: Backbone, folder: Path, task: str) -> list[list[float]]:
     """Logits of the rows, by the engine that serves."""
     store = Store([folder], backbone=backbone.ref)
     engine = Engine(backbone, store, device="cpu", precision="fp32")
-    return engine.run(engine.tokenize(store.resolve(task), ROWS[task]))
+    record = store.resolve(task)
+    texts = [row_texts(record.manifest.task, row, 0) for row in ROWS[task]]
+    return engine.run(engine.tokenize(record, texts))
 
 
 def write_examples(folder: Path) -> None:

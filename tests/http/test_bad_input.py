@@ -72,12 +72,12 @@ def test_a_wrong_body_names_its_field(
 PAIR = {"premise": "a", "hypothesis": "b"}
 ROWS: list[tuple[str, Any, int, str | None, str]] = [
     ("toy2", None, 0, None, "must be a string or an object"),
-    ("toy2", 3, 0, None, "not int"),
-    ("toy2", ["ok", True], 1, None, "not bool"),
-    ("toy2", [["nested"]], 0, None, "not list"),
+    ("toy2", 3, 0, None, "not a number"),
+    ("toy2", ["ok", True], 1, None, "not a boolean"),
+    ("toy2", [["nested"]], 0, None, "not an array"),
     ("toy2", {}, 0, "sentence", "is missing"),
     ("toy2", {"sentense": "x"}, 0, "sentense", "did you mean 'sentence'"),
-    ("toy2", {"sentence": 5}, 0, "sentence", "must be a string, not int"),
+    ("toy2", {"sentence": 5}, 0, "sentence", "must be a string, not a number"),
     ("toy2", {"sentence": None}, 0, "sentence", "must be a string"),
     ("toy2", {"sentence": "x", "extra": "y"}, 0, "extra", "takes 'sentence'"),
     ("toy3", "one text", 0, None, "takes two texts"),
@@ -167,6 +167,7 @@ def test_malformed_json(client: TestClient, check_error: CheckError, body: bytes
         ({"Content-Type": "application/x-www-form-urlencoded"}, "Content-Type: application/json"),
         ({"Content-Type": "multipart/form-data; boundary=x"}, "multipart/form-data"),
         ({"Content-Type": ""}, "missing"),
+        ({"Content-Type": "text/x+json"}, "text/x+json"),
         (JSON | {"Content-Encoding": "gzip"}, "gzip"),
     ],
 )

@@ -25,7 +25,11 @@ def folder(tiny_backbone_dir: Path, tmp_path: Path) -> Path:
 
 def test_loading_is_repeatable(tiny_backbone: Backbone, folder: Path) -> None:
     again = load_backbone(str(folder))
-    assert again.ref.fingerprint == tiny_backbone.ref.fingerprint == again.digest()
+    assert (
+        again.ref.fingerprint
+        == tiny_backbone.ref.fingerprint
+        == weights_fingerprint(again.parameters)
+    )
     assert again.ref.tokenizer_fingerprint == tiny_backbone.ref.tokenizer_fingerprint
     assert again.ref.id == "copy"
 
@@ -57,7 +61,7 @@ def test_making_copies(tiny_backbone: Backbone) -> None:
     made = make_backbone(tiny_backbone.config, parameters, tiny_backbone.tokenizer, "x")
     for value in parameters.values():
         value.zero_()
-    assert made.digest() == tiny_backbone.ref.fingerprint
+    assert weights_fingerprint(made.parameters) == tiny_backbone.ref.fingerprint
 
 
 def test_each_parameter_counts_for_the_fingerprint(tiny_backbone: Backbone) -> None:
@@ -164,6 +168,20 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def pickle_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    torch.save(load_file(path), folder / "pytorch_model.bin")
+    path.unlink()
+
+
+def frame_otherwise(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    post = tokenizer["post_processor"]
+    post["cls"], post["sep"] = post["sep"], post["cls"]
+    path.write_text(json.dumps(tokenizer))
+
+
 def drop_tokenizer(folder: Path) -> None:
     for path in folder.glob("*token*"):
         path.unlink()
@@ -197,6 +215,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "can't load"),
     "truncated weights": (lambda folder: cut(folder / "model.safetensors"), "can't load"),
+    "a pickle for weights": (pickle_weights, "can't load"),
+    "code of its own": (
+        lambda folder: edit(
+            folder / "config.json", model_type="zzz", auto_map={"AutoConfig": "evil.Evil"}
+        ),
+        "no backbone at",
+    ),
+    "another framing of texts": (frame_otherwise, r"\[CLS\] a \[SEP\] b \[SEP\]"),
     "no tokenizer": (drop_tokenizer, "copy"),
     "a damaged tokenizer": (lambda folder: cut(folder / "tokenizer.json"), "can't load"),
 }
@@ -257,4 +283,4 @@ def test_the_packaged_backbone(packaged_backbone: Backbone) -> None:
     """What the shipped deltas are made for."""
     assert packaged_backbone.ref.id == "all-MiniLM-L6-v2"
     assert packaged_backbone.num_parameters == 22_713_216
-    assert packaged_backbone.digest() == packaged_backbone.ref.fingerprint
+    assert weights_fingerprint(packaged_backbone.parameters) == packaged_backbone.ref.fingerprint

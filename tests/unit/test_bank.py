@@ -11,6 +11,7 @@ from torch import Tensor
 
 from app.bank import Bank, BankOverlay
 from deltas import Backbone, Delta, SingleOverlay, TaskSpec, encoder_layout, pack
+from deltas.backbone import weights_fingerprint
 
 CPU = torch.device("cpu")
 STRATEGIES = [
@@ -150,7 +151,7 @@ def test_computing_writes_nothing(tiny_backbone: Backbone, bank: Bank, batch: An
         for site in sites(tiny_backbone, "norm"):
             mixed.norm(site, torch.randn(count, 36), per_row=per_row)
     assert all(map(torch.equal, state(bank), before))
-    assert tiny_backbone.digest() == tiny_backbone.ref.fingerprint
+    assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 
 
 def test_the_input_is_left_alone(bank: Bank, batch: Any) -> None:
@@ -192,6 +193,16 @@ def test_small_deltas_take_little_memory(
         vectors = sum(v.numel() for v in tiny_backbone.weights.values() if v.ndim == 1)
         assert grown < vectors + smallest
         assert not any(made.matrices.values())
+
+
+def test_many_scattered_values_become_a_matrix(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
+) -> None:
+    """Adding K values one by one takes memory and time in proportion to K for every token."""
+    made = Bank(tiny_backbone, CPU, torch.float32)
+    made.add([make_delta(tiny_backbone, toy_tasks["toy2"], "random:0.05")])
+    assert any(made.matrices.values())
+    assert not any(made.sparse.values())
 
 
 def test_values_do_not_follow_the_caller(tiny_backbone: Backbone, deltas: list[Delta]) -> None:

@@ -224,15 +224,51 @@ def test_the_queue_is_bounded_in_tokens_too_but_never_shut_when_empty() -> None:
 
 def test_announced_rows_count_as_queued() -> None:
     async def test(rig: Rig) -> None:
-        with rig.batcher.announce(7):
-            with pytest.raises(OverloadedError), rig.batcher.announce(4):
-                pytest.fail("there was no room")
-            with rig.batcher.announce(3):
+        announce = rig.batcher.announce
+        async with announce(7, deadline=FAR):
+            with pytest.raises(OverloadedError):
+                async with announce(4, deadline=FAR):
+                    pytest.fail("there was no room")
+            async with announce(3, deadline=FAR):
                 pass
-        with rig.batcher.announce(10):
-            pass
+        async with announce(10, deadline=FAR) as submit:
+            assert (await submit([Row(value) for value in range(10)])).results[9] == 81
 
     run(test, max_queue_rows=10)
+
+
+def test_the_deadline_covers_what_comes_before_the_queue() -> None:
+    async def test(rig: Rig) -> None:
+        with pytest.raises(DeadlineExceededError, match=r"within 0\.05 s"):
+            async with rig.batcher.announce(7, deadline=0.05):
+                await asyncio.sleep(30)
+        async with rig.batcher.announce(100, deadline=FAR):
+            pass  # the room is free again
+
+    assert run(test).observer.drops == {"expired": 1}
+
+
+def test_what_was_announced_is_finished_by_a_stop() -> None:
+    async def test(rig: Rig) -> None:
+        tokenized = asyncio.Event()
+
+        async def request() -> list[int]:
+            async with rig.batcher.announce(1, deadline=FAR) as submit:
+                await tokenized.wait()
+                return (await submit([Row(3)])).results
+
+        early = asyncio.create_task(request())
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(rig.batcher.stop(5.0))
+        await asyncio.sleep(0)
+        with pytest.raises(NotReadyError):
+            await request()
+        assert not stopping.done()
+        tokenized.set()
+        assert await early == [9]
+        await stopping
+
+    run(test)
 
 
 def test_urgent_rows_pass_a_full_queue() -> None:

@@ -129,8 +129,8 @@ def served_metrics(
     assert store.rejected == []
     record = store.resolve(task)
     engine = Engine(backbone, store, device="cpu", precision="fp32")
-    fields = record.manifest.task.text_fields
-    given = [dict(zip(fields, row, strict=False)) for row in rows]
+    width = len(record.manifest.task.text_fields)
+    given = [tuple(row[:width]) for row in rows]
     logits = np.array(engine.run(engine.tokenize(record, given)))
     names = list(record.manifest.metrics["selection"].values)
     names.remove("loss")

@@ -217,6 +217,13 @@ def _drop(key: str) -> Change:
     return lambda facts, tensors: (facts.pop(key, None), tensors.pop(key, None), None)[-1]
 
 
+def _wrap(indices: Tensor) -> Tensor:
+    """Each difference of int32 is positive once it has overflowed."""
+    wrapped = indices.clone()
+    wrapped[1:4] = torch.tensor([2**31 - 1, -(2**31), -1], dtype=indices.dtype)
+    return wrapped
+
+
 INDICES, VALUES = f"{SPARSE}:indices", f"{SPARSE}:values"
 DEFECTS: dict[str, tuple[Change, str]] = {
     "NaN in a dense entry": (
@@ -236,6 +243,10 @@ DEFECTS: dict[str, tuple[Change, str]] = {
     "float indices": (
         _tensor(INDICES, Tensor.float),
         "dtype torch.float32, expected int32 or int64",
+    ),
+    "indices whose differences overflow": (
+        _tensor(INDICES, _wrap),
+        "must increase strictly",
     ),
     "short indices": (_tensor(INDICES, Tensor.short), "dtype torch.int16"),
     "indices not in order": (_tensor(INDICES, lambda t: t.flip(0)), "must increase strictly"),
@@ -302,7 +313,18 @@ DEFECTS: dict[str, tuple[Change, str]] = {
         ),
         "classifier.bias|were trained",
     ),
-    "a count that lies": (_entry(DENSE, count=7), r"count|has 36 values|says 7|were trained"),
+    "a count that lies": (_entry(DENSE, count=7), "can't hold 7"),
+    "a line break in a name": (
+        lambda facts, tensors: tensors.update({"x\n2026 INFO serving 99 deltas": torch.ones(2)}),
+        r"doesn't name: x\\n2026 INFO",
+    ),
+    "a name that is no parameter's": (
+        lambda facts, tensors: facts["entries"].append(
+            {"name": "a\nb", "kind": "dense", "shape": [3], "count": 3}
+        ),
+        r"entries\.\d+\.name",
+    ),
+    "counts beyond all bounds": (_set("total_parameters", to=10**4000), "total_parameters"),
     "a negative shape": (_entry(SPARSE, shape=[-101, 36]), "shape|within"),
     "a shape that overflows": (_entry(SPARSE, shape=[2**62, 2**62]), "shape|within"),
     "a shape beyond 64 bits": (_entry(SPARSE, shape=[2**70, 36]), "shape|within"),

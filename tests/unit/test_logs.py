@@ -64,6 +64,13 @@ def test_the_request_id_is_that_of_the_context() -> None:
 
 
 @pytest.mark.usefixtures("_restored_logging")
+def test_a_message_can_not_pass_for_another_record(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("text", "info")
+    logging.getLogger("app.test").info("odd: %s", "x\n2026-01-01 INFO - app: all is well\x1b[2J")
+    assert capsys.readouterr().err.endswith("odd: x\\n2026-01-01 INFO - app: all is well\\x1b[2J\n")
+
+
+@pytest.mark.usefixtures("_restored_logging")
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_configured_records_go_to_stderr(
     log_format: str, capsys: pytest.CaptureFixture[str]

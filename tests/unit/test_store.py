@@ -291,16 +291,61 @@ def test_a_rejected_record_makes_room_for_the_next(put: Put, tmp_path: Path) -> 
     assert store.tasks == []
 
 
+def test_both_versions_of_a_name_can_be_rejected_as_they_were_listed(
+    put: Put, tmp_path: Path
+) -> None:
+    put("1/a", seed=1), put("2/a", seed=2)
+    store = Store([tmp_path / "1", tmp_path / "2"])
+    for record in list(store.records):
+        store.reject(record, "why")
+    assert store.records == []
+    assert len(store.rejected) == 2
+
+
+def test_a_copy_steps_in_for_a_damaged_file(put: Put, tmp_path: Path) -> None:
+    put("1/a", seed=1)
+    put("2/a", seed=1)
+    store = Store([tmp_path / "1", tmp_path / "2"])
+    (first,) = store.records
+    store.reject(first, "why")
+    (second,) = store.records
+    assert (second.version, second.path) == (first.version, tmp_path / "2/a.safetensors")
+
+
+def test_a_version_can_be_rejected_with_its_copies(put: Put, tmp_path: Path) -> None:
+    put("1/a", seed=1)
+    put("2/a", seed=1)
+    store = Store([tmp_path / "1", tmp_path / "2"])
+    store.reject(store.records[0], "why", with_copies=True)
+    assert (store.records, len(store.rejected)) == ([], 2)
+
+
+def test_the_sample_answers_by_default_only_alone(put: Put, tmp_path: Path) -> None:
+    put("1/a", strategy="bitfit", data="sample")
+    assert Store([tmp_path]).default_strategy("toy2") == "bitfit"
+    put("1/b", strategy="layernorm")
+    assert Store([tmp_path]).default_strategy("toy2") == "layernorm"
+
+
+def test_names_are_shown_below_their_root(put: Put, tmp_path: Path) -> None:
+    put("1/a/b")
+    (tmp_path / "1" / os.fsdecode(b"\xff.safetensors")).write_bytes(b"x")
+    store = Store([tmp_path / "1"])
+    assert store.shown_name(store.records[0].path) == "a/b.safetensors"
+    assert store.shown_name(store.rejected[0][0]) == "\ufffd.safetensors"
+
+
 @pytest.mark.parametrize(
     ("strategy", "file"),
     [
         ("bitfit", "bitfit"),
         ("random:0.001", "random-0.001"),
-        ("params:../../etc/x", "params-..-..-etc-x"),
-        ("params:(a|b)", "params-a-b"),
+        ("params:../../etc/x", "params-..-..-etc-x-f88fb9ac"),
+        ("params:(a|b)", "params-a-b-9cc3f59d"),
+        ("params:a-b", "params-a-b-6d0cd905"),
         ("a+b", "a+b"),
         ("..", "unnamed"),
-        ("x" * 300, "x" * 100),
+        ("x" * 300, "x" * 100 + "-0d4e2ca9"),
         ("...hidden", "hidden"),
     ],
 )

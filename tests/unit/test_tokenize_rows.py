@@ -107,6 +107,16 @@ def test_a_hundred_thousand_characters(tiny_backbone: Backbone, toy_tasks: Any) 
         assert row.truncated == (" " in text)  # one endless word is one unknown token
 
 
+def test_two_long_texts_take_no_longer_than_one_by_one(packaged_backbone: Backbone) -> None:
+    """Cut by the tokenizer itself, this pair takes minutes and tens of gigabytes."""
+    text = "a b " * 50_000
+    (row,) = tokenize_texts(packaged_backbone.tokenizer, 128, [(text, text)])
+    (alone,) = tokenize_texts(packaged_backbone.tokenizer, 128, [(text,)])
+    assert row.truncated
+    assert row.input_ids[:63] == alone.input_ids[:63]
+    assert (row.num_tokens, sum(row.token_type_ids)) == (128, 64)
+
+
 def test_an_exact_fit_is_not_truncated(tiny_backbone: Backbone) -> None:
     for words, truncated in ((6, False), (7, True)):
         (row,) = tokenize_texts(tiny_backbone.tokenizer, 8, [("the " * words,)])
@@ -166,10 +176,15 @@ def test_a_tasks_own_names_come_first(tiny_backbone: Backbone, fields: tuple[str
     ("task", "row", "field", "sentence"),
     [
         ("toy3", "text", None, "'toy3' takes two texts: give an object with 'premise' and 'hypo"),
-        ("toy2", 5, None, "must be a string or an object with 'sentence', not int"),
-        ("toy2", None, None, "not NoneType"),
-        ("toy2", ["a"], None, "not list"),
-        ("toy3", ["a", "b"], None, "must be an object with 'premise' and 'hypothesis', not list"),
+        ("toy2", 5, None, "must be a string or an object with 'sentence', not a number"),
+        ("toy2", None, None, "not null"),
+        ("toy2", ["a"], None, "not an array"),
+        (
+            "toy3",
+            ["a", "b"],
+            None,
+            "must be an object with 'premise' and 'hypothesis', not an array",
+        ),
         ("toy2", {}, "sentence", "is missing"),
         ("toy3", {"premise": "a"}, "hypothesis", "is missing; 'toy3' takes 'premise' and 'hypoth"),
         ("toy3", {"text": "a"}, "text", "is not a field of 'toy3'"),
@@ -177,9 +192,14 @@ def test_a_tasks_own_names_come_first(tiny_backbone: Backbone, fields: tuple[str
         ("toy3", {"premise": "a", "hypothesis": "b", "x": "c"}, "x", "is not a field"),
         ("toy2", {"text": "a", "text_pair": "b"}, "text", "is not a field"),
         ("toy2", {"sentence": "a", "text": "b"}, "text", "is not a field"),
-        ("toy2", {"sentence": 5}, "sentence", "must be a string, not int"),
-        ("toy2", {"sentence": None}, "sentence", "must be a string, not NoneType"),
-        ("toy3", {"premise": "a", "hypothesis": ["b"]}, "hypothesis", "must be a string, not list"),
+        ("toy2", {"sentence": 5}, "sentence", "must be a string, not a number"),
+        ("toy2", {"sentence": None}, "sentence", "must be a string, not null"),
+        (
+            "toy3",
+            {"premise": "a", "hypothesis": ["b"]},
+            "hypothesis",
+            "must be a string, not an array",
+        ),
         ("toy2", "a\ud800b", None, "half a surrogate pair at character 1"),
         ("toy3", {"premise": "a", "hypothesis": "\udc00"}, "hypothesis", "half a surrogate pair"),
         ("toy2", {5: "a"}, "5", "is not a field"),
