@@ -45,7 +45,8 @@ zoo: $(STAMP) ## verify every shipped delta
 	$(PY) -m deltas verify deltas/zoo
 
 clean: ## remove .venv, caches and builds; trained deltas in runs/ stay
-	rm -rf "$(VENV)" build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	if [ -e "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
 	find app deltas frontend tests training -name __pycache__ -prune -exec rm -rf {} +
 
 image: ## build the container image (IMAGE=deltabert, TORCH=cpu)

@@ -138,7 +138,7 @@ def _size(record: Record) -> str:
 
 def _range(records: Iterable[Record], strategy: str, show: Callable[[Record], str]) -> str:
     """The least and the most over a strategy's deltas."""
-    of_strategy = [record for record in records if record.manifest.strategy.name == strategy]
+    of_strategy = [record for record in records if record.manifest.key[1] == strategy]
     ordered = sorted(of_strategy, key=lambda record: record.num_bytes)
     ends = dict.fromkeys(show(record) for record in (ordered[0], ordered[-1]))
     return " to ".join(ends)

@@ -92,7 +92,8 @@ class Stop:
         """Take over the signals that end a program."""
         self.requests = 0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._request)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+                signal.signal(number, self._request)
 
     def _request(self, _number: int, _frame: FrameType | None) -> None:
         self.requests += 1

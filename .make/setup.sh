@@ -37,6 +37,10 @@ fi
 "$python" -c 'import venv, ensurepip' 2>/dev/null ||
     fail "$python cannot make virtual environments: install its venv module (Debian and Ubuntu: apt install python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv) and run make again."
 
+if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv" 2>/dev/null || echo file)" ]; then
+    fail "VENV=$venv is there and is no virtual environment: name another folder, it would be emptied."
+fi
+
 echo "Installing into $venv with Python $(version_of "$python"); the first time takes a few minutes."
 # An environment that works is brought up to date; one half made, or of another Python, made anew.
 if [ -n "${PYTHON:-}" ] || ! "$venv/bin/python" -c "$supported; import pip" >/dev/null 2>&1; then

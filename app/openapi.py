@@ -61,7 +61,7 @@ def add_examples(paths: Schema, store: Store) -> None:
     details = paths["/deltas/{task}/{strategy}"]["get"]
     _parameter(details, "task")["examples"] = names
     _parameter(details, "strategy")["examples"] = {
-        record.manifest.task.name: {"value": record.manifest.strategy.name} for record in defaults
+        task: {"value": strategy} for task, strategy in (record.manifest.key for record in defaults)
     }
     _parameter(details, "version")["examples"] = _versions(defaults)
 

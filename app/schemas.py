@@ -6,13 +6,13 @@ checks them and names each wrong row and field.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.errors import UNKNOWN_FIELD
+from deltas.errors import near_matches
 from deltas.manifest import TaskKind
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
@@ -60,7 +60,7 @@ class _Request(BaseModel):
             if name not in cls.model_fields:
                 known = list(cls.model_fields)
                 shown = name[:64].encode(errors="replace").decode()  # half a surrogate pair: "?"
-                close = get_close_matches(shown, known, n=1)
+                close = near_matches(shown, known)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise PydanticCustomError(
                     UNKNOWN_FIELD,

@@ -7,12 +7,13 @@ unpacks the settings into plain arguments; the batcher and the engine do not kno
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from deltas.errors import near_matches
 
 PREFIX = "DELTABERT_"
 
@@ -164,7 +165,7 @@ def load_settings() -> Settings:
 
 def _unknown(name: str) -> str:
     """pydantic-settings ignores a mistyped variable without a word; we do not."""
-    close = get_close_matches(name, Settings.model_fields, n=1)
+    close = near_matches(name, Settings.model_fields)
     hint = f"; did you mean {PREFIX}{close[0].upper()}?" if close else ""
     allowed = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
     return f"{PREFIX}{name.upper()} is not a setting{hint or f'; there are: {allowed}'}"

@@ -79,7 +79,7 @@ def _list(options: argparse.Namespace) -> int:
         value = manifest.metrics[split].values.get(manifest.primary_metric) if split else None
         facts = {
             "task": manifest.task.name,
-            "strategy": manifest.strategy.name,
+            "strategy": manifest.strategy.served_as,
             "version": record.version,
             "backbone": manifest.backbone.id,
             "bytes": record.num_bytes,

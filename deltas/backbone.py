@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from deltas.errors import BackboneError
+from deltas.hub import is_cached, why_unreachable
 from deltas.layout import EncoderConfig, encoder_layout
 from deltas.manifest import BackboneRef
 from deltas.rows import plain_copy, tokenize_texts
@@ -77,7 +78,13 @@ def load_backbone(spec: str | None = None) -> Backbone:
     if folder.is_dir():
         return _load(str(folder), folder.resolve().name, None)
     name, _, revision = spec.partition("@")
-    return _load(name, name, revision or None)
+    problem = why_unreachable(f"{name}/resolve/{revision or 'main'}/config.json")
+    if problem and not is_cached(name, "config.json", revision or None):
+        raise BackboneError(
+            f"no backbone at {name!r}: no such folder, not in the hub's cache, and the Hugging "
+            f"Face hub can't be used: {problem}"
+        )
+    return _load(name, name, revision or None, cache_only=bool(problem))
 
 
 def make_backbone(
@@ -169,13 +176,15 @@ def _packaged_folder() -> Path:
     return folder
 
 
-def _load(source: str, name: str, revision: str | None) -> Backbone:
+def _load(source: str, name: str, revision: str | None, *, cache_only: bool = False) -> Backbone:
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    common: dict[str, Any] = {"revision": revision, "local_files_only": cache_only}
+    common["trust_remote_code"] = False
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, **common)
     except Exception as error:
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise BackboneError(
@@ -186,15 +195,12 @@ def _load(source: str, name: str, revision: str | None) -> Backbone:
     try:
         network, report = AutoModel.from_pretrained(
             source,
-            revision=revision,
             dtype=torch.float32,
             output_loading_info=True,
-            trust_remote_code=False,
             use_safetensors=True,  # a pickle can run code
+            **common,
         )
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, use_fast=True, trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **common)
     except Exception as error:
         raise BackboneError(f"can't load backbone {name!r}: {error}") from error
     if report["missing_keys"]:

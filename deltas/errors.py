@@ -17,6 +17,13 @@ from pathlib import Path
 _MOST_LISTED = 20
 
 
+def near_matches(name: str, known: Iterable[str]) -> list[str]:
+    """Known names that look like `name`, best first, three at most; letter case is ignored."""
+    folded = {candidate.casefold(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.casefold()[:128], folded, n=3, cutoff=0.5)
+    return [folded[match] for match in close]
+
+
 class DeltaError(Exception):
     """Root of everything this package raises on purpose."""
 
@@ -35,9 +42,7 @@ class DeltaNotFoundError(DeltaError):
         self.kind = kind
         self.name = name
         self.available = sorted(set(available))
-        folded = {known.casefold(): known for known in self.available}
-        close = difflib.get_close_matches(name.casefold()[:128], folded, n=3, cutoff=0.5)
-        self.suggestions = [folded[match] for match in close]
+        self.suggestions = close = near_matches(name, self.available)
         shown = ", ".join(self.available[:_MOST_LISTED]) or "none"
         if len(self.available) > _MOST_LISTED:
             shown += f" and {len(self.available) - _MOST_LISTED} more"

@@ -68,6 +68,11 @@ class StrategySpec(_Part):
     reinit: Reinit = "none"
     seed: int = 0
 
+    @property
+    def served_as(self) -> str:
+        """The name in requests and tables: the study's InitBias+BitFit is "initbias+bitfit"."""
+        return {"none": "", "biases": "initbias+", "all": "init+"}[self.reinit] + self.name
+
 
 class EntryInfo(_Part):
     """One parameter's part: its whole shape, and how many of its values the delta holds."""
@@ -133,7 +138,7 @@ class Manifest(_Part):
     @property
     def key(self) -> tuple[str, str]:
         """(task, strategy): the name under which the delta is served."""
-        return self.task.name, self.strategy.name
+        return self.task.name, self.strategy.served_as
 
     @property
     def validation_split(self) -> str | None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
-from deltas.errors import InvalidTextError
+from deltas.errors import InvalidTextError, near_matches
 from deltas.manifest import TaskSpec
 
 GENERIC_FIELDS = ("text", "text_pair")
@@ -151,7 +150,7 @@ def _json_type(value: object) -> str:
 
 
 def _unknown_field(name: str, task: TaskSpec) -> str:
-    close = get_close_matches(name[:64], task.text_fields, n=1)
+    close = near_matches(name, task.text_fields)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"is not a field of {task.name!r}, which takes {_listed(task.text_fields)}{hint}"
 

@@ -14,7 +14,7 @@ from frontend.glossary import metric_words, task_words
 from frontend.notices import show_error
 from frontend.state import load_delta
 from frontend.tables import FORMATS, benchmark_csv, benchmark_records, other_metrics, sample_notes
-from frontend.wording import human_bytes, percent
+from frontend.wording import human_bytes, literal, percent
 
 _HIGHLIGHT = "background-color: rgba(76, 110, 245, 0.14)"
 
@@ -29,7 +29,9 @@ def show_task_benchmark(client: Client, benchmark: Benchmark, task: TaskInfo) ->
         colors = strategy_colors([row.strategy for row in benchmark.rows])
         st.html(delta_table(rows, benchmark.backbone.size_bytes, colors))
         notes = [_size_sentence(rows, benchmark.backbone)]
-        notes += dict.fromkeys(f"Trained on a {row.train_note}." for row in rows if row.train_note)
+        notes += dict.fromkeys(
+            f"Train rows: {literal(row.train_note)}." for row in rows if row.train_note
+        )
         st.caption("  \n".join(notes))
     if benchmark.rows:
         st.altair_chart(
@@ -74,8 +76,8 @@ def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
     left, right = st.columns([3, 1], vertical_alignment="center")
     left.caption(
         "Scores are of each task's development set, taken once after training; see each delta's "
-        f"manifest. Backbone: {backbone.id}, fingerprint {_short(backbone.fingerprint)}.  \n"
-        + "  \n".join(sample_notes(benchmark))
+        f"manifest. Backbone: {literal(backbone.id)}, "
+        f"fingerprint {_short(backbone.fingerprint)}.  \n" + "  \n".join(sample_notes(benchmark))
     )
     right.download_button(
         "Download CSV",
@@ -90,8 +92,9 @@ def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
 def _size_sentence(rows: tuple[BenchmarkRow, ...], backbone: Backbone) -> str:
     row = next((item for item in rows if item.strategy == "bitfit"), rows[0])
     return (
-        f"{row.strategy}: {human_bytes(row.size_bytes)} vs {human_bytes(backbone.size_bytes)} = "
-        f"{_of_backbone(row.size_bytes, backbone)}. The backbone is loaded once for all tasks."
+        f"{literal(row.strategy)}: {human_bytes(row.size_bytes)} vs "
+        f"{human_bytes(backbone.size_bytes)} = {_of_backbone(row.size_bytes, backbone)}. "
+        "The backbone is loaded once for all tasks."
     )
 
 
@@ -124,18 +127,20 @@ def _short(fingerprint: str) -> str:
 
 
 def _facts(row: BenchmarkRow) -> list[tuple[str, str]]:
-    train = f"{row.train_rows:,} rows" + (f" ({row.train_note})" if row.train_note else "")
-    dev = f"{row.split_rows:,} rows of {row.split}" + (
-        f" ({row.split_note})" if row.split_note else ""
-    )
+    train = f"{row.train_rows:,} rows" + _in_brackets(row.train_note)
+    dev = f"{row.split_rows:,} rows of {literal(row.split)}" + _in_brackets(row.split_note)
     facts = [
-        (metric_words(row.metric), f"{row.value:.4f}, on {dev}"),
+        (literal(metric_words(row.metric)), f"{row.value:.4f}, on {dev}"),
         ("Trained on", train),
         ("Trained", f"{row.trainable_parameters:,} parameters, {percent(row.trained_share)}"),
         ("Learning rate", f"{row.learning_rate:g}, {row.epochs:.3g} epochs, seed {row.seed}"),
     ]
     more = other_metrics(row)
-    return [*facts[:1], ("Also measured", more), *facts[1:]] if more else facts
+    return [*facts[:1], ("Also measured", literal(more)), *facts[1:]] if more else facts
+
+
+def _in_brackets(note: str) -> str:
+    return f" ({literal(note)})" if note else ""
 
 
 def _highlighted(records: list[dict[str, object]], title: str) -> object:

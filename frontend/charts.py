@@ -23,7 +23,6 @@ _COLORS = {
     "top": "#e64980",
     "attention": "#1098ad",
     "ffn": "#b58105",
-    "rows": "#a0522d",
     "params": "#7950f2",
 }
 _OTHER_COLORS = ("#d6336c", "#5c940d", "#1c7ed6", "#c2255c", "#087f5b", "#9c36b5")

@@ -55,7 +55,11 @@ class Answer:
 def open_session(url: str) -> requests.Session:
     """A session for that server; one on this machine is never asked for through a proxy."""
     session = requests.Session()
-    if urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1"):
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:  # not an address; the first call says so
+        host = None
+    if host in ("127.0.0.1", "localhost", "::1"):
         session.trust_env = False
     return session
 

@@ -71,11 +71,15 @@ _STRATEGIES = {
     "bitfit": "all biases and the head",
     "layernorm": "weights and biases of all LayerNorms and the head",
     "random": "a random share of all parameters and the head",
-    "rows": "random rows and columns of the weight matrices and the head",
     "top": "the uppermost layers and the head",
     "attention": "the attention blocks and the head",
     "ffn": "the feed-forward blocks and the head",
     "params": "parameters chosen by name and the head",
+}
+
+_BEGINNINGS = {
+    "initbias+": "after all biases were set to 0",
+    "init+": "after all parameters were drawn anew",
 }
 
 
@@ -101,6 +105,10 @@ def value_scale(task: str) -> Scale | None:
 
 def strategy_words(strategy: str) -> str:
     """What the strategy trains, in a few words; empty where it isn't known."""
+    for prefix, words in _BEGINNINGS.items():
+        if strategy.startswith(prefix):
+            rest = strategy_words(strategy.removeprefix(prefix))
+            return f"{rest}, {words}" if rest else ""
     base, _, arguments = strategy.partition(":")
     if "+" in strategy or base not in _STRATEGIES:
         return ""

@@ -8,11 +8,12 @@ import streamlit as st
 
 from frontend.client import Client, Row, Target, curl_command, fan_out_body
 from frontend.errors import ServerError
+from frontend.wording import literal
 
 
 def show_error(error: ServerError) -> None:
     """What went wrong, what to do, and what to look for in the server's log."""
-    lines = [_plain(error.message), *(f"- {_plain(hint)}" for hint in error.hints)]
+    lines = [literal(error.message), *(f"- {literal(hint)}" for hint in error.hints)]
     if error.request_id:
         lines += ["", f":small[Request id: `{error.request_id.replace('`', '')}`]"]
     st.error("\n".join(lines))
@@ -23,8 +24,3 @@ def show_curl(client: Client, row: Row, targets: Sequence[Target]) -> None:
     with st.expander("The same request with curl"):
         command = curl_command(client.url, "/predict", fan_out_body(row, targets))
         st.code(command, language="bash", wrap_lines=True)
-
-
-def _plain(text: str) -> str:
-    """Text from outside, with Markdown's special characters taken literally."""
-    return "".join(f"\\{char}" if char in "\\`*_{}[]<>()#+!|~$:" else char for char in text)

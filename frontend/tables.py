@@ -8,7 +8,7 @@ from typing import Any
 
 from frontend.answers import Benchmark, BenchmarkRow
 from frontend.glossary import metric_words, task_words
-from frontend.wording import human_bytes, percent
+from frontend.wording import human_bytes, literal, percent
 
 _CSV_COLUMNS = (
     "task",
@@ -98,4 +98,4 @@ def sample_notes(benchmark: Benchmark) -> list[str]:
     for row in benchmark.rows:
         if row.train_note:
             tasks.setdefault(row.train_note, {})[task_words(row.task).title] = None
-    return [f"{', '.join(names)}: trained on a {note}." for note, names in tasks.items()]
+    return [f"{literal(', '.join(names))}: {literal(note)}." for note, names in tasks.items()]

@@ -10,6 +10,11 @@ from frontend.glossary import Scale
 _NOTABLE_SHARE_OF_SCALE = 0.1  # regression values further apart than this are called a disagreement
 
 
+def literal(text: str) -> str:
+    """Text from outside, with Markdown's special characters taken literally."""
+    return "".join(f"\\{char}" if char in "\\`*_{}[]<>()#+!|~$:" else char for char in text)
+
+
 def human_bytes(count: int) -> str:
     """Decimal units and two digits at least: "102 KB", "4.2 KB", "91 MB"."""
     size, unit = float(count), "B"

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from training.errors import DataError, listing, near_matches
+from deltas.errors import near_matches
+from training.errors import DataError, listing
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": ""}
 
@@ -158,9 +159,12 @@ def _read_jsonl(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
 def _parse_line(path: Path, row: int, number: int, line: str) -> dict[str, Any]:
     try:
         item = json.loads(line.strip())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply, or a number without end"
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} at character {error.colno}"
         raise DataError(
-            f"line {number} is not JSON ({error.msg} at character {error.colno}); each "
+            f"line {number} is not JSON ({reason}); each "
             'line must hold one object like {"text": "...", "label": "..."}',
             path=path,
             row=row,

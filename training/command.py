@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from deltas.delta import Delta
 from training import strategies
 from training.config import FitConfig
+from training.errors import listing
 
 
 def parse_arguments(words: Sequence[str]) -> FitConfig | int:
@@ -69,7 +70,9 @@ def summary(path: Path, delta: Delta) -> dict[str, Any]:
         "bytes": delta.num_bytes,
         "version": delta.version,
         "task": manifest.task.name,
-        "strategy": manifest.strategy.name,
+        "kind": manifest.task.kind,
+        "labels": list(manifest.task.labels),
+        "strategy": manifest.strategy.served_as,
         "trained_parameters": manifest.trainable_parameters,
         "total_parameters": manifest.total_parameters,
         "duration_s": manifest.training.duration_s,
@@ -89,6 +92,8 @@ def print_summary(path: Path, delta: Delta, *, as_json: bool) -> None:
     lines = [
         f"delta      {facts['file']}  ({facts['bytes'] / 1000:,.1f} kB, "
         f"version {facts['version']})",
+        f"task       {facts['task']}  "
+        f"({facts['kind']}: {listing(facts['labels'] or ['a number'])})",
         f"trained    {trained:,} of {total:,} parameters ({100 * trained / total:.3f} %), "
         "head included",
         f"time       {facts['duration_s']:,.0f} s",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deltas.manifest import Name, Reinit, TaskKind
+from deltas.manifest import Reinit, TaskKind
 
 DEFAULT_OUT = Path("runs/deltas")
 # Enough for small tasks to settle and for large ones to finish.
@@ -91,7 +91,10 @@ class FitConfig(BaseModel):
         Field(ge=1, description="evaluations on those rows (default: one an epoch, 4 at least)"),
     ] = None
     seed: Annotated[
-        int, Field(ge=0, description="draws the selection, the head, the order of rows, dropout")
+        int,
+        Field(
+            ge=0, lt=2**31, description="draws the selection, the head, the order of rows, dropout"
+        ),
     ] = 0
     max_length: Annotated[int, Field(ge=8, description="tokens of a row; longer ones are cut")] = (
         128
@@ -113,7 +116,7 @@ class FitConfig(BaseModel):
         str | None, Field(description="its one or two text columns: a or a,b")
     ] = None
     label_column: Annotated[str | None, Field(description="its label column")] = None
-    name: Annotated[Name | None, Field(description="what the task shall be called")] = None
+    name: Annotated[str | None, Field(description="what the task shall be called")] = None
     kind: Annotated[
         TaskKind | None, Field(description="of your own task (default: seen from the labels)")
     ] = None
@@ -157,4 +160,4 @@ class FitConfig(BaseModel):
 
 def default_epochs(train_rows: int) -> float:
     """Passes over the train rows when the user names none."""
-    return float(min(_MOST_EPOCHS, max(1, round(_ROWS_VISITED / train_rows))))
+    return min(float(_MOST_EPOCHS), round(_ROWS_VISITED / train_rows, 3))

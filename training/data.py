@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.errors import DataError, listing, near_matches
+from deltas.errors import near_matches
+from training.errors import DataError, listing
 from training.hub import HubUnreachableError, fetch_tables
 from training.rows import Labels, Rows, TaskData, digest_rows
 from training.sample import sample_splits

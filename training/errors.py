@@ -10,18 +10,12 @@ TrainingError
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from deltas.errors import near_matches
+
 _MOST_LISTED = 20
-
-
-def near_matches(name: str, known: Iterable[str]) -> list[str]:
-    """Known names that look like `name`, best first; letter case is ignored."""
-    folded = {candidate.casefold(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.casefold()[:128], folded, n=3, cutoff=0.5)
-    return [folded[match] for match in close]
 
 
 def listing(names: Iterable[str]) -> str:

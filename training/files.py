@@ -9,9 +9,7 @@ GLUE tasks give.
 from __future__ import annotations
 
 import logging
-import random
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
@@ -20,7 +18,7 @@ from deltas.manifest import NAME_PATTERN, TaskKind
 from training.columns import Columns, read_columns
 from training.errors import ConfigError, DataError
 from training.labels import collect_labels, encode_labels, infer_kind
-from training.rows import Rows, TaskData, digest_rows
+from training.rows import Rows, TaskData, digest_rows, hold_out
 from training.tasks import TASKS, Task
 
 logger = logging.getLogger(__name__)
@@ -62,7 +60,13 @@ def load_files(
     task = Task(name, resolved, labels, tuple(text_columns), _metrics(resolved, len(labels)))
     train = _rows(task, train_columns, label_column)
     if validation_file is None:
-        train, validation = hold_out(task, train, train_file)
+        train, validation = hold_out(train, resolved, VALIDATION_SHARE, _SPLIT_SEED)
+        if not len(validation):
+            raise DataError(
+                f"{len(train)} rows are too few to hold out validation rows; add rows, or give "
+                "--validation-file",
+                path=train_file,
+            )
         note = f"{len(validation):,} rows held out of {train_file.name} (seed {_SPLIT_SEED})"
     else:
         validation = _rows(task, read_columns(validation_file, wanted), label_column)
@@ -144,38 +148,6 @@ def _text_problem(value: object, bad: list[int], num_rows: int) -> str:
     what = "no text" if blank else f"{value!r} is not a text"
     more = f" ({len(bad) - 1:,} more such rows follow)" if len(bad) > 1 else ""
     return f"{what}{more}; fill it in or drop the row"
-
-
-def hold_out(task: Task, rows: Rows, path: Path) -> tuple[Rows, Rows]:
-    """Split rows into train and validation: about a fifth of each label's, drawn by a fixed seed.
-
-    Rows with the same texts stay on one side, or the validation set would judge memory. A label's
-    only row stays in train.
-
-    Raises:
-        DataError: too few different texts to hold any out.
-    """
-    by_text: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for position, texts in enumerate(rows.texts):
-        by_text[texts].append(position)
-    strata: dict[object, list[list[int]]] = defaultdict(list)
-    for positions in by_text.values():
-        label = rows.labels[positions[0]] if task.kind == "single_label" else None
-        strata[label].append(positions)
-    held: set[int] = set()
-    rng = random.Random(_SPLIT_SEED)
-    for _, groups in sorted(strata.items(), key=lambda item: str(item[0])):
-        rng.shuffle(groups)
-        count = max(1, round(VALIDATION_SHARE * len(groups))) if len(groups) > 1 else 0
-        held.update(position for group in groups[:count] for position in group)
-    if not held:
-        raise DataError(
-            f"{len(rows)} rows are too few to hold out validation rows; add rows, or give "
-            "--validation-file",
-            path=path,
-        )
-    train = rows.take(position for position in range(len(rows)) if position not in held)
-    return train, rows.take(sorted(held))
 
 
 def _overlap_note(train: Rows, validation: Rows) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +35,8 @@ from training.files import load_files
 from training.loop import LoopConfig, Split, Trainee, evaluate, pooled_scale, train
 from training.progress import progress_bar
 from training.reinit import entries_over, reinitialise
-from training.rows import Rows, TaskData
+from training.rows import Rows, TaskData, hold_out
+from training.tasks import Task
 
 _MOST_SELECTION_ROWS = 2000
 _FEWEST_EVALS = 4
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         sys.stderr.write(
-            "stopped; the same command with --resume goes on from the last evaluation\n"
+            "stopped; the same command with --resume goes on from the last evaluation, if it had "
+            "come to one\n"
         )
         return 130
     print_summary(path, delta, as_json=config.json_)
@@ -85,10 +87,11 @@ def fit(config: FitConfig, *, command: str) -> tuple[Path, Delta]:
     # Filling fresh memory helps to find bugs, not to repeat runs, and is slow.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     freeze = strategies.canonical(config.freeze)
+    strategy = StrategySpec(name=freeze, reinit=config.reinit, seed=config.seed)
     data = _load_rows(config)
     backbone = load_backbone(config.backbone)
     spec = _task_spec(config, data, backbone)
-    path = delta_path(config.out, backbone.ref.id, spec.name, freeze)
+    path = delta_path(config.out, backbone.ref.id, spec.name, strategy.served_as)
     if path.exists() and not config.overwrite:
         raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
     state_path = path.with_name(
@@ -97,12 +100,14 @@ def fit(config: FitConfig, *, command: str) -> tuple[Path, Delta]:
     if not config.resume:
         state_path.unlink(missing_ok=True)
     started_from = reinitialise(backbone, config.reinit, config.seed)
-    trainee = _make_trainee(config, freeze, started_from, data)
     parts = _cut(config, spec, backbone, data)
+    trainee = _make_trainee(config, freeze, started_from, parts[0], data.task)
+    _check_writable(path.parent)
     loop = _loop_config(config, freeze, trainee, parts[0])
     started = time.monotonic()
     with progress_bar(loop.steps, f"{spec.name} {freeze}", data.task.primary_metric) as report:
         chosen = train(trainee, data.task, parts, loop, state_path=state_path, report=report)
+    trainee.fold()
     metrics = {"selection": SplitMetrics(rows=len(parts[1].rows), values=chosen)}
     metrics |= _validate(trainee, spec, backbone, data)
     entries = entries_over(backbone, started_from, config.reinit, trainee.entries)
@@ -112,7 +117,7 @@ def fit(config: FitConfig, *, command: str) -> tuple[Path, Delta]:
     manifest = Manifest(
         backbone=backbone.ref,
         task=spec,
-        strategy=StrategySpec(name=freeze, reinit=config.reinit, seed=config.seed),
+        strategy=strategy,
         entries=tuple(entry.info(name) for name, entry in held.items()),
         trainable_parameters=trained,
         total_parameters=backbone.num_parameters + sum(part.numel() for part in head),
@@ -125,6 +130,17 @@ def fit(config: FitConfig, *, command: str) -> tuple[Path, Delta]:
     written = write_delta(delta, path)
     state_path.unlink(missing_ok=True)
     return path, written
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out before the training whether its result can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"--out: can't write into {folder} ({reason})") from error
 
 
 def _validate(
@@ -202,7 +218,9 @@ def _task_spec(config: FitConfig, data: TaskData, backbone: Backbone) -> TaskSpe
     )
 
 
-def _make_trainee(config: FitConfig, freeze: str, backbone: Backbone, data: TaskData) -> Trainee:
+def _make_trainee(
+    config: FitConfig, freeze: str, backbone: Backbone, split: Split, task: Task
+) -> Trainee:
     """Overlay and head to train: the backbone's values, and a head drawn by the seed."""
     device = pick_device(config.device)
     shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
@@ -215,14 +233,16 @@ def _make_trainee(config: FitConfig, freeze: str, backbone: Backbone, data: Task
         else:
             values = value.reshape(-1)[indices].to(device)
             entries[name] = SparseEntry(indices.to(device), values, tuple(value.shape))
-    outputs = len(data.task.labels) or 1
+    outputs = len(task.labels) or 1
     generator = torch.Generator().manual_seed(config.seed)
     weight = torch.randn(outputs, backbone.config.hidden_size, generator=generator) * 0.02
-    bias = torch.zeros(outputs)
-    if data.task.kind == "regression":  # starts at the mean, not steps away from it
-        bias += torch.tensor(data.train.labels, dtype=torch.float32).mean()
+    head = weight, torch.zeros(outputs)
+    output = (1.0, 0.0)
+    if task.kind == "regression":
+        labels = split.labels.double()
+        output = float(labels.std(correction=0)) or 1.0, float(labels.mean())
     dtype = DTYPES[pick_precision(config.precision, device)]
-    return Trainee(backbone, entries, (weight, bias), device, dtype)
+    return Trainee(backbone, entries, head, device, dtype, output)
 
 
 def _cut(
@@ -230,14 +250,13 @@ def _cut(
 ) -> tuple[Split, Split]:
     """Train and selection rows: a random slice is kept back to select the best state."""
     total = len(data.train)
-    kept_back = max(1, min(round(config.selection_share * total), _MOST_SELECTION_ROWS))
-    if kept_back >= total:
+    share = min(config.selection_share, _MOST_SELECTION_ROWS / total)
+    parts = hold_out(data.train, data.task.kind, share, config.seed)
+    if not all(map(len, parts)):
         raise ConfigError(
-            f"{total} train rows leave none to train on; add rows or lower --selection-share"
+            f"{total} train rows are too few to train on some and select on others, each label "
+            "on both sides; add rows, or change --selection-share"
         )
-    order = list(range(total))
-    random.Random(f"selection {config.seed}").shuffle(order)
-    parts = data.train.take(sorted(order[kept_back:])), data.train.take(sorted(order[:kept_back]))
     train_split, selection_split = (_tokenized(spec, backbone, rows, data) for rows in parts)
     return train_split, selection_split
 
@@ -279,7 +298,9 @@ def _detached(entry: Entry) -> Entry:
 
 def _state_key(config: FitConfig, data: TaskData, backbone: Backbone) -> str:
     """Names the state of one run: other options, rows or weights never continue it."""
-    options = config.model_dump_json(exclude=_NOT_PART_OF_A_RUN)
+    device = pick_device(config.device)
+    resolved = {"device": device.type, "precision": pick_precision(config.precision, device)}
+    options = config.model_copy(update=resolved).model_dump_json(exclude=_NOT_PART_OF_A_RUN)
     return hashlib.sha256(
         f"{options} {data.digest} {backbone.ref.fingerprint}".encode()
     ).hexdigest()[:12]

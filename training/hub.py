@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from typing import TYPE_CHECKING
 
+from deltas.hub import why_unreachable
 from training.errors import DataError
 from training.tasks import Task
 
@@ -23,8 +23,6 @@ if (
 logger = logging.getLogger(__name__)
 
 REPOSITORY = "nyu-mll/glue"
-PROBE_S = 4.5
-_REQUEST_TIMEOUT_S = 4.0
 
 
 class HubUnreachableError(DataError):
@@ -77,7 +75,11 @@ def _from_hub(task: Task) -> dict[str, datasets.Dataset]:
     # later httpx2).
     client_error: type[BaseException] = HfHubHTTPError.__bases__[0]
     endpoint = datasets.config.HF_ENDPOINT
-    reason = _why_unreachable(endpoint)
+    reason = (
+        "offline mode is on (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)"
+        if datasets.config.HF_HUB_OFFLINE
+        else why_unreachable(f"datasets/{REPOSITORY}/resolve/main/README.md")
+    )
     if reason:
         raise _unreachable(reason)
     try:
@@ -100,38 +102,6 @@ def _unreachable(reason: str) -> HubUnreachableError:
         "--data DIR or $GLUE_DIR, use --data sample for generated rows, or set HF_ENDPOINT to a "
         "mirror"
     )
-
-
-def _why_unreachable(endpoint: str) -> str:
-    """What keeps us from the hub, or "" when it answers."""
-    import datasets
-
-    if datasets.config.HF_HUB_OFFLINE:
-        return "offline mode is on (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)"
-    outcome = [f"{endpoint} did not answer within {PROBE_S:g} s"]
-
-    def ask() -> None:
-        try:
-            outcome[0] = _ask(endpoint)
-        except Exception as error:  # noqa: BLE001 (end of a thread: whatever it is, no hub)
-            outcome[0] = f"{endpoint} can't be reached ({error or type(error).__name__})"
-
-    # A name server that doesn't answer blocks for longer than any request timeout, so the wait is
-    # bounded out here.
-    probe = threading.Thread(target=ask, name="hub-probe", daemon=True)
-    probe.start()
-    probe.join(PROBE_S)
-    return outcome[0]
-
-
-def _ask(endpoint: str) -> str:
-    from huggingface_hub import get_session
-
-    url = f"{endpoint}/datasets/{REPOSITORY}/resolve/main/README.md"
-    # The hub library's own session: the same proxies and certificates as the download that follows.
-    status = get_session().head(url, timeout=_REQUEST_TIMEOUT_S).status_code
-    # 5xx and 407 come from proxies and gateways on the way; any other answer is the hub's own.
-    return f"{endpoint} answered with status {status}" if status >= 500 or status == 407 else ""
 
 
 def _check_labels(task: Task, split: str, names: list[str] | None) -> None:

@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from deltas.errors import near_matches
 from deltas.manifest import TaskKind
 from training.columns import Columns
-from training.errors import DataError, listing, near_matches
+from training.errors import DataError, listing
 from training.rows import Labels
 
 logger = logging.getLogger(__name__)
@@ -27,26 +28,22 @@ _LONGEST_LABEL = 256
 
 
 def infer_kind(columns: Columns, column: str) -> TaskKind:
-    """Lists are multi-label, numbers with a fraction are regression, all else names labels.
+    """Lists are multi-label, numbers some of which have a fraction are regression, else labels.
 
-    In CSV a list is a text with "|", and a number is any text that reads as one.
+    1.0 has none: pandas writes integers like that where a column has gaps. In CSV a list is a text
+    with "|", and a number is any text that reads as one.
     """
     values = [value for value in columns.values[column] if value is not None]
     if columns.is_text_only:
         if any(SEPARATOR in value for value in values):
             return "multi_label"
-        if all(_INTEGER.fullmatch(value.strip()) for value in values):
-            return "single_label"
-        return (
-            "regression"
-            if all(_as_number(value) is not None for value in values)
-            else "single_label"
-        )
-    if any(isinstance(value, list) for value in values):
+        numbers = [_as_number(value) for value in values]
+    elif any(isinstance(value, list) for value in values):
         return "multi_label"
-    numbers = all(type(value) in (int, float) for value in values)
-    has_float = any(isinstance(value, float) for value in values)
-    return "regression" if values and numbers and has_float else "single_label"
+    else:
+        numbers = [{float: value, int: 0.0}.get(type(value)) for value in values]
+    has_fraction = any(number is not None and not number.is_integer() for number in numbers)
+    return "regression" if has_fraction and None not in numbers else "single_label"
 
 
 def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, ...]:
@@ -66,7 +63,8 @@ def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, 
             path=columns.path,
             column=column,
         )
-    if len(counts) > _MOST_LABELS or (len(counts) == columns.num_rows > 10):
+    never_repeated = len(counts) > 10 and max(counts.values()) == 1
+    if len(counts) > _MOST_LABELS or never_repeated:
         raise DataError(
             f"{len(counts):,} distinct labels in {columns.num_rows:,} rows; is this the label "
             "column? At most "
@@ -166,6 +164,8 @@ def _name(value: Any) -> str:
             f"{value!r} can't be one label; use a text or a number (lists need --kind multi_label)"
         )
     name = str(value).strip()
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        raise ValueError(f"{name!r} has half a surrogate pair; labels must be valid Unicode")
     if not 1 <= len(name) <= _LONGEST_LABEL:
         raise ValueError(
             f"a label of {len(name)} characters; from 1 to {_LONGEST_LABEL} are allowed. Is this "

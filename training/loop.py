@@ -75,6 +75,9 @@ Report = Callable[[Progress], None]
 class Trainee:
     """Frozen backbone + overlay + head for one task.
 
+    A regression's head is trained towards standardised labels, whatever their range, and answers in
+    the labels' own units: (head(pooled)) * scale + shift.
+
     Attributes:
         entries: the overlay's entries; their values require gradients.
         head_weight: float32 [C, H], requires gradients.
@@ -88,11 +91,13 @@ class Trainee:
         head: tuple[Tensor, Tensor],
         device: torch.device,
         dtype: torch.dtype,
+        output: tuple[float, float] = (1.0, 0.0),
     ) -> None:
         self.entries = entries
         self.head_weight, self.head_bias = (part.to(device).requires_grad_() for part in head)
         for entry in entries.values():
             entry.values.requires_grad_()
+        self.scale, self._shift = output
         self._backbone = backbone
         self._device = device
         self._overlay = SingleOverlay(backbone, entries, device, dtype)
@@ -112,7 +117,15 @@ class Trainee:
     def logits(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
         """Float32 logits [R, C] in the order of the rows."""
         pooled = F.dropout(self.pooled(rows, dropout), dropout)
-        return F.linear(pooled, self.head_weight, self.head_bias)
+        return F.linear(pooled, self.head_weight, self.head_bias) * self.scale + self._shift
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Put scale and shift into the head, which answers alone from now on."""
+        self.head_weight *= self.scale
+        self.head_bias *= self.scale
+        self.head_bias += self._shift
+        self.scale, self._shift = 1.0, 0.0
 
     def pooled(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
         """Float32 pooled outputs [R, H] in the order of the rows."""
@@ -129,7 +142,7 @@ class Trainee:
         """Pooled outputs [R, H] where nothing below the head trains: computed once and kept."""
         keys = [(tuple(row.input_ids), tuple(row.token_type_ids)) for row in rows]
         new = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._features}
-        missing = list(new.items())
+        missing = sorted(new.items(), key=lambda item: item[1].num_tokens)
         with torch.no_grad():
             for start in range(0, len(missing), 64):
                 part = missing[start : start + 64]
@@ -162,6 +175,10 @@ def train(
         Metrics of the best state on the selection rows.
     """
     train_rows, selection_rows = splits
+    if not trainee.entries:
+        # At once and in one order: a row's last bits depend on the batch that it is computed in,
+        # and a resumed run must find the same ones.
+        trainee.pooled([*train_rows.rows, *selection_rows.rows])
     parameters = trainee.parameters
     optimizer = _optimizer(trainee, config)
     best: dict[str, Tensor] = {name: value.detach().clone() for name, value in parameters.items()}
@@ -215,7 +232,8 @@ def _step(
     dropout: float,
 ) -> float:
     logits = trainee.logits([split.rows[position] for position in positions], dropout)
-    loss = task_loss(task.kind, logits, split.labels[positions].to(logits.device))
+    labels = split.labels[positions].to(logits.device)
+    loss = task_loss(task.kind, logits, labels, trainee.scale)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(trainee.parameters.values(), _CLIP_NORM)
@@ -223,13 +241,16 @@ def _step(
     return float(loss.detach())
 
 
-def task_loss(kind: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of a batch: cross entropy, one binary cross entropy a label, or squared error."""
+def task_loss(kind: str, logits: Tensor, labels: Tensor, scale: float = 1.0) -> Tensor:
+    """Mean loss of a batch: cross entropy, one binary cross entropy a label, or squared error.
+
+    Squared errors are in units of `scale`, so that a rate suits labels of any range.
+    """
     if kind == "single_label":
         return F.cross_entropy(logits, labels)
     if kind == "multi_label":
         return F.binary_cross_entropy_with_logits(logits, labels)
-    return F.mse_loss(logits[:, 0], labels)
+    return F.mse_loss(logits[:, 0] / scale, labels / scale)
 
 
 @torch.no_grad()
@@ -270,7 +291,7 @@ def evaluate(
     decided = decisions(task.kind, logits.numpy())
     metrics = compute_metrics(task.metrics, decided, split.labels.numpy())
     if with_loss:
-        metrics["loss"] = float(task_loss(task.kind, logits, split.labels))
+        metrics["loss"] = float(task_loss(task.kind, logits, split.labels, trainee.scale))
     return metrics
 
 

@@ -34,14 +34,20 @@ def _f1(predictions: Numbers, references: Numbers) -> float:
     return float(sklearn_metrics.f1_score(references, predictions, pos_label=1, zero_division=0.0))
 
 
-def _macro_f1(predictions: Numbers, references: Numbers) -> float:
-    score = sklearn_metrics.f1_score(references, predictions, average="macro", zero_division=0.0)
+def _average_f1(average: str, predictions: Numbers, references: Numbers) -> float:
+    if references.ndim == 2 and references.shape[1] == 1:
+        # One label that a row has or hasn't; scikit-learn would take it for two classes.
+        return _f1(predictions[:, 0], references[:, 0])
+    score = sklearn_metrics.f1_score(references, predictions, average=average, zero_division=0.0)
     return float(score)
+
+
+def _macro_f1(predictions: Numbers, references: Numbers) -> float:
+    return _average_f1("macro", predictions, references)
 
 
 def _micro_f1(predictions: Numbers, references: Numbers) -> float:
-    score = sklearn_metrics.f1_score(references, predictions, average="micro", zero_division=0.0)
-    return float(score)
+    return _average_f1("micro", predictions, references)
 
 
 def _matthews(predictions: Numbers, references: Numbers) -> float:

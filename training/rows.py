@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from deltas.manifest import TaskKind
 from training.errors import ConfigError
 from training.tasks import Task
 
@@ -96,6 +98,32 @@ class TaskData:
             note=f"{self.note}; {note}" if self.note else note,
             digest=digest_rows({self.task.train_split: train, **self.validation}),
         )
+
+
+def hold_out(rows: Rows, kind: TaskKind, share: float, seed: int) -> tuple[Rows, Rows]:
+    """Split rows in two: keep all but about `share` of each label's, drawn by the seed.
+
+    Rows with the same texts stay on one side, or the second part would judge memory. A label's only
+    row is kept.
+
+    Returns:
+        The rows that are kept, and those held out, each in their order; the second may be empty.
+    """
+    by_text: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for position, texts in enumerate(rows.texts):
+        by_text[texts].append(position)
+    strata: dict[object, list[list[int]]] = defaultdict(list)
+    for positions in by_text.values():
+        strata[rows.labels[positions[0]] if kind == "single_label" else None].append(positions)
+    held: set[int] = set()
+    rng = random.Random(seed)
+    for _, groups in sorted(strata.items(), key=lambda item: str(item[0])):
+        rng.shuffle(groups)
+        most = len(groups) - 1
+        count = min(most, max(1, round(share * len(groups))))
+        held.update(position for group in groups[:count] for position in group)
+    kept = rows.take(position for position in range(len(rows)) if position not in held)
+    return kept, rows.take(sorted(held))
 
 
 def _label_key(label: int | float | list[int]) -> object:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deltas.errors import near_matches
 from training.errors import ConfigError
 
 Shapes = Mapping[str, tuple[int, ...]]
 # None selects the whole parameter; int64 [K] selects those flat positions, increasing.
 Selection = dict[str, Tensor | None]
+
+_LONGEST = 240  # of a strategy's text, which is a name in manifests and addresses
 
 # The bias terms of Ben Zaken et al. 2021 (BitFit, arXiv:2106.10199), as endings of module names.
 BIAS_TERMS = {
@@ -82,7 +84,10 @@ def canonical(freeze: str) -> str:
     """The one spelling of a strategy: numbers short, bias terms sorted, no repeats."""
     parts = [_text(name, _tidy(name, argument)) for name, argument in _parse(freeze)]
     distinct = list(dict.fromkeys(parts))
-    return "+".join(part for part in distinct if part != "head" or len(distinct) == 1)
+    text = "+".join(part for part in distinct if part != "head" or len(distinct) == 1)
+    if len(text) > _LONGEST:
+        raise ConfigError(f"--freeze: {len(text)} characters; at most {_LONGEST} are allowed")
+    return text
 
 
 def default_learning_rate(freeze: str) -> float:
@@ -100,37 +105,42 @@ def count(selection: Selection, shapes: Shapes) -> int:
 
 def describe_rules() -> str:
     """One line a rule, for `--freeze help`."""
-    names = {name: _text(name, rule.argument) for name, rule in RULES.items()}
+    names = {name: _usage(name) for name in RULES}
     width = max(map(len, names.values()))
     lines = [f"  {names[name]:{width}}  {rule.about}" for name, rule in RULES.items()]
     return "\n".join([*lines, f"  {'a+b':{width}}  everything that a or b selects"])
 
 
 def _parse(freeze: str) -> list[tuple[str, str]]:
-    # A plus inside a regular expression is no union: only one that a rule's name follows.
-    names = "|".join(RULES)
-    parts = re.split(rf"\+(?=(?:{names})(?:[:+]|$))", freeze.strip())
+    # A plus inside a regular expression is no union, so that comes last and takes the rest.
+    before, params, pattern = freeze.strip().partition("params:")
+    parts = f"{before}params".split("+") if params else before.split("+")
+    if params:
+        parts[-1] += f":{pattern}"
     parsed = []
     for part in parts:
         name, colon, argument = part.partition(":")
         rule = RULES.get(name)
         if rule is None:
-            close = get_close_matches(name, RULES, n=1)
+            close = near_matches(name, RULES)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(
                 f"--freeze {freeze}: unknown strategy {name!r}.{hint} Allowed:\n{describe_rules()}"
             )
         needed = rule.argument and not rule.argument.startswith("[")
         if (colon and not argument) or (colon and not rule.argument) or (needed and not argument):
-            raise ConfigError(f"--freeze {freeze}: write {_text(name, rule.argument)}")
+            raise ConfigError(f"--freeze {freeze}: write {_usage(name)}")
         parsed.append((name, argument))
     return parsed
 
 
 def _text(name: str, argument: str) -> str:
-    if argument.startswith("["):
-        return f"{name}[:{argument[1:]}"
     return f"{name}:{argument}" if argument else name
+
+
+def _usage(name: str) -> str:
+    argument = RULES[name].argument
+    return f"{name}[:{argument[1:]}" if argument.startswith("[") else _text(name, argument)
 
 
 def _tidy(name: str, argument: str) -> str:
@@ -168,7 +178,7 @@ def _terms(argument: str) -> list[str]:
     terms = [term.strip() for term in argument.split(",")] if argument else []
     for term in terms:
         if term not in BIAS_TERMS:
-            close = get_close_matches(term, BIAS_TERMS, n=1)
+            close = near_matches(term, BIAS_TERMS)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(
                 f"bitfit: unknown bias term {term!r}.{hint} Allowed: {', '.join(BIAS_TERMS)}"
@@ -268,6 +278,9 @@ RULES: dict[str, Rule] = {
     "attention": Rule("", "attention matrices and their biases", 1e-4, _attention),
     "ffn": Rule("", "feed-forward matrices and their biases", 1e-4, _ffn),
     "params": Rule(
-        "REGEX", "parameters in whose name the regular expression is found", 1e-4, _params
+        "REGEX",
+        "parameters in whose name the regular expression is found; last in a union",
+        1e-4,
+        _params,
     ),
 }

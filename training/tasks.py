@@ -44,11 +44,6 @@ class Task:
         """The metric that selects the best state and stands for the task in tables."""
         return self.metrics[0]
 
-    @property
-    def canonical_train_rows(self) -> int | None:
-        """Rows of the published train set, or None for tasks that aren't published."""
-        return self.canonical_rows.get(self.train_split)
-
 
 def _glue(
     name: str,

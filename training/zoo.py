@@ -85,9 +85,9 @@ def main() -> int:
 
 
 def _train_cell(cell: Cell, work: Path, zoo: Path, seed: int) -> None:
-    runs = {rate: _run(cell, rate, seed, work / f"{rate:g}") for rate in _RATES[cell.strategy]}
+    runs = {rate: _run(cell, rate, seed, work) for rate in _RATES[cell.strategy]}
     best = max(runs, key=lambda rate: _selection_score(runs[rate]))
-    source = delta_path(work / f"{best:g}", DEFAULT_BACKBONE, cell.task, cell.strategy)
+    source = _finished(cell, best, seed, work)
     target = delta_path(zoo, DEFAULT_BACKBONE, cell.task, cell.strategy)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
@@ -99,14 +99,22 @@ def _selection_score(manifest: Manifest) -> tuple[float, float]:
     return values[manifest.primary_metric], -values["loss"]
 
 
-def _run(cell: Cell, rate: float, seed: int, out: Path) -> Manifest:
-    path = delta_path(out, DEFAULT_BACKBONE, cell.task, cell.strategy)
+def _finished(cell: Cell, rate: float, seed: int, work: Path) -> Path:
+    """Where a run's delta lies; other options, another folder."""
+    folder = work / f"lr{rate:g}-epochs{cell.epochs:g}-seed{seed}"
+    return delta_path(folder, DEFAULT_BACKBONE, cell.task, cell.strategy)
+
+
+def _run(cell: Cell, rate: float, seed: int, work: Path) -> Manifest:
+    path = _finished(cell, rate, seed, work)
     if not path.exists():
         options: dict[str, object] = {"task": cell.task, "freeze": cell.strategy, "lr": rate}
         options |= {"seed": seed, "epochs": cell.epochs, "batch_size": 16}
-        config = FitConfig.model_validate(options | {"out": out, "resume": True})
+        config = FitConfig.model_validate(options | {"out": path.parents[2], "resume": True})
         fit(config, command=_command(options))
     manifest, _ = read_manifest(path)
+    if manifest.training.data == "sample":
+        raise SystemExit(f"{path} was trained on the generated sample; set GLUE_DIR")
     values = manifest.metrics["selection"].values
     logger.info("%s %s rate %g: %s", cell.task, cell.strategy, rate, values)
     return manifest

@@ -105,7 +105,7 @@ def _delta_info(record: Record) -> DeltaInfo:
     manifest = record.manifest
     return DeltaInfo(
         task=manifest.task.name,
-        strategy=manifest.strategy.name,
+        strategy=manifest.strategy.served_as,
         version=record.version,
         is_default=record.is_default,
         kind=manifest.task.kind,
@@ -127,7 +127,7 @@ def _benchmark_row(record: Record) -> BenchmarkRow | None:
         return None
     return BenchmarkRow(
         task=manifest.task.name,
-        strategy=manifest.strategy.name,
+        strategy=manifest.strategy.served_as,
         version=record.version,
         metric=manifest.primary_metric,
         value=result.values[manifest.primary_metric],

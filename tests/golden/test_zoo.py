@@ -51,7 +51,7 @@ def test_every_manifest_is_honest(zoo: Store) -> None:
         assert manifest.training.git_commit
         rows = manifest.training.train_rows + manifest.training.selection_rows
         if task.name not in SAMPLED:
-            assert rows == task.canonical_train_rows
+            assert rows == task.canonical_rows["train"]
 
 
 def _dev_scores(client: TestClient, record: Record, glue_dir: Path) -> dict[str, dict[str, float]]:

@@ -267,6 +267,7 @@ def test_a_failed_install_is_tried_again(
 ) -> None:
     """The environment counts as made only when everything is in it."""
     (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "pyvenv.cfg").touch()
     pip = tmp_path / "venv" / "bin" / "python"
     pip.write_text("#!/bin/sh\necho no such package >&2\nexit 1\n", encoding="utf-8")
     pip.chmod(0o755)
@@ -275,6 +276,17 @@ def test_a_failed_install_is_tried_again(
     assert result.stderr.splitlines()[0] == "no such package"
     assert "'make setup' tries again" in result.stderr
     assert not (tmp_path / "venv" / ".installed").exists()
+
+
+def test_a_folder_that_is_no_environment_is_never_emptied(
+    setup: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    result = setup("", {"python3": 'case "$2" in *platform*) echo 3.12.1 ;; esac'})
+    assert result.returncode == 1
+    assert "no virtual environment" in result.stderr
+    assert (tmp_path / "venv" / "thesis.txt").exists()
 
 
 def test_make_installs_again_only_when_the_pins_changed(root: Path, tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from training.columns import Columns, read_columns
 from training.errors import ConfigError, DataError
-from training.files import VALIDATION_SHARE, hold_out
 from training.labels import collect_labels, encode_labels
-from training.rows import Rows, TaskData, digest_rows
+from training.rows import Rows, TaskData, digest_rows, hold_out
 from training.tasks import TASKS
 
 # No deadline: how long an example takes depends on what else the machine does.
@@ -83,21 +82,20 @@ def test_no_file_is_worse_than_a_data_error(content: bytes, suffix: str) -> None
 
 
 @LAW
-@given(LABELLED)
-def test_holding_out_is_a_partition_by_text(pairs: list[tuple[int, int]]) -> None:
+@given(LABELLED, st.floats(0.01, 0.99), st.integers(0, 5))
+def test_holding_out_is_a_partition_by_text(
+    pairs: list[tuple[int, int]], share: float, seed: int
+) -> None:
     rows = as_rows(pairs)
-    try:
-        train, validation = hold_out(TASKS["mnli"], rows, Path("a.csv"))
-    except DataError:
-        first = dict(zip(rows.texts[::-1], rows.labels[::-1], strict=True))
-        assert max(Counter(map(str, first.values())).values()) == 1
-        return
-    whole = Counter(zip(rows.texts, rows.labels, strict=True))
-    parts = [Counter(zip(part.texts, part.labels, strict=True)) for part in (train, validation)]
-    assert parts[0] + parts[1] == whole
-    assert not set(train.texts) & set(validation.texts)
-    num_texts = len(set(rows.texts))
-    assert 1 <= len(set(validation.texts)) <= VALIDATION_SHARE * num_texts + 3
+    kept, held = hold_out(rows, "single_label", share, seed)
+    parts = [Counter(zip(part.texts, part.labels, strict=True)) for part in (kept, held)]
+    assert parts[0] + parts[1] == Counter(zip(rows.texts, rows.labels, strict=True))
+    assert not set(kept.texts) & set(held.texts)
+    # The stratum of a text is its first row's label; each keeps one text, and gives one if it can.
+    first = dict(zip(rows.texts[::-1], rows.labels[::-1], strict=True))
+    for label, num_texts in Counter(map(str, first.values())).items():
+        num_held = sum(str(first[texts]) == label for texts in set(held.texts))
+        assert num_held == min(num_texts - 1, max(1, round(share * num_texts)))
 
 
 @LAW

@@ -135,6 +135,8 @@ def test_other_encodings_are_named(tmp_path: Path, name: str) -> None:
     [
         ('{"text": "b", "label":', "line 3 is not JSON (Expecting value at character 23)"),
         ("text", "line 3 is not JSON"),
+        ('{"text": "b", "label": ' + "1" * 5000 + "}", "line 3 is not JSON (nested too deeply, or"),
+        ("[" * 200_000, "line 3 is not JSON (nested too deeply, or"),
         ('["b", 2]', "line 3 holds a list"),
         ('{"txt": "b", "label": 2}', "column 'text': missing; the row has txt, label. Did you"),
     ],

@@ -142,6 +142,18 @@ def test_resumed_equals_uninterrupted(
     assert_same(result(words), uninterrupted(words))
 
 
+def test_features_of_a_frozen_backbone_are_the_same_after_a_resume(
+    words: list[str], uninterrupted: Callable[[list[str]], Delta], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are kept, and a row's last bits depend on the batch that it is computed in."""
+    words += ["--freeze", "head", "--batch-size", "2", "--epochs", "3", "--precision", "fp32"]
+    with monkeypatch.context() as patch:
+        stop_at(60, patch)
+        assert fit.main(words) == 130
+    assert fit.main([*words, "--resume"]) == 0
+    assert_same(result(words), uninterrupted(words))
+
+
 def test_stopped_again_and_again(
     words: list[str], uninterrupted: Callable[[list[str]], Delta], monkeypatch: pytest.MonkeyPatch
 ) -> None:

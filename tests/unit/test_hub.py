@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from training.hub import PROBE_S
+from deltas.hub import PROBE_S
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "c" * 40
@@ -246,6 +247,36 @@ def test_a_hub_that_never_answers_is_noticed_within_five_seconds(tmp_path: Path)
     assert answer["error"] == "HubUnreachableError"
     assert endpoint in answer["message"]
     assert answer["seconds"] < 5 + 1.5  # what loading takes besides the wait, on a busy machine
+
+
+@pytest.mark.slow
+def test_a_backbone_of_a_silent_hub_is_refused_within_five_seconds(tmp_path: Path) -> None:
+    """The hub's libraries would wait for ever."""
+    script = """
+        import sys, time
+        from deltas import BackboneError, load_backbone
+        import huggingface_hub
+        start = time.perf_counter()
+        try:
+            load_backbone("google-bert/bert-base-uncased")
+        except BackboneError as error:
+            print(time.perf_counter() - start, error)
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        env |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            env=env | {"NO_PROXY": "127.0.0.1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    seconds, _, message = done.stdout.partition(" ")
+    assert float(seconds) < 5 + 1.5
+    assert re.search(f"{endpoint} (did not answer|can.t be reached)", message)
 
 
 @pytest.mark.slow

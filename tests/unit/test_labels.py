@@ -42,6 +42,8 @@ def encode(
         ([0.5, 2.0], "regression"),
         ([1, 2.5], "regression"),
         ([1.5, None], "regression"),
+        ([0.0, 1.0, None], "single_label"),
+        ([1, 2.0], "single_label"),
         ([1.5, float("nan")], "regression"),
         ([["a"], []], "multi_label"),
         ([None], "single_label"),
@@ -57,6 +59,7 @@ def test_kinds_by_type(values: list[Any], kind: str) -> None:
         (["a", "b"], "single_label"),
         (["1", "-2"], "single_label"),
         (["1", "2.5"], "regression"),
+        (["0.0", "1.0"], "single_label"),
         (["1e-3", "2"], "regression"),
         (["1", "nan"], "single_label"),
         (["a|b", "a"], "multi_label"),
@@ -129,6 +132,17 @@ def test_a_text_column_is_not_taken_for_labels() -> None:
     with pytest.raises(DataError, match="1,001 distinct labels in 2,002 rows"):
         collect([str(n) for n in range(1001)] * 2)
     assert len(collect([f"label {n}" for n in range(1000)] * 2)) == 1000
+
+
+def test_many_labels_that_all_repeat_are_labels() -> None:
+    names = [[f"a{n}", f"a{n + 1}"] for n in range(0, 24, 2)]
+    twice = [[f"a{n % 24}", f"a{(n + 1) % 24}"] for n in range(1, 25, 2)]
+    assert len(collect_labels(column([*names, *twice]), "label", "multi_label")) == 24
+
+
+def test_half_a_surrogate_pair_is_no_label() -> None:
+    with pytest.raises(DataError, match=r"row 2.*surrogate"):
+        collect_labels(column(["a", "b\ud800"]), "label", "single_label")
 
 
 def test_a_label_that_occurs_once_is_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:

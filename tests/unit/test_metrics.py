@@ -36,6 +36,14 @@ def test_known_values_of_multi_label() -> None:
     assert values == pytest.approx({"micro_f1": 2 / 3, "macro_f1": 2 / 3, "accuracy": 0.0})
 
 
+def test_one_label_that_a_row_has_or_has_not() -> None:
+    """A column of its own is no pair of classes: never found is 0, as with two columns."""
+    never, references = np.zeros((4, 1), int), np.array([[0], [0], [0], [1]])
+    names = ("micro_f1", "macro_f1")
+    assert compute_metrics(names, never, references) == {"micro_f1": 0.0, "macro_f1": 0.0}
+    assert compute_metrics(names, references, references) == {"micro_f1": 1.0, "macro_f1": 1.0}
+
+
 def test_the_order_of_names_is_kept() -> None:
     names = ("f1", "accuracy")
     assert tuple(compute_metrics(names, np.array([1, 0]), np.array([1, 0]))) == names

@@ -59,7 +59,7 @@ WITHOUT_DENSE_MATRICES = [
     "random:0.001",
     "random:0.05",
     "random:0.05+layernorm",
-    "params:bias+random:0.01",
+    "random:0.01+params:bias",
 ]
 # 43 tokens, rows of 7, 9 and 10: no activation has a matrix's size, so sizes tell them apart.
 PAIRS = [
@@ -265,7 +265,7 @@ def test_the_recorder_sees_dense_gradients(
     tiny_backbone: Backbone, task: TaskSpec, rows: Any, make_delta: Any
 ) -> None:
     """Where one matrix is selected whole, exactly its size appears: the spy is not blind."""
-    strategy = "params:layer.0.output.dense.weight+random:0.01"
+    strategy = "random:0.01+params:layer.0.output.dense.weight"
     trainee = trainee_of(tiny_backbone, make_delta(tiny_backbone, task, strategy))
     loss = task_loss(task.kind, trainee.logits(rows), LABELS)
     with Recorder() as recorder:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from frontend.answers import Backbone, Benchmark, BenchmarkRow
 from frontend.tables import FORMATS, benchmark_csv, benchmark_records, other_metrics, sample_notes
+from frontend.wording import literal
 
 SAMPLE = "sample of the GLUE train set: 19,190 of 392,702 rows"
 MNLI = BenchmarkRow(
@@ -70,7 +71,7 @@ def test_further_metrics_and_splits_are_named() -> None:
 
 def test_samples_are_said_once_with_their_tasks() -> None:
     twice = replace(BENCHMARK, rows=(MNLI, replace(MNLI, strategy="head"), MRPC))
-    assert sample_notes(twice) == [f"MNLI: trained on a {SAMPLE}."]
+    assert sample_notes(twice) == [f"MNLI: {literal(SAMPLE)}."]
 
 
 def test_the_csv_has_every_row_with_raw_numbers() -> None:

@@ -6,7 +6,21 @@ import pytest
 
 from frontend.answers import Prediction
 from frontend.glossary import Scale
-from frontend.wording import disagreement, human_bytes, milliseconds, percent, probability
+from frontend.wording import (
+    disagreement,
+    human_bytes,
+    literal,
+    milliseconds,
+    percent,
+    probability,
+)
+
+
+def test_text_from_outside_is_no_markdown() -> None:
+    assert literal("![x](http://a/b.png) :red[y] $z$") == (
+        r"\!\[x\]\(http\://a/b.png\) \:red\[y\] \$z\$"
+    )
+
 
 SCALE = Scale(0.0, 5.0, "unrelated", "same meaning")
 
