@@ -11,10 +11,10 @@ STAMP := $(VENV)/.installed
 # Recipes are quiet: a user reads what a program says, not how it was called.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types format docs zoo clean image
+.PHONY: help setup run test lint types format docs zoo bench-serving clean image
 
 help: ## list these targets
-	sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+	sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## make .venv and install into it (PYTHON=..., VENV=...)
 
@@ -43,6 +43,10 @@ docs: $(STAMP) ## write the generated parts of README.md
 
 zoo: $(STAMP) ## verify every shipped delta
 	$(PY) -m deltas verify deltas/zoo
+
+bench-serving: $(STAMP) ## measure mixed traffic beside the peers (GLUE_DIR=..., 10 minutes; ARGS="--rounds 3")
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'
+	$(PY) -m tests.bench.serving --json docs/performance/serving.json $(ARGS)
 
 clean: ## remove .venv, caches and builds; trained deltas in runs/ stay
 	if [ -e "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi

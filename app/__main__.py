@@ -21,7 +21,7 @@ from app.logs import configure_logging
 from app.main import create_app
 from app.serving import Serving
 from app.settings import PREFIX, Settings, SettingsError, load_settings
-from deltas import DeltaError, load_backbone, pick_device
+from deltas import DeltaError, keep_freed_memory, load_backbone, pick_device
 
 logger = logging.getLogger("app")
 
@@ -69,6 +69,7 @@ def main() -> int:
     # Uvicorn sends itself the signal again once it is done; being asked to stop is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    keep_freed_memory()
     try:
         pick_device(settings.device)
         with _listen(settings) as listener:

@@ -2,8 +2,10 @@
 
 Slot 0 is the backbone itself. Vectors (biases, LayerNorms) of all slots are stacked, so a batch
 gathers each line's own. A matrix is shared by all slots: one GEMM serves every row; slots with
-sparse entries add a correction, slots with a whole matrix of their own run their rows through that.
-Nothing here is ever written while a batch runs, and no "current task" exists: each row carries its
+sparse entries have their values laid into a spare copy of it while their rows run; slots with a
+whole matrix of their own run their rows through that. Rows of such a slot lie side by side in the
+batch, so that all of this works on views. But for the spare copies, which are restored at once,
+nothing here is ever written while a batch runs, and no "current task" exists: each row carries its
 slot.
 
 Legend: S slots, N tokens, R rows, T lines of x (tokens or rows), K selected values of one matrix.
@@ -11,9 +13,9 @@ Legend: S slots, N tokens, R rows, T lines of x (tokens or rows), K selected val
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,29 +23,20 @@ from torch import Tensor
 
 from deltas import Backbone, Delta, DenseEntry, PackedBatch, SparseEntry, encoder_layout
 
-Part = TypeVar("Part")
-
-# Share of a matrix from which on a slot has a whole one of its own. Adding K values costs T x K in
-# memory and time; measured, 1,024 tokens take 17 ms at 0.001 of a 384 x 1536 matrix, 43 ms at 0.01,
-# and 8 ms by a matrix of their own.
-_MOST_SPARSE = 0.005
-
 
 @dataclass(frozen=True)
 class _SparseSlot:
-    """A slot's sparse part of one matrix: what to add to the frozen values at K places.
+    """A slot's own values in one matrix or table that it otherwise shares.
 
     Attributes:
-        lines: int64 [K], output (or table line) of each value, increasing.
-        columns: int64 [K].
-        shifts: [K], selected minus frozen value; computed in float32.
-        values: [K], the selected values themselves.
+        places: int64 [K], flat positions, increasing.
+        values: [K], what the slot has there.
+        frozen: [K], what the backbone has there.
     """
 
-    lines: Tensor
-    columns: Tensor
-    shifts: Tensor
+    places: Tensor
     values: Tensor
+    frozen: Tensor
 
 
 class Bank:
@@ -68,7 +61,10 @@ class Bank:
         }
         self.matrices: dict[str, dict[int, Tensor]] = {name: {} for name in self.frozen}
         self.sparse: dict[str, dict[int, _SparseSlot]] = {name: {} for name in self.frozen}
+        # Copies of frozen matrices, into which a sparse slot's values are laid while its rows run.
+        self.spare: dict[str, Tensor] = {}
         self.heads: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))]
+        self.matrix_slots: set[int] = set()  # slots with more than vectors and a head
 
     @property
     def num_slots(self) -> int:
@@ -101,40 +97,36 @@ class Bank:
     def _add_matrix(self, name: str, slot: int, delta: Delta) -> None:
         parts = self._layout[name]
         entries = [delta.entries.get(part) for part in parts]
-        num_sparse = sum(
-            entry.values.numel() for entry in entries if isinstance(entry, SparseEntry)
-        )
-        is_thin = num_sparse <= _MOST_SPARSE * self.frozen[name].numel()
-        if not is_thin or any(isinstance(entry, DenseEntry) for entry in entries):
+        if any(isinstance(entry, DenseEntry) for entry in entries):
             whole = [
                 self._backbone.parameters[part]
                 if entry is None
                 else entry.resolve(self._backbone.parameters[part])
                 for part, entry in zip(parts, entries, strict=True)
             ]
+            self.matrix_slots.add(slot)
             self.matrices[name][slot] = torch.cat(whole).to(self.device, self.dtype)
-        elif num_sparse:
+        elif any(isinstance(entry, SparseEntry) for entry in entries):
+            self.matrix_slots.add(slot)
             self.sparse[name][slot] = self._sparse_slot(parts, delta)
+            if name not in self.spare and not name.startswith("embeddings."):
+                self.spare[name] = self.frozen[name].clone()
 
     def _sparse_slot(self, parts: Sequence[str], delta: Delta) -> _SparseSlot:
-        lines, columns, frozen_values, values = [], [], [], []
+        places, values, frozen = [], [], []
         above = 0
         for part in parts:
             parameter = self._backbone.parameters[part]
             entry = delta.entries.get(part)
             if isinstance(entry, SparseEntry):
-                lines.append(entry.indices // parameter.shape[1] + above)
-                columns.append(entry.indices % parameter.shape[1])
-                frozen_values.append(parameter.reshape(-1)[entry.indices])
+                places.append(entry.indices + above)
                 values.append(entry.values)
-            above += parameter.shape[0]
-        selected = torch.cat(values)
-        shifts = selected - torch.cat(frozen_values)
+                frozen.append(parameter.reshape(-1)[entry.indices])
+            above += parameter.numel()
         return _SparseSlot(
-            lines=torch.cat(lines).to(self.device),
-            columns=torch.cat(columns).to(self.device),
-            shifts=shifts.to(self.device, self.dtype),
-            values=selected.to(self.device, self.dtype),
+            places=torch.cat(places).to(self.device),
+            values=torch.cat(values).to(self.device, self.dtype),
+            frozen=torch.cat(frozen).to(self.device, self.dtype),
         )
 
 
@@ -143,7 +135,7 @@ class BankOverlay:
 
     Args:
         bank: the slots.
-        batch: packed rows.
+        batch: packed rows; those of a slot in `bank.matrix_slots` lie side by side.
         slots: each *packed* row's slot.
     """
 
@@ -151,18 +143,29 @@ class BankOverlay:
         self._bank = bank
         self._row_slots = torch.tensor(slots, device=bank.device)
         self._token_slots = self._row_slots.repeat_interleave(batch.lengths)
-        self._used = sorted(set(slots))
-        self._lines: dict[tuple[int, bool], Tensor] = {}
+        self._rows: dict[int, list[int]] = {}
+        for row, slot in enumerate(slots):
+            self._rows.setdefault(slot, []).append(row)
+        starts = [*batch.first.tolist(), len(batch.input_ids)]
+        # Lines of each slot that has more than vectors, as (start, stop): of tokens, of rows.
+        self._spans: dict[bool, dict[int, tuple[int, int]]] = {False: {}, True: {}}
+        for slot, rows in self._rows.items():
+            if slot in bank.matrix_slots:
+                first, stop = rows[0], rows[-1] + 1
+                if stop - first != len(rows):
+                    raise ValueError(f"rows of slot {slot} don't lie side by side: {rows}")
+                self._spans[True][slot] = first, stop
+                self._spans[False][slot] = starts[first], starts[stop]
 
     def embed(self, site: str, ids: Tensor) -> Tensor:
         """Look up ids [N] in the table at `site`, each in its row's slot: [N, H]."""
         name = f"{site}.weight"
         out = F.embedding(ids, self._bank.frozen[name])
-        for slot, table in self._present(self._bank.matrices[name]):
-            lines = self._lines_of(slot, per_row=False)
-            out[lines] = F.embedding(ids[lines], table)
-        for slot, sparse in self._present(self._bank.sparse[name]):
-            _lay_into_embedding(out, ids, self._lines_of(slot, per_row=False), sparse)
+        for own, start, stop in self._own(name, per_row=False):
+            if isinstance(own, Tensor):
+                out[start:stop] = F.embedding(ids[start:stop], own)
+            else:
+                _lay_into_embedding(out[start:stop], ids[start:stop], own)
         return out
 
     def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
@@ -171,18 +174,17 @@ class BankOverlay:
         slots = self._row_slots if per_row else self._token_slots
         # The GEMM accumulates onto the gathered biases: no broadcast, no second pass.
         out = torch.index_select(self._bank.vectors[f"{site}.bias"], 0, slots)
-        dense = self._present(self._bank.matrices[name])
-        biases = [out[self._lines_of(slot, per_row=per_row)] for slot, _ in dense]
-        if sum(map(len, biases)) < len(x):
-            out.addmm_(x, self._bank.frozen[name].t())
-        for (slot, matrix), bias in zip(dense, biases, strict=True):
-            lines = self._lines_of(slot, per_row=per_row)
-            out[lines] = bias.addmm_(x[lines], matrix.t())
-        for slot, sparse in self._present(self._bank.sparse[name]):
-            lines = self._lines_of(slot, per_row=per_row)
-            shift = x.new_zeros(len(lines), out.shape[1])
-            shift.index_add_(1, sparse.lines, x[lines][:, sparse.columns] * sparse.shifts)
-            out[lines] += shift
+        frozen = self._bank.frozen[name]
+        done = 0
+        for own, start, stop in self._own(name, per_row=per_row):
+            _accumulate(out[done:start], x[done:start], frozen)
+            if isinstance(own, Tensor):
+                _accumulate(out[start:stop], x[start:stop], own)
+            else:
+                with _laid_in(self._bank.spare[name], own) as matrix:
+                    _accumulate(out[start:stop], x[start:stop], matrix)
+            done = stop
+        _accumulate(out[done:], x[done:], frozen)
         return out
 
     def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
@@ -197,33 +199,51 @@ class BankOverlay:
         """Each packed row's float32 logits [C], C being its own task's; pooled is [R, H]."""
         pooled = pooled.float()
         logits: list[Tensor] = [pooled] * len(pooled)
-        for slot in self._used:
+        for slot, rows in self._rows.items():
             weight, bias = self._bank.heads[slot]
-            rows = self._lines_of(slot, per_row=True)
-            for row, values in zip(
-                rows.tolist(), F.linear(pooled[rows], weight, bias), strict=True
-            ):
+            for row, values in zip(rows, F.linear(pooled[rows], weight, bias), strict=True):
                 logits[row] = values
         return logits
 
-    def _present(self, by_slot: Mapping[int, Part]) -> list[tuple[int, Part]]:
-        return [(slot, by_slot[slot]) for slot in self._used if slot in by_slot]
+    def _own(self, name: str, *, per_row: bool) -> list[tuple[Tensor | _SparseSlot, int, int]]:
+        """What slots of this batch have of their own there, with their lines, in line order."""
+        matrices, sparse = self._bank.matrices[name], self._bank.sparse[name]
+        found: list[tuple[Tensor | _SparseSlot, int, int]] = []
+        for slot, span in self._spans[per_row].items():
+            if slot in matrices:
+                found.append((matrices[slot], *span))
+            elif slot in sparse:
+                found.append((sparse[slot], *span))
+        return sorted(found, key=lambda item: item[1])
 
-    def _lines_of(self, slot: int, *, per_row: bool) -> Tensor:
-        """Positions of a slot's tokens or rows in the batch, found once."""
-        key = (slot, per_row)
-        if key not in self._lines:
-            slots = self._row_slots if per_row else self._token_slots
-            self._lines[key] = (slots == slot).nonzero()[:, 0]
-        return self._lines[key]
+
+@contextmanager
+def _laid_in(spare: Tensor, sparse: _SparseSlot) -> Iterator[Tensor]:
+    """The frozen matrix with a slot's values in it, for the length of the block.
+
+    K values are written and taken back, whatever the number of rows; adding their products to the
+    rows' results would take memory and time in proportion to rows x K.
+    """
+    flat = spare.view(-1)
+    flat.index_copy_(0, sparse.places, sparse.values)
+    try:
+        yield spare
+    finally:
+        flat.index_copy_(0, sparse.places, sparse.frozen)
 
 
-def _lay_into_embedding(out: Tensor, ids: Tensor, lines: Tensor, sparse: _SparseSlot) -> None:
-    """Overwrite looked-up values of `lines` where their token's table line has selected ones."""
-    wanted = ids[lines]
-    low = torch.searchsorted(sparse.lines, wanted)
-    counts = torch.searchsorted(sparse.lines, wanted, right=True) - low
-    which = torch.arange(len(lines), device=ids.device).repeat_interleave(counts)
+def _accumulate(out: Tensor, x: Tensor, matrix: Tensor) -> None:
+    if len(x):
+        out.addmm_(x, matrix.t())
+
+
+def _lay_into_embedding(out: Tensor, ids: Tensor, sparse: _SparseSlot) -> None:
+    """Overwrite looked-up values where their token's table line has selected ones."""
+    width = out.shape[1]
+    lines = sparse.places // width
+    low = torch.searchsorted(lines, ids)
+    counts = torch.searchsorted(lines, ids, right=True) - low
+    which = torch.arange(len(ids), device=ids.device).repeat_interleave(counts)
     within = torch.arange(len(which), device=ids.device) - (counts.cumsum(0) - counts)[which]
     position = low[which] + within
-    out[lines[which], sparse.columns[position]] = sparse.values[position]
+    out[which, sparse.places[position] % width] = sparse.values[position]

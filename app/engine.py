@@ -127,9 +127,11 @@ class Engine:
             return self._forward(rows)
 
     def _forward(self, rows: Sequence[EngineRow]) -> list[list[float]]:
-        tokens = [(row.tokens.input_ids, row.tokens.token_type_ids) for row in rows]
-        batch = pack(tokens, self.device)
         slots = [self._slots[(*row.record.manifest.key, row.record.version)] for row in rows]
+        matrix_slots = self._bank.matrix_slots
+        tokens = [(row.tokens.input_ids, row.tokens.token_type_ids) for row in rows]
+        keys = [slot if slot in matrix_slots else 0 for slot in slots]
+        batch = pack(tokens, self.device, keys)
         order = batch.order.tolist()
         overlay = BankOverlay(self._bank, batch, [slots[row] for row in order])
         pooled = encode(self.backbone.config, overlay, batch)

@@ -19,7 +19,7 @@ from deltas.errors import (
     InvalidTextError,
 )
 from deltas.format import check_delta, read_delta, read_manifest, write_delta
-from deltas.hardware import DTYPES, pick_device, pick_precision
+from deltas.hardware import DTYPES, keep_freed_memory, pick_device, pick_precision
 from deltas.layout import EncoderConfig, encoder_layout
 from deltas.manifest import (
     BackboneRef,
@@ -67,6 +67,7 @@ __all__ = [
     "delta_path",
     "encode",
     "encoder_layout",
+    "keep_freed_memory",
     "load_backbone",
     "make_backbone",
     "pack",

@@ -1,7 +1,8 @@
 """Packed batches: rows of different lengths laid end to end, without padding.
 
 Rows are ordered by length, so rows of equal length lie side by side and attention over such a group
-is one dense, unmasked call. Legend: R rows, N tokens of all rows together.
+is one dense, unmasked call. Rows that share more than that (weights of their own) can be kept
+together. Legend: R rows, N tokens of all rows together.
 """
 
 from __future__ import annotations
@@ -54,15 +55,20 @@ class PackedBatch:
 
 
 def pack(
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device | str = "cpu"
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    device: torch.device | str = "cpu",
+    keys: Sequence[int] | None = None,
 ) -> PackedBatch:
     """Lay rows end to end, shortest first; rows of one length keep their order.
 
     Args:
         rows: (input ids, token type ids) of each row, at least one token a row.
         device: where the tensors shall be.
+        keys: rows of one key lie side by side, those of the lowest key first; None lets all be
+            ordered by length alone, which makes the largest groups.
     """
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]))
+    keys = [0] * len(rows) if keys is None else keys
+    order = sorted(range(len(rows)), key=lambda index: (keys[index], len(rows[index][0])))
     lengths = [len(rows[index][0]) for index in order]
     groups: list[Group] = []
     start = row = 0

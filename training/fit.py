@@ -21,7 +21,7 @@ from deltas.backbone import Backbone, load_backbone
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
 from deltas.errors import DeltaError
 from deltas.format import check_delta, write_delta
-from deltas.hardware import DTYPES, pick_device, pick_precision
+from deltas.hardware import DTYPES, keep_freed_memory, pick_device, pick_precision
 from deltas.manifest import Manifest, SplitMetrics, StrategySpec, TaskSpec, TrainingFacts
 from deltas.rows import tokenize_texts
 from deltas.store import delta_path
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = parse_arguments(words)
     if isinstance(config, int):
         return config
+    keep_freed_memory()
     try:
         path, delta = fit(config, command=shlex.join(["python", "-m", "training.fit", *words]))
     except (TrainingError, DeltaError) as error:
@@ -83,9 +84,7 @@ def fit(config: FitConfig, *, command: str) -> tuple[Path, Delta]:
         TrainingError: options or data that can't be used.
         DeltaError: a backbone that can't be used.
     """
-    torch.use_deterministic_algorithms(mode=True)
-    # Filling fresh memory helps to find bugs, not to repeat runs, and is slow.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    _make_repeatable()
     freeze = strategies.canonical(config.freeze)
     strategy = StrategySpec(name=freeze, reinit=config.reinit, seed=config.seed)
     data = _load_rows(config)
@@ -111,25 +110,30 @@ def fit(config: FitConfig, *, command: str) -> tuple[Path, Delta]:
     metrics = {"selection": SplitMetrics(rows=len(parts[1].rows), values=chosen)}
     metrics |= _validate(trainee, spec, backbone, data)
     entries = entries_over(backbone, started_from, config.reinit, trainee.entries)
-    head = [part.detach().cpu() for part in trainee.head]
     held = {name: _detached(entry) for name, entry in entries.items()}
-    trained = sum(value.numel() for value in trainee.parameters.values())
+    weight, bias = (part.detach().cpu() for part in trainee.head)
     manifest = Manifest(
         backbone=backbone.ref,
         task=spec,
         strategy=strategy,
         entries=tuple(entry.info(name) for name, entry in held.items()),
-        trainable_parameters=trained,
-        total_parameters=backbone.num_parameters + sum(part.numel() for part in head),
+        trainable_parameters=sum(value.numel() for value in trainee.parameters.values()),
+        total_parameters=backbone.num_parameters + weight.numel() + bias.numel(),
         training=_facts(config, data, parts, loop, time.monotonic() - started, command),
         primary_metric=data.task.primary_metric,
         metrics=metrics,
     )
-    delta = Delta(manifest, held, head[0], head[1])
+    delta = Delta(manifest, held, weight, bias)
     check_delta(delta, backbone)
     written = write_delta(delta, path)
     state_path.unlink(missing_ok=True)
     return path, written
+
+
+def _make_repeatable() -> None:
+    torch.use_deterministic_algorithms(mode=True)
+    # Filling fresh memory helps to find bugs, not to repeat runs, and is slow.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _check_writable(folder: Path) -> None:

@@ -98,8 +98,10 @@ def test_the_two_commands_stand_first(commands: list[str], readme: str) -> None:
 
 def test_make_targets_exist(documents: str, root: Path) -> None:
     makefile = (root / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    named = re.findall(r"(?:^|`|&& )(?:[A-Z_]+=\S+ )?make ((?:[a-z]+ ?)+)", documents, re.MULTILINE)
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    named = re.findall(
+        r"(?:^|`|&& )(?:[A-Z_]+=\S+ )?make ((?:[a-z-]+ ?)+)", documents, re.MULTILINE
+    )
     used = {target for line in named for target in line.split()}
     assert {"run", "test"} <= used
     assert used <= targets

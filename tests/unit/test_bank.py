@@ -55,7 +55,7 @@ def batch() -> tuple[Any, list[int]]:
     for _ in slots:
         length = draw.choice([2, 3, 7])
         rows.append(([draw.randrange(101) for _ in range(length)], [0, *[1] * (length - 1)]))
-    packed = pack(rows)
+    packed = pack(rows, keys=slots)
     return packed, [slots[row] for row in packed.order.tolist()]
 
 
@@ -133,8 +133,8 @@ def state(bank: Bank) -> list[Tensor]:
     held += [matrix for slots in bank.matrices.values() for matrix in slots.values()]
     for by_slot in bank.sparse.values():
         for sparse in by_slot.values():
-            held += [sparse.lines, sparse.columns, sparse.shifts, sparse.values]
-    return held + [tensor for head in bank.heads for tensor in head]
+            held += [sparse.places, sparse.values, sparse.frozen]
+    return [*held, *bank.spare.values()] + [tensor for head in bank.heads for tensor in head]
 
 
 def test_computing_writes_nothing(tiny_backbone: Backbone, bank: Bank, batch: Any) -> None:
@@ -187,22 +187,36 @@ def test_small_deltas_take_little_memory(
     smallest = 36 * 36
     for strategy in ("head", "bitfit", "layernorm", "random:0.001"):
         made = Bank(tiny_backbone, CPU, torch.float32)
+        first, second = (
+            make_delta(tiny_backbone, toy_tasks["toy2"], strategy, seed) for seed in (0, 1)
+        )
+        # The first sparse ones have spare matrices made, which all share.
+        made.add([first, make_delta(tiny_backbone, toy_tasks["toy2"], "random:0.3")])
         before = sum(value.numel() for value in state(made))
-        made.add([make_delta(tiny_backbone, toy_tasks["toy2"], strategy)])
+        made.add([second])
         grown = sum(value.numel() for value in state(made)) - before
         vectors = sum(v.numel() for v in tiny_backbone.weights.values() if v.ndim == 1)
         assert grown < vectors + smallest
         assert not any(made.matrices.values())
 
 
-def test_many_scattered_values_become_a_matrix(
-    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
-) -> None:
-    """Adding K values one by one takes memory and time in proportion to K for every token."""
-    made = Bank(tiny_backbone, CPU, torch.float32)
-    made.add([make_delta(tiny_backbone, toy_tasks["toy2"], "random:0.05")])
-    assert any(made.matrices.values())
-    assert not any(made.sparse.values())
+def test_a_failing_product_leaves_the_spare_matrices_as_they_were(bank: Bank, batch: Any) -> None:
+    """Else the next sparse slot would answer with values of the last one."""
+    packed, slots = batch
+    mixed = BankOverlay(bank, packed, slots)
+    with pytest.raises(RuntimeError):
+        mixed.linear("layer.0.intermediate", torch.randn(len(packed.input_ids), 35))
+    assert bank.spare
+    for name, spare in bank.spare.items():
+        assert torch.equal(spare, bank.frozen[name])
+
+
+def test_rows_of_a_slot_with_matrices_must_lie_side_by_side(bank: Bank) -> None:
+    packed = pack([([1, 2], [0, 0])] * 3)
+    sparse = 1 + STRATEGIES.index("random:0.05")
+    BankOverlay(bank, packed, [sparse, sparse, 1])
+    with pytest.raises(ValueError, match="don't lie side by side"):
+        BankOverlay(bank, packed, [sparse, 1, sparse])
 
 
 def test_values_do_not_follow_the_caller(tiny_backbone: Backbone, deltas: list[Delta]) -> None:

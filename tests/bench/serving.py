@@ -1,0 +1,233 @@
+"""`make bench-serving`: mixed traffic of nine tasks, beside the peers and beside the floor.
+
+    GLUE_DIR=... python -m tests.bench.serving [--precision fp32|bf16] [--rounds 5] [--json FILE]
+
+All systems run in this process, in turn, round after round; a ratio is the median over the rounds
+of the times measured within the same round, so that a noisy machine moves both of its sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.engine import Engine, EngineRow
+from deltas import (
+    DTYPES,
+    Backbone,
+    Store,
+    keep_freed_memory,
+    load_backbone,
+    pick_device,
+    pick_precision,
+)
+from tests.bench.floor import Gemms
+from tests.bench.peers import OnnxRuntime, Peft, Transformers
+from tests.bench.workload import Workload, load_workload, write_deltas
+from training.tasks import TASKS
+
+# Each ratio: whose speed over whose, and what the project wants it to be at least.
+RATIOS = {
+    "mixed_vs_single": ("mixed bitfit", "single bitfit", 0.97),
+    "layernorm_mixed_vs_single": ("mixed layernorm", "single layernorm", 0.97),
+    "head_mixed_vs_single": ("mixed head", "single head", 0.97),
+    "sparse_mixed_vs_single": ("mixed random:0.001", "single bitfit", 0.85),
+    "top_mixed_vs_single": ("mixed, one in four top:2", "single bitfit", 0.70),
+    "mixed_vs_gemm": ("mixed bitfit", "all GEMMs of 6 layers", 0.80),
+    "mixed_vs_own_gemm": ("mixed bitfit", "the GEMMs that we run", None),
+    "mixed_vs_peft": ("mixed bitfit", "PEFT LoRA, mixed batches of 32", 4.0),
+    "mixed_vs_windows": ("mixed bitfit", "transformers, windows of 32", 2.2),
+    "mixed_vs_one_row": ("mixed bitfit", "transformers, one row at a time", 3.5),
+    "mixed_vs_oracle": ("mixed bitfit", "transformers, sorted offline", 1.35),
+    "mixed_vs_onnx": ("mixed bitfit", "ONNX Runtime, windows of 32", None),
+}
+STRATEGIES = ("bitfit", "layernorm", "head", "random:0.001")
+_TOP = "one in four top:2"
+_SETTLE_S = 0.3
+
+System = Callable[[], object]
+
+
+def main() -> int:
+    """Run the benchmark; print a table; write JSON if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.serving", description=__doc__)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max-batch-tokens", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--only", default="", help="run only systems whose name holds this")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    keep_freed_memory()  # for every system, ours and the peers
+    torch.set_num_threads(options.threads)
+    precision = pick_precision(options.precision, pick_device("cpu"))
+    backbone = load_backbone()
+    workload = load_workload(backbone)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        systems = ours(backbone, workload, Path(folder), precision, options.max_batch_tokens)
+        systems |= peers(backbone, workload, Path(folder), precision, options.max_batch_tokens)
+        chosen = {name: system for name, system in systems.items() if options.only in name}
+        seconds = measure(chosen, options.rounds)
+    report = summarise(seconds, workload)
+    report |= {"machine": machine(options.threads), "precision": precision}
+    report |= {"rows": len(workload.rows), "tokens": workload.num_tokens, "data": workload.source}
+    report |= {"max_batch_tokens": options.max_batch_tokens, "rounds": options.rounds}
+    sys.stdout.write(table(report))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def ours(
+    backbone: Backbone, workload: Workload, folder: Path, precision: str, budget: int
+) -> dict[str, System]:
+    """This project's engine: every strategy, all tasks mixed and one task alone."""
+    systems: dict[str, System] = {}
+    for strategy in (*STRATEGIES, _TOP):
+        root = folder / strategy.replace(":", "-")
+        given = {
+            name: ("top:2" if number % 4 == 0 else "bitfit") if strategy == _TOP else strategy
+            for number, name in enumerate(TASKS)
+        }
+        write_deltas(backbone, root, list(TASKS), given)
+        store = Store([root], backbone=backbone.ref)
+        engine = Engine(backbone, store, device="cpu", precision=precision)
+        mixed = [store.resolve(list(TASKS)[number]) for number in workload.tasks]
+        rows = [EngineRow(row, record) for row, record in zip(workload.rows, mixed, strict=True)]
+        separator = ", " if strategy == _TOP else " "
+        systems[f"mixed{separator}{strategy}"] = _run_engine(engine, rows, budget)
+        if strategy != _TOP:
+            alone = [EngineRow(row, mixed[0]) for row in workload.rows]
+            systems[f"single {strategy}"] = _run_engine(engine, alone, budget)
+    return systems
+
+
+def _run_engine(engine: Engine, rows: Sequence[EngineRow], budget: int) -> System:
+    batches = cut(rows, budget)
+    return lambda: [engine.run(batch) for batch in batches]
+
+
+def cut(rows: Sequence[EngineRow], budget: int) -> list[list[EngineRow]]:
+    """Batches in the order of arrival, as the batcher fills them under load."""
+    batches: list[list[EngineRow]] = [[]]
+    free = budget
+    for row in rows:
+        if row.num_tokens > free:
+            batches.append([])
+            free = budget
+        batches[-1].append(row)
+        free -= row.num_tokens
+    return batches
+
+
+def peers(
+    backbone: Backbone, workload: Workload, folder: Path, precision: str, budget: int
+) -> dict[str, System]:
+    """Everybody else, and the floor."""
+    dtype = DTYPES[precision]
+    store = Store([folder / "bitfit"], backbone=backbone.ref)
+    records = [store.resolve(name) for name in TASKS]
+    rows = [EngineRow(row, records[0]) for row in workload.rows]
+    sizes = [(sum(row.num_tokens for row in batch), len(batch)) for batch in cut(rows, budget)]
+    stock = Transformers(workload, [record.load() for record in records], dtype)
+    systems: dict[str, System] = {
+        "transformers, one row at a time": stock.one_by_one,
+        "transformers, windows of 32": stock.in_windows,
+        "transformers, sorted offline": stock.sorted_offline,
+        "PEFT LoRA, mixed batches of 32": Peft(workload, len(TASKS), dtype).mixed,
+    }
+    if precision == "fp32":
+        systems["ONNX Runtime, windows of 32"] = OnnxRuntime(workload, backbone).in_windows
+    for name, whole in (("all GEMMs of 6 layers", True), ("the GEMMs that we run", False)):
+        gemms = Gemms(backbone, dtype, whole_last_layer=whole)
+        systems[name] = lambda gemms=gemms: [gemms.run(*size) for size in sizes]  # type: ignore[misc]
+    return systems
+
+
+def measure(systems: dict[str, System], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each system in each round, after one round that doesn't count."""
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    for number in range(rounds + 1):
+        for name, system in systems.items():
+            started = time.perf_counter()
+            system()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+        sys.stderr.write(f"round {number} of {rounds} done\n")
+        time.sleep(_SETTLE_S)
+    return seconds
+
+
+def summarise(seconds: dict[str, list[float]], workload: Workload) -> dict[str, Any]:
+    """Rates of every system, and the ratios."""
+    systems = {
+        name: {
+            "rows_per_s": round(len(workload.rows) / statistics.median(times), 1),
+            "tokens_per_s": round(workload.num_tokens / statistics.median(times)),
+        }
+        for name, times in seconds.items()
+    }
+    ratios = {
+        key: round(
+            statistics.median(b / a for a, b in zip(seconds[mine], seconds[other], strict=True)), 3
+        )
+        for key, (mine, other, _) in RATIOS.items()
+        if mine in seconds and other in seconds
+    }
+    return {"systems": systems, "ratios": ratios}
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "cpu": model,
+        "cpus": os.cpu_count(),
+        "threads": threads,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    lines = [
+        f"{report['rows']} rows, {report['tokens']:,} tokens ({report['data']}), "
+        f"{report['precision']}, {report['machine']['threads']} threads, "
+        f"{report['machine']['cpu']} ({report['machine']['instructions']})",
+        "",
+        "| system | rows/s | tokens/s |",
+        "|---|---|---|",
+    ]
+    for name, rates in report["systems"].items():
+        lines.append(f"| {name} | {rates['rows_per_s']:,.0f} | {rates['tokens_per_s']:,} |")
+    lines += ["", "| ratio | measured | wanted |", "|---|---|---|"]
+    for name, value in report["ratios"].items():
+        wanted = RATIOS[name][2]
+        shown = "" if wanted is None else f"at least {wanted:g}"
+        lines.append(f"| {name} | {value:.2f} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
