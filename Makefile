@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 # Recipes are quiet: a user reads what a program says, not how it was called.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types format docs zoo bench-serving clean image
+.PHONY: help setup run test lint types format docs zoo bench-serving bench-scale bench-http clean image
 
 help: ## list these targets
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -47,6 +47,12 @@ zoo: $(STAMP) ## verify every shipped delta
 bench-serving: $(STAMP) ## measure mixed traffic beside the peers (GLUE_DIR=..., 10 minutes; ARGS="--rounds 3")
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'
 	$(PY) -m tests.bench.serving --json docs/performance/serving.json $(ARGS)
+
+bench-scale: $(STAMP) ## measure 1,000 and 10,000 tasks beside nine (GLUE_DIR=..., 15 minutes)
+	$(PY) -m tests.bench.scale --json docs/performance/scale.json $(ARGS)
+
+bench-http: $(STAMP) ## measure the server under load and overload (GLUE_DIR=..., 5 minutes)
+	$(PY) -m tests.bench.over_http --json docs/performance/http.json $(ARGS)
 
 clean: ## remove .venv, caches and builds; trained deltas in runs/ stay
 	if [ -e "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi

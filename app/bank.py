@@ -1,12 +1,12 @@
 """The bank: overlays of many deltas stacked in device memory, and the overlay that mixes them.
 
-Slot 0 is the backbone itself. Vectors (biases, LayerNorms) of all slots are stacked, so a batch
-gathers each line's own. A matrix is shared by all slots: one GEMM serves every row; slots with
-sparse entries have their values laid into a spare copy of it while their rows run; slots with a
-whole matrix of their own run their rows through that. Rows of such a slot lie side by side in the
-batch, so that all of this works on views. But for the spare copies, which are restored at once,
-nothing here is ever written while a batch runs, and no "current task" exists: each row carries its
-slot.
+Slot 0 is the backbone itself. Vectors (biases, LayerNorms) are stacked, one line for each slot that
+has any of its own, so a batch gathers each row's. A matrix is shared by all slots: one GEMM serves
+every row; slots with sparse entries have their values laid into a spare copy of it while their rows
+run; slots with a whole matrix of their own run their rows through that. Rows of such a slot lie
+side by side in the batch, so that all of this works on views. But for the spare copies, which are
+restored at once, nothing here is ever written while a batch runs, and no "current task" exists:
+each row carries its slot.
 
 Legend: S slots, N tokens, R rows, T lines of x (tokens or rows), K selected values of one matrix.
 """
@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltas import Backbone, Delta, DenseEntry, PackedBatch, SparseEntry, encoder_layout
+
+_FIRST_ROOM = 64  # lines
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,12 @@ class Bank:
         self._layout = encoder_layout(backbone.config)
         # A float32 weight on the CPU stays the backbone's own memory: nothing is held twice.
         self.frozen = {name: weight.to(device, dtype) for name, weight in backbone.weights.items()}
+        # Line 0 is the backbone's. Behind the lines in use there is room for more.
         self.vectors = {
             name: weight[None] for name, weight in self.frozen.items() if weight.ndim == 1
         }
+        self._room = dict(self.vectors)
+        self.line_of: list[int] = [0]  # each slot's line in the vectors
         self.matrices: dict[str, dict[int, Tensor]] = {name: {} for name in self.frozen}
         self.sparse: dict[str, dict[int, _SparseSlot]] = {name: {} for name in self.frozen}
         # Copies of frozen matrices, into which a sparse slot's values are laid while its rows run.
@@ -74,10 +79,9 @@ class Bank:
     def add(self, deltas: Sequence[Delta]) -> list[int]:
         """Give each delta a slot; returns the slots in order. Never call it while a batch runs."""
         first = self.num_slots
-        for name, stacked in self.vectors.items():
-            new = [self._vector(name, delta).to(self.device, self.dtype) for delta in deltas]
-            self.vectors[name] = torch.cat([stacked, torch.stack(new)]) if new else stacked
         for slot, delta in enumerate(deltas, start=first):
+            has_vectors = any(len(info.shape) == 1 for info in delta.manifest.entries)
+            self.line_of.append(self._add_vectors(delta) if has_vectors else 0)
             for name, weight in self.frozen.items():
                 if weight.ndim == 2:
                     self._add_matrix(name, slot, delta)
@@ -86,13 +90,23 @@ class Bank:
             self.heads.append((head[0].clone().to(self.device), head[1].clone().to(self.device)))
         return list(range(first, self.num_slots))
 
-    def _vector(self, name: str, delta: Delta) -> Tensor:
-        parts = []
-        for part in self._layout[name]:
-            frozen = self._backbone.parameters[part]
-            entry = delta.entries.get(part)
-            parts.append(frozen if entry is None else entry.resolve(frozen))
-        return torch.cat(parts)
+    def _add_vectors(self, delta: Delta) -> int:
+        """Write all vectors as the delta has them into the next line; returns which that is."""
+        line = len(next(iter(self.vectors.values())))
+        for name, vectors in self.vectors.items():
+            if line == len(self._room[name]):
+                # Doubling makes growth rare; room that was never written to takes no memory.
+                self._room[name] = vectors.new_empty(max(_FIRST_ROOM, 2 * line), vectors.shape[1])
+                self._room[name][:line] = vectors
+            start = 0
+            for part in self._layout[name]:
+                frozen = self._backbone.parameters[part]
+                entry = delta.entries.get(part)
+                values = frozen if entry is None else entry.resolve(frozen)
+                self._room[name][line, start : start + len(values)] = values
+                start += len(values)
+            self.vectors[name] = self._room[name][: line + 1]
+        return line
 
     def _add_matrix(self, name: str, slot: int, delta: Delta) -> None:
         parts = self._layout[name]
@@ -141,8 +155,9 @@ class BankOverlay:
 
     def __init__(self, bank: Bank, batch: PackedBatch, slots: Sequence[int]) -> None:
         self._bank = bank
-        self._row_slots = torch.tensor(slots, device=bank.device)
-        self._token_slots = self._row_slots.repeat_interleave(batch.lengths)
+        lines = [bank.line_of[slot] for slot in slots]
+        self._row_lines = torch.tensor(lines, device=bank.device)
+        self._token_lines = self._row_lines.repeat_interleave(batch.lengths)
         self._rows: dict[int, list[int]] = {}
         for row, slot in enumerate(slots):
             self._rows.setdefault(slot, []).append(row)
@@ -171,9 +186,9 @@ class BankOverlay:
     def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
         """Multiply x [T, in] by each line's own matrix at `site`, add its bias: [T, out]."""
         name = f"{site}.weight"
-        slots = self._row_slots if per_row else self._token_slots
+        lines = self._row_lines if per_row else self._token_lines
         # The GEMM accumulates onto the gathered biases: no broadcast, no second pass.
-        out = torch.index_select(self._bank.vectors[f"{site}.bias"], 0, slots)
+        out = torch.index_select(self._bank.vectors[f"{site}.bias"], 0, lines)
         frozen = self._bank.frozen[name]
         done = 0
         for own, start, stop in self._own(name, per_row=per_row):
@@ -189,10 +204,10 @@ class BankOverlay:
 
     def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
         """Normalise x [T, H], then scale and shift each line by its slot's LayerNorm."""
-        slots = self._row_slots if per_row else self._token_slots
+        lines = self._row_lines if per_row else self._token_lines
         out = F.layer_norm(x, (x.shape[-1],), None, None, self._bank.eps)
-        out *= torch.index_select(self._bank.vectors[f"{site}.weight"], 0, slots)
-        out += torch.index_select(self._bank.vectors[f"{site}.bias"], 0, slots)
+        out *= torch.index_select(self._bank.vectors[f"{site}.weight"], 0, lines)
+        out += torch.index_select(self._bank.vectors[f"{site}.bias"], 0, lines)
         return out
 
     def head(self, pooled: Tensor) -> list[Tensor]:

@@ -19,7 +19,6 @@ from app.bank import Bank, BankOverlay
 from deltas import (
     DTYPES,
     Backbone,
-    Delta,
     DeltaError,
     DeltaFormatError,
     Record,
@@ -73,28 +72,26 @@ class Engine:
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
         self._bank = Bank(backbone, self.device, DTYPES[self.precision])
-        loaded = self._load(store)
-        slots = self._bank.add([delta for _, delta in loaded])
-        self._slots = {
-            (*record.manifest.key, record.version): slot
-            for (record, _), slot in zip(loaded, slots, strict=True)
-        }
-        self._try_out([record for record, _ in loaded])
+        self._slots: dict[tuple[str, str, str], int] = {}
+        self._load()
+        self._try_out(list(store.records))
 
-    def _load(self, store: Store) -> list[tuple[Record, Delta]]:
-        loaded: dict[Path, tuple[Record, Delta]] = {}
+    def _load(self) -> None:
+        """Put one delta after the other into the bank, so that no more than one is held twice."""
+        loaded: set[Path] = set()
         # Again, since a copy may step in for a damaged file.
-        while new := [record for record in store.records if record.path not in loaded]:
+        while new := [record for record in self.store.records if record.path not in loaded]:
             for record in new:
                 try:
                     delta = record.load()
                     check_delta(delta, self.backbone)
                 except DeltaError as error:
                     reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
-                    store.reject(record, reason)
+                    self.store.reject(record, reason)
                 else:
-                    loaded[record.path] = record, delta
-        return list(loaded.values())
+                    loaded.add(record.path)
+                    (slot,) = self._bank.add([delta])
+                    self._slots[(*record.manifest.key, record.version)] = slot
 
     def _try_out(self, records: Sequence[Record]) -> None:
         """Reject deltas whose values are finite but whose answers are not."""

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 from deltas.delta import Delta
 from deltas.errors import DeltaError, DeltaFormatError, DeltaNotFoundError
 from deltas.format import SUFFIX, check_backbone, read_delta, read_manifest
-from deltas.manifest import BackboneRef, Manifest
+from deltas.manifest import BackboneRef, EntryInfo, Manifest
 
 DEFAULT_STRATEGY = "bitfit"
 
@@ -97,6 +97,7 @@ class Store:
     def __init__(self, roots: Sequence[Path], *, backbone: BackboneRef | None = None) -> None:
         self.rejected: list[tuple[Path, str]] = []
         self._roots = tuple(roots)
+        entries: dict[tuple[EntryInfo, ...], tuple[EntryInfo, ...]] = {}
         self._found: dict[tuple[str, str], list[Record]] = {}
         for path in _delta_files(roots):
             try:
@@ -105,7 +106,11 @@ class Store:
                 reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
                 self.rejected.append((path, reason))
                 continue
-            self._found.setdefault(record.manifest.key, []).append(record)
+            # Thousands of deltas of one strategy list the same entries: one list for all of them.
+            shared = entries.setdefault(record.manifest.entries, record.manifest.entries)
+            manifest = record.manifest.model_copy(update={"entries": shared})
+            record = replace(record, manifest=manifest)
+            self._found.setdefault(manifest.key, []).append(record)
 
     def reject(self, record: Record, reason: str, *, with_copies: bool = False) -> None:
         """Take a file out of service, for a reason found only when the whole of it was read.

@@ -219,6 +219,31 @@ def test_rows_of_a_slot_with_matrices_must_lie_side_by_side(bank: Bank) -> None:
         BankOverlay(bank, packed, [sparse, 1, sparse])
 
 
+def test_tasks_without_vectors_share_those_of_the_backbone(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
+) -> None:
+    """Thousands of heads cost their heads."""
+    made = Bank(tiny_backbone, CPU, torch.float32)
+    made.add([make_delta(tiny_backbone, toy_tasks["toy2"], "head", seed) for seed in range(5)])
+    made.add([make_delta(tiny_backbone, toy_tasks["toy2"], "bitfit")])
+    assert made.line_of == [0, 0, 0, 0, 0, 0, 1]
+    assert {len(vectors) for vectors in made.vectors.values()} == {2}
+
+
+def test_many_slots_keep_their_values_while_the_bank_grows(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
+) -> None:
+    made = Bank(tiny_backbone, CPU, torch.float32)
+    deltas = [
+        make_delta(tiny_backbone, toy_tasks["toy2"], "layernorm", seed) for seed in range(150)
+    ]
+    for delta in deltas:
+        made.add([delta])
+    for slot, delta in enumerate(deltas, start=1):
+        expected = delta.entries["bert.embeddings.LayerNorm.bias"].values
+        assert torch.equal(made.vectors["embeddings.norm.bias"][made.line_of[slot]], expected)
+
+
 def test_values_do_not_follow_the_caller(tiny_backbone: Backbone, deltas: list[Delta]) -> None:
     """What a slot holds is its own: the delta's tensors may be changed or freed afterwards."""
     copies = [

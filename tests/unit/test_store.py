@@ -327,6 +327,15 @@ def test_the_sample_answers_by_default_only_alone(put: Put, tmp_path: Path) -> N
     assert Store([tmp_path]).default_strategy("toy2") == "layernorm"
 
 
+def test_deltas_of_one_strategy_share_their_list_of_entries(put: Put, tmp_path: Path) -> None:
+    """It is most of a manifest, and there may be thousands."""
+    for seed in range(3):
+        put(f"1/{seed}", strategy="bitfit", seed=seed)
+    first, *others = Store([tmp_path]).records
+    assert len(others) == 2
+    assert all(record.manifest.entries is first.manifest.entries for record in others)
+
+
 def test_names_are_shown_below_their_root(put: Put, tmp_path: Path) -> None:
     put("1/a/b")
     (tmp_path / "1" / os.fsdecode(b"\xff.safetensors")).write_bytes(b"x")

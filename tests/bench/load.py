@@ -1,0 +1,188 @@
+"""A load tool for the HTTP server, made to cost little: raw keep-alive connections on one loop.
+
+    python -m tests.bench.load URL BODIES --connections 64 --seconds 10 [--rate N]
+
+BODIES is a file with one JSON body a line, each for POST /predict/<task> or /predict: {"path": ...,
+"rows": ..., "body": {...}}. Without --rate each connection sends its next request when it has its
+answer; with it requests are sent at fixed times, whether answers come or not. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+_PROBE_EVERY_S = 0.1
+
+
+@dataclass
+class Tally:
+    """What came back."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    rows: int = 0
+    seconds: list[float] = field(default_factory=list)
+    live_seconds: list[float] = field(default_factory=list)
+    without_retry_after: int = 0
+
+
+class Connection:
+    """One keep-alive connection."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Send a request; returns the status and the headers."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._host, self._port)
+        reader, writer = self._streams
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        headers = head.lower()
+        start = headers.index(b"content-length:") + 15
+        await reader.readexactly(int(headers[start : headers.index(b"\r\n", start)]))
+        return int(head[9:12]), headers
+
+    def close(self) -> None:
+        """Drop it."""
+        if self._streams is not None:
+            self._streams[1].close()
+
+
+def encode_requests(path: Path, host: str) -> list[tuple[bytes, int]]:
+    """Each line of the file as bytes to send, with its number of rows."""
+    requests = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        item = json.loads(line)
+        body = json.dumps(item["body"]).encode()
+        head = (
+            f"POST {item['path']} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        requests.append((head.encode() + body, item["rows"]))
+    return requests
+
+
+async def one_request(connection: Connection, request: bytes, rows: int, tally: Tally) -> None:
+    """Ask, and note how it went."""
+    started = time.perf_counter()
+    status, headers = await connection.ask(request)
+    tally.statuses[status] += 1
+    if status == 200:
+        tally.rows += rows
+        tally.seconds.append(time.perf_counter() - started)
+    elif status == 429 and b"retry-after:" not in headers:
+        tally.without_retry_after += 1
+
+
+async def closed_loop(
+    host: str, port: int, requests: Iterator[tuple[bytes, int]], until: float, tally: Tally
+) -> None:
+    """One connection that asks again as soon as it was answered."""
+    connection = Connection(host, port)
+    while time.perf_counter() < until:
+        await one_request(connection, *next(requests), tally)
+    connection.close()
+
+
+async def open_loop(
+    address: tuple[str, int],
+    requests: Iterator[tuple[bytes, int]],
+    rate: float,
+    until: float,
+    tally: Tally,
+) -> None:
+    """Requests at fixed times, on as many connections as it takes."""
+    idle: list[Connection] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def send(request: bytes, rows: int) -> None:
+        connection = idle.pop() if idle else Connection(*address)
+        try:
+            await one_request(connection, request, rows, tally)
+        except (OSError, asyncio.IncompleteReadError):
+            tally.statuses[0] += 1
+        else:
+            idle.append(connection)
+
+    due = time.perf_counter()
+    while due < until:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        task = asyncio.create_task(send(*next(requests)))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        due += 1 / rate
+    await asyncio.gather(*tasks)
+
+
+async def watch_liveness(host: str, port: int, tally: Tally) -> None:
+    """Time /health/live all the while."""
+    connection = Connection(host, port)
+    request = f"GET /health/live HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    while True:
+        started = time.perf_counter()
+        await connection.ask(request)
+        tally.live_seconds.append(time.perf_counter() - started)
+        await asyncio.sleep(_PROBE_EVERY_S)
+
+
+async def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Send the load; returns what came back."""
+    url = urlsplit(options.url)
+    host, port = url.hostname or "127.0.0.1", url.port or 80
+    requests = itertools.cycle(encode_requests(options.bodies, host))
+    tally = Tally()
+    watching = asyncio.create_task(watch_liveness(host, port, tally))
+    started = time.perf_counter()
+    until = started + options.seconds
+    if options.rate:
+        await open_loop((host, port), requests, options.rate, until, tally)
+    else:
+        connections = range(options.connections)
+        await asyncio.gather(
+            *(closed_loop(host, port, requests, until, tally) for _ in connections)
+        )
+    seconds = time.perf_counter() - started
+    watching.cancel()
+    ordered = sorted(tally.seconds) or [0.0]
+    return {
+        "rows_per_s": round(tally.rows / seconds, 1),
+        "requests_per_s": round(sum(tally.statuses.values()) / seconds, 1),
+        "p50_ms": round(1000 * statistics.median(ordered), 3),
+        "p99_ms": round(1000 * ordered[int(0.99 * (len(ordered) - 1))], 3),
+        "live_p50_ms": round(1000 * statistics.median(tally.live_seconds), 2),
+        "live_max_ms": round(1000 * max(tally.live_seconds), 2),
+        "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
+        "without_retry_after": tally.without_retry_after,
+        "seconds": round(seconds, 2),
+    }
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.load", description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("bodies", type=Path)
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: closed loop")
+    sys.stdout.write(json.dumps(asyncio.run(run(parser.parse_args()))) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
