@@ -1,4 +1,4 @@
-"""Write the parts of README.md that are made: the settings table, the zoo's table, the file tree.
+"""Write the parts of README.md that are made: settings, the zoo, measured performance, file tree.
 
 `make docs` calls it; tests/meta/test_docs.py fails while the README differs from its result.
 A file's line in the tree is the first sentence of its own docstring or leading comment, so that
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltas.manifest import Manifest, SplitMetrics
@@ -144,6 +145,61 @@ def _range(records: Iterable[Record], strategy: str, show: Callable[[Record], st
     return " to ".join(ends)
 
 
+# What a ratio says, in words; those without words are not shown.
+RATIOS = {
+    "mixed_vs_single": "nine bitfit tasks mixed, against one task alone",
+    "layernorm_mixed_vs_single": "the same with layernorm deltas",
+    "head_mixed_vs_single": "the same with heads only",
+    "sparse_mixed_vs_single": "nine random:0.001 tasks mixed, against one bitfit task",
+    "top_mixed_vs_single": "one task in four top:2, against one bitfit task",
+    "mixed_vs_gemm": "against the frozen matrix products of all six layers alone",
+    "mixed_vs_peft": "against PEFT, LoRA of rank 8, mixed batches of 32",
+    "mixed_vs_windows": "against transformers, windows of 32, deltas copied in",
+    "mixed_vs_one_row": "against transformers, one row at a time, delta copied in",
+    "mixed_vs_oracle": "against transformers, all rows sorted by task and length beforehand",
+    "mixed_vs_onnx": "against ONNX Runtime, windows of 32, one session a task",
+    "tasks_1000_vs_9": "1,000 tasks, evenly asked, against nine",
+    "tasks_10000_vs_9": "10,000 tasks, evenly asked, against nine",
+    "tasks_10000_vs_9_zipf": "10,000 tasks, asked by rank (Zipf), against nine",
+    "register_ms": "milliseconds to register one more when 10,000 are there",
+    "memory_vs_deltas": "memory of 10,000 tasks against the bytes of their files",
+    "http_one_row_vs_engine": "64 connections, a row a request, against the engine alone",
+    "http_list32_vs_engine": "lists of 32 rows, against the engine alone",
+    "idle_overhead_ms": "milliseconds over the bare forward pass, one row, idle server",
+    "overload_goodput": "rows answered at three times the capacity, against the capacity",
+    "overload_live_max_ms": "slowest answer of /health/live meanwhile, in milliseconds",
+    "fanout9_vs_requests": "one row to nine tasks in one request, against nine requests",
+}
+
+
+def performance_tables() -> str:
+    """The ratios of docs/performance/*.json, one table a benchmark."""
+    parts = []
+    for name, title in (("serving", "Engine"), ("scale", "Scale"), ("http", "HTTP")):
+        path = ROOT / "docs" / "performance" / f"{name}.json"
+        if path.exists():
+            report = json.loads(path.read_text(encoding="utf-8"))
+            parts.append(_performance_table(name, title, report))
+    return "\n".join(parts)
+
+
+def _performance_table(name: str, title: str, report: dict[str, Any]) -> str:
+    machine = report["machine"]
+    lines = [
+        f"{title} (`make bench-{name}`): {machine['cpu']}, {machine['threads']} threads, "
+        f"{machine['instructions']}, {report['precision']}, rows of {report['data']}.",
+        "",
+        "| | measured |",
+        "|---|---|",
+    ]
+    lines += [
+        f"| {RATIOS[key]} | {value:.3g} |"
+        for key, value in report["ratios"].items()
+        if key in RATIOS
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def project_files(committed: bool = False) -> list[str]:
     """Every file of the project in order: the committed ones, or also those about to be."""
     command = ["git", "ls-files", "--cached"]
@@ -221,6 +277,7 @@ def render(text: str) -> str:
     """The README with all of its blocks made anew."""
     text = replace_block(text, "settings", settings_table())
     text = replace_block(text, "zoo", zoo_table())
+    text = replace_block(text, "performance", performance_tables())
     return replace_block(text, "tree", tree())
 
 

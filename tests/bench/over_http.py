@@ -1,6 +1,6 @@
 """`make bench-http`: the server over HTTP beside its engine alone, under load and overload.
 
-    GLUE_DIR=... python -m tests.bench.over_http [--seconds 10] [--overload-seconds 60] [--json FILE]
+    GLUE_DIR=... python -m tests.bench.over_http [--seconds 10] [--overload-seconds 60] [--json F]
 
 The server (`python -m app`), the load tool (`tests.bench.load`) and the engine alone run in
 processes of their own, one after the other, so that the engine alone has the machine for itself.
