@@ -34,7 +34,8 @@ from deltas import (
     pick_device,
     pick_precision,
 )
-from tests.bench.serving import cut, machine
+from tests.bench.report import machine, publish, ratio_table
+from tests.bench.serving import cut
 from tests.bench.workload import Workload, load_workload, write_deltas
 from training.tasks import TASKS
 
@@ -64,17 +65,14 @@ def main() -> int:
         measured = {"engine alone": engine_alone(backbone, workload, root, options.seconds)}
         with server(root) as (url, process):
             measured |= over_http(url, process, bodies, options)
-    report = {
+    report: dict[str, Any] = {
         "measured": measured,
         "ratios": ratios(measured),
         "machine": machine(threads),
         "precision": pick_precision("auto", pick_device("cpu")),
         "data": workload.source,
     }
-    sys.stdout.write(table(report))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    publish(report, [*table(measured), *ratio_table(report["ratios"])], options.json)
     return 0
 
 
@@ -234,21 +232,18 @@ def ratios(measured: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
+def table(measured: dict[str, Any]) -> list[str]:
+    """What was measured, as lines of Markdown."""
     lines = ["| | rows/s | p50 | p99 | answers |", "|---|---|---|---|---|"]
-    for name, found in report["measured"].items():
-        statuses = ", ".join(
-            f"{count} x {code}" for code, count in found.get("statuses", {}).items()
-        )
+    for name, found in measured.items():
+        counts = found.get("statuses", {}).items()
+        statuses = ", ".join(f"{count} x {code}" for code, count in counts)
         p99 = f"{found['p99_ms']:.1f} ms" if "p99_ms" in found else ""
         lines.append(
             f"| {name} | {found['rows_per_s']:,.0f} | {found['p50_ms']:.1f} ms | {p99} "
             f"| {statuses} |"
         )
-    lines += ["", "| ratio | measured |", "|---|---|"]
-    lines += [f"| {name} | {value:g} |" for name, value in report["ratios"].items()]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

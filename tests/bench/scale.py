@@ -37,7 +37,8 @@ from deltas import (
     pick_precision,
     read_delta,
 )
-from tests.bench.serving import System, cut, machine, measure
+from tests.bench.report import machine, publish, rates, rates_table, ratio_table
+from tests.bench.serving import System, cut, measure
 from tests.bench.workload import Workload, load_workload, noisy_delta, task_spec, write_deltas
 
 STRATEGY = "bitfit"
@@ -65,10 +66,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         report = scale(backbone, Path(folder), precision, options)
     report |= {"machine": machine(threads), "precision": precision, "rounds": options.rounds}
-    sys.stdout.write(table(report))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    publish(report, lines(report), options.json)
     return 0
 
 
@@ -110,15 +108,8 @@ def scale(
     ratios["register_ms"] = register[most]
     ratios["register_vs_first"] = round(register[most] / register[fewest], 2)
     ratios["memory_vs_deltas"] = round(grown / memory[most]["delta_bytes"], 3)
-    rates = {
-        name: {
-            "rows_per_s": round(len(workload.rows) / statistics.median(times), 1),
-            "tokens_per_s": round(workload.num_tokens / statistics.median(times)),
-        }
-        for name, times in seconds.items()
-    }
     return {
-        "systems": rates,
+        "systems": rates(seconds, workload),
         "ratios": ratios,
         "memory": {str(count): found for count, found in memory.items()},
         "rows": len(workload.rows),
@@ -194,31 +185,18 @@ def resident_bytes() -> int:
     raise RuntimeError("no VmRSS in /proc/self/status")
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    lines = [
-        f"{report['rows']} rows, {report['tokens']:,} tokens ({report['data']}), "
-        f"{report['precision']}, {report['machine']['threads']} threads",
-        "",
-        "| traffic | rows/s | tokens/s |",
-        "|---|---|---|",
-    ]
-    for name, rates in report["systems"].items():
-        lines.append(f"| {name} | {rates['rows_per_s']:,.0f} | {rates['tokens_per_s']:,} |")
-    lines += [
-        "",
-        "| tasks | memory beyond the backbone | delta files | start |",
-        "|---|---|---|---|",
-    ]
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report as lines of Markdown."""
+    shown = rates_table(report)
+    shown += ["", "| tasks | memory beyond the backbone | delta files | start |"]
+    shown += ["|---|---|---|---|"]
     for count, found in report["memory"].items():
         grown = found["resident_bytes"] - found["backbone_resident_bytes"]
-        lines.append(
+        shown.append(
             f"| {int(count):,} | {grown / 1e6:,.0f} MB | {found['delta_bytes'] / 1e6:,.0f} MB "
             f"| {found['start_s']:.1f} s |"
         )
-    lines += ["", "| ratio | measured |", "|---|---|"]
-    lines += [f"| {name} | {value:g} |" for name, value in report["ratios"].items()]
-    return "\n".join(lines) + "\n"
+    return shown + ratio_table(report["ratios"])
 
 
 if __name__ == "__main__":

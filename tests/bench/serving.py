@@ -9,9 +9,7 @@ of the times measured within the same round, so that a noisy machine moves both 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -34,6 +32,7 @@ from deltas import (
 )
 from tests.bench.floor import Gemms
 from tests.bench.peers import OnnxRuntime, Peft, Transformers
+from tests.bench.report import machine, publish, rates, rates_table
 from tests.bench.workload import Workload, load_workload, write_deltas
 from training.tasks import TASKS
 
@@ -83,10 +82,7 @@ def main() -> int:
     report |= {"machine": machine(options.threads), "precision": precision}
     report |= {"rows": len(workload.rows), "tokens": workload.num_tokens, "data": workload.source}
     report |= {"max_batch_tokens": options.max_batch_tokens, "rounds": options.rounds}
-    sys.stdout.write(table(report))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    publish(report, [*rates_table(report), *wanted_table(report["ratios"])], options.json)
     return 0
 
 
@@ -172,13 +168,6 @@ def measure(systems: dict[str, System], rounds: int) -> dict[str, list[float]]:
 
 def summarise(seconds: dict[str, list[float]], workload: Workload) -> dict[str, Any]:
     """Rates of every system, and the ratios."""
-    systems = {
-        name: {
-            "rows_per_s": round(len(workload.rows) / statistics.median(times), 1),
-            "tokens_per_s": round(workload.num_tokens / statistics.median(times)),
-        }
-        for name, times in seconds.items()
-    }
     ratios = {
         key: round(
             statistics.median(b / a for a, b in zip(seconds[mine], seconds[other], strict=True)), 3
@@ -186,47 +175,17 @@ def summarise(seconds: dict[str, list[float]], workload: Workload) -> dict[str, 
         for key, (mine, other, _) in RATIOS.items()
         if mine in seconds and other in seconds
     }
-    return {"systems": systems, "ratios": ratios}
+    return {"systems": rates(seconds, workload), "ratios": ratios}
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return {
-        "cpu": model,
-        "cpus": os.cpu_count(),
-        "threads": threads,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    lines = [
-        f"{report['rows']} rows, {report['tokens']:,} tokens ({report['data']}), "
-        f"{report['precision']}, {report['machine']['threads']} threads, "
-        f"{report['machine']['cpu']} ({report['machine']['instructions']})",
-        "",
-        "| system | rows/s | tokens/s |",
-        "|---|---|---|",
-    ]
-    for name, rates in report["systems"].items():
-        lines.append(f"| {name} | {rates['rows_per_s']:,.0f} | {rates['tokens_per_s']:,} |")
-    lines += ["", "| ratio | measured | wanted |", "|---|---|---|"]
-    for name, value in report["ratios"].items():
+def wanted_table(ratios: dict[str, float]) -> list[str]:
+    """The ratios beside what the project wants them to be, as lines of Markdown."""
+    lines = ["", "| ratio | measured | wanted |", "|---|---|---|"]
+    for name, value in ratios.items():
         wanted = RATIOS[name][2]
         shown = "" if wanted is None else f"at least {wanted:g}"
         lines.append(f"| {name} | {value:.2f} | {shown} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

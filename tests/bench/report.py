@@ -1,0 +1,78 @@
+"""What all benchmarks say in the same way: the machine, rates, tables, and the JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.bench.workload import Workload
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "cpu": model,
+        "cpus": os.cpu_count(),
+        "threads": threads,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def rates(seconds: Mapping[str, Sequence[float]], workload: Workload) -> dict[str, dict[str, Any]]:
+    """Rows and tokens a second of every system, by the median of its rounds."""
+    return {
+        name: {
+            "rows_per_s": round(len(workload.rows) / statistics.median(times), 1),
+            "tokens_per_s": round(workload.num_tokens / statistics.median(times)),
+        }
+        for name, times in seconds.items()
+    }
+
+
+def rates_table(report: Mapping[str, Any]) -> list[str]:
+    """What was run on what, and the rates, as lines of Markdown."""
+    about = report["machine"]
+    lines = [
+        f"{report['rows']} rows, {report['tokens']:,} tokens ({report['data']}), "
+        f"{report['precision']}, {about['threads']} threads, {about['cpu']} "
+        f"({about['instructions']})",
+        "",
+        "| system | rows/s | tokens/s |",
+        "|---|---|---|",
+    ]
+    return lines + [
+        f"| {name} | {found['rows_per_s']:,.0f} | {found['tokens_per_s']:,} |"
+        for name, found in report["systems"].items()
+    ]
+
+
+def ratio_table(ratios: Mapping[str, float]) -> list[str]:
+    """The ratios as lines of Markdown."""
+    rows = [f"| {name} | {value:g} |" for name, value in ratios.items()]
+    return ["", "| ratio | measured |", "|---|---|", *rows]
+
+
+def publish(report: Mapping[str, Any], lines: Sequence[str], path: Path | None) -> None:
+    """Print the lines; write the report as JSON if there is a path."""
+    sys.stdout.write("\n".join(lines) + "\n")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,61 @@
+"""The benchmarks' own arithmetic: fair batches, ratios within a round, the load tool's requests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.load import encode_requests
+from tests.bench.serving import RATIOS, cut, summarise
+from tests.bench.workload import Workload
+
+
+class Row:
+    """A row of so many tokens."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+
+
+def test_batches_keep_the_order_and_the_budget() -> None:
+    rows: list[Any] = [Row(size) for size in (5, 4, 3, 9, 1, 1, 1, 12, 2)]
+    batches = cut(rows, 10)
+    assert [row for batch in batches for row in batch] == rows
+    sizes = [[row.num_tokens for row in batch] for batch in batches]
+    assert sizes == [[5, 4], [3], [9, 1], [1, 1], [12], [2]]
+
+
+def test_ratios_compare_within_a_round() -> None:
+    """A round in which the machine is three times slower moves both sides, and no ratio."""
+    workload = Workload([("a",)] * 6, [Row(2)] * 6, [0] * 6, "test")  # type: ignore[arg-type]
+    seconds = {"mixed bitfit": [1.0, 3.0, 1.0], "single bitfit": [2.0, 6.0, 2.0]}
+    found = summarise(seconds, workload)
+    assert found["ratios"] == {"mixed_vs_single": 2.0}
+    assert found["systems"]["mixed bitfit"] == {"rows_per_s": 6.0, "tokens_per_s": 12}
+
+
+def test_requests_are_what_a_server_reads(tmp_path: Path) -> None:
+    path = tmp_path / "bodies.jsonl"
+    path.write_text(json.dumps({"path": "/predict/a", "rows": 1, "body": {"inputs": "é"}}) + "\n")
+    ((request, rows),) = encode_requests(path, "host")
+    head, _, body = request.partition(b"\r\n\r\n")
+    assert rows == 1
+    assert json.loads(body) == {"inputs": "é"}
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert head.startswith(b"POST /predict/a HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("name", ["serving", "scale", "http"])
+def test_committed_measurements_have_what_the_readme_shows(name: str) -> None:
+    path = Path(__file__).parents[2] / "docs" / "performance" / f"{name}.json"
+    if not path.exists():
+        pytest.skip(f"no measurement of {name} is committed")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert report["ratios"]
+    assert {"cpu", "threads", "torch"} <= set(report["machine"])
+    assert report["data"] == "GLUE dev sets"
+    if name == "serving":
+        assert set(report["ratios"]) == set(RATIOS)
