@@ -8,31 +8,34 @@ from typing import Any
 
 import pytest
 
+from deltas import TokenizedRow
 from tests.bench.load import encode_requests
 from tests.bench.serving import RATIOS, cut, summarise
 from tests.bench.workload import Workload
 
 
-class Row:
+def row(num_tokens: int) -> TokenizedRow:
     """A row of so many tokens."""
+    return TokenizedRow([7] * num_tokens, [0] * num_tokens, truncated=False)
 
-    def __init__(self, num_tokens: int) -> None:
-        self.num_tokens = num_tokens
+
+def a_workload(sizes: list[int]) -> Workload:
+    """One row of each size, all of one task."""
+    return Workload([("a",)] * len(sizes), [row(size) for size in sizes], [0] * len(sizes), "test")
 
 
 def test_batches_keep_the_order_and_the_budget() -> None:
-    rows: list[Any] = [Row(size) for size in (5, 4, 3, 9, 1, 1, 1, 12, 2)]
+    rows: list[Any] = [row(size) for size in (5, 4, 3, 9, 1, 1, 1, 12, 2)]
     batches = cut(rows, 10)
-    assert [row for batch in batches for row in batch] == rows
-    sizes = [[row.num_tokens for row in batch] for batch in batches]
+    assert [item for batch in batches for item in batch] == rows
+    sizes = [[item.num_tokens for item in batch] for batch in batches]
     assert sizes == [[5, 4], [3], [9, 1], [1, 1], [12], [2]]
 
 
 def test_ratios_compare_within_a_round() -> None:
     """A round in which the machine is three times slower moves both sides, and no ratio."""
-    workload = Workload([("a",)] * 6, [Row(2)] * 6, [0] * 6, "test")  # type: ignore[arg-type]
     seconds = {"mixed bitfit": [1.0, 3.0, 1.0], "single bitfit": [2.0, 6.0, 2.0]}
-    found = summarise(seconds, workload)
+    found = summarise(seconds, a_workload([2] * 6))
     assert found["ratios"] == {"mixed_vs_single": 2.0}
     assert found["systems"]["mixed bitfit"] == {"rows_per_s": 6.0, "tokens_per_s": 12}
 
