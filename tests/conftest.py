@@ -7,6 +7,7 @@ needs a network.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -35,6 +36,11 @@ from deltas import (
     write_delta,
 )
 from training import strategies
+
+# A shell that runs the tests in the background has them ignore these, and all that they start too.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 # Machines are shared: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile("deltabert", deadline=None)
