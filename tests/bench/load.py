@@ -47,9 +47,18 @@ class Connection:
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Send a request; returns the status and the headers."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(self._host, self._port)
-        reader, writer = self._streams
+        if self._streams is not None:
+            try:
+                return await self._ask(request, *self._streams)
+            except (OSError, asyncio.IncompleteReadError):
+                self.close()  # the server closes connections that were idle for a while
+        self._streams = await asyncio.open_connection(self._host, self._port)
+        return await self._ask(request, *self._streams)
+
+    @staticmethod
+    async def _ask(
+        request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[int, bytes]:
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
         headers = head.lower()

@@ -20,6 +20,9 @@ from typing import Any
 
 import pytest
 
+from app.__main__ import _listen
+from app.settings import Settings
+
 START_WITHIN_S = 120.0
 STOP_WITHIN_S = 30.0
 
@@ -231,3 +234,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def test_answers_leave_at_once() -> None:
+    """Accepted connections inherit the protocol; asyncio looks at it before it sets TCP_NODELAY."""
+    with _listen(Settings(port=0)) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()):
+            accepted, _ = listener.accept()
+            with accepted:
+                assert accepted.proto == socket.IPPROTO_TCP
