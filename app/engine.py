@@ -6,7 +6,6 @@ mixes. Knows nothing of HTTP or queues: `app.batcher` decides which rows run tog
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,8 +30,6 @@ from deltas import (
     pick_precision,
     tokenize_texts,
 )
-
-logger = logging.getLogger(__name__)
 
 _TRIAL_TEXT = "ready?"
 _TRIAL_ROWS = 256

@@ -64,6 +64,17 @@ def test_zoo_table_is_that_of_the_manifests(
                 assert metrics.note in block
 
 
+def test_performance_is_that_of_the_measurements(
+    readme: str, root: Path, script: Callable[[str], ModuleType]
+) -> None:
+    block = readme.split("<!-- performance:begin -->\n")[1].split("<!-- performance:end -->")[0]
+    assert block == script("readme").performance_tables(), "run make docs"
+    for path in (root / "docs" / "performance").glob("*.json"):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        assert f"`make bench-{path.stem}`" in block
+        assert report["machine"]["cpu"] in block
+
+
 def test_settings_table_has_every_setting(readme: str, script: Callable[[str], ModuleType]) -> None:
     from app.settings import PREFIX, Settings
 
