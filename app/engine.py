@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from app.bank import Bank, BankOverlay
+from app.bank import Bank
+from app.bank_overlay import BankOverlay
 from deltas import (
     DTYPES,
     Backbone,

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.bank import Bank, BankOverlay
+from app.bank import Bank
+from app.bank_overlay import BankOverlay
 from deltas import Backbone, Delta, SingleOverlay, TaskSpec, encoder_layout, pack
 from deltas.backbone import weights_fingerprint
 
