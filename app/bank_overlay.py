@@ -1,6 +1,7 @@
 """The overlay that mixes deltas: what the rows of one packed batch see of the bank.
 
-Legend: N tokens, R rows, T lines of x (tokens or rows), K selected values of one matrix.
+Legend: N tokens, P packed rows, T lines of x (tokens or packed rows), R rows, K selected values of
+one matrix.
 """
 
 from __future__ import annotations
@@ -22,27 +23,26 @@ class BankOverlay:
     Args:
         bank: the slots.
         batch: packed rows; those of a slot in `bank.matrix_slots` lie side by side.
-        slots: each *packed* row's slot.
+        slots: each row's slot, in the order of the input.
     """
 
     def __init__(self, bank: Bank, batch: PackedBatch, slots: Sequence[int]) -> None:
         self._bank = bank
-        lines = [bank.line_of[slot] for slot in slots]
-        self._row_lines = torch.tensor(lines, device=bank.device)
-        self._token_lines = self._row_lines.repeat_interleave(batch.lengths)
+        lines = torch.tensor([bank.line_of[slot] for slot in slots], device=bank.device)
+        self._token_lines = lines[batch.row_of_token]
+        self._row_lines = lines[batch.row_of_packed]
         self._rows: dict[int, list[int]] = {}
         for row, slot in enumerate(slots):
             self._rows.setdefault(slot, []).append(row)
-        starts = [*batch.first.tolist(), len(batch.input_ids)]
-        # Lines of each slot that has more than vectors, as (start, stop): of tokens, of rows.
-        self._spans: dict[bool, dict[int, tuple[int, int]]] = {False: {}, True: {}}
-        for slot, rows in self._rows.items():
-            if slot in bank.matrix_slots:
-                first, stop = rows[0], rows[-1] + 1
-                if stop - first != len(rows):
-                    raise ValueError(f"rows of slot {slot} don't lie side by side: {rows}")
-                self._spans[True][slot] = first, stop
-                self._spans[False][slot] = starts[first], starts[stop]
+        # Lines of each slot that has more than vectors: of tokens, of packed rows.
+        own = bank.matrix_slots.intersection(self._rows)
+        if not own <= batch.spans.keys():
+            raise ValueError(f"rows of slots {sorted(own)} don't lie side by side; pack with keys")
+        spans = {slot: batch.spans[slot] for slot in sorted(own)}
+        self._spans = {
+            False: {slot: (span.tokens.start, span.tokens.stop) for slot, span in spans.items()},
+            True: {slot: (span.rows.start, span.rows.stop) for slot, span in spans.items()},
+        }
 
     def embed(self, site: str, ids: Tensor) -> Tensor:
         """Look up ids [N] in the table at `site`, each in its row's slot: [N, H]."""
@@ -78,12 +78,12 @@ class BankOverlay:
         """Normalise x [T, H], then scale and shift each line by its slot's LayerNorm."""
         lines = self._row_lines if per_row else self._token_lines
         out = F.layer_norm(x, (x.shape[-1],), None, None, self._bank.eps)
-        out *= torch.index_select(self._bank.vectors[f"{site}.weight"], 0, lines)
-        out += torch.index_select(self._bank.vectors[f"{site}.bias"], 0, lines)
-        return out
+        shift = torch.index_select(self._bank.vectors[f"{site}.bias"], 0, lines)
+        scale = torch.index_select(self._bank.vectors[f"{site}.weight"], 0, lines)
+        return shift.addcmul_(out, scale)
 
     def head(self, pooled: Tensor) -> list[Tensor]:
-        """Each packed row's float32 logits [C], C being its own task's; pooled is [R, H]."""
+        """Each row's float32 logits [C], C being its own task's; pooled is [R, H]."""
         pooled = pooled.float()
         logits: list[Tensor] = [pooled] * len(pooled)
         for slot, rows in self._rows.items():

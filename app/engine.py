@@ -127,13 +127,9 @@ class Engine:
         tokens = [(row.tokens.input_ids, row.tokens.token_type_ids) for row in rows]
         keys = [slot if slot in matrix_slots else 0 for slot in slots]
         batch = pack(tokens, self.device, keys)
-        order = batch.order.tolist()
-        overlay = BankOverlay(self._bank, batch, [slots[row] for row in order])
+        overlay = BankOverlay(self._bank, batch, slots)
         pooled = encode(self.backbone.config, overlay, batch)
-        results: list[list[float]] = [[]] * len(rows)
-        for row, logits in zip(order, overlay.head(pooled), strict=True):
-            results[row] = logits.tolist()
-        return results
+        return [logits.tolist() for logits in overlay.head(pooled)]
 
     def describe(self) -> dict[str, Any]:
         """What the engine runs on, for the log at start and for operators."""

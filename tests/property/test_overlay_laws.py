@@ -49,7 +49,7 @@ def pooled(backbone: Backbone, overlay: SingleOverlay, rows: Any) -> torch.Tenso
     """Pooled outputs in input order."""
     batch = pack(rows)
     with torch.inference_mode():
-        return batch.restore(encode(backbone.config, overlay, batch))
+        return encode(backbone.config, overlay, batch)
 
 
 @LAW
