@@ -88,6 +88,20 @@ class Bank:
             self.heads.append((head[0].clone().to(self.device), head[1].clone().to(self.device)))
         return list(range(first, self.num_slots))
 
+    def run_products(self, sizes: Sequence[int]) -> int:
+        """Multiply so many lines of zeros by a matrix of every shape; returns how many products."""
+        matrices = {
+            weight.shape: weight
+            for name, weight in self.frozen.items()
+            if weight.ndim == 2 and not name.startswith("embeddings.")
+        }
+        with torch.inference_mode():
+            for (height, width), matrix in matrices.items():
+                x, out = (matrix.new_zeros(max(sizes), columns) for columns in (width, height))
+                for size in sizes:
+                    out[:size].addmm_(x[:size], matrix.t())
+        return len(matrices) * len(sizes)
+
     def _add_vectors(self, delta: Delta) -> int:
         """Write all vectors as the delta has them into the next line; returns which that is."""
         line = len(next(iter(self.vectors.values())))

@@ -7,6 +7,8 @@ listed in `app`; read `app.routes.predict` next.
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +36,7 @@ from app.readiness import Readiness
 from app.routes import catalogue, health, predict
 from app.serving import Serving
 from app.settings import Settings, load_settings
+from app.tuning import BUDGETS, DEFAULT_BUDGET, choose_budget, choose_threads
 from deltas import Backbone, Store, load_backbone, zoo_path
 
 logger = logging.getLogger(__name__)
@@ -97,10 +100,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     engine = await to_thread.run_sync(build_engine, settings, app.state.backbone)
+    budget = await to_thread.run_sync(warm_up, settings, engine)
     _log_start(settings, engine)
     limits = BatchLimits(
         max_batch_rows=settings.max_batch_rows,
-        max_batch_tokens=settings.max_batch_tokens,
+        max_batch_tokens=budget,
         max_queue_rows=settings.max_queue_rows,
         max_queue_tokens=settings.max_queue_tokens,
     )
@@ -137,6 +141,27 @@ def build_engine(settings: Settings, backbone: Backbone | None = None) -> Engine
     roots: list[Path] = [*settings.deltas, *([zoo_path()] if settings.zoo else [])]
     store = Store(roots, backbone=backbone.ref)
     return Engine(backbone, store, device=settings.device, precision=settings.precision)
+
+
+def warm_up(settings: Settings, engine: Engine) -> int:
+    """Choose what the settings leave open, and compile; returns the tokens of a batch."""
+    budget = settings.max_batch_tokens or DEFAULT_BUDGET
+    if not settings.warm_up or not engine.store.records:
+        return budget
+    if not settings.threads and engine.device.type == "cpu":
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        tokens = BUDGETS[1]
+        choice = choose_threads(lambda n: engine.seconds_for(tokens, n), tokens, cpus or 1)
+        torch.set_num_threads(choice.value)
+        logger.info("chose %s threads", choice)
+    if not settings.max_batch_tokens:
+        choice = choose_budget(engine.seconds_for)
+        budget = choice.value
+        logger.info("chose %s tokens a batch", choice)
+    started = time.perf_counter()
+    if compiled := engine.compile_kernels(budget):
+        logger.info("compiled %d products in %.1f s", compiled, time.perf_counter() - started)
+    return budget
 
 
 def _log_start(settings: Settings, engine: Engine) -> None:

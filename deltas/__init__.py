@@ -31,7 +31,7 @@ from deltas.manifest import (
     TrainingFacts,
 )
 from deltas.overlay import SingleOverlay
-from deltas.packing import PackedBatch, pack
+from deltas.packing import PackedBatch, pack, packed_sizes
 from deltas.rows import TokenizedRow, tokenize_rows, tokenize_texts
 from deltas.store import Record, Store, delta_path, zoo_path
 
@@ -71,6 +71,7 @@ __all__ = [
     "load_backbone",
     "make_backbone",
     "pack",
+    "packed_sizes",
     "pick_device",
     "pick_precision",
     "read_delta",

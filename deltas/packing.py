@@ -23,6 +23,7 @@ from torch import Tensor
 
 _GRAIN = 32  # window widths are multiples of this
 _FINE_GRAIN = 16  # of a window that is alone in its batch, where padding would cost most
+_MOST_ROWS = 512  # packed rows of a usual batch
 _WINDOW = 128  # a window holds at least so many tokens, before what stays empty is cut off
 
 
@@ -196,6 +197,18 @@ def _fill_windows(lengths: dict[int, int]) -> list[_Window]:
     for window in windows:
         window.width = -(-window.used // grain) * grain
     return sorted(windows, key=lambda window: window.width)
+
+
+def packed_sizes(max_tokens: int) -> list[int]:
+    """Numbers of lines, tokens or packed rows, that batches of so many tokens come in.
+
+    Windows may add some padding; batches with keys, and rows longer than the budget, add more.
+    """
+    most = max_tokens + max_tokens // 16
+    fine = range(_FINE_GRAIN, min(_WINDOW, most) + _FINE_GRAIN, _FINE_GRAIN)
+    coarse = range(_GRAIN, most + _GRAIN, _GRAIN)
+    rows = [_round_up(count) for count in range(1, min(_MOST_ROWS, most) + 1)]
+    return sorted({*fine, *coarse, *rows})
 
 
 def _round_up(count: int) -> int:

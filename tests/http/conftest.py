@@ -41,7 +41,7 @@ def make_app(tiny_backbone: Backbone, tiny_deltas: Path) -> Callable[..., FastAP
 
     def make(**changes: Any) -> FastAPI:
         given: dict[str, Any] = {"deltas": (tiny_deltas,), "zoo": False, "device": "cpu"}
-        given |= {"precision": "fp32"} | changes
+        given |= {"precision": "fp32", "warm_up": False} | changes
         return create_app(Settings(**given), backbone=tiny_backbone)
 
     return make

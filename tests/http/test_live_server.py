@@ -97,6 +97,7 @@ def run_server(tiny_backbone_dir: Path, tiny_deltas: Path) -> Callable[..., Any]
             "DELTABERT_DELTAS": str(tiny_deltas),
             "DELTABERT_ZOO": "false",
             "DELTABERT_PORT": "0",
+            "DELTABERT_WARM_UP": "false",
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }
