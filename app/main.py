@@ -33,8 +33,8 @@ from app.pipeline import Pipeline, RequestLimits
 from app.readiness import Readiness
 from app.routes import catalogue, health, predict
 from app.serving import Serving
-from app.settings import Settings, load_settings
-from deltas import Backbone, Store, load_backbone, zoo_path
+from app.settings import PREFIX, Settings, SettingsError, load_settings
+from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     described = {key: str(value) for key, value in engine.describe().items()}
     metrics.describe({"version": app.version, **described}, len(engine.store.records))
     metrics.watch_queue(lambda: batcher.queued_rows, lambda: batcher.queued_tokens)
+    metrics.watch_slots(lambda: engine.slots.num_used, engine.slots.counts)
     batcher.start()
     app.state.serving = Serving(
         engine=engine,
@@ -130,13 +131,52 @@ def build_engine(settings: Settings, backbone: Backbone | None = None) -> Engine
 
     Raises:
         BackboneError: the backbone can't be loaded, or the device is not there.
+        SettingsError: the deltas to be pinned are not there, or too many.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     backbone = backbone or load_backbone(settings.backbone)
+    store = open_store(settings, backbone)
+    return Engine(
+        backbone,
+        store,
+        device=settings.device,
+        precision=settings.precision,
+        max_slots=settings.max_slots,
+        pinned=pinned_records(store, settings),
+    )
+
+
+def open_store(settings: Settings, backbone: Backbone) -> Store:
+    """Find the deltas below the folders that the settings name, the shipped zoo last."""
     roots: list[Path] = [*settings.deltas, *([zoo_path()] if settings.zoo else [])]
-    store = Store(roots, backbone=backbone.ref)
-    return Engine(backbone, store, device=settings.device, precision=settings.precision)
+    return Store(roots, backbone=backbone.ref)
+
+
+def pinned_records(store: Store, settings: Settings) -> list[Record]:
+    """The deltas that the settings pin; a task's name alone stands for its default strategy.
+
+    Raises:
+        SettingsError: with every name that is not known, or because no slot is left for the others.
+    """
+    found: dict[tuple[str, str, str], Record] = {}
+    problems: list[str] = []
+    for name in settings.pinned:
+        task, _, strategy = name.partition("/")
+        try:
+            record = store.resolve(task, strategy or None)
+        except DeltaNotFoundError as error:
+            problems.append(f"{PREFIX}PINNED names {name!r}: {error}")
+        else:
+            found[record.key] = record
+    if len(store.records) > settings.max_slots > 0 and len(found) >= settings.max_slots:
+        problems.append(
+            f"{PREFIX}PINNED names {len(found)} deltas, {PREFIX}MAX_SLOTS is {settings.max_slots}: "
+            f"no slot is left for the other {len(store.records) - len(found)}; raise it or pin less"
+        )
+    if problems:
+        raise SettingsError(problems)
+    return list(found.values())
 
 
 def _log_start(settings: Settings, engine: Engine) -> None:

@@ -88,6 +88,18 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, description="CPU threads of the forward pass; 0 chooses by itself.", ge=0, le=1024
     )
+    max_slots: int = Field(
+        0,
+        description="Most deltas on the device at a time, the least recently used give way; "
+        "0 keeps all there.",
+        ge=0,
+        le=1_000_000,
+    )
+    pinned: Annotated[tuple[str, ...], NoDecode, _split(",")] = Field(
+        (),
+        description="Deltas that never give way, loaded first: task or task/strategy, "
+        "separated by commas.",
+    )
     max_batch_tokens: int = Field(
         4096, description="Most tokens in one forward pass.", ge=16, le=1_000_000
     )
