@@ -1,13 +1,13 @@
 """The engine: the only owner of torch objects while serving; turns rows of any tasks into logits.
 
-One frozen backbone, one bank with a slot for each delta, one forward pass for a batch whatever it
-mixes. Knows nothing of HTTP or queues: `app.batcher` decides which rows run together.
+One frozen backbone, one bank of deltas, one forward pass for a batch whatever it mixes. Which
+deltas are in the bank is kept by `app.slots`, how they get there by `app.loader`. Knows nothing of
+HTTP or queues: `app.batcher` decides which rows run together.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,11 @@ from typing import Any
 
 import torch
 
-from app.bank import Bank
+from app.bank import Bank, Staged
 from app.bank_overlay import BankOverlay
+from app.errors import DeltaUnavailableError
+from app.loader import Loader
+from app.slots import Slots
 from deltas import (
     DTYPES,
     Backbone,
@@ -25,7 +28,7 @@ from deltas import (
     Record,
     Store,
     TokenizedRow,
-    check_delta,
+    check_fit,
     encode,
     pack,
     packed_sizes,
@@ -36,7 +39,9 @@ from deltas import (
 
 _TRIAL_TEXT = "ready?"
 _TRIAL_ROWS = 256
-_MADE_UP_LENGTHS = (12, 24, 9, 60, 33, 45, 18, 100, 28)  # mean 37, as in GLUE's dev sets
+_PUT_AT_ONCE = 64  # bounds what is held twice at the start
+
+Outcome = list[float] | DeltaUnavailableError  # a row's logits, or why its delta isn't there
 
 
 @dataclass(frozen=True)
@@ -55,56 +60,87 @@ class EngineRow:
 class Engine:
     """Answers rows.
 
-    Every delta of the store is read, checked, put into the bank and tried out on a row here; one
-    that fails is moved to `store.rejected` and the others are served.
+    What the manifests of all deltas say is checked here. Then the bank is filled: pinned deltas
+    first, then others in the store's order, each read, checked and tried out on a row; one that
+    fails is moved to `store.rejected`. What finds no room is read and checked when a row needs it.
 
     Args:
         backbone: the frozen encoder.
         store: the deltas.
         device: "auto", "cpu" or "cuda".
         precision: "auto", "fp32" or "bf16".
+        max_slots: most deltas on the device at a time; 0 for all.
+        pinned: deltas that stay there; fewer than `max_slots`, unless they are all there is.
     """
 
     def __init__(
-        self, backbone: Backbone, store: Store, *, device: str = "auto", precision: str = "auto"
+        self,
+        backbone: Backbone,
+        store: Store,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        max_slots: int = 0,
+        pinned: Sequence[Record] = (),
     ) -> None:
         self.backbone = backbone
         self.store = store
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
         self._bank = Bank(backbone, self.device, DTYPES[self.precision])
-        self._slots: dict[tuple[str, str, str], int] = {}
-        self._load()
-        self._try_out(list(store.records))
+        self._loader = Loader(backbone, self._bank, again=max_slots > 0)
+        self._pinned = {record.key for record in pinned}
+        self.slots = Slots(
+            self._bank, self._loader.load, max_slots=max_slots or None, pinned=self._pinned
+        )
+        self._check_manifests()
+        self._fill()
+        self._try_out([record for record in store.records if record in self.slots])
+        self.slots.forget_counts()
 
-    def _load(self) -> None:
-        """Put one delta after the other into the bank, so that no more than one is held twice."""
-        loaded: set[Path] = set()
-        # Again, since a copy may step in for a damaged file.
-        while new := [record for record in self.store.records if record.path not in loaded]:
-            for record in new:
-                try:
-                    delta = record.load()
-                    check_delta(delta, self.backbone)
-                except DeltaError as error:
-                    reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
-                    self.store.reject(record, reason)
-                else:
-                    loaded.add(record.path)
-                    (slot,) = self._bank.add([delta])
-                    self._slots[(*record.manifest.key, record.version)] = slot
+    def _check_manifests(self) -> None:
+        for record in self.store.records:
+            try:
+                check_fit(record.manifest, self.backbone)
+            except DeltaError as error:
+                self.store.reject(record, str(error), with_copies=True)
+
+    def _fill(self) -> None:
+        """Load as many deltas as there are slots for, the pinned ones first."""
+        tried: set[Path] = set()
+        most = self.slots.max_slots or len(self.store.records)
+        self._bank.reserve(min(most, len(self.store.records)))
+        while free := most - self.slots.num_used:
+            new = [record for record in self.store.records if record.path not in tried]
+            if not new:
+                break
+            new.sort(key=lambda record: record.key not in self._pinned)  # stable
+            new = new[:free]
+            for start in range(0, len(new), _PUT_AT_ONCE):
+                self._load(new[start : start + _PUT_AT_ONCE])
+            # Again, since a copy may step in for a damaged file, or there is still room.
+            tried |= {record.path for record in new}
+
+    def _load(self, records: Sequence[Record]) -> None:
+        loaded: list[tuple[Record, Staged]] = []
+        for record in records:
+            try:
+                loaded.append((record, self._loader.load(record)))
+            except DeltaError as error:
+                reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
+                self.store.reject(record, reason)
+        self.slots.hold(loaded)
 
     def _try_out(self, records: Sequence[Record]) -> None:
         """Reject deltas whose values are finite but whose answers are not."""
         rows = [row for record in records for row in self.tokenize(record, [self.trial(record)])]
         for start in range(0, len(rows), _TRIAL_ROWS):
             part = rows[start : start + _TRIAL_ROWS]
-            with torch.inference_mode():
-                answers = self._forward(part)
-            for row, logits in zip(part, answers, strict=True):
-                if not all(map(math.isfinite, logits)):
+            for row, logits in zip(part, self._answer(part), strict=True):
+                if isinstance(logits, list) and not all(map(math.isfinite, logits)):
                     reason = f"answers NaN or infinite numbers in {self.precision}; train it again"
                     self.store.reject(row.record, reason, with_copies=True)
+                    self.slots.drop(row.record)
 
     @staticmethod
     def trial(record: Record) -> tuple[str, ...]:
@@ -117,51 +153,55 @@ class Engine:
         tokenized = tokenize_texts(self.backbone.tokenizer, max_length, texts)
         return [EngineRow(tokens, record) for tokens in tokenized]
 
-    def run(self, rows: Sequence[EngineRow]) -> list[list[float]]:
-        """Logits of each row, in order, from one forward pass. Call from one thread at a time."""
-        if not rows:
-            return []
-        with torch.inference_mode():
-            return self._forward(rows)
+    def prefetch(self, records: Sequence[Record]) -> None:
+        """Begin to load what rows will need that are about to be queued; from any thread."""
+        self.slots.prefetch(records)
 
-    def _forward(self, rows: Sequence[EngineRow]) -> list[list[float]]:
-        slots = [self._slots[(*row.record.manifest.key, row.record.version)] for row in rows]
+    def run(self, rows: Sequence[EngineRow]) -> list[Outcome]:
+        """Logits of each row, in order. Call from one thread at a time.
+
+        One forward pass, or several if the rows need more deltas than there are slots. A row whose
+        delta can't be loaded gets the error in place of logits; the others get theirs.
+        """
+        return self._answer(rows)
+
+    def _answer(self, rows: Sequence[EngineRow]) -> list[Outcome]:
+        outcomes: list[Outcome] = [[]] * len(rows)
+        of_delta: dict[tuple[str, str, str], list[int]] = {}
+        for number, row in enumerate(rows):
+            of_delta.setdefault(row.record.key, []).append(number)
+        with torch.inference_mode():
+            for part in self.slots.parts(row.record for row in rows):
+                chosen: list[int] = []
+                slots: list[int] = []
+                for key, slot in self.slots.claim(part).items():
+                    if isinstance(slot, DeltaUnavailableError):
+                        for number in of_delta[key]:
+                            outcomes[number] = slot
+                    else:
+                        chosen += of_delta[key]
+                        slots += [slot] * len(of_delta[key])
+                self._forward(rows, chosen, slots, outcomes)
+        return outcomes
+
+    def _forward(
+        self,
+        rows: Sequence[EngineRow],
+        chosen: list[int],
+        slots: list[int],
+        outcomes: list[Outcome],
+    ) -> None:
+        """Write the logits of the chosen rows, whose deltas lie in `slots`, into `outcomes`."""
+        if not chosen:
+            return
         matrix_slots = self._bank.matrix_slots
-        tokens = [(row.tokens.input_ids, row.tokens.token_type_ids) for row in rows]
+        tokens = [(rows[n].tokens.input_ids, rows[n].tokens.token_type_ids) for n in chosen]
         keys = [slot if slot in matrix_slots else 0 for slot in slots]
         batch = pack(tokens, self.device, keys)
         overlay = BankOverlay(self._bank, batch, slots)
         pooled = encode(self.backbone.config, overlay, batch)
-        return [logits.tolist() for logits in overlay.head(pooled)]
-
-    def seconds_for(self, num_tokens: int, threads: int | None = None) -> float:
-        """Run a batch of about so many tokens in rows of mixed lengths; returns how long it took.
-
-        Call it before rows are served, in the thread that will start the one that serves them.
-
-        Args:
-            num_tokens: of the batch.
-            threads: set to so many first, for good.
-        """
-        if threads is not None:
-            torch.set_num_threads(threads)
-        rows = self._made_up_rows(num_tokens)
-        started = time.perf_counter()
-        self.run(rows)
-        return time.perf_counter() - started
-
-    def _made_up_rows(self, num_tokens: int) -> list[EngineRow]:
-        records, size = self.store.records, self.backbone.config.vocab_size
-        rows: list[EngineRow] = []
-        left = num_tokens
-        while records and left > 0:
-            record = records[len(rows) % len(records)]
-            longest = min(record.manifest.task.max_length, left)
-            length = min(_MADE_UP_LENGTHS[len(rows) % len(_MADE_UP_LENGTHS)], longest)
-            ids = [(len(rows) + place) % size for place in range(length)]
-            rows.append(EngineRow(TokenizedRow(ids, [0] * length, False), record))
-            left -= length
-        return rows
+        for number, logits in zip(chosen, overlay.head(pooled), strict=True):
+            outcomes[number] = logits.tolist()
 
     def compile_kernels(self, max_tokens: int) -> int:
         """Have the CPU library compile its products for every size of batch, before rows come.
@@ -182,7 +222,8 @@ class Engine:
             "device": str(self.device),
             "precision": self.precision,
             "threads": torch.get_num_threads(),
-            "deltas": self._bank.num_slots - 1,
+            "deltas": len(self.store.records),
+            "slots": self.slots.max_slots or "all",
             "backbone": self.backbone.ref.id,
             "fingerprint": self.backbone.ref.fingerprint,
         }

@@ -92,6 +92,18 @@ class Settings(BaseSettings):
         ge=0,
         le=1024,
     )
+    max_slots: int = Field(
+        0,
+        description="Most deltas on the device at a time, the least recently used give way; "
+        "0 keeps all there.",
+        ge=0,
+        le=1_000_000,
+    )
+    pinned: Annotated[tuple[str, ...], NoDecode, _split(",")] = Field(
+        (),
+        description="Deltas that never give way, loaded first: task or task/strategy, "
+        "separated by commas.",
+    )
     max_batch_tokens: int = Field(
         0,
         description="Most tokens in one forward pass; 0 measures at start what is fast.",

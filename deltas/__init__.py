@@ -18,7 +18,7 @@ from deltas.errors import (
     DeltaNotFoundError,
     InvalidTextError,
 )
-from deltas.format import check_delta, read_delta, read_manifest, write_delta
+from deltas.format import check_delta, check_fit, read_delta, read_manifest, write_delta
 from deltas.hardware import DTYPES, keep_freed_memory, pick_device, pick_precision
 from deltas.layout import EncoderConfig, encoder_layout
 from deltas.manifest import (
@@ -64,6 +64,7 @@ __all__ = [
     "TokenizedRow",
     "TrainingFacts",
     "check_delta",
+    "check_fit",
     "delta_path",
     "encode",
     "encoder_layout",

@@ -217,6 +217,14 @@ def test_a_backbone_that_is_not_there_is_a_sentence(
     assert "Traceback" not in server.output
 
 
+def test_an_unknown_pin_is_a_sentence(run_server: Callable[..., Any]) -> None:
+    with run_server(DELTABERT_MAX_SLOTS="4", DELTABERT_PINNED="toy2, toi3/bitfit") as server:
+        assert server.wait() == 2
+    assert "DELTABERT_PINNED names 'toi3/bitfit': unknown task 'toi3'" in server.output
+    assert "Did you mean 'toy3'" in server.output
+    assert "Traceback" not in server.output
+
+
 def test_uvicorn_can_use_the_factory(run_server: Callable[..., Any]) -> None:
     factory = ("-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(free_port()))
     with run_server(arguments=factory) as server:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltas import PackedBatch, pack
+from deltas import PackedBatch, pack, packed_sizes
 
 # Machines that run tests are busy: how long an example takes says nothing.
 LAW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -120,3 +121,11 @@ def test_everything_is_on_the_device_and_whole_numbers() -> None:
     names = ["input_ids", "token_type_ids", "position_ids", "row_of_token", "row_of_packed"]
     names += ["first", "packed_row"]
     assert {getattr(batch, name).dtype for name in names} == {torch.int64}
+
+
+@pytest.mark.parametrize("lengths", [[3], [40], [100, 30], [9] * 50, [64, 128, 7, 90, 33]])
+def test_the_sizes_compiled_are_those_that_batches_have(lengths: list[int]) -> None:
+    batch = pack([([1] * length, [0] * length) for length in lengths])
+    sizes = packed_sizes(sum(lengths) + 64)
+    assert len(batch.input_ids) in sizes
+    assert len(batch.first) in sizes

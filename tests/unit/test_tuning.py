@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import pytest
-import torch
 
-from app.engine import Engine, EngineRow
-from app.main import warm_up
-from app.settings import Settings
-from app.tuning import BUDGETS, DEFAULT_BUDGET, best_of, choose_budget, choose_threads
-from deltas import Backbone, Store, pack, packed_sizes
+from app.tuning import BUDGETS, best_of, choose_budget, choose_threads
 
 
 def test_the_smallest_nearly_fastest_budget_is_chosen() -> None:
@@ -54,76 +46,3 @@ def test_all_processors_are_among_the_candidates(cpus: int) -> None:
 def test_the_first_run_and_disturbed_ones_do_not_count() -> None:
     seconds = iter([0.001, 5.0, 2.0])
     assert best_of(lambda: next(seconds)) == 2.0
-
-
-@pytest.fixture
-def engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Engine:
-    return Engine(tiny_backbone, Store([tiny_deltas], backbone=tiny_backbone.ref), device="cpu")
-
-
-def test_the_engine_runs_batches_of_the_size_asked_for(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Sequence[EngineRow]] = []
-    monkeypatch.setattr(engine, "run", seen.append)
-    assert engine.seconds_for(700) > 0
-    assert sum(row.num_tokens for row in seen[0]) == 700
-    assert len({row.record.path for row in seen[0]}) > 1
-
-
-def test_threads_stay_as_they_were_set(engine: Engine) -> None:
-    before = torch.get_num_threads()
-    try:
-        engine.seconds_for(64, 1)
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_what_the_settings_say_is_not_measured(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "seconds_for", None)
-    assert warm_up(Settings(threads=1, max_batch_tokens=777), engine) == 777
-    assert warm_up(Settings(warm_up=False), engine) == DEFAULT_BUDGET
-
-
-def test_a_server_without_deltas_starts_without_measuring(
-    tiny_backbone: Backbone, tmp_path: Path
-) -> None:
-    empty = Engine(tiny_backbone, Store([tmp_path], backbone=tiny_backbone.ref), device="cpu")
-    assert warm_up(Settings(), empty) == DEFAULT_BUDGET
-
-
-def test_the_choice_is_one_of_the_budgets_and_is_logged(
-    engine: Engine, caplog: pytest.LogCaptureFixture
-) -> None:
-    before = torch.get_num_threads()
-    caplog.set_level("INFO")
-    try:
-        assert warm_up(Settings(), engine) in BUDGETS
-    finally:
-        torch.set_num_threads(before)
-    assert "chose " in caplog.text
-    assert "tokens a batch" in caplog.text
-
-
-def test_products_are_compiled_in_bfloat16_on_the_cpu_only(
-    tiny_backbone: Backbone, tiny_deltas: Path
-) -> None:
-    store = Store([tiny_deltas], backbone=tiny_backbone.ref)
-    made = {
-        name: Engine(tiny_backbone, store, device="cpu", precision=name)
-        for name in ("fp32", "bf16")
-    }
-    assert made["fp32"].compile_kernels(64) == 0
-    # Of the tiny backbone's matrices: stacked in three ways, square, up and down.
-    assert made["bf16"].compile_kernels(64) == 5 * len(packed_sizes(64))
-
-
-@pytest.mark.parametrize("lengths", [[3], [40], [100, 30], [9] * 50, [64, 128, 7, 90, 33]])
-def test_the_sizes_compiled_are_those_that_batches_have(lengths: list[int]) -> None:
-    batch = pack([([1] * length, [0] * length) for length in lengths])
-    sizes = packed_sizes(sum(lengths) + 64)
-    assert len(batch.input_ids) in sizes
-    assert len(batch.first) in sizes
