@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltas.attention import attend
 from deltas.layout import ACTIVATIONS, EncoderConfig
 from deltas.packing import PackedBatch
 
@@ -52,20 +53,48 @@ def encode(
         [R, H] pooled output of each packed row (`batch.restore` gives input order), in the
         overlay's dtype.
     """
-    hidden = overlay.embed("embeddings.word", batch.input_ids)  # [N, H]
+    hidden = embed(overlay, batch, dropout)
+    hidden = run_layers(config, overlay, batch, hidden, range(config.num_layers), dropout)
+    return pool(overlay, hidden)
+
+
+def embed(overlay: Overlay, batch: PackedBatch, dropout: float = 0.0) -> Tensor:
+    """What the first layer reads: [N, H]."""
+    hidden = overlay.embed("embeddings.word", batch.input_ids)
     hidden = hidden + overlay.embed("embeddings.position", batch.position_ids)
     hidden = hidden + overlay.embed("embeddings.token_type", batch.token_type_ids)
-    hidden = F.dropout(overlay.norm("embeddings.norm", hidden), dropout)
-    last = config.num_layers - 1
-    for number in range(last):
-        mixed = overlay.linear(f"layer.{number}.query_key_value", hidden)  # [N, 3H]
-        attended = _self_attention(config, mixed, batch, dropout)  # [N, H]
-        hidden = _finish_layer(config, overlay, number, attended, hidden, dropout, per_row=False)
-    first = hidden[batch.first]  # [R, H]
-    query = overlay.linear(f"layer.{last}.query", first, per_row=True)  # [R, H]
-    key_value = overlay.linear(f"layer.{last}.key_value", hidden)  # [N, 2H]
-    attended = _first_token_attention(config, query, key_value, batch, dropout)  # [R, H]
-    hidden = _finish_layer(config, overlay, last, attended, first, dropout, per_row=True)
+    return F.dropout(overlay.norm("embeddings.norm", hidden), dropout)
+
+
+def run_layers(
+    config: EncoderConfig,
+    overlay: Overlay,
+    batch: PackedBatch,
+    hidden: Tensor,
+    numbers: range,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Run some consecutive layers on what the one before them left; the last one leaves [R, H]."""
+    last, width = config.num_layers - 1, config.hidden_size
+    for number in numbers:
+        per_row = number == last
+        residual = hidden
+        if per_row:
+            residual = hidden[batch.first]  # [R, H]
+            query = overlay.linear(f"layer.{last}.query", residual, per_row=True)  # [R, H]
+            key_value = overlay.linear(f"layer.{last}.key_value", hidden)  # [N, 2H]
+        else:
+            mixed = overlay.linear(f"layer.{number}.query_key_value", hidden)  # [N, 3H]
+            query, key_value = mixed.split((width, 2 * width), dim=1)
+        attended = attend(query, key_value, batch.groups, config.num_heads, dropout)
+        hidden = _finish_layer(
+            config, overlay, number, attended, residual, dropout, per_row=per_row
+        )
+    return hidden
+
+
+def pool(overlay: Overlay, hidden: Tensor) -> Tensor:
+    """Pooled output [R, H] of each row's first token [R, H]."""
     return torch.tanh(overlay.linear("pooler", hidden, per_row=True))
 
 
@@ -94,32 +123,3 @@ def _activate(x: Tensor, approximate: str) -> Tensor:
         activated: Tensor = torch.ops.aten.gelu_(x, approximate=approximate)
         return activated
     return F.gelu(x, approximate=approximate)
-
-
-def _self_attention(
-    config: EncoderConfig, mixed: Tensor, batch: PackedBatch, dropout: float
-) -> Tensor:
-    """Attend within each row; mixed [N, 3H] holds query, key and value side by side."""
-    heads, width = config.num_heads, config.hidden_size // config.num_heads
-    pieces = []
-    for start, length, count, _ in batch.groups:
-        block = mixed[start : start + length * count].view(count, length, 3, heads, width)
-        query, key, value = block.permute(2, 0, 3, 1, 4)  # each [count, A, length, D]
-        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        pieces.append(out.transpose(1, 2).reshape(count * length, -1))
-    return torch.cat(pieces)
-
-
-def _first_token_attention(
-    config: EncoderConfig, query: Tensor, key_value: Tensor, batch: PackedBatch, dropout: float
-) -> Tensor:
-    """Attend from each row's first token only; query [R, H], key_value [N, 2H]."""
-    heads, width = config.num_heads, config.hidden_size // config.num_heads
-    pieces = []
-    for start, length, count, row in batch.groups:
-        block = key_value[start : start + length * count].view(count, length, 2, heads, width)
-        key, value = block.permute(2, 0, 3, 1, 4)  # each [count, A, length, D]
-        asking = query[row : row + count].view(count, heads, 1, width)
-        out = F.scaled_dot_product_attention(asking, key, value, dropout_p=dropout)
-        pieces.append(out.reshape(count, -1))
-    return torch.cat(pieces)
