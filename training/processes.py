@@ -61,7 +61,9 @@ def add_up_gradients(parameters: Iterable[Tensor]) -> None:
     trained = list(parameters)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     flat = add_up(torch.cat([grad.reshape(-1) for grad in grads]))
-    for parameter, part in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
+    for parameter, part in zip(
+        trained, torch.split(flat, [p.numel() for p in trained]), strict=True
+    ):
         parameter.grad = part.view_as(parameter)
 
 

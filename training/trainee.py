@@ -101,7 +101,7 @@ class Trainee:
         batch = pack([(row.input_ids, row.token_type_ids) for row in rows], self._device)
         if self.entries:
             self._overlay.refresh()
-        return batch.restore(self._encode(rows, batch, dropout).float())
+        return self._encode(rows, batch, dropout).float()
 
     def _encode(self, rows: Sequence[TokenizedRow], batch: PackedBatch, dropout: float) -> Tensor:
         if self._frozen.steps:
@@ -112,7 +112,7 @@ class Trainee:
             return hidden
         numbers = range(self._frozen.steps, self._config.num_layers)
         hidden = run_layers(self._config, self._overlay, batch, hidden, numbers, dropout)
-        return pool(self._overlay, hidden)
+        return pool(self._overlay, batch, hidden)
 
 
 def initial_entries(
