@@ -32,7 +32,7 @@ from training.data import load_task
 from training.errors import ConfigError, TaskError, TrainingError
 from training.facts import git_commit, versions
 from training.files import load_files
-from training.loop import LoopConfig, Split, Trainee, evaluate, pooled_scale, train
+from training.loop import LoopConfig, Report, Split, Trainee, evaluate, pooled_scale, train
 from training.progress import progress_bar
 from training.reinit import entries_over, reinitialise
 from training.rows import Rows, TaskData, hold_out
@@ -70,12 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def fit(config: FitConfig, *, command: str) -> tuple[Path, Delta]:
+def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tuple[Path, Delta]:
     """Train and write one delta.
 
     Args:
         config: the options.
         command: what to record as the command that repeats the run.
+        report: called after each step; without it a progress bar is shown.
 
     Returns:
         The file and what was written into it.
@@ -104,8 +105,9 @@ def fit(config: FitConfig, *, command: str) -> tuple[Path, Delta]:
     _check_writable(path.parent)
     loop = _loop_config(config, freeze, trainee, parts[0])
     started = time.monotonic()
-    with progress_bar(loop.steps, f"{spec.name} {freeze}", data.task.primary_metric) as report:
-        chosen = train(trainee, data.task, parts, loop, state_path=state_path, report=report)
+    title = f"{spec.name} {freeze}"
+    with progress_bar(loop.steps, title, data.task.primary_metric, report) as told:
+        chosen = train(trainee, data.task, parts, loop, state_path=state_path, report=told)
     trainee.fold()
     metrics = {"selection": SplitMetrics(rows=len(parts[1].rows), values=chosen)}
     metrics |= _validate(trainee, spec, backbone, data)

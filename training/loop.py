@@ -62,11 +62,12 @@ class LoopConfig:
 
 @dataclass
 class Progress:
-    """What a progress bar wants to know after a step."""
+    """What a progress bar wants to know after a step; `metrics` has the selection loss as well."""
 
     step: int
     loss: float
     metric: float | None
+    metrics: dict[str, float] | None = None
 
 
 Report = Callable[[Progress], None]
@@ -194,19 +195,17 @@ def train(
             group["lr"] = group["peak"] * rate(step, config)
         torch.manual_seed(config.seed * 1_000_003 + step)
         loss = _step(trainee, task, train_rows, positions, optimizer, config.dropout)
-        metric = None
+        metric = metrics = None
         if step in evaluations:
             metrics = evaluate(trainee, task, selection_rows, with_loss=True)
             metric = metrics[task.primary_metric]
             if not best_metrics or _is_better(metrics, best_metrics, task.primary_metric):
                 best_metrics = metrics
                 best = {name: value.detach().clone() for name, value in parameters.items()}
+        report(Progress(step, loss, metric, metrics))
+        if metrics:  # after the report, so that whoever keeps reports misses none when killed here
             save_state(state_path, step, parameters, optimizer, (best, best_metrics))
-        report(Progress(step, loss, metric))
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"training diverged: the loss of step {step} is {loss}; try a lower --lr"
-            )
+        _check_finite(step, loss)
     with torch.no_grad():
         for name, value in parameters.items():
             value.copy_(best[name])
@@ -261,6 +260,13 @@ def pooled_scale(trainee: Trainee, rows: Sequence[TokenizedRow]) -> float:
     with the rest), and with it how fast a head's answers move at a given learning rate.
     """
     return max(1e-3, float(trainee.pooled(rows).square().mean().sqrt()))
+
+
+def _check_finite(step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"training diverged: the loss of step {step} is {loss}; try a lower --lr"
+        )
 
 
 @torch.no_grad()

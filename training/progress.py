@@ -13,8 +13,16 @@ from training.loop import Progress, Report
 
 
 @contextmanager
-def progress_bar(steps: int, title: str, metric: str) -> Iterator[Report]:
-    """Show a bar while the block runs; the block reports each step to what it gets."""
+def progress_bar(
+    steps: int, title: str, metric: str, instead: Report | None = None
+) -> Iterator[Report]:
+    """Show a bar while the block runs; the block reports each step to what it gets.
+
+    With `instead` no bar is shown, and it gets the reports.
+    """
+    if instead is not None:
+        yield instead
+        return
     smooth, best = math.nan, math.nan
     with tqdm(total=steps, desc=title, unit="step", file=sys.stderr, mininterval=0.5) as bar:
 
