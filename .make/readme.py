@@ -33,6 +33,7 @@ ABOUT = {
     "frontend/icon.svg": "The page's icon",
 }
 FOLDERS = {
+    "docs/results": "The study: what is run, its results line by line, and the report made of them",
     "docs/performance": "What the benchmarks measured last, with the machine",
     "deltas/zoo": "The shipped deltas, <backbone>/<task>/<strategy>.safetensors",
     "tests/golden/data": "Delta files of every format version, with the outputs recorded for them",

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltas.attention import attend, masks_of
+from deltas.attention import attend, sight
 from deltas.layout import ACTIVATIONS, EncoderConfig
 from deltas.packing import PackedBatch
 
@@ -55,7 +55,7 @@ def encode(
     """
     hidden = embed(overlay, batch, dropout)
     hidden = run_layers(config, overlay, batch, hidden, range(config.num_layers), dropout)
-    return pool(overlay, hidden)[batch.packed_row]
+    return pool(overlay, batch, hidden)
 
 
 def embed(overlay: Overlay, batch: PackedBatch, dropout: float = 0.0) -> Tensor:
@@ -74,31 +74,30 @@ def run_layers(
     numbers: range,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Run some consecutive layers on what the one before them left; the last one leaves [P, H]."""
-    masks = masks_of(batch, hidden.dtype)
-    last, width = config.num_layers - 1, config.hidden_size
+    """Run consecutive layers on what the one before left, [N, H]; the last one leaves [P, H]."""
+    seen = sight(batch, hidden.dtype)
+    last, width, heads = config.num_layers - 1, config.hidden_size, config.num_heads
     for number in numbers:
-        per_row = number == last
         residual = hidden
-        if per_row:
+        if number == last:
             residual = hidden[batch.first]  # [P, H]
             query = overlay.linear(f"layer.{last}.query", residual, per_row=True)  # [P, H]
             key_value = overlay.linear(f"layer.{last}.key_value", hidden)  # [N, 2H]
+            attended = attend(query, key_value, seen.of_rows, heads, dropout)  # [P, H]
         else:
             mixed = overlay.linear(f"layer.{number}.query_key_value", hidden)  # [N, 3H]
-            query, key_value = mixed[:, :width], mixed[:, width:]
-        attended = attend(
-            query, key_value, batch, masks, config.num_heads, dropout, per_row=per_row
-        )
+            query, key_value = torch.split(mixed, [width, 2 * width], dim=1)
+            attended = attend(query, key_value, seen.of_tokens, heads, dropout)  # [N, H]
         hidden = _finish_layer(
-            config, overlay, number, attended, residual, dropout, per_row=per_row
+            config, overlay, number, attended, residual, dropout, per_row=number == last
         )
     return hidden
 
 
-def pool(overlay: Overlay, hidden: Tensor) -> Tensor:
-    """Pooled output [P, H] of each packed row's first token [P, H]."""
-    return torch.tanh(overlay.linear("pooler", hidden, per_row=True))
+def pool(overlay: Overlay, batch: PackedBatch, hidden: Tensor) -> Tensor:
+    """Pooled output [R, H], in the order of the input, of what the last layer left [P, H]."""
+    pooled = torch.tanh(overlay.linear("pooler", hidden, per_row=True))
+    return pooled[batch.packed_row]
 
 
 def _finish_layer(

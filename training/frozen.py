@@ -1,16 +1,15 @@
 """What lies below the lowest trained layer: run once for each row, kept, and used in every epoch.
 
 With only the head training that is the whole encoder; with `top:2` all but two layers. Nothing in
-it changes during a run, so nothing has to be computed twice.
-
-Legend: N tokens, P packed rows, H width.
+it changes during a run, so nothing has to be computed twice. Legend: R rows, N
+tokens, P packed rows, H width.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -80,43 +79,48 @@ class FrozenPart:
             logger.info("the frozen layers' results of %d tokens are too many to keep", lines)
             return
         for part in _parts(rows):
-            batch = self._pack(part)
+            batch = pack([(row.input_ids, row.token_type_ids) for row in part], self._device)
             results = self._compute(batch)
-            for row, places in zip(part, self._places(part, batch), strict=True):
+            for row, places in zip(part, self._lines(part, batch), strict=True):
                 self._kept[_key(row)] = results[places].clone()
 
     def run(self, rows: Sequence[TokenizedRow], batch: PackedBatch) -> Tensor:
-        """What the first trained step reads, [N, H] or [P, H], in the batch's order."""
+        """What the first trained step reads: [N, H], [P, H] after all layers, [R, H] pooled."""
         found = [self._kept.get(_key(row)) for row in rows]
         kept = [result for result in found if result is not None]
         if len(kept) < len(rows):
             return self._compute(batch)
+        lines = torch.cat(kept)
+        if self.is_whole:
+            return lines
         if self._is_per_row:
-            return torch.cat(kept)[batch.row_of_packed]
-        results = kept[0].new_zeros(len(batch.input_ids), kept[0].shape[1])
-        for result, places in zip(kept, self._places(rows, batch), strict=True):
-            results[places] = result
-        return results
+            return lines[batch.row_of_packed]
+        # Padding is seen by nothing else, so that zeros do there.
+        hidden = lines.new_zeros(len(batch.input_ids), self._config.hidden_size)
+        return hidden.index_copy_(0, torch.cat(self._lines(rows, batch)), lines)
 
-    def _places(self, rows: Sequence[TokenizedRow], batch: PackedBatch) -> Iterator[slice]:
-        """Where each row's lines lie in the results of a batch."""
-        where = batch.packed_row if self._is_per_row else batch.first[batch.packed_row]
-        for row, start in zip(rows, where.tolist(), strict=True):
-            yield slice(start, start + (1 if self._is_per_row else row.num_tokens))
+    def _lines(self, rows: Sequence[TokenizedRow], batch: PackedBatch) -> list[Tensor]:
+        """Where each row's results lie among those of its batch."""
+        if self.is_whole:
+            return list(torch.arange(len(rows), device=self._device).unsqueeze(1))
+        if self._is_per_row:
+            return list(batch.packed_row.unsqueeze(1))
+        starts = batch.first[batch.packed_row].tolist()
+        return [
+            torch.arange(start, start + row.num_tokens, device=self._device)
+            for start, row in zip(starts, rows, strict=True)
+        ]
 
     @property
     def _is_per_row(self) -> bool:
         return self.steps >= self._config.num_layers
-
-    def _pack(self, rows: Iterable[TokenizedRow]) -> PackedBatch:
-        return pack([(row.input_ids, row.token_type_ids) for row in rows], self._device)
 
     @torch.no_grad()
     def _compute(self, batch: PackedBatch) -> Tensor:
         numbers = range(min(self.steps, self._config.num_layers))
         hidden = embed(self._overlay, batch)
         hidden = run_layers(self._config, self._overlay, batch, hidden, numbers)
-        return pool(self._overlay, hidden) if self.is_whole else hidden
+        return pool(self._overlay, batch, hidden) if self.is_whole else hidden
 
 
 def _parts(rows: Sequence[TokenizedRow]) -> Iterator[list[TokenizedRow]]:

@@ -109,10 +109,10 @@ class Trainee:
         else:
             hidden = embed(self._overlay, batch, dropout)
         if self._frozen.is_whole:
-            return hidden[batch.packed_row]
+            return hidden
         numbers = range(self._frozen.steps, self._config.num_layers)
         hidden = run_layers(self._config, self._overlay, batch, hidden, numbers, dropout)
-        return pool(self._overlay, hidden)[batch.packed_row]
+        return pool(self._overlay, batch, hidden)
 
 
 def initial_entries(

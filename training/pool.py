@@ -1,0 +1,200 @@
+"""The workers of a sweep: starts runs, records how they end, says how far it is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from training.errors import ConfigError
+from training.estimate import Estimate, in_words
+from training.results import Outcome, Run, append_run, read_runs, run_key
+from training.study import Planned
+from training.trial import Trial, fit_command, last_words, run_trial
+
+_POLL_S = 30.0
+
+
+@dataclass(frozen=True)
+class _Running:
+    planned: Planned
+    options: dict[str, Any]
+    key: str
+    folder: Path
+    process: BaseProcess
+    answer: Connection
+
+
+class Pool:
+    """Makes the planned runs, several at a time.
+
+    Args:
+        planned: what to make, in order.
+        options: `out`, `work`, `workers`, `threads`, `data`, `retry_failed`, `keep_deltas` of the
+            command.
+    """
+
+    def __init__(self, planned: Sequence[Planned], options: argparse.Namespace) -> None:
+        self._options = options
+        self._waiting = list(planned)
+        self._total = len(planned)
+        self._runs = read_runs(options.out)
+        if options.retry_failed:
+            self._runs = {key: run for key, run in self._runs.items() if run.outcome}
+        self._running: list[_Running] = []
+        self._hopeless: list[str] = []
+        self._failed = 0
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
+        # Each run is forked from a process that has loaded everything and computed nothing.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([Trial.__module__])
+
+    def work(self) -> int:
+        """Make all runs; returns 0, or 1 if one failed or could not be made."""
+        with tqdm(
+            total=len(self._waiting), unit="run", file=sys.stderr, disable=None, smoothing=0
+        ) as bar:
+            try:
+                while self._start_runs(bar) or self._running:
+                    for running in self._ended():
+                        self._record(running, bar)
+            finally:
+                self._stop()
+        return self._conclude()
+
+    def _start_runs(self, bar: tqdm[Any]) -> bool:
+        """Fill the free workers; whether any was started."""
+        started = False
+        while len(self._running) < self._options.workers:
+            found = self._next_run(bar)
+            if found is None:
+                break
+            self._running.append(self._start(*found))
+            started = True
+        return started
+
+    def _next_run(self, bar: tqdm[Any]) -> tuple[Planned, dict[str, Any]] | None:
+        """Take the first run whose rate is known off the list; pass over what is there already."""
+        for planned in list(self._waiting):
+            try:
+                rate = planned.rate.resolve(self._runs)
+            except ConfigError as error:
+                self._waiting.remove(planned)
+                self._hopeless.append(
+                    f"{planned.options['task']} {planned.options['freeze']}: {error}"
+                )
+                bar.update()
+                continue
+            if rate is None:
+                continue
+            self._waiting.remove(planned)
+            options = planned.with_rate(rate)
+            if run_key(options) not in self._runs:
+                return planned, options
+            bar.update()
+        return None
+
+    def _start(self, planned: Planned, options: dict[str, Any]) -> _Running:
+        key = run_key(options)
+        folder = self._options.work / key
+        trial = Trial(
+            options, self._options.data, folder, self._options.threads, self._options.workers
+        )
+        answer, question = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=run_trial, args=(trial, question), daemon=True)
+        process.start()
+        question.close()
+        return _Running(planned, options, key, folder, process, answer)
+
+    def _ended(self) -> list[_Running]:
+        """Wait until at least one run has answered or died."""
+        ready: list[object] = []
+        while not ready:
+            ready = list(wait([running.answer for running in self._running], _POLL_S))
+        ended = [running for running in self._running if running.answer in ready]
+        self._running = [running for running in self._running if running not in ended]
+        return ended
+
+    def _record(self, running: _Running, bar: tqdm[Any]) -> None:
+        try:
+            said = json.loads(running.answer.recv_bytes())
+        except EOFError:
+            said = None
+        running.answer.close()
+        running.process.join()
+        if said is None:
+            said = {"error": _death(running)}
+        outcome = Outcome.model_validate(said["outcome"]) if "outcome" in said else None
+        run = Run(
+            key=running.key,
+            part=running.planned.part,
+            options=running.options,
+            command=fit_command(running.options),
+            error=said.get("error"),
+            outcome=outcome,
+        )
+        append_run(self._options.out, run)
+        self._runs[run.key] = run
+        self._failed += outcome is None
+        if outcome is not None and not self._options.keep_deltas:
+            shutil.rmtree(running.folder, ignore_errors=True)
+        bar.update()
+        self._tell(run, bar)
+
+    def _tell(self, run: Run, bar: tqdm[Any]) -> None:
+        """One line for a finished run, with the time that the rest is expected to take."""
+        estimate = Estimate(self._runs)
+        rest = [planned.options for planned in self._waiting]
+        rest += [running.options for running in self._running]
+        left = sum(map(estimate.seconds, rest)) / self._options.workers
+        done = self._total - len(rest)
+        names = [str(run.options.get(name, "")) for name in ("task", "freeze", "reinit")]
+        how = f"failed: {run.error}"
+        if run.outcome is not None:
+            score = f"{run.outcome.metric} {run.outcome.dev_score:.3f}"
+            how = f"{score}  {in_words(run.outcome.seconds)}"
+        about = f"{run.options['lr']:g} seed {run.options['seed']}"
+        tqdm.write(
+            f"[{done}/{self._total}] {' '.join(filter(None, names))} lr {about}  {how}  "
+            f"({len(rest)} to make, about {in_words(left)} left)",
+            file=sys.stderr,
+        )
+
+    def _stop(self) -> None:
+        for running in self._running:
+            running.process.terminate()
+        for running in self._running:
+            running.process.join()
+
+    def _conclude(self) -> int:
+        for problem in self._hopeless:
+            sys.stderr.write(f"not made: {problem}\n")
+        if self._waiting:
+            sys.stderr.write(
+                f"not made: {len(self._waiting)} runs, whose learning rates are chosen by runs of "
+                "another part; sweep that part too\n"
+            )
+        if self._failed:
+            sys.stderr.write(
+                f"{self._failed} runs failed; their errors are in {self._options.out}, "
+                "--retry-failed makes them again\n"
+            )
+        return 1 if self._failed or self._hopeless or self._waiting else 0
+
+
+def _death(running: _Running) -> str:
+    code = running.process.exitcode
+    words = last_words(running.folder)
+    hint = " (killed; perhaps there was not enough memory)" if code == -9 else ""
+    return f"its process ended with exit code {code}{hint}{': ' if words else ''}{words}"
