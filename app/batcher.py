@@ -8,6 +8,9 @@ cancelled; in the last three cases rows that have not reached the engine never d
 When a batch raises, its requests are run again one by one, so that a request is not harmed by
 another one's bad row; what raises again is that request's own error.
 
+What can't be answered in time is refused at once: the queue is bounded by how long its rows would
+have to wait at the pace measured (`app.pace`), and by rows and tokens, which bound its memory.
+
 Knows no torch and no HTTP: `run_batch` is any function from rows to as many results.
 """
 
@@ -17,12 +20,13 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from app.errors import BatchFailedError, DeadlineExceededError, NotReadyError, OverloadedError
 from app.jobs import Answer, BatchLimits, BatchObserver, Job
+from app.pace import Pace
 from app.row_queue import Row, RowQueue, count_tokens
 from app.worker import Worker, WorkerDiedError
 
@@ -33,7 +37,6 @@ T = TypeVar("T")
 
 _DEAD = "the batch worker has died; the server must be restarted"
 _MAX_RETRY_AFTER_S = 60
-_SPEED_MEMORY = 0.8  # weight of the past in the running mean of tokens per second
 
 _Batch = list[tuple[Job[R, T], int]]  # each row as its job and its position in there
 
@@ -56,7 +59,7 @@ class Batcher(Generic[R, T]):
         self._queue: RowQueue[Job[R, T]] = RowQueue()
         self._jobs: set[Job[R, T]] = set()
         self._announced_rows = 0
-        self._tokens_per_s: float | None = None
+        self._pace = Pace()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -92,9 +95,24 @@ class Batcher(Generic[R, T]):
         """Tokens that wait for a batch."""
         return self._queue.num_tokens
 
+    def check_wait(self, key: Hashable, deadline: float) -> None:
+        """Refuse rows that would wait too long; cheap, for use before anything is known of them.
+
+        Args:
+            key: whose rows they are, as in `submit`.
+            deadline: when they must be answered, on the batcher's clock.
+
+        Raises:
+            OverloadedError: at the pace measured they would not begin to run in time.
+        """
+        now = self._clock()
+        wait_s = self._pace.seconds(self._queue.tokens_before(key), now)
+        if wait_s > max(min(self._limits.max_queue_s, deadline - now), 0.0):
+            self._refuse(wait_s)
+
     @asynccontextmanager
     async def announce(
-        self, num_rows: int, *, deadline: float
+        self, num_rows: int, *, key: Hashable = None, deadline: float
     ) -> AsyncIterator[Callable[[Sequence[R]], Awaitable[Answer[T]]]]:
         """Hold room in the queue for rows that are still being tokenized.
 
@@ -102,12 +120,13 @@ class Batcher(Generic[R, T]):
         when the batcher is told to stop meanwhile.
 
         Raises:
-            OverloadedError: there is no room.
+            OverloadedError: there is no room, or they would wait too long.
             NotReadyError: nothing is taken now.
             DeadlineExceededError: the deadline passed before the rows were submitted.
         """
         self._check_accepting()
-        self._check_room(num_rows, 0)
+        self.check_wait(key, deadline)
+        self._check_room(key, num_rows, 0)
         announced_at = self._clock()
         held = num_rows
         self._announced_rows += held
@@ -120,8 +139,8 @@ class Batcher(Generic[R, T]):
         async def submit(rows: Sequence[R]) -> Answer[T]:
             timeout.reschedule(None)  # from here on the job minds its deadline
             release()
-            self._check_room(len(rows), count_tokens(rows))
-            return await self._answer(rows, deadline, urgent=False)
+            self._check_room(key, len(rows), count_tokens(rows))
+            return await self._answer(rows, key, deadline, urgent=False)
 
         timeout = asyncio.timeout(deadline - announced_at)
         try:
@@ -137,32 +156,36 @@ class Batcher(Generic[R, T]):
             self._note_idle()
 
     async def submit(
-        self, rows: Sequence[R], *, deadline: float, urgent: bool = False
+        self, rows: Sequence[R], *, key: Hashable = None, deadline: float, urgent: bool = False
     ) -> Answer[T]:
         """Have rows run and wait for their results.
 
         Args:
             rows: at least one.
+            key: whose share of the engine they use; keys take turns.
             deadline: when to give up, on the batcher's clock.
             urgent: go to the head of the queue, even of a full one; for the readiness check.
 
         Raises:
-            OverloadedError: the queue has no room for them.
+            OverloadedError: the queue has no room for them, or they would wait too long.
             DeadlineExceededError: the deadline passed first.
             BatchFailedError: the engine raised on these rows; the cause is chained.
             NotReadyError: starting, stopping or dead.
         """
         self._check_accepting()
         if not urgent:
-            self._check_room(len(rows), count_tokens(rows))
-        return await self._answer(rows, deadline, urgent=urgent)
+            self.check_wait(key, deadline)
+            self._check_room(key, len(rows), count_tokens(rows))
+        return await self._answer(rows, key, deadline, urgent=urgent)
 
-    async def _answer(self, rows: Sequence[R], deadline: float, *, urgent: bool) -> Answer[T]:
+    async def _answer(
+        self, rows: Sequence[R], key: Hashable, deadline: float, *, urgent: bool
+    ) -> Answer[T]:
         if not self.is_alive:
             raise NotReadyError(self._refusal or _DEAD)
         now = self._clock()
         future = asyncio.get_running_loop().create_future()
-        job: Job[R, T] = Job(rows, deadline, future=future, queued_at=now)
+        job: Job[R, T] = Job(rows, deadline, key, future=future, queued_at=now)
         self._jobs.add(job)
         self._queue.add(job, urgent=urgent)
         self._wake.set()
@@ -196,34 +219,39 @@ class Batcher(Generic[R, T]):
         if self._refusal is not None:
             raise NotReadyError(self._refusal)
 
-    def _check_room(self, num_rows: int, num_tokens: int) -> None:
+    def _check_room(self, key: Hashable, num_rows: int, num_tokens: int) -> None:
         limits, queue = self._limits, self._queue
         rows = queue.num_rows + self._announced_rows
         too_many_tokens = queue.num_tokens + num_tokens > limits.max_queue_tokens
         # A request that would not even fit an empty queue is taken when it is empty.
         if rows + num_rows > limits.max_queue_rows or (too_many_tokens and queue.num_rows):
-            self._observer.on_drop("rejected")
-            raise OverloadedError(rows, queue.num_tokens, self._retry_after_s())
+            self._refuse(self._pace.seconds(queue.tokens_before(key), self._clock()))
 
-    def _retry_after_s(self) -> int:
-        """When the queue will have been worked off at the speed measured last."""
-        seconds = self._queue.num_tokens / self._tokens_per_s if self._tokens_per_s else 1.0
-        return min(max(math.ceil(seconds), 1), _MAX_RETRY_AFTER_S)
+    def _refuse(self, wait_s: float) -> NoReturn:
+        """Come back when what waits now will have been worked off."""
+        self._observer.on_drop("rejected")
+        rows = self._queue.num_rows + self._announced_rows
+        retry_after_s = min(max(math.ceil(wait_s), 1), _MAX_RETRY_AFTER_S)
+        raise OverloadedError(rows, self._queue.num_tokens, retry_after_s)
 
     async def _outcome(self, job: Job[R, T]) -> None:
         """Wait for the job's end; raises how it ended if not well, and counts that."""
+        late = DeadlineExceededError(job.deadline - job.queued_at)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(job.deadline - self._clock(), job.fail, late)
         try:
-            async with asyncio.timeout(job.deadline - self._clock()):
-                await job.future
-        except (TimeoutError, DeadlineExceededError):
+            await job.future
+        except DeadlineExceededError:
             self._observer.on_drop("expired")
-            raise DeadlineExceededError(job.deadline - job.queued_at) from None
+            raise late from None
         except asyncio.CancelledError:
             self._observer.on_drop("cancelled")
             raise
         except Exception:
             self._observer.on_drop("failed")
             raise
+        finally:
+            timer.cancel()
 
     def _forget(self, job: Job[R, T]) -> None:
         self._queue.remove(job)
@@ -244,12 +272,14 @@ class Batcher(Generic[R, T]):
         limits = self._limits
         while True:
             await self._wake.wait()
-            batch, expired = self._queue.take(
-                limits.max_batch_rows, limits.max_batch_tokens, self._clock()
-            )
+            now = self._clock()
+            self._pace.end(now)
+            batch, expired = self._queue.take(limits.max_batch_rows, limits.max_batch_tokens, now)
             for job in expired:
                 job.fail(DeadlineExceededError(0.0))
             if batch:
+                num_tokens = sum(job.rows[position].num_tokens for job, position in batch)
+                self._pace.begin(num_tokens, now, rows_wait=self._queue.num_rows > 0)
                 await self._run(batch)
             else:
                 self._wake.clear()
@@ -297,13 +327,7 @@ class Batcher(Generic[R, T]):
         for job in jobs:
             job.compute_s += seconds
             job.finish()
-        self._measure(count_tokens(rows), seconds)
         self._observer.on_batch(len(rows), count_tokens(rows), seconds)
-
-    def _measure(self, num_tokens: int, seconds: float) -> None:
-        speed = num_tokens / max(seconds, 1e-6)
-        past = speed if self._tokens_per_s is None else self._tokens_per_s
-        self._tokens_per_s = _SPEED_MEMORY * past + (1 - _SPEED_MEMORY) * speed
 
     def _fail(self, job: Job[R, T], error: Exception) -> None:
         logger.error("the forward pass failed", exc_info=error)

@@ -11,8 +11,8 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
+from http import HTTPStatus
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import error_response
@@ -22,6 +22,7 @@ from app.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "X-Request-ID"
+_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 _SOUND_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PROBES = ("/health/", "/metrics")
 _NO_ROUTE = "unmatched"  # never the path itself: clients choose it
@@ -29,12 +30,17 @@ _NO_ROUTE = "unmatched"  # never the path itself: clients choose it
 
 @dataclass
 class Trace:
-    """What the log line says about a prediction; the pipeline fills it in."""
+    """What the log line says about a prediction; the pipeline fills it in.
+
+    Attributes:
+        route: template of the path, where a request is answered before it is routed.
+    """
 
     num_rows: int = 0
     num_tokens: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
+    route: str | None = None
 
 
 class Edge:
@@ -60,7 +66,7 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                message["headers"] = [*message["headers"], (_ID_HEADER, request_id.encode())]
             await send(message)
 
         try:
@@ -75,8 +81,15 @@ class Edge:
             request_id_var.reset(token)
 
     def _note(self, scope: Scope, status: int, seconds: float, trace: Trace) -> None:
-        route = getattr(scope.get("route"), "path_format", _NO_ROUTE)
+        route: str = trace.route or getattr(scope.get("route"), "path_format", None) or _NO_ROUTE
         self._metrics.on_request(scope["method"], route, status, seconds)
+        # Probes come every second or so and say nothing when all is well; refusals come in masses
+        # when the processor is needed most, and `app.admission` tells of them.
+        is_probe = status == HTTPStatus.OK and route.startswith(_PROBES)
+        is_quiet = is_probe or status == HTTPStatus.TOO_MANY_REQUESTS
+        level = logging.DEBUG if is_quiet else logging.INFO
+        if not logger.isEnabledFor(level):
+            return
         facts = {
             "method": scope["method"][:16],
             "route": route,
@@ -87,9 +100,6 @@ class Edge:
             "compute_ms": round(trace.compute_s * 1000, 1),
             "total_ms": round(seconds * 1000, 1),
         }
-        # Probes come every second or so and say nothing when all is well.
-        is_probe = status == 200 and route.startswith(_PROBES)
-        level = logging.DEBUG if is_probe else logging.INFO
         logger.log(
             level,
             "%(method)s %(route)s %(status)d rows=%(rows)d tokens=%(tokens)d "
@@ -101,5 +111,8 @@ class Edge:
 
 def _request_id(scope: Scope) -> str:
     """The client's own id if it can go into a log and a header as it is, else a new one."""
-    given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-    return given if _SOUND_ID.fullmatch(given) else uuid.uuid4().hex
+    for name, value in scope["headers"]:
+        if name == _ID_HEADER:
+            given: str = value.decode("latin-1")
+            return given if _SOUND_ID.fullmatch(given) else uuid.uuid4().hex
+    return uuid.uuid4().hex

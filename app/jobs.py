@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -17,12 +18,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What a batch and the queue may hold."""
+    """What a batch and the queue may hold.
+
+    Attributes:
+        max_queue_s: longest time that a row may have to wait for its batch.
+    """
 
     max_batch_rows: int
     max_batch_tokens: int
     max_queue_rows: int
     max_queue_tokens: int
+    max_queue_s: float = math.inf
 
 
 @dataclass(frozen=True)

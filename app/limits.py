@@ -10,12 +10,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import TooLargeError, UnsupportedBodyError, error_response
+from app.shortcut import ShortcutRoute
 
 _JSON_TYPE = re.compile(r"application/([^/]+\+)?json")
 
@@ -39,7 +39,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
+        announced = next((v for name, v in scope["headers"] if name == b"content-length"), b"")
         if announced.isdigit() and int(announced[:20]) > self._max_body_bytes:
             error = self._too_large(int(announced[:20]))
             await error_response(error, scope["state"]["request_id"])(scope, receive, send)
@@ -61,11 +61,11 @@ class BodyLimit:
         return TooLargeError("bytes in the body", found, self._max_body_bytes, setting)
 
 
-class JsonRoute(APIRoute):
+class JsonRoute(ShortcutRoute):
     """A route that takes uncompressed JSON only and says so, before anything is read."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Put the check in front of FastAPI's own handler."""
+        """Put the check in front of everything that reads."""
         handle = super().get_route_handler()
 
         async def check_then_handle(request: Request) -> Response:

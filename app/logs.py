@@ -30,9 +30,10 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The line; a line break in the message can't begin what looks like another record."""
-        record.message = "".join(
-            char if char.isprintable() else ascii(char)[1:-1] for char in record.message
-        )
+        if not record.message.isprintable():
+            record.message = "".join(
+                char if char.isprintable() else ascii(char)[1:-1] for char in record.message
+            )
         return super().formatMessage(record)
 
 

@@ -20,6 +20,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from app.admission import Admission
 from app.batcher import Batcher
 from app.edge import REQUEST_ID_HEADER, Edge
 from app.engine import Engine
@@ -81,6 +82,7 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
     for kind in (*STATUSES, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     # The last one added is the outermost.
+    app.add_middleware(Admission)
     app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
     if settings.cors_origins:
         app.add_middleware(
@@ -106,6 +108,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         max_batch_tokens=budget,
         max_queue_rows=settings.max_queue_rows,
         max_queue_tokens=settings.max_queue_tokens,
+        max_queue_s=settings.max_queue_s,
     )
     batcher = Batcher(engine.run, limits, metrics)
     request_limits = RequestLimits(settings.max_rows_per_request, settings.max_text_chars)

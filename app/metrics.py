@@ -46,6 +46,8 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        # To look up children by their labels takes longer than to count.
+        self._counted: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._rows = Counter(
             "deltabert_rows", "Rows answered, by delta.", ("task", "strategy"), registry=registry
         )
@@ -97,8 +99,13 @@ class Metrics:
     def on_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
         method = method if method in _METHODS else "OTHER"
-        self._requests.labels(method, route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        counted = self._counted.get((method, route, status))
+        if counted is None:
+            counter = self._requests.labels(method, route, str(status))
+            counted = counter, self._request_seconds.labels(route)
+            self._counted[method, route, status] = counted
+        counted[0].inc()
+        counted[1].observe(seconds)
 
     def on_rows(self, task: str, strategy: str, num_rows: int) -> None:
         """Rows of a served delta were answered."""

@@ -5,7 +5,7 @@ Everything that can be wrong with an input is found here, before its rows meet t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,13 +52,20 @@ class Pipeline:
         self._tokenizer_threads = CapacityLimiter(_TOKENIZER_THREADS)
 
     async def run(
-        self, inputs: Any, records: Sequence[Record], *, deadline: float, trace: Trace
+        self,
+        inputs: Any,
+        records: Sequence[Record],
+        *,
+        key: Hashable = None,
+        deadline: float,
+        trace: Trace,
     ) -> list[list[RowLogits]]:
         """Run the same rows through one or more deltas.
 
         Args:
             inputs: a row or a list of rows, as in the request.
             records: the deltas.
+            key: whose share of the engine they use, for the batcher.
             deadline: on the batcher's clock.
             trace: filled in for the log.
 
@@ -73,7 +80,7 @@ class Pipeline:
         rows = list_rows(inputs, self._limits.max_rows, len(records))
         texts = self._read(records, rows)
         num_rows = len(rows) * len(records)
-        async with self._batcher.announce(num_rows, deadline=deadline) as submit:
+        async with self._batcher.announce(num_rows, key=key, deadline=deadline) as submit:
             self._engine.prefetch(records)
             engine_rows = await self._tokenize(records, texts)
             trace.num_rows = len(engine_rows)

@@ -1,4 +1,4 @@
-"""Rows waiting for the engine: first come, first served, and fair between requests.
+"""Rows waiting for the engine: fair between tasks, and between the requests of a task.
 
 Plain data structure: no asyncio, no clock, no torch. `app.batcher` drives it.
 """
@@ -6,8 +6,8 @@ Plain data structure: no asyncio, no clock, no torch. `app.batcher` drives it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 
@@ -22,6 +22,9 @@ class Row(Protocol):
 R = TypeVar("R", bound=Row)
 
 
+QUANTUM_TOKENS = 32  # what a lane gives in its turn: about a row
+
+
 @dataclass(eq=False)
 class Ticket(Generic[R]):
     """The rows of one request.
@@ -29,22 +32,38 @@ class Ticket(Generic[R]):
     Attributes:
         rows: at least one.
         deadline: when the answer stops being of use, on the clock of `RowQueue.take`'s `now`.
+        key: whose share of the engine they use; a task's name, say.
         num_taken: how many rows, from the front, have gone into batches.
     """
 
     rows: Sequence[R]
     deadline: float
+    key: Hashable = None
     num_taken: int = 0
 
 
 K = TypeVar("K", bound=Ticket[Any])
+_URGENT = object()  # the key of a lane that is before all others
+
+
+@dataclass
+class _Lane(Generic[K]):
+    """The tickets of one key; `credit` is how many tokens it may still give in this turn."""
+
+    credit: int = QUANTUM_TOKENS
+    num_tokens: int = 0
+    line: OrderedDict[K, None] = field(default_factory=OrderedDict)
 
 
 class RowQueue(Generic[K]):
-    """A line of tickets, each of which gives one row a turn.
+    """A line of lanes, one a key, that take turns by tokens; in a lane tickets take turns by rows.
 
-    Turns are what keeps a request of a thousand rows from holding up a request of one: the small
-    one's row waits for at most one row of each request before it.
+    Turns of lanes keep a task with much traffic from holding up one with little: a lane that comes
+    new waits for one turn of each lane before it. Turns of tickets keep a request of a thousand
+    rows from holding up a request of one: that one's row waits for at most one row of each request
+    before it. A lane may overdraw its credit by one row and sits out turns until it is paid back,
+    so that tasks with long rows get no more tokens than others (surplus round robin). Each step is
+    O(1), as each visit to a lane either takes a row or pays `QUANTUM_TOKENS` of one back.
 
     Attributes:
         num_rows: rows waiting.
@@ -54,23 +73,38 @@ class RowQueue(Generic[K]):
     def __init__(self) -> None:
         self.num_rows = 0
         self.num_tokens = 0
-        self._line: OrderedDict[K, None] = OrderedDict()
+        self._lanes: OrderedDict[Hashable, _Lane[K]] = OrderedDict()
+        self._lane_of: dict[K, Hashable] = {}
 
     def add(self, ticket: K, *, urgent: bool = False) -> None:
-        """Put a ticket at the end of the line, or at its head when urgent."""
-        self._line[ticket] = None
-        if urgent:
-            self._line.move_to_end(ticket, last=False)
-        self.num_rows += len(ticket.rows)
-        self.num_tokens += count_tokens(ticket.rows)
+        """Put a ticket at the end of its key's lane, or before everything else when urgent."""
+        key = _URGENT if urgent else ticket.key
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane()
+            if urgent:
+                self._lanes.move_to_end(key, last=False)
+        lane.line[ticket] = None
+        self._lane_of[ticket] = key
+        self._count(lane, len(ticket.rows), count_tokens(ticket.rows))
 
     def remove(self, ticket: K) -> None:
         """Take a ticket's waiting rows out; does nothing if none wait."""
-        if ticket in self._line:
-            del self._line[ticket]
+        if ticket in self._lane_of:
             waiting = ticket.rows[ticket.num_taken :]
-            self.num_rows -= len(waiting)
-            self.num_tokens -= count_tokens(waiting)
+            key = self._lane_of[ticket]
+            self._count(self._lanes[key], -len(waiting), -count_tokens(waiting))
+            self._end(ticket, key)
+
+    def tokens_before(self, key: Hashable) -> int:
+        """About how many tokens are taken before a row of that key which would be added now.
+
+        That is everything, or less when others have more than their share: what its own lane
+        holds, one turn more, and as much of every other lane.
+        """
+        lane = self._lanes.get(key)
+        own = (lane.num_tokens if lane else 0) + QUANTUM_TOKENS
+        return min(self.num_tokens, own * len(self._lanes))
 
     def take(
         self, max_rows: int, max_tokens: int, now: float
@@ -88,8 +122,13 @@ class RowQueue(Generic[K]):
         batch: list[tuple[K, int]] = []
         expired: list[K] = []
         free_tokens = max_tokens
-        while self._line and len(batch) < max_rows:
-            ticket = next(iter(self._line))
+        while self._lanes and len(batch) < max_rows:
+            key, lane = next(iter(self._lanes.items()))
+            if lane.credit <= 0 and key is not _URGENT:
+                lane.credit += QUANTUM_TOKENS
+                self._lanes.move_to_end(key)
+                continue
+            ticket = next(iter(lane.line))
             if ticket.deadline <= now:
                 self.remove(ticket)
                 expired.append(ticket)
@@ -98,18 +137,30 @@ class RowQueue(Generic[K]):
             if batch and size > free_tokens:
                 break  # stays at the head of the line: a long row can't be passed over forever
             free_tokens -= size
+            lane.credit -= size
             batch.append((ticket, ticket.num_taken))
-            self._advance(ticket, size)
+            self._advance(ticket, key, lane, size)
         return batch, expired
 
-    def _advance(self, ticket: K, size: int) -> None:
+    def _advance(self, ticket: K, key: Hashable, lane: _Lane[K], size: int) -> None:
         ticket.num_taken += 1
-        self.num_rows -= 1
-        self.num_tokens -= size
+        self._count(lane, -1, -size)
         if ticket.num_taken == len(ticket.rows):
-            del self._line[ticket]
+            self._end(ticket, key)
         else:
-            self._line.move_to_end(ticket)
+            lane.line.move_to_end(ticket)
+
+    def _end(self, ticket: K, key: Hashable) -> None:
+        line = self._lanes[key].line
+        del line[ticket]
+        del self._lane_of[ticket]
+        if not line:
+            del self._lanes[key]
+
+    def _count(self, lane: _Lane[K], num_rows: int, num_tokens: int) -> None:
+        self.num_rows += num_rows
+        self.num_tokens += num_tokens
+        lane.num_tokens += num_tokens
 
 
 def count_tokens(rows: Sequence[Row]) -> int:

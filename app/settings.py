@@ -122,6 +122,13 @@ class Settings(BaseSettings):
     max_queue_tokens: int = Field(
         262_144, description="Most tokens waiting; more are answered 429.", ge=16, le=100_000_000
     )
+    max_queue_s: float = Field(
+        2.0,
+        description="Longest wait for a forward pass, in seconds at the speed measured; who would "
+        "wait longer is answered 429.",
+        gt=0,
+        le=3600,
+    )
     deadline_s: float = Field(
         30.0,
         description="Seconds until a request is answered 504; the client may ask for less.",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Request
+from fastapi import APIRouter, Header, Path, Request, Response
 
+from app.admission import deadline_of
 from app.disconnect import while_connected
 from app.errors import DeadlineExceededError
 from app.limits import JsonRoute
@@ -39,30 +40,34 @@ TimeoutMs = Annotated[
 ]
 
 
-@router.post("/predict/{task}", summary="Predict with one task")
+@router.post("/predict/{task}", summary="Predict with one task", response_model=PredictResponse)
 async def predict(
     request: Request,
     task: TaskName,
     body: PredictRequest,
     serving: ServingDep,
     timeout_ms: TimeoutMs = None,
-) -> PredictResponse:
+) -> Response:
     """Classify one row, or a list of rows, with a task's default delta or with the one named.
 
     A row is a string (tasks with one text) or an object with the task's fields; `text` and
     `text_pair` are accepted for any task. Predictions come in the order of the rows.
     """
     record = serving.engine.store.resolve(task, body.strategy, body.version)
-    work = _answer(serving, request, body.inputs, [record], body.top_k, timeout_ms)
+    work = _answer(serving, request, body, [record], task)
     (answer,) = await while_connected(request, work)
     backbone = serving.engine.backbone.ref.id
-    return PredictResponse(backbone=backbone, **dict(answer))
+    return _json(PredictResponse(backbone=backbone, **dict(answer)))
 
 
-@router.post("/predict", summary="Predict with several tasks or strategies at once")
+@router.post(
+    "/predict",
+    summary="Predict with several tasks or strategies at once",
+    response_model=FanOutResponse,
+)
 async def predict_fan_out(
     request: Request, body: FanOutRequest, serving: ServingDep, timeout_ms: TimeoutMs = None
-) -> FanOutResponse:
+) -> Response:
     """Send the same rows through several deltas; the backbone's work is batched across them.
 
     The rows must fit every target: a string for tasks with one text, or `text` and `text_pair`,
@@ -70,29 +75,32 @@ async def predict_fan_out(
     """
     resolve = serving.engine.store.resolve
     records = [resolve(target.task, target.strategy, target.version) for target in body.targets]
-    work = _answer(serving, request, body.inputs, records, body.top_k, timeout_ms)
+    work = _answer(serving, request, body, records, None)
     results = await while_connected(request, work)
-    return FanOutResponse(backbone=serving.engine.backbone.ref.id, results=results)
+    return _json(FanOutResponse(backbone=serving.engine.backbone.ref.id, results=results))
+
+
+def _json(answer: PredictResponse | FanOutResponse) -> Response:
+    """Written by the model itself: FastAPI would check once more what was just checked."""
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 async def _answer(
     serving: Serving,
     request: Request,
-    inputs: Any,
+    body: PredictRequest | FanOutRequest,
     records: Sequence[Record],
-    top_k: int | None,
-    timeout_ms: int | None,
+    key: str | None,
 ) -> list[TargetPredictions]:
-    timeout_s = serving.deadline_s
-    if timeout_ms is not None and timeout_ms < timeout_s * 1000:
-        timeout_s = timeout_ms / 1000
-    deadline = serving.clock() + timeout_s
+    """Run the rows; `key` is the task in whose turns they run, None for those of several."""
+    started = serving.clock()
+    deadline = deadline_of(request.scope, serving)
     try:
         results = await serving.pipeline.run(
-            inputs, records, deadline=deadline, trace=request.state.trace
+            body.inputs, records, key=key, deadline=deadline, trace=request.state.trace
         )
     except DeadlineExceededError:
-        raise DeadlineExceededError(timeout_s) from None  # from the arrival on
+        raise DeadlineExceededError(deadline - started) from None  # from the arrival on
     answers = []
     for record, rows in zip(records, results, strict=True):
         task, strategy = record.manifest.key
@@ -103,7 +111,7 @@ async def _answer(
                 strategy=strategy,
                 version=record.version,
                 kind=record.manifest.task.kind,
-                predictions=to_predictions(record.manifest.task, rows, top_k),
+                predictions=to_predictions(record.manifest.task, rows, body.top_k),
             )
         )
     return answers

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+
+from app.jobs import BatchLimits
+from app.pace import Pace
 
 CheckError = Callable[..., dict[str, Any]]
 WaitForQueue = Callable[[TestClient, int], None]
@@ -49,6 +52,66 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(
         gate.is_open.set()
         assert running.result().status_code == waiting.result().status_code == 200
     assert predict(client, 3).status_code == 200
+
+
+@pytest.fixture
+def crowded(
+    start: Callable[..., TestClient], gate: Any, wait_for_queue: WaitForQueue
+) -> Iterator[TestClient]:
+    """A server with rows of "toy2" waiting for a minute, as it believes."""
+    client = start(max_queue_s=50.0, deadline_s=100.0)
+    gate.close()
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(predict, client)
+        assert gate.entered.wait(5)
+        waiting = pool.submit(predict, client, 30)
+        wait_for_queue(client, 30)
+        batcher = client.app.state.serving.batcher  # type: ignore[attr-defined]
+        slow, now = Pace(), time.monotonic()
+        slow.begin(batcher.queued_tokens, now - 60, rows_wait=True)
+        slow.end(now)
+        batcher._pace = slow
+        yield client
+        gate.is_open.set()
+        assert running.result().status_code == waiting.result().status_code == 200
+
+
+def test_what_would_wait_too_long_is_refused_before_its_body_is_read(
+    crowded: TestClient, check_error: CheckError, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="app"):
+        for _ in range(20):
+            headers = {"Content-Type": "application/json", "X-Request-ID": "mine"}
+            refused = crowded.post("/predict/toy2", content=b"{no JSON", headers=headers)
+            error = check_error(refused, 429, "overloaded")
+            assert error["request_id"] == "mine"
+            assert "30 rows" in error["message"]
+            assert refused.headers["retry-after"] == "60"
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("refused 1 since the last such line: the queue is full (30 rows")
+    assert dropped(crowded, "rejected") == 20
+    counted = 'deltabert_requests_total{method="POST",route="/predict/{task}",status="429"} 20.0'
+    assert counted in crowded.get("/metrics").text
+    assert crowded.get("/health/live").status_code == 200
+
+
+def test_another_tasks_turn_comes_sooner(crowded: TestClient, check_error: CheckError) -> None:
+    """The queue is long, but not of its rows: they are read, and here found wrong."""
+    other = crowded.post("/predict/toy68", json={"inputs": 7})
+    check_error(other, 422, "invalid_input")
+    both = {"inputs": 7, "targets": [{"task": "toy2"}, {"task": "toy68"}]}
+    check_error(crowded.post("/predict", json=both), 422, "invalid_input")
+
+
+def test_what_can_not_be_answered_in_the_clients_own_time_is_refused(
+    crowded: TestClient, check_error: CheckError
+) -> None:
+    crowded.app.state.serving.batcher._limits = BatchLimits(1, 1, 99, 9999)  # type: ignore[attr-defined]
+    body = {"inputs": 7}
+    late = crowded.post("/predict/toy2", json=body, headers={"X-Request-Timeout-Ms": "50000"})
+    check_error(late, 429, "overloaded")
+    soon = crowded.post("/predict/toy2", json=body, headers={"X-Request-Timeout-Ms": "70000"})
+    check_error(soon, 422, "invalid_input")
 
 
 def test_the_canary_passes_a_full_queue(

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.batcher import Batcher
-from app.errors import BatchFailedError, DeadlineExceededError
+from app.errors import BatchFailedError, DeadlineExceededError, OverloadedError
 from app.jobs import BatchLimits
 
+FAR = 10**6
 LIMITS = BatchLimits(
     max_batch_rows=4, max_batch_tokens=20, max_queue_rows=10_000, max_queue_tokens=10**6
 )
@@ -89,7 +90,7 @@ class World:
 row_shapes = st.tuples(st.integers(1, 30), st.sampled_from([False, False, False, True]))
 actions = st.one_of(
     st.tuples(
-        st.just("submit"), st.lists(row_shapes, min_size=1, max_size=6), st.sampled_from([5, 10**6])
+        st.just("submit"), st.lists(row_shapes, min_size=1, max_size=6), st.sampled_from([5, FAR])
     ),
     st.tuples(st.just("cancel"), st.integers(0, 20), st.none()),
     st.tuples(st.just("tick"), st.integers(1, 4), st.none()),
@@ -192,6 +193,9 @@ def check_end(sent: Sent, world: World) -> None:
         assert not later & set(numbers), "a row nobody waits for reached the engine"
     if sent.task.cancelled():
         assert sent.given_up_after is not None
+    elif isinstance(sent.task.exception(), OverloadedError):
+        assert sent.deadline < FAR, "refused although there was time"
+        assert not begun
     elif error := sent.task.exception():
         poisoned = any(row.is_poison for row in sent.rows)
         assert isinstance(error, DeadlineExceededError | BatchFailedError), error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
 import threading
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ import pytest
 from app.batcher import Batcher
 from app.errors import BatchFailedError, DeadlineExceededError, NotReadyError, OverloadedError
 from app.jobs import BatchLimits
+from app.row_queue import QUANTUM_TOKENS
 
 FAR = 1e6
 
@@ -97,7 +99,7 @@ class Rig:
         return task
 
 
-def run(test: Callable[[Rig], Awaitable[None]], run_batch: Any = None, **limits: int) -> Rig:
+def run(test: Callable[[Rig], Awaitable[None]], run_batch: Any = None, **limits: float) -> Rig:
     """Run a test against a fresh batcher, and stop that."""
     engine, observer, clock = Engine(), Observer(), Clock()
     given = {"max_batch_rows": 4, "max_batch_tokens": 100} | limits
@@ -105,7 +107,10 @@ def run(test: Callable[[Rig], Awaitable[None]], run_batch: Any = None, **limits:
 
     async def main() -> Rig:
         batcher: Batcher[Row, int] = Batcher(
-            run_batch or engine, BatchLimits(**given), observer, clock=clock
+            run_batch or engine,
+            BatchLimits(**given),  # type: ignore[arg-type]
+            observer,
+            clock=clock,
         )
         rig = Rig(engine, observer, clock, batcher)
         batcher.start()
@@ -193,20 +198,111 @@ def test_a_full_queue_refuses() -> None:
     run(test, max_queue_rows=10)
 
 
-def test_retry_after_is_the_queue_over_the_measured_speed() -> None:
-    async def test(rig: Rig) -> None:
-        first = await rig.stall()
-        rig.clock.now = 2.0  # 10 tokens took 2 s
-        rig.engine.gate.set()
-        await first
-        await rig.stall()
-        rig.submit(*range(8))  # 80 tokens: 16 s
-        await asyncio.sleep(0)
-        with pytest.raises(OverloadedError) as caught:
-            await rig.submit(*range(5))
-        assert caught.value.retry_after_s == 16
+class Steps:
+    """An engine that runs a batch for each `let_through`."""
 
-    run(test, max_queue_rows=10)
+    def __init__(self) -> None:
+        self.permits = threading.Semaphore(0)
+        self.entered: queue.SimpleQueue[list[Row]] = queue.SimpleQueue()
+
+    def __call__(self, rows: Sequence[Row]) -> list[int]:
+        self.entered.put(list(rows))
+        assert self.permits.acquire(timeout=10)
+        return [row.value**2 for row in rows]
+
+    async def next_batch(self) -> list[Row]:
+        return await asyncio.to_thread(self.entered.get, timeout=10)
+
+
+async def paced(rig: Rig, steps: Steps) -> None:
+    """Leave 4 rows of "busy" in the engine, 4 waiting, and a pace of 20 tokens a second."""
+    tasks.append(rig.submit(*range(12), key="busy"))
+    await steps.next_batch()
+    rig.clock.now = 2.0  # 40 tokens took 2 s
+    steps.permits.release()
+    await steps.next_batch()
+
+
+tasks: list[asyncio.Task[Any]] = []  # held, or they may be collected
+
+
+def run_paced(test: Callable[[Rig], Awaitable[None]], **limits: float) -> Rig:
+    """Run a test after `paced`."""
+    steps = Steps()
+
+    async def pace_then_test(rig: Rig) -> None:
+        await paced(rig, steps)
+        try:
+            await test(rig)
+        finally:
+            steps.permits.release(100)
+
+    return run(pace_then_test, steps, **limits)
+
+
+def test_retry_after_is_the_wait_at_the_pace_measured() -> None:
+    async def test(rig: Rig) -> None:
+        rig.clock.now = 3.0
+        with pytest.raises(OverloadedError, match="4 rows") as caught:
+            await rig.submit(*range(10))
+        assert caught.value.retry_after_s == 3, "1 s for the running batch, 2 s for the waiting one"
+        assert rig.observer.drops["rejected"] == 1
+
+    run_paced(test, max_queue_rows=13)
+
+
+def test_the_queue_is_bounded_by_the_time_to_work_it_off() -> None:
+    async def test(rig: Rig) -> None:
+        with pytest.raises(OverloadedError) as caught:
+            await rig.submit(1, key="busy")  # 2 s for the running batch, 2 s for the waiting one
+        assert caught.value.retry_after_s == 4
+        with pytest.raises(OverloadedError):
+            rig.batcher.check_wait("busy", FAR)
+        with pytest.raises(OverloadedError):
+            async with rig.batcher.announce(1, key="busy", deadline=FAR):
+                pytest.fail("announced")
+        assert rig.observer.drops["rejected"] == 3
+        rig.clock.now = 2.6
+        rig.batcher.check_wait("busy", FAR)
+        tasks.append(rig.submit(1, key="busy"))
+        await asyncio.sleep(0)
+        assert rig.batcher.queued_rows == 5
+
+    run_paced(test, max_queue_s=3.5)
+
+
+def test_what_can_not_begin_before_its_own_deadline_is_refused() -> None:
+    async def test(rig: Rig) -> None:
+        with pytest.raises(OverloadedError):
+            await rig.submit(1, key="busy", deadline=rig.clock.now + 3.9)
+        rig.batcher.check_wait("busy", rig.clock.now + 4.1)
+
+    run_paced(test)
+
+
+def test_a_busy_task_does_not_shut_the_queue_for_others() -> None:
+    async def test(rig: Rig) -> None:
+        rig.clock.now = 2.5
+        tasks.append(rig.submit(*range(40), key="busy"))  # 20 s more
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError):
+            rig.batcher.check_wait("busy", FAR)
+        rig.batcher.check_wait("other", FAR)  # waits for the running batch and one turn
+
+    run_paced(test, max_queue_s=2.0 + QUANTUM_TOKENS / 20 + 0.1)
+
+
+def test_nothing_is_refused_for_time_before_a_pace_is_known() -> None:
+    async def test(rig: Rig) -> None:
+        stalled = await rig.stall()
+        waiting = rig.submit(*range(50))
+        await asyncio.sleep(0)
+        rig.clock.now = 100.0
+        rig.batcher.check_wait(None, FAR)
+        rig.engine.gate.set()
+        await asyncio.gather(stalled, waiting)
+
+    run(test, max_queue_s=0.001)
 
 
 def test_the_queue_is_bounded_in_tokens_too_but_never_shut_when_empty() -> None:

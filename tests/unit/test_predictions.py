@@ -6,11 +6,15 @@ import math
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.errors import BadResultError
 from app.pipeline import RowLogits
-from app.predictions import to_predictions
-from deltas import TaskSpec
+from app.predictions import scores_of, to_predictions
+from deltas import TaskSpec, task_scores
+from deltas.manifest import TaskKind
 
 
 def task(kind: str, *labels: str) -> TaskSpec:
@@ -81,3 +85,10 @@ def test_rows_keep_their_order() -> None:
         ("b", False),
         ("a", True),
     ]
+
+
+@pytest.mark.parametrize("kind", ["single_label", "multi_label"])
+@given(logits=st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=6))
+def test_scores_are_those_of_the_tensors(kind: TaskKind, logits: list[float]) -> None:
+    expected = task_scores(kind, torch.tensor([logits]))[0].tolist()
+    assert scores_of(kind, logits) == pytest.approx(expected, rel=1e-5, abs=1e-7)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.row_queue import RowQueue, Ticket, count_tokens
+from app.row_queue import QUANTUM_TOKENS, RowQueue, Ticket, count_tokens
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,45 @@ def test_counts_follow_every_change() -> None:
 
 def test_count_tokens() -> None:
     assert count_tokens([Row("x", 3), Row("y", 4)]) == 7
+
+
+def keyed(key: str, *lengths: int) -> Ticket[Row]:
+    one = ticket(key, *lengths)
+    one.key = key
+    return one
+
+
+def test_a_task_with_little_traffic_gets_its_turn_beside_one_with_much() -> None:
+    size = QUANTUM_TOKENS // 4
+    line = line_of(*(keyed("a", size) for _ in range(50)), *(keyed("b", size) for _ in range(6)))
+    taken = names(line.take(50, 10**6, now=0.0)[0])
+    assert taken[:14] == ["a0"] * 4 + ["b0"] * 4 + ["a0"] * 4 + ["b0"] * 2
+
+
+def test_tasks_with_rows_of_any_length_get_the_same_number_of_tokens() -> None:
+    line = line_of(keyed("long", *[512] * 100), keyed("short", *[10] * 5000))
+    tokens = {"long": 0, "short": 0}
+    for _ in range(20):
+        for one, position in line.take(10_000, 1000, now=0.0)[0]:
+            tokens[str(one.key)] += one.rows[position].num_tokens
+    assert sum(tokens.values()) > 15_000
+    assert abs(tokens["long"] - tokens["short"]) <= QUANTUM_TOKENS + 512
+
+
+def test_tokens_before_a_row_are_all_or_its_tasks_share() -> None:
+    line = line_of(keyed("a", *[100] * 50), keyed("b", 100))
+    assert line.tokens_before("a") == line.num_tokens == 5100
+    assert line.tokens_before("b") == 2 * (100 + QUANTUM_TOKENS)
+    assert line.tokens_before("c") == 2 * QUANTUM_TOKENS
+    assert line_of().tokens_before("a") == 0
+
+
+def test_nothing_is_left_behind_of_tickets_that_are_gone() -> None:
+    line = line_of(keyed("a", 1, 2), keyed("b", 3))
+    line.add(keyed("c", 1), urgent=True)
+    waiting = keyed("d", 4)
+    line.add(waiting)
+    line.remove(waiting)
+    line.take(10, 1000, now=0.0)
+    assert not line._lanes
+    assert not line._lane_of

@@ -1,0 +1,49 @@
+"""The pace: which batches tell something, and how long a wait is made of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.pace import Pace
+
+
+def measured(*batches: tuple[int, float]) -> Pace:
+    """A pace that has seen batches of (tokens, seconds) while rows waited; it is 0 o'clock."""
+    pace = Pace()
+    for num_tokens, seconds in batches:
+        pace.begin(num_tokens, -seconds, rows_wait=True)
+        pace.end(0.0)
+    return pace
+
+
+def test_nothing_known_is_no_wait() -> None:
+    pace = Pace()
+    pace.begin(1000, 0.0, rows_wait=True)
+    assert pace.seconds(10**6, 5.0) == 0.0
+    pace.end(5.0)
+    assert pace.seconds(1000, 5.0) == pytest.approx(5.0)
+
+
+def test_batches_that_nobody_waited_for_tell_nothing() -> None:
+    pace = measured((1000, 1.0))
+    pace.begin(1, 0.0, rows_wait=False)
+    pace.end(60.0)
+    assert pace.seconds(500, 60.0) == pytest.approx(0.5)
+
+
+def test_the_time_until_the_next_call_of_end_does_not_count() -> None:
+    pace = measured((1000, 1.0))
+    pace.end(100.0)  # nothing was running
+    assert pace.seconds(500, 100.0) == pytest.approx(0.5)
+
+
+def test_the_running_batch_counts_with_what_is_left_of_it() -> None:
+    pace = measured((1000, 1.0))
+    pace.begin(2000, 10.0, rows_wait=True)
+    assert pace.seconds(500, 10.5) == pytest.approx(2.0)
+    assert pace.seconds(500, 99.0) == pytest.approx(0.5), "overdue is not less than nothing"
+
+
+def test_a_change_of_speed_is_believed_step_by_step() -> None:
+    assert measured((1000, 1.0), (500, 1.0)).seconds(900, 0.0) == pytest.approx(1.0)
+    assert measured((1000, 1.0), *[(500, 1.0)] * 40).seconds(500, 0.0) == pytest.approx(1.0, 0.01)
