@@ -171,7 +171,7 @@ class Engine:
         for number, row in enumerate(rows):
             of_delta.setdefault(row.record.key, []).append(number)
         with torch.inference_mode():
-            for part in self.slots.parts(row.record for row in rows):
+            for part in self.slots.parts([rows[own[0]].record for own in of_delta.values()]):
                 chosen: list[int] = []
                 slots: list[int] = []
                 for key, slot in self.slots.claim(part).items():

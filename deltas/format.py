@@ -23,6 +23,7 @@ import json
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def write_delta(delta: Delta, path: Path) -> Delta:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     _check_tensors(path, delta.manifest, tensors)
     text = delta.manifest.model_dump_json()
-    version = _version(delta.manifest, tensors)
+    version = content_digest(_lasting(delta.manifest), tensors)[:_VERSION_DIGITS]
     digest = content_digest(text + version, tensors)
     metadata = {"deltabert": text, "version": version, "digest": digest, "format": "pt"}
     content = save(tensors, metadata=metadata)
@@ -112,8 +113,8 @@ def read_delta(path: Path) -> Delta:
     manifest = _parse_manifest(path, header["deltabert"])
     _check_tensors(path, manifest, tensors)
     version, digest = header["version"], header["digest"]
-    found = content_digest(header["deltabert"] + version, tensors)
-    if found != digest or _version(manifest, tensors) != version:
+    found, computed = _digests([header["deltabert"] + version, _lasting(manifest)], tensors)
+    if found != digest or computed[:_VERSION_DIGITS] != version:
         reason = f"the content's digest is {found[:16]}..., the header says {digest[:16]}..."
         raise DeltaFormatError(path, f"{reason}: the file is damaged; copy or train it again")
     return Delta(
@@ -228,19 +229,28 @@ def _parse_manifest(path: Path, text: str) -> Manifest:
         raise DeltaFormatError(path, f"the manifest is invalid: {problems}") from error
 
 
-def _version(manifest: Manifest, tensors: dict[str, Tensor]) -> str:
-    lasting = manifest.model_dump_json(exclude={"training", "metrics"})
-    return content_digest(lasting, tensors)[:_VERSION_DIGITS]
+def _lasting(manifest: Manifest) -> str:
+    """The part of a manifest that the version covers."""
+    return manifest.model_dump_json(exclude={"training", "metrics"})
 
 
 def content_digest(text: str, tensors: dict[str, Tensor]) -> str:
     """SHA-256 over a text and every tensor's name, dtype, shape and bytes."""
-    hasher = hashlib.sha256(text.encode())
+    (digest,) = _digests([text], tensors)
+    return digest
+
+
+def _digests(texts: Sequence[str], tensors: dict[str, Tensor]) -> list[str]:
+    """`content_digest` for several texts in one pass over the tensors."""
+    hashers = [hashlib.sha256(text.encode()) for text in texts]
     for name in sorted(tensors):
         tensor = tensors[name]
-        hasher.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        hasher.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
+        about = f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode()
+        content = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        for hasher in hashers:
+            hasher.update(about)
+            hasher.update(content)
+    return [hasher.hexdigest() for hasher in hashers]
 
 
 def _check_tensors(path: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from deltas import TokenizedRow
+from tests.bench import scale
 from tests.bench.load import encode_requests
 from tests.bench.serving import RATIOS, cut, summarise
 from tests.bench.workload import Workload
@@ -38,6 +39,35 @@ def test_ratios_compare_within_a_round() -> None:
     found = summarise(seconds, a_workload([2] * 6))
     assert found["ratios"] == {"mixed_vs_single": 2.0}
     assert found["systems"]["mixed bitfit"] == {"rows_per_s": 6.0, "tokens_per_s": 12}
+
+
+def test_the_cliff_is_the_speed_with_few_slots_over_that_with_all() -> None:
+    """Half the speed is 0.5; more registered tasks that take longer are below 1."""
+    seconds = {
+        "9 tasks, uniform": [1.0, 3.0],
+        "9 tasks, zipf": [1.0, 3.0],
+        "90 tasks, uniform": [1.25, 3.75],
+        "90 tasks, zipf": [1.0, 3.0],
+        "cliff, slots for all": [1.0, 3.0],
+        "cliff, slots for a quarter": [2.0, 6.0],
+    }
+    memory = {
+        "90 tasks": {"resident_bytes": 300, "backbone_resident_bytes": 100, "delta_bytes": 250},
+        "90 tasks, 64 slots": {
+            "resident_bytes": 150,
+            "backbone_resident_bytes": 100,
+            "delta_bytes": 250,
+        },
+    }
+    assert scale.summarise(seconds, memory, {9: 2.0, 90: 3.0}, [9, 90]) == {
+        "tasks_90_vs_9": 0.8,
+        "tasks_90_vs_9_zipf": 1.0,
+        "register_ms": 3.0,
+        "register_vs_first": 1.5,
+        "memory_vs_deltas": 0.8,
+        "memory_64_slots_vs_deltas": 0.2,
+        "cliff_4x": 0.5,
+    }
 
 
 def test_requests_are_what_a_server_reads(tmp_path: Path) -> None:
