@@ -173,6 +173,9 @@ RATIOS = {
     "idle_overhead_ms": "milliseconds over the bare forward pass, one row, idle server",
     "overload_goodput": "rows answered at three times the capacity, against the capacity",
     "overload_live_max_ms": "slowest answer of /health/live meanwhile, in milliseconds",
+    "overload_grown_mb": "memory that the server has grown by after that minute, in MB",
+    "fair_p99_ratio": "99th percentile of a task beside one with ten times its traffic, "
+    "against alone",
     "fanout9_vs_requests": "one row to nine tasks in one request, against nine requests",
 }
 

@@ -1,6 +1,6 @@
 """Logging: one record a line, as text or JSON, each with the id of the request it belongs to.
 
-`configure_logging` is called by whoever owns the process (`app.__main__`, or `create_app` when
+`configure_logging` is called by whoever owns the process (`app.server`, or `create_app` when
 uvicorn calls it as a factory), never at import. Nothing in `app` logs the text of an input.
 """
 

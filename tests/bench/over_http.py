@@ -19,6 +19,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ from training.tasks import TASKS
 _LIST_ROWS = 32
 _LIST_CONNECTIONS = 8
 _OVERLOAD = 3
+_LIGHT_SHARE = 0.05  # of the capacity; a light task's traffic in the test of fairness
+_HEAVY = 10  # times as much is a heavy task's
 _START_S = 120
 _LATENCY_ROWS = 200
 
@@ -103,7 +106,10 @@ def write_bodies(workload: Workload, folder: Path) -> dict[str, Path]:
         for name in names
     ]
     files = {}
-    for kind, bodies in (("one", one), ("lists", lists), ("fan-out", fan_out), ("nine", nine)):
+    kinds = {"one": one, "lists": lists, "fan-out": fan_out, "nine": nine}
+    for kind, name in (("light", names[0]), ("heavy", names[1])):
+        kinds[kind] = [item | {"path": f"/predict/{name}"} for item in one]
+    for kind, bodies in kinds.items():
         files[kind] = folder / f"{kind}.jsonl"
         files[kind].write_text("".join(json.dumps(body) + "\n" for body in bodies))
     return files
@@ -188,12 +194,28 @@ def over_http(
         "nine requests": load(url, bodies["nine"], "--connections", 1, "--seconds", seconds),
     }
     capacity = found["one row, 64 connections"]["rows_per_s"]
+    found |= two_tasks(url, bodies, _LIGHT_SHARE * capacity, 2 * seconds)
     before = resident_bytes(process.pid)
     rate = _OVERLOAD * capacity
     name = f"{_OVERLOAD}x overload"
     found[name] = load(url, bodies["one"], "--rate", rate, "--seconds", options.overload_seconds)
     found[name]["grown_bytes"] = resident_bytes(process.pid) - before
     return found
+
+
+def two_tasks(url: str, bodies: dict[str, Path], rate: float, seconds: float) -> dict[str, Any]:
+    """A task with little traffic, alone and beside one with much."""
+    light = ("--rate", rate, "--seconds", seconds)
+    heavy = ("--rate", _HEAVY * rate, "--seconds", seconds)
+    alone = load(url, bodies["light"], *light)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(load, url, bodies["heavy"], *heavy)
+        beside = load(url, bodies["light"], *light)
+    return {
+        "a task alone": alone,
+        f"beside one with {_HEAVY}x its traffic": beside,
+        "that one": other.result(),
+    }
 
 
 def load(url: str, bodies: Path, *arguments: object) -> dict[str, Any]:
@@ -218,6 +240,7 @@ def ratios(measured: dict[str, Any]) -> dict[str, float]:
     engine = measured["engine alone"]
     one, lists = measured["one row, 64 connections"], measured["lists of 32, 8 connections"]
     overload = measured["3x overload"]
+    alone, beside = measured["a task alone"], measured["beside one with 10x its traffic"]
     return {
         "http_one_row_vs_engine": round(one["rows_per_s"] / engine["rows_per_s"], 3),
         "http_list32_vs_engine": round(lists["rows_per_s"] / engine["rows_per_s"], 3),
@@ -226,6 +249,8 @@ def ratios(measured: dict[str, Any]) -> dict[str, float]:
         ),
         "overload_goodput": round(overload["rows_per_s"] / one["rows_per_s"], 3),
         "overload_live_max_ms": overload["live_max_ms"],
+        "overload_grown_mb": round(overload["grown_bytes"] / 1e6, 1),
+        "fair_p99_ratio": round(beside["p99_ms"] / alone["p99_ms"], 2),
         "fanout9_vs_requests": round(
             measured["fan-out to nine"]["p50_ms"] / (9 * measured["nine requests"]["p50_ms"]), 3
         ),

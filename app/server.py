@@ -1,0 +1,137 @@
+"""The server process: settings, signals, socket, and uvicorn; `python -m app` runs it.
+
+Exit status: 0 stopped by a signal, 1 could not start, 2 settings that can't be used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.logs import configure_logging
+from app.main import create_app, open_store, pinned_records
+from app.serving import Serving
+from app.settings import PREFIX, Settings, SettingsError, load_settings
+from deltas import DeltaError, keep_freed_memory, load_backbone, pick_device
+
+logger = logging.getLogger("app")
+
+_GC_THRESHOLDS = 50_000, 20, 50
+# The forward pass takes the GIL again after each of its hundreds of steps. Beside a busy event loop
+# it took 2.9 times as long as alone with Python's 5 ms, and 2.2 times with this.
+_SWITCH_INTERVAL_S = 0.0005
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn with our own first and last words."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # What lives as long as the process need not be searched for garbage; and a body of a
+        # million little lists must not have the loop search all of them, again and again.
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Uvicorn tells an app of a shutdown when all its requests are over; ours ends them itself.
+        app = self.config.app
+        assert isinstance(app, FastAPI)
+        serving, settings = app.state.serving, app.state.settings
+        draining = None
+        if isinstance(serving, Serving):
+            draining = asyncio.create_task(serving.batcher.stop(settings.shutdown_timeout_s))
+        await super().shutdown(sockets)
+        if draining is not None:
+            await draining
+
+
+class _StartError(Exception):
+    """The server can't be started; the message is all that a user needs."""
+
+
+def main() -> int:
+    """Run the server; returns the exit status."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        return _say(error)
+    configure_logging(settings.log_format, settings.log_level)
+    # Uvicorn sends itself the signal again once it is done; being asked to stop is no failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    keep_freed_memory()
+    try:
+        pick_device(settings.device)
+        with _listen(settings) as listener:
+            backbone = load_backbone(settings.backbone)
+            if settings.pinned:  # said in a sentence here; a failing start has a traceback
+                pinned_records(open_store(settings, backbone), settings)
+            _serve(create_app(settings, backbone=backbone), listener, settings)
+    except SettingsError as error:
+        return _say(error)
+    except (DeltaError, _StartError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _say(error: SettingsError) -> int:
+    sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
+    return 2
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Take the port before anything slow is done."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # asyncio turns off Nagle's delay only on sockets that say that they are TCP's; with it a client
+    # that keeps its connection waits 40 ms for the second part of each answer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        where = f"port {settings.port} of {settings.host}"
+        if error.errno == errno.EADDRINUSE:
+            problem = f"{where} is in use by another program; set {PREFIX}PORT to a free one"
+        else:
+            problem = f"can't listen on {where}: {error.strerror or error}"
+        raise _StartError(problem) from error
+    return listener
+
+
+def _serve(app: FastAPI, listener: socket.socket, settings: Settings) -> None:
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        # The batcher answers everything within its own timeout; this is for stuck connections.
+        timeout_graceful_shutdown=round(settings.shutdown_timeout_s) + 5,
+    )
+    server = _Server(config)
+    try:
+        server.run(sockets=[listener])
+    except OSError as error:  # another server took the port while this one was loading
+        raise _StartError(f"can't listen on port {settings.port}: {error.strerror}") from error
+    except SystemExit as error:
+        if error.code:  # uvicorn's own way out, when the app could not be started
+            raise _StartError("the server could not start; the log above says why") from error
+        raise
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
