@@ -83,7 +83,7 @@ def test_parts_can_be_left_out_and_still_lend_their_rates() -> None:
 def test_the_rate_is_that_of_the_best_selection_rows_not_of_the_dev_set() -> None:
     planned = plan(with_part(tasks=["rte"], freeze=["bitfit"]))
     first, second, *rest = planned
-    finished = {}
+    finished: dict[str, Run] = {}
     for run, score, selection in ((first, 0.9, 0.5), (second, 0.1, 0.6)):
         rate = run.rate.resolve({})
         assert rate is not None
