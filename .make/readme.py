@@ -165,6 +165,9 @@ RATIOS = {
     "tasks_10000_vs_9_zipf": "10,000 tasks, asked by rank (Zipf), against nine",
     "register_ms": "milliseconds to register one more when 10,000 are there",
     "memory_vs_deltas": "memory of 10,000 tasks against the bytes of their files",
+    "memory_64_slots_vs_deltas": "the same with 64 slots, after all tasks were asked",
+    "cliff_4x": "slots for a quarter of 1,000 evenly asked tasks, against slots for all; "
+    "wanted: at least 0.5",
     "http_one_row_vs_engine": "64 connections, a row a request, against the engine alone",
     "http_list32_vs_engine": "lists of 32 rows, against the engine alone",
     "idle_overhead_ms": "milliseconds over the bare forward pass, one row, idle server",

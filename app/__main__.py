@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.logs import configure_logging
-from app.main import create_app
+from app.main import create_app, open_store, pinned_records
 from app.serving import Serving
 from app.settings import PREFIX, Settings, SettingsError, load_settings
 from deltas import DeltaError, keep_freed_memory, load_backbone, pick_device
@@ -63,8 +63,7 @@ def main() -> int:
     try:
         settings = load_settings()
     except SettingsError as error:
-        sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
-        return 2
+        return _say(error)
     configure_logging(settings.log_format, settings.log_level)
     # Uvicorn sends itself the signal again once it is done; being asked to stop is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -73,12 +72,21 @@ def main() -> int:
     try:
         pick_device(settings.device)
         with _listen(settings) as listener:
-            app = create_app(settings, backbone=load_backbone(settings.backbone))
-            _serve(app, listener, settings)
+            backbone = load_backbone(settings.backbone)
+            if settings.pinned:  # said in a sentence here; a failing start has a traceback
+                pinned_records(open_store(settings, backbone), settings)
+            _serve(create_app(settings, backbone=backbone), listener, settings)
+    except SettingsError as error:
+        return _say(error)
     except (DeltaError, _StartError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
+
+
+def _say(error: SettingsError) -> int:
+    sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
+    return 2
 
 
 def _listen(settings: Settings) -> socket.socket:

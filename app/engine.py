@@ -1,7 +1,8 @@
 """The engine: the only owner of torch objects while serving; turns rows of any tasks into logits.
 
-One frozen backbone, one bank with a slot for each delta, one forward pass for a batch whatever it
-mixes. Knows nothing of HTTP or queues: `app.batcher` decides which rows run together.
+One frozen backbone, one bank of deltas, one forward pass for a batch whatever it mixes. Which
+deltas are in the bank is kept by `app.slots`, how they get there by `app.loader`. Knows nothing of
+HTTP or queues: `app.batcher` decides which rows run together.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from typing import Any
 
 import torch
 
-from app.bank import Bank, BankOverlay
+from app.bank import Bank, Staged
+from app.bank_overlay import BankOverlay
+from app.errors import DeltaUnavailableError
+from app.loader import Loader
+from app.slots import Slots
 from deltas import (
     DTYPES,
     Backbone,
@@ -23,9 +28,10 @@ from deltas import (
     Record,
     Store,
     TokenizedRow,
-    check_delta,
+    check_fit,
     encode,
     pack,
+    packed_sizes,
     pick_device,
     pick_precision,
     tokenize_texts,
@@ -33,6 +39,9 @@ from deltas import (
 
 _TRIAL_TEXT = "ready?"
 _TRIAL_ROWS = 256
+_PUT_AT_ONCE = 64  # bounds what is held twice at the start
+
+Outcome = list[float] | DeltaUnavailableError  # a row's logits, or why its delta isn't there
 
 
 @dataclass(frozen=True)
@@ -51,56 +60,87 @@ class EngineRow:
 class Engine:
     """Answers rows.
 
-    Every delta of the store is read, checked, put into the bank and tried out on a row here; one
-    that fails is moved to `store.rejected` and the others are served.
+    What the manifests of all deltas say is checked here. Then the bank is filled: pinned deltas
+    first, then others in the store's order, each read, checked and tried out on a row; one that
+    fails is moved to `store.rejected`. What finds no room is read and checked when a row needs it.
 
     Args:
         backbone: the frozen encoder.
         store: the deltas.
         device: "auto", "cpu" or "cuda".
         precision: "auto", "fp32" or "bf16".
+        max_slots: most deltas on the device at a time; 0 for all.
+        pinned: deltas that stay there; fewer than `max_slots`, unless they are all there is.
     """
 
     def __init__(
-        self, backbone: Backbone, store: Store, *, device: str = "auto", precision: str = "auto"
+        self,
+        backbone: Backbone,
+        store: Store,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        max_slots: int = 0,
+        pinned: Sequence[Record] = (),
     ) -> None:
         self.backbone = backbone
         self.store = store
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
         self._bank = Bank(backbone, self.device, DTYPES[self.precision])
-        self._slots: dict[tuple[str, str, str], int] = {}
-        self._load()
-        self._try_out(list(store.records))
+        self._loader = Loader(backbone, self._bank, again=max_slots > 0)
+        self._pinned = {record.key for record in pinned}
+        self.slots = Slots(
+            self._bank, self._loader.load, max_slots=max_slots or None, pinned=self._pinned
+        )
+        self._check_manifests()
+        self._fill()
+        self._try_out([record for record in store.records if record in self.slots])
+        self.slots.forget_counts()
 
-    def _load(self) -> None:
-        """Put one delta after the other into the bank, so that no more than one is held twice."""
-        loaded: set[Path] = set()
-        # Again, since a copy may step in for a damaged file.
-        while new := [record for record in self.store.records if record.path not in loaded]:
-            for record in new:
-                try:
-                    delta = record.load()
-                    check_delta(delta, self.backbone)
-                except DeltaError as error:
-                    reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
-                    self.store.reject(record, reason)
-                else:
-                    loaded.add(record.path)
-                    (slot,) = self._bank.add([delta])
-                    self._slots[(*record.manifest.key, record.version)] = slot
+    def _check_manifests(self) -> None:
+        for record in self.store.records:
+            try:
+                check_fit(record.manifest, self.backbone)
+            except DeltaError as error:
+                self.store.reject(record, str(error), with_copies=True)
+
+    def _fill(self) -> None:
+        """Load as many deltas as there are slots for, the pinned ones first."""
+        tried: set[Path] = set()
+        most = self.slots.max_slots or len(self.store.records)
+        self._bank.reserve(min(most, len(self.store.records)))
+        while free := most - self.slots.num_used:
+            new = [record for record in self.store.records if record.path not in tried]
+            if not new:
+                break
+            new.sort(key=lambda record: record.key not in self._pinned)  # stable
+            new = new[:free]
+            for start in range(0, len(new), _PUT_AT_ONCE):
+                self._load(new[start : start + _PUT_AT_ONCE])
+            # Again, since a copy may step in for a damaged file, or there is still room.
+            tried |= {record.path for record in new}
+
+    def _load(self, records: Sequence[Record]) -> None:
+        loaded: list[tuple[Record, Staged]] = []
+        for record in records:
+            try:
+                loaded.append((record, self._loader.load(record)))
+            except DeltaError as error:
+                reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
+                self.store.reject(record, reason)
+        self.slots.hold(loaded)
 
     def _try_out(self, records: Sequence[Record]) -> None:
         """Reject deltas whose values are finite but whose answers are not."""
         rows = [row for record in records for row in self.tokenize(record, [self.trial(record)])]
         for start in range(0, len(rows), _TRIAL_ROWS):
             part = rows[start : start + _TRIAL_ROWS]
-            with torch.inference_mode():
-                answers = self._forward(part)
-            for row, logits in zip(part, answers, strict=True):
-                if not all(map(math.isfinite, logits)):
+            for row, logits in zip(part, self._answer(part), strict=True):
+                if isinstance(logits, list) and not all(map(math.isfinite, logits)):
                     reason = f"answers NaN or infinite numbers in {self.precision}; train it again"
                     self.store.reject(row.record, reason, with_copies=True)
+                    self.slots.drop(row.record)
 
     @staticmethod
     def trial(record: Record) -> tuple[str, ...]:
@@ -113,26 +153,68 @@ class Engine:
         tokenized = tokenize_texts(self.backbone.tokenizer, max_length, texts)
         return [EngineRow(tokens, record) for tokens in tokenized]
 
-    def run(self, rows: Sequence[EngineRow]) -> list[list[float]]:
-        """Logits of each row, in order, from one forward pass. Call from one thread at a time."""
-        if not rows:
-            return []
-        with torch.inference_mode():
-            return self._forward(rows)
+    def prefetch(self, records: Sequence[Record]) -> None:
+        """Begin to load what rows will need that are about to be queued; from any thread."""
+        self.slots.prefetch(records)
 
-    def _forward(self, rows: Sequence[EngineRow]) -> list[list[float]]:
-        slots = [self._slots[(*row.record.manifest.key, row.record.version)] for row in rows]
+    def run(self, rows: Sequence[EngineRow]) -> list[Outcome]:
+        """Logits of each row, in order. Call from one thread at a time.
+
+        One forward pass, or several if the rows need more deltas than there are slots. A row whose
+        delta can't be loaded gets the error in place of logits; the others get theirs.
+        """
+        return self._answer(rows)
+
+    def _answer(self, rows: Sequence[EngineRow]) -> list[Outcome]:
+        outcomes: list[Outcome] = [[]] * len(rows)
+        of_delta: dict[tuple[str, str, str], list[int]] = {}
+        for number, row in enumerate(rows):
+            of_delta.setdefault(row.record.key, []).append(number)
+        with torch.inference_mode():
+            for part in self.slots.parts(row.record for row in rows):
+                chosen: list[int] = []
+                slots: list[int] = []
+                for key, slot in self.slots.claim(part).items():
+                    if isinstance(slot, DeltaUnavailableError):
+                        for number in of_delta[key]:
+                            outcomes[number] = slot
+                    else:
+                        chosen += of_delta[key]
+                        slots += [slot] * len(of_delta[key])
+                self._forward(rows, chosen, slots, outcomes)
+        return outcomes
+
+    def _forward(
+        self,
+        rows: Sequence[EngineRow],
+        chosen: list[int],
+        slots: list[int],
+        outcomes: list[Outcome],
+    ) -> None:
+        """Write the logits of the chosen rows, whose deltas lie in `slots`, into `outcomes`."""
+        if not chosen:
+            return
         matrix_slots = self._bank.matrix_slots
-        tokens = [(row.tokens.input_ids, row.tokens.token_type_ids) for row in rows]
+        tokens = [(rows[n].tokens.input_ids, rows[n].tokens.token_type_ids) for n in chosen]
         keys = [slot if slot in matrix_slots else 0 for slot in slots]
         batch = pack(tokens, self.device, keys)
-        order = batch.order.tolist()
-        overlay = BankOverlay(self._bank, batch, [slots[row] for row in order])
+        overlay = BankOverlay(self._bank, batch, slots)
         pooled = encode(self.backbone.config, overlay, batch)
-        results: list[list[float]] = [[]] * len(rows)
-        for row, logits in zip(order, overlay.head(pooled), strict=True):
-            results[row] = logits.tolist()
-        return results
+        for number, logits in zip(chosen, overlay.head(pooled), strict=True):
+            outcomes[number] = logits.tolist()
+
+    def compile_kernels(self, max_tokens: int) -> int:
+        """Have the CPU library compile its products for every size of batch, before rows come.
+
+        oneDNN compiles a bfloat16 product for each new number of lines, in 1 to 4 ms: several times
+        what the product takes. Packed batches come in few sizes, so all of them are met here.
+
+        Returns:
+            how many products were run; 0 where nothing is compiled.
+        """
+        if self.device.type != "cpu" or self.precision != "bf16":
+            return 0
+        return self._bank.run_products(packed_sizes(max_tokens))
 
     def describe(self) -> dict[str, Any]:
         """What the engine runs on, for the log at start and for operators."""
@@ -140,7 +222,8 @@ class Engine:
             "device": str(self.device),
             "precision": self.precision,
             "threads": torch.get_num_threads(),
-            "deltas": self._bank.num_slots - 1,
+            "deltas": len(self.store.records),
+            "slots": self.slots.max_slots or "all",
             "backbone": self.backbone.ref.id,
             "fingerprint": self.backbone.ref.fingerprint,
         }

@@ -9,6 +9,7 @@
     ├── BatchFailedError       500  the forward pass failed; the cause is in the log
     ├── BadResultError         500  the forward pass gave something that isn't an answer
     ├── NotReadyError          503  starting, stopping, or broken
+    ├── DeltaUnavailableError  503  the delta's file can't be loaded now; others are served
     └── DeadlineExceededError  504  not answered in time
 
 The exceptions hold facts and know nothing of HTTP; `describe_error` alone makes JSON of them.
@@ -98,6 +99,27 @@ class NotReadyError(Exception):
     """The server can't predict now."""
 
 
+class DeltaUnavailableError(Exception):
+    """A delta that the store knows could not be loaded when a row needed it.
+
+    Attributes:
+        task: of the delta.
+        strategy: of the delta.
+        version: of the delta.
+        reason: what is wrong with its file.
+    """
+
+    def __init__(self, task: str, strategy: str, version: str, reason: str) -> None:
+        self.task = task
+        self.strategy = strategy
+        self.version = version
+        self.reason = reason
+        super().__init__(
+            f"the delta {task}/{strategy}, version {version}, can't be loaded now: {reason}; "
+            f"other deltas are served"
+        )
+
+
 class DeadlineExceededError(Exception):
     """The request was not answered within its time."""
 
@@ -115,6 +137,7 @@ STATUSES: Mapping[type[Exception], tuple[int, str]] = {
     BatchFailedError: (500, "internal_error"),
     BadResultError: (500, "internal_error"),
     NotReadyError: (503, "not_ready"),
+    DeltaUnavailableError: (503, "delta_unavailable"),
     DeadlineExceededError: (504, "deadline_exceeded"),
 }
 _HTTP_CODES = {400: "malformed_json", 404: "unknown_path", 405: "method_not_allowed"}

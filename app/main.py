@@ -33,8 +33,10 @@ from app.pipeline import Pipeline, RequestLimits
 from app.readiness import Readiness
 from app.routes import catalogue, health, predict
 from app.serving import Serving
-from app.settings import Settings, load_settings
-from deltas import Backbone, Store, load_backbone, zoo_path
+from app.settings import PREFIX, Settings, SettingsError, load_settings
+from app.tuning import DEFAULT_BUDGET
+from app.warm_up import warm_up
+from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +99,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     engine = await to_thread.run_sync(build_engine, settings, app.state.backbone)
-    _log_start(settings, engine)
+    budget = await to_thread.run_sync(_prepare, settings, engine)
+    _log_start(settings, engine, budget)
     limits = BatchLimits(
         max_batch_rows=settings.max_batch_rows,
-        max_batch_tokens=settings.max_batch_tokens,
+        max_batch_tokens=budget,
         max_queue_rows=settings.max_queue_rows,
         max_queue_tokens=settings.max_queue_tokens,
     )
@@ -109,6 +112,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     described = {key: str(value) for key, value in engine.describe().items()}
     metrics.describe({"version": app.version, **described}, len(engine.store.records))
     metrics.watch_queue(lambda: batcher.queued_rows, lambda: batcher.queued_tokens)
+    metrics.watch_slots(lambda: engine.slots.num_used, engine.slots.counts)
     batcher.start()
     app.state.serving = Serving(
         engine=engine,
@@ -130,22 +134,68 @@ def build_engine(settings: Settings, backbone: Backbone | None = None) -> Engine
 
     Raises:
         BackboneError: the backbone can't be loaded, or the device is not there.
+        SettingsError: the deltas to be pinned are not there, or too many.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
     backbone = backbone or load_backbone(settings.backbone)
+    store = open_store(settings, backbone)
+    return Engine(
+        backbone,
+        store,
+        device=settings.device,
+        precision=settings.precision,
+        max_slots=settings.max_slots,
+        pinned=pinned_records(store, settings),
+    )
+
+
+def open_store(settings: Settings, backbone: Backbone) -> Store:
+    """Find the deltas below the folders that the settings name, the shipped zoo last."""
     roots: list[Path] = [*settings.deltas, *([zoo_path()] if settings.zoo else [])]
-    store = Store(roots, backbone=backbone.ref)
-    return Engine(backbone, store, device=settings.device, precision=settings.precision)
+    return Store(roots, backbone=backbone.ref)
 
 
-def _log_start(settings: Settings, engine: Engine) -> None:
+def pinned_records(store: Store, settings: Settings) -> list[Record]:
+    """The deltas that the settings pin; a task's name alone stands for its default strategy.
+
+    Raises:
+        SettingsError: with every name that is not known, or because no slot is left for the others.
+    """
+    found: dict[tuple[str, str, str], Record] = {}
+    problems: list[str] = []
+    for name in settings.pinned:
+        task, _, strategy = name.partition("/")
+        try:
+            record = store.resolve(task, strategy or None)
+        except DeltaNotFoundError as error:
+            problems.append(f"{PREFIX}PINNED names {name!r}: {error}")
+        else:
+            found[record.key] = record
+    if len(store.records) > settings.max_slots > 0 and len(found) >= settings.max_slots:
+        problems.append(
+            f"{PREFIX}PINNED names {len(found)} deltas, {PREFIX}MAX_SLOTS is {settings.max_slots}: "
+            f"no slot is left for the other {len(store.records) - len(found)}; raise it or pin less"
+        )
+    if problems:
+        raise SettingsError(problems)
+    return list(found.values())
+
+
+def _prepare(settings: Settings, engine: Engine) -> int:
+    """Warm up if there is something to serve; returns the tokens of a batch."""
+    if settings.warm_up and engine.store.records:
+        return warm_up(engine, settings.threads, settings.max_batch_tokens)
+    return settings.max_batch_tokens or DEFAULT_BUDGET
+
+
+def _log_start(settings: Settings, engine: Engine, batch_tokens: int) -> None:
     effective = " ".join(
         f"{name}={value}" for name, value in settings.model_dump(mode="json").items()
     )
     logger.info("settings: %s", effective)
     described = " ".join(f"{name}={value}" for name, value in engine.describe().items())
-    logger.info("engine: %s", described)
+    logger.info("engine: %s batch_tokens=%d", described, batch_tokens)
     store = engine.store
     logger.info("serving %d deltas of %d tasks", len(store.records), len(store.tasks))
     for path, reason in store.rejected:

@@ -6,7 +6,7 @@ from a request, so that no client can grow the number of series.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,6 +17,10 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from app.slots import SlotCounts
 
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -70,6 +74,7 @@ class Metrics:
             self._dropped.labels(reason)  # so that they are there before the first one
         self._queue_rows = Gauge("deltabert_queue_rows", "Rows waiting.", registry=registry)
         self._queue_tokens = Gauge("deltabert_queue_tokens", "Tokens waiting.", registry=registry)
+        self._slots = Gauge("deltabert_slots_used", "Deltas on the device.", registry=registry)
         self._deltas = Gauge("deltabert_deltas", "Deltas served.", registry=registry)
         self._build = Info("deltabert_build", "What is running.", registry=registry)
         ProcessCollector(registry=registry)
@@ -83,6 +88,11 @@ class Metrics:
         """Show the depth of the queue, read when the metrics are."""
         self._queue_rows.set_function(num_rows)
         self._queue_tokens.set_function(num_tokens)
+
+    def watch_slots(self, num_used: Callable[[], int], counts: SlotCounts) -> None:
+        """Show who is in the bank and who came and went, read when the metrics are."""
+        self._slots.set_function(num_used)
+        self.registry.register(_SlotCollector(counts))
 
     def on_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -111,3 +121,36 @@ class Metrics:
     def render(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _SlotCollector(Collector):
+    """Counters that `app.slots` keeps: the hit rate is hits over all lookups."""
+
+    def __init__(self, counts: SlotCounts) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """One sample a count."""
+        counts = self._counts
+        lookups: Mapping[str, int] = {
+            "hit": counts.hits,
+            "prefetched": counts.prefetched,
+            "waited": counts.waited,
+        }
+        looked_up = CounterMetricFamily(
+            "deltabert_slot_lookups",
+            "Deltas that batches needed: in the bank, loaded ahead, or waited for.",
+            labels=("outcome",),
+        )
+        for outcome, count in lookups.items():
+            looked_up.add_metric((outcome,), count)
+        yield looked_up
+        loads = CounterMetricFamily(
+            "deltabert_delta_loads", "Files that batches needed, by outcome.", labels=("outcome",)
+        )
+        loads.add_metric(("ok",), counts.prefetched + counts.waited - counts.failed)
+        loads.add_metric(("failed",), counts.failed)
+        yield loads
+        yield CounterMetricFamily(
+            "deltabert_slot_evictions", "Deltas that gave way to others.", value=counts.evicted
+        )

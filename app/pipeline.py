@@ -13,7 +13,8 @@ from anyio import CapacityLimiter, to_thread
 
 from app.batcher import Batcher
 from app.edge import Trace
-from app.engine import Engine, EngineRow
+from app.engine import Engine, EngineRow, Outcome
+from app.errors import DeltaUnavailableError
 from app.rows import list_rows, read_texts
 from deltas import Record
 
@@ -43,7 +44,7 @@ class Pipeline:
     """From rows to logits, for one delta or for several."""
 
     def __init__(
-        self, engine: Engine, batcher: Batcher[EngineRow, Logits], limits: RequestLimits
+        self, engine: Engine, batcher: Batcher[EngineRow, Outcome], limits: RequestLimits
     ) -> None:
         self._engine = engine
         self._batcher = batcher
@@ -66,21 +67,24 @@ class Pipeline:
 
         Raises:
             InvalidInputError, TooLargeError: the rows don't fit a delta's task, or are too many.
+            DeltaUnavailableError: a delta's file could not be loaded.
             Exception: whatever the batcher raises.
         """
         rows = list_rows(inputs, self._limits.max_rows, len(records))
         texts = self._read(records, rows)
         num_rows = len(rows) * len(records)
         async with self._batcher.announce(num_rows, deadline=deadline) as submit:
+            self._engine.prefetch(records)
             engine_rows = await self._tokenize(records, texts)
             trace.num_rows = len(engine_rows)
             trace.num_tokens = sum(row.num_tokens for row in engine_rows)
             answer = await submit(engine_rows)
         trace.queue_s, trace.compute_s = answer.queue_s, answer.compute_s
-        flat = [
-            RowLogits(logits, row.tokens.truncated)
-            for row, logits in zip(engine_rows, answer.results, strict=True)
-        ]
+        flat: list[RowLogits] = []
+        for row, outcome in zip(engine_rows, answer.results, strict=True):
+            if isinstance(outcome, DeltaUnavailableError):
+                raise outcome
+            flat.append(RowLogits(outcome, row.tokens.truncated))
         return [flat[start : start + len(rows)] for start in range(0, len(flat), len(rows))]
 
     def _read(self, records: Sequence[Record], rows: list[Any]) -> list[list[tuple[str, ...]]]:

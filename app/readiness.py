@@ -13,8 +13,13 @@ import time
 from collections.abc import Callable
 
 from app.batcher import Batcher
-from app.engine import Engine, EngineRow
-from app.errors import BatchFailedError, DeadlineExceededError, NotReadyError
+from app.engine import Engine, EngineRow, Outcome
+from app.errors import (
+    BatchFailedError,
+    DeadlineExceededError,
+    DeltaUnavailableError,
+    NotReadyError,
+)
 
 _KEEP_S = 1.0
 
@@ -25,7 +30,7 @@ class Readiness:
     def __init__(
         self,
         engine: Engine,
-        batcher: Batcher[EngineRow, list[float]],
+        batcher: Batcher[EngineRow, Outcome],
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -57,7 +62,9 @@ class Readiness:
         records = self._engine.store.records
         if not records:
             return "no deltas are served; the log of the start says why"
-        smallest = min(records, key=lambda record: record.num_bytes)
+        # One that is loaded, if any: a file that went bad is not the whole server's trouble.
+        loaded = [record for record in records if record in self._engine.slots]
+        smallest = min(loaded or records, key=lambda record: record.num_bytes)
         texts = self._engine.trial(smallest)
         started = self._clock()
         try:
@@ -68,6 +75,9 @@ class Readiness:
             )
         except (BatchFailedError, DeadlineExceededError, NotReadyError) as error:
             return f"a prediction failed: {error}"
-        if not all(map(math.isfinite, answer.results[0])):
+        (outcome,) = answer.results
+        if isinstance(outcome, DeltaUnavailableError):
+            return f"a prediction failed: {outcome}"
+        if not all(map(math.isfinite, outcome)):
             return "a prediction gave NaN or infinite numbers"
         return round((self._clock() - started) * 1000, 3)

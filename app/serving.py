@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.batcher import Batcher
-from app.engine import Engine, EngineRow
+from app.engine import Engine, EngineRow, Outcome
 from app.errors import NotReadyError
 from app.metrics import Metrics
 from app.pipeline import Pipeline
@@ -27,7 +27,7 @@ class Serving:
     """
 
     engine: Engine
-    batcher: Batcher[EngineRow, list[float]]
+    batcher: Batcher[EngineRow, Outcome]
     pipeline: Pipeline
     readiness: Readiness
     metrics: Metrics

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.tuning import DEFAULT_BUDGET
 from deltas.errors import near_matches
 
 PREFIX = "DELTABERT_"
@@ -86,10 +87,33 @@ class Settings(BaseSettings):
         description="Arithmetic of the forward pass; auto takes bf16 where it is faster.",
     )
     threads: int = Field(
-        0, description="CPU threads of the forward pass; 0 chooses by itself.", ge=0, le=1024
+        0,
+        description="CPU threads of the forward pass; 0 measures at start which are fastest.",
+        ge=0,
+        le=1024,
+    )
+    max_slots: int = Field(
+        0,
+        description="Most deltas on the device at a time, the least recently used give way; "
+        "0 keeps all there.",
+        ge=0,
+        le=1_000_000,
+    )
+    pinned: Annotated[tuple[str, ...], NoDecode, _split(",")] = Field(
+        (),
+        description="Deltas that never give way, loaded first: task or task/strategy, "
+        "separated by commas.",
     )
     max_batch_tokens: int = Field(
-        4096, description="Most tokens in one forward pass.", ge=16, le=1_000_000
+        0,
+        description="Most tokens in one forward pass; 0 measures at start what is fast.",
+        ge=0,
+        le=1_000_000,
+    )
+    warm_up: bool = Field(
+        True,
+        description="Whether to measure and to compile kernels at start (true or false); "
+        f"false starts faster, with {DEFAULT_BUDGET:,} tokens and all threads if not set.",
     )
     max_batch_rows: int = Field(256, description="Most rows in one forward pass.", ge=1, le=65536)
     max_queue_rows: int = Field(

@@ -18,7 +18,7 @@ from deltas.errors import (
     DeltaNotFoundError,
     InvalidTextError,
 )
-from deltas.format import check_delta, read_delta, read_manifest, write_delta
+from deltas.format import check_delta, check_fit, read_delta, read_manifest, write_delta
 from deltas.hardware import DTYPES, keep_freed_memory, pick_device, pick_precision
 from deltas.layout import EncoderConfig, encoder_layout
 from deltas.manifest import (
@@ -31,7 +31,7 @@ from deltas.manifest import (
     TrainingFacts,
 )
 from deltas.overlay import SingleOverlay
-from deltas.packing import PackedBatch, pack
+from deltas.packing import PackedBatch, pack, packed_sizes
 from deltas.rows import TokenizedRow, tokenize_rows, tokenize_texts
 from deltas.store import Record, Store, delta_path, zoo_path
 
@@ -64,6 +64,7 @@ __all__ = [
     "TokenizedRow",
     "TrainingFacts",
     "check_delta",
+    "check_fit",
     "delta_path",
     "encode",
     "encoder_layout",
@@ -71,6 +72,7 @@ __all__ = [
     "load_backbone",
     "make_backbone",
     "pack",
+    "packed_sizes",
     "pick_device",
     "pick_precision",
     "read_delta",

@@ -1,16 +1,19 @@
 """The packed BERT forward pass, written once: training and serving both run this.
 
 It computes what `transformers.BertModel` computes for each row's pooled output (Devlin et al. 2018,
-arXiv:1810.04805), for rows laid end to end. Which weights a row sees is the overlay's business: the
-encoder says only *where* it is (a site name of `deltas.layout`), the overlay knows the values
-there. Two savings cost no accuracy: attention runs without masks over rows of equal length, and in
-the last layer only the first token of each row is computed, since the head reads nothing else.
+arXiv:1810.04805), for rows laid into windows. Which weights a row sees is the overlay's business:
+the encoder says only *where* it is (a site name of `deltas.layout`), the overlay knows the values
+there. In the last layer only the first token of each row is computed, since the head reads nothing
+else; it costs no accuracy.
 
-Legend: R rows, N tokens of all rows, H hidden width, A heads, D = H / A.
+Legend: R rows; in the batch's windows, padding included: N tokens, P packed rows; of a block of
+windows: C windows, W tokens and Q packed rows in each; H hidden width, A heads, D = H / A.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -18,23 +21,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltas.layout import ACTIVATIONS, EncoderConfig
-from deltas.packing import PackedBatch
+from deltas.packing import Block, PackedBatch
 
 
 class Overlay(Protocol):
     """Weights as the rows of one batch see them.
 
-    `per_row` says that x has one line a row [R, ...] rather than one a token [N, ...].
+    `per_row` says that x has one line a packed row [P, ...] rather than one a token [N, ...].
     """
 
     def embed(self, site: str, ids: Tensor) -> Tensor:
         """Look up int64 ids [N] in the table at `site`: [N, H]."""
 
     def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
-        """Multiply x [N or R, in] by the matrix at `site` and add its bias: [N or R, out]."""
+        """Multiply x [N or P, in] by the matrix at `site` and add its bias: [N or P, out]."""
 
     def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
-        """Normalise x [N or R, H] with the LayerNorm at `site`."""
+        """Normalise x [N or P, H] with the LayerNorm at `site`."""
 
 
 def encode(
@@ -49,24 +52,25 @@ def encode(
         dropout: probability of dropping hidden values and attention weights; 0 outside training.
 
     Returns:
-        [R, H] pooled output of each packed row (`batch.restore` gives input order), in the
-        overlay's dtype.
+        [R, H] pooled output of each row, in the order of the input and in the overlay's dtype.
     """
     hidden = overlay.embed("embeddings.word", batch.input_ids)  # [N, H]
     hidden = hidden + overlay.embed("embeddings.position", batch.position_ids)
     hidden = hidden + overlay.embed("embeddings.token_type", batch.token_type_ids)
     hidden = F.dropout(overlay.norm("embeddings.norm", hidden), dropout)
+    masks = [_mask(block, hidden.dtype) for block in batch.blocks]
     last = config.num_layers - 1
     for number in range(last):
         mixed = overlay.linear(f"layer.{number}.query_key_value", hidden)  # [N, 3H]
-        attended = _self_attention(config, mixed, batch, dropout)  # [N, H]
+        attended = _self_attention(config, mixed, batch, masks, dropout)  # [N, H]
         hidden = _finish_layer(config, overlay, number, attended, hidden, dropout, per_row=False)
-    first = hidden[batch.first]  # [R, H]
-    query = overlay.linear(f"layer.{last}.query", first, per_row=True)  # [R, H]
+    first = hidden[batch.first]  # [P, H]
+    query = overlay.linear(f"layer.{last}.query", first, per_row=True)  # [P, H]
     key_value = overlay.linear(f"layer.{last}.key_value", hidden)  # [N, 2H]
-    attended = _first_token_attention(config, query, key_value, batch, dropout)  # [R, H]
+    attended = _first_token_attention(config, query, key_value, batch, masks, dropout)  # [P, H]
     hidden = _finish_layer(config, overlay, last, attended, first, dropout, per_row=True)
-    return torch.tanh(overlay.linear("pooler", hidden, per_row=True))
+    pooled = torch.tanh(overlay.linear("pooler", hidden, per_row=True))
+    return pooled[batch.packed_row]
 
 
 def _finish_layer(
@@ -96,30 +100,49 @@ def _activate(x: Tensor, approximate: str) -> Tensor:
     return F.gelu(x, approximate=approximate)
 
 
+def _mask(block: Block, dtype: torch.dtype) -> Tensor | None:
+    """What is added to attention scores, [C, 1, W, W]: 0, or -inf where a token sees nothing."""
+    if block.allowed is None:
+        return None
+    return torch.zeros_like(block.allowed, dtype=dtype).masked_fill_(~block.allowed, -math.inf)
+
+
 def _self_attention(
-    config: EncoderConfig, mixed: Tensor, batch: PackedBatch, dropout: float
+    config: EncoderConfig,
+    mixed: Tensor,
+    batch: PackedBatch,
+    masks: Sequence[Tensor | None],
+    dropout: float,
 ) -> Tensor:
     """Attend within each row; mixed [N, 3H] holds query, key and value side by side."""
     heads, width = config.num_heads, config.hidden_size // config.num_heads
     pieces = []
-    for start, length, count, _ in batch.groups:
-        block = mixed[start : start + length * count].view(count, length, 3, heads, width)
-        query, key, value = block.permute(2, 0, 3, 1, 4)  # each [count, A, length, D]
-        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        pieces.append(out.transpose(1, 2).reshape(count * length, -1))
+    for block, mask in zip(batch.blocks, masks, strict=True):
+        windows = mixed[block.tokens].view(block.count, block.width, 3, heads, width)
+        query, key, value = windows.permute(2, 0, 3, 1, 4)  # each [C, A, W, D]
+        out = F.scaled_dot_product_attention(query, key, value, mask, dropout)
+        pieces.append(out.transpose(1, 2).reshape(block.count * block.width, -1))
     return torch.cat(pieces)
 
 
 def _first_token_attention(
-    config: EncoderConfig, query: Tensor, key_value: Tensor, batch: PackedBatch, dropout: float
+    config: EncoderConfig,
+    query: Tensor,
+    key_value: Tensor,
+    batch: PackedBatch,
+    masks: Sequence[Tensor | None],
+    dropout: float,
 ) -> Tensor:
-    """Attend from each row's first token only; query [R, H], key_value [N, 2H]."""
+    """Attend from each row's first token only; query [P, H], key_value [N, 2H]."""
     heads, width = config.num_heads, config.hidden_size // config.num_heads
-    pieces = []
-    for start, length, count, row in batch.groups:
-        block = key_value[start : start + length * count].view(count, length, 2, heads, width)
-        key, value = block.permute(2, 0, 3, 1, 4)  # each [count, A, length, D]
-        asking = query[row : row + count].view(count, heads, 1, width)
-        out = F.scaled_dot_product_attention(asking, key, value, dropout_p=dropout)
-        pieces.append(out.reshape(count, -1))
-    return torch.cat(pieces)
+    attended = torch.zeros_like(query)  # packed rows that belong to no block stay 0
+    for block, mask in zip(batch.blocks, masks, strict=True):
+        windows = key_value[block.tokens].view(block.count, block.width, 2, heads, width)
+        key, value = windows.permute(2, 0, 3, 1, 4)  # each [C, A, W, D]
+        asking = query[block.rows].view(block.count, -1, heads, width).transpose(1, 2)
+        if mask is not None:
+            lines = batch.first[block.rows] - block.tokens.start
+            mask = mask.view(-1, block.width)[lines].view(block.count, 1, -1, block.width)
+        out = F.scaled_dot_product_attention(asking, key, value, mask, dropout)  # [C, A, Q, D]
+        attended[block.rows] = out.transpose(1, 2).reshape(-1, heads * width)
+    return attended

@@ -151,19 +151,31 @@ def check_backbone(manifest: Manifest, backbone: BackboneRef) -> None:
         )
 
 
-def check_delta(delta: Delta, backbone: Backbone) -> None:
-    """Check that a delta fits a loaded backbone: fingerprints, names, shapes, length.
+def check_fit(manifest: Manifest, backbone: Backbone) -> None:
+    """Check that what a manifest announces fits a loaded backbone; no values are needed.
 
     Raises:
         DeltaMismatchError: naming what differs.
     """
-    check_backbone(delta.manifest, backbone.ref)
-    for info in delta.manifest.entries:
+    check_backbone(manifest, backbone.ref)
+    for info in manifest.entries:
         parameter = backbone.parameters.get(info.name)
         if parameter is None:
             raise DeltaMismatchError(f"entry {info.name}", "no parameter of that name", "one")
         if tuple(parameter.shape) != info.shape:
             raise DeltaMismatchError(f"shape of {info.name}", tuple(parameter.shape), info.shape)
+    longest = backbone.config.max_positions
+    if manifest.task.max_length > longest:
+        raise DeltaMismatchError("maximum length", longest, manifest.task.max_length)
+
+
+def check_delta(delta: Delta, backbone: Backbone) -> None:
+    """Check that a delta fits a loaded backbone: its manifest, and the width of its head.
+
+    Raises:
+        DeltaMismatchError: naming what differs.
+    """
+    check_fit(delta.manifest, backbone)
     if delta.head_weight.shape[1] != backbone.config.hidden_size:
         raise DeltaMismatchError(
             "width of the head", backbone.config.hidden_size, delta.head_weight.shape[1]
@@ -171,9 +183,6 @@ def check_delta(delta: Delta, backbone: Backbone) -> None:
     total = backbone.num_parameters + delta.head_weight.numel() + delta.head_bias.numel()
     if delta.manifest.total_parameters != total:
         raise DeltaMismatchError("total of parameters", total, delta.manifest.total_parameters)
-    longest = backbone.config.max_positions
-    if delta.manifest.task.max_length > longest:
-        raise DeltaMismatchError("maximum length", longest, delta.manifest.task.max_length)
 
 
 def _read_file(path: Path, *, with_tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 The entries' values are the only tensors that can require gradients. A sparse entry's gradient is
 gathered at its K positions, so neither a dense gradient nor a mask ever exists for the matrix it
-belongs to. Serving, where each row may see another delta, has its own overlay in `app.bank`; both
+belongs to. Serving, where each row may see another delta, has its own in `app.bank_overlay`; both
 feed the same encoder.
 
 Legend: T lines of x (tokens or rows), K selected values.

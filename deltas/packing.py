@@ -1,57 +1,145 @@
-"""Packed batches: rows of different lengths laid end to end, without padding.
+"""Packed batches: rows of different lengths laid into windows of few widths, with little padding.
 
-Rows are ordered by length, so rows of equal length lie side by side and attention over such a group
-is one dense, unmasked call. Rows that share more than that (weights of their own) can be kept
-together. Legend: R rows, N tokens of all rows together.
+Several short rows share a window; attention runs over all windows of a width in one call, under a
+mask that keeps rows apart. So no row waits for padding to the longest one, and the number of calls
+does not grow with the number of different lengths. Windows are multiples of 32 tokens wide, which
+CPU kernels like best, and a batch comes in few total sizes: libraries that compile a kernel for
+each shape (oneDNN does, in milliseconds) soon have them all.
+
+Legend: R rows, N tokens of all windows together, P packed rows (padding included), C windows of a
+block, W their width, Q packed rows of each.
 """
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+_GRAIN = 32  # window widths are multiples of this
+_FINE_GRAIN = 16  # of a window that is alone in its batch, where padding would cost most
+_MOST_ROWS = 512  # packed rows of a usual batch
+_WINDOW = 128  # a window holds at least so many tokens, before what stays empty is cut off
 
-class Group(NamedTuple):
-    """`num_rows` rows of `length` tokens each, from token `start` and from packed row `row` on."""
 
-    start: int
-    length: int
-    num_rows: int
-    row: int
+@dataclass(frozen=True)
+class Block:
+    """Windows of one width, side by side.
+
+    Attributes:
+        tokens: where their C x W tokens lie.
+        rows: where their C x Q packed rows lie.
+        count: windows, C.
+        width: tokens of a window, W.
+        allowed: bool [C, 1, W, W], which token (third axis) sees which (last axis); None: all.
+    """
+
+    tokens: slice
+    rows: slice
+    count: int
+    width: int
+    allowed: Tensor | None
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the rows of one key lie: tokens and packed rows, each from start to before stop."""
+
+    tokens: slice
+    rows: slice
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """What the encoder reads.
+    """What the encoder reads. Padding tokens see each other only, and belong to some row beside.
 
     Attributes:
         input_ids: int64 [N].
         token_type_ids: int64 [N].
-        position_ids: int64 [N], 0 at the start of each row.
-        first: int64 [R], where each packed row's first token lies.
-        order: int64 [R], packed row r is row `order[r]` of the input.
-        lengths: int64 [R], tokens of each packed row.
-        groups: rows of equal length.
+        position_ids: int64 [N], 0 at the start of each row and in padding.
+        row_of_token: int64 [N], which row of the input each token belongs to.
+        row_of_packed: int64 [P], which row of the input each packed row is; padding repeats one.
+        first: int64 [P], where each packed row's first token lies.
+        packed_row: int64 [R], where each row of the input is among the packed rows.
+        blocks: the windows.
+        spans: by key.
     """
 
     input_ids: Tensor
     token_type_ids: Tensor
     position_ids: Tensor
+    row_of_token: Tensor
+    row_of_packed: Tensor
     first: Tensor
-    order: Tensor
-    lengths: Tensor
-    groups: tuple[Group, ...]
+    packed_row: Tensor
+    blocks: tuple[Block, ...]
+    spans: dict[int, Span]
 
-    def restore(self, packed: Tensor) -> Tensor:
-        """Put per-row results [R, ...] back into input order."""
-        restored = torch.empty_like(packed)
-        restored[self.order] = packed
-        return restored
+
+@dataclass
+class _Window:
+    """Rows that share a window, and what is free behind them."""
+
+    free: int
+    rows: list[int] = field(default_factory=list)
+    used: int = 0
+    width: int = 0  # once nothing more will be put in: what is not needed is cut off
+
+
+class _Layout:
+    """The batch while it is laid out, as plain lists; a piece is a row or a stretch of padding."""
+
+    def __init__(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
+        self._rows = rows
+        self.ids = array("q")
+        self.types = array("q")
+        self.positions = array("q")
+        self.piece_lengths: list[int] = []
+        self.piece_rows: list[int] = []
+        self.packed: list[int] = []
+        self.first: list[int] = []
+        self.packed_row = [0] * len(rows)
+        self.blocks: list[Block] = []  # `allowed` is filled in last
+
+    def add_block(self, windows: Sequence[_Window]) -> None:
+        """Lay out windows of one width."""
+        width = windows[0].width
+        each = max(len(window.rows) for window in windows)
+        first_token, first_row = len(self.ids), len(self.packed)
+        for window in windows:
+            for row in window.rows:
+                self._add_row(row)
+            if window.used < width:
+                padding = array("q", bytes(8 * (width - window.used)))
+                self.ids += padding
+                self.types += padding
+                self.positions += padding
+                self.piece_lengths.append(len(padding))
+                self.piece_rows.append(window.rows[-1])
+            self.repeat_row(each - len(window.rows))
+        tokens, rows = slice(first_token, len(self.ids)), slice(first_row, len(self.packed))
+        self.blocks.append(Block(tokens, rows, len(windows), width, None))
+
+    def _add_row(self, row: int) -> None:
+        ids, types = self._rows[row]
+        self.packed_row[row] = len(self.packed)
+        self.packed.append(row)
+        self.first.append(len(self.ids))
+        self.ids.extend(ids)
+        self.types.extend(types)
+        self.positions.extend(range(len(ids)))
+        self.piece_lengths.append(len(ids))
+        self.piece_rows.append(row)
+
+    def repeat_row(self, times: int) -> None:
+        """Fill up the packed rows with the last one."""
+        self.packed += self.packed[-1:] * times
+        self.first += self.first[-1:] * times
 
 
 def pack(
@@ -59,35 +147,94 @@ def pack(
     device: torch.device | str = "cpu",
     keys: Sequence[int] | None = None,
 ) -> PackedBatch:
-    """Lay rows end to end, shortest first; rows of one length keep their order.
+    """Lay rows into windows.
 
     Args:
         rows: (input ids, token type ids) of each row, at least one token a row.
         device: where the tensors shall be.
-        keys: rows of one key lie side by side, those of the lowest key first; None lets all be
-            ordered by length alone, which makes the largest groups.
+        keys: rows of one key lie side by side, those of the lowest key first; None lets all share
+            windows, which takes the least padding.
     """
-    keys = [0] * len(rows) if keys is None else keys
-    order = sorted(range(len(rows)), key=lambda index: (keys[index], len(rows[index][0])))
-    lengths = [len(rows[index][0]) for index in order]
-    groups: list[Group] = []
-    start = row = 0
-    for length, members in groupby(lengths):
-        count = len(list(members))
-        groups.append(Group(start, length, count, row))
-        start += length * count
-        row += count
-    sizes = torch.tensor(lengths)
-    first = sizes.cumsum(0) - sizes
-    position = torch.arange(start) - first.repeat_interleave(sizes)
-    ids = torch.tensor([token for index in order for token in rows[index][0]])
-    types = torch.tensor([kind for index in order for kind in rows[index][1]])
+    lengths: dict[int, dict[int, int]] = {}
+    for row, (ids, _) in enumerate(rows):
+        lengths.setdefault(0 if keys is None else keys[row], {})[row] = len(ids)
+    layout = _Layout(rows)
+    spans = {}
+    for key in sorted(lengths):
+        tokens, packed = len(layout.ids), len(layout.packed)
+        windows = _fill_windows(lengths[key])
+        for _, block in groupby(windows, key=lambda window: window.width):
+            layout.add_block(list(block))
+        count = len(layout.packed) - packed
+        layout.repeat_row(_round_up(count) - count)
+        spans[key] = Span(slice(tokens, len(layout.ids)), slice(packed, len(layout.packed)))
+    return _to_tensors(layout, spans, torch.device(device))
+
+
+def _fill_windows(lengths: dict[int, int]) -> list[_Window]:
+    """Share out rows among windows: longest first, each where the least room stays; narrow first.
+
+    Args:
+        lengths: tokens of each row.
+    """
+    windows: list[_Window] = []
+    room: list[tuple[int, int]] = []  # (free tokens, window), in order
+    for row in sorted(lengths, key=lengths.__getitem__, reverse=True):
+        length = lengths[row]
+        at = bisect_left(room, (length, 0))
+        if at == len(room):
+            # Powers of two leave room for a few short rows beside a long one.
+            windows.append(_Window(free=max(_WINDOW, 1 << (length - 1).bit_length())))
+            number = len(windows) - 1
+        else:
+            number = room.pop(at)[1]
+        window = windows[number]
+        window.rows.append(row)
+        window.used += length
+        window.free -= length
+        insort(room, (window.free, number))
+    grain = _GRAIN if len(windows) > 1 else _FINE_GRAIN
+    for window in windows:
+        window.width = -(-window.used // grain) * grain
+    return sorted(windows, key=lambda window: window.width)
+
+
+def packed_sizes(max_tokens: int) -> list[int]:
+    """Numbers of lines, tokens or packed rows, that batches of so many tokens come in.
+
+    Windows may add some padding; batches with keys, and rows longer than the budget, add more.
+    """
+    most = max_tokens + max_tokens // 16
+    fine = range(_FINE_GRAIN, min(_WINDOW, most) + _FINE_GRAIN, _FINE_GRAIN)
+    coarse = range(_GRAIN, most + _GRAIN, _GRAIN)
+    rows = [_round_up(count) for count in range(1, min(_MOST_ROWS, most) + 1)]
+    return sorted({*fine, *coarse, *rows})
+
+
+def _round_up(count: int) -> int:
+    """Packed rows for so many, padding included: few different numbers, for the same reason."""
+    return -(-count // 16) * 16 if count > 16 else 1 << (count - 1).bit_length()
+
+
+def _to_tensors(layout: _Layout, spans: dict[int, Span], device: torch.device) -> PackedBatch:
+    lengths = torch.tensor(layout.piece_lengths)
+    piece = torch.arange(len(lengths)).repeat_interleave(lengths)  # [N]
     return PackedBatch(
-        input_ids=ids.to(device),
-        token_type_ids=types.to(device),
-        position_ids=position.to(device),
-        first=first.to(device),
-        order=torch.tensor(order).to(device),
-        lengths=sizes.to(device),
-        groups=tuple(groups),
+        input_ids=torch.frombuffer(layout.ids, dtype=torch.int64).to(device),
+        token_type_ids=torch.frombuffer(layout.types, dtype=torch.int64).to(device),
+        position_ids=torch.frombuffer(layout.positions, dtype=torch.int64).to(device),
+        row_of_token=torch.tensor(layout.piece_rows)[piece].to(device),
+        row_of_packed=torch.tensor(layout.packed).to(device),
+        first=torch.tensor(layout.first).to(device),
+        packed_row=torch.tensor(layout.packed_row).to(device),
+        blocks=tuple(_with_allowed(block, piece.to(device)) for block in layout.blocks),
+        spans=spans,
     )
+
+
+def _with_allowed(block: Block, piece: Tensor) -> Block:
+    """Tokens of one piece see each other."""
+    own = piece[block.tokens].view(block.count, 1, block.width)
+    if torch.equal(own[..., :1].expand_as(own), own):  # windows of one piece each
+        return block
+    return replace(block, allowed=own.unsqueeze(-1) == own.unsqueeze(-2))

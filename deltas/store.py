@@ -64,6 +64,11 @@ class Record:
     num_bytes: int
     is_default: bool = True
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """(task, strategy, version): no two records of a store share it."""
+        return (*self.manifest.key, self.version)
+
     def load(self) -> Delta:
         """Read and check the whole file.
 

@@ -137,7 +137,7 @@ class Trainee:
 
     def _encode(self, rows: Sequence[TokenizedRow], dropout: float) -> Tensor:
         batch = pack([(row.input_ids, row.token_type_ids) for row in rows], self._device)
-        return batch.restore(encode(self._backbone.config, self._overlay, batch, dropout).float())
+        return encode(self._backbone.config, self._overlay, batch, dropout).float()
 
     def _frozen_features(self, rows: Sequence[TokenizedRow]) -> Tensor:
         """Pooled outputs [R, H] where nothing below the head trains: computed once and kept."""

@@ -4,7 +4,9 @@
 
 All deltas are bitfit's, made of noise, written to files and served from there. Throughput is
 measured in one process with all engines side by side, in turn; memory in a process of its own for
-each number of tasks.
+each number of tasks. The cliff: evenly asked tasks, with slots for all and with slots for a quarter
+of them; the deltas of a batch are loaded ahead while the one before it runs, as the server does for
+rows that wait.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import accumulate
+from itertools import accumulate, cycle
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,15 @@ import torch
 
 from app.bank import Bank
 from app.engine import Engine, EngineRow
+from app.loader import Loader
 from deltas import (
     DTYPES,
     Backbone,
     Store,
-    check_delta,
     keep_freed_memory,
     load_backbone,
     pick_device,
     pick_precision,
-    read_delta,
 )
 from tests.bench.report import machine, publish, rates, rates_table, ratio_table
 from tests.bench.serving import System, cut, measure
@@ -44,6 +45,8 @@ from tests.bench.workload import Workload, load_workload, noisy_delta, task_spec
 STRATEGY = "bitfit"
 _REGISTERED = 30  # deltas registered one by one, for the median
 _ZIPF = 1.0
+_OVER = 4  # the working set of the cliff, in banks
+_FEW_SLOTS = 64
 
 
 def main() -> int:
@@ -54,9 +57,10 @@ def main() -> int:
     parser.add_argument("--max-batch-tokens", type=int, default=4096)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--max-slots", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        sys.stdout.write(json.dumps(memory_of(options.memory_of)) + "\n")
+        sys.stdout.write(json.dumps(memory_of(options.memory_of, options.max_slots)) + "\n")
         return 0
     keep_freed_memory()
     threads = len(os.sched_getaffinity(0))
@@ -80,49 +84,79 @@ def scale(
         root = folder / str(count)
         names = [f"task{number}" for number in range(count)]
         write_deltas(backbone, root, names, dict.fromkeys(names, STRATEGY))
-        memory[count] = measured_memory(root)
-        started = time.perf_counter()
-        engine = Engine(
-            backbone, Store([root], backbone=backbone.ref), device="cpu", precision=precision
-        )
-        memory[count]["start_s"] = round(time.perf_counter() - started, 1)
-        register[count] = register_ms(backbone, root, count, precision)
+        memory[f"{count:,} tasks"] = measured_memory(root)
+        engine = _engine(backbone, root, precision)
+        register[count] = register_ms(backbone, engine.store, count, precision)
         for traffic in ("uniform", "zipf"):
             rows = traffic_of(workload, engine, names, traffic)
             systems[f"{count} tasks, {traffic}"] = _run(engine, rows, options.max_batch_tokens)
-    seconds = measure(systems, options.rounds)
-    fewest = options.tasks[0]
-    ratios: dict[str, float] = {}
-    for count in options.tasks[1:]:
-        for traffic in ("uniform", "zipf"):
-            pairs = zip(
-                seconds[f"{fewest} tasks, {traffic}"],
-                seconds[f"{count} tasks, {traffic}"],
-                strict=True,
-            )
-            suffix = "" if traffic == "uniform" else "_zipf"
-            key = f"tasks_{count}_vs_{fewest}{suffix}"
-            ratios[key] = round(statistics.median(few / many for few, many in pairs), 3)
+        if count == options.tasks[min(1, len(options.tasks) - 1)]:
+            few = _engine(backbone, root, precision, max_slots=max(1, count // _OVER))
+            draws = [
+                traffic_of(workload, engine, names, "uniform", seed)
+                for seed in range(options.rounds + 1)
+            ]
+            budget = options.max_batch_tokens
+            systems["cliff, slots for all"] = _run_ahead(engine, draws, budget)
+            systems["cliff, slots for a quarter"] = _run_ahead(few, draws, budget)
     most = options.tasks[-1]
-    grown = memory[most]["resident_bytes"] - memory[most]["backbone_resident_bytes"]
-    ratios["register_ms"] = register[most]
-    ratios["register_vs_first"] = round(register[most] / register[fewest], 2)
-    ratios["memory_vs_deltas"] = round(grown / memory[most]["delta_bytes"], 3)
+    memory[f"{most:,} tasks, {_FEW_SLOTS} slots"] = measured_memory(root, _FEW_SLOTS)
+    seconds = measure(systems, options.rounds)
     return {
         "systems": rates(seconds, workload),
-        "ratios": ratios,
-        "memory": {str(count): found for count, found in memory.items()},
+        "ratios": summarise(seconds, memory, register, options.tasks),
+        "memory": memory,
+        "slots": {"cliff": vars(few.slots.counts)},
         "rows": len(workload.rows),
         "tokens": workload.num_tokens,
         "data": workload.source,
     }
 
 
+def summarise(
+    seconds: dict[str, list[float]],
+    memory: dict[str, dict[str, Any]],
+    register: dict[int, float],
+    tasks: list[int],
+) -> dict[str, float]:
+    """The ratios."""
+
+    def speed(mine: str, other: str) -> float:
+        pairs = zip(seconds[other], seconds[mine], strict=True)
+        return round(statistics.median(theirs / ours for theirs, ours in pairs), 3)
+
+    fewest, most = tasks[0], tasks[-1]
+    ratios: dict[str, float] = {}
+    for count in tasks[1:]:
+        for traffic, suffix in (("uniform", ""), ("zipf", "_zipf")):
+            found = speed(f"{count} tasks, {traffic}", f"{fewest} tasks, {traffic}")
+            ratios[f"tasks_{count}_vs_{fewest}{suffix}"] = found
+    ratios["register_ms"] = register[most]
+    ratios["register_vs_first"] = round(register[most] / register[fewest], 2)
+    ratios["memory_vs_deltas"] = round(
+        _grown(memory[f"{most:,} tasks"]) / memory[f"{most:,} tasks"]["delta_bytes"], 3
+    )
+    few = memory[f"{most:,} tasks, {_FEW_SLOTS} slots"]
+    ratios[f"memory_{_FEW_SLOTS}_slots_vs_deltas"] = round(_grown(few) / few["delta_bytes"], 3)
+    ratios[f"cliff_{_OVER}x"] = speed("cliff, slots for a quarter", "cliff, slots for all")
+    return ratios
+
+
+def _grown(found: dict[str, Any]) -> int:
+    grown: int = found["resident_bytes"] - found["backbone_resident_bytes"]
+    return grown
+
+
+def _engine(backbone: Backbone, root: Path, precision: str, max_slots: int = 0) -> Engine:
+    store = Store([root], backbone=backbone.ref)
+    return Engine(backbone, store, device="cpu", precision=precision, max_slots=max_slots)
+
+
 def traffic_of(
-    workload: Workload, engine: Engine, names: list[str], traffic: str
+    workload: Workload, engine: Engine, names: list[str], traffic: str, seed: int = 1
 ) -> list[EngineRow]:
     """The workload's rows, each for a task drawn evenly or by rank (Zipf with exponent 1)."""
-    draw = random.Random(1)
+    draw = random.Random(seed)
     weights = [1.0] * len(names)
     if traffic == "zipf":
         weights = [1 / (rank + 1) ** _ZIPF for rank in range(len(names))]
@@ -138,42 +172,67 @@ def _run(engine: Engine, rows: list[EngineRow], budget: int) -> System:
     return lambda: [engine.run(batch) for batch in batches]
 
 
-def register_ms(backbone: Backbone, root: Path, count: int, precision: str) -> float:
+def _run_ahead(engine: Engine, draws: list[list[EngineRow]], budget: int) -> System:
+    """One draw a call: the same rows again and again would be the worst case of any eviction."""
+    passes = cycle([cut(rows, budget) for rows in draws])
+
+    def run() -> None:
+        batches = next(passes)
+        for number, batch in enumerate(batches):
+            for row in batches[number + 1] if number + 1 < len(batches) else ():
+                engine.prefetch([row.record])
+            engine.run(batch)
+
+    return run
+
+
+def register_ms(backbone: Backbone, store: Store, count: int, precision: str) -> float:
     """Median milliseconds to read, check and add one delta to a bank that holds `count`."""
     bank = Bank(backbone, torch.device("cpu"), DTYPES[precision])
-    paths = sorted(root.rglob("*.safetensors"))
-    delta = noisy_delta(backbone, task_spec("filler"), STRATEGY, 1)
+    loader = Loader(backbone, bank, again=False)
+    filler = bank.stage(noisy_delta(backbone, task_spec("filler"), STRATEGY, 1))
     for _ in range(count):
-        bank.add([delta])
+        bank.put([filler])
     seconds = []
     for number in range(_REGISTERED):
+        record = store.records[number % len(store.records)]
         started = time.perf_counter()
-        read = read_delta(paths[number % len(paths)])
-        check_delta(read, backbone)
-        bank.add([read])
+        bank.put([loader.load(record)])
         seconds.append(time.perf_counter() - started)
     return round(1000 * statistics.median(seconds), 2)
 
 
-def measured_memory(root: Path) -> dict[str, Any]:
+def measured_memory(root: Path, max_slots: int = 0) -> dict[str, Any]:
     """`memory_of` in a process of its own."""
     command = [sys.executable, "-m", "tests.bench.scale", "--memory-of", str(root)]
+    command += ["--max-slots", str(max_slots)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def memory_of(root: Path) -> dict[str, int]:
-    """Resident memory of a process that serves the deltas below `root`, and of one that doesn't."""
+def memory_of(root: Path, max_slots: int) -> dict[str, float]:
+    """Resident memory of a process that serves the deltas below `root`, and of one that doesn't.
+
+    With few slots all deltas are asked once, so that each has been in the bank.
+    """
     keep_freed_memory()
     backbone = load_backbone()
     Engine(backbone, Store([]), device="cpu")
     before = resident_bytes()
-    engine = Engine(backbone, Store([root], backbone=backbone.ref), device="cpu")
+    started = time.perf_counter()
+    store = Store([root], backbone=backbone.ref)
+    engine = Engine(backbone, store, device="cpu", max_slots=max_slots)
+    start_s = time.perf_counter() - started
+    if max_slots:
+        for record in engine.store.records:
+            engine.run(engine.tokenize(record, [engine.trial(record)]))
     return {
         "backbone_resident_bytes": before,
         "resident_bytes": resident_bytes(),
         "delta_bytes": sum(record.num_bytes for record in engine.store.records),
+        "slots_used": engine.slots.num_used,
+        "start_s": round(start_s, 1),
     }
 
 
@@ -188,13 +247,12 @@ def resident_bytes() -> int:
 def lines(report: dict[str, Any]) -> list[str]:
     """The report as lines of Markdown."""
     shown = rates_table(report)
-    shown += ["", "| tasks | memory beyond the backbone | delta files | start |"]
-    shown += ["|---|---|---|---|"]
-    for count, found in report["memory"].items():
-        grown = found["resident_bytes"] - found["backbone_resident_bytes"]
+    shown += ["", "| | memory beyond the backbone | delta files | slots | start |"]
+    shown += ["|---|---|---|---|---|"]
+    for name, found in report["memory"].items():
         shown.append(
-            f"| {int(count):,} | {grown / 1e6:,.0f} MB | {found['delta_bytes'] / 1e6:,.0f} MB "
-            f"| {found['start_s']:.1f} s |"
+            f"| {name} | {_grown(found) / 1e6:,.0f} MB | {found['delta_bytes'] / 1e6:,.0f} MB "
+            f"| {found['slots_used']:,} | {found['start_s']:.1f} s |"
         )
     return shown + ratio_table(report["ratios"])
 

@@ -117,7 +117,7 @@ def make_server(tiny_backbone: Backbone, page_deltas: Path) -> Callable[[], Serv
     """A function () -> stopped server of `page_deltas`."""
 
     def make_app(**changes: Any) -> Any:
-        given: dict[str, Any] = {"deltas": (page_deltas,), "zoo": False, "device": "cpu"}
+        given: dict[str, Any] = {"deltas": (page_deltas,), "zoo": False, "warm_up": False}
         return create_app(Settings(**(given | changes)), backbone=tiny_backbone)
 
     return lambda: Server(make_app)

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.types import Message
 
-from app.engine import Engine, EngineRow
+from app.engine import Engine, EngineRow, Outcome
 from app.main import create_app
 from app.settings import Settings
 from deltas import Backbone
@@ -41,7 +41,7 @@ def make_app(tiny_backbone: Backbone, tiny_deltas: Path) -> Callable[..., FastAP
 
     def make(**changes: Any) -> FastAPI:
         given: dict[str, Any] = {"deltas": (tiny_deltas,), "zoo": False, "device": "cpu"}
-        given |= {"precision": "fp32"} | changes
+        given |= {"precision": "fp32", "warm_up": False} | changes
         return create_app(Settings(**given), backbone=tiny_backbone)
 
     return make
@@ -104,7 +104,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """A gate in front of every engine; open at first."""
     gate, run = Gate(), Engine.run
 
-    def run_gated(engine: Engine, rows: Sequence[EngineRow]) -> list[list[float]]:
+    def run_gated(engine: Engine, rows: Sequence[EngineRow]) -> list[Outcome]:
         gate.batches.append(list(rows))
         gate.entered.set()
         assert gate.is_open.wait(30)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.engine import Engine, EngineRow
+from app.engine import Engine, EngineRow, Outcome
 
 CheckError = Callable[..., dict[str, Any]]
 SECRET = "the secret ingredient is cardamom"
@@ -104,7 +104,7 @@ def test_a_bad_row_of_another_request_does_not_spoil_mine(
 ) -> None:
     run = Engine.run
 
-    def poisoned(engine: Engine, rows: Sequence[EngineRow]) -> list[list[float]]:
+    def poisoned(engine: Engine, rows: Sequence[EngineRow]) -> list[Outcome]:
         answers = run(engine, rows)
         if any(row.record.manifest.task.name == "toy68" for row in rows):
             raise RuntimeError("toy68 is poison here")

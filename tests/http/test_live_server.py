@@ -97,6 +97,7 @@ def run_server(tiny_backbone_dir: Path, tiny_deltas: Path) -> Callable[..., Any]
             "DELTABERT_DELTAS": str(tiny_deltas),
             "DELTABERT_ZOO": "false",
             "DELTABERT_PORT": "0",
+            "DELTABERT_WARM_UP": "false",
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }
@@ -213,6 +214,14 @@ def test_a_backbone_that_is_not_there_is_a_sentence(
     with run_server(DELTABERT_BACKBONE=str(tmp_path)) as server:
         assert server.wait() == 1
     assert "backbone" in server.output
+    assert "Traceback" not in server.output
+
+
+def test_an_unknown_pin_is_a_sentence(run_server: Callable[..., Any]) -> None:
+    with run_server(DELTABERT_MAX_SLOTS="4", DELTABERT_PINNED="toy2, toi3/bitfit") as server:
+        assert server.wait() == 2
+    assert "DELTABERT_PINNED names 'toi3/bitfit': unknown task 'toi3'" in server.output
+    assert "Did you mean 'toy3'" in server.output
     assert "Traceback" not in server.output
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.bank import Bank, BankOverlay
+from app.bank import Bank
+from app.bank_overlay import BankOverlay
 from deltas import Backbone, Delta, SingleOverlay, TaskSpec, encoder_layout, pack
 from deltas.backbone import weights_fingerprint
 
@@ -55,8 +56,7 @@ def batch() -> tuple[Any, list[int]]:
     for _ in slots:
         length = draw.choice([2, 3, 7])
         rows.append(([draw.randrange(101) for _ in range(length)], [0, *[1] * (length - 1)]))
-    packed = pack(rows, keys=slots)
-    return packed, [slots[row] for row in packed.order.tolist()]
+    return pack(rows, keys=slots), slots
 
 
 def sites(backbone: Backbone, kind: str) -> list[str]:
@@ -77,8 +77,8 @@ def test_each_line_is_computed_with_its_own_slot(
     mixed = BankOverlay(bank, packed, slots)
     alone = [SingleOverlay(tiny_backbone, {})]
     alone += [SingleOverlay(tiny_backbone, delta.entries) for delta in deltas]
-    rows = torch.tensor(slots)
-    lines = rows if per_row else rows.repeat_interleave(packed.lengths)
+    rows = packed.row_of_packed if per_row else packed.row_of_token
+    lines = torch.tensor(slots)[rows]
     generator = torch.Generator().manual_seed(1)
     for kind in ("matrix", "norm"):
         for site in sites(tiny_backbone, kind):
@@ -99,7 +99,7 @@ def test_tables_are_looked_up_bit_for_bit(
 ) -> None:
     packed, slots = batch
     mixed = BankOverlay(bank, packed, slots)
-    lines = torch.tensor(slots).repeat_interleave(packed.lengths)
+    lines = torch.tensor(slots)[packed.row_of_token]
     ids = {
         "embeddings.word": packed.input_ids,
         "embeddings.position": packed.position_ids,
@@ -214,7 +214,7 @@ def test_a_failing_product_leaves_the_spare_matrices_as_they_were(bank: Bank, ba
 def test_rows_of_a_slot_with_matrices_must_lie_side_by_side(bank: Bank) -> None:
     packed = pack([([1, 2], [0, 0])] * 3)
     sparse = 1 + STRATEGIES.index("random:0.05")
-    BankOverlay(bank, packed, [sparse, sparse, 1])
+    BankOverlay(bank, packed, [1, 2, 1])
     with pytest.raises(ValueError, match="don't lie side by side"):
         BankOverlay(bank, packed, [sparse, 1, sparse])
 

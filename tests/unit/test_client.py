@@ -38,7 +38,7 @@ def serve(tiny_backbone: Backbone, tiny_deltas: Path) -> Iterator[Serve]:
 
     @contextmanager
     def running(lifespan: Any, **changes: Any) -> Iterator[str]:
-        given: dict[str, Any] = {"deltas": (tiny_deltas,), "zoo": False, "device": "cpu"}
+        given: dict[str, Any] = {"deltas": (tiny_deltas,), "zoo": False, "warm_up": False}
         app = create_app(Settings(**(given | changes)), backbone=tiny_backbone)
         config = uvicorn.Config(app, port=0, log_level="warning", lifespan=lifespan)
         with socket.create_server(("127.0.0.1", 0)) as listener:

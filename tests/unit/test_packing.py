@@ -1,12 +1,13 @@
-"""Packed batches: every token once, in its row, and results back in the order of the input."""
+"""Packed batches: every token once, in its row, apart from others, and little padding."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deltas import PackedBatch, pack
+from deltas import PackedBatch, pack, packed_sizes
 
 # Machines that run tests are busy: how long an example takes says nothing.
 LAW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -16,55 +17,115 @@ Row = tuple[list[int], list[int]]
 
 def row(length: int, mark: int) -> Row:
     """A row whose tokens say which row they belong to and where they are."""
-    return [100 * mark + place for place in range(length)], [mark % 2] * length
+    return [1000 * mark + place + 1 for place in range(length)], [mark % 2] * length
 
 
-lengths = st.lists(st.integers(1, 6), min_size=1, max_size=20)
+lengths = st.lists(st.integers(1, 300), min_size=1, max_size=30)
+keyed = st.lists(st.tuples(st.integers(1, 80), st.integers(0, 3)), min_size=1, max_size=30)
 
 
 @LAW
 @given(lengths)
-def test_every_token_is_where_the_batch_says(sizes: list[int]) -> None:
+def test_every_row_is_where_the_batch_says(sizes: list[int]) -> None:
     rows = [row(length, mark) for mark, length in enumerate(sizes)]
     batch = pack(rows)
-    assert len(batch.input_ids) == sum(sizes)
-    for packed, start, length in zip(
-        batch.order.tolist(), batch.first.tolist(), batch.lengths.tolist(), strict=True
-    ):
-        ids, types = rows[packed]
-        assert batch.input_ids[start : start + length].tolist() == ids
-        assert batch.token_type_ids[start : start + length].tolist() == types
-        assert batch.position_ids[start : start + length].tolist() == list(range(len(ids)))
+    assert int((batch.input_ids > 0).sum()) == sum(sizes)
+    for mark, (ids, types) in enumerate(rows):
+        packed = batch.packed_row[mark]
+        assert batch.row_of_packed[packed] == mark
+        start = int(batch.first[packed])
+        place = slice(start, start + len(ids))
+        assert batch.input_ids[place].tolist() == ids
+        assert batch.token_type_ids[place].tolist() == types
+        assert batch.position_ids[place].tolist() == list(range(len(ids)))
+        assert set(batch.row_of_token[place].tolist()) == {mark}
 
 
 @LAW
 @given(lengths)
-def test_groups_cover_the_batch_without_gaps(sizes: list[int]) -> None:
+def test_tokens_see_their_own_row_and_nothing_else(sizes: list[int]) -> None:
     batch = pack([row(length, mark) for mark, length in enumerate(sizes)])
+    mark = torch.where(batch.input_ids > 0, batch.input_ids // 1000, -1)
+    for block in batch.blocks:
+        owner = mark[block.tokens].view(block.count, 1, block.width)
+        same = owner.unsqueeze(-1) == owner.unsqueeze(-2)
+        allowed = torch.ones_like(same) if block.allowed is None else block.allowed
+        assert torch.equal(allowed, same)
+
+
+@LAW
+@given(keyed)
+def test_blocks_cover_the_tokens_and_hold_their_own_packed_rows(
+    pairs: list[tuple[int, int]],
+) -> None:
+    rows = [row(length, mark) for mark, (length, _) in enumerate(pairs)]
+    batch = pack(rows, keys=[key for _, key in pairs])
+    token = 0
+    held: set[int] = set()
+    for block in batch.blocks:
+        assert block.tokens == slice(token, token + block.count * block.width)
+        token = block.tokens.stop
+        first = batch.first[block.rows].view(block.count, -1)
+        window = (first - block.tokens.start) // block.width
+        assert torch.equal(window, torch.arange(block.count)[:, None].expand_as(window))
+        held.update(batch.row_of_packed[block.rows].tolist())
+    assert token == len(batch.input_ids)
+    assert held == set(range(len(rows)))
+
+
+@LAW
+@given(keyed)
+def test_rows_of_a_key_lie_side_by_side(pairs: list[tuple[int, int]]) -> None:
+    keys = torch.tensor([key for _, key in pairs])
+    batch = pack([row(length, mark) for mark, (length, _) in enumerate(pairs)], keys=keys.tolist())
+    assert sorted(batch.spans) == sorted(set(keys.tolist()))
     token = packed = 0
-    for group in batch.groups:
-        assert (group.start, group.row) == (token, packed)
-        assert set(batch.lengths[packed : packed + group.num_rows].tolist()) == {group.length}
-        token += group.length * group.num_rows
-        packed += group.num_rows
-    assert (token, packed) == (sum(sizes), len(sizes))
-    assert len({group.length for group in batch.groups}) == len(batch.groups)
+    for key, span in batch.spans.items():
+        assert (span.tokens.start, span.rows.start) == (token, packed)
+        assert set(keys[batch.row_of_token[span.tokens]].tolist()) == {key}
+        assert set(keys[batch.row_of_packed[span.rows]].tolist()) == {key}
+        token, packed = span.tokens.stop, span.rows.stop
+    assert (token, packed) == (len(batch.input_ids), len(batch.first))
 
 
 @LAW
-@given(lengths)
-def test_restore_gives_input_order(sizes: list[int]) -> None:
+@given(st.lists(st.integers(1, 128), min_size=40, max_size=120))
+def test_there_is_little_padding_in_a_full_batch(sizes: list[int]) -> None:
+    """A window may lack a row that fits only if all others are longer than its room."""
     batch = pack([row(length, mark) for mark, length in enumerate(sizes)])
-    marks = batch.input_ids[batch.first] // 100
-    assert batch.restore(marks[:, None])[:, 0].tolist() == list(range(len(sizes)))
+    assert len(batch.input_ids) <= 1.35 * sum(sizes) + 128
 
 
-def test_rows_of_one_length_keep_their_order() -> None:
-    batch = pack([row(length, mark) for mark, length in enumerate([3, 2, 3, 2, 1, 3])])
-    assert batch.order.tolist() == [4, 1, 3, 0, 2, 5]
+def test_a_batch_as_long_as_its_windows_has_no_padding_and_no_mask() -> None:
+    batch = pack([row(32, 0), row(64, 1), row(32, 2), row(128, 3)])
+    assert len(batch.input_ids) == 256
+    (block,) = batch.blocks
+    assert block.allowed is not None  # 64, 32 and 32 share a window
+    assert pack([row(128, 0), row(128, 1)]).blocks[0].allowed is None
+
+
+def test_a_lone_row_is_hardly_padded() -> None:
+    assert len(pack([row(5, 0)]).input_ids) == 16
+    assert len(pack([row(39, 0)]).input_ids) == 48
+    assert len(pack([row(130, 0)]).input_ids) == 144
+
+
+def test_numbers_of_packed_rows_are_few() -> None:
+    """A kernel compiled for each number costs milliseconds."""
+    found = {len(pack([row(128, mark) for mark in range(count)]).first) for count in range(1, 100)}
+    assert found == {1, 2, 4, 8, *range(16, 113, 16)}
 
 
 def test_everything_is_on_the_device_and_whole_numbers() -> None:
     batch: PackedBatch = pack([row(3, 0), row(1, 1)], torch.device("cpu"))
-    names = ("input_ids", "token_type_ids", "position_ids", "first", "order", "lengths")
+    names = ["input_ids", "token_type_ids", "position_ids", "row_of_token", "row_of_packed"]
+    names += ["first", "packed_row"]
     assert {getattr(batch, name).dtype for name in names} == {torch.int64}
+
+
+@pytest.mark.parametrize("lengths", [[3], [40], [100, 30], [9] * 50, [64, 128, 7, 90, 33]])
+def test_the_sizes_compiled_are_those_that_batches_have(lengths: list[int]) -> None:
+    batch = pack([([1] * length, [0] * length) for length in lengths])
+    sizes = packed_sizes(sum(lengths) + 64)
+    assert len(batch.input_ids) in sizes
+    assert len(batch.first) in sizes

@@ -68,7 +68,7 @@ def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ("DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
         ("PRECISION", "int8", "'auto', 'fp32' or 'bf16'"),
         ("ZOO", "maybe", "DELTABERT_ZOO is 'maybe'"),
-        ("MAX_BATCH_TOKENS", "0", "greater than or equal to 16"),
+        ("MAX_BATCH_TOKENS", "-1", "greater than or equal to 0"),
         ("DEADLINE_S", "0", "greater than 0"),
         ("DEADLINE_S", "nan", "DELTABERT_DEADLINE_S"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),

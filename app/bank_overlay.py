@@ -1,0 +1,136 @@
+"""The overlay that mixes deltas: what the rows of one packed batch see of the bank.
+
+Legend: N tokens, P packed rows, T lines of x (tokens or packed rows), R rows, K selected values of
+one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.bank import Bank, SparseSlot
+from deltas import PackedBatch
+
+
+class BankOverlay:
+    """What one packed batch sees of the bank: each row its own slot.
+
+    Args:
+        bank: the slots.
+        batch: packed rows; those of a slot in `bank.matrix_slots` lie side by side.
+        slots: each row's slot, in the order of the input.
+    """
+
+    def __init__(self, bank: Bank, batch: PackedBatch, slots: Sequence[int]) -> None:
+        self._bank = bank
+        lines = torch.tensor([bank.line_of[slot] for slot in slots], device=bank.device)
+        self._token_lines = lines[batch.row_of_token]
+        self._row_lines = lines[batch.row_of_packed]
+        self._rows: dict[int, list[int]] = {}
+        for row, slot in enumerate(slots):
+            self._rows.setdefault(slot, []).append(row)
+        # Lines of each slot that has more than vectors: of tokens, of packed rows.
+        own = bank.matrix_slots.intersection(self._rows)
+        if not own <= batch.spans.keys():
+            raise ValueError(f"rows of slots {sorted(own)} don't lie side by side; pack with keys")
+        spans = {slot: batch.spans[slot] for slot in sorted(own)}
+        self._spans = {
+            False: {slot: (span.tokens.start, span.tokens.stop) for slot, span in spans.items()},
+            True: {slot: (span.rows.start, span.rows.stop) for slot, span in spans.items()},
+        }
+
+    def embed(self, site: str, ids: Tensor) -> Tensor:
+        """Look up ids [N] in the table at `site`, each in its row's slot: [N, H]."""
+        name = f"{site}.weight"
+        out = F.embedding(ids, self._bank.frozen[name])
+        for own, start, stop in self._own(name, per_row=False):
+            if isinstance(own, Tensor):
+                out[start:stop] = F.embedding(ids[start:stop], own)
+            else:
+                _lay_into_embedding(out[start:stop], ids[start:stop], own)
+        return out
+
+    def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
+        """Multiply x [T, in] by each line's own matrix at `site`, add its bias: [T, out]."""
+        name = f"{site}.weight"
+        lines = self._row_lines if per_row else self._token_lines
+        # The GEMM accumulates onto the gathered biases: no broadcast, no second pass.
+        out = torch.index_select(self._bank.vectors[f"{site}.bias"], 0, lines)
+        frozen = self._bank.frozen[name]
+        done = 0
+        for own, start, stop in self._own(name, per_row=per_row):
+            _accumulate(out[done:start], x[done:start], frozen)
+            if isinstance(own, Tensor):
+                _accumulate(out[start:stop], x[start:stop], own)
+            else:
+                with _laid_in(self._bank.spare[name], own) as matrix:
+                    _accumulate(out[start:stop], x[start:stop], matrix)
+            done = stop
+        _accumulate(out[done:], x[done:], frozen)
+        return out
+
+    def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
+        """Normalise x [T, H], then scale and shift each line by its slot's LayerNorm."""
+        lines = self._row_lines if per_row else self._token_lines
+        out = F.layer_norm(x, (x.shape[-1],), None, None, self._bank.eps)
+        shift = torch.index_select(self._bank.vectors[f"{site}.bias"], 0, lines)
+        scale = torch.index_select(self._bank.vectors[f"{site}.weight"], 0, lines)
+        return shift.addcmul_(out, scale)
+
+    def head(self, pooled: Tensor) -> list[Tensor]:
+        """Each row's float32 logits [C], C being its own task's; pooled is [R, H]."""
+        pooled = pooled.float()
+        logits: list[Tensor] = [pooled] * len(pooled)
+        for slot, rows in self._rows.items():
+            weight, bias = self._bank.heads[slot]
+            for row, values in zip(rows, F.linear(pooled[rows], weight, bias), strict=True):
+                logits[row] = values
+        return logits
+
+    def _own(self, name: str, *, per_row: bool) -> list[tuple[Tensor | SparseSlot, int, int]]:
+        """What slots of this batch have of their own there, with their lines, in line order."""
+        matrices, sparse = self._bank.matrices[name], self._bank.sparse[name]
+        found: list[tuple[Tensor | SparseSlot, int, int]] = []
+        for slot, span in self._spans[per_row].items():
+            if slot in matrices:
+                found.append((matrices[slot], *span))
+            elif slot in sparse:
+                found.append((sparse[slot], *span))
+        return sorted(found, key=lambda item: item[1])
+
+
+@contextmanager
+def _laid_in(spare: Tensor, sparse: SparseSlot) -> Iterator[Tensor]:
+    """The frozen matrix with a slot's values in it, for the length of the block.
+
+    K values are written and taken back, whatever the number of rows; adding their products to the
+    rows' results would take memory and time in proportion to rows x K.
+    """
+    flat = spare.view(-1)
+    flat.index_copy_(0, sparse.places, sparse.values)
+    try:
+        yield spare
+    finally:
+        flat.index_copy_(0, sparse.places, sparse.frozen)
+
+
+def _accumulate(out: Tensor, x: Tensor, matrix: Tensor) -> None:
+    if len(x):
+        out.addmm_(x, matrix.t())
+
+
+def _lay_into_embedding(out: Tensor, ids: Tensor, sparse: SparseSlot) -> None:
+    """Overwrite looked-up values where their token's table line has selected ones."""
+    width = out.shape[1]
+    lines = sparse.places // width
+    low = torch.searchsorted(lines, ids)
+    counts = torch.searchsorted(lines, ids, right=True) - low
+    which = torch.arange(len(ids), device=ids.device).repeat_interleave(counts)
+    within = torch.arange(len(which), device=ids.device) - (counts.cumsum(0) - counts)[which]
+    position = low[which] + within
+    out[which, sparse.places[position] % width] = sparse.values[position]

@@ -1,0 +1,230 @@
+"""Slots: which deltas are in the bank, which are on their way there, and which give way.
+
+A bank holds so many deltas; the others wait as files. Threads load what queued rows will need, onto
+the host (`prefetch`). The thread that runs batches moves it into the bank (`claim`): there the
+least recently used delta gives way, but never one of the batch itself and never a pinned one. The
+lock guards the tables of who is where; no file is read while it is held.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from threading import Lock
+
+from app.bank import Bank, Staged
+from app.errors import DeltaUnavailableError
+from deltas import DeltaError, DeltaFormatError, Record
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, str, str]
+
+_THREADS = 2
+_KEEP_S = 30.0  # what nobody has come for by then was for a request that is over
+_AHEAD_UNLIMITED = 64
+
+
+@dataclass
+class SlotCounts:
+    """What happened so far, counted once a batch for each delta that the batch needs.
+
+    Attributes:
+        hits: it was in the bank.
+        prefetched: it was on the host, loaded ahead.
+        waited: the batch waited for its file.
+        failed: it could not be loaded.
+        evicted: how many gave way to others.
+    """
+
+    hits: int = 0
+    prefetched: int = 0
+    waited: int = 0
+    failed: int = 0
+    evicted: int = 0
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """A delta that is being loaded, or lies loaded on the host."""
+
+    staged: Future[Staged]
+    asked_at: float
+
+
+class Slots:
+    """Who is in the bank.
+
+    Args:
+        bank: only the thread that calls `claim`, `hold` and `drop` touches it.
+        load: reads a delta; called in threads.
+        max_slots: most deltas in the bank; None for as many as there are.
+        pinned: keys of those that never give way once they are in.
+        load_timeout_s: how long a batch waits for a file.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        load: Callable[[Record], Staged],
+        *,
+        max_slots: int | None = None,
+        pinned: Collection[Key] = (),
+        load_timeout_s: float = 10.0,
+    ) -> None:
+        self.counts = SlotCounts()
+        self.max_slots = max_slots
+        self._bank = bank
+        self._load = load
+        self._pinned = frozenset(pinned)
+        self._load_timeout_s = load_timeout_s
+        self._max_ahead = max_slots or _AHEAD_UNLIMITED
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="deltas")
+        self._lock = Lock()
+        self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
+        self._coming: dict[Key, _Coming] = {}
+
+    @property
+    def num_used(self) -> int:
+        """How many deltas are in the bank."""
+        return len(self._slot_of)
+
+    def __contains__(self, record: object) -> bool:
+        """Whether a delta is in the bank now."""
+        return isinstance(record, Record) and record.key in self._slot_of
+
+    def forget_counts(self) -> None:
+        """Begin to count anew."""
+        self.counts = SlotCounts()
+
+    def hold(self, loaded: Sequence[tuple[Record, Staged]]) -> None:
+        """Put loaded deltas into free slots, before anything is claimed."""
+        if self.max_slots is not None and self.num_used + len(loaded) > self.max_slots:
+            raise ValueError(f"{len(loaded)} deltas don't fit: {self.num_used} are there already")
+        slots = self._bank.put([staged for _, staged in loaded])
+        with self._lock:
+            for (record, _), slot in zip(loaded, slots, strict=True):
+                self._slot_of[record.key] = slot
+
+    def drop(self, record: Record) -> None:
+        """Free a delta's slot, if it has one."""
+        with self._lock:
+            slot = self._slot_of.pop(record.key, None)
+        if slot is not None:
+            self._bank.remove(slot)
+
+    def prefetch(self, records: Iterable[Record]) -> None:
+        """Begin to load what will be claimed soon; returns at once. From any thread.
+
+        Loads nothing when as many deltas as the bank has slots are on their way already.
+        """
+        now = time.monotonic()
+        with self._lock:
+            for record in records:
+                key = record.key
+                if key in self._slot_of:
+                    self._slot_of.move_to_end(key)  # it will be needed: others give way first
+                elif key not in self._coming and self._has_room_ahead(now):
+                    self._coming[key] = _Coming(self._threads.submit(self._load, record), now)
+
+    def _has_room_ahead(self, now: float) -> bool:
+        if len(self._coming) >= self._max_ahead:
+            stale = [key for key, item in self._coming.items() if now - item.asked_at > _KEEP_S]
+            for key in stale:
+                del self._coming[key]
+        return len(self._coming) < self._max_ahead
+
+    def parts(self, records: Iterable[Record]) -> list[list[Record]]:
+        """Cut a batch's deltas into parts of which each fits the bank, what is there first."""
+        distinct = {record.key: record for record in records}
+        if self.max_slots is None or len(distinct) <= self.max_slots - len(self._pinned):
+            return [list(distinct.values())]
+        held = [record for key, record in distinct.items() if key in self._pinned]
+        others = [record for key, record in distinct.items() if key not in self._pinned]
+        others.sort(key=lambda record: record.key not in self._slot_of)
+        room = self.max_slots - len(self._pinned)
+        if room < 1:
+            raise ValueError(f"all {self.max_slots} slots are pinned; none is left for the others")
+        first, rest = others[:room], others[room:]
+        return [held + first, *(rest[at : at + room] for at in range(0, len(rest), room))]
+
+    def claim(self, records: Sequence[Record]) -> dict[Key, int | DeltaUnavailableError]:
+        """Each delta's slot, or why it has none; valid until the next call.
+
+        Args:
+            records: distinct deltas, as many as fit: one of `parts`.
+        """
+        outcomes: dict[Key, int | DeltaUnavailableError] = {}
+        coming = self._find(records, outcomes)
+        deadline = time.monotonic() + self._load_timeout_s
+        staged: dict[Key, Staged] = {}
+        for record in records:
+            if record.key in coming:
+                try:
+                    wait_s = max(0.0, deadline - time.monotonic())
+                    staged[record.key] = coming[record.key].staged.result(wait_s)
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is this delta's own
+                    outcomes[record.key] = _unavailable(record, error)
+        self._make_room(len(staged), {record.key for record in records})
+        slots = dict(zip(staged, self._bank.put(list(staged.values())), strict=True))
+        with self._lock:
+            self._slot_of |= slots
+            for key, item in coming.items():
+                if item.staged.done():  # one that was too slow may be there for the next batch
+                    self._coming.pop(key, None)
+        self.counts.failed += len(coming) - len(staged)
+        return outcomes | slots
+
+    def _find(
+        self, records: Sequence[Record], outcomes: dict[Key, int | DeltaUnavailableError]
+    ) -> dict[Key, _Coming]:
+        """Write the slots of those in the bank into `outcomes`; returns the others, loading."""
+        coming: dict[Key, _Coming] = {}
+        with self._lock:
+            for record in records:
+                key = record.key
+                if key in self._slot_of:
+                    self._slot_of.move_to_end(key)
+                    outcomes[key] = self._slot_of[key]
+                    self.counts.hits += 1
+                    continue
+                if key not in self._coming:
+                    loading = self._threads.submit(self._load, record)
+                    self._coming[key] = _Coming(loading, time.monotonic())
+                coming[key] = self._coming[key]
+                if coming[key].staged.done():
+                    self.counts.prefetched += 1
+                else:
+                    self.counts.waited += 1
+        return coming
+
+    def _make_room(self, num_new: int, needed: Collection[Key]) -> None:
+        """Let the least recently used give way to so many new ones."""
+        if self.max_slots is None:
+            return
+        excess = max(0, self.num_used + num_new - self.max_slots)
+        with self._lock:
+            may_go = (k for k in self._slot_of if k not in needed and k not in self._pinned)
+            gone = [self._slot_of.pop(key) for key in list(islice(may_go, excess))]
+        for slot in gone:
+            self._bank.remove(slot)
+        self.counts.evicted += len(gone)
+
+
+def _unavailable(record: Record, error: Exception) -> DeltaUnavailableError:
+    """What the client is told; paths and anything unforeseen are only in the log."""
+    if isinstance(error, DeltaFormatError):
+        reason = error.reason
+    elif isinstance(error, DeltaError):
+        reason = str(error)
+    elif isinstance(error, TimeoutError):
+        reason = "reading its file takes too long"
+    else:
+        logger.error("loading %s failed", record.path, exc_info=error)
+        reason = "loading it failed; the server's log has the cause"
+    return DeltaUnavailableError(*record.key, reason)

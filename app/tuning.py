@@ -1,0 +1,77 @@
+"""Chooses at start, by short measurements, how many threads and how many tokens a batch gets.
+
+Both depend on the machine, on what else runs there and on the backbone, so that no fixed number is
+right: large batches read the weights less often, small ones are answered sooner and stay in the
+caches. Pure functions of a stopwatch; `app.main` hands in one that runs the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)
+DEFAULT_BUDGET = 4096
+_LONGEST_BATCH_S = 0.25  # what the next request would wait for
+_GOOD_ENOUGH = 0.95  # of the best speed: then smaller batches, or fewer threads, are worth more
+_TIMES = 2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and why.
+
+    Attributes:
+        value: the number of threads or tokens.
+        tokens_per_s: the speed measured with each candidate that was tried.
+    """
+
+    value: int
+    tokens_per_s: dict[int, float]
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{size:,}: {speed:,.0f}" for size, speed in self.tokens_per_s.items())
+        return f"{self.value:,} (tokens/s with {tried})"
+
+
+def choose_budget(seconds_for: Callable[[int], float], budgets: Sequence[int] = BUDGETS) -> Choice:
+    """The smallest budget that is nearly as fast as the fastest.
+
+    Args:
+        seconds_for: runs a batch of so many tokens; returns the seconds that it took.
+        budgets: what to try, smallest first; the rest is skipped once a batch takes too long.
+    """
+    speeds: dict[int, float] = {}
+    for budget in budgets:
+        seconds = best_of(lambda budget=budget: seconds_for(budget))  # type: ignore[misc]
+        if speeds and seconds > _LONGEST_BATCH_S:
+            break
+        speeds[budget] = budget / seconds
+    return Choice(_smallest_good(speeds), speeds)
+
+
+def choose_threads(seconds_with: Callable[[int], float], tokens: int, cpus: int) -> Choice:
+    """The fewest threads that are nearly as fast as the fastest: all, half of them, and so on.
+
+    Args:
+        seconds_with: runs a batch with so many threads; returns the seconds that it took.
+        tokens: of that batch, for the report.
+        cpus: what this process may use.
+    """
+    counts = sorted({max(cpus >> halvings, 1) for halvings in range(cpus.bit_length())})
+    speeds = {
+        count: tokens / best_of(lambda count=count: seconds_with(count))  # type: ignore[misc]
+        for count in counts
+    }
+    return Choice(_smallest_good(speeds), speeds)
+
+
+def best_of(seconds: Callable[[], float], times: int = _TIMES) -> float:
+    """The shortest of some runs after one that does not count: others disturb, none helps."""
+    seconds()
+    return min(seconds() for _ in range(times))
+
+
+def _smallest_good(speeds: dict[int, float]) -> int:
+    best = max(speeds.values())
+    return min(size for size, speed in speeds.items() if speed >= _GOOD_ENOUGH * best)

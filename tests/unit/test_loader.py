@@ -1,0 +1,153 @@
+"""Loading: what is checked once in full, what later loads may skip, and how bad files are found."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.bank import Bank, Staged
+from app.errors import DeltaUnavailableError
+from app.loader import Loader
+from app.slots import Slots
+from deltas import Backbone, DeltaFormatError, Record, Store
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store(tiny_backbone: Backbone, tiny_deltas: Path, tmp_path: Path) -> Store:
+    """A copy of the toy deltas, to be spoilt."""
+    return Store(
+        [Path(shutil.copytree(tiny_deltas, tmp_path / "deltas"))], backbone=tiny_backbone.ref
+    )
+
+
+@pytest.fixture
+def bank(tiny_backbone: Backbone) -> Bank:
+    return Bank(tiny_backbone, CPU, torch.float32)
+
+
+def same(one: Staged, other: Staged) -> bool:
+    """Bit for bit, of every kind."""
+    if (one.vectors is None) != (other.vectors is None):
+        return False
+    pairs = [(one.head_weight, other.head_weight), (one.head_bias, other.head_bias)]
+    if one.vectors is not None and other.vectors is not None:
+        pairs.append((one.vectors, other.vectors))
+    pairs += [(one.matrices[name], other.matrices[name]) for name in one.matrices]
+    pairs += [(one.sparse[name].values, other.sparse[name].values) for name in one.sparse]
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_again_gives_the_same_bits(
+    tiny_backbone: Backbone, store: Store, dtype: torch.dtype
+) -> None:
+    loader = Loader(tiny_backbone, Bank(tiny_backbone, CPU, dtype), again=True)
+    first = [loader.load(record) for record in store.records]
+    # Recipes are for what has nothing but vectors and a head, in three widths.
+    known = {record.manifest.key[1] for record in store.records if record.path in loader._recipes}
+    assert known == {"bitfit", "layernorm", "head"}
+    assert len(loader._recipes) == 15
+    for record, expected in zip(store.records, first, strict=True):
+        assert same(loader.load(record), expected)
+
+
+def test_what_was_checked_is_not_checked_again(
+    tiny_backbone: Backbone, bank: Bank, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = Loader(tiny_backbone, bank, again=True)
+    record = store.resolve("toy2", "bitfit")
+    expected = loader.load(record)
+
+    def refuse(_record: Record) -> None:
+        pytest.fail("read in full again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "load", refuse)
+        assert same(loader.load(record), expected)
+        os.utime(record.path, (1, 1))  # dates don't matter, bytes do
+        assert same(loader.load(record), expected)
+
+
+def flip(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def to_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: path.write_bytes(flip(path.read_bytes())), "damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-3]), "not a readable safetensors"),
+        (lambda path: path.write_bytes(b""), "not a readable safetensors"),
+        (lambda path: path.unlink(), "no such file"),
+        (to_pipe, "not a file"),
+        (lambda path: shutil.copy(path.with_name("layernorm.safetensors"), path), "changed from"),
+    ],
+    ids=["flipped", "cut", "empty", "gone", "pipe", "another"],
+)
+def test_a_file_that_goes_bad_after_its_check_is_found_out(
+    tiny_backbone: Backbone, bank: Bank, store: Store, spoil: Any, reason: str
+) -> None:
+    loader = Loader(tiny_backbone, bank, again=True)
+    slots = Slots(bank, loader.load, max_slots=1)
+    record = store.resolve("toy2", "bitfit")
+    before = loader.load(record)
+    content = record.path.read_bytes()
+    spoil(record.path)
+    (outcome,) = slots.claim([record]).values()
+    assert isinstance(outcome, DeltaUnavailableError)
+    assert re.search(reason, str(outcome)), str(outcome)
+    assert str(record.path) not in str(outcome)
+    record.path.unlink(missing_ok=True)
+    record.path.write_bytes(content)
+    assert same(loader.load(record), before)
+    assert slots.claim([record]) == {record.key: 1}
+
+
+def test_a_file_that_changes_while_it_is_checked_has_no_recipe(
+    tiny_backbone: Backbone, bank: Bank, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next load would take unchecked bytes for checked ones."""
+    loader = Loader(tiny_backbone, bank, again=True)
+    record, other = store.resolve("toy2", "bitfit"), store.resolve("toy2", "layernorm")
+    load = Record.load
+    for change in (
+        lambda path: path.write_bytes(flip(path.read_bytes())),
+        lambda path: shutil.copy(other.path, path),
+        lambda path: path.write_bytes(b"\xff" * 1000),
+        lambda path: path.unlink(),
+    ):
+        content = record.path.read_bytes()
+
+        def load_and_change(self: Record, change: Any = change) -> Any:
+            delta = load(self)
+            change(self.path)
+            return delta
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Record, "load", load_and_change)
+            loader.load(record)
+        assert record.path not in loader._recipes
+        with pytest.raises(DeltaFormatError):
+            loader.load(record)
+        record.path.write_bytes(content)
+
+
+def test_one_load_needs_no_recipe(tiny_backbone: Backbone, bank: Bank, store: Store) -> None:
+    """An engine that holds everything reads each file once."""
+    loader = Loader(tiny_backbone, bank, again=False)
+    for record in store.records:
+        loader.load(record)
+    assert not loader._recipes

@@ -1,0 +1,225 @@
+"""Slots: who is in the bank, who gives way, and what is loaded ahead; with real files."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.bank import Bank, Staged
+from app.errors import DeltaUnavailableError
+from app.loader import Loader
+from app.slots import Slots
+from deltas import Backbone, Record, Store
+
+CPU = torch.device("cpu")
+
+
+class SlowLoader:
+    """A real loader that waits for a gate and notes what it was asked for."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self.gate = threading.Event()
+        self.gate.set()
+        self.asked: list[Record] = []
+        self.error: Exception | None = None
+
+    def load(self, record: Record) -> Staged:
+        self.asked.append(record)
+        assert self.gate.wait(30)
+        if self.error is not None:
+            raise self.error
+        return self._loader.load(record)
+
+
+@pytest.fixture
+def store(tiny_backbone: Backbone, tiny_deltas: Path, tmp_path: Path) -> Store:
+    return Store(
+        [Path(shutil.copytree(tiny_deltas, tmp_path / "deltas"))], backbone=tiny_backbone.ref
+    )
+
+
+@pytest.fixture
+def bank(tiny_backbone: Backbone) -> Bank:
+    return Bank(tiny_backbone, CPU, torch.float32)
+
+
+@pytest.fixture
+def loader(tiny_backbone: Backbone, bank: Bank) -> SlowLoader:
+    return SlowLoader(Loader(tiny_backbone, bank, again=True))
+
+
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_the_least_recently_used_gives_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load, max_slots=3)
+    one, two, three, four, five = store.records[:5]
+    slots.claim([one, two, three])
+    slots.claim([one])
+    slots.claim([four])
+    assert [r in slots for r in (one, two, three, four)] == [True, False, True, True]
+    slots.prefetch([three])  # its row is about to be queued
+    slots.claim([five])
+    assert [r in slots for r in (one, three, four, five)] == [False, True, True, True]
+    assert slots.counts.hits == 1
+    assert slots.counts.evicted == 2
+    assert slots.num_used == 3
+    assert bank.num_slots == 4
+
+
+def test_what_the_batch_needs_stays(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    """Also when it is the least recently used."""
+    slots = Slots(bank, loader.load, max_slots=2)
+    one, two, three = store.records[:3]
+    slots.claim([one])
+    slots.claim([two])
+    claimed = slots.claim([three, one])
+    assert set(claimed) == {one.key, three.key}
+    assert two not in slots
+
+
+def test_slots_are_used_again(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    """Whatever comes and goes, of all kinds, the bank grows no further than it must."""
+    slots = Slots(bank, loader.load, max_slots=2)
+    for record in store.records * 2:
+        slots.claim([record])
+    assert len(bank.heads) == 3
+    assert {len(vectors) for vectors in bank.vectors.values()} == {3}
+    held = sum(len(by_slot) for by_slot in bank.matrices.values())
+    held += sum(len(by_slot) for by_slot in bank.sparse.values())
+    assert held <= 2 * len(bank.frozen)
+    assert bank.matrix_slots <= {1, 2}
+
+
+def test_pinned_ones_never_give_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    pinned, *others = store.records[:6]
+    slots = Slots(bank, loader.load, max_slots=2, pinned={pinned.key})
+    slots.claim([pinned])
+    for record in others:
+        slots.claim([record])
+        assert pinned in slots
+
+
+def test_a_batch_of_more_deltas_than_slots_is_cut(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
+    """What is there comes first: else it would give way before its turn."""
+    records = store.records[:7]
+    slots = Slots(bank, loader.load, max_slots=3, pinned={records[6].key})
+    slots.claim([records[4]])
+    parts = slots.parts([*records, *records])
+    assert [[records.index(record) for record in part] for part in parts] == [
+        [6, 4, 0],
+        [1, 2],
+        [3, 5],
+    ]
+    assert slots.parts([]) == [[]]
+
+
+def test_all_slots_pinned_leave_none(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load, max_slots=1, pinned={store.records[0].key})
+    with pytest.raises(ValueError, match="none is left"):
+        slots.parts(store.records[:2])
+
+
+def test_without_a_limit_nothing_gives_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load)
+    (part,) = slots.parts(store.records)
+    claimed = slots.claim(part)
+    assert [*claimed.values()] == [*range(1, 26)]
+    assert slots.claim(part) == claimed
+
+
+def test_loading_ahead_spares_the_wait(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load, max_slots=2)
+    record = store.records[0]
+    slots.prefetch([record, record])
+    wait_until(lambda: slots._coming[record.key].staged.done())
+    assert record not in slots
+    slots.claim([record])
+    slots.prefetch([record])
+    assert loader.asked == [record]
+    assert (slots.counts.prefetched, slots.counts.waited) == (1, 0)
+
+
+def test_no_lock_is_held_while_a_file_is_read(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load, max_slots=2)
+    there, slow = store.records[:2]
+    slots.claim([there])
+    loader.gate.clear()
+    slots.prefetch([slow])
+    wait_until(lambda: slow in loader.asked)
+    slots.prefetch([there, slow])
+    assert slots.claim([there]) == {there.key: 1}
+    loader.gate.set()
+    assert slots.claim([slow]) == {slow.key: 2}
+    assert loader.asked.count(slow) == 1
+
+
+def test_no_more_is_loaded_ahead_than_the_bank_holds(
+    bank: Bank, loader: SlowLoader, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody came for makes room after a while."""
+    slots = Slots(bank, loader.load, max_slots=3)
+    slots.prefetch(store.records[:10])
+    wait_until(lambda: all(item.staged.done() for item in slots._coming.values()))
+    assert loader.asked == store.records[:3]
+    monkeypatch.setattr("app.slots._KEEP_S", 0.0)
+    time.sleep(0.01)
+    slots.prefetch(store.records[10:11])
+    wait_until(lambda: store.records[10] in loader.asked)
+    assert len(slots._coming) == 1
+
+
+def test_a_file_that_takes_too_long_fails_alone(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
+    slots = Slots(bank, loader.load, max_slots=2, load_timeout_s=0.05)
+    there, slow = store.records[:2]
+    slots.claim([there])
+    loader.gate.clear()
+    claimed = slots.claim([slow, there])
+    assert claimed[there.key] == 1
+    assert "takes too long" in str(claimed[slow.key])
+    loader.gate.set()
+    wait_until(lambda: slots._coming[slow.key].staged.done())
+    assert slots.claim([slow]) == {slow.key: 2}
+    assert loader.asked.count(slow) == 1
+
+
+def test_unforeseen_errors_are_logged_not_told(
+    bank: Bank, loader: SlowLoader, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    slots = Slots(bank, loader.load, max_slots=2)
+    loader.error = MemoryError("secret")
+    (outcome,) = slots.claim(store.records[:1]).values()
+    assert isinstance(outcome, DeltaUnavailableError)
+    assert "secret" not in str(outcome)
+    assert "secret" in caplog.text
+    assert slots.counts.failed == 1
+    loader.error = None
+    assert slots.claim(store.records[:1]) == {store.records[0].key: 1}
+
+
+def test_only_free_slots_can_be_filled(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load, max_slots=1)
+    loaded = [(record, loader.load(record)) for record in store.records[:2]]
+    with pytest.raises(ValueError, match="2 deltas don't fit"):
+        slots.hold(loaded)
+    slots.hold(loaded[:1])
+    slots.drop(store.records[0])
+    slots.drop(store.records[0])
+    slots.hold(loaded[1:])
+    assert store.records[1] in slots
+    assert bank.num_slots == 2

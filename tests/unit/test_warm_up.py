@@ -1,0 +1,110 @@
+"""Warming up: the engine's own batches, what is measured and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from app.engine import Engine, EngineRow
+from app.main import create_app
+from app.settings import Settings
+from app.tuning import BUDGETS, DEFAULT_BUDGET
+from app.warm_up import made_up_rows, seconds_for, warm_up
+from deltas import Backbone, Store, packed_sizes
+
+
+@pytest.fixture
+def store(tiny_backbone: Backbone, tiny_deltas: Path) -> Store:
+    return Store([tiny_deltas], backbone=tiny_backbone.ref)
+
+
+@pytest.fixture
+def engine(tiny_backbone: Backbone, store: Store) -> Iterator[Engine]:
+    before = torch.get_num_threads()
+    yield Engine(tiny_backbone, store, device="cpu", precision="fp32")
+    torch.set_num_threads(before)
+
+
+def test_rows_are_made_up_to_the_size_asked_for(engine: Engine) -> None:
+    for size in (1, 16, 700):
+        rows = made_up_rows(engine, size)
+        assert sum(row.num_tokens for row in rows) == size
+    assert {row.record.manifest.task.name for row in rows} == set(engine.store.tasks[:9])
+
+
+def test_a_small_bank_is_not_thrashed(tiny_backbone: Backbone, store: Store) -> None:
+    small = Engine(tiny_backbone, store, device="cpu", precision="fp32", max_slots=1)
+    assert len({row.record.path for row in made_up_rows(small, 700)}) == 1
+
+
+def test_they_are_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Sequence[EngineRow]] = []
+    monkeypatch.setattr(engine, "run", seen.append)
+    seconds_for(engine, 700)
+    assert [sum(row.num_tokens for row in rows) for rows in seen] == [700]
+
+
+def test_threads_stay_as_they_were_set(engine: Engine) -> None:
+    seconds_for(engine, 64, 1)
+    assert torch.get_num_threads() == 1
+
+
+def test_what_is_given_is_not_measured(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "run", None)
+    assert warm_up(engine, threads=1, max_batch_tokens=777) == 777
+
+
+def test_the_choice_is_one_of_the_budgets_and_is_logged(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert warm_up(engine) in BUDGETS
+    assert "threads: " in caplog.text
+    assert "tokens a batch: " in caplog.text
+
+
+def test_products_are_compiled_in_bfloat16_on_the_cpu_only(
+    tiny_backbone: Backbone, store: Store, engine: Engine
+) -> None:
+    assert engine.compile_kernels(64) == 0
+    bf16 = Engine(tiny_backbone, store, device="cpu", precision="bf16")
+    # Of the tiny backbone's matrices: stacked in two ways, square, up and down.
+    assert bf16.compile_kernels(64) == 5 * len(packed_sizes(64))
+
+
+@pytest.mark.parametrize(
+    ("warms_up", "given", "expected"),
+    [(False, 0, DEFAULT_BUDGET), (False, 99, 99), (True, 99, 99), (True, 0, None)],
+)
+def test_the_server_warms_up_as_it_is_set(
+    tiny_backbone: Backbone,
+    tiny_deltas: Path,
+    caplog: pytest.LogCaptureFixture,
+    warms_up: bool,
+    given: int,
+    expected: int | None,
+) -> None:
+    caplog.set_level("INFO")
+    settings = Settings(
+        deltas=(tiny_deltas,), zoo=False, threads=1, max_batch_tokens=given, warm_up=warms_up
+    )
+    with TestClient(create_app(settings, backbone=tiny_backbone)):
+        pass
+    allowed = BUDGETS if expected is None else (expected,)
+    assert any(f"batch_tokens={budget}\n" in caplog.text for budget in allowed)
+    assert ("tokens a batch: " in caplog.text) == (warms_up and not given)
+
+
+def test_a_server_without_deltas_starts_without_measuring(
+    tiny_backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings = Settings(deltas=(tmp_path,), zoo=False)
+    with TestClient(create_app(settings, backbone=tiny_backbone)):
+        pass
+    assert f"batch_tokens={DEFAULT_BUDGET}\n" in caplog.text
+    assert "tokens a batch: " not in caplog.text
