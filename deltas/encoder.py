@@ -12,16 +12,15 @@ windows: C windows, W tokens and Q packed rows in each; H hidden width, A heads,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltas.attention import attend, sight
 from deltas.layout import ACTIVATIONS, EncoderConfig
-from deltas.packing import Block, PackedBatch
+from deltas.packing import PackedBatch
 
 
 class Overlay(Protocol):
@@ -54,21 +53,49 @@ def encode(
     Returns:
         [R, H] pooled output of each row, in the order of the input and in the overlay's dtype.
     """
-    hidden = overlay.embed("embeddings.word", batch.input_ids)  # [N, H]
+    hidden = embed(overlay, batch, dropout)
+    hidden = run_layers(config, overlay, batch, hidden, range(config.num_layers), dropout)
+    return pool(overlay, batch, hidden)
+
+
+def embed(overlay: Overlay, batch: PackedBatch, dropout: float = 0.0) -> Tensor:
+    """What the first layer reads: [N, H]."""
+    hidden = overlay.embed("embeddings.word", batch.input_ids)
     hidden = hidden + overlay.embed("embeddings.position", batch.position_ids)
     hidden = hidden + overlay.embed("embeddings.token_type", batch.token_type_ids)
-    hidden = F.dropout(overlay.norm("embeddings.norm", hidden), dropout)
-    masks = [_mask(block, hidden.dtype) for block in batch.blocks]
-    last = config.num_layers - 1
-    for number in range(last):
-        mixed = overlay.linear(f"layer.{number}.query_key_value", hidden)  # [N, 3H]
-        attended = _self_attention(config, mixed, batch, masks, dropout)  # [N, H]
-        hidden = _finish_layer(config, overlay, number, attended, hidden, dropout, per_row=False)
-    first = hidden[batch.first]  # [P, H]
-    query = overlay.linear(f"layer.{last}.query", first, per_row=True)  # [P, H]
-    key_value = overlay.linear(f"layer.{last}.key_value", hidden)  # [N, 2H]
-    attended = _first_token_attention(config, query, key_value, batch, masks, dropout)  # [P, H]
-    hidden = _finish_layer(config, overlay, last, attended, first, dropout, per_row=True)
+    return F.dropout(overlay.norm("embeddings.norm", hidden), dropout)
+
+
+def run_layers(
+    config: EncoderConfig,
+    overlay: Overlay,
+    batch: PackedBatch,
+    hidden: Tensor,
+    numbers: range,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Run consecutive layers on what the one before left, [N, H]; the last one leaves [P, H]."""
+    seen = sight(batch, hidden.dtype)
+    last, width, heads = config.num_layers - 1, config.hidden_size, config.num_heads
+    for number in numbers:
+        residual = hidden
+        if number == last:
+            residual = hidden[batch.first]  # [P, H]
+            query = overlay.linear(f"layer.{last}.query", residual, per_row=True)  # [P, H]
+            key_value = overlay.linear(f"layer.{last}.key_value", hidden)  # [N, 2H]
+            attended = attend(query, key_value, seen.of_rows, heads, dropout)  # [P, H]
+        else:
+            mixed = overlay.linear(f"layer.{number}.query_key_value", hidden)  # [N, 3H]
+            query, key_value = mixed.split((width, 2 * width), dim=1)
+            attended = attend(query, key_value, seen.of_tokens, heads, dropout)  # [N, H]
+        hidden = _finish_layer(
+            config, overlay, number, attended, residual, dropout, per_row=number == last
+        )
+    return hidden
+
+
+def pool(overlay: Overlay, batch: PackedBatch, hidden: Tensor) -> Tensor:
+    """Pooled output [R, H], in the order of the input, of what the last layer left [P, H]."""
     pooled = torch.tanh(overlay.linear("pooler", hidden, per_row=True))
     return pooled[batch.packed_row]
 
@@ -98,51 +125,3 @@ def _activate(x: Tensor, approximate: str) -> Tensor:
         activated: Tensor = torch.ops.aten.gelu_(x, approximate=approximate)
         return activated
     return F.gelu(x, approximate=approximate)
-
-
-def _mask(block: Block, dtype: torch.dtype) -> Tensor | None:
-    """What is added to attention scores, [C, 1, W, W]: 0, or -inf where a token sees nothing."""
-    if block.allowed is None:
-        return None
-    return torch.zeros_like(block.allowed, dtype=dtype).masked_fill_(~block.allowed, -math.inf)
-
-
-def _self_attention(
-    config: EncoderConfig,
-    mixed: Tensor,
-    batch: PackedBatch,
-    masks: Sequence[Tensor | None],
-    dropout: float,
-) -> Tensor:
-    """Attend within each row; mixed [N, 3H] holds query, key and value side by side."""
-    heads, width = config.num_heads, config.hidden_size // config.num_heads
-    pieces = []
-    for block, mask in zip(batch.blocks, masks, strict=True):
-        windows = mixed[block.tokens].view(block.count, block.width, 3, heads, width)
-        query, key, value = windows.permute(2, 0, 3, 1, 4)  # each [C, A, W, D]
-        out = F.scaled_dot_product_attention(query, key, value, mask, dropout)
-        pieces.append(out.transpose(1, 2).reshape(block.count * block.width, -1))
-    return torch.cat(pieces)
-
-
-def _first_token_attention(
-    config: EncoderConfig,
-    query: Tensor,
-    key_value: Tensor,
-    batch: PackedBatch,
-    masks: Sequence[Tensor | None],
-    dropout: float,
-) -> Tensor:
-    """Attend from each row's first token only; query [P, H], key_value [N, 2H]."""
-    heads, width = config.num_heads, config.hidden_size // config.num_heads
-    attended = torch.zeros_like(query)  # packed rows that belong to no block stay 0
-    for block, mask in zip(batch.blocks, masks, strict=True):
-        windows = key_value[block.tokens].view(block.count, block.width, 2, heads, width)
-        key, value = windows.permute(2, 0, 3, 1, 4)  # each [C, A, W, D]
-        asking = query[block.rows].view(block.count, -1, heads, width).transpose(1, 2)
-        if mask is not None:
-            lines = batch.first[block.rows] - block.tokens.start
-            mask = mask.view(-1, block.width)[lines].view(block.count, 1, -1, block.width)
-        out = F.scaled_dot_product_attention(asking, key, value, mask, dropout)  # [C, A, Q, D]
-        attended[block.rows] = out.transpose(1, 2).reshape(-1, heads * width)
-    return attended

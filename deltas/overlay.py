@@ -219,8 +219,12 @@ def _gathered_products(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     step = max(1, _PRODUCTS_AT_ONCE // max(1, x.shape[0]))
     # Lines of the transposed arrays are contiguous, so a gathered one is a plain copy.
     grad, x = grad.t().contiguous(), x.t().contiguous()
+    rows = indices // columns
     sums = [
-        (grad[part // columns] * x[part % columns]).sum(1) for part in torch.split(indices, step)
+        torch.linalg.vecdot(grad.index_select(0, row), x.index_select(0, column))
+        for row, column in zip(
+            torch.split(rows, step), torch.split(indices - rows * columns, step), strict=True
+        )
     ]
     return torch.cat(sums)
 

@@ -30,13 +30,16 @@ from training.command import parse_arguments, print_summary
 from training.config import FitConfig, default_epochs
 from training.data import load_task
 from training.errors import ConfigError, TaskError, TrainingError
+from training.evaluation import evaluate, pooled_scale
 from training.facts import git_commit, versions
 from training.files import load_files
-from training.loop import LoopConfig, Report, Split, Trainee, evaluate, pooled_scale, train
+from training.loop import Report, train
 from training.progress import progress_bar
 from training.reinit import entries_over, reinitialise
 from training.rows import Rows, TaskData, hold_out
+from training.schedule import LoopConfig
 from training.tasks import Task
+from training.trainee import Split, Trainee, initial_entries, initial_head
 
 _MOST_SELECTION_ROWS = 2000
 _FEWEST_EVALS = 4
@@ -107,9 +110,9 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
     started = time.monotonic()
     title = f"{spec.name} {freeze}"
     with progress_bar(loop.steps, title, data.task.primary_metric, report) as told:
-        chosen = train(trainee, data.task, parts, loop, state_path=state_path, report=told)
+        outcome = train(trainee, data.task, parts, loop, state_path=state_path, report=told)
     trainee.fold()
-    metrics = {"selection": SplitMetrics(rows=len(parts[1].rows), values=chosen)}
+    metrics = {"selection": SplitMetrics(rows=len(parts[1].rows), values=outcome.metrics)}
     metrics |= _validate(trainee, spec, backbone, data)
     entries = entries_over(backbone, started_from, config.reinit, trainee.entries)
     held = {name: _detached(entry) for name, entry in entries.items()}
@@ -231,18 +234,8 @@ def _make_trainee(
     device = pick_device(config.device)
     shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
     selection = strategies.select(freeze, shapes, config.seed)
-    entries: dict[str, Entry] = {}
-    for name, indices in selection.items():
-        value = backbone.parameters[name]
-        if indices is None:
-            entries[name] = DenseEntry(value.clone().to(device))
-        else:
-            values = value.reshape(-1)[indices].to(device)
-            entries[name] = SparseEntry(indices.to(device), values, tuple(value.shape))
-    outputs = len(task.labels) or 1
-    generator = torch.Generator().manual_seed(config.seed)
-    weight = torch.randn(outputs, backbone.config.hidden_size, generator=generator) * 0.02
-    head = weight, torch.zeros(outputs)
+    entries = initial_entries(backbone, selection, device)
+    head = initial_head(len(task.labels) or 1, backbone.config.hidden_size, config.seed)
     output = (1.0, 0.0)
     if task.kind == "regression":
         labels = split.labels.double()

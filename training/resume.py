@@ -7,6 +7,7 @@ the rest of the run bit for bit, because all random draws come from the seed and
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +18,13 @@ from torch import Tensor
 from deltas.format import content_digest, write_atomically
 from training.errors import ConfigError
 
-Best = tuple[dict[str, Tensor], dict[str, float]]
+
+@dataclass(frozen=True)
+class Best:
+    """The best state so far: its values by parameter name, its metrics ({} before the first)."""
+
+    values: dict[str, Tensor]
+    metrics: dict[str, float]
 
 
 def save_state(
@@ -26,28 +33,28 @@ def save_state(
     parameters: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     best: Best,
+    stale: int = 0,
 ) -> None:
-    """Write the state after `step`, atomically."""
-    values, metrics = best
+    """Write the state after `step`, atomically; `stale` judgements were not better than `best`."""
     tensors: dict[str, Tensor] = {}
     for name, value in parameters.items():
         tensors[f"value {name}"] = value.detach().cpu()
-        tensors[f"best {name}"] = values[name].cpu()
+        tensors[f"best {name}"] = best.values[name].cpu()
         for moment, tensor in optimizer.state.get(value, {}).items():
             tensors[f"{moment} {name}"] = torch.as_tensor(tensor).cpu()
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {"step": str(step), "metrics": json.dumps(metrics)}
+    metadata = {"step": str(step), "metrics": json.dumps(best.metrics), "stale": str(stale)}
     metadata["digest"] = content_digest(json.dumps(metadata, sort_keys=True), tensors)
     write_atomically(path, save(tensors, metadata))
 
 
 def load_state(
     path: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> tuple[int, dict[str, Tensor], dict[str, float]]:
+) -> tuple[int, Best, int]:
     """Put a saved state back into parameters and optimiser.
 
     Returns:
-        The last finished step, the best values and their metrics.
+        The last finished step, the best state, and judgements since then.
 
     Raises:
         ConfigError: the file is damaged or belongs to a run of other shapes.
@@ -68,6 +75,7 @@ def load_state(
                 optimizer.state[value] = {moment: tensors[f"{moment} {name}"] for moment in moments}
                 for moment in moments[1:]:
                     optimizer.state[value][moment] = optimizer.state[value][moment].to(value.device)
-        return int(metadata["step"]), best, json.loads(metadata["metrics"])
+        metrics = json.loads(metadata["metrics"])
+        return int(metadata["step"]), Best(best, metrics), int(metadata.get("stale", 0))
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(f"can't resume from {path} ({error}); delete it to start anew") from error

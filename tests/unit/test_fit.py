@@ -23,8 +23,9 @@ import torch
 from app.engine import Engine
 from deltas import Backbone, Delta, Store, read_delta
 from training import fit
-from training.loop import Split, decisions
+from training.evaluation import decisions
 from training.metrics import compute_metrics
+from training.trainee import Split
 
 FILLERS = ["the", "film", "and", "very", "not", "a", "b", "c"]
 
@@ -350,6 +351,7 @@ def test_values_of_any_range_can_be_learnt(
     rows = [(text, 50_000.5 + 1000 * ("good" in text)) for text, *_ in MANY]
     file = write_csv(tmp_path / "train.csv", rows, "text", "label")
     flags = {"train_file": file, "validation_file": file, "text_columns": "text"}
+    flags["precision"] = "fp32"  # compared below with what float32 serves
     done = run(label_column="label", name="mine", freeze="full", lr=0.005, epochs=12, **flags)
     assert done.code == 0, done.err
     values = read_delta(written(tmp_path, "full")).manifest.metrics["validation"].values

@@ -18,20 +18,12 @@ from torch import Tensor
 
 from deltas import Backbone, DenseEntry, Entry, TokenizedRow, tokenize_texts
 from deltas.backbone import weights_fingerprint
-from training.loop import (
-    LoopConfig,
-    Progress,
-    Split,
-    Trainee,
-    batches,
-    decisions,
-    evaluate,
-    predict,
-    rate,
-    task_loss,
-    train,
-)
+from training.evaluation import decisions, evaluate, predict
+from training.loop import Progress, train
+from training.losses import task_loss
+from training.schedule import LoopConfig, batches, rate
 from training.tasks import Task
+from training.trainee import Split, Trainee
 
 # Machines that run tests are busy: how long an example takes says nothing.
 LAW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -148,8 +140,8 @@ def run(backbone: Backbone, path: Path, **changes: Any) -> tuple[Trainee, list[P
     trainee, seen = trainee_of(backbone), []  # type: ignore[var-annotated]
     splits = split_of(backbone, 40), split_of(backbone, 12, shift=2)
     options = replace(OPTIONS, **changes)
-    metrics = train(trainee, TASK, splits, options, state_path=path, report=seen.append)
-    return trainee, seen, metrics
+    outcome = train(trainee, TASK, splits, options, state_path=path, report=seen.append)
+    return trainee, seen, outcome.metrics
 
 
 def flat(trainee: Trainee) -> Tensor:
@@ -245,9 +237,7 @@ def test_judging_twice_gives_the_same(tiny_backbone: Backbone) -> None:
 def test_predicting_in_parts_keeps_the_order(
     tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    import training.loop as loop
-
-    monkeypatch.setattr(loop, "_EVAL_TOKENS", limit)
+    monkeypatch.setattr("training.evaluation._EVAL_TOKENS", limit)
     trainee = trainee_of(tiny_backbone)
     texts = [(" ".join(WORDS[: 1 + number % 5]),) for number in range(23)]
     rows = tokenize_texts(tiny_backbone.tokenizer, 16, texts)

@@ -30,7 +30,8 @@ from deltas import (
     tokenize_rows,
 )
 from deltas.backbone import weights_fingerprint
-from training.loop import Trainee, task_loss
+from training.losses import task_loss
+from training.trainee import Trainee
 
 STRATEGIES = [
     "full",

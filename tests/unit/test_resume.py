@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.errors import ConfigError
-from training.resume import load_state, save_state
+from training.resume import Best, load_state, save_state
 
 
 def parameters(seed: int) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ def state(tmp_path: Path) -> Path:
     stepped(trained, optimizer, 3)
     best = {name: value.detach() + 1 for name, value in trained.items()}
     path = tmp_path / "state.safetensors"
-    save_state(path, 3, trained, optimizer, (best, {"accuracy": 0.5, "loss": 1.25}))
+    save_state(path, 3, trained, optimizer, Best(best, {"accuracy": 0.5, "loss": 1.25}), 2)
     return path
 
 
@@ -54,12 +54,12 @@ def test_going_on_is_bit_equal_to_never_having_stopped(state: Path) -> None:
 
     resumed = parameters(2)
     second = adam(resumed)
-    step, found, metrics = load_state(state, resumed, second)
+    step, found, stale = load_state(state, resumed, second)
     stepped(resumed, second, 4)
-    assert (step, metrics) == (3, {"accuracy": 0.5, "loss": 1.25})
+    assert (step, found.metrics, stale) == (3, {"accuracy": 0.5, "loss": 1.25}, 2)
     for name, value in whole.items():
         assert torch.equal(resumed[name], value)
-        assert torch.equal(found[name], best[name])
+        assert torch.equal(found.values[name], best[name])
         assert resumed[name].requires_grad
 
 

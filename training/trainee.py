@@ -1,0 +1,137 @@
+"""What trains: a frozen backbone, an overlay of entries and a head, for one task.
+
+The loop (`training.loop`) moves its values; `training.evaluation` asks it for answers. Legend: R
+rows, C head outputs, H hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltas.backbone import Backbone
+from deltas.delta import DenseEntry, Entry, SparseEntry
+from deltas.encoder import embed, pool, run_layers
+from deltas.overlay import SingleOverlay
+from deltas.packing import PackedBatch, pack
+from deltas.rows import TokenizedRow
+from training.frozen import FrozenPart, lowest_trained
+from training.strategies import Selection
+
+_HEAD_DEVIATION = 0.02  # BERT's initializer_range
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tokenized rows; labels int64 [R], float32 [R] (regression), float32 [R, C] (multi label)."""
+
+    rows: list[TokenizedRow]
+    labels: Tensor
+
+
+class Trainee:
+    """Frozen backbone + overlay + head for one task.
+
+    A regression's head is trained towards standardised labels, whatever their range, and answers in
+    the labels' own units: (head(pooled)) * scale + shift.
+
+    Attributes:
+        entries: the overlay's entries; their values require gradients.
+        head_weight: float32 [C, H], requires gradients.
+        head_bias: float32 [C], requires gradients.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        entries: dict[str, Entry],
+        head: tuple[Tensor, Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        output: tuple[float, float] = (1.0, 0.0),
+    ) -> None:
+        self.entries = entries
+        self.head_weight, self.head_bias = (part.to(device).requires_grad_() for part in head)
+        for entry in entries.values():
+            entry.values.requires_grad_()
+        self.scale, self._shift = output
+        self._config = backbone.config
+        self._device, self._dtype = device, dtype
+        self._overlay = SingleOverlay(backbone, entries, device, dtype)
+        steps = lowest_trained(entries, backbone.config)
+        self._frozen = FrozenPart(backbone.config, self._overlay, steps, device)
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the head."""
+        return self.head_weight, self.head_bias
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Everything that trains, by name: the entries' values and the head."""
+        named = {name: entry.values for name, entry in self.entries.items()}
+        return named | {"classifier.weight": self.head_weight, "classifier.bias": self.head_bias}
+
+    def logits(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
+        """Float32 logits [R, C] in the order of the rows."""
+        pooled = F.dropout(self.pooled(rows, dropout), dropout)
+        return F.linear(pooled, self.head_weight, self.head_bias) * self.scale + self._shift
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Put scale and shift into the head, which answers alone from now on."""
+        self.head_weight *= self.scale
+        self.head_bias *= self.scale
+        self.head_bias += self._shift
+        self.scale, self._shift = 1.0, 0.0
+
+    def keep_frozen(self, rows: Sequence[TokenizedRow]) -> None:
+        """Compute what nothing trained changes, for rows that will come again and again."""
+        self._frozen.keep(rows, self._dtype.itemsize)
+
+    def pooled(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
+        """Float32 pooled outputs [R, H] in the order of the rows.
+
+        Dropout acts where something trains; the layers below are a fixed function of the row.
+        """
+        batch = pack([(row.input_ids, row.token_type_ids) for row in rows], self._device)
+        if self.entries:
+            self._overlay.refresh()
+        return self._encode(rows, batch, dropout).float()
+
+    def _encode(self, rows: Sequence[TokenizedRow], batch: PackedBatch, dropout: float) -> Tensor:
+        if self._frozen.steps:
+            hidden = self._frozen.run(rows, batch)
+        else:
+            hidden = embed(self._overlay, batch, dropout)
+        if self._frozen.is_whole:
+            return hidden
+        numbers = range(self._frozen.steps, self._config.num_layers)
+        hidden = run_layers(self._config, self._overlay, batch, hidden, numbers, dropout)
+        return pool(self._overlay, batch, hidden)
+
+
+def initial_entries(
+    backbone: Backbone, selection: Selection, device: torch.device
+) -> dict[str, Entry]:
+    """The backbone's own values at the selected places, as entries to train."""
+    entries: dict[str, Entry] = {}
+    for name, indices in selection.items():
+        value = backbone.parameters[name]
+        if indices is None:
+            entries[name] = DenseEntry(value.clone().to(device))
+        else:
+            values = value.reshape(-1)[indices].to(device)
+            entries[name] = SparseEntry(indices.to(device), values, tuple(value.shape))
+    return entries
+
+
+def initial_head(outputs: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """A head drawn by the seed: weight [outputs, width], bias [outputs] of zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(outputs, width, generator=generator) * _HEAD_DEVIATION
+    return weight, torch.zeros(outputs)
