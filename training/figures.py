@@ -11,11 +11,10 @@ from statistics import median
 from typing import Any
 
 import matplotlib as mpl
-
-mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from training.cells import Cell, method_place
 
@@ -57,6 +56,7 @@ def draw(main: Sequence[Cell], low_data: Sequence[Cell], folder: Path) -> list[s
         full = [cell for cell in main if cell.task in tasks and cell.method in methods]
         figures["low_data"] = lambda: _by_task([*low_data, *full], _size_lines)
     with mpl.rc_context(_STYLE):
+        plt.switch_backend("Agg")  # files only, on any machine
         for name, make in figures.items():
             figure = make()
             # Neither a date nor the library's version: equal results give equal files.
@@ -106,7 +106,10 @@ def _bars(axes: list[Axes], cells: list[Cell]) -> None:
             place, cell.mean, yerr=cell.spread or 0.0, color=_colour(cell.method), capsize=3,
             alpha=0.85, error_kw={"ecolor": "#777777"},
         )  # fmt: skip
-        axis.text(place, 0.01, f"{cell.mean:.3f}", ha="center", va="bottom", color="white")
+        top = (place, max(0.0, cell.mean + (cell.spread or 0.0)))
+        axis.annotate(
+            f"{cell.mean:.3f}", top, xytext=(0, 2), textcoords="offset points", ha="center"
+        )
     axis.set_xticks([])
     axis.set_ylabel(f"{cells[0].first.metric}, dev set")
 

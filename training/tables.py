@@ -186,8 +186,8 @@ def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
             best[mark] = record
     ours: dict[tuple[str, str, str], Cell] = {}
     for cell in cells:
-        rows = str(cell.train_rows or "")
-        ours.setdefault((cell.task, cell.method, rows), cell)
+        stated = str(cell.train_rows or "")
+        ours.setdefault((cell.task, cell.method, stated), cell)
         if cell.part == MAIN:  # on a sample of the rows, if the study limits them; the note says so
             ours.setdefault((cell.task, cell.method, ""), cell)
     rows = []
