@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 # Recipes are quiet: a user reads what a program says, not how it was called.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types format docs zoo study bench-serving bench-scale bench-http clean image
+.PHONY: help setup run test lint types format docs zoo study report bench-serving bench-scale bench-http clean image
 
 help: ## list these targets
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -46,6 +46,9 @@ zoo: $(STAMP) ## verify every shipped delta
 
 study: $(STAMP) ## make the study's missing runs (GLUE_DIR=..., hours; stop at any time; ARGS="--only main")
 	$(PY) -m training.sweep --workers 2 $(ARGS)
+
+report: $(STAMP) ## make docs/results from the study's results
+	$(PY) -m training.report $(ARGS)
 
 bench-serving: $(STAMP) ## measure mixed traffic beside the peers (GLUE_DIR=..., 10 minutes; ARGS="--rounds 3")
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'

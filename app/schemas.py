@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validat
 from pydantic_core import PydanticCustomError
 
 from app.errors import UNKNOWN_FIELD
+from deltas.benchmark import StudyRow
 from deltas.errors import near_matches
 from deltas.manifest import TaskKind
 
@@ -258,6 +259,10 @@ class Benchmark(_Response):
 
     backbone: BackboneInfo
     rows: list[BenchmarkRow]
+    study: Annotated[
+        list[StudyRow],
+        Field(description="The study of this backbone: means and spreads over seeds."),
+    ]
 
 
 class Alive(_Response):

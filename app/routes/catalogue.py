@@ -21,6 +21,7 @@ from app.schemas import (
 )
 from app.serving import ServingDep
 from deltas import Record, SplitMetrics
+from deltas.benchmark import read_study, study_path
 
 router = APIRouter(tags=["catalogue"], responses=documented(500, 503))
 
@@ -83,7 +84,7 @@ async def describe_delta(
 
 @router.get("/benchmark", summary="Compare the deltas")
 async def benchmark(serving: ServingDep) -> Benchmark:
-    """Metric, size and trained share of every delta, beside the size of the backbone."""
+    """Metric, size and trained share of every delta, and the study over several seeds."""
     backbone = serving.engine.backbone
     rows = [_benchmark_row(record) for record in serving.engine.store.records]
     return Benchmark(
@@ -94,6 +95,7 @@ async def benchmark(serving: ServingDep) -> Benchmark:
             size_bytes=backbone.num_bytes,
         ),
         rows=[row for row in rows if row is not None],
+        study=[row for row in read_study(study_path()) if row.backbone == backbone.ref.id],
     )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app.routes import catalogue
 from deltas import Backbone, TaskSpec, delta_path, read_manifest
+from deltas.benchmark import StudyRow, write_study
 
 CheckError = Callable[..., dict[str, Any]]
 STRATEGIES = ["bitfit", "head", "layernorm", "random:0.05", "top:1"]
@@ -94,6 +96,40 @@ def test_benchmark(client: TestClient, tiny_backbone: Backbone) -> None:
     )
     assert (row["learning_rate"], row["epochs"], row["seed"], row["data"]) == (1e-3, 1, 0, "files")
     assert rows["toy2", "head"]["trained_share"] < rows["toy2", "top:1"]["trained_share"]
+
+
+def test_benchmark_serves_the_study_of_this_backbone(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "study.json"
+    monkeypatch.setattr(catalogue, "study_path", lambda: path)
+    assert client.get("/benchmark").json()["study"] == []
+    row = {
+        "part": "main",
+        "task": "rte",
+        "strategy": "bitfit",
+        "backbone": "tiny-bert",
+        "metric": "accuracy",
+        "mean": 0.6,
+        "spread": 0.01,
+        "seeds": 5,
+        "split": "validation",
+        "split_rows": 277,
+        "split_note": "",
+        "train_rows": 2241,
+        "selection_rows": 249,
+        "train_note": "",
+        "learning_rate": 0.002,
+        "epochs": 3.0,
+        "trainable_parameters": 100,
+        "trained_share": 0.01,
+        "size_bytes": 1000,
+        "seconds": None,
+        "command": "python -m training.fit --task rte",
+    }
+    ours = StudyRow.model_validate(row)
+    write_study(path, [ours, ours.model_copy(update={"backbone": "another"})])
+    assert client.get("/benchmark").json()["study"] == [row]
 
 
 def test_a_damaged_file_is_listed_with_its_reason_and_harms_no_other(

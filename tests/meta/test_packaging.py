@@ -133,7 +133,8 @@ def imported_distributions(modules: dict[str, Path]) -> dict[str, str]:
 
 
 def test_what_is_imported_is_declared(modules: dict[str, Path], project: dict[str, Any]) -> None:
-    declared = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    asked = project["dependencies"] + project["optional-dependencies"]["report"]
+    declared = {canonicalize_name(Requirement(text).name) for text in asked}
     used = imported_distributions(modules)
     undeclared = {dist: used[dist] for dist in set(used) - declared}
     assert not undeclared, f"imported (by) but not declared in pyproject.toml: {undeclared}"

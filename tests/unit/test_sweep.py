@@ -240,8 +240,8 @@ def test_the_generated_sample_is_not_swept_by_accident(
 
 def test_estimates_come_from_the_most_alike() -> None:
     def run(seconds: float, **options: object) -> Run:
-        given: dict[str, Any] = {"epochs": 1.0, "train_rows": 100} | options
-        made = make_run(**given)
+        stated: dict[str, Any] = {"epochs": 1.0, "train_rows": 100} | options
+        made = make_run(**stated)
         fields = made.model_dump()
         fields["outcome"]["seconds"] = seconds
         return Run(**fields)

@@ -1,0 +1,211 @@
+"""The study's figures, as PNG and SVG. Drawn from cells alone, equal on every call.
+
+Needs matplotlib: `pip install -c constraints.txt -e '.[report]'`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from training.cells import Cell, method_place
+
+# Okabe and Ito's colours, which colour-blind people can tell apart.
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+_STYLE: Any = {
+    "svg.hashsalt": "deltabert",
+    "svg.fonttype": "path",
+    "figure.dpi": 100,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+}
+_WIDTH, _HEIGHT = 3.4, 2.8  # of one panel, in inches
+
+
+def draw(main: Sequence[Cell], low_data: Sequence[Cell], folder: Path) -> list[str]:
+    """Write every figure that the cells allow; returns their names without ending.
+
+    Args:
+        main: one cell a task and method, at the task's full size.
+        low_data: cells of other sizes.
+        folder: where the files go.
+    """
+    figures: dict[str, Callable[[], Figure]] = {}
+    if main:
+        figures = {
+            "scores": lambda: _by_task(main, _bars),
+            "spread": lambda: _by_task(main, _boxes),
+            "losses": lambda: _by_task(main, _loss_lines, rows=2),
+            "metric": lambda: _by_task(main, _metric_lines),
+            "costs": lambda: _costs(main),
+        }
+    if low_data:
+        tasks = {cell.task for cell in low_data}
+        methods = {cell.method for cell in low_data}
+        full = [cell for cell in main if cell.task in tasks and cell.method in methods]
+        figures["low_data"] = lambda: _by_task([*low_data, *full], _size_lines)
+    with mpl.rc_context(_STYLE):
+        plt.switch_backend("Agg")  # files only, on any machine
+        for name, make in figures.items():
+            figure = make()
+            # Neither a date nor the library's version: equal results give equal files.
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+            figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+            plt.close(figure)
+    return list(figures)
+
+
+def _by_task(
+    cells: Sequence[Cell], panel: Callable[[list[Axes], list[Cell]], None], rows: int = 1
+) -> Figure:
+    """One column a task, `rows` panels each, and one legend."""
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    figure, grid = plt.subplots(
+        rows,
+        len(tasks),
+        figsize=(_WIDTH * max(2, len(tasks)), _HEIGHT * rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    for column, task in enumerate(tasks):
+        axes = [grid[row][column] for row in range(rows)]
+        axes[0].set_title(task)
+        panel(axes, [cell for cell in cells if cell.task == task])
+    _legend(figure, cells)
+    return figure
+
+
+def _legend(figure: Figure, cells: Sequence[Cell]) -> None:
+    methods = sorted({cell.method for cell in cells}, key=method_place)
+    handles = [Line2D([], [], color=_colour(method), label=method) for method in methods]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(methods), frameon=False)
+
+
+def _colour(method: str) -> str:
+    place, name = method_place(method)
+    others = sum(name.encode()) if name else 0
+    return _COLOURS[place if not name else 5 + others % 3]
+
+
+def _bars(axes: list[Axes], cells: list[Cell]) -> None:
+    """Mean and standard deviation over the seeds."""
+    (axis,) = axes
+    for place, cell in enumerate(cells):
+        axis.bar(
+            place, cell.mean, yerr=cell.spread or 0.0, color=_colour(cell.method), capsize=3,
+            alpha=0.85, error_kw={"ecolor": "#777777"},
+        )  # fmt: skip
+        top = (place, max(0.0, cell.mean + (cell.spread or 0.0)))
+        axis.annotate(
+            f"{cell.mean:.3f}", top, xytext=(0, 2), textcoords="offset points", ha="center"
+        )
+    axis.set_xticks([])
+    axis.set_ylabel(f"{cells[0].first.metric}, dev set")
+
+
+def _boxes(axes: list[Axes], cells: list[Cell]) -> None:
+    """Median, quartiles and every seed."""
+    (axis,) = axes
+    for place, cell in enumerate(cells):
+        scores = list(cell.scores.values())
+        axis.boxplot(scores, positions=[place], widths=0.6, medianprops={"color": "black"})
+        axis.plot([place] * len(scores), scores, "o", color=_colour(cell.method), alpha=0.6)
+    axis.set_xticks([])
+    axis.set_ylabel(f"{cells[0].first.metric}, dev set")
+
+
+def _lines(axis: Axes, cell: Cell, column: str) -> None:
+    """One thin line a seed, and their median; against the share of the run that is done.
+
+    A selection slice may differ by a row between seeds, so steps differ; shares don't.
+    """
+    lines = []
+    for outcome in cell.outcomes.values():
+        shares = [step / outcome.steps for step in outcome.history.step]
+        values = getattr(outcome.history, column)
+        lines.append((shares, values))
+        axis.plot(shares, values, color=_colour(cell.method), linewidth=0.5, alpha=0.4)
+    count = min(len(values) for _, values in lines)
+    middle = [median(values[at] for _, values in lines) for at in range(count)]
+    axis.plot(lines[0][0][:count], middle, color=_colour(cell.method), linewidth=1.8)
+
+
+def _loss_lines(axes: list[Axes], cells: list[Cell]) -> None:
+    for axis, column, title in zip(
+        axes, ("train_loss", "loss"), ("training loss", "selection loss"), strict=True
+    ):
+        for cell in cells:
+            _lines(axis, cell, column)
+        axis.set_ylabel(title)
+    axes[-1].set_xlabel(_step_label(cells))
+
+
+def _metric_lines(axes: list[Axes], cells: list[Cell]) -> None:
+    (axis,) = axes
+    for cell in cells:
+        _lines(axis, cell, "metric")
+    axis.set_ylabel(f"{cells[0].first.metric}, selection rows")
+    axis.set_xlabel(_step_label(cells))
+
+
+def _step_label(cells: Sequence[Cell]) -> str:
+    steps = sorted({cell.first.steps for cell in cells})
+    told = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    return f"share of the run's steps ({told})"
+
+
+def _size_lines(axes: list[Axes], cells: list[Cell]) -> None:
+    """Mean and standard deviation against the number of train rows."""
+    (axis,) = axes
+    for method in sorted({cell.method for cell in cells}, key=method_place):
+        points = sorted(
+            (cell.first.train_rows + cell.first.selection_rows, cell.mean, cell.spread or 0.0)
+            for cell in cells
+            if cell.method == method
+        )
+        sizes, means, spreads = zip(*points, strict=True)
+        axis.errorbar(sizes, means, yerr=spreads, color=_colour(method), marker="o", capsize=2)
+    axis.set_xscale("log")
+    axis.set_xlabel("train rows")
+    axis.set_ylabel(f"{cells[0].first.metric}, dev set")
+
+
+def _costs(cells: Sequence[Cell]) -> Figure:
+    """Metric against trained share, file and time: a row a task."""
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    measures: dict[str, Callable[[Cell], float | None]] = {
+        "trained share of all parameters": lambda cell: cell.trained_share,
+        "file, bytes": lambda cell: float(cell.first.delta_bytes),
+        "training time, s": lambda cell: cell.seconds,
+    }
+    size = (_WIDTH * len(measures), _HEIGHT * len(tasks))
+    figure, grid = plt.subplots(
+        len(tasks), len(measures), figsize=size, squeeze=False, layout="constrained"
+    )
+    for row, task in enumerate(tasks):
+        of_task = [cell for cell in cells if cell.task == task]
+        for column, (name, measure) in enumerate(measures.items()):
+            axis: Any = grid[row][column]
+            for cell in of_task:
+                value = measure(cell)
+                if value is not None:
+                    axis.errorbar(
+                        value, cell.mean, yerr=cell.spread or 0.0, color=_colour(cell.method),
+                        marker="o", capsize=2,
+                    )  # fmt: skip
+            axis.set_xscale("log")
+            axis.set_xlabel(name)
+            axis.set_ylabel(f"{task}: {of_task[0].first.metric}")
+    _legend(figure, cells)
+    return figure

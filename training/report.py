@@ -1,0 +1,232 @@
+"""Tables and figures of the study: `python -m training.report` makes docs/results from its lines.
+
+Reads the committed lines of `training.sweep` (runs.jsonl), the earlier study's numbers
+(earlier_study.csv) and the conclusions that a person wrote (conclusions.md, if it is there); writes
+README.md, CSV files and figures beside them, and the rows that the server's `/benchmark` serves.
+Equal lines give equal files. Reading order: `training.cells`, `training.tables`, then here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from deltas.benchmark import StudyRow, study_path, write_study
+from deltas.format import write_atomically
+from training import tables
+from training.cells import MAIN, Cell, make_cells
+from training.errors import ConfigError, TrainingError
+from training.results import Run, read_runs
+from training.significance import FEWEST_SEEDS, Comparison, compare
+
+RESULTS = Path("docs/results")
+_CAPTIONS = {
+    "scores": "Mean of the dev metric; bars are standard deviations over the seeds",
+    "spread": "The same, every seed a point",
+    "losses": "Training loss (since the last evaluation) and loss on the selection rows: a thin "
+    "line a seed, a thick one for their median",
+    "metric": "The metric on the selection rows over the run",
+    "low_data": "The dev metric against the number of train rows",
+    "costs": "The dev metric against trained share, file size and training time",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.report",
+        description="Make the study's tables and figures from its results.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of runs.jsonl (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write into (default: the same)")
+    parser.add_argument(
+        "--benchmark", type=Path, help="file of the rows for /benchmark (default: in the zoo)"
+    )
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        written = report(options.results, options.out or options.results, options.benchmark)
+    except (TrainingError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, ConfigError) else 1
+    sys.stdout.write("".join(f"{path}\n" for path in written))
+    return 0
+
+
+def report(results: Path, out: Path, benchmark: Path | None = None) -> list[Path]:
+    """Write everything.
+
+    Args:
+        results: folder with runs.jsonl and earlier_study.csv.
+        out: folder to write into.
+        benchmark: where the rows for the server go; None is their place in the zoo.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: there is no finished run, or matplotlib is not installed.
+        DataError: a damaged line.
+    """
+    runs = list(read_runs(results / "runs.jsonl").values())
+    cells = make_cells(runs)
+    if not cells:
+        raise ConfigError(
+            f"{results / 'runs.jsonl'} has no finished run; make some: python -m training.sweep"
+        )
+    try:
+        from training import figures
+    except ImportError as error:
+        raise ConfigError(
+            f"figures need matplotlib ({error}); install it with "
+            "python -m pip install -c constraints.txt -e '.[report]'"
+        ) from error
+    out.mkdir(parents=True, exist_ok=True)
+    main_cells = [cell for cell in cells if cell.part == MAIN]
+    drawn = figures.draw(main_cells, _sized(cells), out)
+    comparisons = compare(main_cells)
+    earlier = tables.read_earlier(results / "earlier_study.csv")
+    pages = {
+        "README.md": _page(results, runs, cells, comparisons, earlier, drawn),
+        "results.csv": tables.csv_text([tables.cell_record(cell) for cell in cells]),
+        "significance.csv": tables.csv_text([asdict(one) for one in comparisons]),
+    }
+    for name, text in pages.items():
+        write_atomically(out / name, text.encode())
+    rows = benchmark or study_path()
+    write_study(rows, [study_row(cell) for cell in cells])
+    images = [out / f"{name}.{ending}" for name in drawn for ending in ("png", "svg")]
+    return [*(out / name for name in pages), *images, rows]
+
+
+def _sized(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells of parts that vary the train size."""
+    sizes: dict[tuple[str, str], set[int | None]] = {}
+    for cell in cells:
+        sizes.setdefault((cell.part, cell.task), set()).add(cell.train_rows)
+    return [cell for cell in cells if len(sizes[cell.part, cell.task]) > 1]
+
+
+def study_row(cell: Cell) -> StudyRow:
+    """A cell as the server shows it."""
+    first = cell.first
+    split = next(name for name in first.scores if name != "selection")
+    return StudyRow(
+        part=cell.part,
+        task=cell.task,
+        strategy=cell.method,
+        backbone=cell.backbone,
+        metric=first.metric,
+        mean=round(cell.mean, 6),
+        spread=None if cell.spread is None else round(cell.spread, 6),
+        seeds=len(cell.scores),
+        split=split,
+        split_rows=first.scores[split].rows,
+        split_note=first.scores[split].note,
+        train_rows=first.train_rows,
+        selection_rows=first.selection_rows,
+        train_note=first.data_note,
+        learning_rate=cell.rate,
+        epochs=first.epochs,
+        trainable_parameters=first.trained,
+        trained_share=cell.trained_share,
+        size_bytes=first.delta_bytes,
+        seconds=cell.seconds,
+        command=next(iter(cell.runs.values())).command,
+    )
+
+
+def _page(
+    results: Path,
+    runs: Sequence[Run],
+    cells: Sequence[Cell],
+    comparisons: Sequence[Comparison],
+    earlier: Sequence[tables.Record],
+    drawn: Sequence[str],
+) -> str:
+    """README.md: what was run, the conclusions, tables, figures."""
+    backbones = ", ".join(dict.fromkeys(cell.backbone for cell in cells))
+    parts = ["# Results of the study\n", _made_of(runs, cells, backbones)]
+    conclusions = results / "conclusions.md"
+    if conclusions.is_file():
+        parts.append(conclusions.read_text(encoding="utf-8"))
+    sized = _sized(cells)
+    for part in dict.fromkeys(cell.part for cell in cells):
+        plain = [cell for cell in cells if cell.part == part and cell not in sized]
+        if plain:
+            parts.append(f"## Part `{part}`\n\n" + tables.methods_table(plain))
+        for task in dict.fromkeys(cell.task for cell in sized if cell.part == part):
+            of_task = [cell for cell in sized if (cell.part, cell.task) == (part, task)]
+            parts.append(f"## Part `{part}`: {task}\n\n" + tables.sizes_table(of_task))
+    parts.append(_significance(comparisons))
+    parts.append("## Rows\n\n" + tables.rows_table(cells))
+    parts.append(
+        "## Costs\n\nThe head is part of what is trained. Time and memory are medians over the "
+        "seeds; times compare within one machine only.\n\n" + tables.costs_table(cells)
+    )
+    parts.append(
+        "## Beside the earlier study\n\nThe earlier study trained bert-base-cased (108 M "
+        f"parameters); this one {backbones}. Its numbers are shown at the learning rate that was "
+        "best for each; all are in `earlier_study.csv`.\n\n" + tables.earlier_table(earlier, cells)
+    )
+    parts.append("## Figures\n")
+    parts += [f"![{_CAPTIONS[name]}]({name}.svg)\n\n{_CAPTIONS[name]}.\n" for name in drawn]
+    return "\n".join(parts)
+
+
+def _made_of(runs: Sequence[Run], cells: Sequence[Cell], backbones: str) -> str:
+    done = [run.outcome for run in runs if run.outcome]
+    failed = [run for run in runs if run.error]
+    machines = dict.fromkeys(
+        f"{found.machine.cpu}, {found.machine.cores} cores, {found.machine.workers} runs at a "
+        f"time with {found.machine.threads} thread each, {found.precision}"
+        for found in done
+    )
+    lines = [
+        f"Made by `python -m training.report` from the {len(done):,} finished runs in "
+        "`runs.jsonl`, which `python -m training.sweep` made as `study.toml` says. "
+        f"Backbone: {backbones}. Machine: {'; '.join(machines)}.",
+        "",
+        "A number is the mean of the dev metric ± its standard deviation over the seeds, whose "
+        "number stands behind it. The learning rate of each cell, and the best state of each run, "
+        "are chosen on rows held out of the train set, never on the dev set.",
+    ]
+    if any(cell.rates > 1 for cell in cells):
+        lines.append("`results.csv` has every cell, with the command that repeats its first run.")
+    for run in failed:
+        names = " ".join(
+            str(run.options.get(name, "")) for name in ("task", "freeze", "lr", "seed")
+        )
+        lines.append(f"\nFailed: {names}: {run.error}")
+    return "\n".join(lines) + "\n"
+
+
+def _significance(comparisons: Sequence[Comparison]) -> str:
+    if not comparisons:
+        return (
+            "## Against full fine-tuning\n\nNothing to compare: no task has three seeds of `full` "
+            f"and of another strategy (part `{MAIN}`).\n"
+        )
+    seeds = max(one.seeds for one in comparisons)
+    return (
+        "## Against full fine-tuning\n\n"
+        "Differences are paired: runs of one seed train on the same rows in the same order. p is "
+        "that of a two-sided paired t-test; p (Holm) corrects it for the "
+        f"{len(comparisons)} comparisons of this table; p (signs) is the exact sign-flip test, "
+        f"which with {seeds} seeds can't be below {2 / 2**seeds:.4f}. With so few seeds a "
+        "difference that is not significant is no proof of equality: read the interval. Pairs "
+        f"with fewer than {FEWEST_SEEDS} seeds are left out.\n\n"
+        + tables.significance_table(comparisons)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""A submission to GLUE's leaderboard: `python -m training.submit --deltas DIR --out FILE.zip`.
+
+Runs the test sets through the deltas and writes the zip with the leaderboard's file names, headers
+and label strings, then reads it back and checks it. The test sets are `test*.parquet` files below
+`<task>/` in $GLUE_DIR or --data, as `nyu-mll/glue` has them. The diagnostic set (AX) goes through
+MNLI's delta.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deltas.backbone import Backbone, load_backbone
+from deltas.errors import DeltaError
+from deltas.format import write_atomically
+from deltas.hardware import DTYPES, pick_device, pick_precision
+from deltas.rows import tokenize_texts
+from deltas.store import Record, Store
+from training.errors import ConfigError, DataError, TrainingError, listing
+from training.evaluation import decisions, predict
+from training.tasks import find_task
+from training.trainee import Trainee
+
+_CODES = {"cola", "sst2", "mrpc", "qqp", "wnli"}  # the leaderboard wants 0 and 1 for these
+
+
+@dataclass(frozen=True)
+class LeaderboardFile:
+    """One file of a submission.
+
+    Attributes:
+        file: its name on the leaderboard.
+        task: whose delta answers.
+        folder: of the test set, below the data folder.
+        split: name of the test set's parquet file.
+        rows: of the published test set.
+    """
+
+    file: str
+    task: str
+    folder: str
+    split: str
+    rows: int
+
+
+TEST_SETS = (
+    LeaderboardFile("CoLA.tsv", "cola", "cola", "test", 1063),
+    LeaderboardFile("SST-2.tsv", "sst2", "sst2", "test", 1821),
+    LeaderboardFile("MRPC.tsv", "mrpc", "mrpc", "test", 1725),
+    LeaderboardFile("STS-B.tsv", "stsb", "stsb", "test", 1379),
+    LeaderboardFile("QQP.tsv", "qqp", "qqp", "test", 390_965),
+    LeaderboardFile("MNLI-m.tsv", "mnli", "mnli", "test_matched", 9796),
+    LeaderboardFile("MNLI-mm.tsv", "mnli", "mnli", "test_mismatched", 9847),
+    LeaderboardFile("QNLI.tsv", "qnli", "qnli", "test", 5463),
+    LeaderboardFile("RTE.tsv", "rte", "rte", "test", 3000),
+    LeaderboardFile("WNLI.tsv", "wnli", "wnli", "test", 146),
+    LeaderboardFile("AX.tsv", "mnli", "ax", "test", 1104),
+)
+_HEADER = "index\tprediction"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.submit",
+        description="Write a submission to GLUE's leaderboard.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--deltas", type=Path, required=True, help="folder of <backbone>/<task>/<strategy> files")
+    add("--out", type=Path, required=True, help="the zip to write")
+    add("--data", type=Path, help="folder of <task>/test*.parquet (default: $GLUE_DIR)")
+    add("--strategy", help="take this strategy's deltas (default: best on the selection rows)")
+    add("--backbone", help="hub id or folder of a BERT (default: packaged MiniLM)")
+    add("--partial", action="store_true", help="write the zip although files are missing in it")
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        missing = submit(options)
+    except (TrainingError, DeltaError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, ConfigError) else 1
+    sys.stdout.write(f"{options.out}\n")
+    for problem in missing:
+        sys.stderr.write(f"missing: {problem}\n")
+    return 0
+
+
+def submit(options: argparse.Namespace) -> list[str]:
+    """Write and check the zip.
+
+    Returns:
+        What is missing in it, with what to do; empty for a whole submission.
+
+    Raises:
+        ConfigError: something is missing and --partial was not given.
+        DataError: a test set that can't be used.
+    """
+    folder = options.data or (Path(os.environ["GLUE_DIR"]) if "GLUE_DIR" in os.environ else None)
+    if folder is None:
+        raise ConfigError("no test sets: set GLUE_DIR, or give --data, a folder of <task>/test*")
+    backbone = load_backbone(options.backbone)
+    store = Store([options.deltas], backbone=backbone.ref)
+    todo, missing = [], []
+    for test_set in TEST_SETS:
+        record = _pick(store, test_set.task, options.strategy)
+        path = _find(folder / test_set.folder, test_set.split)
+        if record is None:
+            missing.append(
+                f"{test_set.file}: no delta of {test_set.task} below {options.deltas}; train one: "
+                f"python -m training.fit --task {test_set.task} --out {options.deltas}"
+            )
+        elif not path.is_file():
+            missing.append(
+                f"{test_set.file}: no {path}; get {test_set.split} of {test_set.folder} from "
+                "nyu-mll/glue on the Hugging Face hub"
+            )
+        else:
+            todo.append((test_set, record, _read_texts(test_set, path)))
+    if not todo or (missing and not options.partial):
+        raise ConfigError(
+            "a submission needs all of its files (--partial writes it without):\n  "
+            + "\n  ".join(missing)
+        )
+
+    files = {test_set.file: _answers(backbone, record, texts) for test_set, record, texts in todo}
+    write_zip(options.out, files)
+    check_zip(options.out, {test_set.file: len(texts) for test_set, _, texts in todo})
+    return missing
+
+
+def _answers(backbone: Backbone, record: Record, texts: list[tuple[str, ...]]) -> list[str]:
+    """What a delta says about the rows, in the leaderboard's words."""
+    delta, spec, device = record.load(), record.manifest.task, pick_device()
+    dtype = DTYPES[pick_precision("auto", device)]
+    head = delta.head_weight, delta.head_bias
+    trainee = Trainee(backbone, dict(delta.entries), head, device, dtype)
+    logits = predict(trainee, tokenize_texts(backbone.tokenizer, spec.max_length, texts))
+    return answer_strings(spec.name, decisions(spec.kind, logits.numpy()).tolist())
+
+
+def _pick(store: Store, task: str, strategy: str | None) -> Record | None:
+    """The delta that answers: of the strategy, or the best on its selection rows."""
+    found = [
+        record
+        for record in store.records
+        if record.manifest.task.name == task
+        and strategy in (None, record.manifest.strategy.served_as)
+    ]
+
+    def selection(record: Record) -> float:
+        part = record.manifest.metrics.get("selection")
+        return part.values.get(record.manifest.primary_metric, -math.inf) if part else -math.inf
+
+    return max(found, key=selection, default=None)
+
+
+def _find(folder: Path, split: str) -> Path:
+    """`<split>.parquet`, or the one numbered part in which the hub stores a test set."""
+    part = folder / f"{split}-00000-of-00001.parquet"
+    return part if part.is_file() else folder / f"{split}.parquet"
+
+
+def _read_texts(test_set: LeaderboardFile, path: Path) -> list[tuple[str, ...]]:
+    """The test rows in the order of their index."""
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"not a sound parquet file ({error}); fetch it again", path=path) from error
+    fields = find_task(test_set.task).text_fields
+    for column in (*fields, "idx"):
+        if column not in table.column_names:
+            raise DataError(
+                f"not there; the file has {listing(table.column_names)}", path=path, column=column
+            )
+    if table.num_rows != test_set.rows:
+        raise DataError(
+            f"{table.num_rows:,} rows; the leaderboard wants the {test_set.rows:,} of the "
+            "published test set",
+            path=path,
+        )
+    table = table.sort_by("idx")
+    if table["idx"].to_pylist() != list(range(table.num_rows)):
+        raise DataError("not 0, 1, 2, ... each once", path=path, column="idx")
+    texts = list(zip(*(table[field].to_pylist() for field in fields), strict=True))
+    for row, parts in enumerate(texts, start=1):
+        if not all(isinstance(part, str) for part in parts):
+            raise DataError("null where a text is needed", path=path, row=row)
+    return texts
+
+
+def answer_strings(task: str, decided: Sequence[float]) -> list[str]:
+    """Decisions as the leaderboard writes them: 0 and 1, label names, or a value from 0 to 5."""
+    labels = find_task(task).labels
+    if not labels:
+        return [f"{min(5.0, max(0.0, value)):.3f}" for value in decided]
+    if task in _CODES:
+        return [str(int(code)) for code in decided]
+    return [labels[int(code)] for code in decided]
+
+
+def write_zip(path: Path, files: dict[str, list[str]]) -> None:
+    """Write one tab-separated file each; equal answers give an equal zip."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, answers in files.items():
+            lines = [_HEADER, *(f"{index}\t{answer}" for index, answer in enumerate(answers))]
+            archive.writestr(zipfile.ZipInfo(name), "\n".join(lines) + "\n")
+    write_atomically(path, content.getvalue())
+
+
+def check_zip(path: Path, rows: dict[str, int]) -> None:
+    """Check a submission: names, header, index, answers.
+
+    Args:
+        path: the zip.
+        rows: how many each file must have.
+
+    Raises:
+        DataError: the first thing that the leaderboard would refuse.
+    """
+    by_file = {test_set.file: test_set for test_set in TEST_SETS}
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if sorted(names) != sorted(rows):
+            raise DataError(f"has the files {listing(names)} instead of {listing(rows)}", path=path)
+        for name in names:
+            header, *lines = archive.read(name).decode().splitlines()
+            if header != _HEADER:
+                raise DataError(f"{name}: header {header!r} instead of {_HEADER!r}", path=path)
+            if len(lines) != rows[name]:
+                raise DataError(f"{name}: {len(lines):,} rows, not {rows[name]:,}", path=path)
+            is_answer = _answer_check(by_file[name].task)
+            for number, line in enumerate(lines):
+                index, _, answer = line.partition("\t")
+                if index != str(number) or not is_answer(answer):
+                    raise DataError(f"{name}: {line!r}", path=path, row=number + 1)
+
+
+def _answer_check(task: str) -> Callable[[str], bool]:
+    labels = find_task(task).labels
+    if not labels:
+        return _is_score
+    allowed = {"0", "1"} if task in _CODES else set(labels)
+    return allowed.__contains__
+
+
+def _is_score(answer: str) -> bool:
+    try:
+        return 0.0 <= float(answer) <= 5.0
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""The study as Markdown and CSV. Pure functions from cells to text; `training.report` writes it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.cells import MAIN, Cell, method_place
+from training.significance import Comparison
+
+Record = Mapping[str, Any]
+_NONE = ""
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is left, the others right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def csv_text(records: Sequence[Record]) -> str:
+    """Records with equal keys as CSV; numbers with six digits."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow(
+            {
+                name: f"{value:.6g}" if isinstance(value, float) else value
+                for name, value in record.items()
+            }
+        )
+    return out.getvalue()
+
+
+def cell_record(cell: Cell) -> dict[str, Any]:
+    """A cell as a line of results.csv."""
+    first = cell.first
+    return {
+        "part": cell.part,
+        "task": cell.task,
+        "strategy": cell.method,
+        "backbone": cell.backbone,
+        "metric": first.metric,
+        "mean": cell.mean,
+        "spread": cell.spread,
+        "seeds": len(cell.scores),
+        "scores": " ".join(f"{score:.4f}" for score in cell.scores.values()),
+        "learning_rate": cell.rate,
+        "rates_tried": cell.rates,
+        "epochs": first.epochs,
+        "steps": first.steps,
+        "train_rows": first.train_rows,
+        "selection_rows": first.selection_rows,
+        "trained": first.trained,
+        "trained_share": cell.trained_share,
+        "delta_bytes": first.delta_bytes,
+        "seconds": cell.seconds,
+        "peak_bytes": cell.peak_bytes,
+        "precision": first.precision,
+        "command": next(iter(cell.runs.values())).command,
+    }
+
+
+def score(cell: Cell | None) -> str:
+    """Mean, spread and number of seeds: "0.539 ± 0.016 (5)"."""
+    if cell is None:
+        return _NONE
+    spread = "" if cell.spread is None else f" ± {cell.spread:.3f}"
+    return f"{cell.mean:.3f}{spread} ({len(cell.scores)})"
+
+
+def methods_table(cells: Sequence[Cell]) -> str:
+    """One row a method, one column a task; cells of one part, of the task's full size."""
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    methods = sorted({cell.method for cell in cells}, key=method_place)
+    metrics = {cell.task: cell.first.metric for cell in cells}
+    found = {(cell.method, cell.task): cell for cell in cells}
+    return markdown_table(
+        ["strategy", *(f"{task} ({metrics[task]})" for task in tasks)],
+        (
+            [f"`{method}`", *(score(found.get((method, task))) for task in tasks)]
+            for method in methods
+        ),
+    )
+
+
+def sizes_table(cells: Sequence[Cell]) -> str:
+    """One row a method, one column a train size; cells of one task."""
+    sizes = sorted({_size(cell) for cell in cells})
+    methods = sorted({cell.method for cell in cells}, key=method_place)
+    found = {(cell.method, _size(cell)): cell for cell in cells}
+    return markdown_table(
+        ["strategy", *(f"{size:,} rows" for size in sizes)],
+        (
+            [f"`{method}`", *(score(found.get((method, size))) for size in sizes)]
+            for method in methods
+        ),
+    )
+
+
+def _size(cell: Cell) -> int:
+    """Rows that the run was given: those that it trained on and those that it selected by."""
+    return cell.first.train_rows + cell.first.selection_rows
+
+
+def rows_table(cells: Sequence[Cell]) -> str:
+    """What each task's rows are; a sample says so."""
+    lines: dict[tuple[str, int], list[str]] = {}
+    for cell in cells:
+        first = cell.first
+        split = next(name for name in first.scores if name != "selection")
+        dev = first.scores[split]
+        notes = "; ".join(filter(None, (first.data_note, dev.note)))
+        lines.setdefault(
+            (cell.task, _size(cell)),
+            [
+                cell.task,
+                f"{first.train_rows:,}",
+                f"{first.selection_rows:,}",
+                f"{dev.rows:,}",
+                notes or "the published sets",
+            ],
+        )
+    return markdown_table(["task", "train", "selection", "dev", "note"], lines.values())
+
+
+def costs_table(cells: Sequence[Cell]) -> str:
+    """What each method trains, stores, takes; cells of one part."""
+    rows = []
+    for cell in cells:
+        time = _NONE if cell.seconds is None else f"{cell.seconds:,.0f}"
+        rows.append(
+            [
+                cell.task,
+                f"`{cell.method}`",
+                f"{cell.first.trained:,}",
+                f"{cell.trained_share:.3%}",
+                f"{cell.first.delta_bytes / 1000:,.0f}",
+                time,
+                f"{cell.peak_bytes / 2**20:,.0f}",
+                f"{cell.rate:g}",
+                f"{cell.first.epochs:g}",
+            ]
+        )
+    head = ["task", "strategy", "trained", "of all", "file, KB", "seconds", "peak memory, MiB"]
+    return markdown_table([*head, "learning rate", "epochs"], rows)
+
+
+def significance_table(comparisons: Sequence[Comparison]) -> str:
+    """Each method beside full fine-tuning."""
+    return markdown_table(
+        ["task", "strategy", "seeds", "difference", "95 % interval", "p", "p (Holm)", "p (signs)"],
+        (
+            [
+                one.task,
+                f"`{one.method}`",
+                str(one.seeds),
+                f"{one.difference:+.3f}",
+                f"{one.low:+.3f} to {one.high:+.3f}",
+                f"{one.p:.3f}",
+                f"{one.p_holm:.3f}",
+                f"{one.p_signs:.3f}",
+            ]
+            for one in comparisons
+        ),
+    )
+
+
+def read_earlier(path: Path) -> list[dict[str, str]]:
+    """The earlier study's numbers: task, strategy, learning_rate, train_rows, mean, spread."""
+    text = path.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return list(csv.DictReader(lines))
+
+
+def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
+    """The earlier study's numbers, at the learning rate best for it, beside ours."""
+    best: dict[tuple[str, str, str], Record] = {}
+    for record in earlier:
+        mark = (record["task"], record["strategy"], record["train_rows"])
+        if mark not in best or float(record["mean"]) > float(best[mark]["mean"]):
+            best[mark] = record
+    ours: dict[tuple[str, str, str], Cell] = {}
+    for cell in cells:
+        stated = str(cell.train_rows or "")
+        ours.setdefault((cell.task, cell.method, stated), cell)
+        if cell.part == MAIN:  # on a sample of the rows, if the study limits them; the note says so
+            ours.setdefault((cell.task, cell.method, ""), cell)
+    rows = []
+    for mark, record in best.items():
+        task, strategy, size = mark
+        mine = ours.get(mark)
+        rows.append(
+            [
+                task,
+                f"`{strategy}`",
+                f"{int(size):,}" if size else "all",
+                f"{float(record['mean']):.3f} ± {float(record['spread']):.3f}",
+                f"{float(record['learning_rate']):g}",
+                score(mine),
+                "" if mine is None else f"{mine.rate:g}",
+                "" if mine is None else f"{_size(mine):,}",
+            ]
+        )
+    head = ["task", "strategy", "rows", "earlier study", "its rate"]
+    return markdown_table([*head, "this study", "its rate", "its rows"], rows)
