@@ -32,7 +32,7 @@ class Windows(NamedTuple):
 
     asking: slice
     tokens: slice
-    count: int
+    num: int
     width: int
     mask: Tensor | None
 
@@ -94,10 +94,12 @@ def _forward(
         q, k, v = _heads(query, key_value, window, num_heads)
         out = F.scaled_dot_product_attention(q, k, v, window.mask, dropout)  # [C, A, Q, D]
         pieces.append(out.transpose(1, 2).reshape(-1, query.shape[1]))
-    beyond = len(query) - windows[-1].asking.stop
-    if beyond:
-        pieces.append(query.new_zeros(beyond, query.shape[1]))
-    return torch.cat(pieces)
+    if sum(map(len, pieces)) == len(query):
+        return torch.cat(pieces)
+    attended = torch.zeros_like(query)  # some packed rows only fill up
+    for window, piece in zip(windows, pieces, strict=True):
+        attended[window.asking] = piece
+    return attended
 
 
 def _heads(
@@ -105,8 +107,8 @@ def _heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Views of a block's query [C, A, Q, D], key and value [C, A, W, D]."""
     depth = query.shape[1] // num_heads
-    q = query[window.asking].view(window.count, -1, num_heads, depth).transpose(1, 2)
-    both = key_value[window.tokens].view(window.count, window.width, 2, num_heads, depth)
+    q = query[window.asking].view(window.num, -1, num_heads, depth).transpose(1, 2)
+    both = key_value[window.tokens].view(window.num, window.width, 2, num_heads, depth)
     k, v = both.permute(2, 0, 3, 1, 4)
     return q, k, v
 

@@ -86,7 +86,7 @@ def run_layers(
             attended = attend(query, key_value, seen.of_rows, heads, dropout)  # [P, H]
         else:
             mixed = overlay.linear(f"layer.{number}.query_key_value", hidden)  # [N, 3H]
-            query, key_value = mixed.split((width, 2 * width), dim=1)
+            query, key_value = torch.split(mixed, [width, 2 * width], dim=1)
             attended = attend(query, key_value, seen.of_tokens, heads, dropout)  # [N, H]
         hidden = _finish_layer(
             config, overlay, number, attended, residual, dropout, per_row=number == last

@@ -81,8 +81,8 @@ class FrozenPart:
         for part in _parts(rows):
             batch = pack([(row.input_ids, row.token_type_ids) for row in part], self._device)
             results = self._compute(batch)
-            for row, lines in zip(part, self._lines(part, batch), strict=True):
-                self._kept[_key(row)] = results[lines].clone()
+            for row, places in zip(part, self._lines(part, batch), strict=True):
+                self._kept[_key(row)] = results[places].clone()
 
     def run(self, rows: Sequence[TokenizedRow], batch: PackedBatch) -> Tensor:
         """What the first trained step reads: [N, H], [P, H] after all layers, [R, H] pooled."""
