@@ -41,8 +41,9 @@ format: $(STAMP) ## fix style and formatting in place
 docs: $(STAMP) ## write the generated parts of README.md
 	$(PY) .make/readme.py
 
-zoo: $(STAMP) ## verify every shipped delta
+zoo: $(STAMP) ## verify every shipped delta and write its model card
 	$(PY) -m deltas verify deltas/zoo
+	$(PY) -m deltas cards deltas/zoo
 
 study: $(STAMP) ## make the study's missing runs (GLUE_DIR=..., hours; stop at any time; ARGS="--only main")
 	$(PY) -m training.sweep --workers 2 $(ARGS)

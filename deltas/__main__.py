@@ -1,4 +1,4 @@
-"""Inspect deltas: `python -m deltas list|show|verify|export`.
+"""Inspect deltas: `python -m deltas list|show|verify|cards|export`.
 
 Results go to standard output, complaints to standard error.
 Exit codes: 0 all is well, 1 something is wrong with a delta, 2 misuse.
@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deltas.backbone import load_backbone
+from deltas.card import card_path, render_card
 from deltas.delta import Delta
 from deltas.errors import DeltaError
 from deltas.export import export_folder
-from deltas.format import check_delta, read_delta, read_manifest
+from deltas.format import check_delta, read_delta, read_manifest, write_atomically
 from deltas.manifest import EntryInfo, Manifest
 from deltas.store import Store, zoo_path
 
@@ -58,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("files", nargs="+", type=Path, help="delta files, or folders of them")
     verify.add_argument("--backbone", help="hub id or folder (default: the packaged one)")
     verify.set_defaults(run=_verify)
+
+    cards = commands.add_parser("cards", help="write a model card beside every delta of a folder")
+    cards.add_argument("folder", type=Path)
+    cards.set_defaults(run=_cards)
 
     export = commands.add_parser("export", help="write a folder that stock transformers loads")
     export.add_argument("file", type=Path)
@@ -172,6 +177,16 @@ def _verify(options: argparse.Namespace) -> int:
         else:
             _say(f"ok     {path}  {delta.version}")
     return 1 if wrong else 0
+
+
+def _cards(options: argparse.Namespace) -> int:
+    files = sorted(options.folder.rglob("*.safetensors"))
+    if not files:
+        raise DeltaError("no delta files there")
+    for path in files:
+        write_atomically(card_path(path), render_card(path).encode())
+        _say(str(card_path(path)))
+    return 0
 
 
 def _export(options: argparse.Namespace) -> int:

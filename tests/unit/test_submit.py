@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from deltas import Backbone, Delta, SplitMetrics, TaskSpec, delta_path, write_delta
 from training import submit
@@ -27,6 +29,11 @@ def spec_of(name: str) -> TaskSpec:
         text_fields=task.text_fields,
         max_length=24,
     )
+
+
+def in_range(delta: Delta) -> Delta:
+    """With answers about 2.5, so that those of STS-B are not all cut to 0."""
+    return replace(delta, head_bias=torch.full_like(delta.head_bias, 2.5))
 
 
 def write_test_set(folder: Path, name: str, fields: tuple[str, ...], rows: int) -> Path:
@@ -54,7 +61,7 @@ def deltas(tiny_backbone: Backbone, make_delta: MakeDelta, tmp_path: Path) -> Pa
         delta = make_delta(
             tiny_backbone, spec_of(task), strategy, metrics=metrics, primary_metric=metric
         )
-        write_delta(delta, delta_path(root, tiny_backbone.ref.id, task, strategy))
+        write_delta(in_range(delta), delta_path(root, tiny_backbone.ref.id, task, strategy))
     return root
 
 
@@ -113,7 +120,7 @@ def test_answers_are_those_of_the_best_delta_in_the_order_of_the_index(
     given = lines_of(tmp_path / "submission.zip", "STS-B.tsv")[1:]
     device = pick_device()
     for strategy, is_taken in (("layernorm", True), ("bitfit", False)):
-        delta = make_delta(tiny_backbone, spec_of("stsb"), strategy)
+        delta = in_range(make_delta(tiny_backbone, spec_of("stsb"), strategy))
         head = delta.head_weight, delta.head_bias
         trainee = Trainee(
             tiny_backbone, dict(delta.entries), head, device, DTYPES[pick_precision("auto", device)]
