@@ -246,7 +246,7 @@ def _digests(texts: Sequence[str], tensors: dict[str, Tensor]) -> list[str]:
     for name in sorted(tensors):
         tensor = tensors[name]
         about = f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode()
-        content = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        content = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
         for hasher in hashers:
             hasher.update(about)
             hasher.update(content)
