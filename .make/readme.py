@@ -174,8 +174,8 @@ RATIOS = {
     "overload_goodput": "rows answered at three times the capacity, against the capacity",
     "overload_live_max_ms": "slowest answer of /health/live meanwhile, in milliseconds",
     "overload_grown_mb": "memory that the server has grown by after that minute, in MB",
-    "fair_p99_ratio": "99th percentile of a task beside one with ten times its traffic, "
-    "against alone",
+    "fair_p99_ratio": "99th percentile of one of nine tasks while another has ten times its "
+    "traffic, against all having the same",
     "fanout9_vs_requests": "one row to nine tasks in one request, against nine requests",
 }
 

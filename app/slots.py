@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[str, str, str]
 
-# On two cores a second thread slows the forward pass by more than it helps (docs/performance.md).
+# Threads beyond the cores slow the forward pass (docs/performance.md).
 _THREADS = min(4, max(1, (os.cpu_count() or 1) // 4))
 _KEEP_S = 30.0  # what nobody has come for by then was for a request that is over
 _AHEAD_UNLIMITED = 64

@@ -225,8 +225,10 @@ def memory_of(root: Path, max_slots: int) -> dict[str, float]:
     engine = Engine(backbone, store, device="cpu", max_slots=max_slots)
     start_s = time.perf_counter() - started
     if max_slots:
-        for record in engine.store.records:
-            engine.run(engine.tokenize(record, [engine.trial(record)]))
+        records = engine.store.records
+        rows = [row for each in records for row in engine.tokenize(each, [engine.trial(each)])]
+        for start in range(0, len(rows), max_slots):
+            engine.run(rows[start : start + max_slots])
     return {
         "backbone_resident_bytes": before,
         "resident_bytes": resident_bytes(),
