@@ -33,9 +33,7 @@ class FitConfig(BaseModel):
     ] = "bitfit"
     reinit: Annotated[
         Reinit,
-        Field(
-            description="first set biases to 0, or draw all values anew: none, biases, all, biases@0-3"
-        ),
+        Field(description="first set biases to 0, or draw all anew: none, biases, all, biases@0-3"),
     ] = "none"
     init_from: Annotated[
         Path | None,

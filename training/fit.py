@@ -13,10 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from deltas.backbone import Backbone, load_backbone
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
@@ -35,12 +35,11 @@ from training.evaluation import judge, pooled_scale
 from training.facts import git_commit, versions
 from training.files import load_files
 from training.loop import Progress, Report, train
-from training.losses import balanced_weights
 from training.progress import progress_bar
 from training.reinit import entries_over, reinitialise
 from training.rows import Rows, TaskData, hold_out
 from training.schedule import LoopConfig
-from training.start import make_trainee, path_digest, read_start
+from training.start import label_weights, make_trainee, path_digest, read_start
 from training.tasks import Task
 from training.trainee import Split, Trainee
 
@@ -113,7 +112,7 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
     start = read_start(config, backbone)
     started_from = reinitialise(backbone, config.reinit, config.seed)
     parts = _cut(config, spec, backbone, data)
-    weights = _label_weights(config, data.task, parts[0])
+    weights = label_weights(config, data.task, parts[0])
     trainee = make_trainee(config, started_from, parts[0], data.task, start)
     _check_writable(path.parent)
     loop = _loop_config(config, trainee, parts[0])
@@ -232,19 +231,6 @@ def _facts(
     )
 
 
-def _label_weights(config: FitConfig, task: Task, split: Split) -> Tensor | None:
-    """Weights of the labels for `--class-weights`, or None where all rows count alike."""
-    for flag, given in (
-        ("--class-weights", config.class_weights != "none"),
-        ("--label-smoothing", config.label_smoothing > 0),
-    ):
-        if given and task.kind == "regression":
-            raise ConfigError(f"{flag}: {task.name} is a regression, which has no labels")
-    if config.class_weights == "none":
-        return None
-    return balanced_weights(task.kind, split.labels, len(task.labels))
-
-
 def _load_rows(config: FitConfig) -> TaskData:
     if config.train_file is not None:
         columns = [column.strip() for column in (config.text_columns or "").split(",")]
@@ -258,7 +244,15 @@ def _load_rows(config: FitConfig) -> TaskData:
         )
     else:
         data = load_task(config.task, config.data)
+    if config.class_weights == "balanced" and data.task.labels:
+        data = replace(data, task=_judged_by_label(data.task))
     return data if config.train_rows is None else data.subset(config.train_rows, config.seed)
+
+
+def _judged_by_label(task: Task) -> Task:
+    """Labels that count alike in training do so in choosing the best state, too."""
+    others = [name for name in task.metrics if name != "macro_f1"]
+    return replace(task, metrics=("macro_f1", *others))
 
 
 def _task_spec(config: FitConfig, data: TaskData, backbone: Backbone) -> TaskSpec:

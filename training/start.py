@@ -21,7 +21,7 @@ from deltas.manifest import InitialDelta, Manifest
 from training import strategies
 from training.config import FitConfig
 from training.errors import ConfigError, listing
-from training.losses import task_loss
+from training.losses import balanced_weights, task_loss
 from training.rules import Selection
 from training.tasks import Task
 from training.trainee import Split, Trainee, initial_entries, initial_head
@@ -119,6 +119,23 @@ def fisher_scores(trainee: Trainee, kind: str, split: Split) -> dict[str, Tensor
             if grad is not None:
                 score.addcmul_(grad, grad)
     return {name: score.detach().cpu() for name, score in scores.items()}
+
+
+def label_weights(config: FitConfig, task: Task, split: Split) -> Tensor | None:
+    """Weights of the labels for `--class-weights`, float32 [C], or None where rows count alike.
+
+    Raises:
+        ConfigError: the task has no labels.
+    """
+    for flag, given in (
+        ("--class-weights", config.class_weights != "none"),
+        ("--label-smoothing", config.label_smoothing > 0),
+    ):
+        if given and task.kind == "regression":
+            raise ConfigError(f"{flag}: {task.name} is a regression, which has no labels")
+    if config.class_weights == "none":
+        return None
+    return balanced_weights(task.kind, split.labels, len(task.labels))
 
 
 def _take_values(
