@@ -16,7 +16,8 @@ FORMAT_VERSION = 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
 
 TaskKind = Literal["single_label", "multi_label", "regression"]
-Reinit = Literal["none", "biases", "all"]
+# "biases@0-3": those of the layers 0 to 3 only.
+Reinit = Annotated[str, Field(pattern=r"^(none|(biases|all)(@[0-9]{1,4}(-[0-9]{1,4})?)?)$")]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Length = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -71,7 +72,9 @@ class StrategySpec(_Part):
     @property
     def served_as(self) -> str:
         """The name in requests and tables: the study's InitBias+BitFit is "initbias+bitfit"."""
-        return {"none": "", "biases": "initbias+", "all": "init+"}[self.reinit] + self.name
+        what, at, layers = self.reinit.partition("@")
+        first = {"none": "", "biases": "initbias", "all": "init"}[what]
+        return f"{first}{at}{layers}+{self.name}" if first else self.name
 
 
 class EntryInfo(_Part):
@@ -90,8 +93,21 @@ class EntryInfo(_Part):
         return self
 
 
+class InitialDelta(_Part):
+    """The delta that a run started from: what it is, its version, the SHA-256 of its file."""
+
+    task: Name
+    strategy: Text
+    version: str
+    digest: str
+    with_head: bool
+
+
 class TrainingFacts(_Part):
-    """Enough to repeat the run: data, hyper-parameters, software, cost."""
+    """Enough to repeat the run: data, hyper-parameters, software, cost.
+
+    What has a default came later than the format, so that older files can still be read.
+    """
 
     data: Literal["folder", "hub", "sample", "files"]
     data_digest: str
@@ -104,6 +120,16 @@ class TrainingFacts(_Part):
     learning_rate: float
     head_learning_rate: float | None = None
     dropout: float = 0.0
+    warmup: float | None = None
+    decay: str | None = None
+    weight_decay: float | None = None
+    accumulate: int = 1
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    patience: int | None = None
+    stopped_early: bool = False
+    init_from: InitialDelta | None = None
+    processes: int = 1
     precision: str
     seed: int
     duration_s: float
@@ -113,12 +139,25 @@ class TrainingFacts(_Part):
     command: str
 
 
+class LabelMetrics(_Part):
+    """How well one label is answered on a split; `rows` have it."""
+
+    rows: int
+    precision: float
+    recall: float
+    f1: float
+
+
 class SplitMetrics(_Part):
-    """Metrics on one split; `note` says what a reader must know about its rows."""
+    """Metrics on one split; `note` says what a reader must know about its rows.
+
+    `by_label` is filled for tasks of the user's own that have labels.
+    """
 
     rows: int
     values: dict[str, float]
     note: str = ""
+    by_label: dict[str, LabelMetrics] = Field(default_factory=dict)
 
 
 class Manifest(_Part):

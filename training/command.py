@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from deltas.delta import Delta
 from training import strategies
 from training.config import FitConfig
 from training.errors import listing
+
+_MOST_LABELS = 20  # of a summary; the manifest has all
 
 
 def parse_arguments(words: Sequence[str]) -> FitConfig | int:
@@ -104,4 +106,22 @@ def print_summary(path: Path, delta: Delta, *, as_json: bool) -> None:
         values = "  ".join(f"{name} {value:.4f}" for name, value in part["values"].items())
         note = f"  [{part['note']}]" if part["note"] else ""
         lines.append(f"{split:10} {values}  ({part['rows']:,} rows){note}")
+        lines += _label_lines(part["by_label"])
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _label_lines(by_label: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A line for each label, the worst answered first; of many only those."""
+    worst = sorted(by_label, key=lambda label: (by_label[label]["f1"], label))
+    if not worst:
+        return []
+    shown = worst[:_MOST_LABELS]
+    width = max(len(label) for label in shown)
+    lines = [
+        f"  {label:{width}}  precision {found['precision']:.3f}  recall {found['recall']:.3f}  "
+        f"f1 {found['f1']:.3f}  ({found['rows']:,} rows)"
+        for label in shown
+        for found in [by_label[label]]
+    ]
+    more = len(worst) - len(shown)
+    return [*lines, f"  and {more} more labels in the manifest"] if more else lines

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deltas.manifest import Reinit, TaskKind
+from training.schedule import Decay
 
 DEFAULT_OUT = Path("runs/deltas")
 # Enough for small tasks to settle and for large ones to finish.
@@ -32,8 +33,15 @@ class FitConfig(BaseModel):
     ] = "bitfit"
     reinit: Annotated[
         Reinit,
-        Field(description="before training, set all biases to 0, or draw all parameters anew"),
+        Field(description="first set biases to 0, or draw all anew: none, biases, all, biases@0-3"),
     ] = "none"
+    init_from: Annotated[
+        Path | None,
+        Field(description="delta file of another task to start from, with the same selection"),
+    ] = None
+    init_head: Annotated[
+        bool, Field(description="start from its head, too; it must have as many labels")
+    ] = False
     backbone: Annotated[
         str | None,
         Field(description="hub id, id@revision or folder of a BERT (default: packaged MiniLM)"),
@@ -67,6 +75,21 @@ class FitConfig(BaseModel):
     warmup: Annotated[
         float, Field(ge=0, le=1, description="share of the steps in which the rate rises")
     ] = 0.06
+    schedule: Annotated[
+        Decay,
+        Field(description="how the rate goes on after that: linear or cosine to 0, or constant"),
+    ] = "linear"
+    accumulate: Annotated[
+        int,
+        Field(ge=1, description="batches that make one step: less memory than one large batch"),
+    ] = 1
+    class_weights: Annotated[
+        Literal["none", "balanced"],
+        Field(description="balanced lets rare labels count as much as frequent ones"),
+    ] = "none"
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="share of a label that is spread over all labels")
+    ] = 0.0
     weight_decay: Annotated[float, Field(ge=0, description="AdamW's decay; pulls values to 0")] = (
         0.0
     )
@@ -89,6 +112,13 @@ class FitConfig(BaseModel):
     evals: Annotated[
         int | None,
         Field(ge=1, description="evaluations on those rows (default: one an epoch, 4 at least)"),
+    ] = None
+    evals_per_epoch: Annotated[
+        float | None, Field(gt=0, description="the same, counted by epoch: 4 is every quarter")
+    ] = None
+    patience: Annotated[
+        int | None,
+        Field(ge=1, description="stop after so many evaluations without a better one"),
     ] = None
     seed: Annotated[
         int,
@@ -128,6 +158,16 @@ class FitConfig(BaseModel):
         bool, Field(description="go on where a run with the same options was stopped")
     ] = False
     json_: Annotated[bool, Field(alias="json", description="print the summary as JSON")] = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FitConfig:
+        if self.evals is not None and self.evals_per_epoch is not None:
+            raise ValueError("give --evals or --evals-per-epoch, not both")
+        if self.init_from is not None and self.reinit != "none":
+            raise ValueError("--init-from and --reinit both say what to start from; give one")
+        if self.init_head and self.init_from is None:
+            raise ValueError("--init-head goes with --init-from")
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> FitConfig:

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deltas.manifest import LabelMetrics, SplitMetrics
 from deltas.rows import TokenizedRow
 from training import processes
 from training.losses import task_loss
-from training.metrics import compute_metrics
+from training.metrics import compute_metrics, metrics_by_label
 from training.tasks import Task
 from training.trainee import Split, Trainee
 
@@ -65,6 +66,22 @@ def evaluate(
     if with_loss:
         metrics["loss"] = float(task_loss(task.kind, logits, split.labels, trainee.scale))
     return metrics
+
+
+def judge(trainee: Trainee, task: Task, split: Split, note: str, *, labels: bool) -> SplitMetrics:
+    """What the manifest says about a split; with `labels` also about each label."""
+    logits = predict(trainee, split.rows)
+    decided, wanted = decisions(task.kind, logits.numpy()), split.labels.numpy()
+    by_label = metrics_by_label(task.labels, decided, wanted) if labels and task.labels else {}
+    return SplitMetrics(
+        rows=len(split.rows),
+        values=compute_metrics(task.metrics, decided, wanted),
+        note=note,
+        by_label={
+            label: LabelMetrics(rows=rows, precision=precision, recall=recall, f1=f1)
+            for label, (rows, precision, recall, f1) in by_label.items()
+        },
+    )
 
 
 def decisions(kind: str, logits: NDArray[Any]) -> NDArray[Any]:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,25 +22,26 @@ from deltas.backbone import Backbone, load_backbone
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
 from deltas.errors import DeltaError
 from deltas.format import check_delta, write_delta
-from deltas.hardware import DTYPES, keep_freed_memory, pick_device, pick_precision
+from deltas.hardware import keep_freed_memory, pick_device, pick_precision
 from deltas.manifest import Manifest, SplitMetrics, StrategySpec, TaskSpec, TrainingFacts
 from deltas.rows import tokenize_texts
 from deltas.store import delta_path
-from training import strategies
+from training import processes, strategies
 from training.command import parse_arguments, print_summary
 from training.config import FitConfig, default_epochs
 from training.data import load_task
 from training.errors import ConfigError, TaskError, TrainingError
-from training.evaluation import evaluate, pooled_scale
+from training.evaluation import judge, pooled_scale
 from training.facts import git_commit, versions
 from training.files import load_files
-from training.loop import Report, train
+from training.loop import Progress, Report, train
 from training.progress import progress_bar
 from training.reinit import entries_over, reinitialise
 from training.rows import Rows, TaskData, hold_out
 from training.schedule import LoopConfig
+from training.start import label_weights, make_trainee, path_digest, read_start
 from training.tasks import Task
-from training.trainee import Split, Trainee, initial_entries, initial_head
+from training.trainee import Split, Trainee
 
 _MOST_SELECTION_ROWS = 2000
 _FEWEST_EVALS = 4
@@ -56,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return config
     keep_freed_memory()
     try:
-        path, delta = fit(config, command=shlex.join(["python", "-m", "training.fit", *words]))
+        with processes.joined():
+            command = shlex.join(["python", "-m", "training.fit", *words])
+            path, delta = fit(config, command=command)
+            talks = processes.is_first()
     except (TrainingError, DeltaError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigError | TaskError) else 1
@@ -69,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "come to one\n"
         )
         return 130
-    print_summary(path, delta, as_json=config.json_)
+    if talks:
+        print_summary(path, delta, as_json=config.json_)
     return 0
 
 
@@ -90,6 +96,7 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
     """
     _make_repeatable()
     freeze = strategies.canonical(config.freeze)
+    config = config.model_copy(update={"freeze": freeze})
     strategy = StrategySpec(name=freeze, reinit=config.reinit, seed=config.seed)
     data = _load_rows(config)
     backbone = load_backbone(config.backbone)
@@ -100,17 +107,28 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
     state_path = path.with_name(
         f".{path.stem}.{_state_key(config, data, backbone)}.state.safetensors"
     )
-    if not config.resume:
+    if not config.resume and processes.is_first():
         state_path.unlink(missing_ok=True)
+    start = read_start(config, backbone)
     started_from = reinitialise(backbone, config.reinit, config.seed)
     parts = _cut(config, spec, backbone, data)
-    trainee = _make_trainee(config, freeze, started_from, parts[0], data.task)
+    weights = label_weights(config, data.task, parts[0])
+    trainee = make_trainee(config, started_from, parts[0], data.task, start)
     _check_writable(path.parent)
-    loop = _loop_config(config, freeze, trainee, parts[0])
+    loop = _loop_config(config, trainee, parts[0])
     started = time.monotonic()
     title = f"{spec.name} {freeze}"
-    with progress_bar(loop.steps, title, data.task.primary_metric, report) as told:
-        outcome = train(trainee, data.task, parts, loop, state_path=state_path, report=told)
+    silent = None if processes.is_first() else _say_nothing
+    with progress_bar(loop.steps, title, data.task.primary_metric, report or silent) as told:
+        outcome = train(
+            trainee,
+            data.task,
+            parts,
+            loop,
+            state_path=state_path,
+            report=told,
+            weights=weights,
+        )
     trainee.fold()
     metrics = {"selection": SplitMetrics(rows=len(parts[1].rows), values=outcome.metrics)}
     metrics |= _validate(trainee, spec, backbone, data)
@@ -124,15 +142,27 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
         entries=tuple(entry.info(name) for name, entry in held.items()),
         trainable_parameters=sum(value.numel() for value in trainee.parameters.values()),
         total_parameters=backbone.num_parameters + weight.numel() + bias.numel(),
-        training=_facts(config, data, parts, loop, time.monotonic() - started, command),
+        training=_facts(config, data, parts, loop, outcome.steps).model_copy(
+            update={
+                "duration_s": round(time.monotonic() - started, 1),
+                "command": command,
+                "init_from": start and start.facts,
+            }
+        ),
         primary_metric=data.task.primary_metric,
         metrics=metrics,
     )
     delta = Delta(manifest, held, weight, bias)
     check_delta(delta, backbone)
+    if not processes.is_first():
+        return path, delta
     written = write_delta(delta, path)
     state_path.unlink(missing_ok=True)
     return path, written
+
+
+def _say_nothing(progress: Progress) -> None:
+    """The report of a process that is not the first."""
 
 
 def _make_repeatable() -> None:
@@ -158,20 +188,17 @@ def _validate(
     """Judge the selected state on the validation splits, which nothing has looked at before."""
     metrics = {}
     for name, rows in data.validation.items():
-        values = evaluate(trainee, data.task, _tokenized(spec, backbone, rows, data))
+        split = _tokenized(spec, backbone, rows, data)
         note = data.validation_notes.get(name, "")
-        metrics[name] = SplitMetrics(rows=len(rows), values=values, note=note)
+        own = data.source == "files"
+        metrics[name] = judge(trainee, data.task, split, note, labels=own)
     return metrics
 
 
 def _facts(
-    config: FitConfig,
-    data: TaskData,
-    parts: tuple[Split, Split],
-    loop: LoopConfig,
-    duration_s: float,
-    command: str,
+    config: FitConfig, data: TaskData, parts: tuple[Split, Split], loop: LoopConfig, steps: int
 ) -> TrainingFacts:
+    """All but what only the end of the run knows: how long it took."""
     device = pick_device(config.device)
     return TrainingFacts(
         data=data.source,
@@ -179,19 +206,28 @@ def _facts(
         data_note=data.note,
         train_rows=len(parts[0].rows),
         selection_rows=len(parts[1].rows),
-        epochs=round(loop.steps * loop.batch_size / len(parts[0].rows), 3),
-        steps=loop.steps,
+        epochs=round(steps * loop.step_rows / len(parts[0].rows), 3),
+        steps=steps,
         batch_size=loop.batch_size,
         learning_rate=loop.learning_rate,
         head_learning_rate=loop.head_learning_rate,
         dropout=loop.dropout,
+        warmup=loop.warmup,
+        decay=loop.decay,
+        weight_decay=loop.weight_decay,
+        accumulate=loop.accumulate,
+        label_smoothing=loop.label_smoothing,
+        class_weights=config.class_weights,
+        patience=loop.patience,
+        stopped_early=steps < loop.steps,
+        processes=processes.count(),
         precision=pick_precision(config.precision, device),
         seed=config.seed,
-        duration_s=round(duration_s, 1),
+        duration_s=0.0,
         device=device.type,
         versions=versions(),
         git_commit=git_commit(),
-        command=command,
+        command="",
     )
 
 
@@ -208,7 +244,15 @@ def _load_rows(config: FitConfig) -> TaskData:
         )
     else:
         data = load_task(config.task, config.data)
+    if config.class_weights == "balanced" and data.task.labels:
+        data = replace(data, task=_judged_by_label(data.task))
     return data if config.train_rows is None else data.subset(config.train_rows, config.seed)
+
+
+def _judged_by_label(task: Task) -> Task:
+    """Labels that count alike in training do so in choosing the best state, too."""
+    others = [name for name in task.metrics if name != "macro_f1"]
+    return replace(task, metrics=("macro_f1", *others))
 
 
 def _task_spec(config: FitConfig, data: TaskData, backbone: Backbone) -> TaskSpec:
@@ -225,23 +269,6 @@ def _task_spec(config: FitConfig, data: TaskData, backbone: Backbone) -> TaskSpe
         text_fields=task.text_fields,
         max_length=config.max_length,
     )
-
-
-def _make_trainee(
-    config: FitConfig, freeze: str, backbone: Backbone, split: Split, task: Task
-) -> Trainee:
-    """Overlay and head to train: the backbone's values, and a head drawn by the seed."""
-    device = pick_device(config.device)
-    shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
-    selection = strategies.select(freeze, shapes, config.seed)
-    entries = initial_entries(backbone, selection, device)
-    head = initial_head(len(task.labels) or 1, backbone.config.hidden_size, config.seed)
-    output = (1.0, 0.0)
-    if task.kind == "regression":
-        labels = split.labels.double()
-        output = float(labels.std(correction=0)) or 1.0, float(labels.mean())
-    dtype = DTYPES[pick_precision(config.precision, device)]
-    return Trainee(backbone, entries, head, device, dtype, output)
 
 
 def _cut(
@@ -267,14 +294,18 @@ def _tokenized(spec: TaskSpec, backbone: Backbone, rows: Rows, data: TaskData) -
     return Split(tokenize_texts(backbone.tokenizer, spec.max_length, rows.texts), labels)
 
 
-def _loop_config(config: FitConfig, freeze: str, trainee: Trainee, split: Split) -> LoopConfig:
+def _loop_config(config: FitConfig, trainee: Trainee, split: Split) -> LoopConfig:
     train_rows = len(split.rows)
     epochs = config.epochs or default_epochs(train_rows)
-    steps = max(1, math.ceil(epochs * math.ceil(train_rows / config.batch_size)))
-    learning_rate = config.lr or strategies.default_learning_rate(freeze)
-    head_rate = config.head_lr or (learning_rate if freeze == "head" else 0.0)
+    rows_a_step = config.batch_size * config.accumulate
+    steps = max(1, math.ceil(epochs * math.ceil(train_rows / rows_a_step)))
+    learning_rate = config.lr or strategies.default_learning_rate(config.freeze)
+    head_rate = config.head_lr or (learning_rate if config.freeze == "head" else 0.0)
     if not head_rate:
         head_rate = float(f"{_HEAD_RATE / pooled_scale(trainee, split.rows[:_SCALE_ROWS]):.3g}")
+    evals = config.evals or max(_FEWEST_EVALS, round(epochs))
+    if config.evals_per_epoch is not None:
+        evals = max(1, round(epochs * config.evals_per_epoch))
     return LoopConfig(
         steps=steps,
         batch_size=config.batch_size,
@@ -283,8 +314,12 @@ def _loop_config(config: FitConfig, freeze: str, trainee: Trainee, split: Split)
         warmup=config.warmup,
         weight_decay=config.weight_decay,
         dropout=config.dropout,
-        evals=min(steps, config.evals or max(_FEWEST_EVALS, round(epochs))),
+        evals=min(steps, evals),
         seed=config.seed,
+        decay=config.schedule,
+        accumulate=config.accumulate,
+        label_smoothing=config.label_smoothing,
+        patience=config.patience,
     )
 
 
@@ -300,9 +335,8 @@ def _state_key(config: FitConfig, data: TaskData, backbone: Backbone) -> str:
     device = pick_device(config.device)
     resolved = {"device": device.type, "precision": pick_precision(config.precision, device)}
     options = config.model_copy(update=resolved).model_dump_json(exclude=_NOT_PART_OF_A_RUN)
-    return hashlib.sha256(
-        f"{options} {data.digest} {backbone.ref.fingerprint}".encode()
-    ).hexdigest()[:12]
+    sources = f"{data.digest} {backbone.ref.fingerprint} {path_digest(config.init_from)}"
+    return hashlib.sha256(f"{options} {sources}".encode()).hexdigest()[:12]
 
 
 if __name__ == "__main__":

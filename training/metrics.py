@@ -114,3 +114,23 @@ def compute_metrics(
         warnings.simplefilter("ignore")
         values = {name: METRICS[name](predictions, references) for name in names}
     return {name: value if np.isfinite(value) else 0.0 for name, value in values.items()}
+
+
+def metrics_by_label(
+    labels: Sequence[str], predictions: Numbers, references: Numbers
+) -> dict[str, tuple[int, float, float, float]]:
+    """Rows, precision, recall and F1 of each label.
+
+    Args:
+        labels: names in the order of their codes.
+        predictions: int [N] label codes, or int [N, C] of 0 and 1.
+        references: same shape.
+    """
+    codes = range(len(labels))
+    precision, recall, f1, rows = sklearn_metrics.precision_recall_fscore_support(
+        references, predictions, labels=list(codes), zero_division=0.0
+    )
+    return {
+        label: (int(rows[code]), float(precision[code]), float(recall[code]), float(f1[code]))
+        for code, label in enumerate(labels)
+    }

@@ -1,78 +1,70 @@
-"""Freezing strategies: rules from parameter names and shapes to a selection.
+"""Freezing strategies as users write them: rules, joined by `+`, each for some layers or all.
 
-Each rule is one small function in `RULES`; `a+b` is the union of two. Rules match whole names at
-module boundaries: "output" is the feed-forward output and never the attention's. The head always
-trains and is no part of a selection.
+`bitfit:query@0-3+layernorm` is the union of two; `training.rules` holds the rules themselves. The
+head always trains and is no part of a selection.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from deltas.errors import near_matches
 from training.errors import ConfigError
-
-Shapes = Mapping[str, tuple[int, ...]]
-# None selects the whole parameter; int64 [K] selects those flat positions, increasing.
-Selection = dict[str, Tensor | None]
+from training.rules import RULES, Given, Scores, Selection, Shapes
 
 _LONGEST = 240  # of a strategy's text, which is a name in manifests and addresses
-
-# The bias terms of Ben Zaken et al. 2021 (BitFit, arXiv:2106.10199), as endings of module names.
-BIAS_TERMS = {
-    "query": r"attention\.self\.query",
-    "key": r"attention\.self\.key",
-    "value": r"attention\.self\.value",
-    "attention_output": r"attention\.output\.dense",
-    "attention_layernorm": r"attention\.output\.LayerNorm",
-    "intermediate": r"layer\.\d+\.intermediate\.dense",
-    "output": r"layer\.\d+\.output\.dense",
-    "output_layernorm": r"layer\.\d+\.output\.LayerNorm",
-    "embeddings_layernorm": r"embeddings\.LayerNorm",
-    "pooler": r"pooler\.dense",
-}
+_FROM_DATA = ("fisher",)
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One strategy: what it is called, what may follow the colon, and how it selects.
+class _Part:
+    """One of the things that a `+` joins; `layers` is first and last layer, None is everything."""
 
-    Attributes:
-        argument: how the help shows what follows the colon; "" when nothing may.
-        about: one line for users.
-        default_lr: learning rate that a run uses when none is given.
-        select: from shapes, the text after the colon, and the seed.
-    """
-
+    name: str
     argument: str
-    about: str
-    default_lr: float
-    select: Callable[[Shapes, str, int], Selection]
+    layers: tuple[int, int] | None
+
+    @property
+    def text(self) -> str:
+        """As the user may write it."""
+        text = f"{self.name}:{self.argument}" if self.argument else self.name
+        return text + layers_text(self.layers)
 
 
-def select(freeze: str, shapes: Shapes, seed: int) -> Selection:
+def select(
+    freeze: str,
+    shapes: Shapes,
+    seed: int,
+    values: Scores | None = None,
+    scores: Callable[[], Scores] | None = None,
+) -> Selection:
     """Apply a strategy.
 
     Args:
-        freeze: the text after `--freeze`, such as "bitfit" or "random:0.001+layernorm".
+        freeze: the text after `--freeze`, such as "bitfit@0-3" or "random:0.001+layernorm".
         shapes: of every backbone parameter, by Hugging Face name, in the network's order.
         seed: for rules that draw at random.
+        values: the parameters, by name; only `magnitude` needs them.
+        scores: gives each value's score, by name; only `fisher` needs them.
 
     Raises:
         ConfigError: unknown rule, bad argument, or nothing selected by a rule.
     """
+    score = cache(scores or _no_scores)
     selection: Selection = {}
-    for name, argument in _parse(freeze):
-        chosen = RULES[name].select(shapes, argument, seed)
-        if not chosen and name != "head":
-            raise ConfigError(f"--freeze {freeze}: {_text(name, argument)} selects no parameter")
+    for part in _parse(freeze):
+        some = _of_layers(shapes, part, freeze)
+        given = Given(some, seed, values or {}, score)
+        chosen = RULES[part.name].select(given, part.argument)
+        if not chosen and part.name != "head":
+            raise ConfigError(f"--freeze {freeze}: {part.text} selects no parameter")
         for parameter, indices in chosen.items():
             selection[parameter] = (
                 _union(selection[parameter], indices) if parameter in selection else indices
@@ -80,9 +72,16 @@ def select(freeze: str, shapes: Shapes, seed: int) -> Selection:
     return {name: selection[name] for name in shapes if name in selection}
 
 
+def _no_scores() -> Scores:
+    raise ConfigError("fisher: needs train rows to score the parameters on")
+
+
 def canonical(freeze: str) -> str:
     """The one spelling of a strategy: numbers short, bias terms sorted, no repeats."""
-    parts = [_text(name, _tidy(name, argument)) for name, argument in _parse(freeze)]
+    parts = [
+        _Part(part.name, RULES[part.name].tidy(part.argument), part.layers).text
+        for part in _parse(freeze)
+    ]
     distinct = list(dict.fromkeys(parts))
     text = "+".join(part for part in distinct if part != "head" or len(distinct) == 1)
     if len(text) > _LONGEST:
@@ -92,8 +91,12 @@ def canonical(freeze: str) -> str:
 
 def default_learning_rate(freeze: str) -> float:
     """The most careful default among the strategy's rules."""
-    parts = [name for name, _ in _parse(canonical(freeze))]
-    return min(RULES[name].default_lr for name in parts)
+    return min(RULES[part.name].default_lr for part in _parse(canonical(freeze)))
+
+
+def needs_rows(freeze: str) -> bool:
+    """Whether the selection depends on the train rows."""
+    return any(part.name in _FROM_DATA for part in _parse(freeze))
 
 
 def count(selection: Selection, shapes: Shapes) -> int:
@@ -108,49 +111,90 @@ def describe_rules() -> str:
     names = {name: _usage(name) for name in RULES}
     width = max(map(len, names.values()))
     lines = [f"  {names[name]:{width}}  {rule.about}" for name, rule in RULES.items()]
+    lines += [f"  {'RULE@0-3':{width}}  a rule for these layers only, or for one: bitfit@2"]
     return "\n".join([*lines, f"  {'a+b':{width}}  everything that a or b selects"])
 
 
-def _parse(freeze: str) -> list[tuple[str, str]]:
+def parse_layers(text: str) -> tuple[int, int]:
+    """First and last layer of "2" or "0-3".
+
+    Raises:
+        ConfigError: not of that form, or the last comes before the first.
+    """
+    match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if first > last:
+        raise ConfigError(
+            f"@{text}: layers are written as a number or as first-last, counted from 0: @2 or @0-3"
+        )
+    return first, last
+
+
+def layers_text(layers: tuple[int, int] | None) -> str:
+    """What stands behind a rule that is for some layers only."""
+    if layers is None:
+        return ""
+    first, last = layers
+    return f"@{first}" if first == last else f"@{first}-{last}"
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a parameter is in, if it is in one."""
+    match = re.search(r"\.layer\.(\d+)\.", name)
+    return int(match[1]) if match else None
+
+
+def _of_layers(shapes: Shapes, part: _Part, freeze: str) -> Shapes:
+    if part.layers is None:
+        return shapes
+    first, last = part.layers
+    there = {number for name in shapes if (number := layer_of(name)) is not None}
+    if last not in there:
+        raise ConfigError(f"--freeze {freeze}: the backbone has layers 0 to {max(there)}")
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if (number := layer_of(name)) is not None and first <= number <= last
+    }
+
+
+def _parse(freeze: str) -> list[_Part]:
     # A plus inside a regular expression is no union, so that comes last and takes the rest.
     before, params, pattern = freeze.strip().partition("params:")
     parts = f"{before}params".split("+") if params else before.split("+")
+    parsed = [_parse_part(freeze, part) for part in (parts[:-1] if params else parts)]
     if params:
-        parts[-1] += f":{pattern}"
-    parsed = []
-    for part in parts:
-        name, colon, argument = part.partition(":")
-        rule = RULES.get(name)
-        if rule is None:
-            close = near_matches(name, RULES)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(
-                f"--freeze {freeze}: unknown strategy {name!r}.{hint} Allowed:\n{describe_rules()}"
-            )
-        needed = rule.argument and not rule.argument.startswith("[")
-        if (colon and not argument) or (colon and not rule.argument) or (needed and not argument):
-            raise ConfigError(f"--freeze {freeze}: write {_usage(name)}")
-        parsed.append((name, argument))
+        if not pattern:
+            raise ConfigError(f"--freeze {freeze}: write {_usage('params')}")
+        if parts[-1] != "params":
+            parsed.append(_parse_part(freeze, parts[-1]))
+        parsed.append(_Part("params", pattern, None))
     return parsed
 
 
-def _text(name: str, argument: str) -> str:
-    return f"{name}:{argument}" if argument else name
+def _parse_part(freeze: str, text: str) -> _Part:
+    rest, at, layers = text.partition("@")
+    name, colon, argument = rest.partition(":")
+    rule = RULES.get(name)
+    if rule is None:
+        close = near_matches(name, RULES)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(
+            f"--freeze {freeze}: unknown strategy {name!r}.{hint} Allowed:\n{describe_rules()}"
+        )
+    needed = rule.argument and not rule.argument.startswith("[")
+    if (colon and not argument) or (colon and not rule.argument) or (needed and not argument):
+        raise ConfigError(f"--freeze {freeze}: write {_usage(name)}")
+    if at and not rule.takes_layers:
+        raise ConfigError(f"--freeze {freeze}: {name} can't be restricted to layers with @")
+    return _Part(name, argument, parse_layers(layers) if at else None)
 
 
 def _usage(name: str) -> str:
     argument = RULES[name].argument
-    return f"{name}[:{argument[1:]}" if argument.startswith("[") else _text(name, argument)
-
-
-def _tidy(name: str, argument: str) -> str:
-    if name == "random":
-        return f"{_share(argument):g}"
-    if name == "top":
-        return str(_layers(argument))
-    if name == "bitfit":
-        return ",".join(sorted(set(_terms(argument))))
-    return argument
+    if argument.startswith("["):
+        return f"{name}[:{argument[1:]}"
+    return f"{name}:{argument}" if argument else name
 
 
 def _union(first: Tensor | None, second: Tensor | None) -> Tensor | None:
@@ -158,129 +202,3 @@ def _union(first: Tensor | None, second: Tensor | None) -> Tensor | None:
         return None
     united: Tensor = torch.unique(torch.cat([first, second]))
     return united
-
-
-def _matching(shapes: Shapes, pattern: str) -> Selection:
-    return {name: None for name in shapes if re.fullmatch(pattern, name)}
-
-
-def _full(shapes: Shapes, argument: str, seed: int) -> Selection:
-    del argument, seed
-    return dict.fromkeys(shapes)
-
-
-def _head(shapes: Shapes, argument: str, seed: int) -> Selection:
-    del shapes, argument, seed
-    return {}
-
-
-def _terms(argument: str) -> list[str]:
-    terms = [term.strip() for term in argument.split(",")] if argument else []
-    for term in terms:
-        if term not in BIAS_TERMS:
-            close = near_matches(term, BIAS_TERMS)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(
-                f"bitfit: unknown bias term {term!r}.{hint} Allowed: {', '.join(BIAS_TERMS)}"
-            )
-    return terms
-
-
-def _bitfit(shapes: Shapes, argument: str, seed: int) -> Selection:
-    del seed
-    modules = [BIAS_TERMS[term] for term in _terms(argument)] or [r".+"]
-    return _matching(shapes, rf"(?:.+\.)?(?:{'|'.join(modules)})\.bias")
-
-
-def _layernorm(shapes: Shapes, argument: str, seed: int) -> Selection:
-    del argument, seed
-    return _matching(shapes, r".+\.LayerNorm\.(?:weight|bias)")
-
-
-def _share(argument: str) -> float:
-    try:
-        share = float(argument)
-    except ValueError:
-        share = -1.0
-    if not 0 < share <= 1:
-        raise ConfigError(
-            f"random:{argument}: the share of parameters must be a number above 0 and at most 1"
-        )
-    return share
-
-
-def _random(shapes: Shapes, argument: str, seed: int) -> Selection:
-    """Draw a share of all backbone values uniformly, without replacement."""
-    sizes = [prod(shape) for shape in shapes.values()]
-    total = sum(sizes)
-    wanted = max(1, round(_share(argument) * total))
-    drawn = np.sort(np.random.default_rng(seed).choice(total, wanted, replace=False, shuffle=False))
-    starts = np.cumsum([0, *sizes])
-    cuts = np.searchsorted(drawn, starts)
-    return {
-        name: torch.from_numpy(drawn[low:high] - start)
-        for name, start, low, high in zip(shapes, starts[:-1], cuts[:-1], cuts[1:], strict=True)
-        if low < high
-    }
-
-
-def _layers(argument: str) -> int:
-    if not re.fullmatch(r"0*[1-9][0-9]{0,5}", argument):
-        raise ConfigError(f"top:{argument}: the number of layers must be a whole number, 1 or more")
-    return int(argument)
-
-
-def _top(shapes: Shapes, argument: str, seed: int) -> Selection:
-    del seed
-    found = {int(match[1]) for name in shapes if (match := re.search(r"\.layer\.(\d+)\.", name))}
-    wanted = _layers(argument)
-    if wanted > len(found):
-        raise ConfigError(f"top:{argument}: the backbone has {len(found)} layers")
-    numbers = "|".join(str(number) for number in sorted(found)[-wanted:])
-    return _matching(shapes, rf"bert\.encoder\.layer\.(?:{numbers})\..+|bert\.pooler\..+")
-
-
-def _attention(shapes: Shapes, argument: str, seed: int) -> Selection:
-    del argument, seed
-    return _matching(
-        shapes, r".+\.attention\.(?:self\.(?:query|key|value)|output\.dense)\.(?:weight|bias)"
-    )
-
-
-def _ffn(shapes: Shapes, argument: str, seed: int) -> Selection:
-    del argument, seed
-    return _matching(shapes, r".+\.layer\.\d+\.(?:intermediate|output)\.dense\.(?:weight|bias)")
-
-
-def _params(shapes: Shapes, argument: str, seed: int) -> Selection:
-    del seed
-    try:
-        pattern = re.compile(argument)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(f"params:{argument}: not a regular expression ({error})") from error
-    return {name: None for name in shapes if pattern.search(name)}
-
-
-RULES: dict[str, Rule] = {
-    "full": Rule("", "every parameter", 5e-5, _full),
-    "head": Rule("", "the classifier alone; the backbone stays as it is", 1e-2, _head),
-    "bitfit": Rule(
-        "[TERM,...]", f"all biases, or those of: {', '.join(BIAS_TERMS)}", 2e-3, _bitfit
-    ),
-    "layernorm": Rule("", "LayerNorm weights and biases", 2e-3, _layernorm),
-    "random": Rule(
-        "SHARE",
-        "this share of all values, drawn uniformly with the seed (0.001 = 0.1 %)",
-        1e-2,
-        _random,
-    ),
-    "top": Rule("N", "the last N layers and the pooler", 1e-4, _top),
-    "attention": Rule("", "attention matrices and their biases", 1e-4, _attention),
-    "ffn": Rule("", "feed-forward matrices and their biases", 1e-4, _ffn),
-    "params": Rule(
-        "REGEX",
-        "parameters in whose name the regular expression is found; last in a union",
-        1e-4,
-        _params,
-    ),
-}

@@ -20,7 +20,7 @@ from deltas.overlay import SingleOverlay
 from deltas.packing import PackedBatch, pack
 from deltas.rows import TokenizedRow
 from training.frozen import FrozenPart, lowest_trained
-from training.strategies import Selection
+from training.rules import Selection
 
 _HEAD_DEVIATION = 0.02  # BERT's initializer_range
 

@@ -209,7 +209,7 @@ def over_http(
 
 
 def nine_tasks(url: str, bodies: dict[str, Path], rate: float, seconds: float) -> dict[str, Any]:
-    """One of nine tasks while all have the same traffic, and while another has ten times as much."""
+    """One of nine tasks while all have the same traffic, and while another has ten times it."""
     found = {}
     for kind, times in (("evenly", len(TASKS) - 1), ("busily", len(TASKS) - 2 + _HEAVY)):
         with ThreadPoolExecutor(1) as pool:

@@ -8,7 +8,7 @@ import pytest
 
 from training.command import parse_arguments
 from training.config import FitConfig
-from training.strategies import RULES
+from training.rules import RULES
 
 Capture = pytest.CaptureFixture[str]
 
