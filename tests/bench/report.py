@@ -30,7 +30,7 @@ def machine(threads: int) -> dict[str, Any]:
         "cpu": model,
         "cpus": os.cpu_count(),
         "threads": threads,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "instructions": _instructions(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -76,3 +76,9 @@ def publish(report: Mapping[str, Any], lines: Sequence[str], path: Path | None) 
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _instructions() -> str:
+    """What PyTorch uses of this processor, and whether it multiplies bfloat16 in tiles."""
+    tiles = " and AMX" if torch.cpu._is_amx_tile_supported() else ""
+    return f"{torch.backends.cpu.get_cpu_capability()}{tiles}"
