@@ -229,7 +229,7 @@ def stock_trainable(dtype: torch.dtype, attention: str) -> Any:
 
 
 def make(system: str, split: Split, backbone: Backbone, precision: str) -> Trainer:
-    """A trainer by its name: `ours bitfit`, `plain bitfit`, `plain-eager full`, `peft layernorm`."""
+    """A trainer by its name: `ours bitfit`, `plain-eager bitfit`, `peft layernorm`."""
     maker, _, kind = system.partition(" ")
     if maker == "ours":
         return Ours(kind, split, backbone, precision)
