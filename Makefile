@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 # Recipes are quiet: a user reads what a program says, not how it was called.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types format docs zoo study report bench-serving bench-scale bench-http clean image
+.PHONY: help setup run test lint types format docs zoo study report bench-serving bench-scale bench-http bench-training clean image
 
 help: ## list these targets
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -60,6 +60,10 @@ bench-scale: $(STAMP) ## measure 1,000 and 10,000 tasks beside nine (GLUE_DIR=..
 
 bench-http: $(STAMP) ## measure the server under load and overload (GLUE_DIR=..., 5 minutes)
 	$(PY) -m tests.bench.over_http --json docs/performance/http.json $(ARGS)
+
+bench-training: $(STAMP) ## measure training beside transformers and PEFT (GLUE_DIR=..., 6 minutes)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'
+	$(PY) -m tests.bench.training --json docs/performance/training.json $(ARGS)
 
 clean: ## remove .venv, caches and builds; trained deltas in runs/ stay
 	if [ -e "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi

@@ -177,13 +177,42 @@ RATIOS = {
     "fair_p99_ratio": "99th percentile of one of nine tasks while another has ten times its "
     "traffic, against all having the same",
     "fanout9_vs_requests": "one row to nine tasks in one request, against nine requests",
+    "bitfit_vs_plain_rte": "RTE: bitfit, rows/s against a plain transformers loop",
+    "bitfit_vs_plain_sst2": "SST-2: bitfit, rows/s against a plain transformers loop",
+    "bitfit_vs_plain_eager_rte": "RTE: the same with the loop's attention set to eager",
+    "bitfit_vs_plain_eager_sst2": "SST-2: the same with the loop's attention set to eager",
+    "bitfit_vs_full_rte": "RTE: bitfit, rows/s against our own full fine-tuning",
+    "bitfit_vs_full_sst2": "SST-2: bitfit, rows/s against our own full fine-tuning",
+    "bitfit_memory_vs_full_rte": "RTE: bitfit, peak memory against our own full fine-tuning",
+    "bitfit_memory_vs_full_sst2": "SST-2: bitfit, peak memory against our own full fine-tuning",
+    "random_time_vs_bitfit_rte": "RTE: random:0.001, time of a step against our bitfit",
+    "random_time_vs_bitfit_sst2": "SST-2: random:0.001, time of a step against our bitfit",
+    "random_vs_plain_mask_rte": "RTE: random:0.001, rows/s against dense masks in a plain loop",
+    "random_vs_plain_mask_sst2": "SST-2: random:0.001, rows/s against dense masks in a plain loop",
+    "random_vs_peft_shira_rte": "RTE: random:0.001, rows/s against PEFT's SHiRA of rank 1",
+    "random_vs_peft_shira_sst2": "SST-2: random:0.001, rows/s against PEFT's SHiRA of rank 1",
+    "random_state_vs_full_rte": "RTE: random:0.001, gradients and optimiser, bytes against full",
+    "random_state_vs_full_sst2": "SST-2: random:0.001, gradients and optimiser, bytes against full",
+    "layernorm_vs_peft_rte": "RTE: layernorm, rows/s against PEFT's LayerNorm tuning",
+    "layernorm_vs_peft_sst2": "SST-2: layernorm, rows/s against PEFT's LayerNorm tuning",
+    "full_vs_plain_rte": "RTE: full, rows/s against a plain transformers loop",
+    "full_vs_plain_sst2": "SST-2: full, rows/s against a plain transformers loop",
+    "head_run_vs_plain_rte": "RTE: head, a run of ten epochs against a plain loop",
+    "head_run_vs_plain_sst2": "SST-2: head, a run of ten epochs against a plain loop",
+    "top2_run_vs_plain_rte": "RTE: top:2, a run of ten epochs against a plain loop",
+    "top2_run_vs_plain_sst2": "SST-2: top:2, a run of ten epochs against a plain loop",
 }
 
 
 def performance_tables() -> str:
     """The ratios of docs/performance/*.json, one table a benchmark."""
     parts = []
-    for name, title in (("serving", "Engine"), ("scale", "Scale"), ("http", "HTTP")):
+    for name, title in (
+        ("serving", "Engine"),
+        ("scale", "Scale"),
+        ("http", "HTTP"),
+        ("training", "Training"),
+    ):
         path = ROOT / "docs" / "performance" / f"{name}.json"
         if path.exists():
             report = json.loads(path.read_text(encoding="utf-8"))

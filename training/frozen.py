@@ -85,19 +85,27 @@ class FrozenPart:
                 self._kept[_key(row)] = results[places].clone()
 
     def run(self, rows: Sequence[TokenizedRow], batch: PackedBatch) -> Tensor:
-        """What the first trained step reads: [N, H], [P, H] after all layers, [R, H] pooled."""
+        """What the first trained step reads: [N, H], or [P, H] after all layers."""
         found = [self._kept.get(_key(row)) for row in rows]
         kept = [result for result in found if result is not None]
         if len(kept) < len(rows):
             return self._compute(batch)
         lines = torch.cat(kept)
-        if self.is_whole:
-            return lines
         if self._is_per_row:
             return lines[batch.row_of_packed]
         # Padding is seen by nothing else, so that zeros do there.
         hidden = lines.new_zeros(len(batch.input_ids), self._config.hidden_size)
         return hidden.index_copy_(0, torch.cat(self._lines(rows, batch)), lines)
+
+    def pooled(self, rows: Sequence[TokenizedRow]) -> Tensor:
+        """Pooled outputs [R, H] where nothing of the encoder trains."""
+        found = [self._kept.get(_key(row)) for row in rows]
+        kept = [result for result in found if result is not None]
+        if len(kept) == len(rows):
+            return torch.cat(kept)
+        return self._compute(
+            pack([(row.input_ids, row.token_type_ids) for row in rows], self._device)
+        )
 
     def _lines(self, rows: Sequence[TokenizedRow], batch: PackedBatch) -> list[Tensor]:
         """Where each row's results lie among those of its batch."""

@@ -54,7 +54,8 @@ def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, 
     """
     if kind == "regression":
         return ()
-    counts = Counter(name for names in _names(columns, column, kind) for name in names)
+    rows = _names(columns, column, kind)
+    counts = Counter(name for names in rows for name in names)
     fewest = 2 if kind == "single_label" else 1
     if len(counts) < fewest:
         raise DataError(
@@ -76,8 +77,9 @@ def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, 
     once = sorted(name for name, count in counts.items() if count == 1)
     if once:
         logger.warning(
-            "%s, column %r: %d of %d labels occur in one row only and can't be judged: %s",
+            "%s, row %d, column %r: %d of %d labels occur in one row only and can't be judged: %s",
             columns.path.name,
+            1 + next(number for number, names in enumerate(rows) if once[0] in names),
             column,
             len(once),
             len(counts),

@@ -98,9 +98,10 @@ class Trainee:
 
         Dropout acts where something trains; the layers below are a fixed function of the row.
         """
+        if self._frozen.is_whole:
+            return self._frozen.pooled(rows).float()
         batch = pack([(row.input_ids, row.token_type_ids) for row in rows], self._device)
-        if self.entries:
-            self._overlay.refresh()
+        self._overlay.refresh()
         return self._encode(rows, batch, dropout).float()
 
     def _encode(self, rows: Sequence[TokenizedRow], batch: PackedBatch, dropout: float) -> Tensor:
@@ -108,8 +109,6 @@ class Trainee:
             hidden = self._frozen.run(rows, batch)
         else:
             hidden = embed(self._overlay, batch, dropout)
-        if self._frozen.is_whole:
-            return hidden
         numbers = range(self._frozen.steps, self._config.num_layers)
         hidden = run_layers(self._config, self._overlay, batch, hidden, numbers, dropout)
         return pool(self._overlay, batch, hidden)

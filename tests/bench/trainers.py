@@ -29,6 +29,7 @@ from tests.bench.peers import padded
 from training import strategies
 from training.data import load_task
 from training.loop import make_optimizer, train_batch
+from training.losses import task_loss
 from training.schedule import LoopConfig, batches
 from training.trainee import Split, Trainee, initial_entries, initial_head
 
@@ -48,6 +49,9 @@ class Trainer(Protocol):
 
     def optimizer_bytes(self) -> int:
         """Gradients and optimiser state of what lies under the head."""
+
+    def loss(self) -> float:
+        """Mean loss of its first rows."""
 
 
 def load_rows(task: str, count: int, backbone: Backbone) -> Split:
@@ -111,6 +115,11 @@ class Ours:
         for _ in range(epochs):
             self.epoch()
 
+    @torch.no_grad()
+    def loss(self) -> float:
+        part = Split(self._split.rows[:BATCH_SIZE], self._split.labels[:BATCH_SIZE])
+        return float(task_loss("single_label", self.trainee.logits(part.rows), part.labels))
+
     def optimizer_bytes(self) -> int:
         values = [entry.values for entry in self.trainee.entries.values()]
         return _held_bytes(values, self._optimizer)
@@ -169,6 +178,11 @@ class Plain:
         torch.nn.utils.clip_grad_norm_(self._trained, _CLIP_NORM)
         self._optimizer.step()
 
+    @torch.no_grad()
+    def loss(self) -> float:
+        batch = padded(self._split.rows[:BATCH_SIZE])
+        return float(self._network(**batch, labels=self._split.labels[:BATCH_SIZE]).loss)
+
     def optimizer_bytes(self) -> int:
         head = {id(p) for name, p in self._network.named_parameters() if "classifier" in name}
         return _held_bytes([p for p in self._trained if id(p) not in head], self._optimizer)
@@ -215,7 +229,7 @@ def stock_trainable(dtype: torch.dtype, attention: str) -> Any:
 
 
 def make(system: str, split: Split, backbone: Backbone, precision: str) -> Trainer:
-    """A trainer by its name: `ours bitfit`, `plain bitfit`, `plain-eager full`, `peft layernorm`"""
+    """A trainer by its name: `ours bitfit`, `plain-eager bitfit`, `peft layernorm`."""
     maker, _, kind = system.partition(" ")
     if maker == "ours":
         return Ours(kind, split, backbone, precision)

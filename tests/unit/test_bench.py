@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from deltas import TokenizedRow
-from tests.bench import scale
+from deltas import TokenizedRow, load_backbone, tokenize_texts
+from tests.bench import scale, trainers, training
 from tests.bench.load import encode_requests
 from tests.bench.serving import RATIOS, cut, summarise
 from tests.bench.workload import Workload
+from training.trainee import Split
 
 
 def row(num_tokens: int) -> TokenizedRow:
@@ -81,7 +83,7 @@ def test_requests_are_what_a_server_reads(tmp_path: Path) -> None:
     assert head.startswith(b"POST /predict/a HTTP/1.1\r\n")
 
 
-@pytest.mark.parametrize("name", ["serving", "scale", "http"])
+@pytest.mark.parametrize("name", ["serving", "scale", "http", "training"])
 def test_committed_measurements_have_what_the_readme_shows(name: str) -> None:
     path = Path(__file__).parents[2] / "docs" / "performance" / f"{name}.json"
     if not path.exists():
@@ -89,6 +91,33 @@ def test_committed_measurements_have_what_the_readme_shows(name: str) -> None:
     report = json.loads(path.read_text(encoding="utf-8"))
     assert report["ratios"]
     assert {"cpu", "threads", "torch"} <= set(report["machine"])
-    assert report["data"] == "GLUE dev sets"
+    assert report["data"].startswith("GLUE ")
     if name == "serving":
         assert set(report["ratios"]) == set(RATIOS)
+
+
+def test_training_ratios_are_of_medians_and_memory() -> None:
+    """Each system's rate, memory and bytes; a time is a rate upside down."""
+    systems = {
+        name: {"rows_per_s": 10.0, "peak_mb": 100, "optimizer_bytes": 1000}
+        for name in (*training.STEPS, *training.RUNS)
+    }
+    systems["ours bitfit"] = {"rows_per_s": 30.0, "peak_mb": 50, "optimizer_bytes": 10}
+    systems["ours random:0.001"] = {"rows_per_s": 20.0, "peak_mb": 60, "optimizer_bytes": 5}
+    found = training.ratios(systems, "rte")
+    assert found["bitfit_vs_plain_rte"] == 3.0
+    assert found["random_time_vs_bitfit_rte"] == 1.5
+    assert found["bitfit_memory_vs_full_rte"] == 0.5
+    assert found["random_state_vs_full_rte"] == 0.005
+
+
+@pytest.mark.parametrize("system", ["ours bitfit", "ours top:2", "plain bitfit"])
+def test_trainers_learn(system: str) -> None:
+    """What is timed is training: the loss of its rows falls."""
+    backbone = load_backbone()
+    rows = tokenize_texts(backbone.tokenizer, 16, [("good film",), ("bad film",)] * 16)
+    split = Split(rows, torch.tensor([1, 0] * 16))
+    trainer = trainers.make(system, split, backbone, "fp32")
+    before = trainer.loss()
+    trainer.run(8)
+    assert trainer.loss() < before

@@ -148,4 +148,7 @@ def test_half_a_surrogate_pair_is_no_label() -> None:
 def test_a_label_that_occurs_once_is_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         collect(["a", "a", "b", "b", "c"])
-    assert "1 of 3 labels occur in one row only and can't be judged: c" in caplog.text
+    assert (
+        "row 5, column 'label': 1 of 3 labels occur in one row only and can't be judged: c"
+        in caplog.text
+    )
