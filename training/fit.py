@@ -7,7 +7,6 @@ summary. Reading order: `main` (command line), `fit` (the run), then `training.l
 from __future__ import annotations
 
 import hashlib
-import math
 import shlex
 import sys
 import tempfile
@@ -28,25 +27,22 @@ from deltas.rows import tokenize_texts
 from deltas.store import delta_path
 from training import processes, strategies
 from training.command import parse_arguments, print_summary
-from training.config import FitConfig, default_epochs
+from training.config import FitConfig
 from training.data import load_task
 from training.errors import ConfigError, TaskError, TrainingError
-from training.evaluation import judge, pooled_scale
+from training.evaluation import judge
 from training.facts import git_commit, versions
 from training.files import load_files
-from training.loop import Progress, Report, train
+from training.loop import Outcome, Progress, Report, train
 from training.progress import progress_bar
 from training.reinit import entries_over, reinitialise
 from training.rows import Rows, TaskData, hold_out
 from training.schedule import LoopConfig
-from training.start import label_weights, make_trainee, path_digest, read_start
+from training.start import label_weights, loop_config, make_trainee, path_digest, read_start
 from training.tasks import Task
 from training.trainee import Split, Trainee
 
 _MOST_SELECTION_ROWS = 2000
-_FEWEST_EVALS = 4
-_HEAD_RATE = 1e-3
-_SCALE_ROWS = 64
 _NOT_PART_OF_A_RUN = {"resume", "overwrite", "json_", "out"}
 
 
@@ -104,37 +100,26 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
     path = delta_path(config.out, backbone.ref.id, spec.name, strategy.served_as)
     if path.exists() and not config.overwrite:
         raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
-    state_path = path.with_name(
-        f".{path.stem}.{_state_key(config, data, backbone)}.state.safetensors"
-    )
-    if not config.resume and processes.is_first():
-        state_path.unlink(missing_ok=True)
+    state_path = _state_path(path, config, data, backbone)
     start = read_start(config, backbone)
     started_from = reinitialise(backbone, config.reinit, config.seed)
     parts = _cut(config, spec, backbone, data)
-    weights = label_weights(config, data.task, parts[0])
     trainee = make_trainee(config, started_from, parts[0], data.task, start)
     _check_writable(path.parent)
-    loop = _loop_config(config, trainee, parts[0])
+    loop = loop_config(config, trainee, parts[0])
     started = time.monotonic()
-    title = f"{spec.name} {freeze}"
-    silent = None if processes.is_first() else _say_nothing
-    with progress_bar(loop.steps, title, data.task.primary_metric, report or silent) as told:
-        outcome = train(
-            trainee,
-            data.task,
-            parts,
-            loop,
-            state_path=state_path,
-            report=told,
-            weights=weights,
-        )
+    outcome = _train(config, data.task, trainee, parts, loop, state_path, report)
     trainee.fold()
-    metrics = {"selection": SplitMetrics(rows=len(parts[1].rows), values=outcome.metrics)}
-    metrics |= _validate(trainee, spec, backbone, data)
     entries = entries_over(backbone, started_from, config.reinit, trainee.entries)
     held = {name: _detached(entry) for name, entry in entries.items()}
     weight, bias = (part.detach().cpu() for part in trainee.head)
+    selection = SplitMetrics(rows=len(parts[1].rows), values=outcome.metrics)
+    validation = _validate(trainee, spec, backbone, data)
+    known_last = {
+        "duration_s": round(time.monotonic() - started, 1),
+        "command": command,
+        "init_from": start and start.facts,
+    }
     manifest = Manifest(
         backbone=backbone.ref,
         task=spec,
@@ -142,23 +127,41 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
         entries=tuple(entry.info(name) for name, entry in held.items()),
         trainable_parameters=sum(value.numel() for value in trainee.parameters.values()),
         total_parameters=backbone.num_parameters + weight.numel() + bias.numel(),
-        training=_facts(config, data, parts, loop, outcome.steps).model_copy(
-            update={
-                "duration_s": round(time.monotonic() - started, 1),
-                "command": command,
-                "init_from": start and start.facts,
-            }
-        ),
+        training=_facts(config, data, parts, loop, outcome.steps).model_copy(update=known_last),
         primary_metric=data.task.primary_metric,
-        metrics=metrics,
+        metrics={"selection": selection, **validation},
     )
     delta = Delta(manifest, held, weight, bias)
     check_delta(delta, backbone)
+    return path, _write(delta, path, state_path)
+
+
+def _train(
+    config: FitConfig,
+    task: Task,
+    trainee: Trainee,
+    parts: tuple[Split, Split],
+    loop: LoopConfig,
+    state_path: Path,
+    report: Report | None,
+) -> Outcome:
+    """Run the loop; the first process shows how far it is."""
+    weights = label_weights(config, task, parts[0])
+    silent = None if processes.is_first() else _say_nothing
+    title = f"{task.name} {config.freeze}"
+    with progress_bar(loop.steps, title, task.primary_metric, report or silent) as told:
+        return train(
+            trainee, task, parts, loop, state_path=state_path, report=told, weights=weights
+        )
+
+
+def _write(delta: Delta, path: Path, state_path: Path) -> Delta:
+    """Write the delta, in the first process, and remove what could resume the run."""
     if not processes.is_first():
-        return path, delta
+        return delta
     written = write_delta(delta, path)
     state_path.unlink(missing_ok=True)
-    return path, written
+    return written
 
 
 def _say_nothing(progress: Progress) -> None:
@@ -294,35 +297,6 @@ def _tokenized(spec: TaskSpec, backbone: Backbone, rows: Rows, data: TaskData) -
     return Split(tokenize_texts(backbone.tokenizer, spec.max_length, rows.texts), labels)
 
 
-def _loop_config(config: FitConfig, trainee: Trainee, split: Split) -> LoopConfig:
-    train_rows = len(split.rows)
-    epochs = config.epochs or default_epochs(train_rows)
-    rows_a_step = config.batch_size * config.accumulate
-    steps = max(1, math.ceil(epochs * math.ceil(train_rows / rows_a_step)))
-    learning_rate = config.lr or strategies.default_learning_rate(config.freeze)
-    head_rate = config.head_lr or (learning_rate if config.freeze == "head" else 0.0)
-    if not head_rate:
-        head_rate = float(f"{_HEAD_RATE / pooled_scale(trainee, split.rows[:_SCALE_ROWS]):.3g}")
-    evals = config.evals or max(_FEWEST_EVALS, round(epochs))
-    if config.evals_per_epoch is not None:
-        evals = max(1, round(epochs * config.evals_per_epoch))
-    return LoopConfig(
-        steps=steps,
-        batch_size=config.batch_size,
-        learning_rate=learning_rate,
-        head_learning_rate=head_rate,
-        warmup=config.warmup,
-        weight_decay=config.weight_decay,
-        dropout=config.dropout,
-        evals=min(steps, evals),
-        seed=config.seed,
-        decay=config.schedule,
-        accumulate=config.accumulate,
-        label_smoothing=config.label_smoothing,
-        patience=config.patience,
-    )
-
-
 def _detached(entry: Entry) -> Entry:
     values = entry.values.detach().cpu()
     if isinstance(entry, SparseEntry):
@@ -330,13 +304,17 @@ def _detached(entry: Entry) -> Entry:
     return DenseEntry(values)
 
 
-def _state_key(config: FitConfig, data: TaskData, backbone: Backbone) -> str:
-    """Names the state of one run: other options, rows or weights never continue it."""
+def _state_path(path: Path, config: FitConfig, data: TaskData, backbone: Backbone) -> Path:
+    """Where a run keeps its state: other options, rows or weights never continue it."""
     device = pick_device(config.device)
     resolved = {"device": device.type, "precision": pick_precision(config.precision, device)}
     options = config.model_copy(update=resolved).model_dump_json(exclude=_NOT_PART_OF_A_RUN)
     sources = f"{data.digest} {backbone.ref.fingerprint} {path_digest(config.init_from)}"
-    return hashlib.sha256(f"{options} {sources}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{options} {sources}".encode()).hexdigest()[:12]
+    state_path = path.with_name(f".{path.stem}.{key}.state.safetensors")
+    if not config.resume and processes.is_first():
+        state_path.unlink(missing_ok=True)
+    return state_path
 
 
 if __name__ == "__main__":

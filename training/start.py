@@ -6,6 +6,7 @@ Also here: the scores by which `fisher` selects. What happens next: `training.lo
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,19 @@ from deltas.format import check_delta, read_delta
 from deltas.hardware import DTYPES, pick_device, pick_precision
 from deltas.manifest import InitialDelta, Manifest
 from training import strategies
-from training.config import FitConfig
+from training.config import FitConfig, default_epochs
 from training.errors import ConfigError, listing
+from training.evaluation import pooled_scale
 from training.losses import balanced_weights, task_loss
 from training.rules import Selection
+from training.schedule import LoopConfig
 from training.tasks import Task
 from training.trainee import Split, Trainee, initial_entries, initial_head
 
 _FISHER_ROWS = 256
+_FEWEST_EVALS = 4
+_HEAD_RATE = 1e-3
+_SCALE_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,36 @@ def label_weights(config: FitConfig, task: Task, split: Split) -> Tensor | None:
     if config.class_weights == "none":
         return None
     return balanced_weights(task.kind, split.labels, len(task.labels))
+
+
+def loop_config(config: FitConfig, trainee: Trainee, split: Split) -> LoopConfig:
+    """Options of the loop as numbers; defaults depend on the train rows and on the head's input."""
+    train_rows = len(split.rows)
+    epochs = config.epochs or default_epochs(train_rows)
+    rows_a_step = config.batch_size * config.accumulate
+    steps = max(1, math.ceil(epochs * math.ceil(train_rows / rows_a_step)))
+    learning_rate = config.lr or strategies.default_learning_rate(config.freeze)
+    head_rate = config.head_lr or (learning_rate if config.freeze == "head" else 0.0)
+    if not head_rate:
+        head_rate = float(f"{_HEAD_RATE / pooled_scale(trainee, split.rows[:_SCALE_ROWS]):.3g}")
+    evals = config.evals or max(_FEWEST_EVALS, round(epochs))
+    if config.evals_per_epoch is not None:
+        evals = max(1, round(epochs * config.evals_per_epoch))
+    return LoopConfig(
+        steps=steps,
+        batch_size=config.batch_size,
+        learning_rate=learning_rate,
+        head_learning_rate=head_rate,
+        warmup=config.warmup,
+        weight_decay=config.weight_decay,
+        dropout=config.dropout,
+        evals=min(steps, evals),
+        seed=config.seed,
+        decay=config.schedule,
+        accumulate=config.accumulate,
+        label_smoothing=config.label_smoothing,
+        patience=config.patience,
+    )
 
 
 def _take_values(
