@@ -196,11 +196,21 @@ def test_a_port_in_use_is_one_clear_sentence(run_server: Callable[..., Any]) -> 
         )
 
 
-def test_threads_of_the_forward_pass_do_not_spin(run_server: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "GOMP_SPINCOUNT = '10000'"),
+        ({"GOMP_SPINCOUNT": "77"}, "GOMP_SPINCOUNT = '77'"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "GOMP_SPINCOUNT = '0'"),
+    ],
+)
+def test_threads_of_the_forward_pass_do_not_spin_for_long(
+    run_server: Callable[..., Any], given: dict[str, str], expected: str
+) -> None:
     """OpenMP reads its variables once, when torch is loaded; it says here what it has read."""
-    with run_server(OMP_DISPLAY_ENV="true", DELTABERT_PORT="no") as server:
+    with run_server(OMP_DISPLAY_ENV="verbose", DELTABERT_PORT="no", **given) as server:
         assert server.wait() == 2
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in server.output
+    assert expected in server.output
 
 
 def test_settings_that_can_not_be_used_are_one_line_each(run_server: Callable[..., Any]) -> None:
