@@ -6,6 +6,7 @@ listed in `app`; read `app.routes.predict` next.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -37,6 +37,7 @@ from app.serving import Serving
 from app.settings import PREFIX, Settings, SettingsError, load_settings
 from app.tuning import DEFAULT_BUDGET
 from app.warm_up import warm_up
+from app.worker import run_in_own_thread
 from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
 
 logger = logging.getLogger(__name__)
@@ -100,8 +101,9 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
-    engine = await to_thread.run_sync(build_engine, settings, app.state.backbone)
-    budget = await to_thread.run_sync(_prepare, settings, engine)
+    engine, budget = await asyncio.to_thread(
+        run_in_own_thread, lambda: _start_engine(settings, app.state.backbone)
+    )
     _log_start(settings, engine, budget)
     limits = BatchLimits(
         max_batch_rows=settings.max_batch_rows,
@@ -185,11 +187,12 @@ def pinned_records(store: Store, settings: Settings) -> list[Record]:
     return list(found.values())
 
 
-def _prepare(settings: Settings, engine: Engine) -> int:
-    """Warm up if there is something to serve; returns the tokens of a batch."""
+def _start_engine(settings: Settings, backbone: Backbone | None) -> tuple[Engine, int]:
+    """Build the engine, warm it up if it serves anything; also gives the tokens of a batch."""
+    engine = build_engine(settings, backbone)
     if settings.warm_up and engine.store.records:
-        return warm_up(engine, settings.threads, settings.max_batch_tokens)
-    return settings.max_batch_tokens or DEFAULT_BUDGET
+        return engine, warm_up(engine, settings.threads, settings.max_batch_tokens)
+    return engine, settings.max_batch_tokens or DEFAULT_BUDGET
 
 
 def _log_start(settings: Settings, engine: Engine, batch_tokens: int) -> None:

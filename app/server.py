@@ -21,6 +21,7 @@ from app.logs import configure_logging
 from app.main import create_app, open_store, pinned_records
 from app.serving import Serving
 from app.settings import PREFIX, Settings, SettingsError, load_settings
+from app.worker import run_in_own_thread
 from deltas import DeltaError, keep_freed_memory, load_backbone, pick_device
 
 logger = logging.getLogger("app")
@@ -76,7 +77,7 @@ def main() -> int:
     try:
         pick_device(settings.device)
         with _listen(settings) as listener:
-            backbone = load_backbone(settings.backbone)
+            backbone = run_in_own_thread(lambda: load_backbone(settings.backbone))
             if settings.pinned:  # said in a sentence here; a failing start has a traceback
                 pinned_records(open_store(settings, backbone), settings)
             _serve(create_app(settings, backbone=backbone), listener, settings)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from app.worker import Worker, WorkerDiedError
+from app.worker import Worker, WorkerDiedError, run_in_own_thread
 
 
 def call_all(worker: Worker[int, int], *arguments: int) -> list[int | BaseException]:
@@ -75,3 +75,14 @@ def test_does_not_keep_the_process_alive() -> None:
     worker.stop()
     worker.join(5.0)
     assert not worker.is_alive
+
+
+def test_a_thread_of_its_own_has_ended_when_its_result_is_there() -> None:
+    thread = run_in_own_thread(threading.current_thread)
+    assert thread is not threading.current_thread()
+    assert not thread.is_alive()
+
+
+def test_errors_of_a_thread_of_its_own_come_through() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_in_own_thread(lambda: 1 // 0)
