@@ -155,8 +155,11 @@ def peers(
 def measure(systems: dict[str, System], rounds: int) -> dict[str, list[float]]:
     """Seconds of each system in each round, after one round that doesn't count."""
     seconds: dict[str, list[float]] = {name: [] for name in systems}
+    names = list(systems)
     for number in range(rounds + 1):
-        for name, system in systems.items():
+        # Whoever comes first after the pause is slower: each round begins with another system.
+        for name in names[number:] + names[:number]:
+            system = systems[name]
             started = time.perf_counter()
             system()
             if number:
