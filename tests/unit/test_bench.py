@@ -93,7 +93,8 @@ def test_committed_measurements_have_what_the_readme_shows(name: str) -> None:
     assert {"cpu", "threads", "torch"} <= set(report["machine"])
     assert report["data"].startswith("GLUE ")
     if name == "serving":
-        assert set(report["ratios"]) == set(RATIOS)
+        only_float32 = {"mixed_vs_onnx"} if report["precision"] != "fp32" else set()
+        assert set(report["ratios"]) == set(RATIOS) - only_float32
 
 
 def test_training_ratios_are_of_medians_and_memory() -> None:
