@@ -17,7 +17,8 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
 
 TaskKind = Literal["single_label", "multi_label", "regression"]
 # "biases@0-3": those of the layers 0 to 3 only.
-Reinit = Annotated[str, Field(pattern=r"^(none|(biases|all)(@[0-9]{1,4}(-[0-9]{1,4})?)?)$")]
+REINIT_PATTERN = r"^(none|(biases|all)(@[0-9]{1,4}(-[0-9]{1,4})?)?)$"
+Reinit = Annotated[str, Field(pattern=REINIT_PATTERN)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Length = Annotated[int, Field(ge=1, le=2**31 - 1)]

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from deltas.manifest import Reinit, TaskKind
+from deltas.manifest import REINIT_PATTERN, TaskKind
 from training.schedule import Decay
 
 DEFAULT_OUT = Path("runs/deltas")
 # Enough for small tasks to settle and for large ones to finish.
 _ROWS_VISITED = 60_000
 _MOST_EPOCHS = 20
+
+
+def _known_reinit(text: str) -> str:
+    if not re.fullmatch(REINIT_PATTERN, text):
+        raise ValueError(
+            f"give 'none', 'biases' or 'all', or some layers only, like 'biases@0-3'; not {text!r}"
+        )
+    return text
 
 
 class FitConfig(BaseModel):
@@ -32,7 +41,8 @@ class FitConfig(BaseModel):
         ),
     ] = "bitfit"
     reinit: Annotated[
-        Reinit,
+        str,
+        AfterValidator(_known_reinit),
         Field(description="first set biases to 0, or draw all anew: none, biases, all, biases@0-3"),
     ] = "none"
     init_from: Annotated[
