@@ -53,7 +53,7 @@ report: $(STAMP) ## make docs/results from the study's results
 
 bench-serving: $(STAMP) ## measure mixed traffic beside the peers (GLUE_DIR=..., 10 minutes; ARGS="--rounds 3")
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'
-	ONEDNN_PRIMITIVE_CACHE_CAPACITY=16384 $(PY) -m tests.bench.serving --json docs/performance/serving.json $(ARGS)
+	$(PY) -m tests.bench.serving --json docs/performance/serving.json $(ARGS)
 
 bench-scale: $(STAMP) ## measure 1,000 and 10,000 tasks beside nine (GLUE_DIR=..., 15 minutes)
 	$(PY) -m tests.bench.scale --json docs/performance/scale.json $(ARGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)
 DEFAULT_BUDGET = 4096
@@ -43,7 +44,7 @@ def choose_budget(seconds_for: Callable[[int], float], budgets: Sequence[int] = 
     """
     speeds: dict[int, float] = {}
     for budget in budgets:
-        seconds = best_of(lambda budget=budget: seconds_for(budget))  # type: ignore[misc]
+        seconds = best_of(partial(seconds_for, budget))
         if speeds and seconds > _LONGEST_BATCH_S:
             break
         speeds[budget] = budget / seconds
@@ -59,10 +60,7 @@ def choose_threads(seconds_with: Callable[[int], float], tokens: int, cpus: int)
         cpus: what this process may use.
     """
     counts = sorted({max(cpus >> halvings, 1) for halvings in range(cpus.bit_length())})
-    speeds = {
-        count: tokens / best_of(lambda count=count: seconds_with(count))  # type: ignore[misc]
-        for count in counts
-    }
+    speeds = {count: tokens / best_of(partial(seconds_with, count)) for count in counts}
     return Choice(_smallest_good(speeds), speeds)
 
 

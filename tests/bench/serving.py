@@ -68,6 +68,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="run only systems whose name holds this")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    # All systems together need more kernels than oneDNN keeps, and would compile them every round.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     keep_freed_memory()  # for every system, ours and the peers
     torch.set_num_threads(options.threads)
     precision = pick_precision(options.precision, pick_device("cpu"))

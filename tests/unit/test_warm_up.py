@@ -14,6 +14,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.tuning import BUDGETS, DEFAULT_BUDGET
 from app.warm_up import made_up_rows, seconds_for, warm_up
+from app.worker import run_in_own_thread
 from deltas import Backbone, Store, packed_sizes
 
 
@@ -51,6 +52,12 @@ def test_they_are_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_threads_stay_as_they_were_set(engine: Engine) -> None:
     seconds_for(engine, 64, 1)
     assert torch.get_num_threads() == 1
+
+
+def test_the_batches_thread_takes_over_the_threads_chosen(engine: Engine) -> None:
+    """The thread in which they were chosen has ended by then."""
+    run_in_own_thread(lambda: seconds_for(engine, 64, 1))
+    assert run_in_own_thread(torch.get_num_threads) == 1
 
 
 def test_what_is_given_is_not_measured(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
