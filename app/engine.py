@@ -136,7 +136,7 @@ class Engine:
         rows = [row for record in records for row in self.tokenize(record, [self.trial(record)])]
         for start in range(0, len(rows), _TRIAL_ROWS):
             part = rows[start : start + _TRIAL_ROWS]
-            for row, logits in zip(part, self.run(part), strict=True):
+            for row, logits in zip(part, self._answer(part), strict=True):
                 if isinstance(logits, list) and not all(map(math.isfinite, logits)):
                     reason = f"answers NaN or infinite numbers in {self.precision}; train it again"
                     self.store.reject(row.record, reason, with_copies=True)
@@ -163,6 +163,10 @@ class Engine:
         One forward pass, or several if the rows need more deltas than there are slots. A row whose
         delta can't be loaded gets the error in place of logits; the others get theirs.
         """
+        return self._answer(rows)
+
+    def _answer(self, rows: Sequence[EngineRow]) -> list[Outcome]:
+        """`run`, also for the trials at the start, which are nobody's batches."""
         outcomes: list[Outcome] = [[]] * len(rows)
         of_delta: dict[tuple[str, str, str], list[int]] = {}
         for number, row in enumerate(rows):
