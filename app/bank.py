@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from app.epilogue import Quantised
 from deltas import Backbone, Delta, DenseEntry, Entry, SparseEntry, encoder_layout
 
 _FIRST_ROOM = 64  # lines
@@ -71,20 +72,33 @@ class Bank:
     Args:
         backbone: the frozen weights; copied to the device once.
         device: where the bank lives.
-        dtype: of all computation.
+        dtype: of the matrices, and of what they are multiplied with.
+        int8: hold the layers' matrices as whole numbers, too.
     """
 
-    def __init__(self, backbone: Backbone, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        int8: bool = False,
+    ) -> None:
         self.device = device
         self.dtype = dtype
+        # On CPUs vectors are read by one kernel, which computes in float32.
+        self.vector_dtype = torch.float32 if device.type == "cpu" else dtype
         self.eps = backbone.config.layer_norm_eps
         self._backbone = backbone
         self._layout = encoder_layout(backbone.config)
         # A float32 weight on the CPU stays the backbone's own memory: nothing is held twice.
         self.frozen = {name: weight.to(device, dtype) for name, weight in backbone.weights.items()}
+        self.quantised = self._quantise() if int8 else {}
         # Line 0 is the backbone's. Behind the lines in use there is room for more.
         self.vectors = {
-            name: weight[None] for name, weight in self.frozen.items() if weight.ndim == 1
+            name: weight[None].to(device, self.vector_dtype)
+            for name, weight in backbone.weights.items()
+            if weight.ndim == 1
         }
         self._room = dict(self.vectors)
         self._free_lines: list[int] = []
@@ -106,6 +120,10 @@ class Bank:
         """Give each delta a slot; returns the slots in order. Never call it while a batch runs."""
         return self.put([self.stage(delta) for delta in deltas])
 
+    def is_apart(self, slot: int) -> bool:
+        """Whether a slot's rows need a pass of their own: whole numbers don't fit its matrices."""
+        return bool(self.quantised) and slot in self.matrix_slots
+
     def run_products(self, sizes: Sequence[int]) -> int:
         """Multiply so many lines of zeros by a matrix of every shape; returns how many products."""
         matrices = {
@@ -124,7 +142,7 @@ class Bank:
         """Bring a delta into the form of a slot; thread-safe, nothing of the bank changes."""
         vectors = None
         if any(len(info.shape) == 1 for info in delta.manifest.entries):
-            vectors = self.lay_out(delta.entries, self._backbone.parameters).to(self.dtype)
+            vectors = self.lay_out(delta.entries, self._backbone.parameters).to(self.vector_dtype)
         matrices: dict[str, Tensor] = {}
         sparse: dict[str, SparseSlot] = {}
         for name, weight in self.frozen.items():
@@ -181,6 +199,16 @@ class Bank:
                 self._room[name] = vectors.new_empty(num_lines + 1, vectors.shape[1])
                 self._room[name][: len(vectors)] = vectors
                 self.vectors[name] = self._room[name][: len(vectors)]
+
+    def _quantise(self) -> dict[str, Quantised]:
+        """The layers' matrices, each line with its own step; the pooler is too small to gain."""
+        found = {}
+        for name, weight in self._backbone.weights.items():
+            if weight.ndim == 2 and name.startswith("layer."):
+                steps = weight.abs().amax(1) / 127 + 1e-30
+                values = (weight / steps[:, None]).round().to(torch.int8)
+                found[name] = Quantised(values.to(self.device), steps.to(self.device))
+        return found
 
     def _take_slot(self) -> int:
         if self._free_slots:

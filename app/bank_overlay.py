@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.bank import Bank, SparseSlot
-from deltas import PackedBatch
+from deltas import Overlay, PackedBatch
 
 
-class BankOverlay:
+class BankOverlay(Overlay):
     """What one packed batch sees of the bank: each row its own slot.
 
     Args:
@@ -29,8 +29,8 @@ class BankOverlay:
     def __init__(self, bank: Bank, batch: PackedBatch, slots: Sequence[int]) -> None:
         self._bank = bank
         lines = torch.tensor([bank.line_of[slot] for slot in slots], device=bank.device)
-        self._token_lines = lines[batch.row_of_token]
-        self._row_lines = lines[batch.row_of_packed]
+        # Which line of the bank's vectors each token and each packed row sees.
+        self._lines = {False: lines[batch.row_of_token], True: lines[batch.row_of_packed]}
         self._rows: dict[int, list[int]] = {}
         for row, slot in enumerate(slots):
             self._rows.setdefault(slot, []).append(row)
@@ -58,25 +58,15 @@ class BankOverlay:
     def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
         """Multiply x [T, in] by each line's own matrix at `site`, add its bias: [T, out]."""
         name = f"{site}.weight"
-        lines = self._row_lines if per_row else self._token_lines
+        lines = self._lines[per_row]
         # The GEMM accumulates onto the gathered biases: no broadcast, no second pass.
         out = torch.index_select(self._bank.vectors[f"{site}.bias"], 0, lines)
-        frozen = self._bank.frozen[name]
-        done = 0
-        for own, start, stop in self._own(name, per_row=per_row):
-            _accumulate(out[done:start], x[done:start], frozen)
-            if isinstance(own, Tensor):
-                _accumulate(out[start:stop], x[start:stop], own)
-            else:
-                with _laid_in(self._bank.spare[name], own) as matrix:
-                    _accumulate(out[start:stop], x[start:stop], matrix)
-            done = stop
-        _accumulate(out[done:], x[done:], frozen)
+        self.multiply(name, x, out, per_row=per_row)
         return out
 
     def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
         """Normalise x [T, H], then scale and shift each line by its slot's LayerNorm."""
-        lines = self._row_lines if per_row else self._token_lines
+        lines = self._lines[per_row]
         out = F.layer_norm(x, (x.shape[-1],), None, None, self._bank.eps)
         shift = torch.index_select(self._bank.vectors[f"{site}.bias"], 0, lines)
         scale = torch.index_select(self._bank.vectors[f"{site}.weight"], 0, lines)
@@ -91,6 +81,22 @@ class BankOverlay:
             for row, values in zip(rows, F.linear(pooled[rows], weight, bias), strict=True):
                 logits[row] = values
         return logits
+
+    def multiply(
+        self, name: str, x: Tensor, out: Tensor, *, per_row: bool, overwrite: bool = False
+    ) -> None:
+        """Add to `out` [T, out], or put there, the product of x [T, in] and each line's matrix."""
+        frozen, beta = self._bank.frozen[name], 0 if overwrite else 1
+        done = 0
+        for own, start, stop in self._own(name, per_row=per_row):
+            _multiply(x[done:start], frozen, out[done:start], beta)
+            if isinstance(own, Tensor):
+                _multiply(x[start:stop], own, out[start:stop], beta)
+            else:
+                with _laid_in(self._bank.spare[name], own) as matrix:
+                    _multiply(x[start:stop], matrix, out[start:stop], beta)
+            done = stop
+        _multiply(x[done:], frozen, out[done:], beta)
 
     def _own(self, name: str, *, per_row: bool) -> list[tuple[Tensor | SparseSlot, int, int]]:
         """What slots of this batch have of their own there, with their lines, in line order."""
@@ -119,9 +125,9 @@ def _laid_in(spare: Tensor, sparse: SparseSlot) -> Iterator[Tensor]:
         flat.index_copy_(0, sparse.places, sparse.frozen)
 
 
-def _accumulate(out: Tensor, x: Tensor, matrix: Tensor) -> None:
+def _multiply(x: Tensor, matrix: Tensor, out: Tensor, beta: int) -> None:
     if len(x):
-        out.addmm_(x, matrix.t())
+        out.addmm_(x, matrix.t(), beta=beta)
 
 
 def _lay_into_embedding(out: Tensor, ids: Tensor, sparse: SparseSlot) -> None:

@@ -18,6 +18,7 @@ import torch
 from app.bank import Bank, Staged
 from app.bank_overlay import BankOverlay
 from app.errors import DeltaUnavailableError
+from app.fused_overlay import FusedOverlay
 from app.loader import Loader
 from app.slots import Slots
 from deltas import (
@@ -25,6 +26,7 @@ from deltas import (
     Backbone,
     DeltaError,
     DeltaFormatError,
+    PackedBatch,
     Record,
     Store,
     TokenizedRow,
@@ -68,7 +70,7 @@ class Engine:
         backbone: the frozen encoder.
         store: the deltas.
         device: "auto", "cpu" or "cuda".
-        precision: "auto", "fp32" or "bf16".
+        precision: "auto", "fp32", "bf16" or, on a CPU, "int8".
         max_slots: most deltas on the device at a time; 0 for all.
         pinned: deltas that stay there; fewer than `max_slots`, unless they are all there is.
     """
@@ -87,7 +89,9 @@ class Engine:
         self.store = store
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
-        self._bank = Bank(backbone, self.device, DTYPES[self.precision])
+        self._bank = Bank(
+            backbone, self.device, DTYPES[self.precision], int8=self.precision == "int8"
+        )
         self._loader = Loader(backbone, self._bank, again=max_slots > 0)
         self._pinned = {record.key for record in pinned}
         self.slots = Slots(
@@ -173,16 +177,17 @@ class Engine:
             of_delta.setdefault(row.record.key, []).append(number)
         with torch.inference_mode():
             for part in self.slots.parts([rows[own[0]].record for own in of_delta.values()]):
-                chosen: list[int] = []
-                slots: list[int] = []
+                passes: dict[bool, tuple[list[int], list[int]]] = {}
                 for key, slot in self.slots.claim(part).items():
                     if isinstance(slot, DeltaUnavailableError):
                         for number in of_delta[key]:
                             outcomes[number] = slot
                     else:
+                        chosen, slots = passes.setdefault(self._bank.is_apart(slot), ([], []))
                         chosen += of_delta[key]
                         slots += [slot] * len(of_delta[key])
-                self._forward(rows, chosen, slots, outcomes)
+                for chosen, slots in passes.values():
+                    self._forward(rows, chosen, slots, outcomes)
         return outcomes
 
     def _forward(
@@ -193,16 +198,18 @@ class Engine:
         outcomes: list[Outcome],
     ) -> None:
         """Write the logits of the chosen rows, whose deltas lie in `slots`, into `outcomes`."""
-        if not chosen:
-            return
-        matrix_slots = self._bank.matrix_slots
         tokens = [(rows[n].tokens.input_ids, rows[n].tokens.token_type_ids) for n in chosen]
-        keys = [slot if slot in matrix_slots else 0 for slot in slots]
+        keys = [slot if slot in self._bank.matrix_slots else 0 for slot in slots]
         batch = pack(tokens, self.device, keys)
-        overlay = BankOverlay(self._bank, batch, slots)
+        overlay = self._overlay(batch, slots, int8=not any(keys))
         pooled = encode(self.backbone.config, overlay, batch)
         for number, logits in zip(chosen, overlay.head(pooled), strict=True):
             outcomes[number] = logits.tolist()
+
+    def _overlay(self, batch: PackedBatch, slots: Sequence[int], *, int8: bool) -> BankOverlay:
+        if self.device.type != "cpu":
+            return BankOverlay(self._bank, batch, slots)
+        return FusedOverlay(self._bank, batch, slots, int8=int8)
 
     def compile_kernels(self, max_tokens: int) -> int:
         """Have the CPU library compile its products for every size of batch, before rows come.

@@ -71,7 +71,7 @@ class Loader:
         self._recipes: dict[Path, _Recipe] = {}
         self._plans: dict[str, _Plan] = {}
         vectors = {name: w for name, w in backbone.parameters.items() if w.ndim == 1}
-        self._frozen = bank.lay_out({}, vectors).to(bank.dtype)
+        self._frozen = bank.lay_out({}, vectors).to(bank.vector_dtype)
         self._nowhere = {name: torch.full(w.shape, -1) for name, w in vectors.items()}
 
     def load(self, record: Record) -> Staged:

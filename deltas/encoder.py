@@ -12,7 +12,7 @@ windows: C windows, W tokens and Q packed rows in each; H hidden width, A heads,
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -23,20 +23,46 @@ from deltas.layout import ACTIVATIONS, EncoderConfig
 from deltas.packing import PackedBatch
 
 
-class Overlay(Protocol):
+class Overlay(ABC):
     """Weights as the rows of one batch see them.
 
     `per_row` says that x has one line a packed row [P, ...] rather than one a token [N, ...].
+    `activate` and `add_norm` are steps that an overlay may do in one pass over memory.
     """
 
+    @abstractmethod
     def embed(self, site: str, ids: Tensor) -> Tensor:
         """Look up int64 ids [N] in the table at `site`: [N, H]."""
 
+    @abstractmethod
     def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
         """Multiply x [N or P, in] by the matrix at `site` and add its bias: [N or P, out]."""
 
+    @abstractmethod
     def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
         """Normalise x [N or P, H] with the LayerNorm at `site`."""
+
+    def activate(self, site: str, x: Tensor, activation: str, *, per_row: bool = False) -> Tensor:
+        """The activation of `linear`, [N or P, out]; fit for nothing but `add_norm`."""
+        x = self.linear(site, x, per_row=per_row)
+        approximate = ACTIVATIONS[activation]
+        if torch.is_inference_mode_enabled():  # nothing needs x again: less memory to touch
+            activated: Tensor = torch.ops.aten.gelu_(x, approximate=approximate)
+            return activated
+        return F.gelu(x, approximate=approximate)
+
+    def add_norm(
+        self,
+        sites: tuple[str, str],
+        x: Tensor,
+        residual: Tensor,
+        dropout: float,
+        *,
+        per_row: bool = False,
+    ) -> Tensor:
+        """`linear` at the first site, the residual [N or P, H] added, `norm` at the second."""
+        x = F.dropout(self.linear(sites[0], x, per_row=per_row), dropout)
+        return self.norm(sites[1], x.add_(residual), per_row=per_row)
 
 
 def encode(
@@ -88,9 +114,12 @@ def run_layers(
             mixed = overlay.linear(f"layer.{number}.query_key_value", hidden)  # [N, 3H]
             query, key_value = torch.split(mixed, [width, 2 * width], dim=1)
             attended = attend(query, key_value, seen.of_tokens, heads, dropout)  # [N, H]
-        hidden = _finish_layer(
-            config, overlay, number, attended, residual, dropout, per_row=number == last
-        )
+        layer, per_row = f"layer.{number}", number == last
+        sites = f"{layer}.attention_output", f"{layer}.attention_norm"
+        x = overlay.add_norm(sites, attended, residual, dropout, per_row=per_row)
+        inner = overlay.activate(f"{layer}.intermediate", x, config.activation, per_row=per_row)
+        sites = f"{layer}.output", f"{layer}.output_norm"
+        hidden = overlay.add_norm(sites, inner, x, dropout, per_row=per_row)
     return hidden
 
 
@@ -98,30 +127,3 @@ def pool(overlay: Overlay, batch: PackedBatch, hidden: Tensor) -> Tensor:
     """Pooled output [R, H], in the order of the input, of what the last layer left [P, H]."""
     pooled = torch.tanh(overlay.linear("pooler", hidden, per_row=True))
     return pooled[batch.packed_row]
-
-
-def _finish_layer(
-    config: EncoderConfig,
-    overlay: Overlay,
-    number: int,
-    attended: Tensor,
-    residual: Tensor,
-    dropout: float,
-    *,
-    per_row: bool,
-) -> Tensor:
-    """Everything of a layer after its attention: output projection, norm, feed-forward, norm."""
-    layer = f"layer.{number}"
-    x = F.dropout(overlay.linear(f"{layer}.attention_output", attended, per_row=per_row), dropout)
-    x = overlay.norm(f"{layer}.attention_norm", x.add_(residual), per_row=per_row)
-    inner = overlay.linear(f"{layer}.intermediate", x, per_row=per_row)
-    inner = _activate(inner, ACTIVATIONS[config.activation])
-    y = F.dropout(overlay.linear(f"{layer}.output", inner, per_row=per_row), dropout)
-    return overlay.norm(f"{layer}.output_norm", y.add_(x), per_row=per_row)
-
-
-def _activate(x: Tensor, approximate: str) -> Tensor:
-    if torch.is_inference_mode_enabled():  # nothing needs x again: several MB less to allocate
-        activated: Tensor = torch.ops.aten.gelu_(x, approximate=approximate)
-        return activated
-    return F.gelu(x, approximate=approximate)

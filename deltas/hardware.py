@@ -14,7 +14,8 @@ from deltas.errors import BackboneError
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MALLOC_OPTIONS = ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 1 << 30), (_M_ARENA_MAX, 1))
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# What is computed in; in int8 only frozen matrices are multiplied as whole numbers.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
@@ -33,12 +34,18 @@ def pick_device(wanted: str = "auto") -> torch.device:
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:
-    """Resolve "auto", "fp32" or "bf16": bfloat16 where the hardware multiplies it faster.
+    """Resolve "auto", "fp32", "bf16" or "int8": bfloat16 where the hardware multiplies it faster.
 
     Among CPUs those are the ones with AMX tiles. AVX-512's bfloat16 instructions alone reach half
     the speed of float32 (measured: DECISIONS.md), and CPUs without either a tenth. A fixed rule,
-    not a timing, since a run of a seed must not change its precision.
+    not a timing, since a run of a seed must not change its precision. int8 is never picked, since
+    it changes answers by more than rounding.
+
+    Raises:
+        BackboneError: int8 on another device than a CPU.
     """
+    if wanted == "int8" and device.type != "cpu":
+        raise BackboneError(f"precision 'int8' runs on CPUs only, not on {device.type!r}")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

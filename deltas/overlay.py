@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deltas.backbone import Backbone
 from deltas.delta import DenseEntry, Entry, SparseEntry
+from deltas.encoder import Overlay
 from deltas.layout import encoder_layout
 
 _PRODUCTS_AT_ONCE = 1 << 20  # bounds the memory of a sparse gradient, whatever K is
@@ -48,7 +49,7 @@ class _Piece:
     offsets: Tensor | None = None
 
 
-class SingleOverlay:
+class SingleOverlay(Overlay):
     """The overlay of one delta, differentiable with respect to the entries' values.
 
     Args:

@@ -43,8 +43,14 @@ def test_bfloat16_where_the_cpu_multiplies_it_faster(
 
 def test_this_machine_has_an_answer() -> None:
     assert pick_precision("auto", torch.device("cpu")) in DTYPES
-    expected = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    expected = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
     assert expected == DTYPES
+
+
+def test_whole_numbers_run_on_cpus_only() -> None:
+    assert pick_precision("int8", torch.device("cpu")) == "int8"
+    with pytest.raises(BackboneError, match="'int8' runs on CPUs only, not on 'cuda'"):
+        pick_precision("int8", torch.device("cuda"))
 
 
 FAULTS = """

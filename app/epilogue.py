@@ -1,0 +1,297 @@
+"""What comes after a matrix product, in one pass over its results, on CPUs.
+
+A line of a product gets its own task's bias; then, as asked for, a residual is added, GELU or a
+LayerNorm with its own task's scale and shift applied; it is written as numbers of the encoder's
+dtype, as 8-bit integers for the next product, or as both. PyTorch's operations read and write all
+of a batch from memory for each of these steps, which takes as long as the products where those are
+fast.
+
+Legend: T lines, O values of a line, S slots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import carray
+from numpy.polynomial import Chebyshev, Polynomial
+from torch import Tensor
+
+from deltas.native import Kernel, address, claim, compiled, float_of_bits
+
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int32: 2}
+_F32, _BF16 = 0, 1
+_ZERO, _HALF, _ONE, _TINY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(1e-30)
+_MOST = np.float32(127)
+_UPPER = np.int32(16)  # bits of a bfloat16 are the upper ones of a float32
+_ALMOST_HALF = np.int32(0x7FFF)
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+
+_GELU_LIMIT = 5.4  # GELU is x or 0 beyond, within 2e-7
+_GELU_DEGREE = 13
+_GELUS: dict[str, Callable[[float], float]] = {
+    "none": lambda x: math.erf(x / math.sqrt(2)),
+    "tanh": lambda x: math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
+}
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """Lines as whole numbers from -127 to 127, each line with a step of its own.
+
+    A line's step depends on that line alone, so that no answer depends on the rows beside it.
+
+    Attributes:
+        values: int8 [T, O].
+        steps: float32 [T], what 1 is worth.
+    """
+
+    values: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A LayerNorm's values, of all slots: float32 [S, O] each."""
+
+    scale: Tensor
+    shift: Tensor
+    eps: float
+
+
+def finish(
+    product: Tensor,
+    slots: Tensor,
+    *,
+    steps: tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    gelu: str | None = None,
+    norm: Norm | None = None,
+    out: Tensor | None = None,
+    quantised: Quantised | None = None,
+) -> None:
+    """Finish a product, in this order: bias, residual, GELU, LayerNorm.
+
+    Args:
+        product: float32, bfloat16 or int32 [T, O].
+        slots: int64 [T], which line of `bias` and `norm` each line gets.
+        steps: float32 [T] and [O], by which an int32 product is multiplied.
+        bias: float32 [S, O].
+        residual: float32 or bfloat16 [T, O].
+        gelu: "none" for the exact one, "tanh" for its approximation (Hendrycks and Gimpel 2016,
+            arXiv:1606.08415), as `torch.nn.functional.gelu` calls them.
+        norm: scale and shift.
+        out: float32 or bfloat16 [T, O] to write to; may be the product.
+        quantised: to write to.
+    """
+    lines, size = product.shape
+    numbers, polynomial = _constants(gelu, norm.eps if norm else 0.0)
+    _kernel().run(
+        lines,
+        size,
+        size,
+        numbers.ctypes.data,
+        _place(slots),
+        _KINDS[product.dtype],
+        _place(product),
+        *(map(_place, steps) if steps else (0, 0)),
+        _place(bias),
+        _KINDS[residual.dtype] if residual is not None else 0,
+        _place(residual),
+        polynomial.ctypes.data if gelu else 0,
+        *((_place(norm.scale), _place(norm.shift)) if norm else (0, 0)),
+        _KINDS[out.dtype] if out is not None else 0,
+        _place(out),
+        *((_place(quantised.values), _place(quantised.steps)) if quantised else (0, 0)),
+    )
+
+
+def compile_epilogue() -> None:
+    """Have the kernel compiled, or read what was kept of it, before it is needed."""
+    _kernel()
+
+
+def _place(tensor: Tensor | None) -> int:
+    if tensor is None:
+        return 0
+    if not tensor.is_contiguous():
+        raise ValueError(f"needs contiguous memory, got strides {tensor.stride()}")
+    return tensor.data_ptr()
+
+
+@cache
+def _kernel() -> Kernel:
+    return Kernel(_epilogue)
+
+
+@cache
+def _constants(gelu: str | None, eps: float) -> tuple[Any, Any]:
+    """What the kernel reads besides tensors: float32 (eps, limit) and the polynomial."""
+
+    def slope(place: float) -> float:
+        """What x is multiplied with in GELU = x (1/2 + x slope); `place` is x^2 within -1..1."""
+        x = _GELU_LIMIT * math.sqrt(max(place + 1, 1e-12) / 2)
+        return _GELUS[gelu or "none"](x) / (2 * x)
+
+    fitted = Chebyshev.interpolate(np.vectorize(slope), _GELU_DEGREE).convert(kind=Polynomial)
+    coefficients = np.zeros(_GELU_DEGREE + 1, np.float32)
+    coefficients[: len(fitted.coef)] = fitted.coef
+    return np.array([eps, _GELU_LIMIT], np.float32), coefficients
+
+
+@compiled
+def _read(kind: int, place: int, line: int, size: int, into: Any) -> None:
+    """Copy a line of float32, bfloat16 or int32 into float32 values."""
+    if kind == _F32:
+        floats = carray(address(place + 4 * line * size), size, np.float32)
+        for o in range(size):
+            into[o] = floats[o]
+    elif kind == _BF16:
+        halves = carray(address(place + 2 * line * size), size, np.uint16)
+        bits = into.view(np.int32)
+        for o in range(size):
+            bits[o] = np.int32(halves[o]) << _UPPER
+    else:
+        whole = carray(address(place + 4 * line * size), size, np.int32)
+        for o in range(size):
+            into[o] = np.float32(whole[o])
+
+
+@compiled
+def _write(kind: int, place: int, line: int, size: int, values: Any) -> None:
+    """Copy float32 values into a line of float32 or bfloat16 (to nearest, ties to even)."""
+    if kind == _F32:
+        floats = carray(address(place + 4 * line * size), size, np.float32)
+        for o in range(size):
+            floats[o] = values[o]
+    else:
+        halves = carray(address(place + 2 * line * size), size, np.uint16)
+        bits = values.view(np.int32)
+        for o in range(size):
+            odd = (bits[o] >> _UPPER) & np.int32(1)
+            halves[o] = np.uint16((bits[o] + _ALMOST_HALF + odd) >> _UPPER)
+
+
+@compiled
+def _gelu(values: Any, size: int, limit: Any, c: Any) -> None:
+    """Make each x an x (1/2 + s p); s: x within +-limit, p: polynomial in 2 s^2 / limit^2 - 1."""
+    c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
+    c7, c8, c9, c10, c11, c12, c13 = c[7], c[8], c[9], c[10], c[11], c[12], c[13]
+    double = np.float32(2) / (limit * limit)
+    for o in range(size):
+        x = values[o]
+        s = x if x < limit else limit
+        s = s if s > -limit else -limit
+        t = s * s * double - _ONE
+        p = c13 * t + c12
+        p = p * t + c11
+        p = p * t + c10
+        p = p * t + c9
+        p = p * t + c8
+        p = p * t + c7
+        p = p * t + c6
+        p = p * t + c5
+        p = p * t + c4
+        p = p * t + c3
+        p = p * t + c2
+        p = p * t + c1
+        p = p * t + c0
+        values[o] = x * (_HALF + s * p)
+
+
+@compiled
+def _normalise(values: Any, size: int, eps: Any, scale: Any, shift: Any) -> None:
+    total = _ZERO
+    for o in range(size):
+        total += values[o]
+    mean = total / np.float32(size)
+    squares = _ZERO
+    for o in range(size):
+        away = values[o] - mean
+        squares += away * away
+    steepness = _ONE / np.sqrt(squares / np.float32(size) + eps)
+    for o in range(size):
+        values[o] = (values[o] - mean) * steepness * scale[o] + shift[o]
+
+
+@compiled
+def _quantise(values: Any, size: int, into: Any) -> Any:
+    """Write a line as int8, symmetric around zero; returns what one step is worth."""
+    bits = values.view(np.int32)
+    most = np.int32(0)
+    for o in range(size):  # floats without their sign are ordered like their bits
+        most = max(most, np.int32(bits[o] & _MAGNITUDE))
+    step = float_of_bits(most) / _MOST + _TINY
+    per_step = _ONE / step
+    for o in range(size):
+        scaled = values[o] * per_step
+        into[o] = np.int8(np.int32(scaled + (_HALF if scaled > _ZERO else -_HALF)))
+    return step
+
+
+@compiled
+def _gather(a: Any, line: int, slot: int, values: Any, other: Any) -> None:
+    """Read a line of the product; multiply it by its steps, add bias and residual."""
+    size = a[3]
+    _read(a[6], a[7], line, size, values)
+    if a[8]:
+        step = carray(address(a[8] + 4 * line), 1, np.float32)[0]
+        value_steps = carray(address(a[9]), size, np.float32)
+        for o in range(size):
+            values[o] *= step * value_steps[o]
+    if a[10]:
+        bias = carray(address(a[10] + 4 * slot * size), size, np.float32)
+        for o in range(size):
+            values[o] += bias[o]
+    if a[12]:
+        _read(a[11], a[12], line, size, other)
+        for o in range(size):
+            values[o] += other[o]
+
+
+@compiled
+def _transform(a: Any, slot: int, values: Any) -> None:
+    """GELU, LayerNorm."""
+    size = a[3]
+    numbers = carray(address(a[4]), 2, np.float32)
+    if a[13]:
+        _gelu(values, size, numbers[1], carray(address(a[13]), 14, np.float32))
+    if a[14]:
+        scale = carray(address(a[14] + 4 * slot * size), size, np.float32)
+        shift = carray(address(a[15] + 4 * slot * size), size, np.float32)
+        _normalise(values, size, numbers[0], scale, shift)
+
+
+@compiled
+def _store(a: Any, line: int, values: Any) -> None:
+    """Write a finished line in each form that is asked for."""
+    size = a[3]
+    if a[17]:
+        _write(a[16], a[17], line, size, values)
+    if a[18]:
+        into = carray(address(a[18] + line * size), size, np.int8)
+        step = carray(address(a[19] + 4 * line), 1, np.float32)
+        step[0] = _quantise(values, size, into)
+
+
+def _epilogue(arguments: Any) -> None:
+    """The kernel; its arguments are those of `Kernel.run` in `finish`, 0 for what is not there."""
+    a = carray(arguments, 20, np.int64)
+    lines, at_a_time, size = a[1], a[2], a[3]
+    slots = carray(address(a[5]), lines, np.int64)
+    values, other = np.empty(size, np.float32), np.empty(size, np.float32)
+    while True:
+        start = claim(arguments, at_a_time)
+        if start >= lines:
+            break
+        for line in range(start, min(start + at_a_time, lines)):
+            _gather(a, line, slots[line], values, other)
+            _transform(a, slots[line], values)
+            _store(a, line, values)
