@@ -11,7 +11,8 @@ from torch import Tensor
 
 from app.bank import Bank
 from app.bank_overlay import BankOverlay
-from deltas import Backbone, Delta, SingleOverlay, TaskSpec, encoder_layout, pack
+from app.fused_overlay import FusedOverlay
+from deltas import Backbone, Delta, Overlay, SingleOverlay, TaskSpec, encoder_layout, pack
 from deltas.backbone import weights_fingerprint
 
 CPU = torch.device("cpu")
@@ -68,13 +69,19 @@ def sites(backbone: Backbone, kind: str) -> list[str]:
     return sorted(wanted)
 
 
+@pytest.mark.parametrize("overlay_type", [BankOverlay, FusedOverlay])
 @pytest.mark.parametrize("per_row", [False, True])
 def test_each_line_is_computed_with_its_own_slot(
-    tiny_backbone: Backbone, bank: Bank, deltas: list[Delta], batch: Any, per_row: bool
+    tiny_backbone: Backbone,
+    bank: Bank,
+    deltas: list[Delta],
+    batch: Any,
+    per_row: bool,
+    overlay_type: type[BankOverlay],
 ) -> None:
     """At every site, against one overlay a slot."""
     packed, slots = batch
-    mixed = BankOverlay(bank, packed, slots)
+    mixed = overlay_type(bank, packed, slots)
     alone = [SingleOverlay(tiny_backbone, {})]
     alone += [SingleOverlay(tiny_backbone, delta.entries) for delta in deltas]
     rows = packed.row_of_packed if per_row else packed.row_of_token
@@ -92,6 +99,45 @@ def test_each_line_is_computed_with_its_own_slot(
                 torch.testing.assert_close(
                     found[mine], expected, atol=1e-5, rtol=1e-5, msg=f"{site} {slot}"
                 )
+
+
+@pytest.mark.parametrize("overlay_type", [BankOverlay, FusedOverlay])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_steps_that_may_be_fused_are_those_of_one_overlay(
+    tiny_backbone: Backbone,
+    bank: Bank,
+    deltas: list[Delta],
+    batch: Any,
+    per_row: bool,
+    overlay_type: type[BankOverlay],
+) -> None:
+    """Feed-forward of a layer: product, GELU, product, residual and LayerNorm."""
+    packed, slots = batch
+    mixed = overlay_type(bank, packed, slots)
+    lines = torch.tensor(slots)[packed.row_of_packed if per_row else packed.row_of_token]
+    x = torch.randn(len(lines), 36, generator=torch.Generator().manual_seed(4))
+    sites = "layer.0.output", "layer.0.output_norm"
+
+    def feed_forward(overlay: Overlay, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            inner = overlay.activate("layer.0.intermediate", x, "gelu", per_row=per_row)
+            return overlay.add_norm(sites, inner, x, 0.0, per_row=per_row)
+
+    found = feed_forward(mixed, x)
+    for slot in range(bank.num_slots):
+        mine = lines == slot
+        overlay = SingleOverlay(tiny_backbone, deltas[slot - 1].entries if slot else {})
+        expected = feed_forward(overlay, x[mine])
+        torch.testing.assert_close(found[mine], expected, atol=1e-5, rtol=1e-5, msg=str(slot))
+
+
+def test_serving_drops_nothing(bank: Bank, batch: Any) -> None:
+    packed, slots = batch
+    x = torch.randn(len(packed.input_ids), 36)
+    with pytest.raises(ValueError, match="nothing is dropped"):
+        FusedOverlay(bank, packed, slots).add_norm(
+            ("layer.0.attention_output", "layer.0.attention_norm"), x, x, 0.1
+        )
 
 
 def test_tables_are_looked_up_bit_for_bit(
@@ -137,11 +183,14 @@ def state(bank: Bank) -> list[Tensor]:
     return [*held, *bank.spare.values()] + [tensor for head in bank.heads for tensor in head]
 
 
-def test_computing_writes_nothing(tiny_backbone: Backbone, bank: Bank, batch: Any) -> None:
+@pytest.mark.parametrize("overlay_type", [BankOverlay, FusedOverlay])
+def test_computing_writes_nothing(
+    tiny_backbone: Backbone, bank: Bank, batch: Any, overlay_type: type[BankOverlay]
+) -> None:
     """No in-place operation reaches the slots: the same bits after every call."""
     packed, slots = batch
     before = [value.clone() for value in state(bank)]
-    mixed = BankOverlay(bank, packed, slots)
+    mixed = overlay_type(bank, packed, slots)
     for site in sites(tiny_backbone, "table"):
         mixed.embed(site, packed.token_type_ids)
     for per_row, count in ((False, len(packed.input_ids)), (True, len(slots))):
@@ -154,13 +203,16 @@ def test_computing_writes_nothing(tiny_backbone: Backbone, bank: Bank, batch: An
     assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 
 
-def test_the_input_is_left_alone(bank: Bank, batch: Any) -> None:
+@pytest.mark.parametrize("overlay_type", [BankOverlay, FusedOverlay])
+def test_the_input_is_left_alone(bank: Bank, batch: Any, overlay_type: type[BankOverlay]) -> None:
     packed, slots = batch
-    mixed = BankOverlay(bank, packed, slots)
+    mixed = overlay_type(bank, packed, slots)
     x = torch.randn(len(packed.input_ids), 36)
     kept = x.clone()
     mixed.linear("layer.0.intermediate", x)
     mixed.norm("layer.0.output_norm", x)
+    inner = torch.randn(len(x), bank.frozen["layer.0.output.weight"].shape[1])
+    mixed.add_norm(("layer.0.output", "layer.0.output_norm"), inner, x, 0.0)
     assert torch.equal(x, kept)
 
 
@@ -269,3 +321,17 @@ def test_values_do_not_follow_the_caller(tiny_backbone: Backbone, deltas: list[D
         ):
             value.fill_(9.0)
     assert all(map(torch.equal, state(made), before))
+
+
+def test_whole_numbers_are_within_half_a_step_of_the_matrices(tiny_backbone: Backbone) -> None:
+    """Every layer's matrices, none else; each line has its own step."""
+    made = Bank(tiny_backbone, CPU, torch.float32, int8=True)
+    matrices = {n for n, w in tiny_backbone.weights.items() if w.ndim == 2}
+    layers = {name for name in matrices if name.startswith("layer.")}
+    assert set(made.quantised) == layers
+    for name, quantised in made.quantised.items():
+        weight = tiny_backbone.weights[name]
+        assert quantised.values.dtype == torch.int8
+        assert quantised.values.abs().amax(1).eq(127).all()
+        away = (quantised.values * quantised.steps[:, None] - weight).abs()
+        assert (away <= 0.501 * quantised.steps[:, None]).all(), name

@@ -281,15 +281,38 @@ def test_an_empty_store_is_served_as_empty(tiny_backbone: Backbone, tmp_path: Pa
     assert empty.run([]) == []
 
 
-def test_bfloat16_is_close(engine: Engine, tiny_backbone: Backbone) -> None:
-    rough = Engine(tiny_backbone, engine.store, device="cpu", precision="bf16")
-    assert rough.precision == "bf16"
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_rougher_arithmetic_is_close(
+    engine: Engine, tiny_backbone: Backbone, precision: str
+) -> None:
+    rough = Engine(tiny_backbone, engine.store, device="cpu", precision=precision)
+    assert rough.precision == precision
     rows = rows_of(engine, 9, 60)
     pairs = list(zip(logits_of(engine.run(rows)), logits_of(rough.run(rows)), strict=True))
     worst = max(abs(a - b) for exact, close in pairs for a, b in zip(exact, close, strict=True))
     assert 0 < worst < 0.5
     equal = sum(torch.tensor(a).argmax() == torch.tensor(b).argmax() for a, b in pairs)
     assert equal > 0.9 * len(rows)
+
+
+def test_in_int8_tasks_with_matrices_of_their_own_are_computed_in_float32(
+    engine: Engine, tiny_backbone: Backbone
+) -> None:
+    """Their values are not those that were rounded, so they stay exact, in any company."""
+    whole = Engine(tiny_backbone, engine.store, device="cpu", precision="int8")
+    rows = rows_of(engine, 10, 60)
+    exact = {"random:0.05", "top:1"}
+    seen = set()
+    for row, mine, theirs in zip(
+        rows, logits_of(whole.run(rows)), logits_of(engine.run(rows)), strict=True
+    ):
+        strategy = row.record.key[1]
+        if strategy in exact:
+            assert mine == pytest.approx(theirs, abs=1e-5)
+            seen.add(strategy)
+        else:
+            assert mine != theirs
+    assert seen == exact
 
 
 def test_what_it_runs_on_is_told(engine: Engine, tiny_backbone: Backbone) -> None:

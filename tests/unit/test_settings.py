@@ -66,7 +66,7 @@ def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ("PORT", "99999", "DELTABERT_PORT is '99999': input should be less than or equal to 65535"),
         ("PORT", "http", "valid integer"),
         ("DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
-        ("PRECISION", "int8", "'auto', 'fp32' or 'bf16'"),
+        ("PRECISION", "int4", "'auto', 'fp32', 'bf16' or 'int8'"),
         ("ZOO", "maybe", "DELTABERT_ZOO is 'maybe'"),
         ("MAX_BATCH_TOKENS", "-1", "greater than or equal to 0"),
         ("DEADLINE_S", "0", "greater than 0"),

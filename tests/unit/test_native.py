@@ -1,0 +1,84 @@
+"""Kernels: each line is done once, by however many threads; without OpenMP by the calling one."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from deltas import native
+from deltas.native import Kernel, address, claim
+
+
+def _count(arguments: Any) -> None:
+    a = numba.carray(arguments, 4, np.int64)
+    visits = numba.carray(address(a[3]), a[1], np.int64)
+    while True:
+        start = claim(arguments, a[2])
+        if start >= a[1]:
+            break
+        for line in range(start, min(start + a[2], a[1])):
+            visits[line] += 1
+
+
+@pytest.fixture(scope="module")
+def counting() -> Kernel:
+    """A kernel that counts the visits to each line."""
+    return Kernel(_count)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """PyTorch with two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("num_lines", [0, 1, 7, 1000, 100_003])
+@pytest.mark.usefixtures("two_threads")
+def test_every_line_is_done_once(counting: Kernel, num_lines: int) -> None:
+    for _ in range(5):
+        visits = np.zeros(num_lines + 1, np.int64)
+        counting.run(num_lines, 1000, visits.ctypes.data)
+        assert visits[:num_lines].tolist() == [1] * num_lines
+        assert visits[num_lines] == 0
+
+
+def test_without_openmp_the_calling_thread_does_all(
+    counting: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_name: str) -> None:
+        raise OSError("not there")
+
+    native._parallel.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(ctypes, "CDLL", missing)
+        visits = np.zeros(100, np.int64)
+        counting.run(100, 1000, visits.ctypes.data)
+    native._parallel.cache_clear()
+    assert visits.tolist() == [1] * 100
+
+
+def test_without_a_place_to_keep_code_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an image whose folders can't be written to."""
+    compiled, cfunc = [], numba.cfunc
+
+    def refuse_cache(signature: str, **options: Any) -> Any:
+        if options.pop("cache", False):
+            raise RuntimeError("cannot cache function: no locator available")
+        compiled.append(signature)
+        return cfunc(signature, **options)
+
+    monkeypatch.setattr(numba, "cfunc", refuse_cache)
+    kernel = Kernel(_count)
+    visits = np.zeros(3, np.int64)
+    kernel.run(3, 1, visits.ctypes.data)
+    assert visits.tolist() == [1, 1, 1]
+    assert len(compiled) == 1
