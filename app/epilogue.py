@@ -18,15 +18,22 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
 from numba import carray
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
-from deltas.native import Kernel, address, claim, compiled, float_of_bits
+from deltas.native import (
+    F32,
+    KINDS,
+    Kernel,
+    address,
+    claim,
+    compiled,
+    float_of_bits,
+    place_of,
+    read_line,
+)
 
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int32: 2}
-_F32, _BF16 = 0, 1
 _ZERO, _HALF, _ONE, _TINY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(1e-30)
 _MOST = np.float32(127)
 _UPPER = np.int32(16)  # bits of a bfloat16 are the upper ones of a float32
@@ -98,32 +105,24 @@ def finish(
         size,
         size,
         numbers.ctypes.data,
-        _place(slots),
-        _KINDS[product.dtype],
-        _place(product),
-        *(map(_place, steps) if steps else (0, 0)),
-        _place(bias),
-        _KINDS[residual.dtype] if residual is not None else 0,
-        _place(residual),
+        place_of(slots),
+        KINDS[product.dtype],
+        place_of(product),
+        *(map(place_of, steps) if steps else (0, 0)),
+        place_of(bias),
+        KINDS[residual.dtype] if residual is not None else 0,
+        place_of(residual),
         polynomial.ctypes.data if gelu else 0,
-        *((_place(norm.scale), _place(norm.shift)) if norm else (0, 0)),
-        _KINDS[out.dtype] if out is not None else 0,
-        _place(out),
-        *((_place(quantised.values), _place(quantised.steps)) if quantised else (0, 0)),
+        *((place_of(norm.scale), place_of(norm.shift)) if norm else (0, 0)),
+        KINDS[out.dtype] if out is not None else 0,
+        place_of(out),
+        *((place_of(quantised.values), place_of(quantised.steps)) if quantised else (0, 0)),
     )
 
 
 def compile_epilogue() -> None:
     """Have the kernel compiled, or read what was kept of it, before it is needed."""
     _kernel()
-
-
-def _place(tensor: Tensor | None) -> int:
-    if tensor is None:
-        return 0
-    if not tensor.is_contiguous():
-        raise ValueError(f"needs contiguous memory, got strides {tensor.stride()}")
-    return tensor.data_ptr()
 
 
 @cache
@@ -147,27 +146,9 @@ def _constants(gelu: str | None, eps: float) -> tuple[Any, Any]:
 
 
 @compiled
-def _read(kind: int, place: int, line: int, size: int, into: Any) -> None:
-    """Copy a line of float32, bfloat16 or int32 into float32 values."""
-    if kind == _F32:
-        floats = carray(address(place + 4 * line * size), size, np.float32)
-        for o in range(size):
-            into[o] = floats[o]
-    elif kind == _BF16:
-        halves = carray(address(place + 2 * line * size), size, np.uint16)
-        bits = into.view(np.int32)
-        for o in range(size):
-            bits[o] = np.int32(halves[o]) << _UPPER
-    else:
-        whole = carray(address(place + 4 * line * size), size, np.int32)
-        for o in range(size):
-            into[o] = np.float32(whole[o])
-
-
-@compiled
 def _write(kind: int, place: int, line: int, size: int, values: Any) -> None:
     """Copy float32 values into a line of float32 or bfloat16 (to nearest, ties to even)."""
-    if kind == _F32:
+    if kind == F32:
         floats = carray(address(place + 4 * line * size), size, np.float32)
         for o in range(size):
             floats[o] = values[o]
@@ -240,7 +221,7 @@ def _quantise(values: Any, size: int, into: Any) -> Any:
 def _gather(a: Any, line: int, slot: int, values: Any, other: Any) -> None:
     """Read a line of the product; multiply it by its steps, add bias and residual."""
     size = a[3]
-    _read(a[6], a[7], line, size, values)
+    read_line(a[6], a[7], line, size, values)
     if a[8]:
         step = carray(address(a[8] + 4 * line), 1, np.float32)[0]
         value_steps = carray(address(a[9]), size, np.float32)
@@ -251,7 +232,7 @@ def _gather(a: Any, line: int, slot: int, values: Any, other: Any) -> None:
         for o in range(size):
             values[o] += bias[o]
     if a[12]:
-        _read(a[11], a[12], line, size, other)
+        read_line(a[11], a[12], line, size, other)
         for o in range(size):
             values[o] += other[o]
 

@@ -22,8 +22,7 @@ from deltas.backbone import Backbone
 from deltas.delta import DenseEntry, Entry, SparseEntry
 from deltas.encoder import Overlay
 from deltas.layout import encoder_layout
-
-_PRODUCTS_AT_ONCE = 1 << 20  # bounds the memory of a sparse gradient, whatever K is
+from deltas.sparse_gradient import selected_products
 
 
 @dataclass
@@ -210,24 +209,8 @@ class _SparseLinear(torch.autograd.Function):
         needs_x, needs_bias, needs_values = ctx.needs_input_grad[:3]
         grad_x = grad @ ctx.patched if needs_x else None
         grad_bias = grad.sum(0) if needs_bias else None
-        grad_values = _gathered_products(grad, x, indices).float() if needs_values else None
+        grad_values = selected_products(grad, x, indices) if needs_values else None
         return grad_x, grad_bias, grad_values, None, None
-
-
-def _gathered_products(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
-    """Sum over T of grad[t, row_k] * x[t, column_k] for K flat indices: [K]."""
-    columns = x.shape[1]
-    step = max(1, _PRODUCTS_AT_ONCE // max(1, x.shape[0]))
-    # Lines of the transposed arrays are contiguous, so a gathered one is a plain copy.
-    grad, x = grad.t().contiguous(), x.t().contiguous()
-    rows = indices // columns
-    sums = [
-        torch.linalg.vecdot(grad.index_select(0, row), x.index_select(0, column))
-        for row, column in zip(
-            torch.split(rows, step), torch.split(indices - rows * columns, step), strict=True
-        )
-    ]
-    return torch.cat(sums)
 
 
 class _SparseEmbedding(torch.autograd.Function):
