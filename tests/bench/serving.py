@@ -36,6 +36,8 @@ from tests.bench.report import machine, publish, rates, rates_table
 from tests.bench.workload import Workload, load_workload, write_deltas
 from training.tasks import TASKS
 
+_INT8 = "mixed bitfit, int8"
+
 # Each ratio: whose speed over whose, and what the project wants it to be at least.
 RATIOS = {
     "mixed_vs_single": ("mixed bitfit", "single bitfit", 0.97),
@@ -50,6 +52,14 @@ RATIOS = {
     "mixed_vs_one_row": ("mixed bitfit", "transformers, one row at a time", 3.5),
     "mixed_vs_oracle": ("mixed bitfit", "transformers, sorted offline", 1.35),
     "mixed_vs_onnx": ("mixed bitfit", "ONNX Runtime, windows of 32", None),
+    # What int8 brings, beside the float peers and beside the one that has int8 too.
+    "int8_vs_mixed": (_INT8, "mixed bitfit", 1.3),
+    "int8_vs_gemm": (_INT8, "all GEMMs of 6 layers", None),
+    "int8_vs_peft": (_INT8, "PEFT LoRA, mixed batches of 32", None),
+    "int8_vs_windows": (_INT8, "transformers, windows of 32", None),
+    "int8_vs_one_row": (_INT8, "transformers, one row at a time", None),
+    "int8_vs_oracle": (_INT8, "transformers, sorted offline", None),
+    "int8_vs_onnx_int8": (_INT8, "ONNX Runtime int8, windows of 32", None),
 }
 STRATEGIES = ("bitfit", "layernorm", "head", "random:0.001")
 _TOP = "one in four top:2"
@@ -106,6 +116,9 @@ def ours(
         rows = [EngineRow(row, record) for row, record in zip(workload.rows, mixed, strict=True)]
         separator = ", " if strategy == _TOP else " "
         systems[f"mixed{separator}{strategy}"] = _run_engine(engine, rows, budget)
+        if strategy == "bitfit":
+            whole = Engine(backbone, store, device="cpu", precision="int8")
+            systems[_INT8] = _run_engine(whole, rows, budget)
         if strategy != _TOP:
             alone = [EngineRow(row, mixed[0]) for row in workload.rows]
             systems[f"single {strategy}"] = _run_engine(engine, alone, budget)
@@ -148,6 +161,8 @@ def peers(
     }
     if precision == "fp32":
         systems["ONNX Runtime, windows of 32"] = OnnxRuntime(workload, backbone).in_windows
+    whole = OnnxRuntime(workload, backbone, int8=True)
+    systems["ONNX Runtime int8, windows of 32"] = whole.in_windows
     for name, whole in (("all GEMMs of 6 layers", True), ("the GEMMs that we run", False)):
         gemms = Gemms(backbone, dtype, whole_last_layer=whole)
         systems[name] = lambda gemms=gemms: [gemms.run(*size) for size in sizes]  # type: ignore[misc]
