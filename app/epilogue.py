@@ -64,6 +64,34 @@ class Quantised:
 
 
 @dataclass(frozen=True)
+class Product:
+    """What a matrix product gave.
+
+    Attributes:
+        values: float32, bfloat16 or int32 [T, O].
+        line_steps: float32 [T], and
+        value_steps: float32 [O], by which int32 values are multiplied; None where they are not.
+    """
+
+    values: Tensor
+    line_steps: Tensor | None = None
+    value_steps: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where finished lines go; one or both.
+
+    Attributes:
+        out: float32 or bfloat16 [T, O]; may be the product's values.
+        quantised: the same as whole numbers.
+    """
+
+    out: Tensor | None = None
+    quantised: Quantised | None = None
+
+
+@dataclass(frozen=True)
 class Norm:
     """A LayerNorm's values, of all slots: float32 [S, O] each."""
 
@@ -73,42 +101,43 @@ class Norm:
 
 
 def finish(
-    product: Tensor,
+    product: Product,
     slots: Tensor,
+    target: Target,
     *,
-    steps: tuple[Tensor, Tensor] | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     gelu: str | None = None,
     norm: Norm | None = None,
-    out: Tensor | None = None,
-    quantised: Quantised | None = None,
 ) -> None:
     """Finish a product, in this order: bias, residual, GELU, LayerNorm.
 
     Args:
-        product: float32, bfloat16 or int32 [T, O].
+        product: the lines.
         slots: int64 [T], which line of `bias` and `norm` each line gets.
-        steps: float32 [T] and [O], by which an int32 product is multiplied.
+        target: where to write.
         bias: float32 [S, O].
         residual: float32 or bfloat16 [T, O].
         gelu: "none" for the exact one, "tanh" for its approximation (Hendrycks and Gimpel 2016,
             arXiv:1606.08415), as `torch.nn.functional.gelu` calls them.
         norm: scale and shift.
-        out: float32 or bfloat16 [T, O] to write to; may be the product.
-        quantised: to write to.
+
+    Raises:
+        ValueError: a tensor's values don't lie one after the other.
     """
-    lines, size = product.shape
+    lines, size = product.values.shape
     numbers, polynomial = _constants(gelu, norm.eps if norm else 0.0)
+    out, quantised = target.out, target.quantised
     _kernel().run(
         lines,
         size,
         size,
         numbers.ctypes.data,
         place_of(slots),
-        KINDS[product.dtype],
-        place_of(product),
-        *(map(place_of, steps) if steps else (0, 0)),
+        KINDS[product.values.dtype],
+        place_of(product.values),
+        place_of(product.line_steps),
+        place_of(product.value_steps),
         place_of(bias),
         KINDS[residual.dtype] if residual is not None else 0,
         place_of(residual),
@@ -118,11 +147,6 @@ def finish(
         place_of(out),
         *((place_of(quantised.values), place_of(quantised.steps)) if quantised else (0, 0)),
     )
-
-
-def compile_epilogue() -> None:
-    """Have the kernel compiled, or read what was kept of it, before it is needed."""
-    _kernel()
 
 
 @cache

@@ -17,11 +17,9 @@ from torch import Tensor
 
 from app.bank import Bank
 from app.bank_overlay import BankOverlay
-from app.epilogue import Norm, Quantised, finish
+from app.epilogue import Norm, Product, Quantised, Target, finish
 from deltas import PackedBatch
 from deltas.layout import ACTIVATIONS
-
-_Steps = tuple[Tensor, Tensor] | None
 
 
 class FusedOverlay(BankOverlay):
@@ -44,36 +42,25 @@ class FusedOverlay(BankOverlay):
 
     def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
         """Multiply x [T, in] by each line's own matrix at `site`, add its bias: [T, out]."""
-        product, steps = self._product(site, x, per_row=per_row)
-        out = x.new_empty(product.shape) if steps else product
-        bias = self._bank.vectors[f"{site}.bias"]
-        finish(product, self._lines[per_row], steps=steps, bias=bias, out=out)
+        product = self._product(site, x, per_row=per_row)
+        out = self._room(product, x.dtype)
+        finish(product, self._lines[per_row], Target(out), bias=self._bias(site))
         return out
 
     def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
         """Normalise x [T, H], then scale and shift each line by its slot's LayerNorm."""
-        out, quantised = torch.empty_like(x), self._room_for(x)
-        lines = self._lines[per_row]
-        finish(x, lines, norm=self._norm(site), out=out, quantised=quantised)
-        return self._remember(out, quantised)
+        target = Target(torch.empty_like(x), self._whole_room(x))
+        finish(Product(x), self._lines[per_row], target, norm=self._norm(site))
+        return self._remember(target)
 
     def activate(self, site: str, x: Tensor, activation: str, *, per_row: bool = False) -> Tensor:
         """GELU of `linear`; in int8 only as whole numbers."""
-        product, steps = self._product(site, x, per_row=per_row)
-        quantised = self._room_for(product)
-        out = product if quantised is None else None
-        finish(
-            product,
-            self._lines[per_row],
-            steps=steps,
-            bias=self._bank.vectors[f"{site}.bias"],
-            gelu=ACTIVATIONS[activation],
-            out=out,
-            quantised=quantised,
-        )
-        if quantised is None:
-            return product
-        return self._remember(quantised.values, quantised)
+        product = self._product(site, x, per_row=per_row)
+        quantised = self._whole_room(product.values)
+        target = Target(product.values if quantised is None else None, quantised)
+        gelu = ACTIVATIONS[activation]
+        finish(product, self._lines[per_row], target, bias=self._bias(site), gelu=gelu)
+        return self._remember(target)
 
     def add_norm(
         self,
@@ -87,51 +74,65 @@ class FusedOverlay(BankOverlay):
         """`linear` at the first site, the residual [T, H] added, `norm` at the second."""
         if dropout:
             raise ValueError("this overlay serves; nothing is dropped")
-        product, steps = self._product(sites[0], x, per_row=per_row)
-        quantised = self._room_for(product)
-        out = torch.empty_like(residual) if steps else product
+        product = self._product(sites[0], x, per_row=per_row)
+        out = self._room(product, residual.dtype)
+        target = Target(out, self._whole_room(product.values))
         finish(
             product,
             self._lines[per_row],
-            steps=steps,
-            bias=self._bank.vectors[f"{sites[0]}.bias"],
+            target,
+            bias=self._bias(sites[0]),
             residual=residual,
             norm=self._norm(sites[1]),
-            out=out,
-            quantised=quantised,
         )
-        return self._remember(out, quantised)
+        return self._remember(target)
 
-    def _product(self, site: str, x: Tensor, *, per_row: bool) -> tuple[Tensor, _Steps]:
-        """Each line of x times its matrix, [T, out], and what else to multiply that by, if any."""
+    def _product(self, site: str, x: Tensor, *, per_row: bool) -> Product:
+        """Each line of x times its matrix: [T, out]."""
         name = f"{site}.weight"
         matrix = self._matrices.get(name)
         if matrix is None:
             out = x.new_empty(len(x), len(self._bank.frozen[name]))
             self.multiply(name, x, out, per_row=per_row, overwrite=True)
-            return out, None
+            return Product(out)
         quantised = self._quantised(x, per_row=per_row)
-        product = torch._int_mm(quantised.values, matrix.values.t())
-        return product, (quantised.steps, matrix.steps)
+        values = torch._int_mm(quantised.values, matrix.values.t())
+        return Product(values, quantised.steps, matrix.steps)
 
     def _quantised(self, x: Tensor, *, per_row: bool) -> Quantised:
         if self._latest is not None and self._latest[0] is x:
             return self._latest[1]
-        quantised = self._room_for(x)
+        quantised = self._whole_room(x)
         assert quantised is not None
-        finish(x.contiguous(), self._lines[per_row], quantised=quantised)
+        target = Target(quantised=quantised)
+        finish(Product(x.contiguous()), self._lines[per_row], target)
         return quantised
 
-    def _room_for(self, x: Tensor) -> Quantised | None:
+    @staticmethod
+    def _room(product: Product, dtype: torch.dtype) -> Tensor:
+        """Where a finished product goes: its own memory, unless it holds whole numbers."""
+        values = product.values
+        return values if product.line_steps is None else values.new_empty(values.shape, dtype=dtype)
+
+    def _whole_room(self, x: Tensor) -> Quantised | None:
         """Where the whole numbers of lines like those of x shall go; None if there are none."""
         if not self._matrices:
             return None
         steps = x.new_empty(len(x), dtype=torch.float32)
         return Quantised(x.new_empty(x.shape, dtype=torch.int8), steps)
 
-    def _remember(self, result: Tensor, quantised: Quantised | None) -> Tensor:
-        self._latest = None if quantised is None else (result, quantised)
+    def _remember(self, target: Target) -> Tensor:
+        """What was written, as the encoder passes it on; its whole numbers are kept beside it."""
+        whole = target.quantised
+        if whole is None:
+            assert target.out is not None
+            return target.out
+        result = whole.values if target.out is None else target.out
+        self._latest = (result, whole)
         return result
+
+    def _bias(self, site: str) -> Tensor:
+        return self._bank.vectors[f"{site}.bias"]
 
     def _norm(self, site: str) -> Norm:
         vectors = self._bank.vectors

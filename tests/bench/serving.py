@@ -161,8 +161,8 @@ def peers(
     }
     if precision == "fp32":
         systems["ONNX Runtime, windows of 32"] = OnnxRuntime(workload, backbone).in_windows
-    whole = OnnxRuntime(workload, backbone, int8=True)
-    systems["ONNX Runtime int8, windows of 32"] = whole.in_windows
+    onnx_int8 = OnnxRuntime(workload, backbone, int8=True)
+    systems["ONNX Runtime int8, windows of 32"] = onnx_int8.in_windows
     for name, whole in (("all GEMMs of 6 layers", True), ("the GEMMs that we run", False)):
         gemms = Gemms(backbone, dtype, whole_last_layer=whole)
         systems[name] = lambda gemms=gemms: [gemms.run(*size) for size in sizes]  # type: ignore[misc]

@@ -12,25 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.epilogue import Norm, Quantised, finish
+from app.epilogue import Norm, Product, Quantised, Target, finish
 
 EPS = 1e-12
 
 
 def reference(
-    product: Tensor,
+    product: Product,
     slots: Tensor,
     *,
-    steps: tuple[Tensor, Tensor] | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     gelu: str | None = None,
     norm: Norm | None = None,
 ) -> Tensor:
     """The same, step by step, in float64."""
-    x = product.double()
-    if steps:
-        x = x * steps[0].double()[:, None] * steps[1].double()
+    x = product.values.double()
+    if product.line_steps is not None and product.value_steps is not None:
+        x = x * product.line_steps.double()[:, None] * product.value_steps.double()
     if bias is not None:
         x = x + bias.double()[slots]
     if residual is not None:
@@ -66,10 +65,10 @@ def test_equals_pytorch(lines: int, size: int, dtype: torch.dtype, wanted: Any, 
 
     slots = torch.randint(0, 3, (lines,), generator=generator)
     given_: dict[str, Any] = {"gelu": wanted["gelu"]}
-    product = (normal(lines, size) * 3).to(dtype)
+    product = Product((normal(lines, size) * 3).to(dtype))
     if dtype == torch.int32:
-        product = (normal(lines, size) * 1000).to(dtype)
-        given_["steps"] = normal(lines).abs() / 300, normal(size).abs()
+        whole = (normal(lines, size) * 1000).to(dtype)
+        product = Product(whole, normal(lines).abs() / 300, normal(size).abs())
     if wanted["bias"]:
         given_["bias"] = normal(3, size)
     if wanted["residual"]:
@@ -79,8 +78,8 @@ def test_equals_pytorch(lines: int, size: int, dtype: torch.dtype, wanted: Any, 
     expected = reference(product, slots, **given_)
     out, rough = torch.empty(lines, size), torch.empty(lines, size, dtype=torch.bfloat16)
     quantised = Quantised(torch.empty(lines, size, dtype=torch.int8), torch.empty(lines))
-    finish(product, slots, **given_, out=out, quantised=quantised)
-    finish(product, slots, **given_, out=rough)
+    finish(product, slots, Target(out, quantised), **given_)
+    finish(product, slots, Target(rough), **given_)
     size_of = expected.abs().amax(1, keepdim=True).float() + 1e-6
     assert ((out - expected).abs() <= 1e-5 * size_of + 5e-6).all()
     assert torch.equal(rough, out.bfloat16())
@@ -93,7 +92,7 @@ def test_equals_pytorch(lines: int, size: int, dtype: torch.dtype, wanted: Any, 
 def test_gelu_at_any_size_of_its_argument(approximate: str) -> None:
     x = torch.cat([torch.linspace(-30, 30, 60_001), torch.tensor([0.0, -1e-30, 1e-30, 1e30])])[None]
     out = torch.empty_like(x)
-    finish(x, torch.zeros(1, dtype=torch.int64), gelu=approximate, out=out)
+    finish(Product(x), torch.zeros(1, dtype=torch.int64), Target(out), gelu=approximate)
     expected = F.gelu(x.double(), approximate=approximate)
     assert ((out - expected).abs() <= 1.5e-6 + 5e-7 * x.abs()).all()
 
@@ -104,22 +103,25 @@ def test_a_line_does_not_depend_on_the_lines_beside_it() -> None:
     norm = Norm(torch.randn(2, 48), torch.randn(2, 48), EPS)
     slots = torch.arange(64) % 2
     together = Quantised(torch.empty(64, 48, dtype=torch.int8), torch.empty(64))
-    finish(product, slots, norm=norm, quantised=together)
+    finish(Product(product), slots, Target(quantised=together), norm=norm)
     for line in range(64):
         alone = Quantised(torch.empty(1, 48, dtype=torch.int8), torch.empty(1))
         one = slice(line, line + 1)
-        finish(product[one], slots[one], norm=norm, quantised=alone)
+        finish(Product(product[one]), slots[one], Target(quantised=alone), norm=norm)
         assert torch.equal(alone.values[0], together.values[line])
         assert torch.equal(alone.steps[0], together.steps[line])
 
 
 def test_a_line_of_zeros_stays_zero() -> None:
     quantised = Quantised(torch.ones(1, 8, dtype=torch.int8), torch.empty(1))
-    finish(torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64), quantised=quantised)
+    slots = torch.zeros(1, dtype=torch.int64)
+    finish(Product(torch.zeros(1, 8)), slots, Target(quantised=quantised))
     assert quantised.values.eq(0).all()
     assert math.isfinite(quantised.steps.item())
 
 
 def test_nothing_but_contiguous_memory() -> None:
+    product = Product(torch.zeros(8, 4).t())
+    slots, target = torch.zeros(4, dtype=torch.int64), Target(torch.zeros(4, 8))
     with pytest.raises(ValueError, match=r"contiguous memory, got strides \(1, 4\)"):
-        finish(torch.zeros(8, 4).t(), torch.zeros(4, dtype=torch.int64), out=torch.zeros(4, 8))
+        finish(product, slots, target)
