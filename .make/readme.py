@@ -13,7 +13,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +84,7 @@ def zoo_table() -> str:
     if store.rejected:
         raise ReadmeError(f"deltas/zoo holds a file that is no delta: {store.rejected[0]}")
     by_key = {record.manifest.key: record for record in store.records}
-    found = {strategy for _, strategy in by_key}
-    strategies = [name for name in STRATEGIES if name in found]
-    strategies += sorted(found - set(strategies))
+    strategies = _in_order({strategy for _, strategy in by_key})
     notes: list[str] = []
     head = ["task", "metric", "train rows", "dev rows", *(f"`{name}`" for name in strategies)]
     rows = [head, ["---"] * len(head)]
@@ -100,6 +98,11 @@ def zoo_table() -> str:
         rows.append([title, "", "", "", *cells])
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     return table + "\n" + "".join(f"{number}. {note}\n" for number, note in enumerate(notes, 1))
+
+
+def _in_order(strategies: Collection[str]) -> list[str]:
+    first = [name for name in STRATEGIES if name in strategies]
+    return first + sorted(set(strategies) - set(first))
 
 
 def _task_cells(task: str, manifest: Manifest, notes: list[str]) -> list[str]:
@@ -177,6 +180,14 @@ RATIOS = {
     "fair_p99_ratio": "99th percentile of one of nine tasks while another has ten times its "
     "traffic, against all having the same",
     "fanout9_vs_requests": "one row to nine tasks in one request, against nine requests",
+    "int8_vs_bf16": "nine bitfit tasks mixed, rows/s in int8 against bf16; wanted: at least 1.3",
+    "int8_vs_fp32": "the same in int8 against fp32",
+    "bf16_vs_fp32": "the same in bf16 against fp32",
+    "int8_most_points_lost": "most points that int8 costs a delta on its dev set, against fp32; "
+    "wanted: at most 0.3",
+    "bf16_most_points_lost": "the same for bf16",
+    "int8_flips": "share of dev rows that get another label in int8 than in fp32",
+    "bf16_flips": "the same for bf16",
     "bitfit_vs_plain_rte": "RTE: bitfit, rows/s against a plain transformers loop",
     "bitfit_vs_plain_sst2": "SST-2: bitfit, rows/s against a plain transformers loop",
     "bitfit_vs_plain_eager_rte": "RTE: the same with the loop's attention set to eager",
@@ -209,6 +220,7 @@ def performance_tables() -> str:
     parts = []
     for name, title in (
         ("serving", "Engine"),
+        ("precision", "Precisions"),
         ("scale", "Scale"),
         ("http", "HTTP"),
         ("training", "Training"),
@@ -234,7 +246,26 @@ def _performance_table(name: str, title: str, report: dict[str, Any]) -> str:
         for key, value in report["ratios"].items()
         if key in RATIOS
     ]
+    if "strategies" in report:
+        lines += ["", *_losses_table(report["strategies"])]
     return "\n".join(lines) + "\n"
+
+
+def _losses_table(strategies: dict[str, dict[str, Any]]) -> list[str]:
+    """What each precision costs the deltas of each strategy, a line a strategy."""
+    precisions = list(next(iter(strategies.values())))
+    head = ["strategy"]
+    for precision in precisions:
+        head += [f"{precision}: most points lost", "labels changed"]
+    rows = [head, ["---"] * len(head)]
+    for name in _in_order(strategies):
+        cells = [f"`{name}`"]
+        for precision in precisions:
+            loss = strategies[name][precision]
+            where = f" ({loss['task']})" if loss["task"] else ""
+            cells += [f"{loss['most_points_lost']:.3g}{where}", f"{loss['flips']:.2%}"]
+        rows.append(cells)
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def project_files(committed: bool = False) -> list[str]:

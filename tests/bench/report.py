@@ -64,10 +64,22 @@ def rates_table(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def speed(seconds: Mapping[str, Sequence[float]], mine: str, other: str) -> float:
+    """How many times as fast as the other one is: the median of the rounds' own ratios."""
+    pairs = zip(seconds[mine], seconds[other], strict=True)
+    return round(statistics.median(theirs / ours for ours, theirs in pairs), 3)
+
+
 def ratio_table(ratios: Mapping[str, float]) -> list[str]:
     """The ratios as lines of Markdown."""
     rows = [f"| {name} | {value:g} |" for name, value in ratios.items()]
     return ["", "| ratio | measured |", "|---|---|", *rows]
+
+
+def wanted_table(ratios: Mapping[str, float], wanted: Mapping[str, str]) -> list[str]:
+    """The ratios beside what the project wants them to be, as lines of Markdown."""
+    rows = [f"| {name} | {value:.3g} | {wanted.get(name, '')} |" for name, value in ratios.items()]
+    return ["", "| ratio | measured | wanted |", "|---|---|---|", *rows]
 
 
 def publish(report: Mapping[str, Any], lines: Sequence[str], path: Path | None) -> None:

@@ -38,8 +38,8 @@ from deltas import (
     pick_device,
     pick_precision,
 )
-from tests.bench.report import machine, publish, rates, rates_table, ratio_table
-from tests.bench.serving import System, cut, measure
+from tests.bench.report import machine, publish, rates, rates_table, ratio_table, speed
+from tests.bench.serving import System, cut, measure, run_engine
 from tests.bench.workload import Workload, load_workload, noisy_delta, task_spec, write_deltas
 
 STRATEGY = "bitfit"
@@ -89,7 +89,9 @@ def scale(
         register[count] = register_ms(backbone, engine.store, count, precision)
         for traffic in ("uniform", "zipf"):
             rows = traffic_of(workload, engine, names, traffic)
-            systems[f"{count} tasks, {traffic}"] = _run(engine, rows, options.max_batch_tokens)
+            systems[f"{count} tasks, {traffic}"] = run_engine(
+                engine, rows, options.max_batch_tokens
+            )
         if count == options.tasks[min(1, len(options.tasks) - 1)]:
             few = _engine(backbone, root, precision, max_slots=max(1, count // _OVER))
             draws = [
@@ -120,16 +122,11 @@ def summarise(
     tasks: list[int],
 ) -> dict[str, float]:
     """The ratios."""
-
-    def speed(mine: str, other: str) -> float:
-        pairs = zip(seconds[other], seconds[mine], strict=True)
-        return round(statistics.median(theirs / ours for theirs, ours in pairs), 3)
-
     fewest, most = tasks[0], tasks[-1]
     ratios: dict[str, float] = {}
     for count in tasks[1:]:
         for traffic, suffix in (("uniform", ""), ("zipf", "_zipf")):
-            found = speed(f"{count} tasks, {traffic}", f"{fewest} tasks, {traffic}")
+            found = speed(seconds, f"{count} tasks, {traffic}", f"{fewest} tasks, {traffic}")
             ratios[f"tasks_{count}_vs_{fewest}{suffix}"] = found
     ratios["register_ms"] = register[most]
     ratios["register_vs_first"] = round(register[most] / register[fewest], 2)
@@ -138,7 +135,8 @@ def summarise(
     )
     few = memory[f"{most:,} tasks, {_FEW_SLOTS} slots"]
     ratios[f"memory_{_FEW_SLOTS}_slots_vs_deltas"] = round(_grown(few) / few["delta_bytes"], 3)
-    ratios[f"cliff_{_OVER}x"] = speed("cliff, slots for a quarter", "cliff, slots for all")
+    few_slots, all_slots = "cliff, slots for a quarter", "cliff, slots for all"
+    ratios[f"cliff_{_OVER}x"] = speed(seconds, few_slots, all_slots)
     return ratios
 
 
@@ -165,11 +163,6 @@ def traffic_of(
         EngineRow(row, engine.store.resolve(name))
         for row, name in zip(workload.rows, chosen, strict=True)
     ]
-
-
-def _run(engine: Engine, rows: list[EngineRow], budget: int) -> System:
-    batches = cut(rows, budget)
-    return lambda: [engine.run(batch) for batch in batches]
 
 
 def _run_ahead(engine: Engine, draws: list[list[EngineRow]], budget: int) -> System:

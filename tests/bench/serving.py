@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -32,7 +31,7 @@ from deltas import (
 )
 from tests.bench.floor import Gemms
 from tests.bench.peers import OnnxRuntime, Peft, Transformers
-from tests.bench.report import machine, publish, rates, rates_table
+from tests.bench.report import machine, publish, rates, rates_table, speed, wanted_table
 from tests.bench.workload import Workload, load_workload, write_deltas
 from training.tasks import TASKS
 
@@ -78,10 +77,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="run only systems whose name holds this")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    # All systems together need more kernels than oneDNN keeps, and would compile them every round.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
-    keep_freed_memory()  # for every system, ours and the peers
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     precision = pick_precision(options.precision, pick_device("cpu"))
     backbone = load_backbone()
     workload = load_workload(backbone)
@@ -94,8 +90,17 @@ def main() -> int:
     report |= {"machine": machine(options.threads), "precision": precision}
     report |= {"rows": len(workload.rows), "tokens": workload.num_tokens, "data": workload.source}
     report |= {"max_batch_tokens": options.max_batch_tokens, "rounds": options.rounds}
-    publish(report, [*rates_table(report), *wanted_table(report["ratios"])], options.json)
+    wanted = {name: f"at least {least:g}" for name, (_, _, least) in RATIOS.items() if least}
+    publish(report, [*rates_table(report), *wanted_table(report["ratios"], wanted)], options.json)
     return 0
+
+
+def prepare(threads: int) -> None:
+    """Set up this process for many systems in turn; call it before anything is computed."""
+    # All systems together need more kernels than oneDNN keeps, and would compile them every round.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+    keep_freed_memory()  # for every system, ours and the peers
+    torch.set_num_threads(threads)
 
 
 def ours(
@@ -112,20 +117,27 @@ def ours(
         write_deltas(backbone, root, list(TASKS), given)
         store = Store([root], backbone=backbone.ref)
         engine = Engine(backbone, store, device="cpu", precision=precision)
-        mixed = [store.resolve(list(TASKS)[number]) for number in workload.tasks]
-        rows = [EngineRow(row, record) for row, record in zip(workload.rows, mixed, strict=True)]
+        rows = mixed_rows(workload, store)
         separator = ", " if strategy == _TOP else " "
-        systems[f"mixed{separator}{strategy}"] = _run_engine(engine, rows, budget)
+        systems[f"mixed{separator}{strategy}"] = run_engine(engine, rows, budget)
         if strategy == "bitfit":
             whole = Engine(backbone, store, device="cpu", precision="int8")
-            systems[_INT8] = _run_engine(whole, rows, budget)
+            systems[_INT8] = run_engine(whole, rows, budget)
         if strategy != _TOP:
-            alone = [EngineRow(row, mixed[0]) for row in workload.rows]
-            systems[f"single {strategy}"] = _run_engine(engine, alone, budget)
+            alone = [EngineRow(row.tokens, rows[0].record) for row in rows]
+            systems[f"single {strategy}"] = run_engine(engine, alone, budget)
     return systems
 
 
-def _run_engine(engine: Engine, rows: Sequence[EngineRow], budget: int) -> System:
+def mixed_rows(workload: Workload, store: Store) -> list[EngineRow]:
+    """The workload's rows, each for the store's delta of its own task."""
+    records = [store.resolve(name) for name in TASKS]
+    pairs = zip(workload.rows, workload.tasks, strict=True)
+    return [EngineRow(row, records[number]) for row, number in pairs]
+
+
+def run_engine(engine: Engine, rows: Sequence[EngineRow], budget: int) -> System:
+    """The engine on these rows, as a system to be measured."""
     batches = cut(rows, budget)
     return lambda: [engine.run(batch) for batch in batches]
 
@@ -189,23 +201,11 @@ def measure(systems: dict[str, System], rounds: int) -> dict[str, list[float]]:
 def summarise(seconds: dict[str, list[float]], workload: Workload) -> dict[str, Any]:
     """Rates of every system, and the ratios."""
     ratios = {
-        key: round(
-            statistics.median(b / a for a, b in zip(seconds[mine], seconds[other], strict=True)), 3
-        )
+        key: speed(seconds, mine, other)
         for key, (mine, other, _) in RATIOS.items()
         if mine in seconds and other in seconds
     }
     return {"systems": rates(seconds, workload), "ratios": ratios}
-
-
-def wanted_table(ratios: dict[str, float]) -> list[str]:
-    """The ratios beside what the project wants them to be, as lines of Markdown."""
-    lines = ["", "| ratio | measured | wanted |", "|---|---|---|"]
-    for name, value in ratios.items():
-        wanted = RATIOS[name][2]
-        shown = "" if wanted is None else f"at least {wanted:g}"
-        lines.append(f"| {name} | {value:.2f} | {shown} |")
-    return lines
 
 
 if __name__ == "__main__":

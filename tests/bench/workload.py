@@ -31,7 +31,7 @@ from deltas import (
     write_delta,
 )
 from training import strategies
-from training.data import load_task
+from training.data import Rows, load_task
 from training.tasks import TASKS
 
 MAX_LENGTH = 128
@@ -61,19 +61,28 @@ class Workload:
         return sum(row.num_tokens for row in self.rows)
 
 
+def data_source() -> str:
+    """Where dev rows come from: $GLUE_DIR, or the generated sample if that is not set."""
+    return "GLUE dev sets" if os.environ.get("GLUE_DIR") else "generated sample, not GLUE"
+
+
+def dev_rows(task: str) -> Rows:
+    """The dev set that stands for a task: its first one."""
+    data = load_task(task, None if os.environ.get("GLUE_DIR") else "sample")
+    return next(iter(data.validation.values()))
+
+
 def load_workload(backbone: Backbone) -> Workload:
     """Rows of $GLUE_DIR's dev sets; without it of the generated sample, which `source` says."""
-    source = "GLUE dev sets" if os.environ.get("GLUE_DIR") else "generated sample, not GLUE"
     pairs: list[tuple[int, tuple[str, ...]]] = []
     for number, name in enumerate(TASKS):
-        data = load_task(name, None if os.environ.get("GLUE_DIR") else "sample")
-        texts = list(next(iter(data.validation.values())).texts)
+        texts = list(dev_rows(name).texts)
         random.Random(0).shuffle(texts)
         pairs += [(number, text) for text in texts[:_ROWS_A_TASK]]
     random.Random(0).shuffle(pairs)
     texts = [text for _, text in pairs]
     rows = tokenize_texts(backbone.tokenizer, MAX_LENGTH, texts)
-    return Workload(texts, rows, [number for number, _ in pairs], source)
+    return Workload(texts, rows, [number for number, _ in pairs], data_source())
 
 
 def task_spec(name: str, num_labels: int = 2) -> TaskSpec:

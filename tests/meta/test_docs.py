@@ -75,6 +75,30 @@ def test_performance_is_that_of_the_measurements(
         assert report["machine"]["cpu"] in block
 
 
+def test_precisions_are_shown_by_strategy(script: Callable[[str], ModuleType]) -> None:
+    """A line a strategy, in the zoo's order; a task's name where something is lost."""
+    lost = {"most_points_lost": 0.361, "task": "rte", "flips": 0.0042}
+    none = {"most_points_lost": 0.0, "task": "", "flips": 0.0}
+    report = {
+        "machine": {"cpu": "a processor", "threads": 2, "instructions": "AVX512"},
+        "precision": "fp32, bf16, int8",
+        "data": "GLUE dev sets",
+        "ratios": {"int8_vs_bf16": 1.345, "int8_most_points_lost": 0.361, "unnamed": 1.0},
+        "strategies": {
+            "random:0.001": {"bf16": lost, "int8": none},
+            "bitfit": {"bf16": none, "int8": lost},
+        },
+    }
+    table = script("readme")._performance_table("precision", "Precisions", report)
+    first, *lines = table.splitlines()
+    assert first.startswith("Precisions (`make bench-precision`): a processor, 2 threads, AVX512, ")
+    assert [line.rsplit(" | ", 1)[1] for line in lines[3:5]] == ["1.34 |", "0.361 |"]
+    assert lines[-2:] == [
+        "| `bitfit` | 0 | 0.00% | 0.361 (rte) | 0.42% |",
+        "| `random:0.001` | 0.361 (rte) | 0.42% | 0 | 0.00% |",
+    ]
+
+
 def test_settings_table_has_every_setting(readme: str, script: Callable[[str], ModuleType]) -> None:
     from app.settings import PREFIX, Settings
 

@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from deltas import TokenizedRow, load_backbone, tokenize_texts
-from tests.bench import scale, trainers, training
+from app.engine import Engine
+from deltas import Backbone, Store, TokenizedRow, load_backbone, tokenize_texts, zoo_path
+from tests.bench import precision, scale, trainers, training
 from tests.bench.load import encode_requests
+from tests.bench.report import wanted_table
 from tests.bench.serving import RATIOS, cut, summarise
 from tests.bench.workload import Workload
+from training.data import Rows
+from training.tasks import Task
 from training.trainee import Split
 
 
@@ -72,6 +77,93 @@ def test_the_cliff_is_the_speed_with_few_slots_over_that_with_all() -> None:
     }
 
 
+def test_wanted_stands_beside_what_was_measured() -> None:
+    lines = wanted_table({"a": 1.084, "b": 0.0001}, {"a": "at least 1"})
+    assert lines[-2:] == ["| a | 1.08 | at least 1 |", "| b | 0.0001 |  |"]
+
+
+def test_changes_are_flips_of_labels_and_distances_of_values() -> None:
+    before, after = np.array([0, 2, 1, 1]), np.array([0, 1, 1, 1])
+    assert precision.changes("single_label", before, after) == {"flips": 0.25}
+    before, after = np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.0, 3.0])
+    expected = {"mean_change": 0.5, "largest_change": 1.0}
+    assert precision.changes("regression", before, after) == expected
+
+
+def a_comparison(task: str, strategy: str, rows: int, points: float, flips: float) -> dict:
+    """A delta that loses nothing in bfloat16 and something in int8."""
+    same = {"points": 0.0, "flips": 0.0}
+    about = {"task": task, "strategy": strategy, "metric": "accuracy", "rows": rows, "fp32": 0.75}
+    return about | {"bf16": same, "int8": {"points": points, "flips": flips}}
+
+
+def test_losses_are_the_worst_deltas_and_flips_of_all_rows() -> None:
+    regression = a_comparison("c", "head", 1000, -0.4, 0.0)
+    for found in (regression["bf16"], regression["int8"]):
+        del found["flips"]
+        found |= {"mean_change": 0.125, "largest_change": 0.25}
+    deltas = [
+        a_comparison("a", "bitfit", 100, -0.2, 0.02),
+        a_comparison("b", "bitfit", 300, 0.5, 0.06),
+        regression,
+    ]
+    seconds = {"fp32": [3.0, 9.0], "bf16": [2.0, 6.0], "int8": [1.0, 3.0]}
+    assert precision.ratios(seconds, deltas) == {
+        "int8_vs_bf16": 2.0,
+        "int8_vs_fp32": 3.0,
+        "bf16_vs_fp32": 1.5,
+        "int8_most_points_lost": 0.4,
+        "bf16_most_points_lost": 0.0,
+        "int8_flips": 0.05,
+        "bf16_flips": 0.0,
+    }
+    none = {"most_points_lost": 0.0, "task": "", "flips": 0.0}
+    assert precision.by_strategy(deltas) == {
+        "bitfit": {
+            "bf16": none,
+            "int8": {"most_points_lost": 0.2, "task": "a", "flips": 0.05},
+        },
+        "head": {"bf16": none, "int8": {"most_points_lost": 0.4, "task": "c", "flips": 0.0}},
+    }
+    lines = precision.delta_table(deltas)
+    assert lines[2] == "| a `bitfit` | 100 | accuracy | 0.7500 | +0.00 | 0.00% | -0.20 | 2.00% |"
+    assert lines[4].endswith("| -0.40 | value by 0.1250, at most 0.2500 |")
+
+
+@pytest.fixture(scope="module")
+def engines(tiny_backbone: Backbone, tiny_deltas: Path) -> dict[str, Engine]:
+    """One of each precision, for all toy deltas."""
+    return precision.make_engines(tiny_backbone, tiny_deltas)
+
+
+def test_a_head_moves_in_int8_and_sparse_matrices_do_not(engines: dict[str, Engine]) -> None:
+    """Rows of deltas with values of their own in matrices are answered in float32."""
+    texts: list[tuple[str, ...]] = [("good", "film"), ("bad", "not bad"), ("3", "the"), ("a", "b")]
+    rows = Rows(texts, [0.0, 1.0, 2.0, 3.0])
+    task = Task("toyreg", "regression", (), ("first", "second"), ("pearson",))
+    store = engines["fp32"].store
+    for strategy, moves in (("head", True), ("random:0.05", False)):
+        found = precision.compare(engines, store.resolve("toyreg", strategy), task, rows, 16)
+        assert (found["task"], found["strategy"]) == ("toyreg", strategy)
+        assert (found["metric"], found["rows"]) == ("pearson", 4)
+        assert found["bf16"]["largest_change"] > 0
+        assert (found["int8"]["largest_change"] > 0) == moves
+        assert found["int8"]["mean_change"] <= found["int8"]["largest_change"] < 0.5
+
+
+def test_answers_are_judged_by_the_rows_labels(engines: dict[str, Engine]) -> None:
+    """With the float32 answers for labels, float32 is right always, and each flip is a loss."""
+    record = engines["fp32"].store.resolve("toy2", "bitfit")
+    texts: list[tuple[str, ...]] = [("good",), ("bad",), ("film",), ("not",), ("3 very bad",)]
+    task = Task("toy2", "single_label", ("bad", "good"), ("sentence",), ("accuracy",))
+    rows = engines["fp32"].tokenize(record, texts)
+    labels = precision.logits_of(engines["fp32"], rows, 8).argmax(1).tolist()
+    found = precision.compare(engines, record, task, Rows(texts, labels), 8)
+    assert found["fp32"] == 1.0
+    for name in precision.ROUNDED:
+        assert found[name]["points"] == pytest.approx(-100 * found[name]["flips"])
+
+
 def test_requests_are_what_a_server_reads(tmp_path: Path) -> None:
     path = tmp_path / "bodies.jsonl"
     path.write_text(json.dumps({"path": "/predict/a", "rows": 1, "body": {"inputs": "é"}}) + "\n")
@@ -83,7 +175,7 @@ def test_requests_are_what_a_server_reads(tmp_path: Path) -> None:
     assert head.startswith(b"POST /predict/a HTTP/1.1\r\n")
 
 
-@pytest.mark.parametrize("name", ["serving", "scale", "http", "training"])
+@pytest.mark.parametrize("name", ["serving", "precision", "scale", "http", "training"])
 def test_committed_measurements_have_what_the_readme_shows(name: str) -> None:
     path = Path(__file__).parents[2] / "docs" / "performance" / f"{name}.json"
     if not path.exists():
@@ -92,6 +184,10 @@ def test_committed_measurements_have_what_the_readme_shows(name: str) -> None:
     assert report["ratios"]
     assert {"cpu", "threads", "torch"} <= set(report["machine"])
     assert report["data"].startswith("GLUE ")
+    if name == "precision":
+        assert set(report["ratios"]) >= {*precision.SPEEDS, *precision.WANTED}
+        assert len(report["deltas"]) == len(Store([zoo_path()]).records)
+        assert report["rows_a_dev_set"] == "all"
     if name == "serving":
         only_float32 = {"mixed_vs_onnx"} if report["precision"] != "fp32" else set()
         assert set(report["ratios"]) == set(RATIOS) - only_float32
