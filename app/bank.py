@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.epilogue import Quantised
+from app.quantised import QuantisedMatrix
 from deltas import Backbone, Delta, DenseEntry, Entry, SparseEntry, encoder_layout
 
 _FIRST_ROOM = 64  # lines
@@ -200,15 +200,13 @@ class Bank:
                 self._room[name][: len(vectors)] = vectors
                 self.vectors[name] = self._room[name][: len(vectors)]
 
-    def _quantise(self) -> dict[str, Quantised]:
-        """The layers' matrices, each line with its own step; the pooler is too small to gain."""
-        found = {}
-        for name, weight in self._backbone.weights.items():
-            if weight.ndim == 2 and name.startswith("layer."):
-                steps = weight.abs().amax(1) / 127 + 1e-30
-                values = (weight / steps[:, None]).round().to(torch.int8)
-                found[name] = Quantised(values.to(self.device), steps.to(self.device))
-        return found
+    def _quantise(self) -> dict[str, QuantisedMatrix]:
+        """The layers' matrices as whole numbers; the pooler is too small to gain."""
+        return {
+            name: QuantisedMatrix.of(weight)
+            for name, weight in self._backbone.weights.items()
+            if weight.ndim == 2 and name.startswith("layer.")
+        }
 
     def _take_slot(self) -> int:
         if self._free_slots:

@@ -22,6 +22,7 @@ from numba import carray
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
+from app.quantised import Quantised, QuantisedMatrix
 from deltas.native import (
     F32,
     KINDS,
@@ -39,6 +40,7 @@ _MOST = np.float32(127)
 _UPPER = np.int32(16)  # bits of a bfloat16 are the upper ones of a float32
 _ALMOST_HALF = np.int32(0x7FFF)
 _MAGNITUDE = np.int32(0x7FFFFFFF)
+_SIGN = np.int32(31)
 
 _GELU_LIMIT = 5.4  # GELU is x or 0 beyond, within 2e-7
 _GELU_DEGREE = 13
@@ -49,33 +51,16 @@ _GELUS: dict[str, Callable[[float], float]] = {
 
 
 @dataclass(frozen=True)
-class Quantised:
-    """Lines as whole numbers from -127 to 127, each line with a step of its own.
-
-    A line's step depends on that line alone, so that no answer depends on the rows beside it.
-
-    Attributes:
-        values: int8 [T, O].
-        steps: float32 [T], what 1 is worth.
-    """
-
-    values: Tensor
-    steps: Tensor
-
-
-@dataclass(frozen=True)
 class Product:
     """What a matrix product gave.
 
     Attributes:
-        values: float32, bfloat16 or int32 [T, O].
-        line_steps: float32 [T], and
-        value_steps: float32 [O], by which int32 values are multiplied; None where they are not.
+        values: float32, bfloat16 or, of whole numbers, int32 [T, O].
+        factors: what was multiplied, for whole numbers.
     """
 
     values: Tensor
-    line_steps: Tensor | None = None
-    value_steps: Tensor | None = None
+    factors: tuple[Quantised, QuantisedMatrix] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +112,7 @@ def finish(
     """
     lines, size = product.values.shape
     numbers, polynomial = _constants(gelu, norm.eps if norm else 0.0)
+    x, matrix = product.factors or (None, None)
     out, quantised = target.out, target.quantised
     _kernel().run(
         lines,
@@ -136,8 +122,8 @@ def finish(
         place_of(slots),
         KINDS[product.values.dtype],
         place_of(product.values),
-        place_of(product.line_steps),
-        place_of(product.value_steps),
+        *((place_of(x.steps), place_of(x.middles)) if x else (0, 0)),
+        *((place_of(matrix.steps), place_of(matrix.sums)) if matrix else (0, 0)),
         place_of(bias),
         KINDS[residual.dtype] if residual is not None else 0,
         place_of(residual),
@@ -145,7 +131,8 @@ def finish(
         *((place_of(norm.scale), place_of(norm.shift)) if norm else (0, 0)),
         KINDS[out.dtype] if out is not None else 0,
         place_of(out),
-        *((place_of(quantised.values), place_of(quantised.steps)) if quantised else (0, 0)),
+        place_of(quantised.values) if quantised else 0,
+        *((place_of(quantised.steps), place_of(quantised.middles)) if quantised else (0, 0)),
     )
 
 
@@ -227,36 +214,77 @@ def _normalise(values: Any, size: int, eps: Any, scale: Any, shift: Any) -> None
 
 
 @compiled
+def _ordered(bits: Any) -> Any:
+    """A float32's bits as an int32 that is ordered as the floats are; its own inverse."""
+    return np.int32(bits ^ ((bits >> _SIGN) & _MAGNITUDE))
+
+
+@compiled
 def _quantise(values: Any, size: int, into: Any) -> Any:
-    """Write a line as int8, symmetric around zero; returns what one step is worth."""
+    """Write a line as int8; returns its step and its middle."""
     bits = values.view(np.int32)
-    most = np.int32(0)
-    for o in range(size):  # floats without their sign are ordered like their bits
-        most = max(most, np.int32(bits[o] & _MAGNITUDE))
-    step = float_of_bits(most) / _MOST + _TINY
+    low = high = _ordered(bits[0])
+    for o in range(size):  # of whole numbers, since extremes of floats are not vectorised
+        key = _ordered(bits[o])
+        low, high = min(low, key), max(high, key)
+    least, most = float_of_bits(_ordered(low)), float_of_bits(_ordered(high))
+    middle = _HALF * (least + most)
+    step = (most - middle) / _MOST + _TINY
     per_step = _ONE / step
     for o in range(size):
-        scaled = values[o] * per_step
+        scaled = (values[o] - middle) * per_step
         into[o] = np.int8(np.int32(scaled + (_HALF if scaled > _ZERO else -_HALF)))
-    return step
+    return step, middle
+
+
+# Where the kernel's arguments lie; a place in memory is 0 where there is nothing.
+(
+    _SIZE,
+    _NUMBERS,
+    _SLOTS,
+    _PRODUCT_KIND,
+    _PRODUCT,
+    _LINE_STEPS,
+    _LINE_MIDDLES,
+    _MATRIX_STEPS,
+    _MATRIX_SUMS,
+    _BIAS,
+    _RESIDUAL_KIND,
+    _RESIDUAL,
+    _POLYNOMIAL,
+    _SCALE,
+    _SHIFT,
+    _OUT_KIND,
+    _OUT,
+    _WHOLE,
+    _WHOLE_STEPS,
+    _WHOLE_MIDDLES,
+    _NUM_ARGUMENTS,
+) = range(3, 24)
+
+
+@compiled
+def _floats(place: int, line: int, size: int) -> Any:
+    return carray(address(place + 4 * line * size), size, np.float32)
 
 
 @compiled
 def _gather(a: Any, line: int, slot: int, values: Any, other: Any) -> None:
-    """Read a line of the product; multiply it by its steps, add bias and residual."""
-    size = a[3]
-    read_line(a[6], a[7], line, size, values)
-    if a[8]:
-        step = carray(address(a[8] + 4 * line), 1, np.float32)[0]
-        value_steps = carray(address(a[9]), size, np.float32)
+    """Read a line of the product; make it floats, add bias and residual."""
+    size = a[_SIZE]
+    read_line(a[_PRODUCT_KIND], a[_PRODUCT], line, size, values)
+    if a[_LINE_STEPS]:
+        step = _floats(a[_LINE_STEPS], line, 1)[0]
+        middle = _floats(a[_LINE_MIDDLES], line, 1)[0]
+        steps, sums = _floats(a[_MATRIX_STEPS], 0, size), _floats(a[_MATRIX_SUMS], 0, size)
         for o in range(size):
-            values[o] *= step * value_steps[o]
-    if a[10]:
-        bias = carray(address(a[10] + 4 * slot * size), size, np.float32)
+            values[o] = values[o] * (step * steps[o]) + middle * sums[o]
+    if a[_BIAS]:
+        bias = _floats(a[_BIAS], slot, size)
         for o in range(size):
             values[o] += bias[o]
-    if a[12]:
-        read_line(a[11], a[12], line, size, other)
+    if a[_RESIDUAL]:
+        read_line(a[_RESIDUAL_KIND], a[_RESIDUAL], line, size, other)
         for o in range(size):
             values[o] += other[o]
 
@@ -264,33 +292,33 @@ def _gather(a: Any, line: int, slot: int, values: Any, other: Any) -> None:
 @compiled
 def _transform(a: Any, slot: int, values: Any) -> None:
     """GELU, LayerNorm."""
-    size = a[3]
-    numbers = carray(address(a[4]), 2, np.float32)
-    if a[13]:
-        _gelu(values, size, numbers[1], carray(address(a[13]), 14, np.float32))
-    if a[14]:
-        scale = carray(address(a[14] + 4 * slot * size), size, np.float32)
-        shift = carray(address(a[15] + 4 * slot * size), size, np.float32)
+    size = a[_SIZE]
+    numbers = _floats(a[_NUMBERS], 0, 2)
+    if a[_POLYNOMIAL]:
+        _gelu(values, size, numbers[1], _floats(a[_POLYNOMIAL], 0, _GELU_DEGREE + 1))
+    if a[_SCALE]:
+        scale, shift = _floats(a[_SCALE], slot, size), _floats(a[_SHIFT], slot, size)
         _normalise(values, size, numbers[0], scale, shift)
 
 
 @compiled
 def _store(a: Any, line: int, values: Any) -> None:
     """Write a finished line in each form that is asked for."""
-    size = a[3]
-    if a[17]:
-        _write(a[16], a[17], line, size, values)
-    if a[18]:
-        into = carray(address(a[18] + line * size), size, np.int8)
-        step = carray(address(a[19] + 4 * line), 1, np.float32)
-        step[0] = _quantise(values, size, into)
+    size = a[_SIZE]
+    if a[_OUT]:
+        _write(a[_OUT_KIND], a[_OUT], line, size, values)
+    if a[_WHOLE]:
+        into = carray(address(a[_WHOLE] + line * size), size, np.int8)
+        step, middle = _quantise(values, size, into)
+        _floats(a[_WHOLE_STEPS], line, 1)[0] = step
+        _floats(a[_WHOLE_MIDDLES], line, 1)[0] = middle
 
 
 def _epilogue(arguments: Any) -> None:
-    """The kernel; its arguments are those of `Kernel.run` in `finish`, 0 for what is not there."""
-    a = carray(arguments, 20, np.int64)
-    lines, at_a_time, size = a[1], a[2], a[3]
-    slots = carray(address(a[5]), lines, np.int64)
+    """The kernel."""
+    a = carray(arguments, _NUM_ARGUMENTS, np.int64)
+    lines, at_a_time, size = a[1], a[2], a[_SIZE]
+    slots = carray(address(a[_SLOTS]), lines, np.int64)
     values, other = np.empty(size, np.float32), np.empty(size, np.float32)
     while True:
         start = claim(arguments, at_a_time)

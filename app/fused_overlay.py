@@ -2,8 +2,8 @@
 
 Computes what `app.bank_overlay` does, which serves other devices and is what this one is tested
 against. In int8 the products of the layers' frozen matrices are those of whole numbers; what is
-multiplied is rounded to 255 steps of the largest value of its line, and everything else stays
-float32: biases, LayerNorms, attention, pooler and heads.
+multiplied is rounded to 255 steps between the smallest and the largest value of its line, and
+everything else stays float32: biases, LayerNorms, attention, pooler and heads.
 
 Legend: N tokens, P packed rows, T lines of x (tokens or packed rows).
 """
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from app.bank import Bank
 from app.bank_overlay import BankOverlay
-from app.epilogue import Norm, Product, Quantised, Target, finish
+from app.epilogue import Norm, Product, Target, finish
+from app.quantised import Quantised
 from deltas import PackedBatch
 from deltas.layout import ACTIVATIONS
 
@@ -97,13 +98,12 @@ class FusedOverlay(BankOverlay):
             return Product(out)
         quantised = self._quantised(x, per_row=per_row)
         values = torch._int_mm(quantised.values, matrix.values.t())
-        return Product(values, quantised.steps, matrix.steps)
+        return Product(values, (quantised, matrix))
 
     def _quantised(self, x: Tensor, *, per_row: bool) -> Quantised:
         if self._latest is not None and self._latest[0] is x:
             return self._latest[1]
-        quantised = self._whole_room(x)
-        assert quantised is not None
+        quantised = Quantised.room_for(x)
         target = Target(quantised=quantised)
         finish(Product(x.contiguous()), self._lines[per_row], target)
         return quantised
@@ -112,14 +112,11 @@ class FusedOverlay(BankOverlay):
     def _room(product: Product, dtype: torch.dtype) -> Tensor:
         """Where a finished product goes: its own memory, unless it holds whole numbers."""
         values = product.values
-        return values if product.line_steps is None else values.new_empty(values.shape, dtype=dtype)
+        return values.new_empty(values.shape, dtype=dtype) if product.factors else values
 
     def _whole_room(self, x: Tensor) -> Quantised | None:
         """Where the whole numbers of lines like those of x shall go; None if there are none."""
-        if not self._matrices:
-            return None
-        steps = x.new_empty(len(x), dtype=torch.float32)
-        return Quantised(x.new_empty(x.shape, dtype=torch.int8), steps)
+        return Quantised.room_for(x) if self._matrices else None
 
     def _remember(self, target: Target) -> Tensor:
         """What was written, as the encoder passes it on; its whole numbers are kept beside it."""

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.epilogue import Norm, Product, Quantised, Target, finish
+from app.epilogue import Norm, Product, Target, finish
+from app.quantised import Quantised, QuantisedMatrix
 
 EPS = 1e-12
 
@@ -28,8 +29,10 @@ def reference(
 ) -> Tensor:
     """The same, step by step, in float64."""
     x = product.values.double()
-    if product.line_steps is not None and product.value_steps is not None:
-        x = x * product.line_steps.double()[:, None] * product.value_steps.double()
+    if product.factors:
+        lines, matrix = product.factors
+        x = x * lines.steps.double()[:, None] * matrix.steps.double()
+        x = x + lines.middles.double()[:, None] * matrix.sums.double()
     if bias is not None:
         x = x + bias.double()[slots]
     if residual is not None:
@@ -68,7 +71,12 @@ def test_equals_pytorch(lines: int, size: int, dtype: torch.dtype, wanted: Any, 
     product = Product((normal(lines, size) * 3).to(dtype))
     if dtype == torch.int32:
         whole = (normal(lines, size) * 1000).to(dtype)
-        product = Product(whole, normal(lines).abs() / 300, normal(size).abs())
+        nothing = torch.empty(0, dtype=torch.int8)
+        factors = (
+            Quantised(nothing, normal(lines).abs() / 300, normal(lines)),
+            QuantisedMatrix(nothing, normal(size).abs(), normal(size)),
+        )
+        product = Product(whole, factors)
     if wanted["bias"]:
         given_["bias"] = normal(3, size)
     if wanted["residual"]:
@@ -77,15 +85,18 @@ def test_equals_pytorch(lines: int, size: int, dtype: torch.dtype, wanted: Any, 
         given_["norm"] = Norm(normal(3, size), normal(3, size), EPS)
     expected = reference(product, slots, **given_)
     out, rough = torch.empty(lines, size), torch.empty(lines, size, dtype=torch.bfloat16)
-    quantised = Quantised(torch.empty(lines, size, dtype=torch.int8), torch.empty(lines))
+    quantised = Quantised.room_for(out)
     finish(product, slots, Target(out, quantised), **given_)
     finish(product, slots, Target(rough), **given_)
     size_of = expected.abs().amax(1, keepdim=True).float() + 1e-6
     assert ((out - expected).abs() <= 1e-5 * size_of + 5e-6).all()
     assert torch.equal(rough, out.bfloat16())
-    away = (quantised.values * quantised.steps[:, None] - out).abs()
-    assert (away <= 0.501 * quantised.steps[:, None]).all()
-    assert (quantised.values.abs().amax(1) == 127)[out.abs().amax(1) > 1e-20].all()
+    steps, middles = quantised.steps[:, None], quantised.middles[:, None]
+    assert ((quantised.values * steps + middles - out).abs() <= 0.501 * steps).all()
+    # All steps between a line's extremes are used.
+    wide = out.amax(1) - out.amin(1) > 1e-5 * out.abs().amax(1) + 1e-20
+    assert (quantised.values.amax(1) == 127)[wide].all()
+    assert (quantised.values.amin(1) == -127)[wide].all()
 
 
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
@@ -102,22 +113,42 @@ def test_a_line_does_not_depend_on_the_lines_beside_it() -> None:
     product = torch.randn(64, 48, generator=torch.Generator().manual_seed(1))
     norm = Norm(torch.randn(2, 48), torch.randn(2, 48), EPS)
     slots = torch.arange(64) % 2
-    together = Quantised(torch.empty(64, 48, dtype=torch.int8), torch.empty(64))
+    together = Quantised.room_for(product)
     finish(Product(product), slots, Target(quantised=together), norm=norm)
     for line in range(64):
-        alone = Quantised(torch.empty(1, 48, dtype=torch.int8), torch.empty(1))
         one = slice(line, line + 1)
+        alone = Quantised.room_for(product[one])
         finish(Product(product[one]), slots[one], Target(quantised=alone), norm=norm)
         assert torch.equal(alone.values[0], together.values[line])
         assert torch.equal(alone.steps[0], together.steps[line])
+        assert torch.equal(alone.middles[0], together.middles[line])
 
 
-def test_a_line_of_zeros_stays_zero() -> None:
-    quantised = Quantised(torch.ones(1, 8, dtype=torch.int8), torch.empty(1))
-    slots = torch.zeros(1, dtype=torch.int64)
-    finish(Product(torch.zeros(1, 8)), slots, Target(quantised=quantised))
+@pytest.mark.parametrize("value", [0.0, -3.5])
+def test_a_line_of_equal_values_stays_what_it_is(value: float) -> None:
+    x = torch.full((1, 8), value)
+    quantised = Quantised.room_for(x)
+    finish(Product(x), torch.zeros(1, dtype=torch.int64), Target(quantised=quantised))
     assert quantised.values.eq(0).all()
+    assert quantised.middles.item() == value
     assert math.isfinite(quantised.steps.item())
+
+
+def test_a_product_of_whole_numbers_is_that_of_what_they_stand_for() -> None:
+    """The middles too, which the matrix's sums bring in."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(20, 48, generator=generator) + 4
+    weight = torch.randn(36, 48, generator=generator)
+    lines, matrix = Quantised.room_for(x), QuantisedMatrix.of(weight)
+    slots = torch.zeros(20, dtype=torch.int64)
+    finish(Product(x), slots, Target(quantised=lines))
+    out = torch.empty(20, 36)
+    product = Product(torch._int_mm(lines.values, matrix.values.t()), (lines, matrix))
+    finish(product, slots, Target(out))
+    stands_for = lines.values * lines.steps[:, None] + lines.middles[:, None]
+    expected = stands_for @ (matrix.values * matrix.steps[:, None]).t()
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(out, x @ weight.t(), atol=0.5, rtol=0)
 
 
 def test_nothing_but_contiguous_memory() -> None:
