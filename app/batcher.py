@@ -107,8 +107,8 @@ class Batcher(Generic[R, T]):
         """
         now = self._clock()
         wait_s = self._pace.seconds(self._queue.tokens_before(key), now)
-        if wait_s > max(min(self._limits.max_queue_s, deadline - now), 0.0):
-            self._refuse(wait_s)
+        if wait_s > (allowed_s := max(min(self._limits.max_queue_s, deadline - now), 0.0)):
+            self._refuse(wait_s, allowed_s)
 
     @asynccontextmanager
     async def announce(
@@ -227,12 +227,12 @@ class Batcher(Generic[R, T]):
         if rows + num_rows > limits.max_queue_rows or (too_many_tokens and queue.num_rows):
             self._refuse(self._pace.seconds(queue.tokens_before(key), self._clock()))
 
-    def _refuse(self, wait_s: float) -> NoReturn:
+    def _refuse(self, wait_s: float, allowed_s: float | None = None) -> NoReturn:
         """Come back when what waits now will have been worked off."""
         self._observer.on_drop("rejected")
         rows = self._queue.num_rows + self._announced_rows
         retry_after_s = min(max(math.ceil(wait_s), 1), _MAX_RETRY_AFTER_S)
-        raise OverloadedError(rows, self._queue.num_tokens, retry_after_s)
+        raise OverloadedError(rows, self._queue.num_tokens, retry_after_s, wait_s, allowed_s)
 
     async def _outcome(self, job: Job[R, T]) -> None:
         """Wait for the job's end; raises how it ended if not well, and counts that."""

@@ -4,7 +4,7 @@
     ├── InvalidInputError      422  the body doesn't fit; carries every problem found
     ├── TooLargeError          413  too many rows, characters or bytes
     ├── UnsupportedBodyError   415  not JSON, or compressed
-    ├── OverloadedError        429  the queue is full; carries when to come back
+    ├── OverloadedError        429  the queue is full, or too slow; carries when to come back
     ├── ClientGoneError        499  nobody waits for the answer any more
     ├── BatchFailedError       500  the forward pass failed; the cause is in the log
     ├── BadResultError         500  the forward pass gave something that isn't an answer
@@ -71,16 +71,34 @@ class UnsupportedBodyError(Exception):
 
 
 class OverloadedError(Exception):
-    """The queue is full; `retry_after_s` is when it will have been worked off."""
+    """Rows are refused, since the queue has no room or they would wait too long.
 
-    def __init__(self, queued_rows: int, queued_tokens: int, retry_after_s: int) -> None:
+    Args:
+        queued_rows: rows waiting.
+        queued_tokens: their tokens.
+        retry_after_s: when what waits will have been worked off.
+        wait_s: how long the rows would wait.
+        allowed_s: how long they may; None if it is room that they lack.
+    """
+
+    def __init__(
+        self,
+        queued_rows: int,
+        queued_tokens: int,
+        retry_after_s: int,
+        wait_s: float = 0.0,
+        allowed_s: float | None = None,
+    ) -> None:
         self.queued_rows = queued_rows
         self.queued_tokens = queued_tokens
         self.retry_after_s = retry_after_s
-        super().__init__(
-            f"the queue is full ({queued_rows:,} rows, {queued_tokens:,} tokens); "
-            f"try again in {retry_after_s} s"
-        )
+        queued = f"{queued_rows:,} rows, {queued_tokens:,} tokens"
+        why = f"the queue is full ({queued})"
+        if allowed_s is not None:
+            why = (
+                f"the wait would be {wait_s:.2f} s, allowed are {allowed_s:.2f} s ({queued} queued)"
+            )
+        super().__init__(f"{why}; try again in {retry_after_s} s")
 
 
 class ClientGoneError(Exception):

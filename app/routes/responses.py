@@ -36,7 +36,9 @@ _ERRORS: dict[str, Exception] = {
     "The input doesn't fit the route or the task; every problem is named.": InvalidInputError(
         [Problem(row=2, field="premise", problem="is missing")]
     ),
-    "The queue is full; come back after the time in Retry-After.": OverloadedError(4096, 90000, 9),
+    "Too much is waiting; come back after the time in Retry-After.": OverloadedError(
+        4096, 90000, 9, wait_s=8.4, allowed_s=2.0
+    ),
     "The server failed; its log has the cause.": Exception(),
     "Starting, stopping or broken.": NotReadyError("the server is shutting down"),
     "Not answered in time.": DeadlineExceededError(30.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,10 @@ from app.pace import Pace
 CheckError = Callable[..., dict[str, Any]]
 WaitForQueue = Callable[[TestClient, int], None]
 SpeakAsgi = Callable[..., Coroutine[Any, Any, int]]
+SLOW = re.compile(
+    r"the wait would be \d\d\.\d\d s, allowed are 50\.00 s \(30 rows, \d+ tokens queued\); "
+    r"try again in 60 s"
+)
 
 
 def predict(client: TestClient, rows: int = 1, **headers: str) -> Any:
@@ -45,7 +50,9 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(
         wait_for_queue(client, 6)
         refused = predict(client, 3)
         error = check_error(refused, 429, "overloaded")
-        assert "6 rows" in error["message"]
+        assert re.fullmatch(
+            r"the queue is full \(6 rows, \d+ tokens\); try again in \d+ s", error["message"]
+        )
         assert int(refused.headers["retry-after"]) >= 1
         assert dropped(client, "rejected") == 1
         assert client.get("/health/live").status_code == 200
@@ -85,10 +92,11 @@ def test_what_would_wait_too_long_is_refused_before_its_body_is_read(
             refused = crowded.post("/predict/toy2", content=b"{no JSON", headers=headers)
             error = check_error(refused, 429, "overloaded")
             assert error["request_id"] == "mine"
-            assert "30 rows" in error["message"]
+            assert SLOW.fullmatch(error["message"]), error["message"]
+            assert error["details"] is None
             assert refused.headers["retry-after"] == "60"
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("refused 1 since the last such line: the queue is full (30 rows")
+    assert SLOW.fullmatch(line.removeprefix("refused 1 since the last such line: "))
     assert dropped(crowded, "rejected") == 20
     counted = 'deltabert_requests_total{method="POST",route="/predict/{task}",status="429"} 20.0'
     assert counted in crowded.get("/metrics").text
@@ -109,7 +117,10 @@ def test_what_can_not_be_answered_in_the_clients_own_time_is_refused(
     crowded.app.state.serving.batcher._limits = BatchLimits(1, 1, 99, 9999)  # type: ignore[attr-defined]
     body = {"inputs": 7}
     late = crowded.post("/predict/toy2", json=body, headers={"X-Request-Timeout-Ms": "50000"})
-    check_error(late, 429, "overloaded")
+    error = check_error(late, 429, "overloaded")
+    wait_s, allowed_s = map(float, re.findall(r"(\d+\.\d\d) s", error["message"]))
+    assert 50 < wait_s <= 60
+    assert 49 < allowed_s <= 50
     soon = crowded.post("/predict/toy2", json=body, headers={"X-Request-Timeout-Ms": "70000"})
     check_error(soon, 422, "invalid_input")
 

@@ -79,7 +79,17 @@ def test_what_is_too_large() -> None:
 def test_overload_and_deadline() -> None:
     status, body, headers = describe_error(OverloadedError(7, 70, 3), "id")
     assert (status, headers) == (429, {"Retry-After": "3"})
-    assert "try again in 3 s" in body["error"]["message"]
+    assert body["error"] == {
+        "code": "overloaded",
+        "message": "the queue is full (7 rows, 70 tokens); try again in 3 s",
+        "details": None,
+        "request_id": "id",
+    }
+    _, error = describe(OverloadedError(7, 1070, 4, wait_s=3.5, allowed_s=2))
+    assert error["message"] == (
+        "the wait would be 3.50 s, allowed are 2.00 s (7 rows, 1,070 tokens queued); "
+        "try again in 4 s"
+    )
     assert describe(DeadlineExceededError(1.5))[1]["message"].startswith(
         "not answered within 1.50 s"
     )

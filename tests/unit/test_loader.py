@@ -20,19 +20,6 @@ from deltas import Backbone, DeltaFormatError, Record, Store
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def store(tiny_backbone: Backbone, tiny_deltas: Path, tmp_path: Path) -> Store:
-    """A copy of the toy deltas, to be spoilt."""
-    return Store(
-        [Path(shutil.copytree(tiny_deltas, tmp_path / "deltas"))], backbone=tiny_backbone.ref
-    )
-
-
-@pytest.fixture
-def bank(tiny_backbone: Backbone) -> Bank:
-    return Bank(tiny_backbone, CPU, torch.float32)
-
-
 def same(one: Staged, other: Staged) -> bool:
     """Bit for bit, of every kind."""
     if (one.vectors is None) != (other.vectors is None):

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
-from app.row_queue import QUANTUM_TOKENS, RowQueue, Ticket, count_tokens
+from app.row_queue import (
+    QUANTUM_TOKENS,
+    RECENT_BATCHES,
+    RowQueue,
+    Ticket,
+    count_tokens,
+    short_budget,
+)
 
 
 @dataclass(frozen=True)
@@ -127,3 +135,113 @@ def test_nothing_is_left_behind_of_tickets_that_are_gone() -> None:
     line.take(10, 1000, now=0.0)
     assert not line._lanes
     assert not line._lane_of
+
+
+def sizes(batch: list[tuple[Ticket[Row], int]]) -> Counter[str]:
+    """Tokens of each task in a batch."""
+    found: Counter[str] = Counter()
+    for one, position in batch:
+        found[str(one.key)] += one.rows[position].num_tokens
+    return found
+
+
+def crowded_line() -> RowQueue[Ticket[Row]]:
+    """2,000 rows of one task, 2 of another."""
+    return line_of(keyed("busy", *[10] * 2000), keyed("quiet", 10, 10))
+
+
+def test_a_short_batch_is_an_eighth_but_no_less_than_512_tokens() -> None:
+    full = (100, 512, 1000, 4096, 16384)
+    assert [short_budget(size) for size in full] == [100, 512, 512, 512, 2048]
+
+
+def test_one_task_does_not_fill_the_batches_that_others_wait_for() -> None:
+    line = crowded_line()
+    assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"busy": 490, "quiet": 20}
+    assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"busy": 510}
+    line.add(keyed("quiet", 10))
+    assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"busy": 500, "quiet": 10}
+
+
+def test_batches_are_full_again_when_the_others_stay_away() -> None:
+    line = crowded_line()
+    taken = [sizes(line.take(1000, 800, now=0.0)[0]).total() for _ in range(RECENT_BATCHES + 3)]
+    assert taken == [510] * (RECENT_BATCHES + 1) + [800] * 2
+    assert list(line._recent) == ["busy"], "the other one is remembered for ever"
+
+
+def test_time_without_work_is_no_batch() -> None:
+    line = line_of(keyed("quiet", 10))
+    for _ in range(3 * RECENT_BATCHES):
+        line.take(1000, 800, now=0.0)
+    line.add(keyed("busy", *[10] * 100))
+    assert sizes(line.take(1000, 800, now=0.0)[0]) == {"busy": 510}
+
+
+def test_a_task_by_itself_fills_batches() -> None:
+    line = line_of(keyed("busy", *[10] * 2000))
+    for _ in range(3):
+        assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"busy": 2000}
+
+
+def test_fan_outs_are_a_task_like_others() -> None:
+    line = line_of(ticket("fan-out", *[10] * 2000), keyed("quiet", 10))
+    assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"None": 500, "quiet": 10}
+
+
+def test_several_busy_tasks_fill_batches_together() -> None:
+    line = line_of(*(keyed(key, *[32] * 500) for key in "abc"), keyed("quiet", 32))
+    assert sizes(line.take(1000, 2080, now=0.0)[0]) == {"a": 704, "b": 672, "c": 672, "quiet": 32}
+    assert sizes(line.take(1000, 1920, now=0.0)[0]) == {"a": 640, "b": 640, "c": 640}
+
+
+def test_the_readiness_check_is_not_company() -> None:
+    line = line_of(keyed("busy", *[10] * 2000))
+    for _ in range(3):
+        line.add(keyed("canary", 10), urgent=True)
+        assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"busy": 1990, "canary": 10}
+
+
+def test_a_row_longer_than_a_short_batch_is_taken_all_the_same() -> None:
+    line = line_of(keyed("long", 700, 700, 700), keyed("quiet", 10))
+    assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"long": 700, "quiet": 10}
+    assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"long": 700}
+    line = line_of(keyed("quiet", 10), keyed("long", 600, 600))
+    assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"quiet": 10, "long": 600}
+    line = line_of(keyed("quiet", 10), keyed("long", 1995))
+    assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"quiet": 10}
+    assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"long": 1995}
+
+
+def test_long_rows_of_others_do_not_starve_the_one_with_much_waiting() -> None:
+    """They fill short batches by themselves, again and again."""
+    line = line_of(keyed("busy", *[10] * 2000))
+    for _ in range(10):
+        line.add(keyed("long", 900))
+        assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"long": 900, "busy": 450}
+
+
+def test_what_expires_or_is_withdrawn_was_no_company() -> None:
+    late, gone = keyed("late", 10), keyed("gone", 10)
+    late.deadline = 1.0
+    line = line_of(late, gone, keyed("busy", *[10] * 500))
+    line.remove(gone)
+    batch, expired = line.take(1000, 2000, now=1.0)
+    assert (sizes(batch), expired) == ({"busy": 2000}, [late])
+
+
+def test_who_is_held_back_waits_for_the_others_later_rows_too() -> None:
+    line = crowded_line()
+    assert line.tokens_before("busy") == line.num_tokens
+    line.take(1000, 2000, now=0.0)  # 20 tokens of 510 were the others'
+    waiting = line.num_tokens
+    assert line.tokens_before("busy") == round((waiting + QUANTUM_TOKENS) * 510 / 490)
+    assert line.tokens_before("quiet") == QUANTUM_TOKENS
+    for _ in range(3):
+        line.add(keyed("quiet", *[10] * 20))
+        line.take(1000, 2000, now=0.0)  # 200 of 510
+    factor = line.tokens_before("busy") / (line.num_tokens + QUANTUM_TOKENS)
+    assert 510 / 490 < factor < 510 / 310, "older batches count too"
+    while line.num_tokens > 1000:
+        line.take(1000, 2000, now=0.0)
+    assert line.tokens_before("busy") == line.num_tokens, "it was by itself in the last batch"

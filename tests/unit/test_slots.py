@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from app.bank import Bank, Staged
 from app.errors import DeltaUnavailableError
 from app.loader import Loader
 from app.slots import Slots
 from deltas import Backbone, Record, Store
-
-CPU = torch.device("cpu")
 
 
 class SlowLoader:
@@ -36,18 +31,6 @@ class SlowLoader:
         if self.error is not None:
             raise self.error
         return self._loader.load(record)
-
-
-@pytest.fixture
-def store(tiny_backbone: Backbone, tiny_deltas: Path, tmp_path: Path) -> Store:
-    return Store(
-        [Path(shutil.copytree(tiny_deltas, tmp_path / "deltas"))], backbone=tiny_backbone.ref
-    )
-
-
-@pytest.fixture
-def bank(tiny_backbone: Backbone) -> Bank:
-    return Bank(tiny_backbone, CPU, torch.float32)
 
 
 @pytest.fixture
