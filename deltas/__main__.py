@@ -18,7 +18,7 @@ from deltas.delta import Delta
 from deltas.errors import DeltaError
 from deltas.export import export_folder
 from deltas.format import check_delta, read_delta, read_manifest, write_atomically
-from deltas.manifest import EntryInfo, Manifest
+from deltas.manifest import DataSetRef, EntryInfo, Manifest
 from deltas.store import Store, zoo_path
 
 _MOST_LABELS = 12
@@ -138,7 +138,8 @@ def _described(manifest: Manifest) -> dict[str, str]:
         "trained": f"{manifest.trainable_parameters:,} of {manifest.total_parameters:,} parameters "
         f"({share:.3f} %)",
         "entries": _entries(manifest.entries),
-        "data": f"{training.data}, {training.train_rows:,} train rows{_noted(training.data_note)}",
+        "data": f"{training.data}{_named(training.data_set)}, {training.train_rows:,} train rows"
+        f"{_noted(training.data_note)}",
         "training": f"{training.epochs:g} epochs, {training.steps:,} steps of "
         f"{training.batch_size}, learning rate {training.learning_rate:g}, "
         f"{training.precision} on {training.device}, {training.duration_s:,.0f} s",
@@ -148,6 +149,10 @@ def _described(manifest: Manifest) -> dict[str, str]:
         values = ", ".join(f"{name} {value:.4f}" for name, value in part.values.items())
         facts[split] = f"{values} ({part.rows:,} rows){_noted(part.note)}"
     return facts
+
+
+def _named(data_set: DataSetRef | None) -> str:
+    return f" {data_set.spelled} ({data_set.train_split})" if data_set else ""
 
 
 def _noted(note: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltas.format import read_manifest
-from deltas.manifest import Manifest
+from deltas.manifest import DataSetRef, Manifest
 
 _NOT_GLUE = "sample"
 
@@ -35,7 +35,7 @@ def render_card(path: Path) -> str:
         "trained": f"{manifest.trainable_parameters:,} of {manifest.total_parameters:,} parameters "
         f"({share:.3%}), the head included",
         "rows": f"{training.train_rows:,} to train on, {training.selection_rows:,} to select by"
-        f"{_noted(training.data_note)}",
+        f"{_named(training.data_set)}{_noted(training.data_note)}",
         "training": f"{training.epochs:g} epochs, {training.steps:,} steps of "
         f"{training.batch_size}, learning rate {training.learning_rate:g}, seed {training.seed}, "
         f"{training.precision} on {training.device}, {training.duration_s:,.0f} s",
@@ -52,6 +52,10 @@ def render_card(path: Path) -> str:
         f"-H 'content-type: application/json' \\\n  -d '{_request(manifest)}'\n```\n\n"
         f"## Made by\n\n```sh\n{training.command}\n```\n\n## Limits\n\n{_limits(manifest)}"
     )
+
+
+def _named(data_set: DataSetRef | None) -> str:
+    return f", of {data_set.spelled}, split {data_set.train_split}" if data_set else ""
 
 
 def _noted(note: str) -> str:

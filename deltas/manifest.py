@@ -104,6 +104,30 @@ class InitialDelta(_Part):
     with_head: bool
 
 
+class DataSetRef(_Part):
+    """Where rows of the user's own came from, if from a data set: which one, and which splits.
+
+    Attributes:
+        name: a name on the Hugging Face hub, or that of a folder.
+        config: the configuration that was asked for.
+        revision: the commit on the hub; None for a folder.
+        train_split: what was trained on.
+        validation_split: what was judged on; None when rows of the train split were held out.
+    """
+
+    name: str
+    config: str | None = None
+    revision: str | None = None
+    train_split: str
+    validation_split: str | None = None
+
+    @property
+    def spelled(self) -> str:
+        """As `--dataset` takes it."""
+        config = f":{self.config}" if self.config else ""
+        return f"{self.name}{config}" + (f"@{self.revision}" if self.revision else "")
+
+
 class TrainingFacts(_Part):
     """Enough to repeat the run: data, hyper-parameters, software, cost.
 
@@ -113,6 +137,7 @@ class TrainingFacts(_Part):
     data: Literal["folder", "hub", "sample", "files"]
     data_digest: str
     data_note: str = ""
+    data_set: DataSetRef | None = None
     train_rows: int
     selection_rows: int
     epochs: float

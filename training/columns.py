@@ -1,7 +1,7 @@
 """Named columns out of a CSV, JSONL or parquet file, with errors that name file, row and column.
 
 Rows are counted from 1, without a CSV's header and without blank lines. What the values mean:
-`training.labels`.
+`training.labels`. Columns of a data set: `training.dataset`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,40 @@ from deltas.errors import near_matches
 from training.errors import DataError, listing
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": ""}
+_OTHER_SEPARATORS = ",;\t|"
+_LARGEST_BLOCK = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Some columns of one file.
+    """Some columns of one file, or of one split of a data set.
 
     Attributes:
-        path: the file.
+        path: the file, or what messages call the split.
         num_rows: length of every column.
         values: by column name; strings only in CSV and TSV, whatever the file says elsewhere.
+        label_names: the label column's names in the order that the data set states, if it does.
     """
 
-    path: Path
+    path: Path | str
     num_rows: int
     values: dict[str, list[Any]]
+    label_names: tuple[str, ...] = ()
 
     @property
     def is_text_only(self) -> bool:
         """True for formats without types, where numbers and lists arrive as text."""
-        return bool(SUFFIXES[self.path.suffix.lower()])
+        return isinstance(self.path, Path) and bool(SUFFIXES[self.path.suffix.lower()])
+
+    @property
+    def name(self) -> str:
+        """What notes call it: a file without its folders."""
+        return self.path.name if isinstance(self.path, Path) else self.path
+
+    @property
+    def noun(self) -> str:
+        """The word for what it is."""
+        return "file" if isinstance(self.path, Path) else "split"
 
 
 def read_columns(path: Path, wanted: Sequence[str]) -> Columns:
@@ -57,7 +72,8 @@ def read_columns(path: Path, wanted: Sequence[str]) -> Columns:
         beside = [item.name for item in path.parent.glob("*") if item.suffix.lower() in SUFFIXES]
         close = near_matches(path.name, beside)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"no such file{hint}", path=path)
+        problem = "is a folder; name a file in it" if path.is_dir() else f"no such file{hint}"
+        raise DataError(problem, path=path)
     if suffix == ".parquet":
         values = _read_parquet(path, wanted)
     else:
@@ -87,44 +103,87 @@ def _check_encoding(path: Path) -> None:
         raise DataError(f"can't be read: {error.strerror}", path=path) from error
 
 
-def _require(path: Path, wanted: Sequence[str], names: Sequence[str]) -> None:
+def require(path: Path | str, wanted: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a choice of columns that a file or split with these names does not have.
+
+    Raises:
+        DataError: a wanted column is missing, or is there more than once.
+    """
+    noun = "file" if isinstance(path, Path) else "split"
     for column in wanted:
         if column not in names:
             close = near_matches(column, names)
             hint = f". Did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise DataError(
-                f"no such column; the file has {listing(names)}{hint}", path=path, column=column
+                f"no such column; the {noun} has {listing(names)}{hint}", path=path, column=column
             )
         if list(names).count(column) > 1:
             raise DataError(
-                "the file has this column more than once; rename one", path=path, column=column
+                f"the {noun} has this column more than once; rename one", path=path, column=column
             )
 
 
+def plain(values: Sequence[Any]) -> list[Any]:
+    """Values as texts and numbers: some writers of parquet store texts as bytes, and decimals."""
+    return [_plain(value) if isinstance(value, Decimal | bytes) else value for value in values]
+
+
+def _plain(value: Decimal | bytes) -> float | str | bytes:
+    if isinstance(value, Decimal):
+        return float(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
+
+
 def _read_csv(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+    delimiter = SUFFIXES[path.suffix.lower()]
+    try:
+        try:
+            return _parse_csv(path, wanted, delimiter, block_size=2**20)
+        except pa.ArrowInvalid as error:
+            if "straddling" not in str(error):
+                raise
+        # A row is longer than a block: a long text, or a quote that is never closed.
+        size = min(path.stat().st_size + 1, _LARGEST_BLOCK)
+        return _parse_csv(path, wanted, delimiter, block_size=size)
+    except pa.ArrowInvalid as error:
+        raise _malformed(path, delimiter, str(error)) from error
+
+
+def _parse_csv(
+    path: Path, wanted: Sequence[str], delimiter: str, block_size: int
+) -> dict[str, list[Any]]:
     parse = pa_csv.ParseOptions(
-        delimiter=SUFFIXES[path.suffix.lower()],
-        newlines_in_values=True,
-        invalid_row_handler=None,
+        delimiter=delimiter, newlines_in_values=True, invalid_row_handler=None
     )
     # Threads would parse faster but lose the row numbers in errors.
-    read = pa_csv.ReadOptions(use_threads=False)
-    try:
-        with pa_csv.open_csv(path, read_options=read, parse_options=parse) as reader:
-            names = reader.schema.names
-        _require(path, wanted, names)
-        # Every column as text: guessed types would turn the label 01 into 1 and a text into a date.
-        convert = pa_csv.ConvertOptions(
-            include_columns=list(wanted),
-            column_types=dict.fromkeys(wanted, pa.string()),
-            strings_can_be_null=False,
-        )
-        table = pa_csv.read_csv(
-            path, read_options=read, parse_options=parse, convert_options=convert
-        )
-    except pa.ArrowInvalid as error:
-        raise _malformed(path, parse.delimiter, str(error)) from error
+    read = pa_csv.ReadOptions(use_threads=False, block_size=block_size)
+    with pa_csv.open_csv(path, read_options=read, parse_options=parse) as reader:
+        names = reader.schema.names
+    _check_separator(path, delimiter, names)
+    require(path, wanted, names)
+    # Every column as text: guessed types would turn the label 01 into 1 and a text into a date.
+    convert = pa_csv.ConvertOptions(
+        include_columns=list(wanted),
+        column_types=dict.fromkeys(wanted, pa.string()),
+        strings_can_be_null=False,
+    )
+    table = pa_csv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)
     return {column: table[column].to_pylist() for column in wanted}
+
+
+def _check_separator(path: Path, delimiter: str, names: Sequence[str]) -> None:
+    """Some programs write ";" into what they call CSV: then all the header is one name."""
+    others = _OTHER_SEPARATORS.replace(delimiter, "")
+    found = [other for other in others if len(names) == 1 and other in names[0]]
+    if found:
+        raise DataError(
+            f"the header has no {delimiter!r}: {names[0]!r}; fields must be separated by "
+            f"{delimiter!r}, not by {found[0]!r}",
+            path=path,
+        )
 
 
 def _malformed(path: Path, delimiter: str, reason: str) -> DataError:
@@ -191,9 +250,9 @@ def _require_keys(path: Path, row: int, wanted: Sequence[str], item: dict[str, A
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
     try:
-        _require(path, wanted, pq.read_schema(path).names)
+        require(path, wanted, pq.read_schema(path).names)
         table = pq.read_table(path, columns=list(wanted), partitioning=None)
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"not a sound parquet file ({error})", path=path) from error
-    return {column: table[column].to_pylist() for column in wanted}
+    return {column: plain(table[column].to_pylist()) for column in wanted}

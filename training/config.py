@@ -25,6 +25,23 @@ def _known_reinit(text: str) -> str:
     return text
 
 
+# Options of rows of the user's own: what they belong to, and which of them there must be.
+_GOES_WITH = {
+    "validation_file": ("train_file",),
+    "train_split": ("dataset",),
+    "validation_split": ("dataset",),
+    "text_columns": ("train_file", "dataset"),
+    "label_column": ("train_file", "dataset"),
+    "name": ("train_file", "dataset"),
+    "kind": ("train_file", "dataset"),
+}
+_NEEDED = ("text_columns", "label_column", "name")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 class FitConfig(BaseModel):
     """What `python -m training.fit` can be told."""
 
@@ -152,6 +169,17 @@ class FitConfig(BaseModel):
     validation_file: Annotated[
         Path | None, Field(description="rows to report on (default: a fifth of the train file)")
     ] = None
+    dataset: Annotated[
+        str | None,
+        Field(description="your own rows: owner/name[:config][@revision] on the hub, or a folder"),
+    ] = None
+    train_split: Annotated[
+        str | None, Field(description="split of the data set to train on (default: train)")
+    ] = None
+    validation_split: Annotated[
+        str | None,
+        Field(description="split to report on (default: validation, else a fifth of the other)"),
+    ] = None
     text_columns: Annotated[
         str | None, Field(description="its one or two text columns: a or a,b")
     ] = None
@@ -181,31 +209,36 @@ class FitConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> FitConfig:
-        if bool(self.task) == bool(self.train_file):
+        given = [name for name in ("task", "train_file", "dataset") if getattr(self, name)]
+        if len(given) != 1:
             raise ValueError(
-                "give either --task, for a GLUE task, or --train-file, for rows of your own"
+                "give either --task, for a GLUE task, or --train-file or --dataset, for rows of "
+                "your own"
             )
-        own = {
-            "text_columns": self.text_columns,
-            "label_column": self.label_column,
-            "name": self.name,
-        }
-        given = [flag for flag, value in own.items() if value is not None]
-        if self.train_file is None:
-            given += [
-                flag for flag in ("validation_file", "kind") if getattr(self, flag) is not None
-            ]
-            if given:
-                raise ValueError(f"--{given[0].replace('_', '-')} goes with --train-file")
-        elif missing := [flag for flag in own if flag not in given]:
+        (source,) = given
+        for name, sources in _GOES_WITH.items():
+            if getattr(self, name) is not None and source not in sources:
+                raise ValueError(f"{_flag(name)} goes with {' or '.join(map(_flag, sources))}")
+        if source == "task":
+            return self
+        missing = [_flag(name) for name in _NEEDED if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"{_flag(source)} needs {', '.join(missing)}")
+        if self.data is not None:
             raise ValueError(
-                f"--train-file needs --{', --'.join(flag.replace('_', '-') for flag in missing)}"
+                f"--data is where GLUE tasks come from; it does not go with {_flag(source)}"
             )
-        elif self.data is not None:
+        if self.validation_split is not None and self.validation_split == self.train_split_name:
             raise ValueError(
-                "--data is where GLUE tasks come from; it does not go with --train-file"
+                f"--validation-split {self.validation_split}: that is what is trained on; name "
+                "another split, or leave it out to hold rows out"
             )
         return self
+
+    @property
+    def train_split_name(self) -> str:
+        """The split of a data set to train on."""
+        return self.train_split or "train"
 
 
 def default_epochs(train_rows: int) -> float:

@@ -1,7 +1,7 @@
 """Where the rows of a GLUE task come from: a folder, the hub, or the generated sample.
 
 Everything is checked before anything is used: a wrong label or a missing text is an error that
-names file, row and column. Rows of the user's own files: `training.files`. What rows are:
+names file, row and column. Rows of the user's own: `training.own`. What rows are:
 `training.rows`. Talking to the hub: `training.hub`.
 """
 

@@ -48,7 +48,7 @@ class TaskError(TrainingError):
             hint = f" Did you mean {' or '.join(map(repr, self.suggestions))}?"
         super().__init__(
             f"unknown task {name[:128]!r}.{hint} Available: {listing(self.available)}. "
-            "For data of your own use --train-file, --text-columns and --label-column"
+            "For data of your own use --train-file or --dataset, --text-columns and --label-column"
         )
 
 
@@ -57,7 +57,8 @@ class DataError(TrainingError):
 
     Attributes:
         problem: what is wrong, what is allowed, what to do next.
-        path: the file or folder, or None when the data don't come from one.
+        path: the file or folder, or what to call the split of a data set; None when the data don't
+            come from one.
         row: 1-based number of the offending row, header not counted; None when it isn't about one
             row.
         column: the offending column, or None.
@@ -67,7 +68,7 @@ class DataError(TrainingError):
         self,
         problem: str,
         *,
-        path: Path | None = None,
+        path: Path | str | None = None,
         row: int | None = None,
         column: str | None = None,
     ) -> None:

@@ -29,17 +29,19 @@ from training import processes, strategies
 from training.command import parse_arguments, print_summary
 from training.config import FitConfig
 from training.data import load_task
+from training.dataset import load_data_set
 from training.errors import ConfigError, TaskError, TrainingError
 from training.evaluation import judge
 from training.facts import git_commit, versions
 from training.files import load_files
 from training.loop import Outcome, Progress, Report, train
+from training.own import OwnTask
 from training.progress import progress_bar
 from training.reinit import entries_over, reinitialise
 from training.rows import Rows, TaskData, hold_out
 from training.schedule import LoopConfig
 from training.start import label_weights, loop_config, make_trainee, path_digest, read_start
-from training.tasks import Task
+from training.tasks import TASKS, Task
 from training.trainee import Split, Trainee
 
 _MOST_SELECTION_ROWS = 2000
@@ -193,7 +195,7 @@ def _validate(
     for name, rows in data.validation.items():
         split = _tokenized(spec, backbone, rows, data)
         note = data.validation_notes.get(name, "")
-        own = data.source == "files"
+        own = data.task.name not in TASKS
         metrics[name] = judge(trainee, data.task, split, note, labels=own)
     return metrics
 
@@ -207,6 +209,7 @@ def _facts(
         data=data.source,
         data_digest=data.digest,
         data_note=data.note,
+        data_set=data.data_set,
         train_rows=len(parts[0].rows),
         selection_rows=len(parts[1].rows),
         epochs=round(steps * loop.step_rows / len(parts[0].rows), 3),
@@ -235,18 +238,16 @@ def _facts(
 
 
 def _load_rows(config: FitConfig) -> TaskData:
-    if config.train_file is not None:
-        columns = [column.strip() for column in (config.text_columns or "").split(",")]
-        data = load_files(
-            config.train_file,
-            config.validation_file,
-            columns,
-            config.label_column or "",
-            config.name or "",
-            config.kind,
-        )
-    else:
+    if config.task:
         data = load_task(config.task, config.data)
+    else:
+        columns = (column.strip() for column in (config.text_columns or "").split(","))
+        own = OwnTask(tuple(columns), config.label_column or "", config.name or "", config.kind)
+        if config.train_file is not None:
+            data = load_files(config.train_file, config.validation_file, own)
+        else:
+            splits = config.train_split_name, config.validation_split
+            data = load_data_set(config.dataset or "", splits, own)
     if config.class_weights == "balanced" and data.task.labels:
         data = replace(data, task=_judged_by_label(data.task))
     return data if config.train_rows is None else data.subset(config.train_rows, config.seed)

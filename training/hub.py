@@ -1,14 +1,16 @@
 """Tables of a GLUE task from the Hugging Face hub (`nyu-mll/glue`), or from its local cache.
 
 A hub that can't be reached is noticed within five seconds: left alone, `datasets` retries for half
-a minute. `training.data` checks the tables and turns them into rows.
+a minute. `training.data` checks the tables and turns them into rows. Other data sets:
+`training.dataset`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from deltas.hub import why_unreachable
 from training.errors import DataError
@@ -46,24 +48,45 @@ def fetch_tables(task: Task) -> dict[str, pa.Table]:
     return {split: dataset.with_format("arrow")[:] for split, dataset in splits.items()}
 
 
+def why_no_hub(repository: str, revision: str = "main") -> str:
+    """What keeps us from a data set's repository, or "" when the hub answers; in five seconds."""
+    import datasets
+
+    if datasets.config.HF_HUB_OFFLINE:
+        return "offline mode is on (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)"
+    path = f"datasets/{repository}/resolve/{quote(revision, safe='')}/README.md"
+    return why_unreachable(path)
+
+
+def cached_builder(repository: str, config: str | None) -> Any:
+    """What makes the cached copy of a data set, the latest one; None where there is none."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    try:
+        return Cache(
+            repo_id=repository,
+            dataset_name=repository.split("/")[-1],
+            config_name=config,
+            version="auto",
+            hash="auto",
+        )
+    except (OSError, ValueError) as error:  # not there, or only half of it
+        logger.debug("no cached copy of %s %s: %s", repository, config, error)
+        return None
+
+
 def _splits(task: Task) -> list[str]:
     return [task.train_split, *task.validation_splits]
 
 
 def _from_cache(task: Task) -> dict[str, datasets.Dataset] | None:
-    from datasets.packaged_modules.cache.cache import Cache
-
+    builder = cached_builder(REPOSITORY, task.name)
+    if builder is None:
+        return None
     try:
-        builder = Cache(
-            repo_id=REPOSITORY,
-            dataset_name=REPOSITORY.split("/")[1],
-            config_name=task.name,
-            version="auto",
-            hash="auto",
-        )
         return {split: builder.as_dataset(split=split) for split in _splits(task)}
-    except (OSError, ValueError) as error:  # not there, or only half of it
-        logger.debug("no cached copy of %s %s: %s", REPOSITORY, task.name, error)
+    except (OSError, ValueError) as error:
+        logger.debug("half a cached copy of %s %s: %s", REPOSITORY, task.name, error)
         return None
 
 
@@ -75,12 +98,7 @@ def _from_hub(task: Task) -> dict[str, datasets.Dataset]:
     # later httpx2).
     client_error: type[BaseException] = HfHubHTTPError.__bases__[0]
     endpoint = datasets.config.HF_ENDPOINT
-    reason = (
-        "offline mode is on (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)"
-        if datasets.config.HF_HUB_OFFLINE
-        else why_unreachable(f"datasets/{REPOSITORY}/resolve/main/README.md")
-    )
-    if reason:
+    if reason := why_no_hub(REPOSITORY):
         raise _unreachable(reason)
     try:
         loaded = datasets.load_dataset(REPOSITORY, task.name, split=_splits(task))

@@ -1,6 +1,6 @@
 """What a label column means: its kind, its label names in order, and each row's code.
 
-Used for the user's own files (`training.files`). GLUE's labels are a table instead:
+Used for rows of the user's own (`training.own`). GLUE's labels are a table instead:
 `training.tasks`.
 """
 
@@ -25,6 +25,7 @@ SEPARATOR = "|"
 _INTEGER = re.compile(r"[+-]?\d+")
 _MOST_LABELS = 1000
 _LONGEST_LABEL = 256
+_LARGEST_NUMBER = 1e18  # float32 has no room for the squares of larger ones
 
 
 def infer_kind(columns: Columns, column: str) -> TaskKind:
@@ -32,29 +33,49 @@ def infer_kind(columns: Columns, column: str) -> TaskKind:
 
     1.0 has none: pandas writes integers like that where a column has gaps. In CSV a list is a text
     with "|", and a number is any text that reads as one.
+
+    Raises:
+        DataError: most values are numbers with fractions, but not all: one of them is a mistake.
     """
-    values = [value for value in columns.values[column] if value is not None]
+    values = {
+        row: value for row, value in enumerate(columns.values[column], 1) if not _is_blank(value)
+    }
     if columns.is_text_only:
-        if any(SEPARATOR in value for value in values):
+        if any(SEPARATOR in value for value in values.values()):
             return "multi_label"
-        numbers = [_as_number(value) for value in values]
-    elif any(isinstance(value, list) for value in values):
+        numbers = [_as_number(value) for value in values.values()]
+    elif any(isinstance(value, list) for value in values.values()):
         return "multi_label"
     else:
-        numbers = [{float: value, int: 0.0}.get(type(value)) for value in values]
-    has_fraction = any(number is not None and not number.is_integer() for number in numbers)
-    return "regression" if has_fraction and None not in numbers else "single_label"
+        numbers = [{float: value, int: 0.0}.get(type(value)) for value in values.values()]
+    if not any(number is not None and not number.is_integer() for number in numbers):
+        return "single_label"
+    strays = [row for row, number in zip(values, numbers, strict=True) if number is None]
+    if 0 < 2 * len(strays) < len(values):
+        raise DataError(
+            f"{values[strays[0]]!r} is not a number, though most labels here are; mend or drop the "
+            "row, or say what is meant: --kind single_label takes all of them for names",
+            path=columns.path,
+            row=strays[0],
+            column=column,
+        )
+    return "single_label" if strays else "regression"
 
 
 def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, ...]:
     """The label names of a train file: integers by value, names by letters.
 
+    A data set that states its labels has them in its own order; those without a row are left out.
+
     Raises:
         DataError: a value can't be a label, or there are too few or implausibly many labels.
     """
     if kind == "regression":
+        _check_numbers_differ(columns, column)
         return ()
     rows = _names(columns, column, kind)
+    if not any(rows):
+        raise _no_labels(columns, column)
     counts = Counter(name for names in rows for name in names)
     fewest = 2 if kind == "single_label" else 1
     if len(counts) < fewest:
@@ -78,13 +99,16 @@ def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, 
     if once:
         logger.warning(
             "%s, row %d, column %r: %d of %d labels occur in one row only and can't be judged: %s",
-            columns.path.name,
+            columns.name,
             1 + next(number for number, names in enumerate(rows) if once[0] in names),
             column,
             len(once),
             len(counts),
             listing(once),
         )
+    stated = [name.strip() for name in columns.label_names]
+    if set(counts) <= set(stated):
+        return tuple(name for name in stated if name in counts)
     return tuple(sorted(counts, key=_sort_key(counts)))
 
 
@@ -108,7 +132,7 @@ def encode_labels(columns: Columns, column: str, kind: TaskKind, labels: Sequenc
         hint = f" Did you mean {close[0]!r}?" if close else ""
         more = f" ({len(unknown) - 1:,} more such labels follow)" if len(unknown) > 1 else ""
         raise DataError(
-            f"label {name!r} does not occur in the train file{more}; allowed: "
+            f"label {name!r} does not occur in the train {columns.noun}{more}; allowed: "
             f"{listing(codes)}.{hint}",
             path=columns.path,
             row=row,
@@ -127,8 +151,12 @@ def _sort_key(names: Counter[str]) -> Any:
 
 def _names(columns: Columns, column: str, kind: TaskKind) -> list[list[str]]:
     """Label names of every row: exactly one for single label, any number for multi label."""
+    values = columns.values[column]
+    blank = [row for row, value in enumerate(values, 1) if _is_blank(value)]
+    if blank and kind == "single_label":
+        raise _no_labels(columns, column, blank)
     rows = []
-    for row, value in enumerate(columns.values[column], start=1):
+    for row, value in enumerate(values, start=1):
         parts = [value]
         if kind == "multi_label":
             parts = _parts(columns, column, row, value)
@@ -137,6 +165,20 @@ def _names(columns: Columns, column: str, kind: TaskKind) -> list[list[str]]:
         except ValueError as error:
             raise DataError(str(error), path=columns.path, row=row, column=column) from error
     return rows
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _no_labels(columns: Columns, column: str, blank: Sequence[int] = ()) -> DataError:
+    """The error for rows without a label; without `blank`, for a column of such rows."""
+    place = "column" if columns.noun == "file" else "split and column"
+    problem = f"no row has a label here; is this the right {place}?"
+    if 0 < len(blank) < columns.num_rows:
+        more = f" ({len(blank) - 1:,} more such rows follow)" if len(blank) > 1 else ""
+        problem = f"no label{more}; fill it in or drop the row"
+    return DataError(problem, path=columns.path, row=blank[0] if blank else 1, column=column)
 
 
 def _parts(columns: Columns, column: str, row: int, value: Any) -> list[Any]:
@@ -161,7 +203,9 @@ def _name(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, list | dict | bytes) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
         raise ValueError(
             f"{value!r} can't be one label; use a text or a number (lists need --kind multi_label)"
         )
@@ -186,6 +230,21 @@ def _as_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _check_numbers_differ(columns: Columns, column: str) -> None:
+    """A train file whose rows all have one number teaches nothing."""
+    values = columns.values[column]
+    if all(map(_is_blank, values)):
+        raise _no_labels(columns, column)
+    numbers = set(_values(columns, column))
+    if len(numbers) < 2:
+        raise DataError(
+            f"every row has the number {numbers.pop():g}; at least 2 different ones needed to "
+            "learn anything",
+            path=columns.path,
+            column=column,
+        )
+
+
 def _values(columns: Columns, column: str) -> list[float]:
     values = []
     for row, value in enumerate(columns.values[column], start=1):
@@ -195,6 +254,14 @@ def _values(columns: Columns, column: str) -> list[float]:
                 f"{value!r} is not a finite number, which a regression task needs; mend or drop "
                 "the row, or use "
                 "--kind single_label",
+                path=columns.path,
+                row=row,
+                column=column,
+            )
+        if abs(number) > _LARGEST_NUMBER:
+            raise DataError(
+                f"{number:g} is too large; numbers from -{_LARGEST_NUMBER:g} to "
+                f"{_LARGEST_NUMBER:g} can be learnt",
                 path=columns.path,
                 row=row,
                 column=column,

@@ -1,6 +1,6 @@
 """Rows in memory: what every data source hands to training.
 
-`training.data`, `training.files` and `training.sample` make these; the training loop reads them.
+`training.data`, `training.own` and `training.sample` make these; the training loop reads them.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from deltas.manifest import TaskKind
+from deltas.manifest import DataSetRef, TaskKind
 from training.errors import ConfigError
 from training.tasks import Task
 
@@ -55,6 +55,7 @@ class TaskData:
         train: rows to train on (and to split a selection set from).
         validation: rows to judge on, by split name.
         validation_notes: like `note`, for each validation split that needs one.
+        data_set: which data set the rows are from, if the user named one.
     """
 
     task: Task
@@ -64,6 +65,7 @@ class TaskData:
     train: Rows
     validation: dict[str, Rows]
     validation_notes: dict[str, str] = field(default_factory=dict)
+    data_set: DataSetRef | None = None
 
     def subset(self, train_rows: int, seed: int) -> TaskData:
         """Keep `train_rows` of the train rows, drawn by `seed`; validation stays whole.
@@ -103,8 +105,8 @@ class TaskData:
 def hold_out(rows: Rows, kind: TaskKind, share: float, seed: int) -> tuple[Rows, Rows]:
     """Split rows in two: keep all but about `share` of each label's, drawn by the seed.
 
-    Rows with the same texts stay on one side, or the second part would judge memory. A label's only
-    row is kept.
+    Rows with the same texts stay on one side, or the second part would judge memory. Every label
+    keeps a row, of several in a row too.
 
     Returns:
         The rows that are kept, and those held out, each in their order; the second may be empty.
@@ -115,15 +117,35 @@ def hold_out(rows: Rows, kind: TaskKind, share: float, seed: int) -> tuple[Rows,
     strata: dict[object, list[list[int]]] = defaultdict(list)
     for positions in by_text.values():
         strata[rows.labels[positions[0]] if kind == "single_label" else None].append(positions)
+    left = Counter(label for group in by_text.values() for label in _labels_of(rows, group, kind))
     held: set[int] = set()
     rng = random.Random(seed)
     for _, groups in sorted(strata.items(), key=lambda item: str(item[0])):
         rng.shuffle(groups)
         most = len(groups) - 1
         count = min(most, max(1, round(share * len(groups))))
-        held.update(position for group in groups[:count] for position in group)
+        for group in groups:
+            labels = _labels_of(rows, group, kind)
+            if count and all(left[label] > 1 for label in labels):
+                held.update(group)
+                left.subtract(labels)
+                count -= 1
     kept = rows.take(position for position in range(len(rows)) if position not in held)
     return kept, rows.take(sorted(held))
+
+
+def _labels_of(rows: Rows, group: Iterable[int], kind: TaskKind) -> set[object]:
+    """The labels that some rows have; numbers are none."""
+    labels = [rows.labels[position] for position in group]
+    if kind == "single_label":
+        return set(labels)
+    return {
+        place
+        for cells in labels
+        if isinstance(cells, list)
+        for place, cell in enumerate(cells)
+        if cell
+    }
 
 
 def _label_key(label: int | float | list[int]) -> object:

@@ -2,7 +2,7 @@
 
 A label's position in `labels` is its code in the data and its output in the head; reordering would
 silently permute answers, so a test compares this table with real rows. Where rows come from:
-`training.data`. Own tasks: `training.files`.
+`training.data`. Own tasks: `training.own`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from app.schemas import (
     TaskList,
 )
 from app.serving import ServingDep
-from deltas import Record, SplitMetrics
+from deltas import Record, SplitMetrics, TrainingFacts
 from deltas.benchmark import read_study, study_path
 
 router = APIRouter(tags=["catalogue"], responses=documented(500, 503))
@@ -115,9 +115,14 @@ def _delta_info(record: Record) -> DeltaInfo:
         size_bytes=record.num_bytes,
         trainable_parameters=manifest.trainable_parameters,
         total_parameters=manifest.total_parameters,
-        trained_on=manifest.training.data_note or manifest.training.data,
+        trained_on=_trained_on(manifest.training),
         metrics=_splits(manifest.metrics),
     )
+
+
+def _trained_on(training: TrainingFacts) -> str:
+    source = training.data_set.spelled if training.data_set else training.data
+    return training.data_note or source
 
 
 def _benchmark_row(record: Record) -> BenchmarkRow | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.routes import catalogue
-from deltas import Backbone, TaskSpec, delta_path, read_manifest
+from deltas import Backbone, TaskSpec, delta_path, read_delta, read_manifest, write_delta
 from deltas.benchmark import StudyRow, write_study
+from deltas.manifest import DataSetRef
 
 CheckError = Callable[..., dict[str, Any]]
 STRATEGIES = ["bitfit", "head", "layernorm", "random:0.05", "top:1"]
@@ -56,6 +58,18 @@ def test_one_delta(client: TestClient, tiny_deltas: Path, tiny_backbone: Backbon
         "manifest": manifest.model_dump(mode="json"),
     }
     assert client.get(f"/deltas/toy3/random%3A0.05?version={version}").json() == body
+
+
+def test_a_delta_names_the_data_set_that_it_was_trained_on(
+    start: Callable[..., TestClient], tiny_deltas: Path, tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    delta = read_delta(delta_path(tiny_deltas, tiny_backbone.ref.id, "toy2", "head"))
+    named = DataSetRef(name="owner/films", revision="c" * 40, train_split="train")
+    training = delta.manifest.training.model_copy(update={"data": "hub", "data_set": named})
+    manifest = delta.manifest.model_copy(update={"training": training})
+    write_delta(replace(delta, manifest=manifest), tmp_path / "a.safetensors")
+    (found,) = start(deltas=(tmp_path,)).get("/deltas").json()["deltas"]
+    assert found["trained_on"] == f"owner/films@{'c' * 40}"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,15 @@ def test_parquet(tmp_path: Path) -> None:
     assert read(tmp_path / "a.parquet") == {"text": ["a"], "label": [[1, 2]]}
 
 
+def test_texts_that_parquet_holds_as_bytes_and_decimals(tmp_path: Path) -> None:
+    table = {"text": [b"a", b"\xff", None], "label": [Decimal("0.25"), Decimal(2), None]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == {
+        "text": ["a", b"\xff", None],
+        "label": [0.25, 2.0, None],
+    }
+
+
 def test_an_unknown_ending(tmp_path: Path) -> None:
     error = refused(write(tmp_path, "a.xlsx", ""))
     assert "ends in .xlsx; known: .csv, .tsv, .jsonl, .ndjson, .parquet" in str(error)
@@ -100,6 +111,39 @@ def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
     error = refused(write(tmp_path, "a.csv", 'text,label\na,1\n"b,2\nc,3\n'))
     assert error.row == 2
     assert 'a quote must stand in "double quotes", which must be closed' in str(error)
+
+
+LONG = "word " * 600_000  # more than the parser takes at a time
+
+
+def test_a_text_of_any_length(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", f'text,label\na,1\n"{LONG}",2\nb,3\n')
+    assert read(path) == {"text": ["a", LONG, "b"], "label": ["1", "2", "3"]}
+
+
+def test_a_quote_that_is_never_closed_in_a_large_file(tmp_path: Path) -> None:
+    rows = "".join(f"text {n},{n % 2}\n" for n in range(200_000))
+    error = refused(write(tmp_path, "a.csv", f'text,label\na,1\n"b,2\n{rows}'))
+    assert error.row == 2
+    assert 'a quote must stand in "double quotes", which must be closed' in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "problem"),
+    [
+        ("a.csv", "text;label", "the header has no ',': 'text;label'; .* by ',', not by ';'"),
+        ("a.csv", "text\tlabel", r"separated by ',', not by '\\t'"),
+        ("a.tsv", "text,label", r"separated by '\\t', not by ','"),
+    ],
+)
+def test_other_separators_are_named(tmp_path: Path, name: str, header: str, problem: str) -> None:
+    error = refused(write(tmp_path, name, f"{header}\n{header}\n"))
+    assert re.search(problem, str(error))
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").mkdir()
+    assert str(refused(tmp_path / "a.csv")).endswith("is a folder; name a file in it")
 
 
 def test_an_empty_file_and_one_without_rows(tmp_path: Path) -> None:

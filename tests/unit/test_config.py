@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from training.config import DEFAULT_OUT, FitConfig, default_epochs
 
 OWN = {"train_file": "rows.csv", "text_columns": "text", "label_column": "y", "name": "mine"}
+HUB = {"dataset": "a/b", "text_columns": "text", "label_column": "y", "name": "mine"}
 
 
 def test_a_task_is_enough() -> None:
@@ -27,6 +28,8 @@ def test_a_task_is_enough() -> None:
 
 def test_own_rows_are_enough() -> None:
     assert FitConfig.model_validate(OWN).train_file == Path("rows.csv")
+    assert FitConfig.model_validate(HUB).train_split_name == "train"
+    assert FitConfig.model_validate(HUB | {"train_split": "all"}).train_split_name == "all"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,18 @@ def test_values_out_of_range(name: str, bad: object) -> None:
         ({"task": "rte", "validation_file": "x"}, "--validation-file goes with --train-file"),
         ({"task": "rte", "kind": "regression"}, "--kind goes with --train-file"),
         (OWN | {"data": "hub"}, "--data is where GLUE tasks come from"),
+        ({}, "or --train-file or --dataset, for rows of your own"),
+        (OWN | HUB, "give either --task"),
+        ({"task": "rte"} | HUB, "give either --task"),
+        ({"dataset": ""}, "give either --task"),
+        ({"dataset": "a/b"}, "--dataset needs --text-columns, --label-column, --name"),
+        (HUB | {"data": "hub"}, "GLUE tasks come from; it does not go with --dataset"),
+        (HUB | {"validation_file": "x"}, "--validation-file goes with --train-file"),
+        (OWN | {"train_split": "x"}, "--train-split goes with --dataset"),
+        ({"task": "rte", "validation_split": "x"}, "--validation-split goes with --dataset"),
+        ({"task": "rte", "kind": "regression"}, "--kind goes with --train-file or --dataset"),
+        (HUB | {"validation_split": "train"}, "train: that is what is trained on; name another"),
+        (HUB | {"train_split": "a", "validation_split": "a"}, "that is what is trained on"),
     ],
 )
 def test_options_that_do_not_go_together(given: dict[str, Any], sentence: str) -> None:

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from deltas import TaskSpec
-from training.errors import ConfigError, DataError
+from training.errors import DataError
 from training.files import load_files
+from training.own import OwnTask
 from training.rows import TaskData
 
 ROWS = [
@@ -36,7 +37,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def load(train: Path, validation: Path | None = None, **changes: Any) -> TaskData:
     options: dict[str, Any] = {"text_columns": ["text"], "label_column": "y", "name": "mine"}
-    return load_files(train, validation, **(options | changes))
+    options |= changes
+    options["text_columns"] = tuple(options["text_columns"])
+    return load_files(train, validation, OwnTask(**options))
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
@@ -179,38 +182,6 @@ def test_an_unknown_label_in_validation_names_its_row(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="label 'maybe' does not occur in the train") as caught:
         load(write(tmp_path / "train.csv", ROWS), dev)
     assert (caught.value.path, caught.value.row) == (dev, 2)
-
-
-@pytest.mark.parametrize("name", ["", "A", "../x", "a b", "-a", "ä", "a" * 129, "a\n", "a/b", ".."])
-def test_a_name_must_be_fit_for_files_and_urls(tmp_path: Path, name: str) -> None:
-    with pytest.raises(
-        ConfigError, match=r"--name .* are allowed, starting with a letter or digit"
-    ):
-        load(write(tmp_path / "train.csv", ROWS), name=name)
-
-
-def test_the_names_of_glue_are_taken(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'rte' is a GLUE task; choose another, .* 'my-rte'"):
-        load(write(tmp_path / "train.csv", ROWS), name="rte")
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"text_columns": []}, "give one column, or two joined by a comma"),
-        ({"text_columns": ["a", "b", "c"]}, "'a,b,c': give one column, or two"),
-        ({"text_columns": ["a", ""]}, "'a,': give one column, or two"),
-        ({"text_columns": ["a", "a"]}, "a, a, y are not distinct"),
-        ({"text_columns": ["y"]}, "y, y are not distinct"),
-        ({"kind": "classification"}, "allowed are single_label, multi_label, regression"),
-    ],
-)
-def test_options_that_can_not_be_meant(
-    tmp_path: Path, changes: dict[str, Any], problem: str
-) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path / "not-even-read.csv", **changes)
-    assert problem in str(caught.value)
 
 
 def test_no_path_of_this_machine_gets_into_the_notes(tmp_path: Path) -> None:

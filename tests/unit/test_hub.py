@@ -17,7 +17,7 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +29,6 @@ from deltas.hub import PROBE_S
 ROOT = Path(__file__).parents[2]
 COMMIT = "c" * 40
 LABELS = ("entailment", "not_entailment")
-PREFIX = "/datasets/nyu-mll/glue/resolve/"
 
 
 def card(labels: tuple[str, ...]) -> bytes:
@@ -83,19 +82,27 @@ def parquet(labels: list[int]) -> bytes:
     return buffer.getvalue()
 
 
+def rte_files(labels: tuple[str, ...]) -> dict[str, bytes]:
+    """What the repository of GLUE has of RTE."""
+    return {
+        "README.md": card(labels),
+        "rte/train-00000-of-00001.parquet": parquet([0, 1, 1, 0]),
+        "rte/validation-00000-of-00001.parquet": parquet([1, 0]),
+    }
+
+
 class Hub(ThreadingHTTPServer):
     """Serves one data set; counts requests."""
 
     daemon_threads = True
 
-    def __init__(self, labels: tuple[str, ...] = LABELS) -> None:
+    def __init__(
+        self, files: dict[str, bytes] | None = None, repository: str = "nyu-mll/glue"
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.num_requests = 0
-        self.files = {
-            "README.md": card(labels),
-            "rte/train-00000-of-00001.parquet": parquet([0, 1, 1, 0]),
-            "rte/validation-00000-of-00001.parquet": parquet([1, 0]),
-        }
+        self.repository = repository
+        self.files = files or rte_files(LABELS)
 
     @property
     def url(self) -> str:
@@ -118,9 +125,10 @@ class Answer(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = self.path.split("?")[0]
-        files = self.server.files
-        if path.startswith(PREFIX):
-            name = path.removeprefix(PREFIX).split("/", 1)[1]
+        files, repository = self.server.files, self.server.repository
+        prefix = f"/datasets/{repository}/resolve/"
+        if path.startswith(prefix):
+            name = path.removeprefix(prefix).split("/", 1)[1]
             if name in files:
                 tag = f'"{hashlib.sha256(files[name]).hexdigest()}"'
                 self._send(200, files[name], {"ETag": tag, "X-Repo-Commit": COMMIT})
@@ -129,21 +137,23 @@ class Answer(BaseHTTPRequestHandler):
         elif "/tree/" in path:
             folder = path.partition(f"/tree/{COMMIT}")[2].strip("/")
             self._send(200, json.dumps(self._listing(folder)).encode(), {})
-        elif path.startswith("/api/datasets/"):
+        elif path.startswith(f"/api/datasets/{repository}"):
             siblings = [{"rfilename": name} for name in files]
-            info = {"id": "nyu-mll/glue", "sha": COMMIT, "tags": [], "siblings": siblings}
+            info = {"id": repository, "sha": COMMIT, "tags": [], "siblings": siblings}
             self._send(200, json.dumps(info).encode(), {})
         else:
-            self._send(404, b"", {})
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
     def _listing(self, folder: str) -> list[dict[str, Any]]:
-        if not folder:
-            return [{"type": "directory", "path": "rte", "size": 0, "oid": "0" * 40}]
-        return [
-            {"type": "file", "path": name, "size": len(content), "oid": "1" * 40}
-            for name, content in self.server.files.items()
-            if name.startswith(f"{folder}/")
-        ]
+        found: list[dict[str, Any]] = []
+        for name, content in self.server.files.items():
+            path = PurePosixPath(name)
+            if str(path.parent) == (folder or "."):
+                found.append({"type": "file", "path": name, "size": len(content), "oid": "1" * 40})
+            elif not folder:
+                parent = str(path.parent)
+                found.append({"type": "directory", "path": parent, "size": 0, "oid": "0" * 40})
+        return found
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -172,7 +182,7 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture
 def permuted_hub() -> Iterator[Hub]:
     """The same rows under a README whose label names stand in another order."""
-    yield from serve(Hub(labels=LABELS[::-1]))
+    yield from serve(Hub(rte_files(LABELS[::-1])))
 
 
 SCRIPT = """

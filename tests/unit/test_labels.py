@@ -63,6 +63,8 @@ def test_kinds_by_type(values: list[Any], kind: str) -> None:
         (["1e-3", "2"], "regression"),
         (["1", "nan"], "single_label"),
         (["a|b", "a"], "multi_label"),
+        (["1.5", "", "2"], "regression"),
+        (["1.5", "a"], "single_label"),
     ],
 )
 def test_kinds_by_text(values: list[str], kind: str) -> None:
@@ -77,7 +79,7 @@ def test_names_are_sorted_integers_by_value() -> None:
     assert collect([1.0, 2.0, 1.0]) == ("1", "2")
     assert collect([["b", "a"], [], ["c", "c"]], "multi_label") == ("a", "b", "c")
     assert collect(["b|a", "", "c"], "multi_label", "a.csv") == ("a", "b", "c")
-    assert collect([1.5], "regression") == ()
+    assert collect([1.5, 2], "regression") == ()
 
 
 def test_codes_are_positions() -> None:
@@ -98,7 +100,9 @@ def test_a_label_unknown_to_the_train_file() -> None:
     )
 
 
-@pytest.mark.parametrize("value", [None, "", "  ", float("nan"), {"a": 1}, ["a"], "x" * 300])
+@pytest.mark.parametrize(
+    "value", [None, "", "  ", float("nan"), {"a": 1}, ["a"], "x" * 300, b"\xff"]
+)
 def test_what_can_not_be_one_label(value: Any) -> None:
     with pytest.raises(DataError, match="row 3, column 'label'"):
         collect(["a", "b", value])
@@ -116,12 +120,73 @@ def test_what_can_not_be_a_number(value: Any) -> None:
         encode([0.5, value], "regression", ())
 
 
+@pytest.mark.parametrize("value", [1e19, -1e300, "1e30"])
+def test_what_is_too_large_to_be_learnt(value: Any) -> None:
+    with pytest.raises(DataError, match=r"row 2, column 'label': .* is too large; numbers from"):
+        encode([0.5, value], "regression", ())
+
+
 def test_one_label_teaches_nothing() -> None:
     with pytest.raises(DataError, match=r"1 distinct label \(a\); at least 2 needed"):
         collect(["a", "a"])
-    with pytest.raises(DataError, match="0 distinct label"):
-        collect([[], []], "multi_label")
     assert collect([["a"], []], "multi_label") == ("a",)
+
+
+def test_one_number_teaches_nothing() -> None:
+    with pytest.raises(DataError, match=r"column 'label': every row has the number 2.5; at least"):
+        collect([2.5, 2.5], "regression")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "name"),
+    [
+        ([None, None], "single_label", "a.jsonl"),
+        (["", " "], "single_label", "a.csv"),
+        ([None, None], "regression", "a.parquet"),
+        (["", ""], "regression", "a.csv"),
+        ([[], []], "multi_label", "a.jsonl"),
+        (["", ""], "multi_label", "a.csv"),
+    ],
+)
+def test_a_column_without_any_label(values: list[Any], kind: TaskKind, name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        collect(values, kind, name)
+    assert str(caught.value) == (
+        f"{name}, row 1, column 'label': no row has a label here; is this the right column?"
+    )
+
+
+def test_rows_without_a_label_are_counted() -> None:
+    with pytest.raises(DataError) as caught:
+        collect(["a", None, "b", "", "  "])
+    assert str(caught.value) == (
+        "a.jsonl, row 2, column 'label': no label (2 more such rows follow); fill it in or drop "
+        "the row"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "row", "name"),
+    [
+        (["0.5", "", "1.5", "n/a", "2"], 4, "a.csv"),
+        ([0.5, 1, "1.5", 2.5], 3, "a.jsonl"),
+        ([1, 1, 1.5, True], 4, "a.jsonl"),
+    ],
+)
+def test_a_text_among_numbers_is_a_mistake(values: list[Any], row: int, name: str) -> None:
+    """Taking all for names would train something, but not what was meant."""
+    with pytest.raises(DataError) as caught:
+        infer(values, name)
+    assert (caught.value.row, caught.value.column) == (row, "label")
+    assert "is not a number, though most labels here are" in str(caught.value)
+    assert "--kind single_label" in str(caught.value)
+
+
+def test_a_data_set_states_the_order_of_its_labels() -> None:
+    stated = ("worse", "better", "never", "as good")
+    values = {"label": ["as good", "better", "worse"] * 2}
+    columns = Columns("data set a, split train", 6, values, stated)
+    assert collect_labels(columns, "label", "single_label") == ("worse", "better", "as good")
 
 
 def test_a_text_column_is_not_taken_for_labels() -> None:

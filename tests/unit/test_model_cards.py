@@ -13,6 +13,7 @@ import pytest
 from deltas import Backbone, Delta, Manifest, TaskSpec, delta_path, write_delta, zoo_path
 from deltas.__main__ import main
 from deltas.card import card_path, render_card
+from deltas.manifest import DataSetRef
 
 MakeDelta = Callable[..., Delta]
 FILES = sorted(zoo_path().rglob("*.safetensors"))
@@ -70,6 +71,8 @@ def test_a_sample_says_so(
 
     assert "Trained on generated rows" not in card_with()
     assert "Trained on generated rows" in card_with(data="sample")
+    named = DataSetRef(name="owner/films", config="en", revision="c" * 40, train_split="all")
+    assert f"of owner/films:en@{'c' * 40}, split all" in card_with(data="hub", data_set=named)
     noted = card_with(data_note="sample of the GLUE train set: 5 of 9 rows")
     assert "not the whole published set: sample of the GLUE train set: 5 of 9 rows." in noted
 

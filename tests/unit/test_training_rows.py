@@ -8,8 +8,9 @@ from itertools import pairwise
 
 import pytest
 
+from deltas.manifest import TaskKind
 from training.errors import ConfigError
-from training.rows import Rows, TaskData, digest_rows
+from training.rows import Labels, Rows, TaskData, digest_rows, hold_out
 from training.tasks import TASKS
 
 
@@ -98,3 +99,23 @@ def test_regression_and_multi_label_rows_have_subsets_too() -> None:
     train = Rows([(str(n),) for n in range(9)], [[n % 2, 1] for n in range(9)])
     data = TaskData(TASKS["stsb"], "files", "", "", train, {})
     assert len(data.subset(1, 0).train) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("multi_label", [[1, int(n == 7), int(n < 2)] for n in range(20)]),
+        ("single_label", [int(n == 7) for n in range(20)]),
+    ],
+)
+def test_every_label_keeps_a_row(kind: TaskKind, labels: Labels) -> None:
+    """What only held out rows have would be judged and never learnt."""
+    # The single label's row shares its text with another label's, so both stay on one side.
+    rows = Rows([(f"text {6 if n == 7 else n}",) for n in range(20)], labels)
+    for seed in range(50):
+        kept, held = hold_out(rows, kind, 0.4, seed)
+        assert len(held)
+        if kind == "single_label":
+            assert 1 in kept.labels
+        else:
+            assert all(map(any, zip(*kept.labels, strict=True)))
