@@ -217,24 +217,41 @@ def _round_up(count: int) -> int:
 
 
 def _to_tensors(layout: _Layout, spans: dict[int, Span], device: torch.device) -> PackedBatch:
+    """The batch on its device, brought there by a single copy."""
     lengths = torch.tensor(layout.piece_lengths)
     piece = torch.arange(len(lengths)).repeat_interleave(lengths)  # [N]
+    parts = [
+        torch.frombuffer(layout.ids, dtype=torch.int64),
+        torch.frombuffer(layout.types, dtype=torch.int64),
+        torch.frombuffer(layout.positions, dtype=torch.int64),
+        torch.tensor(layout.piece_rows)[piece],
+        torch.tensor(layout.packed),
+        torch.tensor(layout.first),
+        torch.tensor(layout.packed_row),
+        piece,
+    ]
+    if device.type != "cpu":
+        whole = torch.cat(parts).to(device)
+        parts = list(torch.split(whole, [len(part) for part in parts]))
+    ids, types, positions, row_of_token, row_of_packed, first, packed_row, on_device = parts
     return PackedBatch(
-        input_ids=torch.frombuffer(layout.ids, dtype=torch.int64).to(device),
-        token_type_ids=torch.frombuffer(layout.types, dtype=torch.int64).to(device),
-        position_ids=torch.frombuffer(layout.positions, dtype=torch.int64).to(device),
-        row_of_token=torch.tensor(layout.piece_rows)[piece].to(device),
-        row_of_packed=torch.tensor(layout.packed).to(device),
-        first=torch.tensor(layout.first).to(device),
-        packed_row=torch.tensor(layout.packed_row).to(device),
-        blocks=tuple(_with_allowed(block, piece.to(device)) for block in layout.blocks),
+        input_ids=ids,
+        token_type_ids=types,
+        position_ids=positions,
+        row_of_token=row_of_token,
+        row_of_packed=row_of_packed,
+        first=first,
+        packed_row=packed_row,
+        blocks=tuple(_with_allowed(block, piece, on_device) for block in layout.blocks),
         spans=spans,
     )
 
 
-def _with_allowed(block: Block, piece: Tensor) -> Block:
-    """Tokens of one piece see each other."""
-    own = piece[block.tokens].view(block.count, 1, block.width)
+def _with_allowed(block: Block, piece: Tensor, on_device: Tensor) -> Block:
+    """Tokens of one piece see each other; `piece` [N] is on the host, where looking is cheap."""
+    shape = block.count, 1, block.width
+    own = piece[block.tokens].view(shape)
     if torch.equal(own[..., :1].expand_as(own), own):  # windows of one piece each
         return block
+    own = on_device[block.tokens].view(shape)
     return replace(block, allowed=own.unsqueeze(-1) == own.unsqueeze(-2))

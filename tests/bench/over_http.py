@@ -3,7 +3,8 @@
     GLUE_DIR=... python -m tests.bench.over_http [--seconds 10] [--overload-seconds 60] [--json F]
 
 The server (`python -m app`), the load tool (`tests.bench.load`) and the engine alone run in
-processes of their own, one after the other, so that the engine alone has the machine for itself.
+processes of their own, in turn, round after round, so that the engine alone has the machine for
+itself; a ratio is the median over the rounds of what was measured within the same round.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +31,7 @@ import torch
 
 from app.engine import Engine, EngineRow
 from deltas import (
-    Backbone,
+    DTYPES,
     Store,
     keep_freed_memory,
     load_backbone,
@@ -44,6 +46,9 @@ from training.tasks import TASKS
 _LIST_ROWS = 32
 _LIST_CONNECTIONS = 8
 _OVERLOAD = 3
+_ENGINE, _ALONE, _ONE = "engine alone", "one row, one connection", "one row, 64 connections"
+_LISTS = f"lists of {_LIST_ROWS}, {_LIST_CONNECTIONS} connections"
+_FAN_OUT, _NINE, _OVER = "fan-out to nine", "nine requests", f"{_OVERLOAD}x overload"
 _LIGHT_SHARE = 0.04  # of the capacity; one task's traffic in the test of fairness
 _HEAVY = 10  # times as much is the busy task's
 _START_S = 120
@@ -53,27 +58,39 @@ _LATENCY_ROWS = 200
 def main() -> int:
     """Run the benchmark; print a table; write JSON if asked to."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.over_http", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each load in each round")
     parser.add_argument("--overload-seconds", type=float, default=60.0)
+    parser.add_argument("--precision", choices=("auto", *DTYPES), default="auto")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     keep_freed_memory()
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
+    precision = pick_precision(options.precision, pick_device("cpu"))
     backbone = load_backbone()
     workload = load_workload(backbone)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "deltas"
         write_deltas(backbone, root, list(TASKS), dict.fromkeys(TASKS, "bitfit"))
         bodies = write_bodies(workload, Path(folder))
-        measured = {"engine alone": engine_alone(backbone, workload, root, options.seconds)}
-        with server(root) as (url, process):
-            measured |= over_http(url, process, bodies, options)
+        engine = Engine(
+            backbone, Store([root], backbone=backbone.ref), device="cpu", precision=precision
+        )
+        alone = EngineAlone(engine, workload)
+        with server(root, precision) as (url, process):
+            load(url, bodies["one"], "--seconds", 3)  # the first requests warm everything up
+            rounds = []
+            for number in range(options.rounds):
+                rounds.append(measure(alone, url, bodies, options.seconds))
+                sys.stderr.write(f"round {number + 1} of {options.rounds} done\n")
+            crowded = under_load(url, process, bodies, rounds, options)
+    measured = {name: median_of([found[name] for found in rounds]) for name in rounds[0]} | crowded
     report: dict[str, Any] = {
         "measured": measured,
-        "ratios": ratios(measured),
+        "ratios": ratios(rounds) | ratios_under_load(crowded, measured[_ONE]["rows_per_s"]),
         "machine": machine(threads),
-        "precision": pick_precision("auto", pick_device("cpu")),
+        "precision": precision,
         "data": workload.source,
     }
     publish(report, [*table(measured), *ratio_table(report["ratios"])], options.json)
@@ -119,36 +136,39 @@ def write_bodies(workload: Workload, folder: Path) -> dict[str, Path]:
     return files
 
 
-def engine_alone(
-    backbone: Backbone, workload: Workload, root: Path, seconds: float
-) -> dict[str, Any]:
-    """Rows a second of full batches, and the time of one row by itself."""
-    store = Store([root], backbone=backbone.ref)
-    engine = Engine(backbone, store, device="cpu")
-    names = list(TASKS)
-    rows: list[EngineRow] = []
-    for task, texts in zip(workload.tasks, workload.texts, strict=True):
-        rows += engine.tokenize(store.resolve(names[task]), [(" ".join(texts),)])
-    batches = cut(rows, 4096)
-    engine.compile_kernels(4096)
-    for batch in batches[:2]:
-        engine.run(batch)
-    started, done = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        for batch in batches:
+class EngineAlone:
+    """The engine with the same deltas and rows, without a server around it."""
+
+    def __init__(self, engine: Engine, workload: Workload) -> None:
+        self._engine = engine
+        names = list(TASKS)
+        self._rows: list[EngineRow] = []
+        for task, texts in zip(workload.tasks, workload.texts, strict=True):
+            record = engine.store.resolve(names[task])
+            self._rows += engine.tokenize(record, [(" ".join(texts),)])
+        self._batches = cut(self._rows, 4096)
+        engine.compile_kernels(4096)
+        for batch in self._batches[:2]:
             engine.run(batch)
-        done += len(rows)
-    rate = done / (time.perf_counter() - started)
-    single = []
-    for row in rows[:_LATENCY_ROWS]:
-        started = time.perf_counter()
-        engine.run([row])
-        single.append(time.perf_counter() - started)
-    return {"rows_per_s": round(rate, 1), "p50_ms": round(1000 * statistics.median(single), 3)}
+
+    def measure(self, seconds: float) -> dict[str, Any]:
+        """Rows a second of full batches, and the time of one row by itself."""
+        started, done = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            for batch in self._batches:
+                self._engine.run(batch)
+            done += len(self._rows)
+        rate = done / (time.perf_counter() - started)
+        single = []
+        for row in self._rows[:_LATENCY_ROWS]:
+            started = time.perf_counter()
+            self._engine.run([row])
+            single.append(time.perf_counter() - started)
+        return {"rows_per_s": round(rate, 1), "p50_ms": round(1000 * statistics.median(single), 3)}
 
 
 @contextmanager
-def server(root: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def server(root: Path, precision: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A running server with the deltas below `root` and nothing else."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -157,6 +177,7 @@ def server(root: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         "DELTABERT_PORT": str(port),
         "DELTABERT_DELTAS": str(root),
         "DELTABERT_ZOO": "false",
+        "DELTABERT_PRECISION": precision,
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "app"],
@@ -178,33 +199,35 @@ def server(root: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         process.wait(30)
 
 
-def over_http(
+def measure(
+    alone: EngineAlone, url: str, bodies: dict[str, Path], seconds: float
+) -> dict[str, dict[str, Any]]:
+    """One round: the engine alone, and every kind of load that a server keeps up with."""
+    one, few = ("--connections", 1), ("--connections", _LIST_CONNECTIONS)
+    return {
+        _ENGINE: alone.measure(seconds),
+        _ALONE: load(url, bodies["one"], *one, "--seconds", seconds),
+        _ONE: load(url, bodies["one"], "--seconds", seconds),
+        _LISTS: load(url, bodies["lists"], *few, "--seconds", seconds),
+        _FAN_OUT: load(url, bodies["fan-out"], *one, "--seconds", seconds),
+        _NINE: load(url, bodies["nine"], *one, "--seconds", seconds),
+    }
+
+
+def under_load(
     url: str,
     process: subprocess.Popen[bytes],
     bodies: dict[str, Path],
+    rounds: list[dict[str, dict[str, Any]]],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Every kind of load, one after the other."""
-    seconds = options.seconds
-    load(url, bodies["one"], "--seconds", 3)  # the first requests warm everything up
-    found = {
-        "one row, one connection": load(
-            url, bodies["one"], "--connections", 1, "--seconds", seconds
-        ),
-        "one row, 64 connections": load(url, bodies["one"], "--seconds", seconds),
-        f"lists of {_LIST_ROWS}, {_LIST_CONNECTIONS} connections": load(
-            url, bodies["lists"], "--connections", _LIST_CONNECTIONS, "--seconds", seconds
-        ),
-        "fan-out to nine": load(url, bodies["fan-out"], "--connections", 1, "--seconds", seconds),
-        "nine requests": load(url, bodies["nine"], "--connections", 1, "--seconds", seconds),
-    }
-    capacity = found["one row, 64 connections"]["rows_per_s"]
-    found |= nine_tasks(url, bodies, _LIGHT_SHARE * capacity, 2 * seconds)
+    """Nine tasks of which one is busy, and overload: shares and multiples of the capacity."""
+    capacity = statistics.median(found[_ONE]["rows_per_s"] for found in rounds)
+    found = nine_tasks(url, bodies, _LIGHT_SHARE * capacity, 6 * options.seconds)
     before = resident_bytes(process.pid)
     rate = _OVERLOAD * capacity
-    name = f"{_OVERLOAD}x overload"
-    found[name] = load(url, bodies["one"], "--rate", rate, "--seconds", options.overload_seconds)
-    found[name]["grown_bytes"] = resident_bytes(process.pid) - before
+    found[_OVER] = load(url, bodies["one"], "--rate", rate, "--seconds", options.overload_seconds)
+    found[_OVER]["grown_bytes"] = resident_bytes(process.pid) - before
     return found
 
 
@@ -238,25 +261,48 @@ def resident_bytes(pid: int) -> int:
     raise RuntimeError(f"no VmRSS of process {pid}")
 
 
-def ratios(measured: dict[str, Any]) -> dict[str, float]:
-    """What the project wants to know of it."""
-    engine = measured["engine alone"]
-    one, lists = measured["one row, 64 connections"], measured["lists of 32, 8 connections"]
-    overload = measured["3x overload"]
+def median_of(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One system's rounds as one: medians of the numbers, sums of the answers."""
+    found: dict[str, Any] = {}
+    for key, value in rounds[0].items():
+        if key == "statuses":
+            found[key] = dict(sum((Counter(item[key]) for item in rounds), Counter()))
+        elif isinstance(value, int | float):
+            found[key] = round(statistics.median(item[key] for item in rounds), 3)
+    return found
+
+
+def ratios(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, float]:
+    """What the project wants to know of the server that keeps up: medians over the rounds."""
+
+    def median(of_round: Callable[[dict[str, dict[str, Any]]], float], digits: int) -> float:
+        return round(statistics.median(map(of_round, rounds)), digits)
+
+    return {
+        "http_one_row_vs_engine": median(
+            lambda found: found[_ONE]["rows_per_s"] / found[_ENGINE]["rows_per_s"], 3
+        ),
+        "http_list32_vs_engine": median(
+            lambda found: found[_LISTS]["rows_per_s"] / found[_ENGINE]["rows_per_s"], 3
+        ),
+        "idle_overhead_ms": median(
+            lambda found: found[_ALONE]["p50_ms"] - found[_ENGINE]["p50_ms"], 2
+        ),
+        "fanout9_vs_requests": median(
+            lambda found: found[_FAN_OUT]["p50_ms"] / (9 * found[_NINE]["p50_ms"]), 3
+        ),
+    }
+
+
+def ratios_under_load(measured: dict[str, Any], capacity: float) -> dict[str, float]:
+    """The same of overload, and of nine tasks of which one is busy."""
+    overload = measured[_OVER]
     evenly, busily = measured["one of nine, evenly"], measured["one of nine, busily"]
     return {
-        "http_one_row_vs_engine": round(one["rows_per_s"] / engine["rows_per_s"], 3),
-        "http_list32_vs_engine": round(lists["rows_per_s"] / engine["rows_per_s"], 3),
-        "idle_overhead_ms": round(
-            measured["one row, one connection"]["p50_ms"] - engine["p50_ms"], 2
-        ),
-        "overload_goodput": round(overload["rows_per_s"] / one["rows_per_s"], 3),
+        "overload_goodput": round(overload["rows_per_s"] / capacity, 3),
         "overload_live_max_ms": overload["live_max_ms"],
         "overload_grown_mb": round(overload["grown_bytes"] / 1e6, 1),
         "fair_p99_ratio": round(busily["p99_ms"] / evenly["p99_ms"], 2),
-        "fanout9_vs_requests": round(
-            measured["fan-out to nine"]["p50_ms"] / (9 * measured["nine requests"]["p50_ms"]), 3
-        ),
     }
 
 

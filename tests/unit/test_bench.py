@@ -12,7 +12,7 @@ import torch
 
 from app.engine import Engine
 from deltas import Backbone, Store, TokenizedRow, load_backbone, tokenize_texts, zoo_path
-from tests.bench import precision, scale, trainers, training
+from tests.bench import over_http, precision, scale, trainers, training
 from tests.bench.load import encode_requests
 from tests.bench.report import wanted_table
 from tests.bench.serving import RATIOS, cut, summarise
@@ -74,6 +74,46 @@ def test_the_cliff_is_the_speed_with_few_slots_over_that_with_all() -> None:
         "memory_vs_deltas": 0.8,
         "memory_64_slots_vs_deltas": 0.2,
         "cliff_4x": 0.5,
+    }
+
+
+def a_round(engine: float, one: float, lists: float) -> dict[str, Any]:
+    """A round of bench-http, in rows/s; a row takes 10 ms, 12 over HTTP."""
+    rates = {"engine alone": engine, "one row, 64 connections": one}
+    rates |= {"lists of 32, 8 connections": lists, "one row, one connection": 80.0}
+    found = {name: {"rows_per_s": rate, "p50_ms": 12.0} for name, rate in rates.items()}
+    found["engine alone"]["p50_ms"] = 10.0
+    found["fan-out to nine"] = {"rows_per_s": 30.0, "p50_ms": 27.0}
+    found["nine requests"] = {"rows_per_s": 90.0, "p50_ms": 10.0}
+    return found
+
+
+def test_http_and_the_engine_are_compared_within_a_round() -> None:
+    """The second round's machine is half as fast, the third was disturbed while HTTP ran."""
+    rounds = [a_round(200, 140, 180), a_round(100, 70, 90), a_round(200, 40, 60)]
+    assert over_http.ratios(rounds) == {
+        "http_one_row_vs_engine": 0.7,
+        "http_list32_vs_engine": 0.9,
+        "idle_overhead_ms": 2.0,
+        "fanout9_vs_requests": 0.3,
+    }
+    answers = [{"rows_per_s": 3.0, "statuses": {"200": 2}, "live_max_ms": 1.5}] * 2
+    answers.append({"rows_per_s": 9.0, "statuses": {"200": 1, "429": 4}, "live_max_ms": 7.0})
+    summed = {"rows_per_s": 3.0, "statuses": {"200": 5, "429": 4}, "live_max_ms": 1.5}
+    assert over_http.median_of(answers) == summed
+
+
+def test_overload_is_compared_with_what_the_server_could_do() -> None:
+    measured = {
+        "3x overload": {"rows_per_s": 90.0, "live_max_ms": 20.0, "grown_bytes": 12_340_000},
+        "one of nine, evenly": {"p99_ms": 40.0},
+        "one of nine, busily": {"p99_ms": 70.0},
+    }
+    assert over_http.ratios_under_load(measured, 100.0) == {
+        "overload_goodput": 0.9,
+        "overload_live_max_ms": 20.0,
+        "overload_grown_mb": 12.3,
+        "fair_p99_ratio": 1.75,
     }
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from deltas import PackedBatch, pack, packed_sizes
 
@@ -129,3 +134,35 @@ def test_the_sizes_compiled_are_those_that_batches_have(lengths: list[int]) -> N
     sizes = packed_sizes(sum(lengths) + 64)
     assert len(batch.input_ids) in sizes
     assert len(batch.first) in sizes
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from one device to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+            self.count += any(leaf.device != result.device for leaf in given)
+        return result
+
+
+def test_one_copy_brings_a_batch_to_its_device() -> None:
+    """On a device that holds no values, which every machine has."""
+    rows = [([2, 5, 3], [0, 0, 0]), ([2, 7, 8, 3], [0, 0, 1, 1]), ([2, 3], [0, 0])]
+    with Copies() as copies:
+        batch = pack(rows, "meta", keys=[0, 1, 0])
+    assert copies.count == 1
+    here = pack(rows, keys=[0, 1, 0])
+    for name, value in vars(here).items():
+        if isinstance(value, Tensor):
+            there = getattr(batch, name)
+            assert (there.shape, there.dtype) == (value.shape, value.dtype), name
+            assert there.device.type == "meta"
+    assert batch.spans == here.spans
+    assert [b.allowed is None for b in batch.blocks] == [b.allowed is None for b in here.blocks]
