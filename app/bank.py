@@ -13,16 +13,17 @@ Legend: S slots, N tokens, R rows, T lines of x (tokens or rows), K selected val
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from app.lines import Lines
 from app.quantised import QuantisedMatrix
 from deltas import Backbone, Delta, DenseEntry, Entry, SparseEntry, encoder_layout
 
-_FIRST_ROOM = 64  # lines
+KINDS = ("bias", "weight")  # of vectors
 _NO_HEAD = torch.empty(0), torch.empty(0)
 
 
@@ -51,15 +52,15 @@ class Staged:
     """A delta on the host, in the form that goes into a slot.
 
     Attributes:
-        vectors: all vectors end to end as the delta has them, in the bank's dtype; None if it has
-            none of its own.
+        vectors: by kind ("bias", "weight"), all of them end to end as the delta has them, in the
+            bank's dtype; a kind of which it has none of its own is left out.
         matrices: whole matrices of its own, by the name of the encoder's weight.
         sparse: selected values in matrices that it otherwise shares.
         head_weight: float32 [C, H].
         head_bias: float32 [C].
     """
 
-    vectors: Tensor | None
+    vectors: dict[str, Tensor]
     matrices: dict[str, Tensor]
     sparse: dict[str, SparseSlot]
     head_weight: Tensor
@@ -94,15 +95,10 @@ class Bank:
         # A float32 weight on the CPU stays the backbone's own memory: nothing is held twice.
         self.frozen = {name: weight.to(device, dtype) for name, weight in backbone.weights.items()}
         self.quantised = self._quantise() if int8 else {}
-        # Line 0 is the backbone's. Behind the lines in use there is room for more.
-        self.vectors = {
-            name: weight[None].to(device, self.vector_dtype)
-            for name, weight in backbone.weights.items()
-            if weight.ndim == 1
-        }
-        self._room = dict(self.vectors)
-        self._free_lines: list[int] = []
-        self.line_of: list[int] = [0]  # each slot's line in the vectors
+        # Biases, and LayerNorms' weights, which few deltas have of their own.
+        self.lines = {kind: Lines(self._frozen_vectors(kind)) for kind in KINDS}
+        # Each slot's line in the vectors of each kind.
+        self.line_of: dict[str, list[int]] = {kind: [0] for kind in KINDS}
         self.matrices: dict[str, dict[int, Tensor]] = {name: {} for name in self.frozen}
         self.sparse: dict[str, dict[int, SparseSlot]] = {name: {} for name in self.frozen}
         # Copies of frozen matrices, into which a sparse slot's values are laid while its rows run.
@@ -140,9 +136,13 @@ class Bank:
 
     def stage(self, delta: Delta) -> Staged:
         """Bring a delta into the form of a slot; thread-safe, nothing of the bank changes."""
-        vectors = None
-        if any(len(info.shape) == 1 for info in delta.manifest.entries):
-            vectors = self.lay_out(delta.entries, self._backbone.parameters).to(self.vector_dtype)
+        vector_names = [info.name for info in delta.manifest.entries if len(info.shape) == 1]
+        own = {name.rpartition(".")[2] for name in vector_names}
+        vectors = {
+            kind: self.lay_out(kind, delta.entries, self._backbone.parameters).to(self.vector_dtype)
+            for kind in KINDS
+            if kind in own
+        }
         matrices: dict[str, Tensor] = {}
         sparse: dict[str, SparseSlot] = {}
         for name, weight in self.frozen.items():
@@ -158,17 +158,32 @@ class Bank:
         head = delta.head_weight.clone(), delta.head_bias.clone()
         return Staged(vectors, matrices, sparse, *head)
 
-    def lay_out(self, entries: Mapping[str, Entry], frozen: Mapping[str, Tensor]) -> Tensor:
-        """All vectors end to end in the bank's order: a delta's where it has them, else frozen."""
-        parts = [part for name in self.vectors for part in self._layout[name]]
+    def lay_out(
+        self, kind: str, entries: Mapping[str, Entry], frozen: Mapping[str, Tensor]
+    ) -> Tensor:
+        """All vectors of a kind end to end in the tables' order: a delta's, else frozen ones."""
+        parts = [part for name in self.lines[kind].tables for part in self._layout[name]]
         return torch.cat(_resolved(parts, entries, frozen))
+
+    def vectors(self, name: str) -> Tensor:
+        """The table [S, O] of a vector: see `line_of` for a slot's line."""
+        return self.lines[name.rpartition(".")[2]].tables[name]
+
+    def _frozen_vectors(self, kind: str) -> dict[str, Tensor]:
+        return {
+            name: weight.to(self.device, self.vector_dtype)
+            for name, weight in self._backbone.weights.items()
+            if weight.ndim == 1 and name.endswith(f".{kind}")
+        }
 
     def put(self, staged: Sequence[Staged]) -> list[int]:
         """Give each a slot; returns the slots in order. Never call it while a batch runs."""
         slots = [self._take_slot() for _ in staged]
-        lines = self._take_lines([item.vectors for item in staged if item.vectors is not None])
+        for kind, held in self.lines.items():
+            lines = held.take([item.vectors[kind] for item in staged if kind in item.vectors])
+            for slot, item in zip(slots, staged, strict=True):
+                self.line_of[kind][slot] = next(lines) if kind in item.vectors else 0
         for slot, item in zip(slots, staged, strict=True):
-            self.line_of[slot] = 0 if item.vectors is None else next(lines)
             for name, matrix in item.matrices.items():
                 self.matrices[name][slot] = matrix.to(self.device)
             for name, sparse in item.sparse.items():
@@ -187,18 +202,15 @@ class Bank:
             self.sparse[name].pop(slot, None)
         self.matrix_slots.discard(slot)
         self.heads[slot] = _NO_HEAD
-        if self.line_of[slot]:
-            self._free_lines.append(self.line_of[slot])
+        for kind, held in self.lines.items():
+            held.give_back(self.line_of[kind][slot])
+            self.line_of[kind][slot] = 0
         self._free_slots.append(slot)
 
     def reserve(self, num_lines: int) -> None:
         """Make room for the vectors of so many slots besides the backbone's."""
-        for name, vectors in self.vectors.items():
-            if len(self._room[name]) <= num_lines:
-                # Room that was never written to takes no memory on a CPU.
-                self._room[name] = vectors.new_empty(num_lines + 1, vectors.shape[1])
-                self._room[name][: len(vectors)] = vectors
-                self.vectors[name] = self._room[name][: len(vectors)]
+        for held in self.lines.values():
+            held.reserve(num_lines)
 
     def _quantise(self) -> dict[str, QuantisedMatrix]:
         """The layers' matrices as whole numbers; the pooler is too small to gain."""
@@ -212,27 +224,9 @@ class Bank:
         if self._free_slots:
             return self._free_slots.pop()
         self.heads.append(_NO_HEAD)
-        self.line_of.append(0)
+        for lines in self.line_of.values():
+            lines.append(0)
         return len(self.heads) - 1
-
-    def _take_lines(self, vectors: list[Tensor]) -> Iterator[int]:
-        """Write vectors into free lines; returns which those are."""
-        used, room = (len(next(iter(held.values()))) for held in (self.vectors, self._room))
-        reused = [self._free_lines.pop() for _ in vectors[: len(self._free_lines)]]
-        lines = reused + list(range(used, used + len(vectors) - len(reused)))
-        if not lines:
-            return iter(())
-        if lines[-1] >= room:
-            self.reserve(max(_FIRST_ROOM, 2 * lines[-1]))  # doubling makes growth rare
-        where = torch.tensor(lines, device=self.device)
-        whole = torch.stack(vectors).to(self.device)
-        start = 0
-        for name, held in self._room.items():
-            stop = start + held.shape[1]
-            held[where] = whole[:, start:stop]
-            self.vectors[name] = held[: max(used, lines[-1] + 1)]
-            start = stop
-        return iter(lines)
 
     def _sparse_slot(self, parts: Sequence[str], delta: Delta) -> SparseSlot:
         places, values, frozen = [], [], []

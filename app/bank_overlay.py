@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.bank import Bank, SparseSlot
+from app.bank import KINDS, Bank, SparseSlot
 from deltas import Overlay, PackedBatch
 
 
@@ -28,9 +28,13 @@ class BankOverlay(Overlay):
 
     def __init__(self, bank: Bank, batch: PackedBatch, slots: Sequence[int]) -> None:
         self._bank = bank
-        lines = torch.tensor([bank.line_of[slot] for slot in slots], device=bank.device)
-        # Which line of the bank's vectors each token and each packed row sees.
-        self._lines = {False: lines[batch.row_of_token], True: lines[batch.row_of_packed]}
+        # Which line of the bank's vectors, biases and weights, each token and packed row sees.
+        lines = [[bank.line_of[kind][slot] for slot in slots] for kind in KINDS]
+        by_row = torch.tensor(lines, device=bank.device)
+        self._lines = {
+            per_row: dict(zip(KINDS, by_row[:, rows], strict=True))
+            for per_row, rows in ((False, batch.row_of_token), (True, batch.row_of_packed))
+        }
         self._rows: dict[int, list[int]] = {}
         for row, slot in enumerate(slots):
             self._rows.setdefault(slot, []).append(row)
@@ -58,19 +62,16 @@ class BankOverlay(Overlay):
     def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
         """Multiply x [T, in] by each line's own matrix at `site`, add its bias: [T, out]."""
         name = f"{site}.weight"
-        lines = self._lines[per_row]
         # The GEMM accumulates onto the gathered biases: no broadcast, no second pass.
-        out = torch.index_select(self._bank.vectors[f"{site}.bias"], 0, lines)
+        out = self._gathered(site, "bias", per_row=per_row)
         self.multiply(name, x, out, per_row=per_row)
         return out
 
     def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
         """Normalise x [T, H], then scale and shift each line by its slot's LayerNorm."""
-        lines = self._lines[per_row]
         out = F.layer_norm(x, (x.shape[-1],), None, None, self._bank.eps)
-        shift = torch.index_select(self._bank.vectors[f"{site}.bias"], 0, lines)
-        scale = torch.index_select(self._bank.vectors[f"{site}.weight"], 0, lines)
-        return shift.addcmul_(out, scale)
+        scale = self._gathered(site, "weight", per_row=per_row)
+        return self._gathered(site, "bias", per_row=per_row).addcmul_(out, scale)
 
     def head(self, pooled: Tensor) -> list[Tensor]:
         """Each row's float32 logits [C], C being its own task's; pooled is [R, H]."""
@@ -97,6 +98,12 @@ class BankOverlay(Overlay):
                     _multiply(x[start:stop], matrix, out[start:stop], beta)
             done = stop
         _multiply(x[done:], frozen, out[done:], beta)
+
+    def _gathered(self, site: str, kind: str, *, per_row: bool) -> Tensor:
+        """Each line's own vector at a site: [T, O]."""
+        return torch.index_select(
+            self._bank.vectors(f"{site}.{kind}"), 0, self._lines[per_row][kind]
+        )
 
     def _own(self, name: str, *, per_row: bool) -> list[tuple[Tensor | SparseSlot, int, int]]:
         """What slots of this batch have of their own there, with their lines, in line order."""

@@ -3,8 +3,7 @@
 A line of a product gets its own task's bias; then, as asked for, a residual is added, GELU or a
 LayerNorm with its own task's scale and shift applied; it is written as numbers of the encoder's
 dtype, as 8-bit integers for the next product, or as both. PyTorch's operations read and write all
-of a batch from memory for each of these steps, which takes as long as the products where those are
-fast.
+of a batch for each of these steps, which takes as long as the products where those are fast.
 
 Legend: T lines, O values of a line, S slots.
 """
@@ -38,9 +37,7 @@ from deltas.native import (
 _ZERO, _HALF, _ONE, _TINY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(1e-30)
 _MOST = np.float32(127)
 _UPPER = np.int32(16)  # bits of a bfloat16 are the upper ones of a float32
-_ALMOST_HALF = np.int32(0x7FFF)
-_MAGNITUDE = np.int32(0x7FFFFFFF)
-_SIGN = np.int32(31)
+_ALMOST_HALF, _MAGNITUDE, _SIGN = np.int32(0x7FFF), np.int32(0x7FFFFFFF), np.int32(31)
 
 _GELU_LIMIT = 5.4  # GELU is x or 0 beyond, within 2e-7
 _GELU_DEGREE = 13
@@ -77,20 +74,32 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Norm:
-    """A LayerNorm's values, of all slots: float32 [S, O] each."""
+class PerLine:
+    """A vector for each line: line t gets table[lines[t]].
 
-    scale: Tensor
-    shift: Tensor
+    Attributes:
+        table: float32 [S, O].
+        lines: int64 [T].
+    """
+
+    table: Tensor
+    lines: Tensor
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A LayerNorm's scale and shift, for each line, and its epsilon."""
+
+    scale: PerLine
+    shift: PerLine
     eps: float
 
 
 def finish(
     product: Product,
-    slots: Tensor,
     target: Target,
     *,
-    bias: Tensor | None = None,
+    bias: PerLine | None = None,
     residual: Tensor | None = None,
     gelu: str | None = None,
     norm: Norm | None = None,
@@ -99,13 +108,12 @@ def finish(
 
     Args:
         product: the lines.
-        slots: int64 [T], which line of `bias` and `norm` each line gets.
         target: where to write.
-        bias: float32 [S, O].
+        bias: added first.
         residual: float32 or bfloat16 [T, O].
         gelu: "none" for the exact one, "tanh" for its approximation (Hendrycks and Gimpel 2016,
             arXiv:1606.08415), as `torch.nn.functional.gelu` calls them.
-        norm: scale and shift.
+        norm: comes last.
 
     Raises:
         ValueError: a tensor's values don't lie one after the other.
@@ -119,21 +127,25 @@ def finish(
         size,
         size,
         numbers.ctypes.data,
-        place_of(slots),
         KINDS[product.values.dtype],
         place_of(product.values),
         *((place_of(x.steps), place_of(x.middles)) if x else (0, 0)),
         *((place_of(matrix.steps), place_of(matrix.sums)) if matrix else (0, 0)),
-        place_of(bias),
+        *_places_of(bias),
         KINDS[residual.dtype] if residual is not None else 0,
         place_of(residual),
         polynomial.ctypes.data if gelu else 0,
-        *((place_of(norm.scale), place_of(norm.shift)) if norm else (0, 0)),
+        *_places_of(norm.scale if norm else None),
+        *_places_of(norm.shift if norm else None),
         KINDS[out.dtype] if out is not None else 0,
         place_of(out),
         place_of(quantised.values) if quantised else 0,
         *((place_of(quantised.steps), place_of(quantised.middles)) if quantised else (0, 0)),
     )
+
+
+def _places_of(vectors: PerLine | None) -> tuple[int, int]:
+    return (place_of(vectors.table), place_of(vectors.lines)) if vectors else (0, 0)
 
 
 @cache
@@ -241,7 +253,6 @@ def _quantise(values: Any, size: int, into: Any) -> Any:
 (
     _SIZE,
     _NUMBERS,
-    _SLOTS,
     _PRODUCT_KIND,
     _PRODUCT,
     _LINE_STEPS,
@@ -249,18 +260,21 @@ def _quantise(values: Any, size: int, into: Any) -> Any:
     _MATRIX_STEPS,
     _MATRIX_SUMS,
     _BIAS,
+    _BIAS_LINES,
     _RESIDUAL_KIND,
     _RESIDUAL,
     _POLYNOMIAL,
     _SCALE,
+    _SCALE_LINES,
     _SHIFT,
+    _SHIFT_LINES,
     _OUT_KIND,
     _OUT,
     _WHOLE,
     _WHOLE_STEPS,
     _WHOLE_MIDDLES,
     _NUM_ARGUMENTS,
-) = range(3, 24)
+) = range(3, 26)
 
 
 @compiled
@@ -269,7 +283,14 @@ def _floats(place: int, line: int, size: int) -> Any:
 
 
 @compiled
-def _gather(a: Any, line: int, slot: int, values: Any, other: Any) -> None:
+def _own(a: Any, table: int, line: int) -> Any:
+    """A line's own vector; where its table lies is argument `table`, its lines' the next one."""
+    number = carray(address(a[table + 1] + 8 * line), 1, np.int64)[0]
+    return _floats(a[table], number, a[_SIZE])
+
+
+@compiled
+def _gather(a: Any, line: int, values: Any, other: Any) -> None:
     """Read a line of the product; make it floats, add bias and residual."""
     size = a[_SIZE]
     read_line(a[_PRODUCT_KIND], a[_PRODUCT], line, size, values)
@@ -280,7 +301,7 @@ def _gather(a: Any, line: int, slot: int, values: Any, other: Any) -> None:
         for o in range(size):
             values[o] = values[o] * (step * steps[o]) + middle * sums[o]
     if a[_BIAS]:
-        bias = _floats(a[_BIAS], slot, size)
+        bias = _own(a, _BIAS, line)
         for o in range(size):
             values[o] += bias[o]
     if a[_RESIDUAL]:
@@ -290,15 +311,14 @@ def _gather(a: Any, line: int, slot: int, values: Any, other: Any) -> None:
 
 
 @compiled
-def _transform(a: Any, slot: int, values: Any) -> None:
+def _transform(a: Any, line: int, values: Any) -> None:
     """GELU, LayerNorm."""
     size = a[_SIZE]
     numbers = _floats(a[_NUMBERS], 0, 2)
     if a[_POLYNOMIAL]:
         _gelu(values, size, numbers[1], _floats(a[_POLYNOMIAL], 0, _GELU_DEGREE + 1))
     if a[_SCALE]:
-        scale, shift = _floats(a[_SCALE], slot, size), _floats(a[_SHIFT], slot, size)
-        _normalise(values, size, numbers[0], scale, shift)
+        _normalise(values, size, numbers[0], _own(a, _SCALE, line), _own(a, _SHIFT, line))
 
 
 @compiled
@@ -318,13 +338,12 @@ def _epilogue(arguments: Any) -> None:
     """The kernel."""
     a = carray(arguments, _NUM_ARGUMENTS, np.int64)
     lines, at_a_time, size = a[1], a[2], a[_SIZE]
-    slots = carray(address(a[_SLOTS]), lines, np.int64)
     values, other = np.empty(size, np.float32), np.empty(size, np.float32)
     while True:
         start = claim(arguments, at_a_time)
         if start >= lines:
             break
         for line in range(start, min(start + at_a_time, lines)):
-            _gather(a, line, slots[line], values, other)
-            _transform(a, slots[line], values)
+            _gather(a, line, values, other)
+            _transform(a, line, values)
             _store(a, line, values)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from app.bank import Bank
 from app.bank_overlay import BankOverlay
-from app.epilogue import Norm, Product, Target, finish
+from app.epilogue import Norm, PerLine, Product, Target, finish
 from app.quantised import Quantised
 from deltas import PackedBatch
 from deltas.layout import ACTIVATIONS
@@ -45,13 +45,13 @@ class FusedOverlay(BankOverlay):
         """Multiply x [T, in] by each line's own matrix at `site`, add its bias: [T, out]."""
         product = self._product(site, x, per_row=per_row)
         out = self._room(product, x.dtype)
-        finish(product, self._lines[per_row], Target(out), bias=self._bias(site))
+        finish(product, Target(out), bias=self._vectors(site, "bias", per_row=per_row))
         return out
 
     def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
         """Normalise x [T, H], then scale and shift each line by its slot's LayerNorm."""
         target = Target(torch.empty_like(x), self._whole_room(x))
-        finish(Product(x), self._lines[per_row], target, norm=self._norm(site))
+        finish(Product(x), target, norm=self._norm(site, per_row=per_row))
         return self._remember(target)
 
     def activate(self, site: str, x: Tensor, activation: str, *, per_row: bool = False) -> Tensor:
@@ -59,8 +59,8 @@ class FusedOverlay(BankOverlay):
         product = self._product(site, x, per_row=per_row)
         quantised = self._whole_room(product.values)
         target = Target(product.values if quantised is None else None, quantised)
-        gelu = ACTIVATIONS[activation]
-        finish(product, self._lines[per_row], target, bias=self._bias(site), gelu=gelu)
+        bias = self._vectors(site, "bias", per_row=per_row)
+        finish(product, target, bias=bias, gelu=ACTIVATIONS[activation])
         return self._remember(target)
 
     def add_norm(
@@ -80,11 +80,10 @@ class FusedOverlay(BankOverlay):
         target = Target(out, self._whole_room(product.values))
         finish(
             product,
-            self._lines[per_row],
             target,
-            bias=self._bias(sites[0]),
+            bias=self._vectors(sites[0], "bias", per_row=per_row),
             residual=residual,
-            norm=self._norm(sites[1]),
+            norm=self._norm(sites[1], per_row=per_row),
         )
         return self._remember(target)
 
@@ -96,16 +95,15 @@ class FusedOverlay(BankOverlay):
             out = x.new_empty(len(x), len(self._bank.frozen[name]))
             self.multiply(name, x, out, per_row=per_row, overwrite=True)
             return Product(out)
-        quantised = self._quantised(x, per_row=per_row)
+        quantised = self._quantised(x)
         values = torch._int_mm(quantised.values, matrix.values.t())
         return Product(values, (quantised, matrix))
 
-    def _quantised(self, x: Tensor, *, per_row: bool) -> Quantised:
+    def _quantised(self, x: Tensor) -> Quantised:
         if self._latest is not None and self._latest[0] is x:
             return self._latest[1]
         quantised = Quantised.room_for(x)
-        target = Target(quantised=quantised)
-        finish(Product(x.contiguous()), self._lines[per_row], target)
+        finish(Product(x.contiguous()), Target(quantised=quantised))
         return quantised
 
     @staticmethod
@@ -128,9 +126,9 @@ class FusedOverlay(BankOverlay):
         self._latest = (result, whole)
         return result
 
-    def _bias(self, site: str) -> Tensor:
-        return self._bank.vectors[f"{site}.bias"]
+    def _vectors(self, site: str, kind: str, *, per_row: bool) -> PerLine:
+        return PerLine(self._bank.vectors(f"{site}.{kind}"), self._lines[per_row][kind])
 
-    def _norm(self, site: str) -> Norm:
-        vectors = self._bank.vectors
-        return Norm(vectors[f"{site}.weight"], vectors[f"{site}.bias"], self._bank.eps)
+    def _norm(self, site: str, *, per_row: bool) -> Norm:
+        scale = self._vectors(site, "weight", per_row=per_row)
+        return Norm(scale, self._vectors(site, "bias", per_row=per_row), self._bank.eps)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.bank import Bank, Staged
+from app.bank import KINDS, Bank, Staged
 from deltas import Backbone, Delta, DenseEntry, Record, check_delta
 
 _HEAD = "classifier.weight", "classifier.bias"
@@ -30,13 +30,12 @@ class _Plan:
     """Where the values of a file lie that has one certain header, as positions in its data.
 
     Attributes:
-        sources: int64 [n], in the file's float32 data.
-        targets: int64 [n], in the bank's vectors laid end to end; empty for a mere head.
+        vectors: by kind, int64 [n] each: where they lie in the file's float32 data, and in the
+            bank's vectors of that kind laid end to end; nothing for a mere head.
         head: start and shape of the head's weight and bias.
     """
 
-    sources: Tensor
-    targets: Tensor
+    vectors: dict[str, tuple[Tensor, Tensor]]
     head: tuple[tuple[int, list[int]], ...]
 
 
@@ -71,7 +70,7 @@ class Loader:
         self._recipes: dict[Path, _Recipe] = {}
         self._plans: dict[str, _Plan] = {}
         vectors = {name: w for name, w in backbone.parameters.items() if w.ndim == 1}
-        self._frozen = bank.lay_out({}, vectors).to(bank.vector_dtype)
+        self._frozen = {k: bank.lay_out(k, {}, vectors).to(bank.vector_dtype) for k in KINDS}
         self._nowhere = {name: torch.full(w.shape, -1) for name, w in vectors.items()}
 
     def load(self, record: Record) -> Staged:
@@ -97,10 +96,10 @@ class Loader:
     def _follow(self, recipe: _Recipe, content: bytearray) -> Staged:
         plan = recipe.plan
         data = torch.frombuffer(content, dtype=torch.float32, offset=recipe.start)
-        vectors = None
-        if len(plan.targets):
-            own = data.index_select(0, plan.sources).to(self._frozen.dtype)
-            vectors = self._frozen.clone().index_copy_(0, plan.targets, own)
+        vectors = {}
+        for kind, (sources, targets) in plan.vectors.items():
+            own = data.index_select(0, sources).to(self._bank.vector_dtype)
+            vectors[kind] = self._frozen[kind].clone().index_copy_(0, targets, own)
         weight, bias = (
             data[start : start + torch.Size(shape).numel()].view(shape).clone()
             for start, shape in plan.head
@@ -131,18 +130,23 @@ class Loader:
             name: DenseEntry(torch.arange(entry.values.numel()) + places[name])
             for name, entry in delta.entries.items()
         }
-        # The bank lays out positions as it would the values.
-        sources = self._bank.lay_out(entries, self._nowhere)
-        targets = (sources >= 0).nonzero().flatten()
+        vectors = {}
+        for kind in KINDS:
+            # The bank lays out positions as it would the values.
+            sources = self._bank.lay_out(kind, entries, self._nowhere)
+            targets = (sources >= 0).nonzero().flatten()
+            if len(targets):
+                vectors[kind] = sources[targets], targets
         head = tuple((places[name], header[name]["shape"]) for name in _HEAD)
-        return _Plan(sources[targets], targets, head)
+        return _Plan(vectors, head)
 
 
 def _same(one: Staged, other: Staged) -> bool:
     pairs = [(one.head_weight, other.head_weight), (one.head_bias, other.head_bias)]
-    if one.vectors is None or other.vectors is None:
-        return one.vectors is other.vectors and all(torch.equal(a, b) for a, b in pairs)
-    return all(torch.equal(a, b) for a, b in [*pairs, (one.vectors, other.vectors)])
+    if one.vectors.keys() != other.vectors.keys():
+        return False
+    pairs += [(vectors, other.vectors[kind]) for kind, vectors in one.vectors.items()]
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def _read(path: Path) -> bytearray | None:

@@ -39,7 +39,7 @@ _SMALL = 1 << 13  # values; waking another thread takes longer than so many
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-# Sums may be reordered; NaN and infinity must come through, since what a bad delta gives is found by them.
+# Sums may be reordered; NaN and infinity come through: what a bad delta computes is found by them.
 _OPTIONS = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
 
 

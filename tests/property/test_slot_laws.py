@@ -92,7 +92,7 @@ def test_few_slots_answer_as_many(few: Engine, whole: Engine, batches: Any, ahea
         assert few._bank.num_slots - 1 == few.slots.num_used
         assert len(few._bank.heads) <= few.slots.max_slots + 1
         most_lines = few.slots.max_slots + 1  # and the backbone's
-        assert max(len(lines) for lines in few._bank.vectors.values()) <= most_lines
+        assert max(len(table) for table in few._bank.lines["bias"].tables.values()) <= most_lines
 
 
 @LAW

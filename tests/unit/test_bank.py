@@ -173,9 +173,14 @@ def test_heads_are_each_tasks_own(bank: Bank, deltas: list[Delta], batch: Any) -
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def tables(bank: Bank) -> dict[str, Tensor]:
+    """Vectors of all slots, by name."""
+    return {name: table for lines in bank.lines.values() for name, table in lines.tables.items()}
+
+
 def state(bank: Bank) -> list[Tensor]:
     """Every tensor that the bank holds."""
-    held = [*bank.frozen.values(), *bank.vectors.values()]
+    held = [*bank.frozen.values(), *tables(bank).values()]
     held += [matrix for slots in bank.matrices.values() for matrix in slots.values()]
     for by_slot in bank.sparse.values():
         for sparse in by_slot.values():
@@ -278,8 +283,9 @@ def test_tasks_without_vectors_share_those_of_the_backbone(
     made = Bank(tiny_backbone, CPU, torch.float32)
     made.add([make_delta(tiny_backbone, toy_tasks["toy2"], "head", seed) for seed in range(5)])
     made.add([make_delta(tiny_backbone, toy_tasks["toy2"], "bitfit")])
-    assert made.line_of == [0, 0, 0, 0, 0, 0, 1]
-    assert {len(vectors) for vectors in made.vectors.values()} == {2}
+    assert made.line_of == {"bias": [0, 0, 0, 0, 0, 0, 1], "weight": [0] * 7}
+    assert {len(table) for table in made.lines["bias"].tables.values()} == {2}
+    assert {len(table) for table in made.lines["weight"].tables.values()} == {1}
 
 
 def test_many_slots_keep_their_values_while_the_bank_grows(
@@ -293,7 +299,25 @@ def test_many_slots_keep_their_values_while_the_bank_grows(
         made.add([delta])
     for slot, delta in enumerate(deltas, start=1):
         expected = delta.entries["bert.embeddings.LayerNorm.bias"].values
-        assert torch.equal(made.vectors["embeddings.norm.bias"][made.line_of[slot]], expected)
+        assert torch.equal(
+            made.vectors("embeddings.norm.bias")[made.line_of["bias"][slot]], expected
+        )
+
+
+def test_a_delta_has_lines_of_the_kinds_that_it_changes(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
+) -> None:
+    """Ten thousand tasks of biases need no LayerNorm's weights of their own."""
+    made = Bank(tiny_backbone, CPU, torch.float32)
+    wanted = ("bitfit", "layernorm", "head", "params:LayerNorm.weight", "bitfit")
+    made.add([make_delta(tiny_backbone, toy_tasks["toy2"], strategy) for strategy in wanted])
+    assert made.line_of == {"bias": [0, 1, 2, 0, 0, 3], "weight": [0, 0, 1, 0, 2, 0]}
+    made.remove(1)
+    made.remove(4)
+    made.add([make_delta(tiny_backbone, toy_tasks["toy2"], "layernorm", 1)])
+    assert sorted(made.line_of["bias"]) == [0, 0, 0, 1, 2, 3]
+    assert {len(table) for table in made.lines["bias"].tables.values()} == {4}
+    assert {len(table) for table in made.lines["weight"].tables.values()} == {3}
 
 
 def test_values_do_not_follow_the_caller(tiny_backbone: Backbone, deltas: list[Delta]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.epilogue import Norm, Product, Target, finish
+from app.epilogue import Norm, PerLine, Product, Target, finish
 from app.quantised import Quantised, QuantisedMatrix
 
 EPS = 1e-12
@@ -20,9 +20,8 @@ EPS = 1e-12
 
 def reference(
     product: Product,
-    slots: Tensor,
     *,
-    bias: Tensor | None = None,
+    bias: PerLine | None = None,
     residual: Tensor | None = None,
     gelu: str | None = None,
     norm: Norm | None = None,
@@ -34,14 +33,15 @@ def reference(
         x = x * lines.steps.double()[:, None] * matrix.steps.double()
         x = x + lines.middles.double()[:, None] * matrix.sums.double()
     if bias is not None:
-        x = x + bias.double()[slots]
+        x = x + bias.table.double()[bias.lines]
     if residual is not None:
         x = x + residual.double()
     if gelu:
         x = F.gelu(x, approximate=gelu)
     if norm:
         x = F.layer_norm(x, (x.shape[1],), None, None, norm.eps)
-        x = x * norm.scale.double()[slots] + norm.shift.double()[slots]
+        scale, shift = (v.table.double()[v.lines] for v in (norm.scale, norm.shift))
+        x = x * scale + shift
     return x
 
 
@@ -66,7 +66,9 @@ def test_equals_pytorch(lines: int, size: int, dtype: torch.dtype, wanted: Any, 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    slots = torch.randint(0, 3, (lines,), generator=generator)
+    def vectors() -> PerLine:
+        return PerLine(normal(3, size), torch.randint(0, 3, (lines,), generator=generator))
+
     given_: dict[str, Any] = {"gelu": wanted["gelu"]}
     product = Product((normal(lines, size) * 3).to(dtype))
     if dtype == torch.int32:
@@ -78,16 +80,16 @@ def test_equals_pytorch(lines: int, size: int, dtype: torch.dtype, wanted: Any, 
         )
         product = Product(whole, factors)
     if wanted["bias"]:
-        given_["bias"] = normal(3, size)
+        given_["bias"] = vectors()
     if wanted["residual"]:
         given_["residual"] = normal(lines, size).to(wanted["residual"])
     if wanted["norm"] and size > 1:
-        given_["norm"] = Norm(normal(3, size), normal(3, size), EPS)
-    expected = reference(product, slots, **given_)
+        given_["norm"] = Norm(vectors(), vectors(), EPS)
+    expected = reference(product, **given_)
     out, rough = torch.empty(lines, size), torch.empty(lines, size, dtype=torch.bfloat16)
     quantised = Quantised.room_for(out)
-    finish(product, slots, Target(out, quantised), **given_)
-    finish(product, slots, Target(rough), **given_)
+    finish(product, Target(out, quantised), **given_)
+    finish(product, Target(rough), **given_)
     size_of = expected.abs().amax(1, keepdim=True).float() + 1e-6
     assert ((out - expected).abs() <= 1e-5 * size_of + 5e-6).all()
     assert torch.equal(rough, out.bfloat16())
@@ -103,7 +105,7 @@ def test_equals_pytorch(lines: int, size: int, dtype: torch.dtype, wanted: Any, 
 def test_gelu_at_any_size_of_its_argument(approximate: str) -> None:
     x = torch.cat([torch.linspace(-30, 30, 60_001), torch.tensor([0.0, -1e-30, 1e-30, 1e30])])[None]
     out = torch.empty_like(x)
-    finish(Product(x), torch.zeros(1, dtype=torch.int64), Target(out), gelu=approximate)
+    finish(Product(x), Target(out), gelu=approximate)
     expected = F.gelu(x.double(), approximate=approximate)
     assert ((out - expected).abs() <= 1.5e-6 + 5e-7 * x.abs()).all()
 
@@ -111,14 +113,18 @@ def test_gelu_at_any_size_of_its_argument(approximate: str) -> None:
 def test_a_line_does_not_depend_on_the_lines_beside_it() -> None:
     """Bit for bit, so that in int8 no answer depends on its company."""
     product = torch.randn(64, 48, generator=torch.Generator().manual_seed(1))
-    norm = Norm(torch.randn(2, 48), torch.randn(2, 48), EPS)
-    slots = torch.arange(64) % 2
+    lines = torch.arange(64) % 2
+    tables = torch.randn(2, 2, 48, generator=torch.Generator().manual_seed(2))
+
+    def norm(lines: Tensor) -> Norm:
+        return Norm(PerLine(tables[0], lines), PerLine(tables[1], lines), EPS)
+
     together = Quantised.room_for(product)
-    finish(Product(product), slots, Target(quantised=together), norm=norm)
+    finish(Product(product), Target(quantised=together), norm=norm(lines))
     for line in range(64):
         one = slice(line, line + 1)
         alone = Quantised.room_for(product[one])
-        finish(Product(product[one]), slots[one], Target(quantised=alone), norm=norm)
+        finish(Product(product[one]), Target(quantised=alone), norm=norm(lines[one]))
         assert torch.equal(alone.values[0], together.values[line])
         assert torch.equal(alone.steps[0], together.steps[line])
         assert torch.equal(alone.middles[0], together.middles[line])
@@ -128,7 +134,7 @@ def test_a_line_does_not_depend_on_the_lines_beside_it() -> None:
 def test_a_line_of_equal_values_stays_what_it_is(value: float) -> None:
     x = torch.full((1, 8), value)
     quantised = Quantised.room_for(x)
-    finish(Product(x), torch.zeros(1, dtype=torch.int64), Target(quantised=quantised))
+    finish(Product(x), Target(quantised=quantised))
     assert quantised.values.eq(0).all()
     assert quantised.middles.item() == value
     assert math.isfinite(quantised.steps.item())
@@ -140,11 +146,10 @@ def test_a_product_of_whole_numbers_is_that_of_what_they_stand_for() -> None:
     x = torch.randn(20, 48, generator=generator) + 4
     weight = torch.randn(36, 48, generator=generator)
     lines, matrix = Quantised.room_for(x), QuantisedMatrix.of(weight)
-    slots = torch.zeros(20, dtype=torch.int64)
-    finish(Product(x), slots, Target(quantised=lines))
+    finish(Product(x), Target(quantised=lines))
     out = torch.empty(20, 36)
     product = Product(torch._int_mm(lines.values, matrix.values.t()), (lines, matrix))
-    finish(product, slots, Target(out))
+    finish(product, Target(out))
     stands_for = lines.values * lines.steps[:, None] + lines.middles[:, None]
     expected = stands_for @ (matrix.values * matrix.steps[:, None]).t()
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-5)
@@ -153,6 +158,28 @@ def test_a_product_of_whole_numbers_is_that_of_what_they_stand_for() -> None:
 
 def test_nothing_but_contiguous_memory() -> None:
     product = Product(torch.zeros(8, 4).t())
-    slots, target = torch.zeros(4, dtype=torch.int64), Target(torch.zeros(4, 8))
+    target = Target(torch.zeros(4, 8))
     with pytest.raises(ValueError, match=r"contiguous memory, got strides \(1, 4\)"):
-        finish(product, slots, target)
+        finish(product, target)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("step", ["bias", "gelu", "norm", "whole"])
+def test_what_is_not_finite_stays_so(value: float, step: str) -> None:
+    """A delta whose values overflow is found by its answers, in every precision."""
+    x = torch.zeros(1, 32)
+    x[0, 5] = value
+    first = torch.zeros(1, dtype=torch.int64)
+    vectors = PerLine(torch.ones(1, 32), first)
+    out = torch.empty_like(x)
+    if step == "bias":
+        finish(Product(x), Target(out), bias=vectors)
+    elif step == "gelu":
+        finish(Product(x.abs() if value < 0 else x), Target(out), gelu="none")
+    elif step == "norm":
+        finish(Product(x), Target(out), norm=Norm(vectors, vectors, EPS))
+    else:
+        whole, matrix = Quantised.room_for(x), QuantisedMatrix.of(torch.eye(32))
+        finish(Product(x), Target(quantised=whole))
+        finish(Product(whole.values.int(), (whole, matrix)), Target(out))
+    assert not out.isfinite().all()

@@ -22,11 +22,10 @@ CPU = torch.device("cpu")
 
 def same(one: Staged, other: Staged) -> bool:
     """Bit for bit, of every kind."""
-    if (one.vectors is None) != (other.vectors is None):
+    if one.vectors.keys() != other.vectors.keys():
         return False
     pairs = [(one.head_weight, other.head_weight), (one.head_bias, other.head_bias)]
-    if one.vectors is not None and other.vectors is not None:
-        pairs.append((one.vectors, other.vectors))
+    pairs += [(vectors, other.vectors[kind]) for kind, vectors in one.vectors.items()]
     pairs += [(one.matrices[name], other.matrices[name]) for name in one.matrices]
     pairs += [(one.sparse[name].values, other.sparse[name].values) for name in one.sparse]
     return all(torch.equal(a, b) for a, b in pairs)

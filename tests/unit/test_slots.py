@@ -78,7 +78,8 @@ def test_slots_are_used_again(bank: Bank, loader: SlowLoader, store: Store) -> N
     for record in store.records * 2:
         slots.claim([record])
     assert len(bank.heads) == 3
-    assert {len(vectors) for vectors in bank.vectors.values()} == {3}
+    for lines in bank.lines.values():
+        assert {len(table) for table in lines.tables.values()} == {3}
     held = sum(len(by_slot) for by_slot in bank.matrices.values())
     held += sum(len(by_slot) for by_slot in bank.sparse.values())
     assert held <= 2 * len(bank.frozen)
