@@ -190,9 +190,8 @@ def _gelu(values: Any, size: int, limit: Any, c: Any) -> None:
     c7, c8, c9, c10, c11, c12, c13 = c[7], c[8], c[9], c[10], c[11], c[12], c[13]
     double = np.float32(2) / (limit * limit)
     for o in range(size):
-        x = values[o]
-        s = x if x < limit else limit
-        s = s if s > -limit else -limit
+        x = -limit if values[o] < -limit else values[o]  # NaN stays NaN
+        s = limit if x > limit else x
         t = s * s * double - _ONE
         p = c13 * t + c12
         p = p * t + c11

@@ -84,11 +84,14 @@ def main() -> int:
             for number in range(options.rounds):
                 rounds.append(measure(alone, url, bodies, options.seconds))
                 sys.stderr.write(f"round {number + 1} of {options.rounds} done\n")
-            crowded = under_load(url, process, bodies, rounds, options)
-    measured = {name: median_of([found[name] for found in rounds]) for name in rounds[0]} | crowded
+            measured = {name: median_of([found[name] for found in rounds]) for name in rounds[0]}
+            capacity = measured[_ONE]["rows_per_s"]
+            measured[_OVER] = overload(
+                url, process, bodies["one"], capacity, options.overload_seconds
+            )
     report: dict[str, Any] = {
         "measured": measured,
-        "ratios": ratios(rounds) | ratios_under_load(crowded, measured[_ONE]["rows_per_s"]),
+        "ratios": ratios(rounds) | ratios_under_load(measured[_OVER], capacity),
         "machine": machine(threads),
         "precision": precision,
         "data": workload.source,
@@ -204,7 +207,7 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """One round: the engine alone, and every kind of load that a server keeps up with."""
     one, few = ("--connections", 1), ("--connections", _LIST_CONNECTIONS)
-    return {
+    found = {
         _ENGINE: alone.measure(seconds),
         _ALONE: load(url, bodies["one"], *one, "--seconds", seconds),
         _ONE: load(url, bodies["one"], "--seconds", seconds),
@@ -212,23 +215,17 @@ def measure(
         _FAN_OUT: load(url, bodies["fan-out"], *one, "--seconds", seconds),
         _NINE: load(url, bodies["nine"], *one, "--seconds", seconds),
     }
+    rate = _LIGHT_SHARE * found[_ONE]["rows_per_s"]
+    return found | nine_tasks(url, bodies, rate, 2 * seconds)
 
 
-def under_load(
-    url: str,
-    process: subprocess.Popen[bytes],
-    bodies: dict[str, Path],
-    rounds: list[dict[str, dict[str, Any]]],
-    options: argparse.Namespace,
+def overload(
+    url: str, process: subprocess.Popen[bytes], bodies: Path, capacity: float, seconds: float
 ) -> dict[str, Any]:
-    """Nine tasks of which one is busy, and overload: shares and multiples of the capacity."""
-    capacity = statistics.median(found[_ONE]["rows_per_s"] for found in rounds)
-    found = nine_tasks(url, bodies, _LIGHT_SHARE * capacity, 6 * options.seconds)
+    """Several times the capacity for a while, and what memory that takes."""
     before = resident_bytes(process.pid)
-    rate = _OVERLOAD * capacity
-    found[_OVER] = load(url, bodies["one"], "--rate", rate, "--seconds", options.overload_seconds)
-    found[_OVER]["grown_bytes"] = resident_bytes(process.pid) - before
-    return found
+    found = load(url, bodies, "--rate", _OVERLOAD * capacity, "--seconds", seconds)
+    return found | {"grown_bytes": resident_bytes(process.pid) - before}
 
 
 def nine_tasks(url: str, bodies: dict[str, Path], rate: float, seconds: float) -> dict[str, Any]:
@@ -291,18 +288,21 @@ def ratios(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, float]:
         "fanout9_vs_requests": median(
             lambda found: found[_FAN_OUT]["p50_ms"] / (9 * found[_NINE]["p50_ms"]), 3
         ),
+        "fair_p99_ratio": median(
+            lambda found: (
+                found["one of nine, busily"]["p99_ms"] / found["one of nine, evenly"]["p99_ms"]
+            ),
+            2,
+        ),
     }
 
 
-def ratios_under_load(measured: dict[str, Any], capacity: float) -> dict[str, float]:
-    """The same of overload, and of nine tasks of which one is busy."""
-    overload = measured[_OVER]
-    evenly, busily = measured["one of nine, evenly"], measured["one of nine, busily"]
+def ratios_under_load(overload: dict[str, Any], capacity: float) -> dict[str, float]:
+    """The same of overload; `capacity` in rows/s."""
     return {
         "overload_goodput": round(overload["rows_per_s"] / capacity, 3),
         "overload_live_max_ms": overload["live_max_ms"],
         "overload_grown_mb": round(overload["grown_bytes"] / 1e6, 1),
-        "fair_p99_ratio": round(busily["p99_ms"] / evenly["p99_ms"], 2),
     }
 
 

@@ -45,7 +45,7 @@ def reference(
     return x
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=200)
 @given(
     lines=st.integers(1, 70),
     size=st.sampled_from([1, 7, 36, 48, 131]),
