@@ -203,6 +203,12 @@ class Engine:
         batch = pack(tokens, self.device, keys)
         overlay = self._overlay(batch, slots, int8=not any(keys))
         pooled = encode(self.backbone.config, overlay, batch)
+        if len(set(slots)) > 1 and not bool(pooled.isfinite().all()):
+            # Attention's masks keep rows apart, but not from NaN: each delta's rows by themselves.
+            for slot in set(slots):
+                own = [number for number, other in zip(chosen, slots, strict=True) if other == slot]
+                self._forward(rows, own, [slot] * len(own), outcomes)
+            return
         for number, logits in zip(chosen, overlay.head(pooled), strict=True):
             outcomes[number] = logits.tolist()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 
 import torch
 
@@ -42,15 +43,33 @@ def pick_precision(wanted: str, device: torch.device) -> str:
     it changes answers by more than rounding.
 
     Raises:
-        BackboneError: int8 on another device than a CPU.
+        BackboneError: int8 on another device than a CPU, or on one that does not multiply whole
+            numbers exactly.
     """
     if wanted == "int8" and device.type != "cpu":
         raise BackboneError(f"precision 'int8' runs on CPUs only, not on {device.type!r}")
+    if wanted == "int8" and not multiplies_int8_exactly():
+        raise BackboneError(
+            "precision 'int8' needs a CPU that multiplies whole numbers exactly (AVX-512 VNNI, "
+            "AVX-VNNI or AMX); this one cuts off large sums; use 'auto'"
+        )
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+@cache
+def multiplies_int8_exactly() -> bool:
+    """Whether products of 8-bit integers are what they should be.
+
+    Older CPUs add pairs of products in 16 bits, which overflow and are cut off; oneDNN uses that
+    without a word.
+    """
+    x = torch.full((32, 384), 127, dtype=torch.int8)
+    x[::2, ::3] = -127
+    return torch.equal(torch._int_mm(x, x.t()).double(), x.double() @ x.double().t())
 
 
 def keep_freed_memory() -> None:

@@ -9,9 +9,12 @@ kernel runs in the calling thread. Compiled at first use; numba keeps the code o
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import logging
 import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -22,6 +25,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 # LLVM takes half of AVX-512's registers unless told otherwise: measured, 0.6 times the speed.
 if "NUMBA_CPU_FEATURES" not in os.environ and "NUMBA_CPU_NAME" not in os.environ:
@@ -88,9 +93,11 @@ class Kernel:
     """
 
     def __init__(self, function: Callable[[Any], None]) -> None:
+        _keep_code_apart()
         try:
             made = numba.cfunc("void(voidptr)", cache=True, **_OPTIONS)(function)
-        except RuntimeError:  # nowhere to keep the code: it is compiled in every process
+        except Exception as error:  # noqa: BLE001 - no place for it, a full disk, a damaged file
+            logger.warning("compiled code is not kept (%s): each process compiles anew", error)
             made = numba.cfunc("void(voidptr)", **_OPTIONS)(function)
         self._made = made  # keeps the code alive
         self._address: int = made.address
@@ -110,18 +117,40 @@ class Kernel:
 
 
 @cache
+def _keep_code_apart() -> None:
+    """Have numba keep code in a folder named by this file's content.
+
+    To numba, kept code is good as long as the kernel's own file is, whatever it calls in this one.
+    """
+    if not numba.config.CACHE_DIR:  # NUMBA_CACHE_DIR, where somebody has set it
+        here = Path(__file__)
+        digest = hashlib.sha256(here.read_bytes()).hexdigest()[:16]
+        numba.config.CACHE_DIR = str(here.parent / "__pycache__" / f"kernels-{digest}")
+
+
+@cache
 def _parallel() -> Callable[[int, int, int], None]:
     """A function (kernel's address, its arguments' address, threads) that runs a kernel."""
-    try:
-        library = ctypes.CDLL("libgomp.so.1")  # the one that PyTorch has loaded
-        run: Any = library.GOMP_parallel
-    except (OSError, AttributeError):
+    path = _loaded_openmp()
+    if path is None:
         return lambda kernel, arguments, _threads: ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel)(
             arguments
         )
+    run: Any = ctypes.CDLL(path).GOMP_parallel
     run.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
     run.restype = None
     return lambda kernel, arguments, threads: run(kernel, arguments, threads, 0)
+
+
+def _loaded_openmp() -> str | None:
+    """The GNU OpenMP that this process has loaded, PyTorch's own if there are several."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        return None
+    loaded = {line.split(maxsplit=5)[-1] for line in maps if "/libgomp" in line}
+    home = str(Path(torch.__file__).parent)
+    return min(loaded, key=lambda path: (not path.startswith(home), path), default=None)
 
 
 def place_of(tensor: Tensor | None) -> int:

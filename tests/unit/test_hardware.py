@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -48,9 +49,27 @@ def test_this_machine_has_an_answer() -> None:
 
 
 def test_whole_numbers_run_on_cpus_only() -> None:
-    assert pick_precision("int8", torch.device("cpu")) == "int8"
     with pytest.raises(BackboneError, match="'int8' runs on CPUs only, not on 'cuda'"):
         pick_precision("int8", torch.device("cuda"))
+
+
+ASK_FOR_INT8 = """
+import torch
+from deltas import BackboneError, pick_precision
+try:
+    print(pick_precision("int8", torch.device("cpu")))
+except BackboneError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_whole_numbers_are_refused_where_sums_are_cut_off(isa: str) -> None:
+    """On a CPU without VNNI, or one that is told to do without: answers would be wrong."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    command = [sys.executable, "-c", ASK_FOR_INT8]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "needs a CPU that multiplies whole numbers exactly" in done.stdout
 
 
 FAULTS = """

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
+import hashlib
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -54,25 +57,40 @@ def test_every_line_is_done_once(counting: Kernel, num_lines: int) -> None:
 def test_without_openmp_the_calling_thread_does_all(
     counting: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(_name: str) -> None:
-        raise OSError("not there")
-
     native._parallel.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(ctypes, "CDLL", missing)
+        patch.setattr(native, "_loaded_openmp", lambda: None)
         visits = np.zeros(100, np.int64)
         counting.run(100, 1000, visits.ctypes.data)
     native._parallel.cache_clear()
     assert visits.tolist() == [1] * 100
 
 
-def test_without_a_place_to_keep_code_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in an image whose folders can't be written to."""
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have another OpenMP")
+def test_pytorchs_own_openmp_runs_kernels() -> None:
+    path = native._loaded_openmp()
+    assert path is not None
+    assert "libgomp" in path
+    assert path.startswith(str(Path(torch.__file__).parent))
+
+
+def test_code_is_kept_by_the_content_of_what_it_calls(counting: Kernel) -> None:
+    assert counting is not None
+    digest = hashlib.sha256(Path(native.__file__).read_bytes()).hexdigest()[:16]
+    given = os.environ.get("NUMBA_CACHE_DIR", "")
+    assert given or numba.config.CACHE_DIR.endswith(f"kernels-{digest}")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no locator"), EOFError(), OSError(28, "full")])
+def test_code_that_can_not_be_kept_or_read_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """As in an image whose folders can't be written to, or after a loss of power."""
     compiled, cfunc = [], numba.cfunc
 
     def refuse_cache(signature: str, **options: Any) -> Any:
         if options.pop("cache", False):
-            raise RuntimeError("cannot cache function: no locator available")
+            raise error
         compiled.append(signature)
         return cfunc(signature, **options)
 
@@ -82,3 +100,4 @@ def test_without_a_place_to_keep_code_it_is_compiled(monkeypatch: pytest.MonkeyP
     kernel.run(3, 1, visits.ctypes.data)
     assert visits.tolist() == [1, 1, 1]
     assert len(compiled) == 1
+    assert "compiled code is not kept" in caplog.text
