@@ -373,3 +373,19 @@ def test_budget_counts_special_tokens(engine: Engine) -> None:
     (row,) = engine.tokenize(engine.store.resolve("toy2"), [("good film",)])
     assert row.num_tokens == 4
     assert isinstance(row.tokens, TokenizedRow)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.5)])
+@pytest.mark.parametrize("max_slots", [0, 4])
+def test_cuda_answers_any_mix_of_deltas_as_the_cpu_does(
+    engine: Engine, tiny_backbone: Backbone, precision: str, tolerance: float, max_slots: int
+) -> None:
+    """All strategies, all resident or through a few slots."""
+    there = Engine(
+        tiny_backbone, engine.store, device="cuda", precision=precision, max_slots=max_slots
+    )
+    rows = rows_of(engine, 1, 80)
+    for mine, theirs in zip(engine.run(rows), there.run(rows), strict=True):
+        assert theirs == pytest.approx(mine, abs=tolerance)
