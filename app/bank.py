@@ -2,11 +2,11 @@
 
 Slot 0 is the backbone itself. Vectors (biases, LayerNorms) are stacked, one line for each slot that
 has any of its own, so a batch gathers each row's. A matrix is shared by all slots: one GEMM serves
-every row; slots with sparse entries have their values laid into a spare copy of it while their rows
-run; slots with a whole matrix of their own run their rows through that. Rows of such a slot lie
-side by side in the batch, so that all of this works on views. But for the spare copies, which are
-restored at once, nothing here is ever written while a batch runs, and no "current task" exists:
-each row carries its slot. Which delta has a slot, and which gives way, is for `app.slots` to say.
+every row, and what slots with sparse entries have of their own is added (`app.sparse`); slots with
+a whole matrix of their own run their rows through that. Rows of such a slot lie side by side in the
+batch, so that all of this works on views. Nothing here is ever written while a batch runs, and no
+"current task" exists: each row carries its slot. Which delta has a slot, and which gives way, is
+for `app.slots` to say.
 
 Legend: S slots, N tokens, R rows, T lines of x (tokens or rows), K selected values of one matrix.
 """
@@ -20,31 +20,13 @@ import torch
 from torch import Tensor
 
 from app.lines import Lines
+from app.matrix import PackedMatrix, PlainMatrix, matrix_of
 from app.quantised import QuantisedMatrix
+from app.sparse import SparseSlot
 from deltas import Backbone, Delta, DenseEntry, Entry, SparseEntry, encoder_layout
 
 KINDS = ("bias", "weight")  # of vectors
 _NO_HEAD = torch.empty(0), torch.empty(0)
-
-
-@dataclass(frozen=True)
-class SparseSlot:
-    """A slot's own values in one matrix or table that it otherwise shares.
-
-    Attributes:
-        places: int64 [K], flat positions, increasing.
-        values: [K], what the slot has there.
-        frozen: [K], what the backbone has there.
-    """
-
-    places: Tensor
-    values: Tensor
-    frozen: Tensor
-
-    def to(self, device: torch.device) -> SparseSlot:
-        """The same on a device."""
-        moved = (part.to(device) for part in (self.places, self.values, self.frozen))
-        return SparseSlot(*moved)
 
 
 @dataclass(frozen=True)
@@ -95,16 +77,23 @@ class Bank:
         # A float32 weight on the CPU stays the backbone's own memory: nothing is held twice.
         self.frozen = {name: weight.to(device, dtype) for name, weight in backbone.weights.items()}
         self.quantised = self._quantise() if int8 else {}
+        # The matrices as CPUs multiply by them; a plain one is the same memory.
+        self.products = self._make_products() if device.type == "cpu" else {}
+        self._num_multiplied = sum(
+            weight.numel()
+            for name, weight in self.frozen.items()
+            if weight.ndim == 2 and _multiplies(name)
+        )
         # Biases, and LayerNorms' weights, which few deltas have of their own.
         self.lines = {kind: Lines(self._frozen_vectors(kind)) for kind in KINDS}
         # Each slot's line in the vectors of each kind.
         self.line_of: dict[str, list[int]] = {kind: [0] for kind in KINDS}
         self.matrices: dict[str, dict[int, Tensor]] = {name: {} for name in self.frozen}
         self.sparse: dict[str, dict[int, SparseSlot]] = {name: {} for name in self.frozen}
-        # Copies of frozen matrices, into which a sparse slot's values are laid while its rows run.
-        self.spare: dict[str, Tensor] = {}
         self.heads: list[tuple[Tensor, Tensor]] = [_NO_HEAD]
         self.matrix_slots: set[int] = set()  # slots with more than vectors and a head
+        # How many values slots without whole matrices have of their own in layers and pooler.
+        self._num_sparse: dict[int, int] = {}
         self._free_slots: list[int] = []
 
     @property
@@ -120,19 +109,32 @@ class Bank:
         """Whether a slot's rows need a pass of their own: whole numbers don't fit its matrices."""
         return bool(self.quantised) and slot in self.matrix_slots
 
+    def needs_span(self, slot: int, num_tokens: int) -> bool:
+        """Whether so many tokens of a slot must lie side by side in a batch.
+
+        On a CPU a few values of a slot's own are added to each line's products, wherever it lies,
+        unless so many lines have so many that merged matrices take less time: a product and a sum
+        take about as long as a value of a matrix that is merged.
+        """
+        if slot not in self.matrix_slots:
+            return False
+        if self.device.type != "cpu" or self.has_whole_matrices(slot):
+            return True
+        return num_tokens * self._num_sparse[slot] >= self._num_multiplied
+
+    def has_whole_matrices(self, slot: int) -> bool:
+        """Whether a slot in `matrix_slots` has more than a few values of its own."""
+        return slot not in self._num_sparse
+
     def run_products(self, sizes: Sequence[int]) -> int:
         """Multiply so many lines of zeros by a matrix of every shape; returns how many products."""
-        matrices = {
-            weight.shape: weight
-            for name, weight in self.frozen.items()
-            if weight.ndim == 2 and not name.startswith("embeddings.")
-        }
+        products = {self.frozen[name].shape: matrix for name, matrix in self.products.items()}
         with torch.inference_mode():
-            for (height, width), matrix in matrices.items():
-                x, out = (matrix.new_zeros(max(sizes), columns) for columns in (width, height))
+            for (_, width), matrix in products.items():
+                x = torch.zeros(max(sizes), width, dtype=self.dtype)
                 for size in sizes:
-                    out[:size].addmm_(x[:size], matrix.t())
-        return len(matrices) * len(sizes)
+                    matrix.multiply(x[:size])
+        return len(products) * len(sizes)
 
     def stage(self, delta: Delta) -> Staged:
         """Bring a delta into the form of a slot; thread-safe, nothing of the bank changes."""
@@ -153,7 +155,7 @@ class Bank:
                     whole = _resolved(parts, delta.entries, self._backbone.parameters)
                     matrices[name] = torch.cat(whole).to(self.dtype)
                 elif any(isinstance(entry, SparseEntry) for entry in entries):
-                    sparse[name] = self._sparse_slot(parts, delta)
+                    sparse[name] = self._sparse_slot(name, parts, delta)
         # Heads are small and read last: they stay float32, so no label flips because of them.
         head = delta.head_weight.clone(), delta.head_bias.clone()
         return Staged(vectors, matrices, sparse, *head)
@@ -188,10 +190,12 @@ class Bank:
                 self.matrices[name][slot] = matrix.to(self.device)
             for name, sparse in item.sparse.items():
                 self.sparse[name][slot] = sparse.to(self.device)
-                if name not in self.spare and not name.startswith("embeddings."):
-                    self.spare[name] = self.frozen[name].clone()
             if item.matrices or item.sparse:
                 self.matrix_slots.add(slot)
+            if not item.matrices:
+                self._num_sparse[slot] = sum(
+                    len(sparse.rows) for name, sparse in item.sparse.items() if _multiplies(name)
+                )
             self.heads[slot] = item.head_weight.to(self.device), item.head_bias.to(self.device)
         return slots
 
@@ -201,6 +205,7 @@ class Bank:
             self.matrices[name].pop(slot, None)
             self.sparse[name].pop(slot, None)
         self.matrix_slots.discard(slot)
+        self._num_sparse.pop(slot, None)
         self.heads[slot] = _NO_HEAD
         for kind, held in self.lines.items():
             held.give_back(self.line_of[kind][slot])
@@ -211,6 +216,13 @@ class Bank:
         """Make room for the vectors of so many slots besides the backbone's."""
         for held in self.lines.values():
             held.reserve(num_lines)
+
+    def _make_products(self) -> dict[str, PlainMatrix | PackedMatrix]:
+        return {
+            name: matrix_of(weight)
+            for name, weight in self.frozen.items()
+            if weight.ndim == 2 and _multiplies(name)
+        }
 
     def _quantise(self) -> dict[str, QuantisedMatrix]:
         """The layers' matrices as whole numbers; the pooler is too small to gain."""
@@ -228,22 +240,23 @@ class Bank:
             lines.append(0)
         return len(self.heads) - 1
 
-    def _sparse_slot(self, parts: Sequence[str], delta: Delta) -> SparseSlot:
-        places, values, frozen = [], [], []
+    def _sparse_slot(self, name: str, parts: Sequence[str], delta: Delta) -> SparseSlot:
+        places, values = [], []
         above = 0
         for part in parts:
-            parameter = self._backbone.parameters[part]
             entry = delta.entries.get(part)
             if isinstance(entry, SparseEntry):
                 places.append(entry.indices + above)
                 values.append(entry.values)
-                frozen.append(parameter.reshape(-1)[entry.indices])
-            above += parameter.numel()
-        return SparseSlot(
-            places=torch.cat(places),
-            values=torch.cat(values).to(self.dtype),
-            frozen=torch.cat(frozen).to(self.dtype),
+            above += self._backbone.parameters[part].numel()
+        return SparseSlot.of(
+            torch.cat(places), torch.cat(values), self._backbone.weights[name], self.dtype
         )
+
+
+def _multiplies(name: str) -> bool:
+    """Whether lines are multiplied by a matrix, rather than looked up."""
+    return not name.startswith("embeddings.")
 
 
 def _resolved(

@@ -8,6 +8,7 @@ HTTP or queues: `app.batcher` decides which rows run together.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,9 +200,9 @@ class Engine:
     ) -> None:
         """Write the logits of the chosen rows, whose deltas lie in `slots`, into `outcomes`."""
         tokens = [(rows[n].tokens.input_ids, rows[n].tokens.token_type_ids) for n in chosen]
-        keys = [slot if slot in self._bank.matrix_slots else 0 for slot in slots]
-        batch = pack(tokens, self.device, keys)
-        overlay = self._overlay(batch, slots, int8=not any(keys))
+        batch = pack(tokens, self.device, self._keys(tokens, slots))
+        int8 = self._bank.matrix_slots.isdisjoint(slots)
+        overlay = self._overlay(batch, slots, int8=int8)
         pooled = encode(self.backbone.config, overlay, batch)
         if len(set(slots)) > 1 and not bool(pooled.isfinite().all()):
             # Attention's masks keep rows apart, but not from NaN: each delta's rows by themselves.
@@ -211,6 +212,18 @@ class Engine:
             return
         for number, logits in zip(chosen, overlay.head(pooled), strict=True):
             outcomes[number] = logits.tolist()
+
+    def _keys(
+        self, tokens: Sequence[tuple[Sequence[int], Sequence[int]]], slots: Sequence[int]
+    ) -> list[int]:
+        """The slot of rows that must lie side by side, 0 for others."""
+        num_tokens: Counter[int] = Counter()
+        for (ids, _), slot in zip(tokens, slots, strict=True):
+            num_tokens[slot] += len(ids)
+        side_by_side = {
+            slot for slot, num in num_tokens.items() if self._bank.needs_span(slot, num)
+        }
+        return [slot if slot in side_by_side else 0 for slot in slots]
 
     def _overlay(self, batch: PackedBatch, slots: Sequence[int], *, int8: bool) -> BankOverlay:
         if self.device.type != "cpu":

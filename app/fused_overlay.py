@@ -19,6 +19,7 @@ from app.bank import Bank
 from app.bank_overlay import BankOverlay
 from app.epilogue import Norm, PerLine, Product, Target, finish
 from app.quantised import Quantised
+from app.sparse import Corrections
 from deltas import PackedBatch
 from deltas.layout import ACTIVATIONS
 
@@ -28,7 +29,7 @@ class FusedOverlay(BankOverlay):
 
     Args:
         bank: the slots, on a CPU.
-        batch: packed rows; those of a slot in `bank.matrix_slots` lie side by side.
+        batch: packed rows; those of a slot lie side by side where `bank.needs_span` wants it.
         slots: each row's slot, in the order of the input.
         int8: multiply whole numbers; only for slots without matrices of their own.
     """
@@ -38,8 +39,22 @@ class FusedOverlay(BankOverlay):
     ) -> None:
         super().__init__(bank, batch, slots)
         self._matrices = bank.quantised if int8 else {}
+        # Which of the slots whose rows lie anywhere each line belongs to, -1 for others.
+        numbers = {slot: number for number, slot in enumerate(self._loose)}
+        of_row = torch.tensor([numbers.get(slot, -1) for slot in slots])
+        self._loose_of = {False: of_row[batch.row_of_token], True: of_row[batch.row_of_packed]}
         # What was quantised on the way: the latest result, and its whole numbers.
         self._latest: tuple[Tensor, Quantised] | None = None
+
+    def embed(self, site: str, ids: Tensor) -> Tensor:
+        """Look up ids [N] in the table at `site`, each in its row's slot: [N, H]."""
+        out = super().embed(site, ids)
+        sparse = self._bank.sparse[f"{site}.weight"]
+        for number, slot in enumerate(self._loose):
+            if slot in sparse:
+                lines = (self._loose_of[False] == number).nonzero().view(-1)
+                sparse[slot].add_to_embedded(out, ids, lines)
+        return out
 
     def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
         """Multiply x [T, in] by each line's own matrix at `site`, add its bias: [T, out]."""
@@ -92,17 +107,31 @@ class FusedOverlay(BankOverlay):
         name = f"{site}.weight"
         matrix = self._matrices.get(name)
         if matrix is None:
-            out = x.new_empty(len(x), len(self._bank.frozen[name]))
-            self.multiply(name, x, out, per_row=per_row, overwrite=True)
-            return Product(out)
+            return self._float_product(name, x, per_row=per_row)
         quantised = self._quantised(x)
         values = torch._int_mm(quantised.values, matrix.values.t())
         return Product(values, (quantised, matrix))
 
+    def _float_product(self, name: str, x: Tensor, *, per_row: bool) -> Product:
+        """What slots whose rows lie anywhere have of their own is left to the epilogue."""
+        if own := self._own(name, per_row=per_row):
+            values = x.new_empty(len(x), len(self._bank.frozen[name]))
+            for matrix, lines in self._stretches(name, len(x), own):
+                torch.mm(x[lines], matrix.t(), out=values[lines])
+        else:
+            values = self._bank.products[name].multiply(x)
+        loose = [self._bank.sparse[name].get(slot) for slot in self._loose]
+        if not any(loose):
+            return Product(values)
+        return Product(values, corrections=Corrections(x, loose, self._loose_of[per_row]))
+
+    def _must_have_span(self, slot: int) -> bool:
+        return self._bank.has_whole_matrices(slot)
+
     def _quantised(self, x: Tensor) -> Quantised:
         if self._latest is not None and self._latest[0] is x:
             return self._latest[1]
-        quantised = Quantised.room_for(x)
+        quantised = Quantised.room_for(*x.shape)
         finish(Product(x.contiguous()), Target(quantised=quantised))
         return quantised
 
@@ -114,7 +143,7 @@ class FusedOverlay(BankOverlay):
 
     def _whole_room(self, x: Tensor) -> Quantised | None:
         """Where the whole numbers of lines like those of x shall go; None if there are none."""
-        return Quantised.room_for(x) if self._matrices else None
+        return Quantised.room_for(*x.shape) if self._matrices else None
 
     def _remember(self, target: Target) -> Tensor:
         """What was written, as the encoder passes it on; its whole numbers are kept beside it."""

@@ -31,10 +31,10 @@ class Quantised:
     middles: Tensor
 
     @classmethod
-    def room_for(cls, x: Tensor) -> Quantised:
-        """Memory for the whole numbers of lines like those of x [T, O]."""
-        steps, middles = x.new_empty(2, len(x), dtype=torch.float32)
-        return cls(x.new_empty(x.shape, dtype=torch.int8), steps, middles)
+    def room_for(cls, lines: int, size: int) -> Quantised:
+        """Memory for the whole numbers of T lines of O values."""
+        steps, middles = torch.empty(2, lines)
+        return cls(torch.empty(lines, size, dtype=torch.int8), steps, middles)
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,12 @@ _SMALL = 1 << 13  # values; waking another thread takes longer than so many
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Sums may be reordered; NaN and infinity come through: what a bad delta computes is found by them.
-_OPTIONS = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
 
 
 def compiled(function: F) -> F:
     """Mark a function that kernels call, or another such function does."""
-    return cast(F, numba.njit(**_OPTIONS)(function))
+    return cast(F, numba.njit(**_OPTIONS, forceinline=True)(function))
 
 
 def _address(_context: Any, place: Any) -> Any:

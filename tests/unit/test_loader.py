@@ -27,7 +27,7 @@ def same(one: Staged, other: Staged) -> bool:
     pairs = [(one.head_weight, other.head_weight), (one.head_bias, other.head_bias)]
     pairs += [(vectors, other.vectors[kind]) for kind, vectors in one.vectors.items()]
     pairs += [(one.matrices[name], other.matrices[name]) for name in one.matrices]
-    pairs += [(one.sparse[name].values, other.sparse[name].values) for name in one.sparse]
+    pairs += [(one.sparse[name].differences, other.sparse[name].differences) for name in one.sparse]
     return all(torch.equal(a, b) for a, b in pairs)
 
 

@@ -1,0 +1,254 @@
+"""The loop behind `app.epilogue`: a few lines at a time are read, finished and written.
+
+Floats of a line stay in the innermost cache until they are written. Loops over a line
+are plain, so that the compiler makes vector instructions of them.
+
+Legend: O values of a line.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray
+
+from deltas.native import F32, address, claim, compiled, float_of_bits, read_line
+
+GELU_LIMIT = 5.4  # GELU is x or 0 beyond, within 2e-7
+GELU_DEGREE = 13
+
+_ZERO, _HALF, _ONE, _TINY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(1e-30)
+_MOST = np.float32(127)
+_UPPER = np.int32(16)  # bits of a bfloat16 are the upper ones of a float32
+_ALMOST_HALF, _MAGNITUDE, _SIGN = np.int32(0x7FFF), np.int32(0x7FFFFFFF), np.int32(31)
+
+_TOGETHER = 4  # lines
+
+
+@compiled
+def _write(kind: int, place: int, line: int, size: int, values: Any) -> None:
+    """Copy float32 values into a line of float32 or bfloat16 (to nearest, ties to even)."""
+    if kind == F32:
+        floats = carray(address(place + 4 * line * size), size, np.float32)
+        for o in range(size):
+            floats[o] = values[o]
+    else:
+        halves = carray(address(place + 2 * line * size), size, np.uint16)
+        bits = values.view(np.int32)
+        for o in range(size):
+            odd = (bits[o] >> _UPPER) & np.int32(1)
+            halves[o] = np.uint16((bits[o] + _ALMOST_HALF + odd) >> _UPPER)
+
+
+@compiled
+def _gelu(values: Any, size: int, limit: Any, c: Any) -> None:
+    """Make each x an x (1/2 + s p); s: x within +-limit, p: polynomial in 2 s^2 / limit^2 - 1."""
+    c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
+    c7, c8, c9, c10, c11, c12, c13 = c[7], c[8], c[9], c[10], c[11], c[12], c[13]
+    double = np.float32(2) / (limit * limit)
+    for o in range(size):
+        x = -limit if values[o] < -limit else values[o]  # NaN stays NaN
+        s = limit if x > limit else x
+        t = s * s * double - _ONE
+        p = c13 * t + c12
+        p = p * t + c11
+        p = p * t + c10
+        p = p * t + c9
+        p = p * t + c8
+        p = p * t + c7
+        p = p * t + c6
+        p = p * t + c5
+        p = p * t + c4
+        p = p * t + c3
+        p = p * t + c2
+        p = p * t + c1
+        p = p * t + c0
+        values[o] = x * (_HALF + s * p)
+
+
+@compiled
+def _normalise(values: Any, size: int, eps: Any, scale: Any, shift: Any) -> None:
+    total = _ZERO
+    for o in range(size):
+        total += values[o]
+    mean = total / np.float32(size)
+    squares = _ZERO
+    for o in range(size):
+        away = values[o] - mean
+        squares += away * away
+    steepness = _ONE / np.sqrt(squares / np.float32(size) + eps)
+    for o in range(size):
+        values[o] = (values[o] - mean) * steepness * scale[o] + shift[o]
+
+
+@compiled
+def _ordered(bits: Any) -> Any:
+    """A float32's bits as an int32 that is ordered as the floats are; its own inverse."""
+    return np.int32(bits ^ ((bits >> _SIGN) & _MAGNITUDE))
+
+
+@compiled
+def _quantise(values: Any, size: int, into: Any) -> Any:
+    """Write a line as int8; returns its step and its middle."""
+    bits = values.view(np.int32)
+    low = high = _ordered(bits[0])
+    for o in range(size):  # of whole numbers, since extremes of floats are not vectorised
+        key = _ordered(bits[o])
+        low, high = min(low, key), max(high, key)
+    least, most = float_of_bits(_ordered(low)), float_of_bits(_ordered(high))
+    middle = _HALF * (least + most)
+    step = (most - middle) / _MOST + _TINY
+    per_step = _ONE / step
+    for o in range(size):
+        scaled = (values[o] - middle) * per_step
+        into[o] = np.int8(np.int32(scaled + (_HALF if scaled > _ZERO else -_HALF)))
+    return step, middle
+
+
+# Where the kernel's arguments lie; a place in memory is 0 where there is nothing.
+(
+    _SIZE,
+    _NUMBERS,
+    _PRODUCT_KIND,
+    _PRODUCT,
+    _LINE_STEPS,
+    _LINE_MIDDLES,
+    _MATRIX_STEPS,
+    _MATRIX_SUMS,
+    _OWN,
+    _OWN_LINES,
+    _X_KIND,
+    _X_SIZE,
+    _X,
+    _BIAS,
+    _BIAS_LINES,
+    _RESIDUAL_KIND,
+    _RESIDUAL,
+    _POLYNOMIAL,
+    _SCALE,
+    _SCALE_LINES,
+    _SHIFT,
+    _SHIFT_LINES,
+    _OUT_KIND,
+    _OUT,
+    _WHOLE,
+    _WHOLE_STEPS,
+    _WHOLE_MIDDLES,
+    _NUM_ARGUMENTS,
+) = range(3, 31)
+
+
+@compiled
+def _floats(place: int, line: int, size: int) -> Any:
+    return carray(address(place + 4 * line * size), size, np.float32)
+
+
+@compiled
+def _own(a: Any, table: int, line: int) -> Any:
+    """A line's own vector; where its table lies is argument `table`, its lines' the next one."""
+    number = carray(address(a[table + 1] + 8 * line), 1, np.int64)[0]
+    return _floats(a[table], number, a[_SIZE])
+
+
+@compiled
+def _correct(a: Any, first: int, count: int, values: Any, x: Any) -> None:
+    """Add what some lines lack to `values` [count, O]; x is room for as many lines of x."""
+    of_line = carray(address(a[_OWN_LINES] + 8 * first), count, np.int64)
+    size, i = a[_X_SIZE], 0
+    while i < count:
+        if of_line[i] < 0:
+            i += 1
+            continue
+        table = carray(address(a[_OWN] + 32 * of_line[i]), 4, np.int64)
+        # Unsigned, so that none is asked whether it counts from the end.
+        rows = carray(address(table[1]), table[0], np.uint32)
+        columns = carray(address(table[2]), table[0], np.uint32)
+        differences = carray(address(table[3]), table[0], np.float32)
+        read_line(a[_X_KIND], a[_X], first + i, size, x[0])
+        if i + 1 < count and of_line[i + 1] == of_line[i]:
+            # Two at once, since half of the time goes into reading where the values lie.
+            read_line(a[_X_KIND], a[_X], first + i + 1, size, x[1])
+            for k in range(table[0]):
+                row, column, difference = rows[k], columns[k], differences[k]
+                values[i, row] += x[0, column] * difference
+                values[i + 1, row] += x[1, column] * difference
+            i += 2
+        else:
+            for k in range(table[0]):
+                values[i, rows[k]] += x[0, columns[k]] * differences[k]
+            i += 1
+
+
+@compiled
+def _gather(a: Any, line: int, values: Any) -> None:
+    """Read a line of the product; make it floats."""
+    size = a[_SIZE]
+    read_line(a[_PRODUCT_KIND], a[_PRODUCT], line, size, values)
+    if a[_LINE_STEPS]:
+        step = _floats(a[_LINE_STEPS], line, 1)[0]
+        middle = _floats(a[_LINE_MIDDLES], line, 1)[0]
+        steps, sums = _floats(a[_MATRIX_STEPS], 0, size), _floats(a[_MATRIX_SUMS], 0, size)
+        for o in range(size):
+            values[o] = values[o] * (step * steps[o]) + middle * sums[o]
+
+
+@compiled
+def _add(a: Any, line: int, values: Any, other: Any) -> None:
+    """Bias, residual."""
+    size = a[_SIZE]
+    if a[_BIAS]:
+        bias = _own(a, _BIAS, line)
+        for o in range(size):
+            values[o] += bias[o]
+    if a[_RESIDUAL]:
+        read_line(a[_RESIDUAL_KIND], a[_RESIDUAL], line, size, other)
+        for o in range(size):
+            values[o] += other[o]
+
+
+@compiled
+def _transform(a: Any, line: int, values: Any) -> None:
+    """GELU, LayerNorm."""
+    size = a[_SIZE]
+    numbers = _floats(a[_NUMBERS], 0, 2)
+    if a[_POLYNOMIAL]:
+        _gelu(values, size, numbers[1], _floats(a[_POLYNOMIAL], 0, GELU_DEGREE + 1))
+    if a[_SCALE]:
+        _normalise(values, size, numbers[0], _own(a, _SCALE, line), _own(a, _SHIFT, line))
+
+
+@compiled
+def _store(a: Any, line: int, values: Any) -> None:
+    """Write a finished line in each form that is asked for."""
+    size = a[_SIZE]
+    if a[_OUT]:
+        _write(a[_OUT_KIND], a[_OUT], line, size, values)
+    if a[_WHOLE]:
+        into = carray(address(a[_WHOLE] + line * size), size, np.int8)
+        step, middle = _quantise(values, size, into)
+        _floats(a[_WHOLE_STEPS], line, 1)[0] = step
+        _floats(a[_WHOLE_MIDDLES], line, 1)[0] = middle
+
+
+def epilogue(arguments: Any) -> None:
+    """The kernel."""
+    a = carray(arguments, _NUM_ARGUMENTS, np.int64)
+    lines, at_a_time, size = a[1], a[2], a[_SIZE]
+    values, other = np.empty((_TOGETHER, size), np.float32), np.empty(size, np.float32)
+    x = np.empty((2, a[_X_SIZE]), np.float32)
+    while True:
+        start = claim(arguments, at_a_time)
+        if start >= lines:
+            break
+        stop = min(start + at_a_time, lines)
+        for first in range(start, stop, _TOGETHER):
+            count = min(_TOGETHER, stop - first)
+            for i in range(count):
+                _gather(a, first + i, values[i])
+            if a[_OWN]:
+                _correct(a, first, count, values, x)
+            for i in range(count):
+                _add(a, first + i, values[i], other)
+                _transform(a, first + i, values[i])
+                _store(a, first + i, values[i])

@@ -1,0 +1,90 @@
+"""A few values of its own that a delta has in a matrix which it otherwise shares.
+
+Two ways to multiply lines by such a matrix: by a copy with the values in it, whose cost is in
+making it ready, whatever the number of lines; or by the frozen matrix, which serves everybody's
+lines, and `app.epilogue` adds what is missing: K products and sums a line.
+
+Legend: T lines of x, K selected values of a matrix [O, I].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparseSlot:
+    """A slot's own values in one matrix or table.
+
+    Attributes:
+        rows: int32 [K], increasing.
+        columns: int32 [K], increasing within a row.
+        differences: float32 [K], from the frozen values in the bank's dtype to the slot's own.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    differences: Tensor
+
+    @classmethod
+    def of(cls, places: Tensor, values: Tensor, frozen: Tensor, dtype: torch.dtype) -> SparseSlot:
+        """Values at flat places of a matrix.
+
+        Args:
+            places: int64 [K], increasing.
+            values: float32 [K].
+            frozen: float32 [O, I], on the host.
+            dtype: the bank's.
+        """
+        width = frozen.shape[1]
+        differences = values - frozen.reshape(-1)[places].to(dtype).float()
+        return cls((places // width).int(), (places % width).int(), differences)
+
+    def to(self, device: torch.device) -> SparseSlot:
+        """The same on a device."""
+        moved = (part.to(device) for part in (self.rows, self.columns, self.differences))
+        return SparseSlot(*moved)
+
+    def merged_with(self, frozen: Tensor) -> Tensor:
+        """A copy of the frozen matrix with the slot's values in it."""
+        merged = frozen.clone(memory_format=torch.contiguous_format)
+        own = self.rows.long() * frozen.shape[1] + self.columns
+        flat = merged.view(-1)
+        flat[own] = (flat[own] + self.differences).to(flat.dtype)
+        return merged
+
+    def add_to_embedded(self, out: Tensor, ids: Tensor, lines: Tensor) -> None:
+        """Add what is missing of what was looked up in the frozen table.
+
+        Args:
+            out: [T, I], what was looked up.
+            ids: int64 [T].
+            lines: int64, which lines are the slot's.
+        """
+        asked = ids[lines].int()
+        low = torch.searchsorted(self.rows, asked)
+        counts = torch.searchsorted(self.rows, asked, right=True) - low
+        which = torch.arange(len(asked), device=ids.device).repeat_interleave(counts)
+        within = torch.arange(len(which), device=ids.device) - (counts.cumsum(0) - counts)[which]
+        position = low[which] + within
+        own = lines[which], self.columns[position].long()  # no place comes twice
+        out[own] = (out[own] + self.differences[position]).to(out.dtype)
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What products with a frozen matrix lack, where lines have values of their own.
+
+    Attributes:
+        x: float32 or bfloat16 [T, I], what was multiplied.
+        own: of some slots; None for one that has nothing there.
+        of_line: int64 [T], which of them a line belongs to, -1 for none.
+    """
+
+    x: Tensor
+    own: Sequence[SparseSlot | None]
+    of_line: Tensor
