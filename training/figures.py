@@ -217,7 +217,7 @@ def _costs(cells: Sequence[Cell]) -> Figure:
     measures: dict[str, Callable[[Cell], float | None]] = {
         "trained, % of all parameters": lambda cell: 100 * cell.trained_share,
         "file, KB": lambda cell: cell.first.delta_bytes / 1000,
-        f"training time, {'CPU ' * in_cpu}s": lambda cell: (
+        "CPU seconds" if in_cpu else "training time, s": lambda cell: (
             cell.cpu_seconds if in_cpu else cell.seconds
         ),
     }
@@ -236,11 +236,11 @@ def _costs(cells: Sequence[Cell]) -> Figure:
                         value, cell.mean, yerr=cell.spread, color=_colour(cell.method),
                         marker="o", capsize=2,
                     )  # fmt: skip
-            if name.startswith("training"):
-                axis.set_xlim(left=0)
-            else:
+            if column < 2:  # over orders of magnitude; times are not
                 axis.set_xscale("log")
                 axis.xaxis.set_major_formatter("{x:,g}")
+            else:
+                axis.set_xlim(left=0)
             axis.set_xlabel(name)
             axis.set_ylabel(f"{task}: {of_task[0].first.metric}, dev set")
     _legend(figure, cells)

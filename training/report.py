@@ -273,8 +273,8 @@ def _costs(cells: Sequence[Cell]) -> str:
     )
     return (
         "## Costs\n\nThe head is part of what is trained. Times are those of the fastest of the "
-        "seeds, with its evaluations; memory is the median of their peaks. CPU seconds are what "
-        "the run itself computed, where that was recorded. "
+        "seeds, with its evaluations; memory is the median of their peaks. CPU seconds are those "
+        "of the run's process, its start included, where they were recorded. "
         + (shared if workers > 1 else "")
         + "Times compare within one machine only. A head's features are computed once.\n\n"
         + tables.costs_table(cells)

@@ -68,8 +68,8 @@ class Outcome(_Part):
         scores: metrics by split: "selection" and the dev splits.
         seconds: of training, the evaluations included; `resumed` runs count from where they went
             on.
-        cpu_seconds: of the run's process, on all its threads; unlike `seconds` hardly longer when
-            the machine does other work too. None in lines of earlier versions.
+        cpu_seconds: of the run's process, its start and all its threads included; unlike `seconds`
+            hardly longer when the machine does other work too. None in lines of earlier versions.
         peak_bytes: most memory that the run's process held.
         trained: trained parameters, the head included.
         total: parameters of backbone and head.

@@ -105,7 +105,7 @@ def ship(choice: Choice, zoo: Path) -> str:
     if choice.run is None or choice.source is None:
         left = f"kept the shipped one ({_score(target)})" if target.exists() else "none in the zoo"
         if choice.run is None:
-            return f"{left}; no finished run"
+            return f"{left}; no finished run that counts"
         return (
             f"{left}; the delta of the best run is not there, repeat it: {choice.run.command} "
             f"--out {choice.folder}"

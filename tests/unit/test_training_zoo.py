@@ -78,7 +78,7 @@ def test_the_best_by_the_selection_rows_is_shipped_whatever_the_dev_rows_say(
     assert sweep.ship() == 0
     said = capsys.readouterr().out
     assert "rte bitfit: rate 0.2, seed 1: accuracy 0.7000 on 20 selection rows\n" in said
-    assert "rte head: none in the zoo; no finished run\n" in said
+    assert "rte head: none in the zoo; no finished run that counts\n" in said
     assert len(said.splitlines()) == len(TASKS) * len(zoo.STRATEGIES)
     assert sweep.shipped().values["accuracy"] == 0.7
     assert card_path(sweep.target).read_text() == render_card(sweep.target)
