@@ -41,7 +41,8 @@ format: $(STAMP) ## fix style and formatting in place
 docs: $(STAMP) ## write the generated parts of README.md
 	$(PY) .make/readme.py
 
-zoo: $(STAMP) ## verify every shipped delta and write its model card
+zoo: $(STAMP) ## ship the best deltas of the study, verify every one, write the model cards (ARGS="--work ...")
+	$(PY) -m training.zoo $(ARGS)
 	$(PY) -m deltas verify deltas/zoo
 	$(PY) -m deltas cards deltas/zoo
 

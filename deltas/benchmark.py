@@ -43,7 +43,7 @@ class StudyRow(BaseModel):
     trainable_parameters: int
     trained_share: Annotated[float, Field(description="Trainable over total parameters.")]
     size_bytes: Annotated[int, Field(description="The delta's file.")]
-    seconds: Annotated[float | None, Field(description="Median training time of a run.")]
+    seconds: Annotated[float | None, Field(description="Training time of the fastest run.")]
     command: Annotated[str, Field(description="Repeats the run of the first seed.")]
 
 

@@ -16,7 +16,7 @@ from training.results import Outcome, Run
 from training.study import choose_rate
 
 MAIN = "main"
-# Shown first and in this order; others follow as they come.
+# Shown first and in this order; others follow by name.
 _ORDER = ("full", "bitfit", "layernorm", "random:0.001", "head")
 
 
@@ -30,7 +30,8 @@ class Cell:
         method: strategy as served, with the delta that it started from if it did.
         train_rows: that the study asked for; None for all of the task's.
         rate: the chosen learning rate.
-        rates: how many were tried.
+        tried: every rate that was tried, with its mean metric on the selection rows of the seeds
+            that decided.
         runs: by seed, at least one.
     """
 
@@ -40,7 +41,7 @@ class Cell:
     backbone: str
     train_rows: int | None
     rate: float
-    rates: int
+    tried: dict[float, float]
     runs: dict[int, Run]
 
     @cached_property
@@ -70,9 +71,22 @@ class Cell:
 
     @property
     def seconds(self) -> float | None:
-        """Median time of the runs that were not stopped in between; None if all were."""
+        """Time of the fastest run that was not stopped in between; None if all were.
+
+        Equal runs do equal work: whatever else a shared machine does can only add to it.
+        """
         times = [outcome.seconds for outcome in self.outcomes.values() if not outcome.resumed]
-        return median(times) if times else None
+        return min(times, default=None)
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """The same in seconds of a processor; None where no such run has it."""
+        times = [
+            outcome.cpu_seconds
+            for outcome in self.outcomes.values()
+            if outcome.cpu_seconds is not None and not outcome.resumed
+        ]
+        return min(times, default=None)
 
     @property
     def peak_bytes(self) -> float:
@@ -114,7 +128,8 @@ def make_cells(runs: Iterable[Run]) -> list[Cell]:
                 rate: list(seeds.values()) for rate, seeds in by_rate.items() if len(seeds) == most
             }
         rate = choose_rate(comparable)
-        cells.append(Cell(*mark, rate, len(by_rate), dict(sorted(by_rate[rate].items()))))
+        tried = {rate: _selection_mean(runs) for rate, runs in sorted(comparable.items())}
+        cells.append(Cell(*mark, rate, tried, dict(sorted(by_rate[rate].items()))))
     parts = list(dict.fromkeys(cell.part for cell in cells))
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     return sorted(
@@ -126,6 +141,10 @@ def make_cells(runs: Iterable[Run]) -> list[Cell]:
             cell.train_rows or 0,
         ),
     )
+
+
+def _selection_mean(runs: Iterable[Run]) -> float:
+    return fmean(run.outcome.selection_score[0] for run in runs if run.outcome)
 
 
 def method_place(method: str) -> tuple[int, str]:

@@ -25,12 +25,14 @@ _STYLE: Any = {
     "svg.fonttype": "path",
     "figure.dpi": 100,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "font.size": 9,
 }
 _WIDTH, _HEIGHT = 3.4, 2.8  # of one panel, in inches
+_ABREAST = 3  # panels; more would be too small to read on a page
 
 
 def draw(main: Sequence[Cell], low_data: Sequence[Cell], folder: Path) -> list[str]:
@@ -69,19 +71,26 @@ def draw(main: Sequence[Cell], low_data: Sequence[Cell], folder: Path) -> list[s
 def _by_task(
     cells: Sequence[Cell], panel: Callable[[list[Axes], list[Cell]], None], rows: int = 1
 ) -> Figure:
-    """One column a task, `rows` panels each, and one legend."""
+    """`rows` panels a task, one below the other, at most three tasks abreast, and one legend."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
+    abreast = min(_ABREAST, len(tasks))
+    blocks = -(-len(tasks) // abreast)
     figure, grid = plt.subplots(
-        rows,
-        len(tasks),
-        figsize=(_WIDTH * max(2, len(tasks)), _HEIGHT * rows),
+        rows * blocks,
+        abreast,
+        figsize=(_WIDTH * max(2, abreast), _HEIGHT * rows * blocks),
         squeeze=False,
         layout="constrained",
     )
-    for column, task in enumerate(tasks):
-        axes = [grid[row][column] for row in range(rows)]
-        axes[0].set_title(task)
-        panel(axes, [cell for cell in cells if cell.task == task])
+    for place in range(abreast * blocks):
+        block, column = divmod(place, abreast)
+        axes = [grid[block * rows + row][column] for row in range(rows)]
+        if place < len(tasks):
+            axes[0].set_title(tasks[place])
+            panel(axes, [cell for cell in cells if cell.task == tasks[place]])
+        else:
+            for axis in axes:
+                axis.set_visible(False)
     _legend(figure, cells)
     return figure
 
@@ -103,15 +112,24 @@ def _bars(axes: list[Axes], cells: list[Cell]) -> None:
     (axis,) = axes
     for place, cell in enumerate(cells):
         axis.bar(
-            place, cell.mean, yerr=cell.spread or 0.0, color=_colour(cell.method), capsize=3,
+            place, cell.mean, yerr=cell.spread, color=_colour(cell.method), capsize=3,
             alpha=0.85, error_kw={"ecolor": "#777777"},
         )  # fmt: skip
         top = (place, max(0.0, cell.mean + (cell.spread or 0.0)))
         axis.annotate(
             f"{cell.mean:.3f}", top, xytext=(0, 2), textcoords="offset points", ha="center"
         )
-    axis.set_xticks([])
+    _seed_ticks(axis, cells)
     axis.set_ylabel(f"{cells[0].first.metric}, dev set")
+
+
+def _seed_ticks(axis: Axes, cells: list[Cell]) -> None:
+    """Below each method how many seeds it has; its colour says which it is."""
+    seeds = [len(cell.scores) for cell in cells]
+    words = [f"{count} seed{'s' * (count > 1)}" for count in seeds]
+    axis.set_xticks(range(len(cells)), words, fontsize=7)
+    axis.tick_params(axis="x", length=0)
+    axis.grid(visible=False, axis="x")
 
 
 def _boxes(axes: list[Axes], cells: list[Cell]) -> None:
@@ -119,9 +137,13 @@ def _boxes(axes: list[Axes], cells: list[Cell]) -> None:
     (axis,) = axes
     for place, cell in enumerate(cells):
         scores = list(cell.scores.values())
-        axis.boxplot(scores, positions=[place], widths=0.6, medianprops={"color": "black"})
+        if len(scores) > 1:  # the points below show what would be outliers
+            axis.boxplot(
+                scores, positions=[place], widths=0.6, medianprops={"color": "black"},
+                showfliers=False,
+            )  # fmt: skip
         axis.plot([place] * len(scores), scores, "o", color=_colour(cell.method), alpha=0.6)
-    axis.set_xticks([])
+    _seed_ticks(axis, cells)
     axis.set_ylabel(f"{cells[0].first.metric}, dev set")
 
 
@@ -165,29 +187,39 @@ def _step_label(cells: Sequence[Cell]) -> str:
     return f"share of the run's steps ({told})"
 
 
+# Points of one size are drawn a little to the right of each other, so that none hides another.
+_BESIDE = 1.04
+
+
 def _size_lines(axes: list[Axes], cells: list[Cell]) -> None:
     """Mean and standard deviation against the number of train rows."""
     (axis,) = axes
-    for method in sorted({cell.method for cell in cells}, key=method_place):
+    for place, method in enumerate(sorted({cell.method for cell in cells}, key=method_place)):
         points = sorted(
             (cell.first.train_rows + cell.first.selection_rows, cell.mean, cell.spread or 0.0)
             for cell in cells
             if cell.method == method
         )
         sizes, means, spreads = zip(*points, strict=True)
-        axis.errorbar(sizes, means, yerr=spreads, color=_colour(method), marker="o", capsize=2)
+        beside = [size * _BESIDE**place for size in sizes]
+        axis.errorbar(beside, means, yerr=spreads, color=_colour(method), marker="o", capsize=2)
     axis.set_xscale("log")
-    axis.set_xlabel("train rows")
+    axis.xaxis.set_major_formatter("{x:,g}")
+    axis.set_xlabel("train rows, those to select by included")
     axis.set_ylabel(f"{cells[0].first.metric}, dev set")
 
 
 def _costs(cells: Sequence[Cell]) -> Figure:
     """Metric against trained share, file and time: a row a task."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
+    # Where some lack it, comparing would mix two measures.
+    in_cpu = all(cell.cpu_seconds is not None for cell in cells)
     measures: dict[str, Callable[[Cell], float | None]] = {
-        "trained share of all parameters": lambda cell: cell.trained_share,
-        "file, bytes": lambda cell: float(cell.first.delta_bytes),
-        "training time, s": lambda cell: cell.seconds,
+        "trained, % of all parameters": lambda cell: 100 * cell.trained_share,
+        "file, KB": lambda cell: cell.first.delta_bytes / 1000,
+        "CPU seconds" if in_cpu else "training time, s": lambda cell: (
+            cell.cpu_seconds if in_cpu else cell.seconds
+        ),
     }
     size = (_WIDTH * len(measures), _HEIGHT * len(tasks))
     figure, grid = plt.subplots(
@@ -201,11 +233,15 @@ def _costs(cells: Sequence[Cell]) -> Figure:
                 value = measure(cell)
                 if value is not None:
                     axis.errorbar(
-                        value, cell.mean, yerr=cell.spread or 0.0, color=_colour(cell.method),
+                        value, cell.mean, yerr=cell.spread, color=_colour(cell.method),
                         marker="o", capsize=2,
                     )  # fmt: skip
-            axis.set_xscale("log")
+            if column < 2:  # over orders of magnitude; times are not
+                axis.set_xscale("log")
+                axis.xaxis.set_major_formatter("{x:,g}")
+            else:
+                axis.set_xlim(left=0)
             axis.set_xlabel(name)
-            axis.set_ylabel(f"{task}: {of_task[0].first.metric}")
+            axis.set_ylabel(f"{task}: {of_task[0].first.metric}, dev set")
     _legend(figure, cells)
     return figure

@@ -19,18 +19,23 @@ from deltas.format import write_atomically
 from training import tables
 from training.cells import MAIN, Cell, make_cells
 from training.errors import ConfigError, TrainingError
-from training.results import Run, read_runs
+from training.layers import layers_table, rule_of
+from training.results import Outcome, Run, read_runs
 from training.significance import FEWEST_SEEDS, Comparison, compare
+from training.study import num_missing, plan, read_study
 
 RESULTS = Path("docs/results")
 _CAPTIONS = {
-    "scores": "Mean of the dev metric; bars are standard deviations over the seeds",
-    "spread": "The same, every seed a point",
+    "scores": "Mean of the dev metric; lines are standard deviations over the seeds, whose number "
+    "stands below",
+    "spread": "The same: every seed a point, with median and quartiles",
     "losses": "Training loss (since the last evaluation) and loss on the selection rows: a thin "
     "line a seed, a thick one for their median",
     "metric": "The metric on the selection rows over the run",
-    "low_data": "The dev metric against the number of train rows",
-    "costs": "The dev metric against trained share, file size and training time",
+    "low_data": "The dev metric against the number of train rows; lines are standard deviations "
+    "over the seeds",
+    "costs": "The dev metric against trained share, file size and training time; lines are "
+    "standard deviations over the seeds",
 }
 
 
@@ -108,11 +113,12 @@ def report(results: Path, out: Path, benchmark: Path | None = None) -> list[Path
 
 
 def _sized(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells of parts that vary the train size."""
+    """Cells of parts that vary the train size of a task."""
     sizes: dict[tuple[str, str], set[int | None]] = {}
     for cell in cells:
         sizes.setdefault((cell.part, cell.task), set()).add(cell.train_rows)
-    return [cell for cell in cells if len(sizes[cell.part, cell.task]) > 1]
+    varying = {part for (part, _), found in sizes.items() if len(found) > 1}
+    return [cell for cell in cells if cell.part in varying]
 
 
 def study_row(cell: Cell) -> StudyRow:
@@ -152,61 +158,127 @@ def _page(
     earlier: Sequence[tables.Record],
     drawn: Sequence[str],
 ) -> str:
-    """README.md: what was run, the conclusions, tables, figures."""
-    backbones = ", ".join(dict.fromkeys(cell.backbone for cell in cells))
-    parts = ["# Results of the study\n", _made_of(runs, cells, backbones)]
+    """README.md: the conclusions, what was run, tables, figures."""
+    parts = ["# Results of the study\n"]
     conclusions = results / "conclusions.md"
     if conclusions.is_file():
         parts.append(conclusions.read_text(encoding="utf-8"))
-    sized = _sized(cells)
-    for part in dict.fromkeys(cell.part for cell in cells):
-        plain = [cell for cell in cells if cell.part == part and cell not in sized]
-        if plain:
-            parts.append(f"## Part `{part}`\n\n" + tables.methods_table(plain))
-        for task in dict.fromkeys(cell.task for cell in sized if cell.part == part):
-            of_task = [cell for cell in sized if (cell.part, cell.task) == (part, task)]
-            parts.append(f"## Part `{part}`: {task}\n\n" + tables.sizes_table(of_task))
-    parts.append(_significance(comparisons))
-    parts.append("## Rows\n\n" + tables.rows_table(cells))
+    parts += [_made_of(results, runs, cells), *_scores(cells), _significance(comparisons)]
+    main_cells = [cell for cell in cells if cell.part == MAIN] or cells
     parts.append(
-        "## Costs\n\nThe head is part of what is trained. Time and memory are medians over the "
-        "seeds; times compare within one machine only.\n\n" + tables.costs_table(cells)
+        "## Learning rates\n\nThe primary metric on the selection rows, by which the rate in bold "
+        "was chosen (means over the seeds that have every rate).\n\n"
+        + tables.rates_table(main_cells)
     )
+    parts.append("## Rows\n\n" + tables.rows_table(cells))
+    parts.append(_costs(main_cells))
     parts.append(
         "## Beside the earlier study\n\nThe earlier study trained bert-base-cased (108 M "
-        f"parameters); this one {backbones}. Its numbers are shown at the learning rate that was "
-        "best for each; all are in `earlier_study.csv`.\n\n" + tables.earlier_table(earlier, cells)
+        f"parameters); this one {_backbones(cells)}. Its numbers are shown at the rate that "
+        "was best for each; all are in `earlier_study.csv`.\n\n"
+        + tables.earlier_table(earlier, cells)
     )
     parts.append("## Figures\n")
     parts += [f"![{_CAPTIONS[name]}]({name}.svg)\n\n{_CAPTIONS[name]}.\n" for name in drawn]
     return "\n".join(parts)
 
 
-def _made_of(runs: Sequence[Run], cells: Sequence[Cell], backbones: str) -> str:
+def _backbones(cells: Sequence[Cell]) -> str:
+    return ", ".join(dict.fromkeys(cell.backbone for cell in cells))
+
+
+def _made_of(results: Path, runs: Sequence[Run], cells: Sequence[Cell]) -> str:
     done = [run.outcome for run in runs if run.outcome]
-    failed = [run for run in runs if run.error]
-    machines = dict.fromkeys(
-        f"{found.machine.cpu}, {found.machine.cores} cores, {found.machine.workers} runs at a "
-        f"time with {found.machine.threads} thread each, {found.precision}"
-        for found in done
-    )
+    machines = dict.fromkeys(map(_carried_out, done))
     lines = [
+        "## How it was made\n",
         f"Made by `python -m training.report` from the {len(done):,} finished runs in "
-        "`runs.jsonl`, which `python -m training.sweep` made as `study.toml` says. "
-        f"Backbone: {backbones}. Machine: {'; '.join(machines)}.",
+        "`runs.jsonl`, which `python -m training.sweep` made as `study.toml` and `zoo.toml` say. "
+        f"{_progress(results, runs)}Backbone: {_backbones(cells)}. Machine: {'; '.join(machines)} "
+        "(of the frozen computation; what trains is float32).",
         "",
         "A number is the mean of the dev metric ± its standard deviation over the seeds, whose "
         "number stands behind it. The learning rate of each cell, and the best state of each run, "
-        "are chosen on rows held out of the train set, never on the dev set.",
+        "are chosen on rows held out of the train set, never on the dev set. `results.csv` has "
+        "every cell, with the command that repeats its first run.",
     ]
-    if any(cell.rates > 1 for cell in cells):
-        lines.append("`results.csv` has every cell, with the command that repeats its first run.")
-    for run in failed:
-        names = " ".join(
-            str(run.options.get(name, "")) for name in ("task", "freeze", "lr", "seed")
-        )
-        lines.append(f"\nFailed: {names}: {run.error}")
+    for run in runs:
+        if run.error:
+            names = (str(run.options.get(name, "")) for name in ("task", "freeze", "lr", "seed"))
+            lines.append(f"\nFailed: {' '.join(names)}: {run.error}")
     return "\n".join(lines) + "\n"
+
+
+def _carried_out(found: Outcome) -> str:
+    """Machine and precision of a run, in words."""
+    machine = found.machine
+    return (
+        f"{machine.cpu}, {machine.cores} cores, {_counted(machine.workers, 'run')} at a time with "
+        f"{_counted(machine.threads, 'thread')} each, precision {found.precision}"
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _progress(results: Path, runs: Sequence[Run]) -> str:
+    """Says so when runs that the study declares are missing; nothing without its declaration."""
+    declared = results / "study.toml"
+    if not declared.is_file():
+        return ""
+    planned = plan(read_study(declared))
+    missing = num_missing(planned, {run.key: run for run in runs})
+    if not missing:
+        return ""
+    return (
+        f"**The study is not finished: {missing:,} of its {len(planned):,} runs are missing**, and "
+        "more of them can change what is chosen. "
+    )
+
+
+def _scores(cells: Sequence[Cell]) -> list[str]:
+    """A section for each part: tables by train size, by layer, or by strategy and task."""
+    sized = _sized(cells)
+    main_cells = [cell for cell in cells if cell.part == MAIN]
+    sections = []
+    for part in dict.fromkeys(cell.part for cell in cells):
+        of_part = [cell for cell in cells if cell.part == part]
+        tasks = dict.fromkeys(cell.task for cell in of_part)
+        beside = [cell for cell in main_cells if cell.task in tasks and part != MAIN]
+        if any(cell in sized for cell in of_part):
+            for task in tasks:
+                of_task = [cell for cell in of_part if cell.task == task]
+                methods = {cell.method for cell in of_task}
+                whole = [c for c in beside if c.task == task and c.method in methods]
+                table = tables.sizes_table([*of_task, *whole])
+                sections.append(f"## Part `{part}`: {task}\n\n{table}")
+        elif len(rules := {rule_of(cell.method) for cell in of_part}) == 1 and None not in rules:
+            whole = [cell for cell in beside if cell.method in rules]
+            sections.append(f"## Part `{part}`\n\n{layers_table(of_part, whole)}")
+        else:
+            bases = {"full", "bitfit"} - {cell.method for cell in of_part}
+            whole = [cell for cell in beside if cell.method in bases]
+            note = f"\n`full` and `bitfit` are those of part `{MAIN}`.\n" if whole else ""
+            table = tables.methods_table([*whole, *of_part])
+            sections.append(f"## Part `{part}`\n\n{table}{note}")
+    return sections
+
+
+def _costs(cells: Sequence[Cell]) -> str:
+    workers = max(cell.first.machine.workers for cell in cells)
+    shared = (
+        f"{workers} runs at a time, and whatever else the machine did, shared its cores and "
+        "memory: a run alone is faster, and small differences mean nothing. "
+    )
+    return (
+        "## Costs\n\nThe head is part of what is trained. Times are those of the fastest of the "
+        "seeds, with its evaluations; memory is the median of their peaks. CPU seconds are those "
+        "of the run's process, its start included, where they were recorded. "
+        + (shared if workers > 1 else "")
+        + "Times compare within one machine only. A head's features are computed once.\n\n"
+        + tables.costs_table(cells)
+    )
 
 
 def _significance(comparisons: Sequence[Comparison]) -> str:
@@ -215,13 +287,16 @@ def _significance(comparisons: Sequence[Comparison]) -> str:
             "## Against full fine-tuning\n\nNothing to compare: no task has three seeds of `full` "
             f"and of another strategy (part `{MAIN}`).\n"
         )
-    seeds = max(one.seeds for one in comparisons)
+    fewest, most = (pick(one.seeds for one in comparisons) for pick in (min, max))
+    least = f"{2 / 2**most:.4f} with {most} seeds"
+    if fewest != most:
+        least += f", and {2 / 2**fewest:.4f} with {fewest}"
     return (
         "## Against full fine-tuning\n\n"
         "Differences are paired: runs of one seed train on the same rows in the same order. p is "
         "that of a two-sided paired t-test; p (Holm) corrects it for the "
         f"{len(comparisons)} comparisons of this table; p (signs) is the exact sign-flip test, "
-        f"which with {seeds} seeds can't be below {2 / 2**seeds:.4f}. With so few seeds a "
+        f"which can't be below {least}. With so few seeds a "
         "difference that is not significant is no proof of equality: read the interval. Pairs "
         f"with fewer than {FEWEST_SEEDS} seeds are left out.\n\n"
         + tables.significance_table(comparisons)

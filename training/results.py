@@ -68,6 +68,8 @@ class Outcome(_Part):
         scores: metrics by split: "selection" and the dev splits.
         seconds: of training, the evaluations included; `resumed` runs count from where they went
             on.
+        cpu_seconds: of the run's process, its start and all its threads included; unlike `seconds`
+            hardly longer when the machine does other work too. None in lines of earlier versions.
         peak_bytes: most memory that the run's process held.
         trained: trained parameters, the head included.
         total: parameters of backbone and head.
@@ -92,6 +94,7 @@ class Outcome(_Part):
     precision: str
     seconds: float
     resumed: bool
+    cpu_seconds: float | None = None
     peak_bytes: int
     trained: int
     total: int

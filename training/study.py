@@ -195,6 +195,19 @@ def plan(study: Study, only: Iterable[str] = ()) -> list[Planned]:
     return planned
 
 
+def num_missing(planned: Iterable[Planned], finished: Mapping[str, Run]) -> int:
+    """How many planned runs were not made; those whose rates all failed can't be, and count too."""
+
+    def is_there(run: Planned) -> bool:
+        try:
+            rate = run.rate.resolve(finished)
+        except ConfigError:
+            return False
+        return rate is not None and run_key(run.with_rate(rate)) in finished
+
+    return sum(not is_there(run) for run in planned)
+
+
 def _plan_part(
     study: Study, part: Part, choices: dict[tuple[str, ...], Choice]
 ) -> Iterator[Planned]:

@@ -27,6 +27,7 @@ from training.study import Planned, Study, make_study, plan, read_study
 
 STUDY = Path("docs/results/study.toml")
 RUNS = Path("docs/results/runs.jsonl")
+WORK = Path("runs/sweep")
 _LISTS = ("tasks", "freeze", "reinit", "init_from", "backbone", "train_rows")
 
 
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--study", type=Path, help=f"file that declares the runs (default: {STUDY})")
     add("--only", type=_words, default=(), help="parts of the study, a,b")
     add("--out", type=Path, default=RUNS, help="file of the results (default: %(default)s)")
-    add("--work", type=Path, default=Path("runs/sweep"), help="folder for unfinished runs")
+    add("--work", type=Path, default=WORK, help="folder for unfinished runs (default: %(default)s)")
     add("--workers", type=_positive, default=1, help="runs at a time (default: 1)")
     add("--threads", type=_positive, default=1, help="torch threads of a run (default: 1)")
     add("--data", help="hub, sample, or folder of <task>/<split>.parquet (default: $GLUE_DIR, hub)")

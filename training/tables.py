@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from training.significance import Comparison
 
 Record = Mapping[str, Any]
 _NONE = ""
+_WORDS = ("strategy", "note")
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column is left, the others right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    """A Markdown table; the first column and those of words are left, numbers right."""
+    words = {head[0], *_WORDS}
+    lines = [head, ["---" if name in words else "---:" for name in head], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -50,7 +53,7 @@ def cell_record(cell: Cell) -> dict[str, Any]:
         "seeds": len(cell.scores),
         "scores": " ".join(f"{score:.4f}" for score in cell.scores.values()),
         "learning_rate": cell.rate,
-        "rates_tried": cell.rates,
+        "rates_tried": len(cell.tried),
         "epochs": first.epochs,
         "steps": first.steps,
         "train_rows": first.train_rows,
@@ -59,6 +62,7 @@ def cell_record(cell: Cell) -> dict[str, Any]:
         "trained_share": cell.trained_share,
         "delta_bytes": first.delta_bytes,
         "seconds": cell.seconds,
+        "cpu_seconds": cell.cpu_seconds,
         "peak_bytes": cell.peak_bytes,
         "precision": first.precision,
         "command": next(iter(cell.runs.values())).command,
@@ -114,7 +118,8 @@ def rows_table(cells: Sequence[Cell]) -> str:
         first = cell.first
         split = next(name for name in first.scores if name != "selection")
         dev = first.scores[split]
-        notes = "; ".join(filter(None, (first.data_note, dev.note)))
+        drawn = re.sub(r"drawn with seed \d+", "drawn with the run's seed", first.data_note)
+        notes = "; ".join(filter(None, (drawn, dev.note)))
         lines.setdefault(
             (cell.task, _size(cell)),
             [
@@ -132,7 +137,6 @@ def costs_table(cells: Sequence[Cell]) -> str:
     """What each method trains, stores, takes; cells of one part."""
     rows = []
     for cell in cells:
-        time = _NONE if cell.seconds is None else f"{cell.seconds:,.0f}"
         rows.append(
             [
                 cell.task,
@@ -140,14 +144,42 @@ def costs_table(cells: Sequence[Cell]) -> str:
                 f"{cell.first.trained:,}",
                 f"{cell.trained_share:.3%}",
                 f"{cell.first.delta_bytes / 1000:,.0f}",
-                time,
+                _whole(cell.seconds),
+                _whole(cell.cpu_seconds),
                 f"{cell.peak_bytes / 2**20:,.0f}",
                 f"{cell.rate:g}",
                 f"{cell.first.epochs:g}",
             ]
         )
-    head = ["task", "strategy", "trained", "of all", "file, KB", "seconds", "peak memory, MiB"]
-    return markdown_table([*head, "learning rate", "epochs"], rows)
+    head = ["task", "strategy", "trained", "of all", "file, KB", "seconds", "CPU seconds"]
+    return markdown_table([*head, "peak memory, MiB", "learning rate", "epochs"], rows)
+
+
+def _whole(value: float | None) -> str:
+    return _NONE if value is None else f"{value:,.0f}"
+
+
+def rates_table(cells: Sequence[Cell]) -> str:
+    """The learning rates that were tried: one row each, one column a task; the chosen one is bold.
+
+    The numbers are the primary metric on the selection rows. Cells of one part.
+    """
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    found = {(cell.method, cell.task): cell for cell in cells}
+    methods = sorted({cell.method for cell in cells}, key=method_place)
+
+    def shown(cell: Cell | None, rate: float) -> str:
+        if cell is None or rate not in cell.tried:
+            return _NONE
+        value = f"{cell.tried[rate]:.3f}"
+        return f"**{value}**" if rate == cell.rate else value
+
+    rows = [
+        [f"`{method}`", f"{rate:g}", *(shown(found.get((method, task)), rate) for task in tasks)]
+        for method in methods
+        for rate in sorted({rate for cell in cells if cell.method == method for rate in cell.tried})
+    ]
+    return markdown_table(["strategy", "learning rate", *tasks], rows)
 
 
 def significance_table(comparisons: Sequence[Comparison]) -> str:
@@ -161,13 +193,17 @@ def significance_table(comparisons: Sequence[Comparison]) -> str:
                 str(one.seeds),
                 f"{one.difference:+.3f}",
                 f"{one.low:+.3f} to {one.high:+.3f}",
-                f"{one.p:.3f}",
-                f"{one.p_holm:.3f}",
-                f"{one.p_signs:.3f}",
+                _p_value(one.p),
+                _p_value(one.p_holm),
+                _p_value(one.p_signs),
             ]
             for one in comparisons
         ),
     )
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def read_earlier(path: Path) -> list[dict[str, str]]:
@@ -178,7 +214,7 @@ def read_earlier(path: Path) -> list[dict[str, str]]:
 
 
 def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
-    """The earlier study's numbers, at the learning rate best for it, beside ours."""
+    """The earlier study's numbers, at the rate best for it, beside ours where there is one."""
     best: dict[tuple[str, str, str], Record] = {}
     for record in earlier:
         mark = (record["task"], record["strategy"], record["train_rows"])
@@ -191,9 +227,11 @@ def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
         if cell.part == MAIN:  # on a sample of the rows, if the study limits them; the note says so
             ours.setdefault((cell.task, cell.method, ""), cell)
     rows = []
-    for mark, record in best.items():
+    for mark, record in sorted(best.items(), key=_earlier_place):
         task, strategy, size = mark
         mine = ours.get(mark)
+        if mine is None:
+            continue
         rows.append(
             [
                 task,
@@ -202,9 +240,15 @@ def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
                 f"{float(record['mean']):.3f} ± {float(record['spread']):.3f}",
                 f"{float(record['learning_rate']):g}",
                 score(mine),
-                "" if mine is None else f"{mine.rate:g}",
-                "" if mine is None else f"{_size(mine):,}",
+                f"{mine.rate:g}",
+                f"{_size(mine):,}",
             ]
         )
     head = ["task", "strategy", "rows", "earlier study", "its rate"]
     return markdown_table([*head, "this study", "its rate", "its rows"], rows)
+
+
+def _earlier_place(item: tuple[tuple[str, str, str], Record]) -> tuple[str, float, tuple[int, str]]:
+    """By task, all rows first, then by size and method."""
+    (task, strategy, size), _ = item
+    return task, float(size or -1), method_place(strategy)

@@ -179,6 +179,7 @@ def _outcome(delta: Delta, delta_bytes: int, recorder: Recorder, trial: Trial) -
         precision=facts.precision,
         seconds=facts.duration_s,
         resumed=recorder.first_step != 1,
+        cpu_seconds=_cpu_seconds(),
         peak_bytes=_peak_bytes(),
         trained=manifest.trainable_parameters,
         total=manifest.total_parameters,
@@ -201,6 +202,12 @@ def machine(threads: int, workers: int) -> Machine:
     cores = os.cpu_count() or 1
     system = f"{platform.system()} {platform.machine()}"
     return Machine(cpu=cpu, cores=cores, threads=threads, workers=workers, system=system)
+
+
+def _cpu_seconds() -> float:
+    """What this process has computed since it was forked."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return round(used.ru_utime + used.ru_stime, 1)
 
 
 def _peak_bytes() -> int:

@@ -1,142 +1,177 @@
-"""Train the shipped deltas: `python -m training.zoo` (hours; safe to stop and start again).
+"""The shipped deltas, chosen from a sweep's finished runs: `python -m training.zoo` (make zoo).
 
-For each cell, task x strategy, one run for each learning rate; the run with the best score on its
-selection rows, which are train rows, gives the delta. The dev scores of the runs play no part in
-the choice. Finished runs are kept below runs/zoo and not repeated. Several of these processes may
-run at once: each cell is claimed by a file.
+For each task and strategy the run with the best score on its selection rows, which are train rows,
+gives the delta; the dev scores play no part. Runs on fewer rows than the task's others, on
+generated rows, on another backbone, or from another start than the backbone itself do not count.
+The runs are those of `docs/results/study.toml` and `docs/results/zoo.toml`, made by
+`training.sweep --keep-deltas`.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import logging
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deltas.backbone import DEFAULT_BACKBONE
-from deltas.format import read_manifest
-from deltas.manifest import Manifest
+from deltas.card import card_path, render_card
+from deltas.errors import DeltaError
+from deltas.format import read_delta, read_manifest, write_atomically
 from deltas.store import delta_path, zoo_path
-from training.config import FitConfig
-from training.fit import fit
+from training.errors import DataError, TrainingError
+from training.results import Run, read_runs
+from training.sweep import RUNS, WORK
+from training.tasks import TASKS
 
-logger = logging.getLogger(__name__)
-
-_RATES = {
-    "bitfit": (2e-3, 6e-3),
-    "layernorm": (2e-3, 6e-3),
-    "random:0.001": (1e-2, 3e-2),
-    "head": (3e-3, 3e-2),
-}
+STRATEGIES = ("bitfit", "layernorm", "random:0.001", "head")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One delta of the zoo.
+class Choice:
+    """What the zoo shall hold for a task and a strategy.
 
     Attributes:
-        task: GLUE task.
-        strategy: as after `--freeze`.
-        epochs: of each of its runs.
+        run: the best one; None if no finished run counts.
+        folder: where it left its delta.
+        source: the delta, whole and sound; None if it was not kept.
     """
 
     task: str
     strategy: str
-    epochs: float
+    run: Run | None = None
+    folder: Path | None = None
+    source: Path | None = None
 
 
-# Epochs are what a shared two-core machine finishes in two hours: see DECISIONS.md. They are equal
-# for the strategies of a task, so that those compare; a head trains on features computed once.
-_EPOCHS = {"rte": 5.0, "cola": 5.0, "mrpc": 4.0, "stsb": 2.0, "sst2": 0.3}
-_BITFIT_EPOCHS = {"wnli": 5.0, "mnli": 1.0, "qnli": 1.0, "qqp": 0.5}
-_HEAD_EPOCHS = {"rte": 60.0, "cola": 30.0, "mrpc": 60.0, "stsb": 40.0, "sst2": 10.0}
-
-CELLS = (
-    *(Cell(task, "bitfit", epochs) for task, epochs in _BITFIT_EPOCHS.items()),
-    *(
-        Cell(task, strategy, epochs)
-        for task, epochs in _EPOCHS.items()
-        for strategy in ("bitfit", "random:0.001", "layernorm")
-    ),
-    *(Cell(task, "head", epochs) for task, epochs in _HEAD_EPOCHS.items()),
-)
-
-
-def main() -> int:
-    """Train what is missing of the zoo; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.zoo", description=__doc__)
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/zoo"), help="where finished runs are kept"
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 done, 1 a damaged line or delta, 2 misuse."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.zoo",
+        description="Fill the zoo with the best deltas of a sweep, by their selection rows.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--zoo", type=Path, default=zoo_path(), help="where the chosen deltas go")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    for cell in CELLS:
-        with _claim(arguments.work, cell) as claimed:
-            if claimed:
-                _train_cell(cell, arguments.work, arguments.zoo, arguments.seed)
+    add = parser.add_argument
+    add("--results", type=Path, nargs="+", default=[RUNS], help=f"files of runs (default: {RUNS})")
+    add("--work", type=Path, nargs="+", default=[WORK], help=f"kept deltas (default: {WORK})")
+    add("--zoo", type=Path, default=zoo_path(), help="where they go (default: the shipped zoo)")
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        runs = [run for path in options.results for run in read_runs(path).values()]
+        choices = choose(runs, options.work)
+        for choice in choices:
+            sys.stdout.write(f"{choice.task} {choice.strategy}: {ship(choice, options.zoo)}\n")
+    except (TrainingError, DeltaError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     return 0
 
 
-def _train_cell(cell: Cell, work: Path, zoo: Path, seed: int) -> None:
-    runs = {rate: _run(cell, rate, seed, work) for rate in _RATES[cell.strategy]}
-    best = max(runs, key=lambda rate: _selection_score(runs[rate]))
-    source = _finished(cell, best, seed, work)
-    target = delta_path(zoo, DEFAULT_BACKBONE, cell.task, cell.strategy)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    logger.info("%s %s: chose rate %g, %s", cell.task, cell.strategy, best, runs[best].metrics)
+def choose(runs: Iterable[Run], work: Sequence[Path]) -> list[Choice]:
+    """The best run of each task and strategy, with its delta where that was kept.
+
+    Args:
+        runs: finished ones and failed ones.
+        work: folders that hold `<key of a run>/<backbone>/<task>/<strategy>.safetensors`.
+
+    Raises:
+        DeltaError: a kept delta is damaged.
+        DataError: a kept delta is not that of its line.
+    """
+    counting = _counting(runs)
+    choices = []
+    for task in TASKS:
+        for strategy in STRATEGIES:
+            found = [run for run in counting if _cell(run) == (task, strategy)]
+            if not found:
+                choices.append(Choice(task, strategy))
+                continue
+            best = max(found, key=_selection_score)
+            folders = [folder / best.key for folder in work]
+            choices.append(Choice(task, strategy, best, folders[0], _kept(best, folders)))
+    return choices
 
 
-def _selection_score(manifest: Manifest) -> tuple[float, float]:
-    values = manifest.metrics["selection"].values
-    return values[manifest.primary_metric], -values["loss"]
+def ship(choice: Choice, zoo: Path) -> str:
+    """Put a chosen delta and its model card into the zoo, if there is one; returns what was done.
+
+    Each of both files is written whole or not at all.
+    """
+    target = delta_path(zoo, DEFAULT_BACKBONE, choice.task, choice.strategy)
+    if choice.run is None or choice.source is None:
+        left = f"kept the shipped one ({_score(target)})" if target.exists() else "none in the zoo"
+        if choice.run is None:
+            return f"{left}; no finished run that counts"
+        return (
+            f"{left}; the delta of the best run is not there, repeat it: {choice.run.command} "
+            f"--out {choice.folder}"
+        )
+    before = f", instead of {_score(target)}" if target.exists() else ""
+    write_atomically(target, choice.source.read_bytes())
+    write_atomically(card_path(target), render_card(target).encode())
+    rate, seed = choice.run.options["lr"], choice.run.options["seed"]
+    return f"rate {rate:g}, seed {seed}: {_score(target)}{before}"
 
 
-def _finished(cell: Cell, rate: float, seed: int, work: Path) -> Path:
-    """Where a run's delta lies; other options, another folder."""
-    folder = work / f"lr{rate:g}-epochs{cell.epochs:g}-seed{seed}"
-    return delta_path(folder, DEFAULT_BACKBONE, cell.task, cell.strategy)
+def _counting(runs: Iterable[Run]) -> list[Run]:
+    """Runs of the default backbone on as many real rows as the task's largest run had."""
+    real = [
+        run
+        for run in runs
+        if run.outcome is not None
+        and run.outcome.backbone == DEFAULT_BACKBONE
+        and run.outcome.data != "sample"
+        and "init_from" not in run.options
+    ]
+    most: dict[str, int] = {}
+    for run in real:
+        task = str(run.options["task"])
+        most[task] = max(most.get(task, 0), _num_rows(run))
+    return [run for run in real if _num_rows(run) == most[str(run.options["task"])]]
 
 
-def _run(cell: Cell, rate: float, seed: int, work: Path) -> Manifest:
-    path = _finished(cell, rate, seed, work)
-    if not path.exists():
-        options: dict[str, object] = {"task": cell.task, "freeze": cell.strategy, "lr": rate}
-        options |= {"seed": seed, "epochs": cell.epochs, "batch_size": 16}
-        config = FitConfig.model_validate(options | {"out": path.parents[2], "resume": True})
-        fit(config, command=_command(options))
+def _cell(run: Run) -> tuple[str, str]:
+    """Task and strategy; a re-initialised run's strategy has another name."""
+    assert run.outcome is not None
+    return run.outcome.task, run.outcome.strategy
+
+
+def _num_rows(run: Run) -> int:
+    assert run.outcome is not None
+    return run.outcome.train_rows + run.outcome.selection_rows
+
+
+def _selection_score(run: Run) -> tuple[float, float]:
+    assert run.outcome is not None
+    return run.outcome.selection_score
+
+
+def _kept(run: Run, folders: Iterable[Path]) -> Path | None:
+    """The delta that a run left, checked."""
+    assert run.outcome is not None
+    for folder in folders:
+        path = delta_path(folder, run.outcome.backbone, *_cell(run))
+        if path.exists():
+            if read_delta(path).manifest.metrics != run.outcome.scores:
+                raise DataError(
+                    f"not the delta of run {run.key}: its scores differ from those of the line; "
+                    "remove it, or sweep that run again",
+                    path=path,
+                )
+            return path
+    return None
+
+
+def _score(path: Path) -> str:
+    """A delta's score on its selection rows, in words."""
     manifest, _ = read_manifest(path)
-    if manifest.training.data == "sample":
-        raise SystemExit(f"{path} was trained on the generated sample; set GLUE_DIR")
-    values = manifest.metrics["selection"].values
-    logger.info("%s %s rate %g: %s", cell.task, cell.strategy, rate, values)
-    return manifest
-
-
-def _command(options: dict[str, object]) -> str:
-    """The command that repeats a run."""
-    flags = [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
-    return " ".join(["python -m training.fit", *flags])
-
-
-@contextmanager
-def _claim(work: Path, cell: Cell) -> Iterator[bool]:
-    """Whether this process may train the cell; the claim ends with the process, however it ends."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / f".{cell.task}-{cell.strategy.replace(':', '-')}.claim").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    selection = manifest.metrics["selection"]
+    value = selection.values[manifest.primary_metric]
+    return f"{manifest.primary_metric} {value:.4f} on {selection.rows:,} selection rows"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from deltas import Backbone, Record, Store, check_delta, zoo_path
 from training.data import load_task
 from training.metrics import compute_metrics
 from training.tasks import TASKS
+from training.zoo import STRATEGIES
 
 SAMPLED = {"mnli", "qqp", "qnli"}
 STUDIED = {"cola", "rte", "mrpc", "stsb", "sst2"}
@@ -28,8 +29,8 @@ def zoo(packaged_backbone: Backbone) -> Store:
 def test_holds_what_is_promised(zoo: Store) -> None:
     keys = {record.manifest.key for record in zoo.records}
     expected = {(task, "bitfit") for task in TASKS}
-    expected |= {(t, s) for t in STUDIED for s in ("layernorm", "random:0.001", "head")}
-    assert keys == expected
+    expected |= {(task, strategy) for task in STUDIED for strategy in STRATEGIES}
+    assert expected <= keys <= {(task, strategy) for task in TASKS for strategy in STRATEGIES}
     assert zoo.rejected == []
 
 
@@ -50,8 +51,8 @@ def test_every_manifest_is_honest(zoo: Store) -> None:
         )
         assert manifest.training.git_commit
         rows = manifest.training.train_rows + manifest.training.selection_rows
-        if task.name not in SAMPLED:
-            assert rows == task.canonical_rows["train"]
+        if rows != task.canonical_rows["train"]:
+            assert f"{rows:,} of " in manifest.training.data_note
 
 
 def _dev_scores(client: TestClient, record: Record, glue_dir: Path) -> dict[str, dict[str, float]]:
@@ -84,5 +85,8 @@ def test_dev_scores_over_http_equal_the_manifest(
         for strategy in zoo.strategies(task):
             record = zoo.resolve(task, strategy)
             for split, values in _dev_scores(client, record, glue_dir).items():
-                claimed = record.manifest.metrics[split].values
-                assert values == pytest.approx(claimed, abs=1e-4), (task, strategy, split)
+                claimed = record.manifest.metrics[split]
+                # Judged in bfloat16, a few rows may get another label than here.
+                rounded = max(0.015, 2 / claimed.rows)
+                near = 1e-4 if record.manifest.training.precision == "fp32" else rounded
+                assert values == pytest.approx(claimed.values, abs=near), (task, strategy, split)

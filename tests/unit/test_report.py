@@ -27,7 +27,9 @@ def run_of(strategy: str, score: float, selection: float = 0.5, **options: Any) 
     """A run of a strategy; its outcome says so too."""
     run = make_run(score, selection, freeze=strategy, **options)
     assert run.outcome is not None
-    fields = {"strategy": strategy, "learning_rate": run.options["lr"]}
+    fields: dict[str, Any] = {"strategy": strategy, "learning_rate": run.options["lr"]}
+    if "train_rows" in options:
+        fields |= {"train_rows": options["train_rows"] - 2, "selection_rows": 2}
     return run.model_copy(update={"outcome": run.outcome.model_copy(update=fields)})
 
 
@@ -63,11 +65,30 @@ def test_cells_are_seeds_at_the_rate_of_the_best_selection_rows(runs: list[Run])
         ("low-data", "bitfit", 99),
     ]
     bitfit = cells[1]
-    assert (bitfit.rate, bitfit.rates) == (0.002, 2), "0.99 on the dev set plays no part"
+    assert bitfit.rate == 0.002, "0.99 on the dev set plays no part"
+    assert bitfit.tried == {0.002: 0.5, 0.5: 0.4}
     assert tuple(bitfit.scores.values()) == BITFIT
     assert bitfit.mean == pytest.approx(0.646)
     assert bitfit.spread == pytest.approx(0.0391152144, abs=1e-9)
     assert cells[3].spread is None
+
+
+def test_a_cell_s_time_is_that_of_its_fastest_whole_run() -> None:
+    """Other work on the machine can only add to it; a resumed run counts from its middle."""
+    changes: list[dict[str, Any]] = [
+        {"seconds": 9.0, "cpu_seconds": 5.0},
+        {"seconds": 7.0, "cpu_seconds": 6.0},
+        {"resumed": True, "cpu_seconds": 1.0},
+    ]
+    runs = []
+    for seed, fields in enumerate(changes):
+        run = run_of("bitfit", 0.5, seed=seed)
+        assert run.outcome is not None
+        runs.append(run.model_copy(update={"outcome": run.outcome.model_copy(update=fields)}))
+    (cell,) = make_cells(runs)
+    assert (cell.seconds, cell.cpu_seconds) == (7.0, 5.0)
+    (cell,) = make_cells(runs[2:])
+    assert (cell.seconds, cell.cpu_seconds) == (None, None)
 
 
 def test_seeds_that_every_rate_has_decide() -> None:
@@ -133,11 +154,57 @@ def test_the_page_says_what_the_lines_say(results: Path, tmp_path: Path) -> None
     assert [row["mean"] for row in rows] == ["0.626", "0.646", "0.55", "0.7"]
 
 
-def test_a_person_s_conclusions_are_part_of_the_page(results: Path, tmp_path: Path) -> None:
+def test_the_page_shows_rates_costs_and_the_other_parts_beside_the_main_one(
+    results: Path, tmp_path: Path
+) -> None:
+    for run in (run_of("bitfit@0", 0.4), run_of("bitfit@1", 0.3), run_of("head", 0.2)):
+        part = "others" if run.options["freeze"] == "head" else "layers"
+        append_run(results / "runs.jsonl", run.model_copy(update={"part": part}))
+    report.report(results, tmp_path / "out", tmp_path / "study.json")
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "| `bitfit` | 0.002 | **0.500** |\n| `bitfit` | 0.5 | 0.400 |\n" in page
+    assert "| `bitfit` | 0.550 ± 0.071 (2) | 0.700 (1) | 0.646 ± 0.039 (5) |" in page, "by size"
+    assert "| 0 | 0.400 (1) | 0.300 (1) |\n| 1 | 0.300 (1) | 0.400 (1) |" in page, "by layer"
+    assert "| all (`bitfit`) | 0.646 ± 0.039 (5) | 0.646 ± 0.039 (5) |" in page
+    assert "| `head` | 0.200 (1) |\n\n`full` and `bitfit` are those of part `main`." in page
+    assert "1 run at a time" in page
+    assert "precision fp32" in page
+    assert "shared its cores" not in page
+
+
+def test_the_page_says_that_runs_at_a_time_share_the_machine(tmp_path: Path) -> None:
+    run = run_of("bitfit", 0.5)
+    assert run.outcome is not None
+    machine = run.outcome.machine.model_copy(update={"workers": 2})
+    run = run.model_copy(update={"outcome": run.outcome.model_copy(update={"machine": machine})})
+    shutil.copy(ROOT / "docs/results/earlier_study.csv", tmp_path)
+    append_run(tmp_path / "runs.jsonl", run)
+    report.report(tmp_path, tmp_path, tmp_path / "study.json")
+    page = (tmp_path / "README.md").read_text()
+    assert "2 runs at a time, and whatever else the machine did, shared its cores" in page
+    assert "| `bitfit` | 0.500 (1) |" in page
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(5, ""), (6, "1 of its 6 runs are missing")])
+def test_an_unfinished_study_is_called_one(
+    runs: list[Run], tmp_path: Path, seeds: int, said: str
+) -> None:
+    shutil.copy(ROOT / "docs/results/earlier_study.csv", tmp_path)
+    part = f'name = "main"\ntasks = ["rte"]\nfreeze = ["bitfit"]\nseeds = {seeds}\nrates = [0.002]'
+    (tmp_path / "study.toml").write_text(f"[[part]]\n{part}\n")
+    for run in runs[5:10]:
+        append_run(tmp_path / "runs.jsonl", run)
+    report.report(tmp_path, tmp_path, tmp_path / "study.json")
+    page = (tmp_path / "README.md").read_text()
+    assert said in page
+    assert ("The study is not finished" in page) == bool(said)
+
+
+def test_a_person_s_conclusions_are_the_first_of_the_page(results: Path, tmp_path: Path) -> None:
     (results / "conclusions.md").write_text("## What follows\n\nNothing yet.\n")
     report.report(results, tmp_path / "out", tmp_path / "study.json")
     page = (tmp_path / "out" / "README.md").read_text()
-    assert page.index("## What follows") < page.index("## Part `main`")
+    assert page.startswith("# Results of the study\n\n## What follows\n\nNothing yet.\n\n## How ")
 
 
 def test_equal_lines_give_equal_files(results: Path, tmp_path: Path) -> None:

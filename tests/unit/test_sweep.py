@@ -103,6 +103,8 @@ def check_line(run: Run) -> None:
     assert best == pytest.approx(max(found.history.metric), abs=1e-6)
     assert found.train_rows + found.selection_rows == 120
     assert 0 < found.seconds < 100
+    assert found.cpu_seconds is not None
+    assert 0 < found.cpu_seconds < 100
     assert 10**7 < found.peak_bytes < 10**10
     assert 0 < found.trained < found.total
     assert found.delta_bytes > 4 * found.trained
