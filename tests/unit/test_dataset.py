@@ -474,6 +474,22 @@ def test_rows_from_the_hub_then_from_its_cache(hub: Hub, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_an_older_commit_in_the_cache(hub: Hub, tmp_path: Path) -> None:
+    """A pinned commit is found beside a newer one; without a pin the newest is taken."""
+    older = ask(tmp_path, hub.url)
+    hub.commit = "d" * 40
+    hub.files = {"train.parquet": parquet(rows_of(["no", "yes", "perhaps"] * 10))}
+    newer = ask(tmp_path, hub.url)
+    assert older["digest"] != newer["digest"]
+    offline = {"HF_HUB_OFFLINE": "1"}
+    for name, wanted in ((f"Owner/MyRows@{COMMIT}", older), ("Owner/MyRows", newer)):
+        found = ask(tmp_path, hub.url, name, **offline)
+        assert (found["digest"], found["data_set"]) == (wanted["digest"], wanted["data_set"])
+    missing = ask(tmp_path, hub.url, f"Owner/MyRows@{'e' * 40}", **offline)
+    assert f"No copy of {'e' * 40} is in its cache" in missing["message"]
+
+
+@pytest.mark.slow
 def test_a_name_that_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
     found = ask(tmp_path, hub.url, "Owner/OtherRows")
     assert found["error"] == "DataError"

@@ -102,6 +102,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.num_requests = 0
         self.repository = repository
+        self.commit = COMMIT
         self.files = files or rte_files(LABELS)
 
     @property
@@ -125,21 +126,21 @@ class Answer(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = self.path.split("?")[0]
-        files, repository = self.server.files, self.server.repository
+        files, repository, commit = self.server.files, self.server.repository, self.server.commit
         prefix = f"/datasets/{repository}/resolve/"
         if path.startswith(prefix):
             name = path.removeprefix(prefix).split("/", 1)[1]
             if name in files:
                 tag = f'"{hashlib.sha256(files[name]).hexdigest()}"'
-                self._send(200, files[name], {"ETag": tag, "X-Repo-Commit": COMMIT})
+                self._send(200, files[name], {"ETag": tag, "X-Repo-Commit": commit})
             else:
-                self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         elif "/tree/" in path:
-            folder = path.partition(f"/tree/{COMMIT}")[2].strip("/")
+            folder = path.partition(f"/tree/{commit}")[2].strip("/")
             self._send(200, json.dumps(self._listing(folder)).encode(), {})
         elif path.startswith(f"/api/datasets/{repository}"):
             siblings = [{"rfilename": name} for name in files]
-            info = {"id": repository, "sha": COMMIT, "tags": [], "siblings": siblings}
+            info = {"id": repository, "sha": commit, "tags": [], "siblings": siblings}
             self._send(200, json.dumps(info).encode(), {})
         else:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
