@@ -323,7 +323,8 @@ def test_a_server_that_can_not_predict_says_why(server: Any, open_page: Open) ->
     assert cards(page) == 4
 
 
-def test_another_program_at_the_address(open_page: Open) -> None:
+def test_another_program_at_the_address(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frontend.client._PROBE_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.listen()
         page = open_page(f"http://127.0.0.1:{listener.getsockname()[1]}")
