@@ -46,10 +46,13 @@ echo "Installing into $venv with Python $(version_of "$python"); the first time 
 if [ -n "${PYTHON:-}" ] || ! "$venv/bin/python" -c "$supported; import pip" >/dev/null 2>&1; then
     "$python" -m venv --clear "$venv"
 fi
-# --no-compile: most modules of PyTorch and transformers are never imported; those that are get
-# compiled then. It halves the time that the processor needs here.
+# --no-compile: most modules of PyTorch and transformers are never imported; it halves the time that
+# the processor needs here. The ones that are get compiled by the second command: where
+# PYTHONDONTWRITEBYTECODE is set, every process would else compile them anew, which takes seconds.
 "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile \
-    -c constraints.txt --editable '.[dev]' ||
-    fail "Installing failed: see the message of pip above; 'make setup' tries again."
+    -c constraints.txt --editable '.[dev]' &&
+    PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c \
+        'import app.main, datasets, hypothesis, pytest, streamlit.testing.v1, training.fit, transformers.models.bert.modeling_bert' ||
+    fail "Installing failed: see the message above; 'make setup' tries again."
 touch "$venv/.installed"
 echo "Installed."

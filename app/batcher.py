@@ -25,7 +25,7 @@ from contextlib import asynccontextmanager
 from typing import Generic, NoReturn, TypeVar
 
 from app.errors import BatchFailedError, DeadlineExceededError, NotReadyError, OverloadedError
-from app.jobs import Answer, BatchLimits, BatchObserver, Job
+from app.jobs import Answer, BatchLimits, BatchObserver, Job, WaitLimit
 from app.pace import Pace
 from app.row_queue import Row, RowQueue, count_tokens
 from app.worker import Worker, WorkerDiedError
@@ -107,8 +107,9 @@ class Batcher(Generic[R, T]):
         """
         now = self._clock()
         wait_s = self._pace.seconds(self._queue.tokens_before(key), now)
-        if wait_s > (allowed_s := max(min(self._limits.max_queue_s, deadline - now), 0.0)):
-            self._refuse(wait_s, allowed_s)
+        limit = self._limits.longest_wait(deadline - now)
+        if wait_s > limit.seconds:
+            self._refuse(wait_s, limit)
 
     @asynccontextmanager
     async def announce(
@@ -181,8 +182,7 @@ class Batcher(Generic[R, T]):
     async def _answer(
         self, rows: Sequence[R], key: Hashable, deadline: float, *, urgent: bool
     ) -> Answer[T]:
-        if not self.is_alive:
-            raise NotReadyError(self._refusal or _DEAD)
+        self.check_alive()
         now = self._clock()
         future = asyncio.get_running_loop().create_future()
         job: Job[R, T] = Job(rows, deadline, key, future=future, queued_at=now)
@@ -227,12 +227,12 @@ class Batcher(Generic[R, T]):
         if rows + num_rows > limits.max_queue_rows or (too_many_tokens and queue.num_rows):
             self._refuse(self._pace.seconds(queue.tokens_before(key), self._clock()))
 
-    def _refuse(self, wait_s: float, allowed_s: float | None = None) -> NoReturn:
+    def _refuse(self, wait_s: float, limit: WaitLimit | None = None) -> NoReturn:
         """Come back when what waits now will have been worked off."""
         self._observer.on_drop("rejected")
         rows = self._queue.num_rows + self._announced_rows
         retry_after_s = min(max(math.ceil(wait_s), 1), _MAX_RETRY_AFTER_S)
-        raise OverloadedError(rows, self._queue.num_tokens, retry_after_s, wait_s, allowed_s)
+        raise OverloadedError(rows, self._queue.num_tokens, retry_after_s, wait_s, limit)
 
     async def _outcome(self, job: Job[R, T]) -> None:
         """Wait for the job's end; raises how it ended if not well, and counts that."""

@@ -27,6 +27,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from app.jobs import WaitLimit
 from deltas import DeltaNotFoundError
 
 MAX_LISTED = 100
@@ -78,7 +79,7 @@ class OverloadedError(Exception):
         queued_tokens: their tokens.
         retry_after_s: when what waits will have been worked off.
         wait_s: how long the rows would wait.
-        allowed_s: how long they may; None if it is room that they lack.
+        limit: how long they may; None if it is room that they lack.
     """
 
     def __init__(
@@ -87,18 +88,26 @@ class OverloadedError(Exception):
         queued_tokens: int,
         retry_after_s: int,
         wait_s: float = 0.0,
-        allowed_s: float | None = None,
+        limit: WaitLimit | None = None,
     ) -> None:
         self.queued_rows = queued_rows
         self.queued_tokens = queued_tokens
         self.retry_after_s = retry_after_s
         queued = f"{queued_rows:,} rows, {queued_tokens:,} tokens"
         why = f"the queue is full ({queued})"
-        if allowed_s is not None:
-            why = (
-                f"the wait would be {wait_s:.2f} s, allowed are {allowed_s:.2f} s ({queued} queued)"
-            )
+        if limit is not None:
+            wait, allowed = _apart(wait_s, limit.seconds)
+            why = f"the wait would be {wait} s, {limit.whose} allows {allowed} s ({queued} queued)"
         super().__init__(f"{why}; try again in {retry_after_s} s")
+
+
+def _apart(more: float, less: float) -> tuple[str, str]:
+    """Two numbers in as few decimals, at least two, as tell them apart."""
+    for decimals in range(2, 16):
+        shown = f"{more:.{decimals}f}", f"{less:.{decimals}f}"
+        if shown[0] != shown[1]:
+            break
+    return shown
 
 
 class ClientGoneError(Exception):

@@ -8,12 +8,23 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from app.row_queue import Row, Ticket
 
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
+
+
+THE_SERVER = "the server (DELTABERT_MAX_QUEUE_S)"
+THE_REQUEST = "the request's deadline (its own, or DELTABERT_DEADLINE_S)"
+
+
+class WaitLimit(NamedTuple):
+    """How long rows may wait, and who says so."""
+
+    seconds: float
+    whose: str
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,12 @@ class BatchLimits:
     max_queue_rows: int
     max_queue_tokens: int
     max_queue_s: float = math.inf
+
+    def longest_wait(self, left_s: float) -> WaitLimit:
+        """How long rows may wait that must be answered within so many seconds."""
+        if left_s < self.max_queue_s:
+            return WaitLimit(max(left_s, 0.0), THE_REQUEST)
+        return WaitLimit(self.max_queue_s, THE_SERVER)
 
 
 @dataclass(frozen=True)

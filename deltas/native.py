@@ -149,7 +149,7 @@ def _loaded_openmp() -> str | None:
     except OSError:  # no Linux
         return None
     loaded = {line.split(maxsplit=5)[-1] for line in maps if "/libgomp" in line}
-    home = str(Path(torch.__file__).parent)
+    home = str(Path(torch.__file__).resolve().parent)  # as the system sees it
     return min(loaded, key=lambda path: (not path.startswith(home), path), default=None)
 
 

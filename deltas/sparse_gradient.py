@@ -87,21 +87,39 @@ def _add_products(grad: Any, x: Any, rows: Any, columns: Any, count: int, sums: 
         sums[k] += grad[rows[k]] * x[columns[k]]
 
 
+# Where the kernel's arguments lie.
+(
+    _LINES_A_BLOCK,
+    _LINES,
+    _KIND,
+    _GRAD_SIZE,
+    _GRAD,
+    _X_SIZE,
+    _X,
+    _COUNT,
+    _ROWS,
+    _COLUMNS,
+    _SUMS,
+    _NUM_ARGUMENTS,
+) = range(3, 15)
+
+
 def _products(arguments: Any) -> None:
-    """The kernel; its arguments are those of `Kernel.run` above."""
-    a = carray(arguments, 14, np.int64)
-    block, lines, kind, count = a[3], a[4], a[5], a[10]
-    rows = carray(address(a[11]), count, np.int32)
-    columns = carray(address(a[12]), count, np.int32)
-    grad, x = np.empty(a[6], np.float32), np.empty(a[8], np.float32)
+    """The kernel; a line of `Kernel.run` is a block of lines here."""
+    a = carray(arguments, _NUM_ARGUMENTS, np.int64)
+    blocks, at_a_time = a[1], a[2]
+    block, lines, kind, count = a[_LINES_A_BLOCK], a[_LINES], a[_KIND], a[_COUNT]
+    rows = carray(address(a[_ROWS]), count, np.int32)
+    columns = carray(address(a[_COLUMNS]), count, np.int32)
+    grad, x = np.empty(a[_GRAD_SIZE], np.float32), np.empty(a[_X_SIZE], np.float32)
     while True:
-        start = claim(arguments, a[2])
-        if start >= a[1]:
+        start = claim(arguments, at_a_time)
+        if start >= blocks:
             break
-        for number in range(start, min(start + a[2], a[1])):
-            sums = carray(address(a[13] + 4 * number * count), count, np.float32)
+        for number in range(start, min(start + at_a_time, blocks)):
+            sums = carray(address(a[_SUMS] + 4 * number * count), count, np.float32)
             sums[:] = np.float32(0)
             for t in range(block * number, min(block * (number + 1), lines)):
-                read_line(kind, a[7], t, a[6], grad)
-                read_line(kind, a[9], t, a[8], x)
+                read_line(kind, a[_GRAD], t, a[_GRAD_SIZE], grad)
+                read_line(kind, a[_X], t, a[_X_SIZE], x)
                 _add_products(grad, x, rows, columns, count, sums)

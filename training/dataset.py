@@ -166,11 +166,9 @@ def _from_hub(address: Address) -> Found:
 
 
 def _from_cache(address: Address) -> Found | None:
-    """The latest copy, if it is of the revision that was asked for."""
-    builder = cached_builder(address.name, address.config)
-    if builder is None or address.revision not in (None, builder.hash):
-        return None
-    return _found(builder)
+    """The copy of the commit that was asked for, or the latest one."""
+    builder = cached_builder(address.name, address.config, address.revision)
+    return builder and _found(builder)
 
 
 def _unreachable(address: Address, reason: str) -> HubUnreachableError:

@@ -7,8 +7,10 @@ a minute. `training.data` checks the tables and turns them into rows. Other data
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -58,21 +60,44 @@ def why_no_hub(repository: str, revision: str = "main") -> str:
     return why_unreachable(path)
 
 
-def cached_builder(repository: str, config: str | None) -> Any:
-    """What makes the cached copy of a data set, the latest one; None where there is none."""
+def cached_builder(repository: str, config: str | None, commit: str | None = None) -> Any:
+    """What makes the cached copy of a data set: of a commit, or the latest one; else None."""
     from datasets.packaged_modules.cache.cache import Cache
 
     try:
+        if commit is None:
+            version = commit = "auto"
+        else:
+            config, version = _find_cached(repository, config, commit)
         return Cache(
             repo_id=repository,
             dataset_name=repository.split("/")[-1],
             config_name=config,
-            version="auto",
-            hash="auto",
+            version=version,
+            hash=commit,
         )
     except (OSError, ValueError) as error:  # not there, or only half of it
         logger.debug("no cached copy of %s %s: %s", repository, config, error)
         return None
+
+
+def _find_cached(repository: str, config: str | None, commit: str) -> tuple[str, str]:
+    """Configuration and version of a commit's copy; what `datasets` finds is the latest only."""
+    from datasets import config as settings
+    from datasets.naming import camelcase_to_snakecase
+
+    *owner, name = repository.split("/")
+    cached = Path(settings.HF_DATASETS_CACHE, "___".join([*owner, camelcase_to_snakecase(name)]))
+    found = []
+    for info in cached.glob(f"*/*/{commit}/dataset_info.json"):
+        folder, version = info.parts[-4:-2]
+        # Of part of its files, or with options, the folder's name is longer than the configuration.
+        is_whole = json.loads(info.read_text(encoding="utf-8")).get("config_name") == folder
+        if is_whole and config in (None, folder):
+            found.append((folder, version))
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} copies of {commit}")
+    return found[0]
 
 
 def _splits(task: Task) -> list[str]:

@@ -16,6 +16,7 @@ from app.errors import (
     UnsupportedBodyError,
     describe_error,
 )
+from app.jobs import THE_SERVER, WaitLimit
 from app.schemas import ErrorBody
 from deltas import DeltaNotFoundError
 
@@ -37,7 +38,7 @@ _ERRORS: dict[str, Exception] = {
         [Problem(row=2, field="premise", problem="is missing")]
     ),
     "Too much is waiting; come back after the time in Retry-After.": OverloadedError(
-        4096, 90000, 9, wait_s=8.4, allowed_s=2.0
+        4096, 90000, 9, 8.4, WaitLimit(2.0, THE_SERVER)
     ),
     "The server failed; its log has the cause.": Exception(),
     "Starting, stopping or broken.": NotReadyError("the server is shutting down"),

@@ -125,8 +125,16 @@ def make_server(tiny_backbone: Backbone, page_deltas: Path) -> Callable[[], Serv
 
 @pytest.fixture
 def server(make_server: Callable[[], Server]) -> Iterator[Server]:
-    """A running server, stopped after the test."""
+    """A server that the test starts, stopped after it."""
+    made = make_server()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def url(make_server: Callable[[], Server]) -> Iterator[str]:
+    """The address of a running server, for tests that leave it as it is."""
     made = make_server()
     made.start()
-    yield made
+    yield made.url
     made.stop()

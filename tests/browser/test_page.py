@@ -92,8 +92,8 @@ def open_tab(page: AppTest, name: str) -> AppTest:
     return run(page)
 
 
-def test_the_first_view_is_useful_at_once(server: Any, open_page: Open) -> None:
-    page = open_page(server.url)
+def test_the_first_view_is_useful_at_once(url: str, open_page: Open) -> None:
+    page = open_page(url)
     assert page.session_state["task"] == "cola", "the task with most strategies shows most"
     assert texts(page) == list(examples_of("cola", 1)[0].texts)
     assert cards(page) == 4
@@ -105,9 +105,9 @@ def test_the_first_view_is_useful_at_once(server: Any, open_page: Open) -> None:
 
 
 def test_each_task_shows_its_fields_and_a_card_a_strategy(
-    server: Any, open_page: Open, strategies: dict[str, tuple[str, ...]]
+    url: str, open_page: Open, strategies: dict[str, tuple[str, ...]]
 ) -> None:
-    page = open_page(server.url)
+    page = open_page(url)
     for task, fields in (
         ("mnli", ["premise", "hypothesis"]),
         ("stsb", ["sentence1", "sentence2"]),
@@ -122,8 +122,8 @@ def test_each_task_shows_its_fields_and_a_card_a_strategy(
     assert html(page).count("5 same meaning") == 2, "values lie on their scale"
 
 
-def test_a_task_that_the_page_has_never_heard_of(server: Any, open_page: Open) -> None:
-    page = choose(open_page(server.url), "topics")
+def test_a_task_that_the_page_has_never_heard_of(url: str, open_page: Open) -> None:
+    page = choose(open_page(url), "topics")
     assert not [box for box in page.selectbox if box.label == "Example"]
     assert cards(page) == 0, "no text, nothing to ask"
     predict(page, "the film and the ball")
@@ -132,8 +132,8 @@ def test_a_task_that_the_page_has_never_heard_of(server: Any, open_page: Open) -
     assert "&lt;b&gt;art&lt;/b&gt;" in html(page), "labels are text, not markup"
 
 
-def test_predict_sends_what_was_typed(server: Any, open_page: Open) -> None:
-    page = open_page(server.url)
+def test_predict_sends_what_was_typed(url: str, open_page: Open) -> None:
+    page = open_page(url)
     before = html(page)
     predict(page, "the very bad film, $HOME 'quoted' 🙂")
     assert html(page) != before
@@ -145,8 +145,8 @@ def test_predict_sends_what_was_typed(server: Any, open_page: Open) -> None:
     assert [f'"{name}"' in sent for name in ("bitfit", "layernorm", "random:0.05", "head")]
 
 
-def test_an_example_fills_the_fields_and_is_answered_at_once(server: Any, open_page: Open) -> None:
-    page = choose(open_page(server.url), "mnli")
+def test_an_example_fills_the_fields_and_is_answered_at_once(url: str, open_page: Open) -> None:
+    page = choose(open_page(url), "mnli")
     (example,) = [box for box in page.selectbox if box.label == "Example"]
     wanted = examples_of("mnli", 2)[3]
     example.select_index(3)
@@ -158,8 +158,8 @@ def test_an_example_fills_the_fields_and_is_answered_at_once(server: Any, open_p
     assert [box.value for box in page.selectbox if box.label == "Example"] == [3]
 
 
-def test_what_was_typed_survives_tabs_and_tasks(server: Any, open_page: Open) -> None:
-    page = open_page(server.url)
+def test_what_was_typed_survives_tabs_and_tasks(url: str, open_page: Open) -> None:
+    page = open_page(url)
     page.text_area[0].set_value("half a sentence")
     open_tab(page, "Benchmark")
     open_tab(page, "One task")
@@ -170,9 +170,9 @@ def test_what_was_typed_survives_tabs_and_tasks(server: Any, open_page: Open) ->
     assert "half a sentence" not in curl(page), "but it was not sent"
 
 
-def test_disagreement_has_a_badge(server: Any, open_page: Open) -> None:
-    page = open_page(server.url)
-    client = Client(open_session(server.url), server.url)
+def test_disagreement_has_a_badge(url: str, open_page: Open) -> None:
+    page = open_page(url)
+    client = Client(open_session(url), url)
     targets = [Target("cola", name) for name in ("bitfit", "layernorm", "random:0.05", "head")]
     verdicts = {}
     for text in ("good", "bad", "the film", "not very good", "a dog", "zebra", "why?", "go go go"):
@@ -185,22 +185,22 @@ def test_disagreement_has_a_badge(server: Any, open_page: Open) -> None:
         assert verdict in words(page)
 
 
-def test_a_cut_text_is_pointed_out(server: Any, open_page: Open) -> None:
-    page = predict(open_page(server.url), "good " * 50)
+def test_a_cut_text_is_pointed_out(url: str, open_page: Open) -> None:
+    page = predict(open_page(url), "good " * 50)
     assert ["32 tokens" in warning.value for warning in page.warning] == [True]
     predict(page, "good")
     assert not page.warning
 
 
-def test_an_empty_text_asks_for_one(server: Any, open_page: Open) -> None:
-    page = predict(open_page(server.url), "  \n ")
+def test_an_empty_text_asks_for_one(url: str, open_page: Open) -> None:
+    page = predict(open_page(url), "  \n ")
     assert "Type a text" in words(page)
     assert cards(page) == 0
 
 
-def test_the_benchmark_stands_beside_the_predictions(server: Any, open_page: Open) -> None:
-    page = open_page(server.url)
-    benchmark = Client(open_session(server.url), server.url).benchmark()
+def test_the_benchmark_stands_beside_the_predictions(url: str, open_page: Open) -> None:
+    page = open_page(url)
+    benchmark = Client(open_session(url), url).benchmark()
     for row in benchmark.of("cola"):
         assert f"{row.strategy}</th><td>{row.value:.3f}</td>" in html(page)
     assert "of the backbone" in words(page)
@@ -212,10 +212,10 @@ def test_the_benchmark_stands_beside_the_predictions(server: Any, open_page: Ope
     assert "Trained on: 100 rows" in words(page)
 
 
-def test_the_full_table_and_its_download(server: Any, open_page: Open) -> None:
-    page = open_tab(choose(open_page(server.url), "mnli"), "Benchmark")
+def test_the_full_table_and_its_download(url: str, open_page: Open) -> None:
+    page = open_tab(choose(open_page(url), "mnli"), "Benchmark")
     frame = page.dataframe[0].value
-    benchmark = Client(open_session(server.url), server.url).benchmark()
+    benchmark = Client(open_session(url), url).benchmark()
     assert len(frame) == len(benchmark.rows) == 9
     assert set(frame["Task"]) == {"CoLA", "MNLI", "STS-B", "topics"}
     assert [metric.label for metric in page.metric][:2] == ["Backbone", "Deltas"]
@@ -224,8 +224,8 @@ def test_the_full_table_and_its_download(server: Any, open_page: Open) -> None:
     assert len(page.get("vega_lite_chart")) == 1
 
 
-def test_all_tasks_answer_one_text(server: Any, open_page: Open) -> None:
-    page = open_tab(open_page(server.url), "All tasks on one text")
+def test_all_tasks_answer_one_text(url: str, open_page: Open) -> None:
+    page = open_tab(open_page(url), "All tasks on one text")
     assert len(page.text_area) == 2
     assert cards(page) == 2
     assert "2 tasks in one call" in words(page)
@@ -240,24 +240,21 @@ def test_all_tasks_answer_one_text(server: Any, open_page: Open) -> None:
     assert "one text for all" in curl(page)
 
 
-def test_a_server_that_never_answered(open_page: Open, make_server: Any) -> None:
-    server = make_server()
+def test_a_server_that_never_answered(server: Any, open_page: Open) -> None:
     page = open_page(server.url)
     (warning,) = page.warning
     assert server.url in warning.value
     assert "does not answer" in warning.value
     assert "Not connected" in html(page)
     assert not page.text_area
-    try:
-        server.start()
-        run(page)
-        assert cards(page) == 4
-        assert not any("does not answer" in warning.value for warning in page.warning)
-    finally:
-        server.stop()
+    server.start()
+    run(page)
+    assert cards(page) == 4
+    assert not any("does not answer" in warning.value for warning in page.warning)
 
 
 def test_a_server_that_goes_and_returns(server: Any, open_page: Open) -> None:
+    server.start()
     page = predict(open_page(server.url), "kept while it is away")
     answered = html(page)
     server.stop()
@@ -281,6 +278,7 @@ def test_a_server_that_goes_and_returns(server: Any, open_page: Open) -> None:
 def test_a_server_that_returns_with_other_deltas(
     server: Any, open_page: Open, tmp_path: Path, page_deltas: Path
 ) -> None:
+    server.start()
     page = choose(open_page(server.url), "stsb")
     (cola,) = page_deltas.rglob("cola/bitfit.safetensors")
     (tmp_path / "bitfit.safetensors").write_bytes(cola.read_bytes())
@@ -325,17 +323,18 @@ def test_a_server_that_can_not_predict_says_why(server: Any, open_page: Open) ->
     assert cards(page) == 4
 
 
-def test_another_program_at_the_address(open_page: Open) -> None:
+def test_another_program_at_the_address(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frontend.client._PROBE_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.listen()
         page = open_page(f"http://127.0.0.1:{listener.getsockname()[1]}")
         assert "does not answer" in page.warning[0].value
 
 
-def test_the_csv_is_the_api_as_a_table(server: Any) -> None:
+def test_the_csv_is_the_api_as_a_table(url: str) -> None:
     from frontend.tables import benchmark_csv
 
-    benchmark = Client(open_session(server.url), server.url).benchmark()
+    benchmark = Client(open_session(url), url).benchmark()
     rows = list(csv.DictReader(io.StringIO(benchmark_csv(benchmark))))
     assert [(row["task"], row["strategy"]) for row in rows] == [
         (row.task, row.strategy) for row in benchmark.rows

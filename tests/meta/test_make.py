@@ -213,14 +213,14 @@ def setup(root: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProce
     programs.mkdir()
 
     def run(
-        python: str = "", fakes: dict[str, str] | None = None
+        python: str = "", fakes: dict[str, str] | None = None, **settings: str
     ) -> subprocess.CompletedProcess[str]:
         for name, body in (fakes or {}).items():
             (programs / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
             (programs / name).chmod(0o755)
         return subprocess.run(
             ["/bin/sh", str(root / ".make" / "setup.sh"), str(tmp_path / "venv")],
-            env={"PATH": str(programs), "PYTHON": python},
+            env={"PATH": str(programs), "PYTHON": python, **settings},
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -276,6 +276,23 @@ def test_a_failed_install_is_tried_again(
     assert result.stderr.splitlines()[0] == "no such package"
     assert "'make setup' tries again" in result.stderr
     assert not (tmp_path / "venv" / ".installed").exists()
+
+
+def test_what_is_imported_is_compiled_once(
+    setup: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """Whatever the user's shell says: else each process would spend seconds on it."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "pyvenv.cfg").touch()
+    python = tmp_path / "venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "[$PYTHONDONTWRITEBYTECODE] $*"\n', encoding="utf-8")
+    python.chmod(0o755)
+    fakes = {"python3": 'case "$2" in *platform*) echo 3.12.1 ;; esac', "touch": ""}
+    result = setup("", fakes, PYTHONDONTWRITEBYTECODE="1")
+    assert result.returncode == 0, result.stderr
+    *_, installed, imported, _ = result.stdout.splitlines()
+    assert installed.startswith("[1] -m pip install")
+    assert imported.startswith("[] -c import app.main, ")
 
 
 def test_a_folder_that_is_no_environment_is_never_emptied(

@@ -18,7 +18,7 @@ from app.errors import DeltaUnavailableError
 from deltas import Backbone, Store, TokenizedRow
 
 # Machines that run tests are busy: how long an example takes says nothing.
-LAW = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+LAW = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 
 TOLERANCE = 1e-5
 NUM_DELTAS = 25
@@ -168,7 +168,7 @@ def prefetching(tiny_backbone: Backbone, store: Store) -> Iterator[Engine]:
 
 def test_loading_ahead_and_running_at_the_same_time(prefetching: Engine, whole: Engine) -> None:
     batch = [(number, [number + 5] * (1 + number % 4)) for number in range(NUM_DELTAS)]
-    for _ in range(20):
+    for _ in range(8):
         rows = engine_rows(whole.store, batch)
         check_equal(prefetching.run(rows), whole.run(rows))
         batch = batch[7:] + batch[:7]

@@ -21,6 +21,7 @@ from app.errors import (
     describe_error,
     error_response,
 )
+from app.jobs import WaitLimit
 from deltas import DeltaFormatError, DeltaNotFoundError
 
 
@@ -85,14 +86,28 @@ def test_overload_and_deadline() -> None:
         "details": None,
         "request_id": "id",
     }
-    _, error = describe(OverloadedError(7, 1070, 4, wait_s=3.5, allowed_s=2))
+    _, error = describe(OverloadedError(7, 1070, 4, 3.5, WaitLimit(2, "the queue")))
     assert error["message"] == (
-        "the wait would be 3.50 s, allowed are 2.00 s (7 rows, 1,070 tokens queued); "
+        "the wait would be 3.50 s, the queue allows 2.00 s (7 rows, 1,070 tokens queued); "
         "try again in 4 s"
     )
     assert describe(DeadlineExceededError(1.5))[1]["message"].startswith(
         "not answered within 1.50 s"
     )
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "allowed_s", "sentence"),
+    [
+        (2.001, 2.0, "would be 2.001 s, it allows 2.000 s"),
+        (2.00000004, 2.0, "would be 2.00000004 s, it allows 2.00000000 s"),
+        (1e-9, 0.0, "would be 0.000000001 s, it allows 0.000000000 s"),
+    ],
+)
+def test_what_is_too_long_does_not_look_like_what_is_allowed(
+    wait_s: float, allowed_s: float, sentence: str
+) -> None:
+    assert sentence in str(OverloadedError(1, 1, 1, wait_s, WaitLimit(allowed_s, "it")))
 
 
 @pytest.mark.parametrize(

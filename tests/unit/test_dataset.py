@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from deltas import read_delta
 from deltas.__main__ import main as deltas_main
-from tests.unit.test_hub import COMMIT, ROOT, Hub, serve
+from tests.unit.test_hub import COMMIT, Ask, Hub, serve
 from training import fit
 from training.dataset import Address, load_data_set, parse_address
 from training.errors import ConfigError, DataError
@@ -407,7 +404,7 @@ def test_a_run_from_a_data_set(
 
 
 SCRIPT = """
-import json, sys, time
+import json, time
 import datasets
 from training.dataset import load_data_set
 from training.errors import TrainingError
@@ -423,21 +420,14 @@ print(json.dumps(answer | dict(seconds=time.perf_counter() - start)))
 """
 
 
-def ask(home: Path, endpoint: str, text: str = "Owner/MyRows", **settings: str) -> dict[str, Any]:
-    """What a fresh process makes of a data set; its stderr under "warnings"."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    env |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(ROOT)}
-    env |= {"NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1", **settings}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(text=text)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return {**json.loads(done.stdout.splitlines()[-1]), "warnings": done.stderr}
+@pytest.fixture
+def ask(ask_afresh: Ask) -> Ask:
+    """A function (endpoint, text="Owner/MyRows", **settings) -> what is made of a data set."""
+
+    def load_rows(endpoint: str, text: str = "Owner/MyRows", **settings: str) -> dict[str, Any]:
+        return ask_afresh(SCRIPT.format(text=text), endpoint, **settings)
+
+    return load_rows
 
 
 def parquet(rows: Dataset) -> bytes:
@@ -454,50 +444,66 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.mark.slow
-def test_rows_from_the_hub_then_from_its_cache(hub: Hub, tmp_path: Path) -> None:
-    fresh = ask(tmp_path, hub.url)
+def test_rows_from_the_hub_then_from_its_cache(hub: Hub, ask: Ask) -> None:
+    fresh = ask(hub.url)
     assert (fresh["source"], fresh["labels"]) == ("hub", ["worse", "better"])
     assert fresh["data_set"] == f"Owner/MyRows@{COMMIT}"
     assert fresh["rows"] == 32
-    offline = ask(tmp_path, hub.url, HF_HUB_OFFLINE="1")
+    offline = ask(hub.url, HF_HUB_OFFLINE="1")
     assert (offline["digest"], offline["data_set"]) == (fresh["digest"], fresh["data_set"])
     assert f"taking the cached copy of commit {COMMIT}, since offline mode" in offline["warnings"]
     before = hub.num_requests
-    pinned = ask(tmp_path, hub.url, f"Owner/MyRows@{COMMIT}")
+    pinned = ask(hub.url, f"Owner/MyRows@{COMMIT}")
     assert pinned["digest"] == fresh["digest"]
     assert hub.num_requests == before
-    tagged = ask(tmp_path, hub.url, "Owner/MyRows@v1", HF_HUB_OFFLINE="1")
+    tagged = ask(hub.url, "Owner/MyRows@v1", HF_HUB_OFFLINE="1")
     assert "No copy of v1 is in its cache" in tagged["message"]
     hub.repository = "Owner/Gone"
-    gone = ask(tmp_path, hub.url, "Owner/MyRows@v1")
+    gone = ask(hub.url, "Owner/MyRows@v1")
     assert "it does not give out this data set. No copy of v1 is in its cache" in gone["message"]
 
 
 @pytest.mark.slow
-def test_a_name_that_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
-    found = ask(tmp_path, hub.url, "Owner/OtherRows")
+def test_an_older_commit_in_the_cache(hub: Hub, ask: Ask) -> None:
+    """A pinned commit is found beside a newer one; without a pin the newest is taken."""
+    older = ask(hub.url)
+    hub.commit = "d" * 40
+    hub.files = {"train.parquet": parquet(rows_of(["no", "yes", "perhaps"] * 10))}
+    newer = ask(hub.url)
+    assert older["digest"] != newer["digest"]
+    offline = {"HF_HUB_OFFLINE": "1"}
+    for name, wanted in ((f"Owner/MyRows@{COMMIT}", older), ("Owner/MyRows", newer)):
+        found = ask(hub.url, name, **offline)
+        assert (found["digest"], found["data_set"]) == (wanted["digest"], wanted["data_set"])
+    missing = ask(hub.url, f"Owner/MyRows@{'e' * 40}", **offline)
+    assert f"No copy of {'e' * 40} is in its cache" in missing["message"]
+
+
+@pytest.mark.slow
+def test_a_name_that_the_hub_does_not_have(hub: Hub, ask: Ask) -> None:
+    found = ask(hub.url, "Owner/OtherRows")
     assert found["error"] == "DataError"
     assert found["message"].startswith("data set Owner/OtherRows: can't be read: Dataset")
     assert "doesn't exist on the Hub or cannot be accessed. Check its name" in found["message"]
 
 
 @pytest.mark.slow
-def test_a_configuration_that_the_hub_does_not_have(tmp_path: Path) -> None:
+def test_a_configuration_that_the_hub_does_not_have(ask: Ask) -> None:
     files = {"README.md": CONFIGS}
     files |= {f"{name}/train.parquet": parquet(NAMES) for name in ("films", "books")}
     for hub in serve(Hub(files, "Owner/MyRows")):
-        assert ask(tmp_path, hub.url, "Owner/MyRows:books")["rows"] == 32
-        found = ask(tmp_path, hub.url)
+        assert ask(hub.url, "Owner/MyRows:books")["rows"] == 32
+        found = ask(hub.url)
         assert "several configurations (films, books); add one to its name" in found["message"]
-        found = ask(tmp_path, hub.url, "Owner/MyRows:flims")
+        found = ask(hub.url, "Owner/MyRows:flims")
         assert "no configuration 'flims'; it has films, books. Did you" in found["message"]
 
 
 @pytest.mark.slow
-def test_a_hub_that_never_answers_is_noticed_within_five_seconds(tmp_path: Path) -> None:
+def test_a_hub_that_never_answers_is_noticed_within_five_seconds(ask: Ask) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        found = ask(tmp_path, endpoint)
+        found = ask(endpoint)
     assert found["error"] == "HubUnreachableError"
     assert endpoint in found["message"]
     assert found["seconds"] < 5 + 1.5  # what loading takes besides the wait, on a busy machine

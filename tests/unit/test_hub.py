@@ -8,16 +8,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +23,7 @@ import pytest
 
 from deltas.hub import PROBE_S
 
-ROOT = Path(__file__).parents[2]
+Ask = Callable[..., dict[str, Any]]
 COMMIT = "c" * 40
 LABELS = ("entailment", "not_entailment")
 
@@ -102,6 +99,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.num_requests = 0
         self.repository = repository
+        self.commit = COMMIT
         self.files = files or rte_files(LABELS)
 
     @property
@@ -125,21 +123,21 @@ class Answer(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = self.path.split("?")[0]
-        files, repository = self.server.files, self.server.repository
+        files, repository, commit = self.server.files, self.server.repository, self.server.commit
         prefix = f"/datasets/{repository}/resolve/"
         if path.startswith(prefix):
             name = path.removeprefix(prefix).split("/", 1)[1]
             if name in files:
                 tag = f'"{hashlib.sha256(files[name]).hexdigest()}"'
-                self._send(200, files[name], {"ETag": tag, "X-Repo-Commit": COMMIT})
+                self._send(200, files[name], {"ETag": tag, "X-Repo-Commit": commit})
             else:
-                self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         elif "/tree/" in path:
-            folder = path.partition(f"/tree/{COMMIT}")[2].strip("/")
+            folder = path.partition(f"/tree/{commit}")[2].strip("/")
             self._send(200, json.dumps(self._listing(folder)).encode(), {})
         elif path.startswith(f"/api/datasets/{repository}"):
             siblings = [{"rfilename": name} for name in files]
-            info = {"id": repository, "sha": COMMIT, "tags": [], "siblings": siblings}
+            info = {"id": repository, "sha": commit, "tags": [], "siblings": siblings}
             self._send(200, json.dumps(info).encode(), {})
         else:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
@@ -186,7 +184,7 @@ def permuted_hub() -> Iterator[Hub]:
 
 
 SCRIPT = """
-import json, sys, time
+import json, time
 import datasets
 from training.data import load_task
 from training.errors import DataError
@@ -200,100 +198,84 @@ print(json.dumps(answer | dict(seconds=time.perf_counter() - start)))
 """
 
 
-def load(home: Path, endpoint: str, data: str | None = "hub", **settings: str) -> dict[str, Any]:
-    """What a fresh process makes of `load_task("rte", data)`; its stderr under "warnings"."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    env.pop("GLUE_DIR", None)
-    env |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(ROOT)}
-    env |= {"NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1", **settings}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(data=data)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return {**json.loads(done.stdout.splitlines()[-1]), "warnings": done.stderr}
+BACKBONE_SCRIPT = """
+import json, time
+from deltas import BackboneError, load_backbone
+import huggingface_hub
+start = time.perf_counter()
+try:
+    load_backbone("google-bert/bert-base-uncased")
+except BackboneError as error:
+    print(json.dumps(dict(seconds=time.perf_counter() - start, message=str(error))))
+"""
+
+
+@pytest.fixture
+def load(ask_afresh: Ask) -> Ask:
+    """A function (endpoint, data="hub", **settings) -> what `load_task` makes of RTE."""
+
+    def load_rte(endpoint: str, data: str | None = "hub", **settings: str) -> dict[str, Any]:
+        return ask_afresh(SCRIPT.format(data=data), endpoint, **settings)
+
+    return load_rte
 
 
 @pytest.mark.slow
-def test_rows_from_the_hub_then_from_the_cache(hub: Hub, tmp_path: Path) -> None:
-    fresh = load(tmp_path, hub.url)
+def test_rows_from_the_hub_then_from_the_cache(hub: Hub, load: Ask) -> None:
+    fresh = load(hub.url)
     assert fresh["source"] == "hub"
     assert fresh["labels"] == [0, 1, 1, 0]
     assert fresh["note"] == "sample of the GLUE train set: 4 of 2,490 rows"
     asked = hub.num_requests
     assert asked > 0
-    cached = load(tmp_path, hub.url, data=None)
+    cached = load(hub.url, data=None)
     assert (cached["source"], cached["digest"]) == ("hub", fresh["digest"])
     assert hub.num_requests == asked, "a complete cached copy needs no hub"
-    offline = load(tmp_path, hub.url, HF_HUB_OFFLINE="1")
+    offline = load(hub.url, HF_HUB_OFFLINE="1")
     assert offline["digest"] == fresh["digest"]
 
 
 @pytest.mark.slow
-def test_label_names_in_another_order_are_refused(permuted_hub: Hub, tmp_path: Path) -> None:
-    answer = load(tmp_path, permuted_hub.url)
+def test_label_names_in_another_order_are_refused(permuted_hub: Hub, load: Ask) -> None:
+    answer = load(permuted_hub.url)
     assert answer["error"] == "DataError"
     assert "answers would be permuted" in answer["message"]
 
 
 @pytest.mark.slow
-def test_a_hub_without_the_files_is_an_error_not_the_sample(hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_without_the_files_is_an_error_not_the_sample(hub: Hub, load: Ask) -> None:
     hub.files = {"README.md": hub.files["README.md"]}
-    answer = load(tmp_path, hub.url, data=None)
+    answer = load(hub.url, data=None)
     assert answer["error"] == "DataError"
     assert "could not be read" in answer["message"]
     assert "--data DIR" in answer["message"]
 
 
 @pytest.mark.slow
-def test_a_hub_that_never_answers_is_noticed_within_five_seconds(tmp_path: Path) -> None:
+def test_a_hub_that_never_answers_is_noticed_within_five_seconds(load: Ask) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        answer = load(tmp_path, endpoint)
+        answer = load(endpoint)
     assert answer["error"] == "HubUnreachableError"
     assert endpoint in answer["message"]
     assert answer["seconds"] < 5 + 1.5  # what loading takes besides the wait, on a busy machine
 
 
 @pytest.mark.slow
-def test_a_backbone_of_a_silent_hub_is_refused_within_five_seconds(tmp_path: Path) -> None:
+def test_a_backbone_of_a_silent_hub_is_refused_within_five_seconds(ask_afresh: Ask) -> None:
     """The hub's libraries would wait for ever."""
-    script = """
-        import sys, time
-        from deltas import BackboneError, load_backbone
-        import huggingface_hub
-        start = time.perf_counter()
-        try:
-            load_backbone("google-bert/bert-base-uncased")
-        except BackboneError as error:
-            print(time.perf_counter() - start, error)
-    """
-    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        env |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": endpoint, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script)],
-            env=env | {"NO_PROXY": "127.0.0.1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-    seconds, _, message = done.stdout.partition(" ")
-    assert float(seconds) < 5 + 1.5
-    assert re.search(f"{endpoint} (did not answer|can.t be reached)", message)
+        answer = ask_afresh(BACKBONE_SCRIPT, endpoint)
+    assert answer["seconds"] < 5 + 1.5
+    assert re.search(f"{endpoint} (did not answer|can.t be reached)", answer["message"])
 
 
 @pytest.mark.slow
-def test_without_a_hub_the_sample_comes_with_a_loud_warning(tmp_path: Path) -> None:
+def test_without_a_hub_the_sample_comes_with_a_loud_warning(load: Ask) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         endpoint = f"http://127.0.0.1:{gone.getsockname()[1]}"
-    answer = load(tmp_path, endpoint, data=None)
+    answer = load(endpoint, data=None)
     assert answer["source"] == "sample"
     assert "generated sample, not GLUE" in answer["note"]
     assert "NOT REAL DATA" in answer["warnings"]
@@ -301,8 +283,8 @@ def test_without_a_hub_the_sample_comes_with_a_loud_warning(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_malformed_endpoint_counts_as_no_hub(tmp_path: Path) -> None:
-    answer = load(tmp_path, endpoint := "nonsense")
+def test_a_malformed_endpoint_counts_as_no_hub(load: Ask) -> None:
+    answer = load(endpoint := "nonsense")
     assert answer["error"] == "HubUnreachableError"
     assert endpoint in answer["message"]
 

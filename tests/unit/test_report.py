@@ -33,7 +33,7 @@ def run_of(strategy: str, score: float, selection: float = 0.5, **options: Any) 
     return run.model_copy(update={"outcome": run.outcome.model_copy(update=fields)})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def runs() -> list[Run]:
     """Two strategies with five seeds, a second rate of bitfit, and two smaller sizes."""
     made = [run_of("full", score, seed=seed) for seed, score in enumerate(FULL)]
@@ -44,15 +44,24 @@ def runs() -> list[Run]:
     return made + [run.model_copy(update={"part": "low-data"}) for run in small]
 
 
-@pytest.fixture
-def results(runs: list[Run], tmp_path: Path) -> Path:
-    """A folder with these lines, and one of a run that failed."""
-    folder = tmp_path / "results"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def results(runs: list[Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with these lines, one of a run that failed, and a person's conclusions."""
+    folder = tmp_path_factory.mktemp("results")
     shutil.copy(ROOT / "docs/results/earlier_study.csv", folder)
     failed = runs[0].model_copy(update={"key": "f", "outcome": None, "error": "diverged at step 3"})
     for run in [*runs, failed]:
         append_run(folder / "runs.jsonl", run)
+    (folder / "conclusions.md").write_text("## What follows\n\nNothing yet.\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report on them: figures take seconds."""
+    folder = tmp_path_factory.mktemp("report")
+    words = ["--results", str(results), "--out", str(folder)]
+    assert report.main([*words, "--benchmark", str(folder / "study.json")]) == 0
     return folder
 
 
@@ -134,12 +143,7 @@ def test_many_comparisons_are_corrected() -> None:
     assert sign_flip([0.1, -0.1]) == 1.0
 
 
-def test_the_page_says_what_the_lines_say(results: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    code = report.main(
-        ["--results", str(results), "--out", str(out), "--benchmark", str(tmp_path / "study.json")]
-    )
-    assert code == 0
+def test_the_page_says_what_the_lines_say(out: Path) -> None:
     page = (out / "README.md").read_text()
     assert "| `full` | 0.626 ± 0.024 (5) |" in page
     assert "| `bitfit` | 0.646 ± 0.039 (5) |" in page
@@ -157,10 +161,11 @@ def test_the_page_says_what_the_lines_say(results: Path, tmp_path: Path) -> None
 def test_the_page_shows_rates_costs_and_the_other_parts_beside_the_main_one(
     results: Path, tmp_path: Path
 ) -> None:
+    lines = shutil.copytree(results, tmp_path / "lines")
     for run in (run_of("bitfit@0", 0.4), run_of("bitfit@1", 0.3), run_of("head", 0.2)):
         part = "others" if run.options["freeze"] == "head" else "layers"
-        append_run(results / "runs.jsonl", run.model_copy(update={"part": part}))
-    report.report(results, tmp_path / "out", tmp_path / "study.json")
+        append_run(lines / "runs.jsonl", run.model_copy(update={"part": part}))
+    report.report(lines, tmp_path / "out", tmp_path / "study.json")
     page = (tmp_path / "out" / "README.md").read_text()
     assert "| `bitfit` | 0.002 | **0.500** |\n| `bitfit` | 0.5 | 0.400 |\n" in page
     assert "| `bitfit` | 0.550 ± 0.071 (2) | 0.700 (1) | 0.646 ± 0.039 (5) |" in page, "by size"
@@ -200,21 +205,21 @@ def test_an_unfinished_study_is_called_one(
     assert ("The study is not finished" in page) == bool(said)
 
 
-def test_a_person_s_conclusions_are_the_first_of_the_page(results: Path, tmp_path: Path) -> None:
-    (results / "conclusions.md").write_text("## What follows\n\nNothing yet.\n")
-    report.report(results, tmp_path / "out", tmp_path / "study.json")
-    page = (tmp_path / "out" / "README.md").read_text()
+def test_a_person_s_conclusions_are_the_first_of_the_page(out: Path) -> None:
+    page = (out / "README.md").read_text()
     assert page.startswith("# Results of the study\n\n## What follows\n\nNothing yet.\n\n## How ")
 
 
-def test_equal_lines_give_equal_files(results: Path, tmp_path: Path) -> None:
-    made = []
-    for name in ("one", "two"):
-        out = tmp_path / name
-        report.report(results, out, out / "study.json")
-        made.append({path.name: path.read_bytes() for path in out.iterdir()})
-    assert len(made[0]) == 3 + 2 * 6 + 1
-    assert made[0] == made[1]
+def test_equal_lines_give_equal_files(results: Path, out: Path, tmp_path: Path) -> None:
+    """All but the conclusions, which this one is made without."""
+    lines = shutil.copytree(results, tmp_path / "lines")
+    (lines / "conclusions.md").unlink()
+    report.report(lines, again := tmp_path / "again", again / "study.json")
+    first, second = ({p.name: p.read_bytes() for p in made.iterdir()} for made in (out, again))
+    assert len(first) == 3 + 2 * 6 + 1
+    page = first["README.md"].replace(b"## What follows\n\nNothing yet.\n\n", b"")
+    assert first | {"README.md": page} == second
+    assert first != second
 
 
 def test_without_runs_there_is_no_report(

@@ -76,6 +76,7 @@ def test_no_row_occurs_twice(sample: dict[str, dict[str, Rows]]) -> None:
         assert not any(len(set(texts)) < len(texts) for texts in rows)
 
 
+@pytest.mark.slow
 def test_the_same_rows_in_every_process(sample: dict[str, dict[str, Rows]]) -> None:
     code = (
         "from training.rows import digest_rows\n"
