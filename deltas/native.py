@@ -45,7 +45,10 @@ _SMALL = 1 << 13  # values; waking another thread takes longer than so many
 
 F = TypeVar("F", bound=Callable[..., Any])
 # Sums may be reordered; NaN and infinity come through: what a bad delta computes is found by them.
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
+_OPTIONS: dict[str, Any] = {
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+}
 
 
 def compiled(function: F) -> F:

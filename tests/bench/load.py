@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,17 +168,23 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     watching.cancel()
     ordered = sorted(tally.seconds) or [0.0]
-    return {
+    every = {"every_ms": [round(1000 * seconds, 3) for seconds in ordered]}
+    return (every if options.every else {}) | {
         "rows_per_s": round(tally.rows / seconds, 1),
         "requests_per_s": round(sum(tally.statuses.values()) / seconds, 1),
         "p50_ms": round(1000 * statistics.median(ordered), 3),
-        "p99_ms": round(1000 * ordered[int(0.99 * (len(ordered) - 1))], 3),
+        "p99_ms": round(1000 * percentile(ordered, 0.99), 3),
         "live_p50_ms": round(1000 * statistics.median(tally.live_seconds), 2),
         "live_max_ms": round(1000 * max(tally.live_seconds), 2),
         "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
         "without_retry_after": tally.without_retry_after,
         "seconds": round(seconds, 2),
     }
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The value below which a share of increasing values lies."""
+    return ordered[int(share * (len(ordered) - 1))]
 
 
 def main() -> int:
@@ -189,6 +195,7 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: closed loop")
+    parser.add_argument("--every", action="store_true", help="print every answer's time, too")
     sys.stdout.write(json.dumps(asyncio.run(run(parser.parse_args()))) + "\n")
     return 0
 
