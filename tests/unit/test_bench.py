@@ -82,7 +82,9 @@ def a_round(engine: float, one: float, lists: float) -> dict[str, Any]:
     """A round of bench-http, in rows/s; a row takes 10 ms, 12 over HTTP."""
     rates = {"engine alone": engine, "one row, 64 connections": one}
     rates |= {"lists of 32, 8 connections": lists, "one row, one connection": 80.0}
-    found = {name: {"rows_per_s": rate, "p50_ms": 12.0} for name, rate in rates.items()}
+    found: dict[str, Any] = {
+        name: {"rows_per_s": rate, "p50_ms": 12.0} for name, rate in rates.items()
+    }
     found["engine alone"]["p50_ms"] = 10.0
     found["fan-out to nine"] = {"rows_per_s": 30.0, "p50_ms": 27.0}
     found["nine requests"] = {"rows_per_s": 90.0, "p50_ms": 10.0}
