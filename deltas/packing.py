@@ -24,7 +24,7 @@ from torch import Tensor
 _GRAIN = 32  # window widths are multiples of this
 _FINE_GRAIN = 16  # of a window that is alone in its batch, where padding would cost most
 _MOST_ROWS = 512  # packed rows of a usual batch
-_WINDOW = 128  # a window holds at least so many tokens, before what stays empty is cut off
+_WINDOW = 64  # a window holds at least so many tokens, before what stays empty is cut off
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,9 @@ def test_there_is_little_padding_in_a_full_batch(sizes: list[int]) -> None:
 def test_a_batch_as_long_as_its_windows_has_no_padding_and_no_mask() -> None:
     batch = pack([row(32, 0), row(64, 1), row(32, 2), row(128, 3)])
     assert len(batch.input_ids) == 256
-    (block,) = batch.blocks
-    assert block.allowed is not None  # 64, 32 and 32 share a window
+    narrow, wide = batch.blocks
+    assert narrow.allowed is not None  # 32 and 32 share a window
+    assert wide.allowed is None
     assert pack([row(128, 0), row(128, 1)]).blocks[0].allowed is None
 
 
