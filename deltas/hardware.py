@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 from functools import cache
 
 import torch
 
 from deltas.errors import BackboneError
+
+logger = logging.getLogger(__name__)
 
 # Of glibc's malloc.h: take blocks up to 32 MB (its own maximum) from the heap, not as mappings;
 # give back only what is free beyond 1 GiB; one heap for all threads.
@@ -53,11 +56,14 @@ def pick_precision(wanted: str, device: torch.device) -> str:
             "precision 'int8' needs a CPU that multiplies whole numbers exactly (AVX-512 VNNI, "
             "AVX-VNNI or AMX); this one cuts off large sums; use 'auto'"
         )
+    has_tiles = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    if wanted == "int8" and has_tiles:
+        logger.warning("this CPU multiplies bfloat16 in tiles (AMX): 'bf16' is faster than 'int8'")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+    return "bf16" if has_tiles else "fp32"
 
 
 @cache

@@ -53,6 +53,16 @@ def test_whole_numbers_run_on_cpus_only() -> None:
         pick_precision("int8", torch.device("cuda"))
 
 
+@pytest.mark.parametrize("amx", [True, False])
+def test_int8_is_discouraged_where_bfloat16_is_faster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, amx: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(hardware, "multiplies_int8_exactly", lambda: True)
+    assert pick_precision("int8", torch.device("cpu")) == "int8"
+    assert ("'bf16' is faster than 'int8'" in caplog.text) == amx
+
+
 def add_in_16_bits(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """As CPUs without VNNI do it: x made positive, and sums of two products cut off."""
     products = (x.int() + 128).unsqueeze(2) * y.int()
