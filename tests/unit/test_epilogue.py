@@ -188,3 +188,12 @@ def test_what_is_not_finite_stays_so(value: float, step: str) -> None:
         finish(Product(x), Target(quantised=whole))
         finish(Product(whole.values.int(), (whole, matrix)), Target(out))
     assert not out.isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7FFF8000, 0x7F800001, 0x7FC00000, -0x400000])
+def test_no_nan_is_rounded_to_a_number(bits: int) -> None:
+    """Rounding adds to the bits: those of some would carry into a zero's, or infinity's."""
+    x = torch.full((1, 8), bits, dtype=torch.int32).view(torch.float32)
+    out = torch.zeros(1, 8, dtype=torch.bfloat16)
+    finish(Product(x), Target(out))
+    assert out.isnan().all()
