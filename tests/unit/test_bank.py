@@ -221,7 +221,7 @@ def test_computing_writes_nothing(
     mixed = overlay_type(bank, packed, slots)
     for site in sites(tiny_backbone, "table"):
         mixed.embed(site, packed.token_type_ids)
-    for per_row, count in ((False, len(packed.input_ids)), (True, len(slots))):
+    for per_row, count in ((False, len(packed.input_ids)), (True, len(packed.first))):
         for site in sites(tiny_backbone, "matrix"):
             width = bank.frozen[f"{site}.weight"].shape[1]
             mixed.linear(site, torch.randn(count, width), per_row=per_row)

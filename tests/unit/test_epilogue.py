@@ -14,6 +14,7 @@ from torch import Tensor
 
 from app.epilogue import Norm, PerLine, Product, Target, finish
 from app.quantised import Quantised, QuantisedMatrix
+from app.sparse import Corrections, SparseSlot
 
 EPS = 1e-12
 
@@ -166,6 +167,69 @@ def test_nothing_but_contiguous_memory() -> None:
     target = Target(torch.zeros(4, 8))
     with pytest.raises(ValueError, match=r"contiguous memory, got strides \(1, 4\)"):
         finish(product, target)
+
+
+# Five lines of 8 values, products of 6 each, with all there is.
+TENSORS = {
+    "product": torch.ones(5, 8, dtype=torch.int32),
+    "steps": torch.ones(5),
+    "middles": torch.ones(5),
+    "matrix steps": torch.ones(8),
+    "matrix sums": torch.ones(8),
+    "x": torch.ones(5, 6),
+    "of_line": torch.ones(5, dtype=torch.int64),
+    "rows": torch.arange(2, dtype=torch.int32),
+    "columns": torch.arange(2, dtype=torch.int32),
+    "differences": torch.ones(2),
+    "bias": torch.ones(1, 8),
+    "bias lines": torch.zeros(5, dtype=torch.int64),
+    "residual": torch.ones(5, 8),
+    "scale": torch.ones(1, 8),
+    "scale lines": torch.zeros(5, dtype=torch.int64),
+    "shift": torch.ones(1, 8),
+    "shift lines": torch.zeros(5, dtype=torch.int64),
+    "out": torch.ones(5, 8),
+    "whole": torch.ones(5, 8, dtype=torch.int8),
+    "whole steps": torch.ones(5),
+    "whole middles": torch.ones(5),
+}
+
+
+def finish_all(tensors: dict[str, Tensor]) -> None:
+    """Finish a product with everything that there can be."""
+    t = tensors
+    lines = Quantised(t["whole"], t["steps"], t["middles"])
+    matrix = QuantisedMatrix(t["whole"], t["matrix steps"], t["matrix sums"])
+    own = SparseSlot(t["rows"], t["columns"], t["differences"])
+    scale, shift = (PerLine(t[name], t[f"{name} lines"]) for name in ("scale", "shift"))
+    finish(
+        Product(t["product"], (lines, matrix), Corrections(t["x"], [None, own], t["of_line"])),
+        Target(t["out"], Quantised(t["whole"], t["whole steps"], t["whole middles"])),
+        bias=PerLine(t["bias"], t["bias lines"]),
+        residual=t["residual"],
+        norm=Norm(scale, shift, EPS),
+    )
+
+
+def test_all_there_is_at_once() -> None:
+    finish_all(TENSORS)
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_no_tensor_of_another_dtype_or_shape(name: str) -> None:
+    """The kernel reads and writes by address: nothing else would notice."""
+    right = TENSORS[name]
+    shorter = right[:4] if name == "x" else right[..., :-1].clone()
+    for wrong in (right.double(), shorter):
+        with pytest.raises(ValueError, match=r"^needs .*, got "):
+            finish_all({**TENSORS, name: wrong})
+
+
+def test_whole_numbers_are_no_lines_to_write() -> None:
+    """They are read as products only."""
+    for name in ("out", "residual", "x"):
+        with pytest.raises(ValueError, match=r"^needs .*, got torch.int32"):
+            finish_all({**TENSORS, name: TENSORS[name].int()})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
