@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +34,8 @@ def reference(
         lines, matrix = product.factors
         x = x * lines.steps.double()[:, None] * matrix.steps.double()
         x = x + lines.middles.double()[:, None] * matrix.sums.double()
+    if product.corrections:
+        x = x + lacking(product.corrections, x.shape[1])
     if bias is not None:
         x = x + bias.table.double()[bias.lines]
     if residual is not None:
@@ -46,6 +49,33 @@ def reference(
     return x
 
 
+def lacking(corrections: Corrections, size: int) -> Tensor:
+    """Corrections, line by line, by whole matrices of differences."""
+    added = torch.zeros(len(corrections.x), size, dtype=torch.float64)
+    for line, (number, x) in enumerate(
+        zip(corrections.of_line.tolist(), corrections.x.double(), strict=True)
+    ):
+        own = corrections.own[number] if number >= 0 else None
+        if own is not None:
+            matrix = torch.zeros(size, len(x), dtype=torch.float64)
+            matrix[own.rows.long(), own.columns.long()] = own.differences.double()
+            added[line] = matrix @ x
+    return added
+
+
+def some_corrections(lines: int, size: int, dtype: torch.dtype, seed: int) -> Corrections:
+    """Of four slots: two with values, one without, one that has nothing there."""
+    generator = torch.Generator().manual_seed(seed)
+    width = 5
+    own: list[SparseSlot | None] = [None]
+    for count in (0, 1, size * width):
+        places = torch.randperm(size * width, generator=generator)[:count].sort().values
+        differences = torch.randn(count, generator=generator)
+        own.append(SparseSlot((places // width).int(), (places % width).int(), differences))
+    x = torch.randn(lines, width, generator=generator).to(dtype)
+    return Corrections(x, own, torch.randint(-1, 4, (lines,), generator=generator))
+
+
 @settings(deadline=None, max_examples=200)
 @given(
     lines=st.integers(1, 70),
@@ -53,6 +83,7 @@ def reference(
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.int32]),
     wanted=st.fixed_dictionaries(
         {
+            "corrections": st.sampled_from([None, torch.float32, torch.bfloat16]),
             "bias": st.booleans(),
             "residual": st.sampled_from([None, torch.float32, torch.bfloat16]),
             "gelu": st.sampled_from([None, "none", "tanh"]),
@@ -80,6 +111,9 @@ def test_equals_pytorch(lines: int, size: int, dtype: torch.dtype, wanted: Any, 
             QuantisedMatrix(nothing, normal(size).abs(), normal(size)),
         )
         product = Product(whole, factors)
+    if wanted["corrections"]:
+        corrections = some_corrections(lines, size, wanted["corrections"], seed)
+        product = replace(product, corrections=corrections)
     if wanted["bias"]:
         given_["bias"] = vectors()
     if wanted["residual"]:
