@@ -18,6 +18,8 @@ from torch import Tensor
 
 from deltas.native import place_of
 
+BYTES_A_VALUE = 12  # of a sparse slot: row, column and difference
+
 
 @dataclass(frozen=True)
 class SparseSlot:
