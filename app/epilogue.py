@@ -110,7 +110,7 @@ def finish(
     shape = lines, size = product.values.shape
     numbers, polynomial = _constants(gelu, norm.eps if norm else 0.0)
     x, matrix = product.factors or (None, None)
-    own = _table_of(product.corrections)
+    own = _table_of(product.corrections)  # in a variable, so that it outlives the kernel's run
     whole = target.quantised
     _kernel().run(
         lines,
