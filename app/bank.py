@@ -22,7 +22,7 @@ from torch import Tensor
 from app.lines import Lines
 from app.matrix import PackedMatrix, PlainMatrix, matrix_of
 from app.quantised import QuantisedMatrix
-from app.sparse import SparseSlot
+from app.sparse import BYTES_A_VALUE, SparseSlot
 from deltas import Backbone, Delta, DenseEntry, Entry, SparseEntry, encoder_layout
 
 KINDS = ("bias", "weight")  # of vectors
@@ -37,7 +37,7 @@ class Staged:
         vectors: by kind ("bias", "weight"), all of them end to end as the delta has them, in the
             bank's dtype; a kind of which it has none of its own is left out.
         matrices: whole matrices of its own, by the name of the encoder's weight.
-        sparse: selected values in matrices that it otherwise shares.
+        sparse: selected values, not too many, in matrices that it otherwise shares.
         head_weight: float32 [C, H].
         head_bias: float32 [C].
     """
@@ -150,11 +150,11 @@ class Bank:
         for name, weight in self.frozen.items():
             if weight.ndim == 2:
                 parts = self._layout[name]
-                entries = [delta.entries.get(part) for part in parts]
-                if any(isinstance(entry, DenseEntry) for entry in entries):
+                entries = [delta.entries[part] for part in parts if part in delta.entries]
+                if _are_many(entries, weight):
                     whole = _resolved(parts, delta.entries, self._backbone.parameters)
                     matrices[name] = torch.cat(whole).to(self.dtype)
-                elif any(isinstance(entry, SparseEntry) for entry in entries):
+                elif entries:
                     sparse[name] = self._sparse_slot(name, parts, delta)
         # Heads are small and read last: they stay float32, so no label flips because of them.
         head = delta.head_weight.clone(), delta.head_bias.clone()
@@ -257,6 +257,13 @@ class Bank:
 def _multiplies(name: str) -> bool:
     """Whether lines are multiplied by a matrix, rather than looked up."""
     return not name.startswith("embeddings.")
+
+
+def _are_many(entries: Sequence[Entry], frozen: Tensor) -> bool:
+    """Whether entries of a matrix take less memory as a whole matrix, like the frozen one."""
+    if any(isinstance(entry, DenseEntry) for entry in entries):
+        return True
+    return sum(entry.values.numel() for entry in entries) * BYTES_A_VALUE > frozen.nbytes
 
 
 def _resolved(

@@ -18,13 +18,14 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
 from app.epilogue_kernel import GELU_DEGREE, GELU_LIMIT, epilogue
 from app.quantised import Quantised, QuantisedMatrix
 from app.sparse import Corrections
-from deltas.native import KINDS, Kernel, place_of
+from deltas.native import FLOATS, KINDS, Kernel, kind_and_place, place_of
 
 _GELUS: dict[str, Callable[[float], float]] = {
     "none": lambda x: math.erf(x / math.sqrt(2)),
@@ -103,59 +104,62 @@ def finish(
         norm: comes last.
 
     Raises:
-        ValueError: a tensor's values don't lie one after the other.
+        ValueError: a tensor has another shape or dtype, or its values don't lie one after the
+            other.
     """
-    lines, size = product.values.shape
+    shape = lines, size = product.values.shape
     numbers, polynomial = _constants(gelu, norm.eps if norm else 0.0)
     x, matrix = product.factors or (None, None)
-    own = _table_of(product.corrections)
-    out, quantised = target.out, target.quantised
+    own = _table_of(product.corrections)  # in a variable, so that it outlives the kernel's run
+    whole = target.quantised
     _kernel().run(
         lines,
         size,
         size,
         numbers.ctypes.data,
-        KINDS[product.values.dtype],
-        place_of(product.values),
-        *((place_of(x.steps), place_of(x.middles)) if x else (0, 0)),
-        *((place_of(matrix.steps), place_of(matrix.sums)) if matrix else (0, 0)),
-        *_places_of_own(product.corrections, own),
-        *_places_of(bias),
-        KINDS[residual.dtype] if residual is not None else 0,
-        place_of(residual),
+        *kind_and_place(product.values, shape, KINDS),
+        *_places_of_lines(x, lines),
+        *((place_of(matrix.steps, (size,)), place_of(matrix.sums, (size,))) if matrix else (0, 0)),
+        *_places_of_own(product.corrections, own, lines),
+        *_places_of(bias, shape),
+        *kind_and_place(residual, shape, FLOATS),
         polynomial.ctypes.data if gelu else 0,
-        *_places_of(norm.scale if norm else None),
-        *_places_of(norm.shift if norm else None),
-        KINDS[out.dtype] if out is not None else 0,
-        place_of(out),
-        place_of(quantised.values) if quantised else 0,
-        *((place_of(quantised.steps), place_of(quantised.middles)) if quantised else (0, 0)),
+        *_places_of(norm.scale if norm else None, shape),
+        *_places_of(norm.shift if norm else None, shape),
+        *kind_and_place(target.out, shape, FLOATS),
+        place_of(whole.values, shape, torch.int8) if whole else 0,
+        *_places_of_lines(whole, lines),
     )
 
 
-def _places_of(vectors: PerLine | None) -> tuple[int, int]:
-    return (place_of(vectors.table), place_of(vectors.lines)) if vectors else (0, 0)
+def _places_of_lines(quantised: Quantised | None, lines: int) -> tuple[int, int]:
+    """Of their steps and middles."""
+    if quantised is None:
+        return 0, 0
+    return place_of(quantised.steps, (lines,)), place_of(quantised.middles, (lines,))
+
+
+def _places_of(vectors: PerLine | None, shape: tuple[int, ...]) -> tuple[int, int]:
+    if vectors is None:
+        return 0, 0
+    lines, size = shape
+    table = place_of(vectors.table, (len(vectors.table), size))
+    return table, place_of(vectors.lines, (lines,), torch.int64)
 
 
 def _table_of(corrections: Corrections | None) -> Any:
     """Int64 [slots, 4], for each: K, and where rows, columns and differences lie."""
-    return np.array(
-        [
-            (len(own.rows), *map(place_of, (own.rows, own.columns, own.differences)))
-            if own
-            else (0, 0, 0, 0)
-            for own in (corrections.own if corrections else ())
-        ],
-        dtype=np.int64,
-    )
+    slots = corrections.own if corrections else ()
+    return np.array([own.places if own else (0, 0, 0, 0) for own in slots], dtype=np.int64)
 
 
-def _places_of_own(corrections: Corrections | None, table: Any) -> tuple[int, ...]:
+def _places_of_own(corrections: Corrections | None, table: Any, lines: int) -> tuple[int, ...]:
     if corrections is None:
         return 0, 0, 0, 0, 0
     x = corrections.x
-    lines = place_of(corrections.of_line)
-    return table.ctypes.data, lines, KINDS[x.dtype], x.shape[1], place_of(x)
+    of_line = place_of(corrections.of_line, (lines,), torch.int64)
+    kind, place = kind_and_place(x, (lines, x.shape[1]), FLOATS)
+    return table.ctypes.data, of_line, kind, x.shape[1], place
 
 
 @cache

@@ -22,6 +22,7 @@ _ZERO, _HALF, _ONE, _TINY = np.float32(0), np.float32(0.5), np.float32(1), np.fl
 _MOST = np.float32(127)
 _UPPER = np.int32(16)  # bits of a bfloat16 are the upper ones of a float32
 _ALMOST_HALF, _MAGNITUDE, _SIGN = np.int32(0x7FFF), np.int32(0x7FFFFFFF), np.int32(31)
+_NAN = np.int32(0x7FC00000)
 
 _TOGETHER = 4  # lines
 
@@ -38,7 +39,9 @@ def _write(kind: int, place: int, line: int, size: int, values: Any) -> None:
         bits = values.view(np.int32)
         for o in range(size):
             odd = (bits[o] >> _UPPER) & np.int32(1)
-            halves[o] = np.uint16((bits[o] + _ALMOST_HALF + odd) >> _UPPER)
+            rounded = bits[o] + _ALMOST_HALF + odd
+            # Adding would carry some kinds of NaN over into a zero.
+            halves[o] = np.uint16((_NAN if np.isnan(values[o]) else rounded) >> _UPPER)
 
 
 @compiled

@@ -17,6 +17,10 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+# Lines of float32 that are multiplied by a packed matrix. More gain 2 %, and for each number of
+# them oneDNN compiles code, 1.4 MB a product, where the library for plain matrices has one for all.
+MOST_PACKED = 128
+
 
 class PlainMatrix:
     """A matrix as it is: float32 or bfloat16 [O, I]."""
@@ -33,14 +37,17 @@ class PackedMatrix:
     """The same, packed by oneDNN.
 
     Args:
-        matrix: float32 or bfloat16 [O, I]; not kept.
+        matrix: float32 or bfloat16 [O, I].
     """
 
     def __init__(self, matrix: Tensor) -> None:
+        self._matrix = matrix
         self._packed = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), None)
 
     def multiply(self, x: Tensor) -> Tensor:
         """The same as a plain matrix does."""
+        if x.dtype == torch.float32 and len(x) > MOST_PACKED:
+            return F.linear(x, self._matrix)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
         return product
 

@@ -11,9 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from deltas.native import place_of
+
+BYTES_A_VALUE = 12  # of a sparse slot: row, column and difference
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,17 @@ class SparseSlot:
         """The same on a device."""
         moved = (part.to(device) for part in (self.rows, self.columns, self.differences))
         return SparseSlot(*moved)
+
+    @cached_property
+    def places(self) -> tuple[int, int, int, int]:
+        """K, and where rows, columns and differences lie: what a kernel on a CPU reads."""
+        shape = (len(self.rows),)
+        return (
+            len(self.rows),
+            place_of(self.rows, shape, torch.int32),
+            place_of(self.columns, shape, torch.int32),
+            place_of(self.differences, shape),
+        )
 
     def merged_with(self, frozen: Tensor) -> Tensor:
         """A copy of the frozen matrix with the slot's values in it."""

@@ -12,7 +12,7 @@ import ctypes
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -37,7 +37,8 @@ if "NUMBA_CPU_FEATURES" not in os.environ and "NUMBA_CPU_NAME" not in os.environ
 
 # Kinds of numbers that `read_line` reads, and where they come from.
 F32, BF16, I32 = 0, 1, 2
-KINDS = {torch.float32: F32, torch.bfloat16: BF16, torch.int32: I32}
+FLOATS = {torch.float32: F32, torch.bfloat16: BF16}
+KINDS = {**FLOATS, torch.int32: I32}
 
 _UPPER = np.int32(16)  # bits of a bfloat16 are the upper ones of a float32
 _SMALL = 1 << 13  # values; waking another thread takes longer than so many
@@ -156,17 +157,37 @@ def _loaded_openmp() -> str | None:
     return min(loaded, key=lambda path: (not path.startswith(home), path), default=None)
 
 
-def place_of(tensor: Tensor | None) -> int:
+def place_of(
+    tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> int:
     """Where a tensor's values lie, 0 for none.
 
     Raises:
-        ValueError: not one after the other.
+        ValueError: of another shape or dtype, or not one after the other.
     """
     if tensor is None:
         return 0
+    if tensor.shape != shape or tensor.dtype != dtype:
+        got = f"{tensor.dtype} {tuple(tensor.shape)}"
+        raise ValueError(f"needs {dtype} {shape}, got {got}")
     if not tensor.is_contiguous():
         raise ValueError(f"needs contiguous memory, got strides {tensor.stride()}")
     return tensor.data_ptr()
+
+
+def kind_and_place(
+    tensor: Tensor | None, shape: tuple[int, ...], kinds: Mapping[torch.dtype, int]
+) -> tuple[int, int]:
+    """The kind of a tensor's numbers, one of `kinds`, and where they lie; 0, 0 for none.
+
+    Raises:
+        ValueError: of another shape or dtype, or not one after the other.
+    """
+    if tensor is None:
+        return 0, 0
+    if tensor.dtype not in kinds:
+        raise ValueError(f"needs one of {', '.join(map(str, kinds))}, got {tensor.dtype}")
+    return kinds[tensor.dtype], place_of(tensor, shape, tensor.dtype)
 
 
 @compiled

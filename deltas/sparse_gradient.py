@@ -17,7 +17,16 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from deltas.native import KINDS, Kernel, address, claim, compiled, place_of, read_line
+from deltas.native import (
+    FLOATS,
+    Kernel,
+    address,
+    claim,
+    compiled,
+    kind_and_place,
+    place_of,
+    read_line,
+)
 
 _BLOCK = 64  # lines, at least
 _VALUES_AT_ONCE = 1 << 20  # bounds the memory that a gradient takes on the way, whatever K is
@@ -45,21 +54,23 @@ def _read_in_place(grad: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Te
     most_blocks = max(1, _VALUES_AT_ONCE // max(1, len(rows)))
     block = max(_BLOCK, -(-len(x) // most_blocks))
     num_blocks = -(-len(x) // block)
-    sums = torch.empty(num_blocks, len(rows))
+    count = len(rows)
+    sums = torch.empty(num_blocks, count)
+    kind, place = kind_and_place(x, x.shape, FLOATS)
     _kernel().run(
         num_blocks,
-        block * len(rows),
+        block * count,
         block,
         len(x),
-        KINDS[x.dtype],
+        kind,
         grad.shape[1],
-        place_of(grad),
+        place_of(grad, (len(x), grad.shape[1]), x.dtype),
         x.shape[1],
-        place_of(x),
-        len(rows),
-        place_of(rows),
-        place_of(columns),
-        place_of(sums),
+        place,
+        count,
+        place_of(rows, (count,), torch.int32),
+        place_of(columns, (count,), torch.int32),
+        place_of(sums, (num_blocks, count)),
     )
     return sums.sum(0)
 

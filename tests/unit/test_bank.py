@@ -22,6 +22,7 @@ STRATEGIES = [
     "layernorm",
     "random:0.05",
     "random:0.001",
+    "random:0.5",
     "top:1",
     "params:embeddings",
     "random:0.1+params:query.weight",
@@ -221,7 +222,7 @@ def test_computing_writes_nothing(
     mixed = overlay_type(bank, packed, slots)
     for site in sites(tiny_backbone, "table"):
         mixed.embed(site, packed.token_type_ids)
-    for per_row, count in ((False, len(packed.input_ids)), (True, len(slots))):
+    for per_row, count in ((False, len(packed.input_ids)), (True, len(packed.first))):
         for site in sites(tiny_backbone, "matrix"):
             width = bank.frozen[f"{site}.weight"].shape[1]
             mixed.linear(site, torch.randn(count, width), per_row=per_row)
@@ -276,6 +277,21 @@ def test_small_deltas_take_little_memory(
         vectors = sum(v.numel() for v in tiny_backbone.weights.values() if v.ndim == 1)
         assert grown < vectors + smallest
         assert not any(made.matrices.values())
+
+
+def test_a_few_values_take_no_more_memory_than_all(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
+) -> None:
+    """Where lists of places and values would, the slot has matrices of its own."""
+    for dtype, few, many in ((torch.float32, 0.3, 0.4), (torch.bfloat16, 0.15, 0.2)):
+        made = Bank(tiny_backbone, CPU, dtype)
+        deltas = [
+            make_delta(tiny_backbone, toy_tasks["toy2"], f"random:{share}") for share in (few, many)
+        ]
+        sparse, whole = made.add(deltas)
+        table = "embeddings.word.weight"
+        assert (made.has_whole_matrices(sparse), made.has_whole_matrices(whole)) == (False, True)
+        assert (set(made.sparse[table]), set(made.matrices[table])) == ({sparse}, {whole})
 
 
 def test_a_failing_product_leaves_the_matrices_as_they_were(bank: Bank) -> None:

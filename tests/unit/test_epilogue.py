@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from app.epilogue import Norm, PerLine, Product, Target, finish
 from app.quantised import Quantised, QuantisedMatrix
+from app.sparse import Corrections, SparseSlot
 
 EPS = 1e-12
 
@@ -32,6 +34,8 @@ def reference(
         lines, matrix = product.factors
         x = x * lines.steps.double()[:, None] * matrix.steps.double()
         x = x + lines.middles.double()[:, None] * matrix.sums.double()
+    if product.corrections:
+        x = x + lacking(product.corrections, x.shape[1])
     if bias is not None:
         x = x + bias.table.double()[bias.lines]
     if residual is not None:
@@ -45,6 +49,33 @@ def reference(
     return x
 
 
+def lacking(corrections: Corrections, size: int) -> Tensor:
+    """Corrections, line by line, by whole matrices of differences."""
+    added = torch.zeros(len(corrections.x), size, dtype=torch.float64)
+    for line, (number, x) in enumerate(
+        zip(corrections.of_line.tolist(), corrections.x.double(), strict=True)
+    ):
+        own = corrections.own[number] if number >= 0 else None
+        if own is not None:
+            matrix = torch.zeros(size, len(x), dtype=torch.float64)
+            matrix[own.rows.long(), own.columns.long()] = own.differences.double()
+            added[line] = matrix @ x
+    return added
+
+
+def some_corrections(lines: int, size: int, dtype: torch.dtype, seed: int) -> Corrections:
+    """Of four slots: two with values, one without, one that has nothing there."""
+    generator = torch.Generator().manual_seed(seed)
+    width = 5
+    own: list[SparseSlot | None] = [None]
+    for count in (0, 1, size * width):
+        places = torch.randperm(size * width, generator=generator)[:count].sort().values
+        differences = torch.randn(count, generator=generator)
+        own.append(SparseSlot((places // width).int(), (places % width).int(), differences))
+    x = torch.randn(lines, width, generator=generator).to(dtype)
+    return Corrections(x, own, torch.randint(-1, 4, (lines,), generator=generator))
+
+
 @settings(deadline=None, max_examples=200)
 @given(
     lines=st.integers(1, 70),
@@ -52,6 +83,7 @@ def reference(
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.int32]),
     wanted=st.fixed_dictionaries(
         {
+            "corrections": st.sampled_from([None, torch.float32, torch.bfloat16]),
             "bias": st.booleans(),
             "residual": st.sampled_from([None, torch.float32, torch.bfloat16]),
             "gelu": st.sampled_from([None, "none", "tanh"]),
@@ -79,6 +111,9 @@ def test_equals_pytorch(lines: int, size: int, dtype: torch.dtype, wanted: Any, 
             QuantisedMatrix(nothing, normal(size).abs(), normal(size)),
         )
         product = Product(whole, factors)
+    if wanted["corrections"]:
+        corrections = some_corrections(lines, size, wanted["corrections"], seed)
+        product = replace(product, corrections=corrections)
     if wanted["bias"]:
         given_["bias"] = vectors()
     if wanted["residual"]:
@@ -168,6 +203,69 @@ def test_nothing_but_contiguous_memory() -> None:
         finish(product, target)
 
 
+# Five lines of 8 values, products of 6 each, with all there is.
+TENSORS = {
+    "product": torch.ones(5, 8, dtype=torch.int32),
+    "steps": torch.ones(5),
+    "middles": torch.ones(5),
+    "matrix steps": torch.ones(8),
+    "matrix sums": torch.ones(8),
+    "x": torch.ones(5, 6),
+    "of_line": torch.ones(5, dtype=torch.int64),
+    "rows": torch.arange(2, dtype=torch.int32),
+    "columns": torch.arange(2, dtype=torch.int32),
+    "differences": torch.ones(2),
+    "bias": torch.ones(1, 8),
+    "bias lines": torch.zeros(5, dtype=torch.int64),
+    "residual": torch.ones(5, 8),
+    "scale": torch.ones(1, 8),
+    "scale lines": torch.zeros(5, dtype=torch.int64),
+    "shift": torch.ones(1, 8),
+    "shift lines": torch.zeros(5, dtype=torch.int64),
+    "out": torch.ones(5, 8),
+    "whole": torch.ones(5, 8, dtype=torch.int8),
+    "whole steps": torch.ones(5),
+    "whole middles": torch.ones(5),
+}
+
+
+def finish_all(tensors: dict[str, Tensor]) -> None:
+    """Finish a product with everything that there can be."""
+    t = tensors
+    lines = Quantised(t["whole"], t["steps"], t["middles"])
+    matrix = QuantisedMatrix(t["whole"], t["matrix steps"], t["matrix sums"])
+    own = SparseSlot(t["rows"], t["columns"], t["differences"])
+    scale, shift = (PerLine(t[name], t[f"{name} lines"]) for name in ("scale", "shift"))
+    finish(
+        Product(t["product"], (lines, matrix), Corrections(t["x"], [None, own], t["of_line"])),
+        Target(t["out"], Quantised(t["whole"], t["whole steps"], t["whole middles"])),
+        bias=PerLine(t["bias"], t["bias lines"]),
+        residual=t["residual"],
+        norm=Norm(scale, shift, EPS),
+    )
+
+
+def test_all_there_is_at_once() -> None:
+    finish_all(TENSORS)
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_no_tensor_of_another_dtype_or_shape(name: str) -> None:
+    """The kernel reads and writes by address: nothing else would notice."""
+    right = TENSORS[name]
+    shorter = right[:4] if name == "x" else right[..., :-1].clone()
+    for wrong in (right.double(), shorter):
+        with pytest.raises(ValueError, match=r"^needs .*, got "):
+            finish_all({**TENSORS, name: wrong})
+
+
+def test_whole_numbers_are_no_lines_to_write() -> None:
+    """They are read as products only."""
+    for name in ("out", "residual", "x"):
+        with pytest.raises(ValueError, match=r"^needs .*, got torch.int32"):
+            finish_all({**TENSORS, name: TENSORS[name].int()})
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("step", ["bias", "gelu", "norm", "whole"])
 def test_what_is_not_finite_stays_so(value: float, step: str) -> None:
@@ -188,3 +286,12 @@ def test_what_is_not_finite_stays_so(value: float, step: str) -> None:
         finish(Product(x), Target(quantised=whole))
         finish(Product(whole.values.int(), (whole, matrix)), Target(out))
     assert not out.isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7FFF8000, 0x7F800001, 0x7FC00000, -0x400000])
+def test_no_nan_is_rounded_to_a_number(bits: int) -> None:
+    """Rounding adds to the bits: those of some would carry into a zero's, or infinity's."""
+    x = torch.full((1, 8), bits, dtype=torch.int32).view(torch.float32)
+    out = torch.zeros(1, 8, dtype=torch.bfloat16)
+    finish(Product(x), Target(out))
+    assert out.isnan().all()

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from app import matrix
-from app.matrix import PackedMatrix, PlainMatrix, can_pack, matrix_of
+from app.matrix import MOST_PACKED, PackedMatrix, PlainMatrix, can_pack, matrix_of
 
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(dtype)]
 
@@ -20,7 +22,7 @@ DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(dtype)]
 @given(
     height=st.integers(1, 200),
     width=st.integers(1, 90),
-    lines=st.integers(0, 70),
+    lines=st.integers(0, 150),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 1000),
 )
@@ -37,6 +39,27 @@ def test_packed_multiplies_as_plain(
     expected = x @ weight.t()
     assert torch.equal(PackedMatrix(weight).multiply(x), expected)
     assert torch.equal(PlainMatrix(weight).multiply(x), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_long_products_in_float32_are_plain(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They gain nothing, and oneDNN keeps megabytes of code for every number of lines."""
+    plain, multiply = [], F.linear
+
+    def record(x: Tensor, weight: Tensor) -> Tensor:
+        plain.append(len(x))
+        return multiply(x, weight)
+
+    monkeypatch.setattr(F, "linear", record)
+    packed = PackedMatrix(torch.ones(8, 4, dtype=dtype))
+    for lines in (1, MOST_PACKED, MOST_PACKED + 1, 4096):
+        assert torch.equal(
+            packed.multiply(torch.ones(lines, 4, dtype=dtype)),
+            torch.full((lines, 8), 4, dtype=dtype),
+        )
+    assert plain == ([MOST_PACKED + 1, 4096] if dtype == torch.float32 else [])
 
 
 def test_stays_plain_where_nothing_packs(monkeypatch: pytest.MonkeyPatch) -> None:
