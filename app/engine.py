@@ -21,7 +21,6 @@ from app.bank_overlay import BankOverlay
 from app.errors import DeltaUnavailableError
 from app.fused_overlay import FusedOverlay
 from app.loader import Loader
-from app.matrix import MOST_PACKED
 from app.slots import Slots
 from deltas import (
     DTYPES,
@@ -234,18 +233,15 @@ class Engine:
     def compile_kernels(self, max_tokens: int) -> int:
         """Have the CPU library compile its products for every size of batch, before rows come.
 
-        oneDNN compiles a product for each new number of lines, in 1 to 4 ms: several times what a
-        bfloat16 one takes. Packed batches come in few sizes, so all of them are met here.
+        oneDNN compiles a bfloat16 product for each new number of lines, in 1 to 4 ms: several times
+        what the product takes. Packed batches come in few sizes, so all of them are met here.
 
         Returns:
             how many products were run; 0 where nothing is compiled.
         """
-        if self.device.type != "cpu":
+        if self.device.type != "cpu" or self.precision != "bf16":
             return 0
-        sizes = packed_sizes(max_tokens)
-        if self._bank.dtype == torch.float32:
-            sizes = [size for size in sizes if size <= MOST_PACKED]
-        return self._bank.run_products(sizes)
+        return self._bank.run_products(packed_sizes(max_tokens))
 
     def describe(self) -> dict[str, Any]:
         """What the engine runs on, for the log at start and for operators."""

@@ -1,7 +1,8 @@
 """Frozen matrices, as CPUs multiply by them.
 
-A product with a plain matrix brings it into the order in which oneDNN multiplies first, which for a
-short batch takes as long as the product itself. A frozen matrix is packed once.
+In bfloat16 a product with a plain matrix brings it into the order in which oneDNN multiplies first,
+which for a short batch takes as long as the product itself. A frozen matrix is packed once. float32
+has another library, which gains next to nothing by that.
 
 Legend: T lines; a matrix is [O, I].
 """
@@ -16,10 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
-
-# Lines of float32 that are multiplied by a packed matrix. More gain 2 %, and for each number of
-# them oneDNN compiles code, 1.4 MB a product, where the library for plain matrices has one for all.
-MOST_PACKED = 128
 
 
 class PlainMatrix:
@@ -37,31 +34,29 @@ class PackedMatrix:
     """The same, packed by oneDNN.
 
     Args:
-        matrix: float32 or bfloat16 [O, I].
+        matrix: bfloat16 [O, I]; not kept.
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        self._matrix = matrix
         self._packed = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), None)
 
     def multiply(self, x: Tensor) -> Tensor:
         """The same as a plain matrix does."""
-        if x.dtype == torch.float32 and len(x) > MOST_PACKED:
-            return F.linear(x, self._matrix)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
         return product
 
 
 def matrix_of(weight: Tensor) -> PlainMatrix | PackedMatrix:
     """A frozen weight [O, I] on a CPU, ready to be multiplied by."""
-    return PackedMatrix(weight) if can_pack(weight.dtype) else PlainMatrix(weight)
+    packs = weight.dtype == torch.bfloat16 and can_pack()
+    return PackedMatrix(weight) if packs else PlainMatrix(weight)
 
 
 @cache
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this machine's PyTorch packs matrices of a dtype, as a trial on a small one shows."""
-    matrix = (torch.arange(48 * 40) % 13 - 6).view(48, 40).to(dtype)
-    x = (torch.arange(3 * 40) % 7 - 3).view(3, 40).to(dtype)
+def can_pack() -> bool:
+    """Whether this machine's PyTorch packs matrices, as a trial on a small one shows."""
+    matrix = (torch.arange(48 * 40) % 13 - 6).view(48, 40).bfloat16()
+    x = (torch.arange(3 * 40) % 7 - 3).view(3, 40).bfloat16()
     try:
         product = PackedMatrix(matrix).multiply(x)
     except (AttributeError, RuntimeError) as error:  # no oneDNN, or one that doesn't do it
