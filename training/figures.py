@@ -62,7 +62,10 @@ def draw(main: Sequence[Cell], low_data: Sequence[Cell], folder: Path) -> list[s
         for name, make in figures.items():
             figure = make()
             # Neither a date nor the library's version: equal results give equal files.
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+            drawing = folder / f"{name}.svg"
+            figure.savefig(drawing, metadata={"Date": None, "Creator": None})
+            lines = drawing.read_text(encoding="utf-8").splitlines()
+            drawing.write_text("".join(line.rstrip() + "\n" for line in lines), encoding="utf-8")
             figure.savefig(folder / f"{name}.png", metadata={"Software": None})
             plt.close(figure)
     return list(figures)

@@ -243,7 +243,7 @@ def _tidy_share(rule: str) -> Callable[[str], str]:
 RULES: dict[str, Rule] = {
     "full": Rule("", "every parameter", 5e-5, _full),
     "head": Rule(
-        "", "the classifier alone; the backbone stays as it is", 1e-2, _head, takes_layers=False
+        "", "the classifier alone; the backbone stays as it is", 3e-2, _head, takes_layers=False
     ),
     "bitfit": Rule(
         "[TERM,...]",
