@@ -90,6 +90,32 @@ class BenchmarkRow:
 
 
 @dataclass(frozen=True)
+class StudyRow:
+    """One strategy on one task in the study: mean and spread (None for one seed) over seeds."""
+
+    part: str
+    task: str
+    strategy: str
+    mean: float
+    spread: float | None
+    seeds: int
+    trained_share: float
+
+    @classmethod
+    def parse(cls, item: Mapping[str, Any]) -> StudyRow:
+        """From an entry of `study`."""
+        return cls(
+            part=_get(item, "part", str),
+            task=_get(item, "task", str),
+            strategy=_get(item, "strategy", str),
+            mean=float(_get(item, "mean", float)),
+            spread=None if item.get("spread") is None else float(_get(item, "spread", float)),
+            seeds=_get(item, "seeds", int),
+            trained_share=float(_get(item, "trained_share", float)),
+        )
+
+
+@dataclass(frozen=True)
 class Backbone:
     """The one encoder behind every task."""
 
@@ -105,6 +131,7 @@ class Benchmark:
 
     backbone: Backbone
     rows: tuple[BenchmarkRow, ...]
+    study: tuple[StudyRow, ...] = ()
 
     @classmethod
     def parse(cls, body: Mapping[str, Any]) -> Benchmark:
@@ -118,6 +145,7 @@ class Benchmark:
                 size_bytes=_get(backbone, "size_bytes", int),
             ),
             rows=tuple(parse_list(body, "rows", BenchmarkRow.parse)),
+            study=tuple(parse_list(body, "study", StudyRow.parse)),
         )
 
     def of(self, task: str, strategy: str | None = None) -> tuple[BenchmarkRow, ...]:

@@ -13,9 +13,17 @@ from frontend.errors import ServerError
 from frontend.glossary import metric_words, task_words
 from frontend.notices import show_error
 from frontend.state import load_delta
-from frontend.tables import FORMATS, benchmark_csv, benchmark_records, other_metrics, sample_notes
+from frontend.tables import (
+    FORMATS,
+    benchmark_csv,
+    benchmark_records,
+    other_metrics,
+    sample_notes,
+    study_records,
+)
 from frontend.wording import human_bytes, literal, percent
 
+_STUDY_FIRST = ("Strategy", "Trained")
 _HIGHLIGHT = "background-color: rgba(76, 110, 245, 0.14)"
 
 
@@ -87,6 +95,24 @@ def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
         on_click="ignore",
         width="stretch",
     )
+    if records := study_records(benchmark):
+        st.subheader("Study", anchor=False)
+        st.dataframe(
+            pd.DataFrame(records, columns=[*_STUDY_FIRST, *_tasks_of(records)]),
+            hide_index=True,
+            width="stretch",
+            height="content",
+            alt="Mean and spread over seeds, by strategy and task",
+        )
+        st.caption(
+            "Each task's metric on its development set: mean ± standard deviation over the seeds, "
+            "whose number stands in brackets; learning rates were chosen on held-out train rows. "
+            "All of the study: docs/results."
+        )
+
+
+def _tasks_of(records: list[dict[str, str]]) -> list[str]:
+    return [name for name in records[0] if name not in _STUDY_FIRST]
 
 
 def _size_sentence(rows: tuple[BenchmarkRow, ...], backbone: Backbone) -> str:

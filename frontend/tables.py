@@ -79,6 +79,19 @@ def benchmark_csv(benchmark: Benchmark) -> str:
     return buffer.getvalue()
 
 
+def study_records(benchmark: Benchmark) -> list[dict[str, str]]:
+    """The study's main part: one record a strategy, one column a task."""
+    records: dict[str, dict[str, str]] = {}
+    rows = [row for row in benchmark.study if row.part == "main"]
+    for row in rows:
+        spread = "" if row.spread is None else f" ± {row.spread:.3f}"
+        record = records.setdefault(row.strategy, {"Strategy": row.strategy})
+        record.setdefault("Trained", percent(row.trained_share))
+        record[task_words(row.task).title] = f"{row.mean:.3f}{spread} ({row.seeds})"
+    titles = dict.fromkeys(task_words(row.task).title for row in rows)
+    return [dict.fromkeys(titles, "") | record for record in records.values()]
+
+
 def other_metrics(row: BenchmarkRow) -> str:
     """What was measured besides the primary metric: further metrics, further dev splits."""
     found = []
