@@ -12,10 +12,11 @@ Legend: T lines, O values of a line, S slots.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import torch
@@ -116,14 +117,14 @@ def finish(
         lines,
         size,
         size,
-        numbers.ctypes.data,
+        numbers.data_ptr(),
         *kind_and_place(product.values, shape, KINDS),
         *_places_of_lines(x, lines),
         *((place_of(matrix.steps, (size,)), place_of(matrix.sums, (size,))) if matrix else (0, 0)),
         *_places_of_own(product.corrections, own, lines),
         *_places_of(bias, shape),
         *kind_and_place(residual, shape, FLOATS),
-        polynomial.ctypes.data if gelu else 0,
+        polynomial.data_ptr() if gelu else 0,
         *_places_of(norm.scale if norm else None, shape),
         *_places_of(norm.shift if norm else None, shape),
         *kind_and_place(target.out, shape, FLOATS),
@@ -147,19 +148,21 @@ def _places_of(vectors: PerLine | None, shape: tuple[int, ...]) -> tuple[int, in
     return table, place_of(vectors.lines, (lines,), torch.int64)
 
 
-def _table_of(corrections: Corrections | None) -> Any:
-    """Int64 [slots, 4], for each: K, and where rows, columns and differences lie."""
+def _table_of(corrections: Corrections | None) -> array[int]:
+    """Int64 [slots x 4], for each: K, and where rows, columns and differences lie."""
     slots = corrections.own if corrections else ()
-    return np.array([own.places if own else (0, 0, 0, 0) for own in slots], dtype=np.int64)
+    return array("q", chain.from_iterable(own.places if own else (0, 0, 0, 0) for own in slots))
 
 
-def _places_of_own(corrections: Corrections | None, table: Any, lines: int) -> tuple[int, ...]:
+def _places_of_own(
+    corrections: Corrections | None, table: array[int], lines: int
+) -> tuple[int, ...]:
     if corrections is None:
         return 0, 0, 0, 0, 0
     x = corrections.x
     of_line = place_of(corrections.of_line, (lines,), torch.int64)
     kind, place = kind_and_place(x, (lines, x.shape[1]), FLOATS)
-    return table.ctypes.data, of_line, kind, x.shape[1], place
+    return table.buffer_info()[0], of_line, kind, x.shape[1], place
 
 
 @cache
@@ -168,7 +171,7 @@ def _kernel() -> Kernel:
 
 
 @cache
-def _constants(gelu: str | None, eps: float) -> tuple[Any, Any]:
+def _constants(gelu: str | None, eps: float) -> tuple[Tensor, Tensor]:
     """What the kernel reads besides tensors: float32 (eps, limit) and the polynomial."""
 
     def slope(place: float) -> float:
@@ -179,4 +182,4 @@ def _constants(gelu: str | None, eps: float) -> tuple[Any, Any]:
     fitted = Chebyshev.interpolate(np.vectorize(slope), GELU_DEGREE).convert(kind=Polynomial)
     coefficients = np.zeros(GELU_DEGREE + 1, np.float32)
     coefficients[: len(fitted.coef)] = fitted.coef
-    return np.array([eps, GELU_LIMIT], np.float32), coefficients
+    return torch.tensor([eps, GELU_LIMIT]), torch.from_numpy(coefficients)
