@@ -13,7 +13,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ def zoo_table() -> str:
     rows = [head, ["---"] * len(head)]
     for task in store.tasks:
         of_task = {name: by_key[task, name] for name in strategies if (task, name) in by_key}
-        cells = _task_cells(task, next(iter(of_task.values())).manifest, notes)
+        cells = _task_cells(task, [record.manifest for record in of_task.values()], notes)
         cells += [_scores(of_task[name].manifest) if name in of_task else "" for name in strategies]
         rows.append(cells)
     for title, show in (("trained", _share), ("file", _size)):
@@ -105,22 +105,30 @@ def _in_order(strategies: Collection[str]) -> list[str]:
     return first + sorted(set(strategies) - set(first))
 
 
-def _task_cells(task: str, manifest: Manifest, notes: list[str]) -> list[str]:
+def _task_cells(task: str, manifests: Sequence[Manifest], notes: list[str]) -> list[str]:
     """Name, metrics, train and dev rows; what are only samples refer to a note below the table."""
 
-    def counted(rows: int, note: str) -> str:
-        if not note:
-            return f"{rows:,}"
-        if note not in notes:
-            notes.append(note)
-        return f"{rows:,} ({notes.index(note) + 1})"
+    def counted(samples: Iterable[tuple[int, str]]) -> str:
+        """Numbers of rows, each with its notes: deltas of a task may have seen other samples."""
+        cells: dict[int, list[str]] = {}
+        for rows, note in samples:
+            if note and note not in notes:
+                notes.append(note)
+            numbers = cells.setdefault(rows, [])
+            if note and (number := str(notes.index(note) + 1)) not in numbers:
+                numbers.append(number)
+        return " / ".join(
+            f"{rows:,} ({', '.join(numbers)})" if numbers else f"{rows:,}"
+            for rows, numbers in cells.items()
+        )
 
-    training, dev = manifest.training, _dev(manifest)
+    dev = _dev(manifests[0])
     metrics = list(dict.fromkeys(name for part in dev.values() for name in part.values))
     parts = [name.partition("_")[2] for name in dev if "_" in name]
     measured = " / ".join(metrics) + (f", {' / '.join(parts)}" if parts else "")
-    train_rows = counted(training.train_rows + training.selection_rows, training.data_note)
-    dev_rows = " / ".join(counted(part.rows, part.note) for part in dev.values())
+    trained = [manifest.training for manifest in manifests]
+    train_rows = counted((run.train_rows + run.selection_rows, run.data_note) for run in trained)
+    dev_rows = " / ".join(counted([(part.rows, part.note)]) for part in dev.values())
     return [task, measured, train_rows, dev_rows]
 
 
