@@ -65,7 +65,7 @@ bench-scale: $(STAMP) ## measure 1,000 and 10,000 tasks beside nine (GLUE_DIR=..
 bench-http: $(STAMP) ## measure the server under load and overload (GLUE_DIR=..., 5 minutes)
 	$(PY) -m tests.bench.over_http --json docs/performance/http.json $(ARGS)
 
-bench-training: $(STAMP) ## measure training beside transformers and PEFT (GLUE_DIR=..., 6 minutes)
+bench-training: $(STAMP) ## measure training beside transformers and PEFT (GLUE_DIR=..., over 13 minutes)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'
 	$(PY) -m tests.bench.training --json docs/performance/training.json $(ARGS)
 
