@@ -24,7 +24,7 @@ _UPPER = np.int32(16)  # bits of a bfloat16 are the upper ones of a float32
 _ALMOST_HALF, _MAGNITUDE, _SIGN = np.int32(0x7FFF), np.int32(0x7FFFFFFF), np.int32(31)
 _NAN = np.int32(0x7FC00000)
 
-_TOGETHER = 4  # lines
+_TOGETHER = 4  # lines, so that most of those that are corrected have a neighbour
 
 
 @compiled
@@ -156,7 +156,7 @@ def _own(a: Any, table: int, line: int) -> Any:
 
 @compiled
 def _correct(a: Any, first: int, count: int, values: Any, x: Any) -> None:
-    """Add what some lines lack to `values` [count, O]; x is room for as many lines of x."""
+    """Add what some lines lack to `values` [count, O]; x is room for two lines of x."""
     of_line = carray(address(a[_OWN_LINES] + 8 * first), count, np.int64)
     size, i = a[_X_SIZE], 0
     while i < count:
@@ -170,7 +170,7 @@ def _correct(a: Any, first: int, count: int, values: Any, x: Any) -> None:
         differences = carray(address(table[3]), table[0], np.float32)
         read_line(a[_X_KIND], a[_X], first + i, size, x[0])
         if i + 1 < count and of_line[i + 1] == of_line[i]:
-            # Two at once, since half of the time goes into reading where the values lie.
+            # Two at once share the reading of where the values lie.
             read_line(a[_X_KIND], a[_X], first + i + 1, size, x[1])
             for k in range(table[0]):
                 row, column, difference = rows[k], columns[k], differences[k]
