@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 # Recipes are quiet: a user reads what a program says, not how it was called.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types format docs zoo study report bench-serving bench-precision bench-scale bench-http bench-training clean image
+.PHONY: help setup run test lint types format docs zoo study report bench-serving bench-shares bench-precision bench-scale bench-http bench-training clean image
 
 help: ## list these targets
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -55,6 +55,9 @@ report: $(STAMP) ## make docs/results from the study's results
 bench-serving: $(STAMP) ## measure mixed traffic beside the peers (GLUE_DIR=..., 10 minutes; ARGS="--rounds 3")
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'
 	$(PY) -m tests.bench.serving --json docs/performance/serving.json $(ARGS)
+
+bench-shares: $(STAMP) ## measure what a forward pass spends its time on (GLUE_DIR=..., 2 minutes)
+	$(PY) -m tests.bench.shares $(ARGS)
 
 bench-precision: $(STAMP) ## measure what fp32, bf16 and int8 cost and bring (GLUE_DIR=..., 10 minutes)
 	$(PY) -m tests.bench.precision --json docs/performance/precision.json $(ARGS)

@@ -200,12 +200,13 @@ class Engine:
     ) -> None:
         """Write the logits of the chosen rows, whose deltas lie in `slots`, into `outcomes`."""
         tokens = [(rows[n].tokens.input_ids, rows[n].tokens.token_type_ids) for n in chosen]
-        batch = pack(tokens, self.device, self._keys(tokens, slots))
+        windows = self.device.type != "cpu"
+        batch = pack(tokens, self.device, self._keys(tokens, slots), windows=windows)
         int8 = self._bank.matrix_slots.isdisjoint(slots)
         overlay = self._overlay(batch, slots, int8=int8)
         pooled = encode(self.backbone.config, overlay, batch)
-        if len(set(slots)) > 1 and not bool(pooled.isfinite().all()):
-            # Attention's masks keep rows apart, but not from NaN: each delta's rows by themselves.
+        if batch.blocks and len(set(slots)) > 1 and not bool(pooled.isfinite().all()):
+            # Windows' masks keep rows apart, but not from NaN: each delta's rows by themselves.
             for slot in set(slots):
                 own = [number for number, other in zip(chosen, slots, strict=True) if other == slot]
                 self._forward(rows, own, [slot] * len(own), outcomes)

@@ -13,35 +13,15 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from deltas.native import F32, address, claim, compiled, float_of_bits, read_line
+from deltas.native import address, claim, compiled, float_of_bits, ordered, read_line, write_line
 
 GELU_LIMIT = 5.4  # GELU is x or 0 beyond, within 2e-7
 GELU_DEGREE = 13
 
 _ZERO, _HALF, _ONE, _TINY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(1e-30)
 _MOST = np.float32(127)
-_UPPER = np.int32(16)  # bits of a bfloat16 are the upper ones of a float32
-_ALMOST_HALF, _MAGNITUDE, _SIGN = np.int32(0x7FFF), np.int32(0x7FFFFFFF), np.int32(31)
-_NAN = np.int32(0x7FC00000)
 
 _TOGETHER = 4  # lines, so that most of those that are corrected have a neighbour
-
-
-@compiled
-def _write(kind: int, place: int, line: int, size: int, values: Any) -> None:
-    """Copy float32 values into a line of float32 or bfloat16 (to nearest, ties to even)."""
-    if kind == F32:
-        floats = carray(address(place + 4 * line * size), size, np.float32)
-        for o in range(size):
-            floats[o] = values[o]
-    else:
-        halves = carray(address(place + 2 * line * size), size, np.uint16)
-        bits = values.view(np.int32)
-        for o in range(size):
-            odd = (bits[o] >> _UPPER) & np.int32(1)
-            rounded = bits[o] + _ALMOST_HALF + odd
-            # Adding would carry some kinds of NaN over into a zero.
-            halves[o] = np.uint16((_NAN if np.isnan(values[o]) else rounded) >> _UPPER)
 
 
 @compiled
@@ -86,20 +66,14 @@ def _normalise(values: Any, size: int, eps: Any, scale: Any, shift: Any) -> None
 
 
 @compiled
-def _ordered(bits: Any) -> Any:
-    """A float32's bits as an int32 that is ordered as the floats are; its own inverse."""
-    return np.int32(bits ^ ((bits >> _SIGN) & _MAGNITUDE))
-
-
-@compiled
 def _quantise(values: Any, size: int, into: Any) -> Any:
     """Write a line as int8; returns its step and its middle."""
     bits = values.view(np.int32)
-    low = high = _ordered(bits[0])
+    low = high = ordered(bits[0])
     for o in range(size):  # of whole numbers, since extremes of floats are not vectorised
-        key = _ordered(bits[o])
+        key = ordered(bits[o])
         low, high = min(low, key), max(high, key)
-    least, most = float_of_bits(_ordered(low)), float_of_bits(_ordered(high))
+    least, most = float_of_bits(ordered(low)), float_of_bits(ordered(high))
     middle = _HALF * (least + most)
     step = (most - middle) / _MOST + _TINY
     per_step = _ONE / step
@@ -226,7 +200,7 @@ def _store(a: Any, line: int, values: Any) -> None:
     """Write a finished line in each form that is asked for."""
     size = a[_SIZE]
     if a[_OUT]:
-        _write(a[_OUT_KIND], a[_OUT], line, size, values)
+        write_line(a[_OUT_KIND], a[_OUT], line, size, values)
     if a[_WHOLE]:
         into = carray(address(a[_WHOLE] + line * size), size, np.int8)
         step, middle = _quantise(values, size, into)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltas.packing import PackedBatch
+from deltas.row_attention import Stretches, attend_in_stretches
 
 
 class Windows(NamedTuple):
@@ -41,12 +42,14 @@ class Windows(NamedTuple):
 class Sight:
     """Who sees whom in a batch: when every token asks, and when only rows' first tokens do."""
 
-    of_tokens: tuple[Windows, ...]
-    of_rows: tuple[Windows, ...]
+    of_tokens: tuple[Windows, ...] | Stretches
+    of_rows: tuple[Windows, ...] | Stretches
 
 
 def sight(batch: PackedBatch, dtype: torch.dtype) -> Sight:
-    """Masks of a batch, made once for all layers."""
+    """What a batch needs to know for attention, made once for all layers."""
+    if not batch.blocks:
+        return _stretches(batch)
     of_tokens, of_rows = [], []
     for block in batch.blocks:
         mask = first = None
@@ -60,10 +63,20 @@ def sight(batch: PackedBatch, dtype: torch.dtype) -> Sight:
     return Sight(tuple(of_tokens), tuple(of_rows))
 
 
+def _stretches(batch: PackedBatch) -> Sight:
+    lengths = batch.piece_lengths
+    starts = lengths.cumsum(0) - lengths
+    packed = torch.arange(len(batch.first)), torch.ones_like(batch.first)
+    return Sight(
+        Stretches(starts, lengths, starts, lengths),
+        Stretches(batch.first, batch.packed_lengths, *packed),
+    )
+
+
 def attend(
     query: Tensor,
     key_value: Tensor,
-    windows: Sequence[Windows],
+    windows: Sequence[Windows] | Stretches,
     num_heads: int,
     dropout: float = 0.0,
 ) -> Tensor:
@@ -80,6 +93,10 @@ def attend(
         The queries' shape; 0 for packed rows that belong to no window.
     """
     needs_gradient = torch.is_grad_enabled() and (query.requires_grad or key_value.requires_grad)
+    if isinstance(windows, Stretches):
+        if needs_gradient or dropout:
+            raise ValueError("rows that lie end to end are for inference; pack them into windows")
+        return attend_in_stretches(query, key_value, windows, num_heads)
     if needs_gradient and not dropout and query.device.type == "cpu":
         attended: Tensor = _Attention.apply(query, key_value, windows, num_heads)  # type: ignore[no-untyped-call]
         return attended

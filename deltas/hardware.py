@@ -6,6 +6,7 @@ import ctypes
 import logging
 import sys
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -40,10 +41,10 @@ def pick_device(wanted: str = "auto") -> torch.device:
 def pick_precision(wanted: str, device: torch.device) -> str:
     """Resolve "auto", "fp32", "bf16" or "int8": bfloat16 where the hardware multiplies it faster.
 
-    Among CPUs those are the ones with AMX tiles. AVX-512's bfloat16 instructions alone reach half
-    the speed of float32 (measured: DECISIONS.md), and CPUs without either a tenth. A fixed rule,
-    not a timing, since a run of a seed must not change its precision. int8 is never picked, since
-    it changes answers by more than rounding.
+    Among CPUs those are the ones with AMX tiles and AMD's with AVX-512's bfloat16 instructions.
+    On a Xeon those instructions alone reach half the speed of float32, and CPUs without either a
+    tenth (measured: DECISIONS.md). A fixed rule, not a timing, since a run of a seed must not
+    change its precision. int8 is never picked, since it changes answers by more than rounding.
 
     Raises:
         BackboneError: int8 on another device than a CPU, or on one that does not multiply whole
@@ -63,7 +64,17 @@ def pick_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if has_tiles else "fp32"
+    is_fast = has_tiles or (torch.cpu._is_avx512_bf16_supported() and _is_amd())
+    return "bf16" if is_fast else "fp32"
+
+
+@cache
+def _is_amd() -> bool:
+    """Whether the processor is one of AMD's, as Linux tells."""
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
 
 
 @cache

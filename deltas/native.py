@@ -42,6 +42,8 @@ FLOATS = {torch.float32: F32, torch.bfloat16: BF16}
 KINDS = {**FLOATS, torch.int32: I32}
 
 _UPPER = np.int32(16)  # bits of a bfloat16 are the upper ones of a float32
+_ALMOST_HALF, _MAGNITUDE, _SIGN = np.int32(0x7FFF), np.int32(0x7FFFFFFF), np.int32(31)
+_NAN = np.int32(0x7FC00000)
 _SMALL = 1 << 13  # values; waking another thread takes longer than so many
 
 
@@ -208,3 +210,26 @@ def read_line(kind: int, place: int, line: int, size: int, into: Any) -> None:
         whole = numba.carray(address(place + 4 * line * size), size, np.int32)
         for o in range(size):
             into[o] = np.float32(whole[o])
+
+
+@compiled
+def write_line(kind: int, place: int, line: int, size: int, values: Any) -> None:
+    """Copy float32 values into a line of float32 or bfloat16 (to nearest, ties to even)."""
+    if kind == F32:
+        floats = numba.carray(address(place + 4 * line * size), size, np.float32)
+        for o in range(size):
+            floats[o] = values[o]
+    else:
+        halves = numba.carray(address(place + 2 * line * size), size, np.uint16)
+        bits = values.view(np.int32)
+        for o in range(size):
+            odd = (bits[o] >> _UPPER) & np.int32(1)
+            rounded = bits[o] + _ALMOST_HALF + odd
+            # Adding would carry some kinds of NaN over into a zero.
+            halves[o] = np.uint16((_NAN if np.isnan(values[o]) else rounded) >> _UPPER)
+
+
+@compiled
+def ordered(bits: Any) -> Any:
+    """A float32's bits as an int32 that is ordered as the floats are; its own inverse."""
+    return np.int32(bits ^ ((bits >> _SIGN) & _MAGNITUDE))

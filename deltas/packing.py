@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -66,7 +66,10 @@ class PackedBatch:
         row_of_packed: int64 [P], which row of the input each packed row is; padding repeats one.
         first: int64 [P], where each packed row's first token lies.
         packed_row: int64 [R], where each row of the input is among the packed rows.
-        blocks: the windows.
+        piece_lengths: int64 [Z], tokens of each row or stretch of padding, in the order they lie;
+            on the host.
+        packed_lengths: int64 [P], tokens of each packed row; on the host.
+        blocks: the windows; none where rows lie end to end.
         spans: by key.
     """
 
@@ -77,6 +80,8 @@ class PackedBatch:
     row_of_packed: Tensor
     first: Tensor
     packed_row: Tensor
+    piece_lengths: Tensor
+    packed_lengths: Tensor
     blocks: tuple[Block, ...]
     spans: dict[int, Span]
 
@@ -95,7 +100,7 @@ class _Layout:
     """The batch while it is laid out, as plain lists; a piece is a row or a stretch of padding."""
 
     def __init__(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
-        self._rows = rows
+        self.rows = rows
         self.ids = array("q")
         self.types = array("q")
         self.positions = array("q")
@@ -112,29 +117,34 @@ class _Layout:
         each = max(len(window.rows) for window in windows)
         first_token, first_row = len(self.ids), len(self.packed)
         for window in windows:
-            for row in window.rows:
-                self._add_row(row)
-            if window.used < width:
-                padding = array("q", bytes(8 * (width - window.used)))
-                self.ids += padding
-                self.types += padding
-                self.positions += padding
-                self.piece_lengths.append(len(padding))
-                self.piece_rows.append(window.rows[-1])
+            self.add_rows(window.rows)
+            self.add_padding(width - window.used)
             self.repeat_row(each - len(window.rows))
         tokens, rows = slice(first_token, len(self.ids)), slice(first_row, len(self.packed))
         self.blocks.append(Block(tokens, rows, len(windows), width, None))
 
-    def _add_row(self, row: int) -> None:
-        ids, types = self._rows[row]
-        self.packed_row[row] = len(self.packed)
-        self.packed.append(row)
-        self.first.append(len(self.ids))
-        self.ids.extend(ids)
-        self.types.extend(types)
-        self.positions.extend(range(len(ids)))
-        self.piece_lengths.append(len(ids))
-        self.piece_rows.append(row)
+    def add_rows(self, rows: Iterable[int]) -> None:
+        """Lay out rows end to end."""
+        for row in rows:
+            ids, types = self.rows[row]
+            self.packed_row[row] = len(self.packed)
+            self.packed.append(row)
+            self.first.append(len(self.ids))
+            self.ids.extend(ids)
+            self.types.extend(types)
+            self.positions.extend(range(len(ids)))
+            self.piece_lengths.append(len(ids))
+            self.piece_rows.append(row)
+
+    def add_padding(self, count: int) -> None:
+        """Put so many tokens behind the last row."""
+        if count:
+            padding = array("q", bytes(8 * count))
+            self.ids += padding
+            self.types += padding
+            self.positions += padding
+            self.piece_lengths.append(count)
+            self.piece_rows.append(self.packed[-1])
 
     def repeat_row(self, times: int) -> None:
         """Fill up the packed rows with the last one."""
@@ -146,14 +156,18 @@ def pack(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]],
     device: torch.device | str = "cpu",
     keys: Sequence[int] | None = None,
+    *,
+    windows: bool = True,
 ) -> PackedBatch:
-    """Lay rows into windows.
+    """Lay rows into windows, or end to end.
 
     Args:
         rows: (input ids, token type ids) of each row, at least one token a row.
         device: where the tensors shall be.
         keys: rows of one key lie side by side, those of the lowest key first; None lets all share
             windows, which takes the least padding.
+        windows: for attention that works on rows of one length; without, padding only brings the
+            tokens of each key to a size that batches often have.
     """
     lengths: dict[int, dict[int, int]] = {}
     for row, (ids, _) in enumerate(rows):
@@ -162,9 +176,15 @@ def pack(
     spans = {}
     for key in sorted(lengths):
         tokens, packed = len(layout.ids), len(layout.packed)
-        windows = _fill_windows(lengths[key])
-        for _, block in groupby(windows, key=lambda window: window.width):
-            layout.add_block(list(block))
+        if windows:
+            filled = _fill_windows(lengths[key])
+            for _, block in groupby(filled, key=lambda window: window.width):
+                layout.add_block(list(block))
+        else:
+            layout.add_rows(lengths[key])
+            count = len(layout.ids) - tokens
+            grain = _GRAIN if count > _WINDOW else _FINE_GRAIN
+            layout.add_padding(-count % grain)
         count = len(layout.packed) - packed
         layout.repeat_row(_round_up(count) - count)
         spans[key] = Span(slice(tokens, len(layout.ids)), slice(packed, len(layout.packed)))
@@ -242,6 +262,8 @@ def _to_tensors(layout: _Layout, spans: dict[int, Span], device: torch.device) -
         row_of_packed=row_of_packed,
         first=first,
         packed_row=packed_row,
+        piece_lengths=lengths,
+        packed_lengths=torch.tensor([len(layout.rows[row][0]) for row in layout.packed]),
         blocks=tuple(_with_allowed(block, piece, on_device) for block in layout.blocks),
         spans=spans,
     )

@@ -91,6 +91,8 @@ def publish(report: Mapping[str, Any], lines: Sequence[str], path: Path | None) 
 
 
 def _instructions() -> str:
-    """What PyTorch uses of this processor, and whether it multiplies bfloat16 in tiles."""
-    tiles = " and AMX" if torch.cpu._is_amx_tile_supported() else ""
-    return f"{torch.backends.cpu.get_cpu_capability()}{tiles}"
+    """What PyTorch uses of this processor, and how it multiplies bfloat16."""
+    found = [torch.backends.cpu.get_cpu_capability()]
+    found += ["BF16"] if torch.cpu._is_avx512_bf16_supported() else []
+    found += ["AMX"] if torch.cpu._is_amx_tile_supported() else []
+    return " and ".join(found)

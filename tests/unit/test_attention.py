@@ -32,6 +32,7 @@ def test_gradients_are_those_of_pytorch(
     asking = len(batch.first) if per_row else tokens
     seen = sight(batch, torch.float64)
     windows = seen.of_rows if per_row else seen.of_tokens
+    assert isinstance(windows, tuple)
     shapes = ((asking, WIDTH), (tokens, 2 * WIDTH), (asking, WIDTH))
     query, key_value, wanted = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
@@ -49,7 +50,9 @@ def test_gradients_are_those_of_pytorch(
 def test_rows_do_not_see_each_other() -> None:
     """What lies beside a row in its window changes nothing, not even a gradient."""
     batch = pack(rows_of(10, 20, 30))
-    (windows,) = sight(batch, torch.float32).of_tokens
+    seen = sight(batch, torch.float32).of_tokens
+    assert isinstance(seen, tuple)
+    (windows,) = seen
     query = torch.randn(len(batch.input_ids), WIDTH)
     key_value = torch.randn(len(batch.input_ids), 2 * WIDTH, requires_grad=True)
     out = attend(query, key_value, [windows], HEADS)

@@ -31,12 +31,19 @@ def test_the_user_has_the_last_word(wanted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("avx512", "amx", "expected"),
-    [(False, False, "fp32"), (True, False, "fp32"), (True, True, "bf16")],
+    ("avx512", "amd", "amx", "expected"),
+    [
+        (False, False, False, "fp32"),
+        (False, True, False, "fp32"),
+        (True, False, False, "fp32"),
+        (True, True, False, "bf16"),
+        (True, False, True, "bf16"),
+    ],
 )
 def test_bfloat16_where_the_cpu_multiplies_it_faster(
-    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, avx512: bool, amd: bool, amx: bool, expected: str
 ) -> None:
+    monkeypatch.setattr(hardware, "_is_amd", lambda: amd)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert pick_precision("auto", torch.device("cpu")) == expected

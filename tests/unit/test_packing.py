@@ -29,11 +29,12 @@ lengths = st.lists(st.integers(1, 300), min_size=1, max_size=30)
 keyed = st.lists(st.tuples(st.integers(1, 80), st.integers(0, 3)), min_size=1, max_size=30)
 
 
+@pytest.mark.parametrize("windows", [True, False])
 @LAW
-@given(lengths)
-def test_every_row_is_where_the_batch_says(sizes: list[int]) -> None:
+@given(sizes=lengths)
+def test_every_row_is_where_the_batch_says(sizes: list[int], windows: bool) -> None:
     rows = [row(length, mark) for mark, length in enumerate(sizes)]
-    batch = pack(rows)
+    batch = pack(rows, windows=windows)
     assert int((batch.input_ids > 0).sum()) == sum(sizes)
     for mark, (ids, types) in enumerate(rows):
         packed = batch.packed_row[mark]
@@ -78,11 +79,13 @@ def test_blocks_cover_the_tokens_and_hold_their_own_packed_rows(
     assert held == set(range(len(rows)))
 
 
+@pytest.mark.parametrize("windows", [True, False])
 @LAW
-@given(keyed)
-def test_rows_of_a_key_lie_side_by_side(pairs: list[tuple[int, int]]) -> None:
+@given(pairs=keyed)
+def test_rows_of_a_key_lie_side_by_side(pairs: list[tuple[int, int]], windows: bool) -> None:
     keys = torch.tensor([key for _, key in pairs])
-    batch = pack([row(length, mark) for mark, (length, _) in enumerate(pairs)], keys=keys.tolist())
+    rows = [row(length, mark) for mark, (length, _) in enumerate(pairs)]
+    batch = pack(rows, keys=keys.tolist(), windows=windows)
     assert sorted(batch.spans) == sorted(set(keys.tolist()))
     token = packed = 0
     for key, span in batch.spans.items():
@@ -99,6 +102,30 @@ def test_there_is_little_padding_in_a_full_batch(sizes: list[int]) -> None:
     """A window may lack a row that fits only if all others are longer than its room."""
     batch = pack([row(length, mark) for mark, length in enumerate(sizes)])
     assert len(batch.input_ids) <= 1.35 * sum(sizes) + 128
+
+
+@LAW
+@given(keyed)
+def test_end_to_end_pieces_cover_the_tokens(pairs: list[tuple[int, int]]) -> None:
+    """What attention reads then; a row's own piece begins at its first token."""
+    rows = [row(length, mark) for mark, (length, _) in enumerate(pairs)]
+    batch = pack(rows, keys=[key for _, key in pairs], windows=False)
+    assert batch.blocks == ()
+    assert int(batch.piece_lengths.sum()) == len(batch.input_ids)
+    starts = (batch.piece_lengths.cumsum(0) - batch.piece_lengths).tolist()
+    lengths_at = dict(zip(starts, batch.piece_lengths.tolist(), strict=True))
+    for packed, first in enumerate(batch.first.tolist()):
+        length = pairs[int(batch.row_of_packed[packed])][0]
+        assert lengths_at[first] == batch.packed_lengths[packed] == length
+
+
+@LAW
+@given(lengths)
+def test_end_to_end_rows_have_hardly_any_padding(sizes: list[int]) -> None:
+    batch = pack([row(length, mark) for mark, length in enumerate(sizes)], windows=False)
+    assert len(batch.input_ids) - sum(sizes) < 32
+    assert len(batch.input_ids) in packed_sizes(sum(sizes))
+    assert len(batch.first) in packed_sizes(sum(sizes))
 
 
 def test_a_batch_as_long_as_its_windows_has_no_padding_and_no_mask() -> None:
@@ -164,6 +191,7 @@ def test_one_copy_brings_a_batch_to_its_device() -> None:
         if isinstance(value, Tensor):
             there = getattr(batch, name)
             assert (there.shape, there.dtype) == (value.shape, value.dtype), name
-            assert there.device.type == "meta"
+            stays = name in ("piece_lengths", "packed_lengths")
+            assert there.device.type == ("cpu" if stays else "meta"), name
     assert batch.spans == here.spans
     assert [b.allowed is None for b in batch.blocks] == [b.allowed is None for b in here.blocks]
