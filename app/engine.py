@@ -23,7 +23,6 @@ from app.fused_overlay import FusedOverlay
 from app.loader import Loader
 from app.slots import Slots
 from deltas import (
-    DTYPES,
     Backbone,
     DeltaError,
     DeltaFormatError,
@@ -32,6 +31,7 @@ from deltas import (
     Store,
     TokenizedRow,
     check_fit,
+    dtype_of,
     encode,
     pack,
     packed_sizes,
@@ -90,9 +90,8 @@ class Engine:
         self.store = store
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
-        self._bank = Bank(
-            backbone, self.device, DTYPES[self.precision], int8=self.precision == "int8"
-        )
+        dtype = dtype_of(self.precision, self.device)
+        self._bank = Bank(backbone, self.device, dtype, int8=self.precision == "int8")
         self._loader = Loader(backbone, self._bank, again=max_slots > 0)
         self._pinned = {record.key for record in pinned}
         self.slots = Slots(
@@ -240,7 +239,7 @@ class Engine:
         Returns:
             how many products were run; 0 where nothing is compiled.
         """
-        if self.device.type != "cpu" or self.precision != "bf16":
+        if self.device.type != "cpu" or self._bank.dtype != torch.bfloat16:
             return 0
         return self._bank.run_products(packed_sizes(max_tokens))
 

@@ -19,7 +19,7 @@ from deltas.errors import (
     InvalidTextError,
 )
 from deltas.format import check_delta, check_fit, read_delta, read_manifest, write_delta
-from deltas.hardware import DTYPES, keep_freed_memory, pick_device, pick_precision
+from deltas.hardware import DTYPES, dtype_of, keep_freed_memory, pick_device, pick_precision
 from deltas.layout import EncoderConfig, encoder_layout
 from deltas.manifest import (
     BackboneRef,
@@ -66,6 +66,7 @@ __all__ = [
     "check_delta",
     "check_fit",
     "delta_path",
+    "dtype_of",
     "encode",
     "encoder_layout",
     "keep_freed_memory",

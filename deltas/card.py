@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deltas.format import read_manifest
-from deltas.manifest import DataSetRef, Manifest
+from deltas.manifest import DataSetRef, InitialDelta, Manifest
 
 _NOT_GLUE = "sample"
 
@@ -39,6 +39,7 @@ def render_card(path: Path) -> str:
         "training": f"{training.epochs:g} epochs, {training.steps:,} steps of "
         f"{training.batch_size}, learning rate {training.learning_rate:g}, seed {training.seed}, "
         f"{training.precision} on {training.device}, {training.duration_s:,.0f} s",
+        **_started(training.init_from),
         "software": ", ".join(f"{name} {found}" for name, found in training.versions.items()),
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
@@ -56,6 +57,13 @@ def render_card(path: Path) -> str:
 
 def _named(data_set: DataSetRef | None) -> str:
     return f", of {data_set.spelled}, split {data_set.train_split}" if data_set else ""
+
+
+def _started(start: InitialDelta | None) -> dict[str, str]:
+    if start is None:
+        return {}
+    head = ", head included" if start.with_head else ""
+    return {"start": f"the delta {start.task}/{start.strategy}, version `{start.version}`{head}"}
 
 
 def _noted(note: str) -> str:

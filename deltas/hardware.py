@@ -19,8 +19,9 @@ logger = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MALLOC_OPTIONS = ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 1 << 30), (_M_ARENA_MAX, 1))
 
-# What is computed in; in int8 only frozen matrices are multiplied as whole numbers.
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+# What is computed in; for "int8", which multiplies only frozen matrices as whole numbers, ask
+# `dtype_of`.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def pick_device(wanted: str = "auto") -> torch.device:
@@ -66,6 +67,14 @@ def pick_precision(wanted: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     is_fast = has_tiles or (torch.cpu._is_avx512_bf16_supported() and _is_amd())
     return "bf16" if is_fast else "fp32"
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """What is computed in with a precision that `pick_precision` gave.
+
+    In int8 that is what "auto" would compute in.
+    """
+    return DTYPES[pick_precision("auto", device) if precision == "int8" else precision]
 
 
 @cache

@@ -2,7 +2,7 @@
 
 For each task and strategy the run with the best score on its selection rows, which are train rows,
 gives the delta; the dev scores play no part. Runs on fewer rows than the task's others, on
-generated rows, on another backbone, or from another start than the backbone itself do not count.
+generated rows, on another backbone, or from new values do not count.
 The runs are those of `docs/results/study.toml` and `docs/results/zoo.toml`, made by
 `training.sweep --keep-deltas`.
 """
@@ -125,7 +125,6 @@ def _counting(runs: Iterable[Run]) -> list[Run]:
         if run.outcome is not None
         and run.outcome.backbone == DEFAULT_BACKBONE
         and run.outcome.data != "sample"
-        and "init_from" not in run.options
     ]
     most: dict[str, int] = {}
     for run in real:

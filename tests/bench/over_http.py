@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load in each round")
     parser.add_argument("--overload-seconds", type=float, default=60.0)
-    parser.add_argument("--precision", choices=("auto", *DTYPES), default="auto")
+    parser.add_argument("--precision", choices=("auto", *DTYPES, "int8"), default="auto")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     keep_freed_memory()

@@ -51,7 +51,7 @@ def test_bfloat16_where_the_cpu_multiplies_it_faster(
 
 def test_this_machine_has_an_answer() -> None:
     assert pick_precision("auto", torch.device("cpu")) in DTYPES
-    expected = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+    expected = {"fp32": torch.float32, "bf16": torch.bfloat16}
     assert expected == DTYPES
 
 

@@ -13,7 +13,7 @@ import pytest
 from deltas import Backbone, Delta, Manifest, TaskSpec, delta_path, write_delta, zoo_path
 from deltas.__main__ import main
 from deltas.card import card_path, render_card
-from deltas.manifest import DataSetRef
+from deltas.manifest import DataSetRef, InitialDelta
 
 MakeDelta = Callable[..., Delta]
 FILES = sorted(zoo_path().rglob("*.safetensors"))
@@ -73,6 +73,12 @@ def test_a_sample_says_so(
     assert "Trained on generated rows" in card_with(data="sample")
     named = DataSetRef(name="owner/films", config="en", revision="c" * 40, train_split="all")
     assert f"of owner/films:en@{'c' * 40}, split all" in card_with(data="hub", data_set=named)
+    start = {"task": "mnli", "strategy": "bitfit", "version": "0123456789abcdef"}
+    facts = InitialDelta(**start, digest="a" * 64, with_head=False)
+    assert "| start | the delta mnli/bitfit, version `0123456789abcdef` |" in card_with(
+        init_from=facts
+    )
+    assert "| start |" not in card_with()
     noted = card_with(data_note="sample of the GLUE train set: 5 of 9 rows")
     assert "not the whole published set: sample of the GLUE train set: 5 of 9 rows." in noted
 
