@@ -51,7 +51,8 @@ def assert_same(answer: dict[str, Any], alone: dict[str, Any]) -> None:
 def test_sixty_four_clients_mixing_tasks_and_strategies(
     start: Callable[..., TestClient], gate: Any
 ) -> None:
-    client = start(max_batch_rows=24)
+    # A busy machine must not make this a test of overload.
+    client = start(max_batch_rows=24, max_queue_s=30)
     chance = random.Random(7)
     requests = [make_request(chance) for _ in range(4 * NUM_CLIENTS)]
 
