@@ -161,8 +161,13 @@ def _rounded_up(count: int) -> int:
 
 
 @compiled
-def _read(kind: int, place: int, depth: int, into: Any, into_place: int, factor: Any) -> None:
-    """Copy D numbers, times a factor, to floats; `into_place` is where `into` lies."""
+def _place(values: Any) -> Any:
+    return np.int64(values.ctypes.data)
+
+
+@compiled
+def _read(kind: int, place: int, depth: int, into: Any, factor: Any) -> None:
+    """Copy D numbers, times a factor, to floats."""
     if depth % WIDTH:
         read_line(kind, place, 0, depth, into)
         for d in range(depth):
@@ -170,12 +175,12 @@ def _read(kind: int, place: int, depth: int, into: Any, into_place: int, factor:
     else:
         bytes_each = 2 if kind == BF16 else 4
         for d in range(0, depth, WIDTH):
-            read_floats(kind, place + bytes_each * d, into_place + 4 * d, factor)
+            read_floats(kind, place + bytes_each * d, _place(into) + 4 * d, factor)
 
 
 @compiled
-def _write(kind: int, line: Any, line_place: int, depth: int, place: int, factor: Any) -> None:
-    """Copy D floats, times a factor, to numbers of that kind; `line_place` is where they lie."""
+def _write(kind: int, line: Any, depth: int, place: int, factor: Any) -> None:
+    """Copy D floats, times a factor, to numbers of that kind."""
     if depth % WIDTH:
         for d in range(depth):
             line[d] *= factor
@@ -183,7 +188,7 @@ def _write(kind: int, line: Any, line_place: int, depth: int, place: int, factor
     else:
         bytes_each = 2 if kind == BF16 else 4
         for d in range(0, depth, WIDTH):
-            write_floats(kind, line_place + 4 * d, place + bytes_each * d, factor)
+            write_floats(kind, _place(line) + 4 * d, place + bytes_each * d, factor)
 
 
 @compiled
@@ -213,11 +218,6 @@ def _powers(scores: Any, count: int) -> Any:
 
 
 @compiled
-def _place(values: Any) -> Any:
-    return np.int64(values.ctypes.data)
-
-
-@compiled
 def _load(a: Any, stretch: int, head: int, keys: Any, values: Any, line: Any) -> Any:
     """Fill keys [D, L], transposed, and values [L, D] of a stretch; returns L."""
     kind, depth = a[_KIND], a[_DEPTH]
@@ -225,10 +225,10 @@ def _load(a: Any, stretch: int, head: int, keys: Any, values: Any, line: Any) ->
     start, length = _number(a[_STARTS], stretch), _number(a[_LENGTHS], stretch)
     for j in range(length):
         place = bytes_each * (head * depth + (start + j) * a[_KEY_STRIDE])
-        _read(kind, a[_KEY] + place, depth, line, _place(line), _ONE)
+        _read(kind, a[_KEY] + place, depth, line, _ONE)
         for d in range(depth):
             keys[d, j] = line[d]
-        _read(kind, a[_VALUE] + place, depth, values[j], _place(values[j]), _ONE)
+        _read(kind, a[_VALUE] + place, depth, values[j], _ONE)
     return length
 
 
@@ -264,11 +264,11 @@ def _attend(arguments: Any) -> None:
                 count = min(TILE_LINES, asking + num_asking - i)
                 for n in range(count):
                     at = a[_QUERY] + bytes_each * (head * depth + (i + n) * a[_QUERY_STRIDE])
-                    _read(kind, at, depth, queries[n], _place(queries[n]), scale)
+                    _read(kind, at, depth, queries[n], scale)
                 _multiply(scores, queries, keys, length, depth)
                 for n in range(count):
                     shares[n] = _powers(scores[n], length)
                 _multiply(out, scores, values, depth, length)
                 for n in range(count):
                     at = a[_OUT] + bytes_each * depth * (head + (i + n) * heads)
-                    _write(kind, out[n], _place(out[n]), depth, at, shares[n])
+                    _write(kind, out[n], depth, at, shares[n])

@@ -34,7 +34,6 @@ _PARTS = {
     "aten::mm": "products",
     "aten::addmm": "products",
     "aten::_int_mm": "products",
-    "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
     _ATTENTION: "attention",
     _EPILOGUE: "epilogues",
 }
@@ -52,7 +51,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     prepare(options.threads)
-    _mark_kernels()
+    mark_kernels()
     backbone = load_backbone()
     workload = load_workload(backbone)
     found = {}
@@ -69,7 +68,7 @@ def main() -> int:
     return 0
 
 
-def _mark_kernels() -> None:
+def mark_kernels() -> None:
     """Let the profiler see what is not PyTorch's."""
     _mark(fused_overlay, "finish", _EPILOGUE)
     _mark(attention, "attend_in_stretches", _ATTENTION)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from app import fused_overlay
 from app.engine import Engine
-from deltas import Backbone, Store, TokenizedRow, load_backbone, tokenize_texts, zoo_path
+from deltas import Backbone, Store, TokenizedRow, attention, load_backbone, tokenize_texts, zoo_path
 from deltas.hardware import multiplies_int8_exactly
-from tests.bench import over_http, precision, scale, trainers, training
+from tests.bench import over_http, precision, scale, shares, trainers, training
 from tests.bench.load import encode_requests
 from tests.bench.report import wanted_table
 from tests.bench.serving import RATIOS, cut, summarise
@@ -265,3 +266,16 @@ def test_trainers_learn(system: str) -> None:
     before = trainer.loss()
     trainer.run(8)
     assert trainer.loss() < before
+
+
+def test_a_pass_is_divided_among_products_attention_and_what_is_between(
+    engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((fused_overlay, "finish"), (attention, "attend_in_stretches")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
+    shares.mark_kernels()
+    engine = engines["fp32"]
+    rows = engine.tokenize(engine.store.resolve("toy2", "bitfit"), [("good film",)] * 20)
+    found = shares.shares(engine, [rows[:10], rows[10:]])
+    assert all(found[part] > 0 for part in ("whole pass", "products", "attention", "epilogues"))
+    assert shares.table({"fp32": found})[0].startswith("fp32: whole pass ")
