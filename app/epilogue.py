@@ -134,10 +134,10 @@ def finish(
 
 
 def _places_of_lines(quantised: Quantised | None, lines: int) -> tuple[int, int]:
-    """Of their steps and middles."""
+    """Of their steps and means."""
     if quantised is None:
         return 0, 0
-    return place_of(quantised.steps, (lines,)), place_of(quantised.middles, (lines,))
+    return place_of(quantised.steps, (lines,)), place_of(quantised.means, (lines,))
 
 
 def _places_of(vectors: PerLine | None, shape: tuple[int, ...]) -> tuple[int, int]:

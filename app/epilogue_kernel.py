@@ -8,18 +8,22 @@ Legend: O values of a line.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numba import carray
 
-from deltas.native import address, claim, compiled, float_of_bits, ordered, read_line, write_line
+from deltas.native import address, claim, compiled, float_of_bits, read_line, write_line
+from deltas.vectors import MIXED, mix_floats
 
 GELU_LIMIT = 5.4  # GELU is x or 0 beyond, within 2e-7
 GELU_DEGREE = 13
 
 _ZERO, _HALF, _ONE, _TINY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(1e-30)
 _MOST = np.float32(127)
+_MAGNITUDE = np.int32(0x7FFFFFFF)  # a float's bits without its sign
+_MIXED_SIZE = np.float32(1 / math.sqrt(MIXED))  # makes H orthogonal
 
 _TOGETHER = 4  # lines, so that most of those that are corrected have a neighbour
 
@@ -67,20 +71,28 @@ def _normalise(values: Any, size: int, eps: Any, scale: Any, shift: Any) -> None
 
 @compiled
 def _quantise(values: Any, size: int, into: Any) -> Any:
-    """Write a line as int8; returns its step and its middle."""
+    """Write a line as int8; returns its step and its mean. `values` are used up."""
+    total = _ZERO
+    for o in range(size):
+        total += values[o]
+    mean = total / np.float32(size)
+    for o in range(size):
+        values[o] -= mean
+    factor = _ONE
+    if size % MIXED == 0:
+        factor, place = _MIXED_SIZE, np.int64(values.ctypes.data)
+        for start in range(0, size, MIXED):
+            mix_floats(place + 4 * start)
     bits = values.view(np.int32)
-    low = high = ordered(bits[0])
+    most = np.int32(0)
     for o in range(size):  # of whole numbers, since extremes of floats are not vectorised
-        key = ordered(bits[o])
-        low, high = min(low, key), max(high, key)
-    least, most = float_of_bits(ordered(low)), float_of_bits(ordered(high))
-    middle = _HALF * (least + most)
-    step = (most - middle) / _MOST + _TINY
+        most = max(most, bits[o] & _MAGNITUDE)
+    step = float_of_bits(most) / _MOST + _TINY
     per_step = _ONE / step
     for o in range(size):
-        scaled = (values[o] - middle) * per_step
+        scaled = values[o] * per_step
         into[o] = np.int8(np.int32(scaled + (_HALF if scaled > _ZERO else -_HALF)))
-    return step, middle
+    return factor * step, mean
 
 
 # Where the kernel's arguments lie; a place in memory is 0 where there is nothing.
@@ -90,7 +102,7 @@ def _quantise(values: Any, size: int, into: Any) -> Any:
     _PRODUCT_KIND,
     _PRODUCT,
     _LINE_STEPS,
-    _LINE_MIDDLES,
+    _LINE_MEANS,
     _MATRIX_STEPS,
     _MATRIX_SUMS,
     _OWN,
@@ -111,7 +123,7 @@ def _quantise(values: Any, size: int, into: Any) -> Any:
     _OUT,
     _WHOLE,
     _WHOLE_STEPS,
-    _WHOLE_MIDDLES,
+    _WHOLE_MEANS,
     _NUM_ARGUMENTS,
 ) = range(3, 31)
 
@@ -164,10 +176,10 @@ def _gather(a: Any, line: int, values: Any) -> None:
     read_line(a[_PRODUCT_KIND], a[_PRODUCT], line, size, values)
     if a[_LINE_STEPS]:
         step = _floats(a[_LINE_STEPS], line, 1)[0]
-        middle = _floats(a[_LINE_MIDDLES], line, 1)[0]
+        mean = _floats(a[_LINE_MEANS], line, 1)[0]
         steps, sums = _floats(a[_MATRIX_STEPS], 0, size), _floats(a[_MATRIX_SUMS], 0, size)
         for o in range(size):
-            values[o] = values[o] * (step * steps[o]) + middle * sums[o]
+            values[o] = values[o] * (step * steps[o]) + mean * sums[o]
 
 
 @compiled
@@ -197,15 +209,15 @@ def _transform(a: Any, line: int, values: Any) -> None:
 
 @compiled
 def _store(a: Any, line: int, values: Any) -> None:
-    """Write a finished line in each form that is asked for."""
+    """Write a finished line in each form that is asked for; whole numbers come last."""
     size = a[_SIZE]
     if a[_OUT]:
         write_line(a[_OUT_KIND], a[_OUT], line, size, values)
     if a[_WHOLE]:
         into = carray(address(a[_WHOLE] + line * size), size, np.int8)
-        step, middle = _quantise(values, size, into)
+        step, mean = _quantise(values, size, into)
         _floats(a[_WHOLE_STEPS], line, 1)[0] = step
-        _floats(a[_WHOLE_MIDDLES], line, 1)[0] = middle
+        _floats(a[_WHOLE_MEANS], line, 1)[0] = mean
 
 
 def epilogue(arguments: Any) -> None:

@@ -1,6 +1,12 @@
 """Whole numbers that stand for floats: what int8 multiplies.
 
-Made by `app.epilogue` on the way, line by line; matrices once, by the bank.
+Made by `app.epilogue` on the way, line by line; matrices once, by the bank. Both are mixed first: a
+few of an encoder's channels are many times as large as the others, and would leave these few of the
+255 steps. x W^T is the same for (x H) and (W H), if H is orthogonal; with a Hadamard matrix for H
+each mixed value is made of 64, and none is much larger than others (QuaRot, Ashkboos et al. 2024,
+arXiv:2404.00456). There H is worked into the weights; here lines are mixed when they are rounded,
+since each task has LayerNorms and biases of its own in between. A line's mean is taken out before:
+mixing would gather it in one value of 64.
 
 Legend: T lines, O values of a line; a matrix is [O, I].
 """
@@ -12,40 +18,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deltas.vectors import MIXED
+
 
 @dataclass(frozen=True)
 class Quantised:
-    """Lines as whole numbers from -127 to 127: x is about middle + step * number.
+    """Lines as whole numbers from -127 to 127: `mixed(x - mean)` is about step * number.
 
-    A line's step and middle depend on that line alone, so that no answer depends on the rows beside
+    A line's step and mean depend on that line alone, so that no answer depends on the rows beside
     it.
 
     Attributes:
         values: int8 [T, O].
         steps: float32 [T].
-        middles: float32 [T], halfway between a line's smallest and largest value.
+        means: float32 [T], of each line of x.
     """
 
     values: Tensor
     steps: Tensor
-    middles: Tensor
+    means: Tensor
 
     @classmethod
     def room_for(cls, lines: int, size: int) -> Quantised:
         """Memory for the whole numbers of T lines of O values."""
-        steps, middles = torch.empty(2, lines)
-        return cls(torch.empty(lines, size, dtype=torch.int8), steps, middles)
+        steps, means = torch.empty(2, lines)
+        return cls(torch.empty(lines, size, dtype=torch.int8), steps, means)
 
 
 @dataclass(frozen=True)
 class QuantisedMatrix:
-    """A frozen matrix as whole numbers: W is about steps[:, None] * values.
+    """A frozen matrix as whole numbers: `mixed(W)` is about steps[:, None] * values.
 
     Attributes:
         values: int8 [O, I].
         steps: float32 [O].
-        sums: float32 [O], of each line of what `values` stand for: what a line's middle adds to its
-            products.
+        sums: float32 [O], of each line of W: what a line's mean adds to its products.
     """
 
     values: Tensor
@@ -54,7 +61,24 @@ class QuantisedMatrix:
 
     @classmethod
     def of(cls, matrix: Tensor) -> QuantisedMatrix:
-        """Round a float32 matrix [O, I] to 255 steps of each line's largest value."""
+        """Mix a float32 matrix [O, I], round it to 255 steps of each line's largest value."""
+        sums, matrix = matrix.sum(1), mixed(matrix)
         steps = matrix.abs().amax(1) / 127 + 1e-30
-        values = (matrix / steps[:, None]).round()
-        return cls(values.to(torch.int8), steps, values.sum(1) * steps)
+        return cls((matrix / steps[:, None]).round().to(torch.int8), steps, sums)
+
+
+def mixed(lines: Tensor) -> Tensor:
+    """Each 64 neighbours of lines [T, O] times H_64 / 8, which is its own inverse.
+
+    Lines of another length than a multiple of 64 stay as they are.
+    """
+    size = lines.shape[1]
+    if size % MIXED:
+        return lines
+    parts = lines.reshape(-1, MIXED)
+    apart = 1
+    while apart < MIXED:
+        pairs = parts.view(-1, 2, apart)
+        parts = torch.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), 1)
+        apart *= 2
+    return parts.reshape(-1, size) / MIXED**0.5

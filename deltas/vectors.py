@@ -16,6 +16,8 @@ from numba.extending import intrinsic
 from deltas.native import BF16
 
 WIDTH = 16
+# Floats that `mix_floats` takes: a divisor of the widths of all usual encoders.
+MIXED = 64
 # Lines of a tile: as many running sums as there are registers for.
 TILE_LINES = 8 if binding.get_host_cpu_features().get("avx512f") else 4
 
@@ -136,6 +138,42 @@ def _tile(
     return types.void(*[types.int64] * 7), generate
 
 
+def _mix(_context: Any, place: Any) -> Any:
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        places = [
+            builder.add(arguments[0], ir.Constant(_I64, _FLOAT_BYTES * WIDTH * number))
+            for number in range(MIXED // WIDTH)
+        ]
+        parts = [_load(builder, place, _FLOATS, _FLOAT_BYTES) for place in places]
+        apart = 1
+        while apart < len(parts):
+            parts = [
+                builder.fsub(parts[number - apart], part)
+                if number & apart
+                else builder.fadd(part, parts[number + apart])
+                for number, part in enumerate(parts)
+            ]
+            apart *= 2
+        for place, part in zip(places, parts, strict=True):
+            _store(builder, _mixed_lanes(builder, part), place, _FLOAT_BYTES)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+def _mixed_lanes(builder: Any, value: Any) -> Any:
+    """Sums and differences of a vector's own floats, those 1, 2, 4 and 8 places apart."""
+    apart = 1
+    while apart < WIDTH:
+        signs = [-1.0 if lane & apart else 1.0 for lane in range(WIDTH)]
+        order = ir.Constant(_WORDS, [lane ^ apart for lane in range(WIDTH)])
+        partners = builder.shuffle_vector(value, value, order)
+        own = builder.fmul(value, ir.Constant(_FLOATS, signs), flags=_FAST)
+        value = builder.fadd(own, partners, flags=_FAST)
+        apart *= 2
+    return value
+
+
 # For kernels only.
 read_floats: Any = intrinsic(_read)
 """(kind, source, into, factor): 16 float32 or bfloat16, times a factor, to float32."""
@@ -143,3 +181,5 @@ write_floats: Any = intrinsic(_write)
 """(kind, source, into, factor): 16 float32, times a factor, to float32 or bfloat16."""
 multiply_tile: Any = intrinsic(_tile)
 """(out, stride, a, stride, b, stride, k): out [TILE_LINES, 16] = a [TILE_LINES, k] b [k, 16]."""
+mix_floats: Any = intrinsic(_mix)
+"""(place): `MIXED` floats become their sums and differences: times the Hadamard matrix H_64."""
