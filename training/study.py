@@ -127,6 +127,14 @@ class Planned:
         """All options of the run."""
         return self.options | {"lr": rate}
 
+    def find(self, finished: Mapping[str, Run]) -> Run | None:
+        """The run, if it was made; it can't have been if every rate it might have failed."""
+        try:
+            rate = self.rate.resolve(finished)
+        except ConfigError:
+            return None
+        return None if rate is None else finished.get(run_key(self.with_rate(rate)))
+
 
 def choose_rate(runs: Mapping[float, Sequence[Run]]) -> float:
     """The rate whose runs are best on their selection rows, on average; the lowest where equal.
@@ -197,15 +205,7 @@ def plan(study: Study, only: Iterable[str] = ()) -> list[Planned]:
 
 def num_missing(planned: Iterable[Planned], finished: Mapping[str, Run]) -> int:
     """How many planned runs were not made; those whose rates all failed can't be, and count too."""
-
-    def is_there(run: Planned) -> bool:
-        try:
-            rate = run.rate.resolve(finished)
-        except ConfigError:
-            return False
-        return rate is not None and run_key(run.with_rate(rate)) in finished
-
-    return sum(not is_there(run) for run in planned)
+    return sum(run.find(finished) is None for run in planned)
 
 
 def _plan_part(

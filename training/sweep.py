@@ -13,7 +13,7 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from training.data import load_task
 from training.errors import ConfigError, TaskError, TrainingError
 from training.estimate import Estimate, in_words
 from training.pool import Pool
-from training.results import read_runs, run_key
+from training.results import Run, read_runs
 from training.study import Planned, Study, make_study, plan, read_study
 
 STUDY = Path("docs/results/study.toml")
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         planned = plan(_study(options), options.only)
         runs = read_runs(options.out)
         if options.dry_run:
-            sys.stdout.write(describe(planned, Estimate(runs), set(runs), options.workers))
+            sys.stdout.write(describe(planned, runs, options.workers))
             return 0
         _check_data(planned, options.data)
         with _alone(options.out), _stoppable():
@@ -106,26 +106,27 @@ def _study(options: argparse.Namespace) -> Study:
     return make_study({"part": [part]}, "command line")
 
 
-def describe(planned: Sequence[Planned], estimate: Estimate, known: set[str], workers: int) -> str:
+def describe(planned: Sequence[Planned], finished: Mapping[str, Run], workers: int) -> str:
     """One line a run, with what it is expected to take, and the sum of what is missing."""
+    estimate = Estimate(finished)
     lines, left, missing = [], 0.0, 0
     for run in planned:
-        rates = [rate for rate, _ in run.rate.candidates]
+        made = run.find(finished)
+        rates = [made.options["lr"]] if made else [rate for rate, _ in run.rate.candidates]
         told = (
             f"{rates[0]:g}"
             if len(rates) == 1
             else f"best of {', '.join(map('{:g}'.format, rates))}"
         )
         seconds = estimate.seconds(run.options)
-        done = len(rates) == 1 and run_key(run.with_rate(rates[0])) in known
-        if not done:
+        if made is None:
             left, missing = left + seconds, missing + 1
         others = {name: run.options[name] for name in _LISTS[2:] if name in run.options}
         extra = "".join(f"  {name} {value}" for name, value in others.items())
         lines.append(
             f"{run.part:12} {run.options['task']:5} {run.options['freeze']:24} "
             f"seed {run.options['seed']}  lr {told}{extra}  "
-            + ("done" if done else in_words(seconds))
+            + ("done" if made else in_words(seconds))
         )
     basis = "a guess: nothing is measured yet" if estimate.is_guess else "from the finished runs"
     lines.append(

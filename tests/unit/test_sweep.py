@@ -214,6 +214,22 @@ def test_dry_run_lists_the_runs_and_their_time(
     assert "(from the finished runs)" in capsys.readouterr().out
 
 
+def test_dry_run_knows_a_rate_that_was_chosen_already(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run with the better rate of seed 0 was made: only that of the third seed is missing."""
+    out = tmp_path / "runs.jsonl"
+    words = ["--tasks", "rte", "--freeze", "bitfit", "--rates", "0.002,0.1", "--seeds", "3"]
+    words += ["--out", str(out), "--set", "epochs=1", "--dry-run"]
+    for seed, rate, score in ((0, 0.002, 0.5), (0, 0.1, 0.6), (1, 0.1, 0.4)):
+        run = make_run(selection=score, epochs=1.0, seed=seed, lr=rate)
+        append_run(out, run)
+    assert sweep.main(words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[2].split()[-5:] == ["seed", "1", "lr", "0.1", "done"]
+    assert said[-1].startswith("1 of 4 runs to make")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
