@@ -13,6 +13,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,78 +159,6 @@ def _range(records: Iterable[Record], strategy: str, show: Callable[[Record], st
     return " to ".join(ends)
 
 
-# What a ratio says, in words; those without words are not shown.
-RATIOS = {
-    "mixed_vs_single": "nine bitfit tasks mixed, against one task alone",
-    "layernorm_mixed_vs_single": "the same with layernorm deltas",
-    "head_mixed_vs_single": "the same with heads only",
-    "sparse_mixed_vs_single": "nine random:0.001 tasks mixed, against one bitfit task",
-    "top_mixed_vs_single": "one task in four top:2, against one bitfit task",
-    "mixed_vs_gemm": "against the frozen matrix products of all six layers alone",
-    "mixed_vs_peft": "against PEFT, LoRA of rank 8, mixed batches of 32",
-    "mixed_vs_windows": "against transformers, windows of 32, deltas copied in",
-    "mixed_vs_one_row": "against transformers, one row at a time, delta copied in",
-    "mixed_vs_oracle": "against transformers, all rows sorted by task and length beforehand",
-    "mixed_vs_onnx": "against ONNX Runtime, windows of 32, one session a task",
-    "int8_vs_mixed": "the nine bitfit tasks in int8, against the precision above",
-    "int8_vs_gemm": "int8 against the matrix products alone, in the precision above",
-    "int8_vs_peft": "int8 against PEFT in the precision above",
-    "int8_vs_windows": "int8 against transformers, windows of 32, in the precision above",
-    "int8_vs_one_row": "int8 against transformers, one row at a time, in the precision above",
-    "int8_vs_oracle": "int8 against transformers, sorted beforehand, in the precision above",
-    "int8_vs_onnx_int8": "int8 against ONNX Runtime's own int8, windows of 32",
-    "tasks_1000_vs_9": "1,000 tasks, evenly asked, against nine",
-    "tasks_10000_vs_9": "10,000 tasks, evenly asked, against nine",
-    "tasks_10000_vs_9_zipf": "10,000 tasks, asked by rank (Zipf), against nine",
-    "register_ms": "milliseconds to register one more when 10,000 are there",
-    "memory_vs_deltas": "memory of 10,000 tasks against the bytes of their files",
-    "memory_64_slots_vs_deltas": "the same with 64 slots, after all tasks were asked",
-    "cliff_4x": "slots for a quarter of 1,000 evenly asked tasks, against slots for all; "
-    "wanted: at least 0.5",
-    "http_one_row_vs_engine": "64 connections, a row a request, against the engine alone",
-    "http_list32_vs_engine": "lists of 32 rows, against the engine alone",
-    "idle_overhead_ms": "milliseconds over the bare forward pass, one row, idle server",
-    "overload_goodput": "rows answered at three times the capacity, against the capacity",
-    "overload_live_max_ms": "slowest answer of /health/live meanwhile, in milliseconds",
-    "overload_grown_mb": "memory that the server has grown by after that minute, in MB",
-    "fair_p99_ratio": "99th percentile of one of nine tasks while another has ten times its "
-    "traffic, against all having the same",
-    "fanout9_vs_requests": "one row to nine tasks in one request, against nine requests",
-    "int8_vs_bf16": "nine bitfit tasks mixed, rows/s in int8 against bf16; wanted: at least 1.3",
-    "int8_vs_fp32": "the same in int8 against fp32",
-    "bf16_vs_fp32": "the same in bf16 against fp32",
-    "int8_most_points_lost": "most points that int8 costs a delta on its dev set, against fp32; "
-    "wanted: at most 0.3",
-    "bf16_most_points_lost": "the same for bf16",
-    "int8_flips": "share of dev rows that get another label in int8 than in fp32",
-    "bf16_flips": "the same for bf16",
-    "bitfit_vs_plain_rte": "RTE: bitfit, rows/s against a plain transformers loop",
-    "bitfit_vs_plain_sst2": "SST-2: bitfit, rows/s against a plain transformers loop",
-    "bitfit_vs_plain_eager_rte": "RTE: the same with the loop's attention set to eager",
-    "bitfit_vs_plain_eager_sst2": "SST-2: the same with the loop's attention set to eager",
-    "bitfit_vs_full_rte": "RTE: bitfit, rows/s against our own full fine-tuning",
-    "bitfit_vs_full_sst2": "SST-2: bitfit, rows/s against our own full fine-tuning",
-    "bitfit_memory_vs_full_rte": "RTE: bitfit, peak memory against our own full fine-tuning",
-    "bitfit_memory_vs_full_sst2": "SST-2: bitfit, peak memory against our own full fine-tuning",
-    "random_time_vs_bitfit_rte": "RTE: random:0.001, time of a step against our bitfit",
-    "random_time_vs_bitfit_sst2": "SST-2: random:0.001, time of a step against our bitfit",
-    "random_vs_plain_mask_rte": "RTE: random:0.001, rows/s against dense masks in a plain loop",
-    "random_vs_plain_mask_sst2": "SST-2: random:0.001, rows/s against dense masks in a plain loop",
-    "random_vs_peft_shira_rte": "RTE: random:0.001, rows/s against PEFT's SHiRA of rank 1",
-    "random_vs_peft_shira_sst2": "SST-2: random:0.001, rows/s against PEFT's SHiRA of rank 1",
-    "random_state_vs_full_rte": "RTE: random:0.001, gradients and optimiser, bytes against full",
-    "random_state_vs_full_sst2": "SST-2: random:0.001, gradients and optimiser, bytes against full",
-    "layernorm_vs_peft_rte": "RTE: layernorm, rows/s against PEFT's LayerNorm tuning",
-    "layernorm_vs_peft_sst2": "SST-2: layernorm, rows/s against PEFT's LayerNorm tuning",
-    "full_vs_plain_rte": "RTE: full, rows/s against a plain transformers loop",
-    "full_vs_plain_sst2": "SST-2: full, rows/s against a plain transformers loop",
-    "head_run_vs_plain_rte": "RTE: head, a run of ten epochs against a plain loop",
-    "head_run_vs_plain_sst2": "SST-2: head, a run of ten epochs against a plain loop",
-    "top2_run_vs_plain_rte": "RTE: top:2, a run of ten epochs against a plain loop",
-    "top2_run_vs_plain_sst2": "SST-2: top:2, a run of ten epochs against a plain loop",
-}
-
-
 def performance_tables() -> str:
     """The ratios of docs/performance/*.json, one table a benchmark."""
     parts = []
@@ -249,6 +178,7 @@ def performance_tables() -> str:
 
 def _performance_table(name: str, title: str, report: dict[str, Any]) -> str:
     machine = report["machine"]
+    words = tomllib.loads((ROOT / ".make" / "ratios.toml").read_text(encoding="utf-8"))
     lines = [
         f"{title} (`make bench-{name}`): {machine['cpu']}, {machine['threads']} threads, "
         f"{machine['instructions']}, {report['precision']}, rows of {report['data']}.",
@@ -257,9 +187,7 @@ def _performance_table(name: str, title: str, report: dict[str, Any]) -> str:
         "|---|---|",
     ]
     lines += [
-        f"| {RATIOS[key]} | {value:.3g} |"
-        for key, value in report["ratios"].items()
-        if key in RATIOS
+        f"| {words[key]} | {value:.3g} |" for key, value in report["ratios"].items() if key in words
     ]
     if "strategies" in report:
         lines += ["", *_losses_table(report["strategies"])]

@@ -18,6 +18,7 @@ import torch
 
 from app.bank import Bank, Staged
 from app.bank_overlay import BankOverlay
+from app.close_calls import is_close
 from app.errors import DeltaUnavailableError
 from app.fused_overlay import FusedOverlay
 from app.loader import Loader
@@ -196,12 +197,18 @@ class Engine:
         chosen: list[int],
         slots: list[int],
         outcomes: list[Outcome],
+        *,
+        exact: bool = False,
     ) -> None:
-        """Write the logits of the chosen rows, whose deltas lie in `slots`, into `outcomes`."""
+        """Write the logits of the chosen rows, whose deltas lie in `slots`, into `outcomes`.
+
+        In int8 close calls are computed once more without it, as everything is if `exact`.
+        """
         tokens = [(rows[n].tokens.input_ids, rows[n].tokens.token_type_ids) for n in chosen]
         windows = self.device.type != "cpu"
         batch = pack(tokens, self.device, self._keys(tokens, slots), windows=windows)
-        int8 = self._bank.matrix_slots.isdisjoint(slots)
+        int8 = bool(self._bank.quantised) and not exact
+        int8 = int8 and self._bank.matrix_slots.isdisjoint(slots)
         overlay = self._overlay(batch, slots, int8=int8)
         pooled = encode(self.backbone.config, overlay, batch)
         if batch.blocks and len(set(slots)) > 1 and not bool(pooled.isfinite().all()):
@@ -210,8 +217,14 @@ class Engine:
                 own = [number for number, other in zip(chosen, slots, strict=True) if other == slot]
                 self._forward(rows, own, [slot] * len(own), outcomes)
             return
-        for number, logits in zip(chosen, overlay.head(pooled), strict=True):
-            outcomes[number] = logits.tolist()
+        close: tuple[list[int], list[int]] = [], []
+        for number, slot, values in zip(chosen, slots, overlay.head(pooled), strict=True):
+            outcomes[number] = logits = values.tolist()
+            if int8 and is_close(rows[number].record.manifest.task.kind, logits):
+                close[0].append(number)
+                close[1].append(slot)
+        if close[0]:
+            self._forward(rows, *close, outcomes, exact=True)
 
     def _keys(
         self, tokens: Sequence[tuple[Sequence[int], Sequence[int]]], slots: Sequence[int]

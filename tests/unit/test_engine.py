@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from app import close_calls
 from app.engine import Engine, EngineRow, Outcome
 from deltas import (
     Backbone,
@@ -27,6 +28,7 @@ from deltas import (
 )
 from deltas.backbone import weights_fingerprint
 from deltas.hardware import multiplies_int8_exactly
+from deltas.manifest import TaskKind
 
 INT8 = pytest.mark.skipif(
     not multiplies_int8_exactly(), reason="this CPU's products of whole numbers are not exact"
@@ -352,6 +354,53 @@ def test_in_int8_tasks_with_matrices_of_their_own_are_computed_without_it(
         else:
             assert mine != theirs
     assert seen == exact
+
+
+@INT8
+def test_in_int8_close_calls_are_computed_once_more_without_it(
+    engine: Engine, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `auto` computes them, each by its own margin, whatever rows are beside it."""
+    whole = Engine(tiny_backbone, engine.store, device="cpu", precision="int8")
+    plain = Engine(tiny_backbone, engine.store, device="cpu", precision="auto")
+    rows = [row for row in rows_of(engine, 14, 200) if row.record.key[1] in {"bitfit", "head"}]
+    monkeypatch.setattr(close_calls, "LIMIT", 0.0)
+    rough = logits_of(whole.run(rows))
+    monkeypatch.setattr(close_calls, "LIMIT", 0.2)
+    seen = set()
+    for row, mine, before, exact in zip(
+        rows, logits_of(whole.run(rows)), rough, logits_of(plain.run(rows)), strict=True
+    ):
+        kind = row.record.manifest.task.kind
+        close = close_calls.is_close(kind, before)
+        assert mine == (pytest.approx(exact, abs=0.02) if close else before)
+        seen.add((kind, close))
+    assert seen == {
+        ("single_label", True),
+        ("single_label", False),
+        ("multi_label", True),
+        ("multi_label", False),
+        ("regression", False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "logits", "close"),
+    [
+        ("single_label", [1.0, 1.04], True),
+        ("single_label", [1.0, 1.06], False),
+        ("single_label", [-3.0, 2.0, 2.01], True),
+        ("single_label", [2.0, 1.0, 1.0], False),
+        ("single_label", [math.nan, 1.0], False),
+        ("single_label", [math.inf, math.inf], False),
+        ("multi_label", [0.04], True),
+        ("multi_label", [-0.04, 7.0], True),
+        ("multi_label", [0.06, -7.0], False),
+        ("regression", [0.0], False),
+    ],
+)
+def test_what_is_a_close_call(kind: TaskKind, logits: list[float], close: bool) -> None:
+    assert close_calls.is_close(kind, logits) == close
 
 
 def test_what_it_runs_on_is_told(engine: Engine, tiny_backbone: Backbone) -> None:
