@@ -40,6 +40,7 @@ from deltas import (
     pick_precision,
     tokenize_texts,
 )
+from deltas.hardware import give_back_freed_memory
 
 _TRIAL_TEXT = "ready?"
 _TRIAL_ROWS = 256
@@ -102,6 +103,7 @@ class Engine:
         self._fill()
         self._try_out([record for record in store.records if record in self.slots])
         self.slots.forget_counts()
+        give_back_freed_memory()
 
     def _check_manifests(self) -> None:
         for record in self.store.records:

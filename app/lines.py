@@ -6,6 +6,7 @@ room for more.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -54,7 +55,19 @@ class Lines:
         """Make room for so many lines besides the backbone's."""
         for name, table in self.tables.items():
             if len(self._room[name]) <= num_lines:
-                # Room that was never written to takes no memory on a CPU.
-                self._room[name] = table.new_empty(num_lines + 1, table.shape[1])
+                self._room[name] = _empty(num_lines + 1, table)
                 self._room[name][: len(table)] = table
                 self.tables[name] = self._room[name][: len(table)]
+
+
+def _empty(num_lines: int, like: Tensor) -> Tensor:
+    """Room for lines like those of a table; on a CPU what is never written to takes no memory.
+
+    So straight from the system: the C library may hand out memory that was used before.
+    """
+    shape = num_lines, like.shape[1]
+    if like.device.type != "cpu" or not hasattr(mmap, "MAP_PRIVATE"):
+        return like.new_empty(shape)
+    num_bytes = num_lines * like.shape[1] * like.element_size()
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)

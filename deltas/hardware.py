@@ -112,3 +112,12 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in _MALLOC_OPTIONS:
             mallopt(option, value)
+
+
+def give_back_freed_memory() -> None:
+    """Have the C library give back what was freed until now, holes between what is in use, too.
+
+    For the end of a start that reads many files. Does nothing elsewhere than on Linux with glibc.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)

@@ -44,6 +44,7 @@ KINDS = {**FLOATS, torch.int32: I32}
 _UPPER = np.int32(16)  # bits of a bfloat16 are the upper ones of a float32
 _ALMOST_HALF, _MAGNITUDE, _SIGN = np.int32(0x7FFF), np.int32(0x7FFFFFFF), np.int32(31)
 _NAN = np.int32(0x7FC00000)
+_CALLED = ("native.py", "vectors.py")  # files whose functions kernels of other files call
 _SMALL = 1 << 13  # values; waking another thread takes longer than so many
 
 
@@ -126,14 +127,15 @@ class Kernel:
 
 @cache
 def _keep_code_apart() -> None:
-    """Have numba keep code in a folder named by this file's content.
+    """Have numba keep code in a folder named by the content of the files that kernels call.
 
-    To numba, kept code is good as long as the kernel's own file is, whatever it calls in this one.
+    To numba, kept code is good as long as the kernel's own file is, whatever it calls in others.
     """
     if not numba.config.CACHE_DIR:  # NUMBA_CACHE_DIR, where somebody has set it
-        here = Path(__file__)
-        digest = hashlib.sha256(here.read_bytes()).hexdigest()[:16]
-        numba.config.CACHE_DIR = str(here.parent / "__pycache__" / f"kernels-{digest}")
+        folder = Path(__file__).parent
+        called = b"".join((folder / name).read_bytes() for name in _CALLED)
+        digest = hashlib.sha256(called).hexdigest()[:16]
+        numba.config.CACHE_DIR = str(folder / "__pycache__" / f"kernels-{digest}")
 
 
 @cache

@@ -128,3 +128,33 @@ def test_freed_memory_is_used_again() -> None:
     command = [sys.executable, "-c", FAULTS, "keep"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 32_768
+
+
+GIVEN_BACK = """
+import torch
+from app.lines import Lines
+from deltas.hardware import give_back_freed_memory, keep_freed_memory
+from tests.bench.scale import resident_bytes
+keep_freed_memory()
+held, pins = [], []
+for _ in range(50):
+    held.append(torch.ones(1 << 19))
+    pins.append(bytearray(5000))
+lines = Lines({"bias": torch.zeros(500)})
+before = resident_bytes()
+held.clear()
+lines.reserve(10_000)
+give_back_freed_memory()
+print(before - resident_bytes())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_given_back_at_the_end_of_a_start() -> None:
+    """100 MB in blocks with something in use between them; room for lines doesn't hold it either.
+
+    20 MB of it are room that nobody has written to.
+    """
+    command = [sys.executable, "-c", GIVEN_BACK]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 95_000_000
