@@ -181,7 +181,8 @@ def _performance_table(name: str, title: str, report: dict[str, Any]) -> str:
     words = tomllib.loads((ROOT / ".make" / "ratios.toml").read_text(encoding="utf-8"))
     lines = [
         f"{title} (`make bench-{name}`): {machine['cpu']}, {machine['threads']} threads, "
-        f"{machine['instructions']}, {report['precision']}, rows of {report['data']}.",
+        f"{machine['instructions']}, {report['precision']}, rows of {report['data']}. "
+        f"{report.get('note', '')}".rstrip(),
         "",
         "| | measured |",
         "|---|---|",

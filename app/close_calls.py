@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 
 from deltas.manifest import TaskKind
@@ -19,7 +20,7 @@ def is_close(kind: TaskKind, logits: Sequence[float]) -> bool:
         kind: a regression's value has no labels that could turn.
         logits: [C]; not close if some are not finite, since a second look would not mend them.
     """
-    if kind == "regression":
+    if kind == "regression" or not all(map(math.isfinite, logits)):
         return False
     if kind == "multi_label":
         return any(abs(logit) < LIMIT for logit in logits)

@@ -217,7 +217,7 @@ class Engine:
             # Windows' masks keep rows apart, but not from NaN: each delta's rows by themselves.
             for slot in set(slots):
                 own = [number for number, other in zip(chosen, slots, strict=True) if other == slot]
-                self._forward(rows, own, [slot] * len(own), outcomes)
+                self._forward(rows, own, [slot] * len(own), outcomes, exact=exact)
             return
         close: tuple[list[int], list[int]] = [], []
         for number, slot, values in zip(chosen, slots, overlay.head(pooled), strict=True):

@@ -134,10 +134,10 @@ def finish(
 
 
 def _places_of_lines(quantised: Quantised | None, lines: int) -> tuple[int, int]:
-    """Of their steps and means."""
+    """Of their steps and offsets."""
     if quantised is None:
         return 0, 0
-    return place_of(quantised.steps, (lines,)), place_of(quantised.means, (lines,))
+    return place_of(quantised.steps, (lines,)), place_of(quantised.offsets, (lines,))
 
 
 def _places_of(vectors: PerLine | None, shape: tuple[int, ...]) -> tuple[int, int]:

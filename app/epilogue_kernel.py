@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from deltas.native import address, claim, compiled, float_of_bits, read_line, write_line
+from deltas.native import address, claim, compiled, float_of_bits, ordered, read_line, write_line
 from deltas.vectors import MIXED, mix_floats
 
 GELU_LIMIT = 5.4  # GELU is x or 0 beyond, within 2e-7
@@ -70,29 +70,45 @@ def _normalise(values: Any, size: int, eps: Any, scale: Any, shift: Any) -> None
 
 
 @compiled
-def _quantise(values: Any, size: int, into: Any) -> Any:
-    """Write a line as int8; returns its step and its mean. `values` are used up."""
+def _mean(values: Any, size: int) -> Any:
     total = _ZERO
     for o in range(size):
         total += values[o]
-    mean = total / np.float32(size)
+    return total / np.float32(size)
+
+
+@compiled
+def _middle(values: Any, size: int) -> Any:
+    """Halfway between a line's extremes."""
+    bits = values.view(np.int32)
+    low = high = ordered(bits[0])
+    for o in range(size):  # of whole numbers, since extremes of floats are not vectorised
+        key = ordered(bits[o])
+        low, high = min(low, key), max(high, key)
+    return _HALF * (float_of_bits(ordered(low)) + float_of_bits(ordered(high)))
+
+
+@compiled
+def _quantise(values: Any, size: int, into: Any) -> Any:
+    """Write a line as int8; returns its step and its offset. `values` are used up."""
+    is_mixed = size % MIXED == 0
+    offset = _mean(values, size) if is_mixed else _middle(values, size)
     for o in range(size):
-        values[o] -= mean
-    factor = _ONE
-    if size % MIXED == 0:
-        factor, place = _MIXED_SIZE, np.int64(values.ctypes.data)
+        values[o] -= offset
+    if is_mixed:
+        place = np.int64(values.ctypes.data)
         for start in range(0, size, MIXED):
             mix_floats(place + 4 * start)
     bits = values.view(np.int32)
     most = np.int32(0)
-    for o in range(size):  # of whole numbers, since extremes of floats are not vectorised
+    for o in range(size):
         most = max(most, bits[o] & _MAGNITUDE)
     step = float_of_bits(most) / _MOST + _TINY
     per_step = _ONE / step
     for o in range(size):
         scaled = values[o] * per_step
         into[o] = np.int8(np.int32(scaled + (_HALF if scaled > _ZERO else -_HALF)))
-    return factor * step, mean
+    return (_MIXED_SIZE * step if is_mixed else step), offset
 
 
 # Where the kernel's arguments lie; a place in memory is 0 where there is nothing.
@@ -102,7 +118,7 @@ def _quantise(values: Any, size: int, into: Any) -> Any:
     _PRODUCT_KIND,
     _PRODUCT,
     _LINE_STEPS,
-    _LINE_MEANS,
+    _LINE_OFFSETS,
     _MATRIX_STEPS,
     _MATRIX_SUMS,
     _OWN,
@@ -123,7 +139,7 @@ def _quantise(values: Any, size: int, into: Any) -> Any:
     _OUT,
     _WHOLE,
     _WHOLE_STEPS,
-    _WHOLE_MEANS,
+    _WHOLE_OFFSETS,
     _NUM_ARGUMENTS,
 ) = range(3, 31)
 
@@ -176,10 +192,10 @@ def _gather(a: Any, line: int, values: Any) -> None:
     read_line(a[_PRODUCT_KIND], a[_PRODUCT], line, size, values)
     if a[_LINE_STEPS]:
         step = _floats(a[_LINE_STEPS], line, 1)[0]
-        mean = _floats(a[_LINE_MEANS], line, 1)[0]
+        offset = _floats(a[_LINE_OFFSETS], line, 1)[0]
         steps, sums = _floats(a[_MATRIX_STEPS], 0, size), _floats(a[_MATRIX_SUMS], 0, size)
         for o in range(size):
-            values[o] = values[o] * (step * steps[o]) + mean * sums[o]
+            values[o] = values[o] * (step * steps[o]) + offset * sums[o]
 
 
 @compiled
@@ -215,9 +231,9 @@ def _store(a: Any, line: int, values: Any) -> None:
         write_line(a[_OUT_KIND], a[_OUT], line, size, values)
     if a[_WHOLE]:
         into = carray(address(a[_WHOLE] + line * size), size, np.int8)
-        step, mean = _quantise(values, size, into)
+        step, offset = _quantise(values, size, into)
         _floats(a[_WHOLE_STEPS], line, 1)[0] = step
-        _floats(a[_WHOLE_MEANS], line, 1)[0] = mean
+        _floats(a[_WHOLE_OFFSETS], line, 1)[0] = offset
 
 
 def epilogue(arguments: Any) -> None:

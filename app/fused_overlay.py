@@ -2,8 +2,8 @@
 
 Computes what `app.bank_overlay` does, which serves other devices and is what this one is tested
 against. In int8 the products of the layers' frozen matrices are those of whole numbers; what is
-multiplied is rounded to 255 steps between the smallest and the largest value of its line, and
-everything else is computed as "auto" would: biases, LayerNorms, attention, pooler and heads.
+multiplied is rounded to 255 steps (`app.quantised`), and everything else is computed as "auto"
+would: biases, LayerNorms, attention, pooler and heads.
 
 Legend: N tokens, P packed rows, T lines of x (tokens or packed rows).
 """

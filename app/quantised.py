@@ -24,26 +24,27 @@ from deltas.vectors import MIXED
 
 @dataclass(frozen=True)
 class Quantised:
-    """Lines as whole numbers from -127 to 127: `mixed(x - mean)` is about step * number.
+    """Lines as whole numbers from -127 to 127: `mixed(x - offset)` is about step * number.
 
-    A line's step and mean depend on that line alone, so that no answer depends on the rows beside
-    it.
+    A line's step and offset depend on that line alone, so that its numbers don't depend on the rows
+    beside it.
 
     Attributes:
         values: int8 [T, O].
         steps: float32 [T].
-        means: float32 [T], of each line of x.
+        offsets: float32 [T], the mean of each line of x; where lines are not mixed, halfway between
+            the line's extremes.
     """
 
     values: Tensor
     steps: Tensor
-    means: Tensor
+    offsets: Tensor
 
     @classmethod
     def room_for(cls, lines: int, size: int) -> Quantised:
         """Memory for the whole numbers of T lines of O values."""
-        steps, means = torch.empty(2, lines)
-        return cls(torch.empty(lines, size, dtype=torch.int8), steps, means)
+        steps, offsets = torch.empty(2, lines)
+        return cls(torch.empty(lines, size, dtype=torch.int8), steps, offsets)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class QuantisedMatrix:
     Attributes:
         values: int8 [O, I].
         steps: float32 [O].
-        sums: float32 [O], of each line of W: what a line's mean adds to its products.
+        sums: float32 [O], of each line of W: what a line's offset adds to its products.
     """
 
     values: Tensor
@@ -71,7 +72,7 @@ class QuantisedMatrix:
 def mixed(lines: Tensor) -> Tensor:
     """Each 64 neighbours of lines [T, O] times H_64 / 8, which is its own inverse.
 
-    Lines of another length than a multiple of 64 stay as they are.
+    Lines of another length than a multiple of 64 (TinyBERT has 312 and 1,200) stay as they are.
     """
     size = lines.shape[1]
     if size % MIXED:

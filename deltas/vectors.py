@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from deltas.native import BF16
 
 WIDTH = 16
-# Floats that `mix_floats` takes: a divisor of the widths of all usual encoders.
+# Floats that `mix_floats` takes: a divisor of the widths of most encoders.
 MIXED = 64
 # Lines of a tile: as many running sums as there are registers for.
 TILE_LINES = 8 if binding.get_host_cpu_features().get("avx512f") else 4

@@ -128,12 +128,16 @@ class Planned:
         return self.options | {"lr": rate}
 
     def find(self, finished: Mapping[str, Run]) -> Run | None:
-        """The run, if it was made; it can't have been if every rate it might have failed."""
+        """The run, if it was made."""
+        rate = self.chosen(finished)
+        return None if rate is None else finished.get(run_key(self.with_rate(rate)))
+
+    def chosen(self, finished: Mapping[str, Run]) -> float | None:
+        """Its rate, if it is known already; None, too, if every rate that it might have failed."""
         try:
-            rate = self.rate.resolve(finished)
+            return self.rate.resolve(finished)
         except ConfigError:
             return None
-        return None if rate is None else finished.get(run_key(self.with_rate(rate)))
 
 
 def choose_rate(runs: Mapping[float, Sequence[Run]]) -> float:

@@ -112,7 +112,8 @@ def describe(planned: Sequence[Planned], finished: Mapping[str, Run], workers: i
     lines, left, missing = [], 0.0, 0
     for run in planned:
         made = run.find(finished)
-        rates = [made.options["lr"]] if made else [rate for rate, _ in run.rate.candidates]
+        chosen = run.chosen(finished)
+        rates = [chosen] if chosen else [rate for rate, _ in run.rate.candidates]
         told = (
             f"{rates[0]:g}"
             if len(rates) == 1

@@ -25,6 +25,7 @@ from deltas import (
     Store,
     TokenizedRow,
     write_delta,
+    zoo_path,
 )
 from deltas.backbone import weights_fingerprint
 from deltas.hardware import multiplies_int8_exactly
@@ -336,9 +337,10 @@ def test_rougher_arithmetic_is_close(
 
 @INT8
 def test_in_int8_tasks_with_matrices_of_their_own_are_computed_without_it(
-    engine: Engine, tiny_backbone: Backbone
+    engine: Engine, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their values are not those that were rounded, so they are multiplied as they are."""
+    monkeypatch.setattr(close_calls, "LIMIT", 0.0)
     whole = Engine(tiny_backbone, engine.store, device="cpu", precision="int8")
     plain = Engine(tiny_backbone, engine.store, device="cpu", precision="auto")
     rows = rows_of(engine, 10, 60)
@@ -384,6 +386,23 @@ def test_in_int8_close_calls_are_computed_once_more_without_it(
     }
 
 
+@INT8
+def test_int8_on_the_packaged_backbone(
+    packaged_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose lines are long enough to be mixed: without that the error is 0.14."""
+    monkeypatch.setattr(close_calls, "LIMIT", 0.0)
+    store = Store([zoo_path()], backbone=packaged_backbone.ref)
+    exact = Engine(packaged_backbone, store, device="cpu", precision="fp32")
+    whole = Engine(packaged_backbone, store, device="cpu", precision="int8")
+    apart = {"random:0.001"}
+    rows = [row for row in rows_of(exact, 3, 300) if row.record.key[1] not in apart]
+    pairs = zip(logits_of(exact.run(rows)), logits_of(whole.run(rows)), strict=True)
+    squares = [(a - b) ** 2 for one, other in pairs for a, b in zip(one, other, strict=True)]
+    error = math.sqrt(sum(squares) / len(squares))
+    assert 0 < error < 0.06
+
+
 @pytest.mark.parametrize(
     ("kind", "logits", "close"),
     [
@@ -393,6 +412,8 @@ def test_in_int8_close_calls_are_computed_once_more_without_it(
         ("single_label", [2.0, 1.0, 1.0], False),
         ("single_label", [math.nan, 1.0], False),
         ("single_label", [math.inf, math.inf], False),
+        ("single_label", [1.0, 1.01, math.nan], False),
+        ("multi_label", [0.01, math.nan], False),
         ("multi_label", [0.04], True),
         ("multi_label", [-0.04, 7.0], True),
         ("multi_label", [0.06, -7.0], False),

@@ -227,6 +227,7 @@ def test_dry_run_knows_a_rate_that_was_chosen_already(
     assert sweep.main(words) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[2].split()[-5:] == ["seed", "1", "lr", "0.1", "done"]
+    assert " seed 2  lr 0.1  " in said[3]
     assert said[-1].startswith("1 of 4 runs to make")
 
 
