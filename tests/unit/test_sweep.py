@@ -198,12 +198,18 @@ def test_two_sweeps_do_not_write_one_file(
     assert f"another sweep is writing {out}" in capsys.readouterr().err
 
 
+def dry_run(out: Path, num_seeds: int) -> list[str]:
+    """Arguments that list the runs of one strategy with two rates."""
+    words = ["--tasks", "rte", "--freeze", "bitfit", "--rates", "0.002,0.1"]
+    words += ["--seeds", str(num_seeds), "--set", "epochs=1"]
+    return [*words, "--out", str(out), "--dry-run"]
+
+
 def test_dry_run_lists_the_runs_and_their_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "runs.jsonl"
-    words = ["--tasks", "rte", "--freeze", "bitfit", "--rates", "0.002,0.1", "--seeds", "2"]
-    words += ["--out", str(out), "--set", "epochs=1", "--dry-run"]
+    words = dry_run(out, num_seeds=2)
     assert sweep.main(words) == 0
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 4
@@ -219,12 +225,10 @@ def test_dry_run_knows_a_rate_that_was_chosen_already(
 ) -> None:
     """The run with the better rate of seed 0 was made: only that of the third seed is missing."""
     out = tmp_path / "runs.jsonl"
-    words = ["--tasks", "rte", "--freeze", "bitfit", "--rates", "0.002,0.1", "--seeds", "3"]
-    words += ["--out", str(out), "--set", "epochs=1", "--dry-run"]
     for seed, rate, score in ((0, 0.002, 0.5), (0, 0.1, 0.6), (1, 0.1, 0.4)):
         run = make_run(selection=score, epochs=1.0, seed=seed, lr=rate)
         append_run(out, run)
-    assert sweep.main(words) == 0
+    assert sweep.main(dry_run(out, num_seeds=3)) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[2].split()[-5:] == ["seed", "1", "lr", "0.1", "done"]
     assert " seed 2  lr 0.1  " in said[3]
