@@ -94,6 +94,7 @@ class Engine:
         self.precision = pick_precision(precision, self.device)
         dtype = dtype_of(self.precision, self.device)
         self._bank = Bank(backbone, self.device, dtype, int8=self.precision == "int8")
+        self.close_calls: Counter[tuple[str, str]] = Counter()  # by task and strategy
         self._loader = Loader(backbone, self._bank, again=max_slots > 0)
         self._pinned = {record.key for record in pinned}
         self.slots = Slots(
@@ -103,6 +104,7 @@ class Engine:
         self._fill()
         self._try_out([record for record in store.records if record in self.slots])
         self.slots.forget_counts()
+        self.close_calls.clear()
         give_back_freed_memory()
 
     def _check_manifests(self) -> None:
@@ -222,9 +224,11 @@ class Engine:
         close: tuple[list[int], list[int]] = [], []
         for number, slot, values in zip(chosen, slots, overlay.head(pooled), strict=True):
             outcomes[number] = logits = values.tolist()
-            if int8 and is_close(rows[number].record.manifest.task.kind, logits):
+            manifest = rows[number].record.manifest
+            if int8 and is_close(manifest.task.kind, logits):
                 close[0].append(number)
                 close[1].append(slot)
+                self.close_calls[manifest.key] += 1
         if close[0]:
             self._forward(rows, *close, outcomes, exact=True)
 

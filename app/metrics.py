@@ -96,6 +96,14 @@ class Metrics:
         self._slots.set_function(num_used)
         self.registry.register(_SlotCollector(counts))
 
+    def watch_close_calls(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Show what int8 computes twice, read when the metrics are.
+
+        Args:
+            counts: of rows, by task and strategy.
+        """
+        self.registry.register(_CloseCallCollector(counts))
+
     def on_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
         method = method if method in _METHODS else "OTHER"
@@ -161,3 +169,21 @@ class _SlotCollector(Collector):
         yield CounterMetricFamily(
             "deltabert_slot_evictions", "Deltas that gave way to others.", value=counts.evicted
         )
+
+
+class _CloseCallCollector(Collector):
+    """Counters that `app.engine` keeps: beside `deltabert_rows` they tell what they cost."""
+
+    def __init__(self, counts: Mapping[tuple[str, str], int]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """One sample for each delta that has had one."""
+        family = CounterMetricFamily(
+            "deltabert_close_calls",
+            "Rows that int8 computed once more without it, by delta.",
+            labels=("task", "strategy"),
+        )
+        for key, count in list(self._counts.items()):  # the engine's thread goes on counting
+            family.add_metric(key, count)
+        yield family

@@ -26,18 +26,22 @@ QUANTUM_TOKENS = 32  # what a lane gives in its turn: about a row
 RECENT_BATCHES = 16  # so long the others of a batch are expected back
 _SHORT_PART = 8
 _SHORT_TOKENS = 512
+_BACKLOG_PART = 4
 _MEMORY = 0.8  # weight of older batches
 
 
-def short_budget(max_tokens: int) -> int:
+def short_budget(max_tokens: int, num_waiting: int) -> int:
     """How far one lane alone may fill a batch that others will soon wait for.
 
-    Batches of an eighth of what `app.tuning` chooses lose about a quarter of the engine's speed.
+    Short batches keep others' waits short but take of the engine's speed. So they are as short as
+    they may be while the lane has little waiting, and longer when it falls behind.
 
     Args:
         max_tokens: of a full batch.
+        num_waiting: tokens that the lane still has.
     """
-    return min(max(max_tokens // _SHORT_PART, _SHORT_TOKENS), max_tokens)
+    most = min(max(max_tokens // _SHORT_PART, _SHORT_TOKENS), max_tokens)
+    return min(max(num_waiting // _BACKLOG_PART, most // 2), most)
 
 
 @dataclass(eq=False)
@@ -121,14 +125,15 @@ class RowQueue(Generic[K]):
     itself, or several that have much waiting, fill batches to the brim.
 
     Args:
-        short_budget: from the tokens of a full batch to those of a short one.
+        short_budget: from the tokens of a full batch, and of what a lane has waiting, to those of
+            a short one.
 
     Attributes:
         num_rows: rows waiting.
         num_tokens: their tokens.
     """
 
-    def __init__(self, short_budget: Callable[[int], int] = short_budget) -> None:
+    def __init__(self, short_budget: Callable[[int, int], int] = short_budget) -> None:
         self.num_rows = 0
         self.num_tokens = 0
         self._lanes: OrderedDict[Hashable, _Lane[K]] = OrderedDict()
@@ -202,7 +207,8 @@ class RowQueue(Generic[K]):
             num_tokens = batch.num_tokens + size
             if batch.rows and num_tokens > max_tokens:
                 break  # stays at the head of the line: a long row can't be passed over forever
-            if self._is_alone(key, batch) and num_tokens > self._short_budget(max_tokens):
+            alone = self._is_alone(key, batch)
+            if alone and num_tokens > self._short_budget(max_tokens, lane.num_tokens):
                 self._hold_back(lane, batch.given[key], batch.num_tokens)
                 break
             batch.add(ticket, key, size)

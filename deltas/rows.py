@@ -67,7 +67,7 @@ def tokenize_texts(
     """
     plain = _plain(tokenizer)
     flat = [text for row in texts for text in row]
-    ids = iter(encoding.ids for encoding in plain.encode_batch(flat, add_special_tokens=False))
+    ids = iter(encoding.ids for encoding in plain.encode_batch_fast(flat, add_special_tokens=False))
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     return [_joined([next(ids) for _ in row], max_length, cls, sep) for row in texts]
 

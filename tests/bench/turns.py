@@ -27,12 +27,15 @@ OTHERS = 8
 LIGHT_SHARE = 0.04  # of the capacity, for each task: nine send 36 %
 HEAVY = 10  # times as much is the busy task's: together 72 %
 BUSY = 0  # its number
-SIZES = (1024, 768, 640, 512, 384, 256)  # of short batches
+SIZES = (1024, 512, 384, 256)  # of short batches, to compare with the app's own
 _HEAD = """\
 | | short batch | others' p99 | ratio | busy task's p50 | p99 | refused | rows/s |
 |---|---|---|---|---|---|---|---|
 """
 MAX_QUEUE_S = 2.0  # who would wait longer is refused
+
+
+ShortBudget = Callable[[int, int], int]  # see `app.row_queue.short_budget`
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def simulate(
     engine: Engine,
     rates: list[float],
     seconds: float,
-    short: Callable[[int], int] = short_budget,
+    short: ShortBudget = short_budget,
 ) -> Outcome:
     """Have rows come and be answered, as `app.batcher` does it.
 
@@ -169,14 +172,17 @@ class Scene:
     light: float = 0.0
     heavy: float = HEAVY
 
-    def play(
-        self, seconds: float, short: Callable[[int], int] = short_budget
-    ) -> tuple[Outcome, Outcome]:
+    def play(self, seconds: float, short: ShortBudget = short_budget) -> tuple[Outcome, Outcome]:
         """With nine equal tasks, and with the busy one among them; arguments as of `simulate`."""
         light = self.light or LIGHT_SHARE * self.engine.rows_per_s
         others = [light] * OTHERS
         evenly = simulate(self.engine, [light, *others], seconds, short)
         return evenly, simulate(self.engine, [self.heavy * light, *others], seconds, short)
+
+
+def fixed(size: int, _max_tokens: int, _waiting: int) -> int:
+    """Short batches of one size."""
+    return size
 
 
 def ratio(evenly: Outcome, busily: Outcome) -> float:
@@ -201,19 +207,21 @@ def main() -> int:
     seconds = parser.parse_args().seconds
     sys.stdout.write(_HEAD)
     for scene in SCENES:
-        for size in (scene.engine.max_tokens, *SIZES):
-            row = line(scene, size, *scene.play(seconds, partial(min, size)))
-            sys.stdout.write(row + "\n")
+        rules: dict[str, ShortBudget] = {"none": lambda max_tokens, _waiting: max_tokens}
+        rules |= {f"{size:,}": partial(fixed, size) for size in SIZES}
+        rules["the app's"] = short_budget
+        for name, short in rules.items():
+            sys.stdout.write(line(scene, name, *scene.play(seconds, short)) + "\n")
     return 0
 
 
-def line(scene: Scene, size: int, evenly: Outcome, busily: Outcome) -> str:
+def line(scene: Scene, rule: str, evenly: Outcome, busily: Outcome) -> str:
     """One line of the table."""
     others = [1000 * run.percentile(0.99, *run.others) for run in (evenly, busily)]
     own = [1000 * busily.percentile(share, BUSY) for share in (0.5, 0.99)]
     refused = busily.refused[BUSY] / (busily.refused[BUSY] + len(busily.seconds[BUSY]))
     return (
-        f"| {scene.name} | {size:,} | {others[0]:.0f}, {others[1]:.0f} ms "
+        f"| {scene.name} | {rule} | {others[0]:.0f}, {others[1]:.0f} ms "
         f"| {ratio(evenly, busily):.2f} | {own[0]:,.0f} ms | {own[1]:,.0f} ms | {refused:.0%} "
         f"| {busily.tokens_per_s / MEAN_TOKENS:,.0f} |"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app import close_calls
 from app.engine import Engine
+from deltas.hardware import multiplies_int8_exactly
 
 CheckError = Callable[..., dict[str, Any]]
 
@@ -101,6 +104,20 @@ def test_liveness_is_fast_under_load(client: TestClient) -> None:
     # The clients share the server's process and its interpreter lock here; the promise of 50 ms
     # is for the typical probe.
     assert sorted(times)[len(times) // 2] < 0.05, times
+
+
+@pytest.mark.skipif(not multiplies_int8_exactly(), reason="int8 is not exact on this CPU")
+def test_close_calls_are_counted_by_delta(
+    start: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = start(precision="int8")
+    for limit in (0.0, math.inf):
+        monkeypatch.setattr(close_calls, "LIMIT", limit)
+        body = {"inputs": ["a good film", "not very bad"], "strategy": "bitfit"}
+        assert client.post("/predict/toy2", json=body).status_code == 200
+    text = client.get("/metrics").text
+    assert 'deltabert_rows_total{strategy="bitfit",task="toy2"} 4.0' in text
+    assert 'deltabert_close_calls_total{strategy="bitfit",task="toy2"} 2.0' in text
 
 
 def test_metrics(start: Callable[..., TestClient]) -> None:

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -368,8 +369,9 @@ def test_in_int8_close_calls_are_computed_once_more_without_it(
     rows = [row for row in rows_of(engine, 14, 200) if row.record.key[1] in {"bitfit", "head"}]
     monkeypatch.setattr(close_calls, "LIMIT", 0.0)
     rough = logits_of(whole.run(rows))
+    assert not whole.close_calls, "those of the trials at the start are nobody's"
     monkeypatch.setattr(close_calls, "LIMIT", 0.2)
-    seen = set()
+    seen, counts = set(), Counter[tuple[str, str]]()
     for row, mine, before, exact in zip(
         rows, logits_of(whole.run(rows)), rough, logits_of(plain.run(rows)), strict=True
     ):
@@ -377,6 +379,8 @@ def test_in_int8_close_calls_are_computed_once_more_without_it(
         close = close_calls.is_close(kind, before)
         assert mine == (pytest.approx(exact, abs=0.02) if close else before)
         seen.add((kind, close))
+        counts[row.record.manifest.key] += close
+    assert whole.close_calls == counts
     assert seen == {
         ("single_label", True),
         ("single_label", False),
