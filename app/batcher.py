@@ -56,10 +56,10 @@ class Batcher(Generic[R, T]):
         self._observer = observer
         self._clock = clock
         self._worker = Worker(run_batch, name="batches")
-        self._queue: RowQueue[Job[R, T]] = RowQueue()
+        self._pace = Pace()
+        self._queue: RowQueue[Job[R, T]] = RowQueue(self._pace.short_budget)
         self._jobs: set[Job[R, T]] = set()
         self._announced_rows = 0
-        self._pace = Pace()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from deltas.manifest import TaskKind
+from deltas.manifest import Manifest, TaskKind
 
 # On the packaged backbone rounding moves the margin between two labels by 0.05 (root mean square;
 # docs/performance.md). Two labels that far apart score 0.5125 and 0.4875.
@@ -26,3 +28,24 @@ def is_close(kind: TaskKind, logits: Sequence[float]) -> bool:
         return any(abs(logit) < LIMIT for logit in logits)
     best, second = heapq.nlargest(2, logits)
     return best - second < LIMIT
+
+
+@dataclass
+class Int8Counts:
+    """What int8 computed so far, by task and strategy.
+
+    Attributes:
+        rows: of all kinds, the readiness check's and those that nobody waited for any more too.
+        close_calls: those of them that were computed once more.
+    """
+
+    rows: Counter[tuple[str, str]] = field(default_factory=Counter)
+    close_calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def is_close(self, manifest: Manifest, logits: Sequence[float]) -> bool:
+        """Judge a row that int8 computed, and count it."""
+        self.rows[manifest.key] += 1
+        close = is_close(manifest.task.kind, logits)
+        if close:
+            self.close_calls[manifest.key] += 1
+        return close

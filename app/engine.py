@@ -18,7 +18,7 @@ import torch
 
 from app.bank import Bank, Staged
 from app.bank_overlay import BankOverlay
-from app.close_calls import is_close
+from app.close_calls import Int8Counts
 from app.errors import DeltaUnavailableError
 from app.fused_overlay import FusedOverlay
 from app.loader import Loader
@@ -94,7 +94,7 @@ class Engine:
         self.precision = pick_precision(precision, self.device)
         dtype = dtype_of(self.precision, self.device)
         self._bank = Bank(backbone, self.device, dtype, int8=self.precision == "int8")
-        self.close_calls: Counter[tuple[str, str]] = Counter()  # by task and strategy
+        self.int8_counts = Int8Counts()
         self._loader = Loader(backbone, self._bank, again=max_slots > 0)
         self._pinned = {record.key for record in pinned}
         self.slots = Slots(
@@ -103,9 +103,13 @@ class Engine:
         self._check_manifests()
         self._fill()
         self._try_out([record for record in store.records if record in self.slots])
-        self.slots.forget_counts()
-        self.close_calls.clear()
+        self.forget_counts()
         give_back_freed_memory()
+
+    def forget_counts(self) -> None:
+        """Begin to count anew: what is run at the start is nobody's."""
+        self.slots.forget_counts()
+        self.int8_counts = Int8Counts()
 
     def _check_manifests(self) -> None:
         for record in self.store.records:
@@ -225,10 +229,9 @@ class Engine:
         for number, slot, values in zip(chosen, slots, overlay.head(pooled), strict=True):
             outcomes[number] = logits = values.tolist()
             manifest = rows[number].record.manifest
-            if int8 and is_close(manifest.task.kind, logits):
+            if int8 and self.int8_counts.is_close(manifest, logits):
                 close[0].append(number)
                 close[1].append(slot)
-                self.close_calls[manifest.key] += 1
         if close[0]:
             self._forward(rows, *close, outcomes, exact=True)
 

@@ -118,7 +118,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics.describe({"version": app.version, **described}, len(engine.store.records))
     metrics.watch_queue(lambda: batcher.queued_rows, lambda: batcher.queued_tokens)
     metrics.watch_slots(lambda: engine.slots.num_used, engine.slots.counts)
-    metrics.watch_close_calls(engine.close_calls)
+    metrics.watch_int8(engine.int8_counts)
     batcher.start()
     app.state.serving = Serving(
         engine=engine,

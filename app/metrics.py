@@ -20,6 +20,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from app.close_calls import Int8Counts
 from app.slots import SlotCounts
 
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
@@ -96,13 +97,9 @@ class Metrics:
         self._slots.set_function(num_used)
         self.registry.register(_SlotCollector(counts))
 
-    def watch_close_calls(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """Show what int8 computes twice, read when the metrics are.
-
-        Args:
-            counts: of rows, by task and strategy.
-        """
-        self.registry.register(_CloseCallCollector(counts))
+    def watch_int8(self, counts: Int8Counts) -> None:
+        """Show what int8 computes, and what of it twice, read when the metrics are."""
+        self.registry.register(_Int8Collector(counts))
 
     def on_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -171,19 +168,23 @@ class _SlotCollector(Collector):
         )
 
 
-class _CloseCallCollector(Collector):
-    """Counters that `app.engine` keeps: beside `deltabert_rows` they tell what they cost."""
+class _Int8Collector(Collector):
+    """Counters that `app.engine` keeps: close calls over rows is the share that is run twice."""
 
-    def __init__(self, counts: Mapping[tuple[str, str], int]) -> None:
+    def __init__(self, counts: Int8Counts) -> None:
         self._counts = counts
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """One sample for each delta that has had one."""
-        family = CounterMetricFamily(
-            "deltabert_close_calls",
-            "Rows that int8 computed once more without it, by delta.",
-            labels=("task", "strategy"),
-        )
-        for key, count in list(self._counts.items()):  # the engine's thread goes on counting
-            family.add_metric(key, count)
-        yield family
+        """One sample for each delta that has had a row."""
+        for name, help_text, counts in (
+            ("deltabert_int8_rows", "Rows that int8 computed, by delta.", self._counts.rows),
+            (
+                "deltabert_close_calls",
+                "Rows of those that were computed once more without it, by delta.",
+                self._counts.close_calls,
+            ),
+        ):
+            family = CounterMetricFamily(name, help_text, labels=("task", "strategy"))
+            for key, count in dict(counts).items():  # a copy: the engine's thread goes on counting
+                family.add_metric(key, count)
+            yield family

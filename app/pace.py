@@ -6,6 +6,9 @@ batch of one row says nothing about the speed under load, and what lies between 
 
 from __future__ import annotations
 
+_SHORT_S = 0.025
+_SHORT_PART = 8
+_SHORT_TOKENS = 512
 _MEMORY = 0.8  # weight of the past in the running mean of tokens per second
 
 
@@ -42,3 +45,18 @@ class Pace:
             return 0.0
         running = self._num_tokens / self._tokens_per_s - (now - self._began_at)
         return num_tokens / self._tokens_per_s + max(running, 0.0)
+
+    def short_budget(self, max_tokens: int) -> int:
+        """How far one task alone may fill a batch that others will soon wait for.
+
+        They wait for a time, so it is what the engine does in `_SHORT_S`: at most an eighth of a
+        full batch, or 512 tokens if that is more, and at least half of it, since batches that are
+        shorter still take too much of a slow engine's speed.
+
+        Args:
+            max_tokens: of a full batch.
+        """
+        most = min(max(max_tokens // _SHORT_PART, _SHORT_TOKENS), max_tokens)
+        if self._tokens_per_s is None:
+            return most
+        return int(max(min(most, _SHORT_S * self._tokens_per_s), most / 2))

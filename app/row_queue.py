@@ -24,24 +24,7 @@ R = TypeVar("R", bound=Row)
 
 QUANTUM_TOKENS = 32  # what a lane gives in its turn: about a row
 RECENT_BATCHES = 16  # so long the others of a batch are expected back
-_SHORT_PART = 8
-_SHORT_TOKENS = 512
-_BACKLOG_PART = 4
 _MEMORY = 0.8  # weight of older batches
-
-
-def short_budget(max_tokens: int, num_waiting: int) -> int:
-    """How far one lane alone may fill a batch that others will soon wait for.
-
-    Short batches keep others' waits short but take of the engine's speed. So they are as short as
-    they may be while the lane has little waiting, and longer when it falls behind.
-
-    Args:
-        max_tokens: of a full batch.
-        num_waiting: tokens that the lane still has.
-    """
-    most = min(max(max_tokens // _SHORT_PART, _SHORT_TOKENS), max_tokens)
-    return min(max(num_waiting // _BACKLOG_PART, most // 2), most)
 
 
 @dataclass(eq=False)
@@ -119,21 +102,20 @@ class RowQueue(Generic[K]):
     O(1), as each visit to a lane either takes a row or pays `QUANTUM_TOKENS` of one back.
 
     The longer a batch, the longer the next one's rows wait. So once all lanes but one have nothing
-    left, that one may fill the batch to its `short_budget` only, as long as others had rows in one
+    left, that one may fill the batch to a short budget only, as long as others had rows in one
     of the last `RECENT_BATCHES`: their next ones come while this batch runs. It always gets half as
     much as any other in the batch, so that others' long rows can't starve it. A lane that is by
     itself, or several that have much waiting, fill batches to the brim.
 
     Args:
-        short_budget: from the tokens of a full batch, and of what a lane has waiting, to those of
-            a short one.
+        short_budget: from the tokens of a full batch to those of a short one; see `app.pace`.
 
     Attributes:
         num_rows: rows waiting.
         num_tokens: their tokens.
     """
 
-    def __init__(self, short_budget: Callable[[int, int], int] = short_budget) -> None:
+    def __init__(self, short_budget: Callable[[int], int]) -> None:
         self.num_rows = 0
         self.num_tokens = 0
         self._lanes: OrderedDict[Hashable, _Lane[K]] = OrderedDict()
@@ -207,8 +189,7 @@ class RowQueue(Generic[K]):
             num_tokens = batch.num_tokens + size
             if batch.rows and num_tokens > max_tokens:
                 break  # stays at the head of the line: a long row can't be passed over forever
-            alone = self._is_alone(key, batch)
-            if alone and num_tokens > self._short_budget(max_tokens, lane.num_tokens):
+            if self._is_alone(key, batch) and num_tokens > self._short_budget(max_tokens):
                 self._hold_back(lane, batch.given[key], batch.num_tokens)
                 break
             batch.add(ticket, key, size)

@@ -46,6 +46,7 @@ def warm_up(engine: Engine, threads: int = 0, max_batch_tokens: int = 0) -> int:
     started = time.perf_counter()
     if compiled := engine.compile_kernels(max_batch_tokens):
         logger.info("compiled %d products in %.1f s", compiled, time.perf_counter() - started)
+    engine.forget_counts()
     return max_batch_tokens
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from app.pace import Pace
-from app.row_queue import RowQueue, Ticket, short_budget
+from app.row_queue import RowQueue, Ticket
 
 LENGTHS = (12, 16, 20, 23, 25, 28, 30, 33, 36, 40, 48, 60, 80, 100)  # tokens; mean as GLUE's, 39
 MEAN_TOKENS = sum(LENGTHS) / len(LENGTHS)
@@ -35,7 +35,7 @@ _HEAD = """\
 MAX_QUEUE_S = 2.0  # who would wait longer is refused
 
 
-ShortBudget = Callable[[int, int], int]  # see `app.row_queue.short_budget`
+ShortBudget = Callable[[int], int]  # from the tokens of a full batch to those of a short one
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def simulate(
     engine: Engine,
     rates: list[float],
     seconds: float,
-    short: ShortBudget = short_budget,
+    short: ShortBudget | None = None,
 ) -> Outcome:
     """Have rows come and be answered, as `app.batcher` does it.
 
@@ -128,10 +128,10 @@ def simulate(
         engine: what batches cost.
         rates: rows a second of each task; the first one is the busy one.
         seconds: for how long rows come.
-        short: how far one task alone may fill a batch; see `app.row_queue`.
+        short: how far one task alone may fill a batch; None: as `app.pace` says.
     """
-    queue: RowQueue[Ticket[Row]] = RowQueue(short)
     pace, outcome, now = Pace(), Outcome({task: [] for task in range(len(rates))}), 0.0
+    queue: RowQueue[Ticket[Row]] = RowQueue(short or pace.short_budget)
     coming = arrivals(rates, seconds)
     following = next(coming, None)
     while following is not None or queue.num_rows:
@@ -172,17 +172,12 @@ class Scene:
     light: float = 0.0
     heavy: float = HEAVY
 
-    def play(self, seconds: float, short: ShortBudget = short_budget) -> tuple[Outcome, Outcome]:
+    def play(self, seconds: float, short: ShortBudget | None = None) -> tuple[Outcome, Outcome]:
         """With nine equal tasks, and with the busy one among them; arguments as of `simulate`."""
         light = self.light or LIGHT_SHARE * self.engine.rows_per_s
         others = [light] * OTHERS
         evenly = simulate(self.engine, [light, *others], seconds, short)
         return evenly, simulate(self.engine, [self.heavy * light, *others], seconds, short)
-
-
-def fixed(size: int, _max_tokens: int, _waiting: int) -> int:
-    """Short batches of one size."""
-    return size
 
 
 def ratio(evenly: Outcome, busily: Outcome) -> float:
@@ -195,6 +190,7 @@ SCENES = (
     Scene("5 ms + 40 us a token, batches of 2,048"),
     Scene("the same, batches of 4,096", Engine(max_tokens=4096)),
     Scene("4 ms + 20 us a token, batches of 4,096", Engine(0.004, 20e-6, 4096)),
+    Scene("3.6 ms + 79 us a token, 4,096, 13.3 rows/s a task", Engine(0.0036, 79e-6, 4096), 13.3),
     Scene("5 ms + 55 us, 22.7 rows/s a task: 90 % of the engine", Engine(0.005, 55e-6), 22.7),
     Scene("the first, but 40 times: 1.9 times the capacity", heavy=40),
 )
@@ -207,9 +203,9 @@ def main() -> int:
     seconds = parser.parse_args().seconds
     sys.stdout.write(_HEAD)
     for scene in SCENES:
-        rules: dict[str, ShortBudget] = {"none": lambda max_tokens, _waiting: max_tokens}
-        rules |= {f"{size:,}": partial(fixed, size) for size in SIZES}
-        rules["the app's"] = short_budget
+        rules: dict[str, ShortBudget | None] = {"none": lambda max_tokens: max_tokens}
+        rules |= {f"{size:,}": partial(min, size) for size in SIZES}
+        rules["the app's"] = None
         for name, short in rules.items():
             sys.stdout.write(line(scene, name, *scene.play(seconds, short)) + "\n")
     return 0

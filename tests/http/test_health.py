@@ -110,13 +110,15 @@ def test_liveness_is_fast_under_load(client: TestClient) -> None:
 def test_close_calls_are_counted_by_delta(
     start: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = start(precision="int8")
+    monkeypatch.setattr(close_calls, "LIMIT", math.inf)
+    client = start(precision="int8", warm_up=True)
+    assert "deltabert_close_calls_total{" not in client.get("/metrics").text, "of the warm-up"
     for limit in (0.0, math.inf):
         monkeypatch.setattr(close_calls, "LIMIT", limit)
         body = {"inputs": ["a good film", "not very bad"], "strategy": "bitfit"}
         assert client.post("/predict/toy2", json=body).status_code == 200
     text = client.get("/metrics").text
-    assert 'deltabert_rows_total{strategy="bitfit",task="toy2"} 4.0' in text
+    assert 'deltabert_int8_rows_total{strategy="bitfit",task="toy2"} 4.0' in text
     assert 'deltabert_close_calls_total{strategy="bitfit",task="toy2"} 2.0' in text
 
 

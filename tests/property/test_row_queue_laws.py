@@ -34,7 +34,7 @@ shares = st.sampled_from([1, 2, 5, 1000])
 
 
 def queue_with(share: int) -> RowQueue[Ticket[Row]]:
-    return RowQueue(lambda max_tokens, _: max_tokens // share)
+    return RowQueue(lambda max_tokens: max_tokens // share)
 
 
 @given(st.lists(actions, max_size=40), shares)

@@ -364,12 +364,14 @@ def test_in_int8_close_calls_are_computed_once_more_without_it(
     engine: Engine, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As `auto` computes them, each by its own margin, whatever rows are beside it."""
+    monkeypatch.setattr(close_calls, "LIMIT", math.inf)  # of the trials at the start, too
     whole = Engine(tiny_backbone, engine.store, device="cpu", precision="int8")
+    assert whole.int8_counts == close_calls.Int8Counts(), "trials are nobody's"
     plain = Engine(tiny_backbone, engine.store, device="cpu", precision="auto")
     rows = [row for row in rows_of(engine, 14, 200) if row.record.key[1] in {"bitfit", "head"}]
     monkeypatch.setattr(close_calls, "LIMIT", 0.0)
     rough = logits_of(whole.run(rows))
-    assert not whole.close_calls, "those of the trials at the start are nobody's"
+    whole.forget_counts()
     monkeypatch.setattr(close_calls, "LIMIT", 0.2)
     seen, counts = set(), Counter[tuple[str, str]]()
     for row, mine, before, exact in zip(
@@ -380,7 +382,8 @@ def test_in_int8_close_calls_are_computed_once_more_without_it(
         assert mine == (pytest.approx(exact, abs=0.02) if close else before)
         seen.add((kind, close))
         counts[row.record.manifest.key] += close
-    assert whole.close_calls == counts
+    assert whole.int8_counts.close_calls == counts
+    assert whole.int8_counts.rows == Counter(row.record.manifest.key for row in rows)
     assert seen == {
         ("single_label", True),
         ("single_label", False),

