@@ -104,6 +104,8 @@ def ship(choice: Choice, zoo: Path) -> str:
     target = delta_path(zoo, DEFAULT_BACKBONE, choice.task, choice.strategy)
     if choice.run is None or choice.source is None:
         left = f"kept the shipped one ({_score(target)})" if target.exists() else "none in the zoo"
+        if choice.run is not None and target.exists() and _is_of(choice.run, target):
+            return f"the shipped one is the best run's ({_score(target)})"
         if choice.run is None:
             return f"{left}; no finished run that counts"
         return (
@@ -155,7 +157,8 @@ def _kept(run: Run, folders: Iterable[Path]) -> Path | None:
     for folder in folders:
         path = delta_path(folder, run.outcome.backbone, *_cell(run))
         if path.exists():
-            if read_delta(path).manifest.metrics != run.outcome.scores:
+            read_delta(path)  # all of it, since it may be shipped
+            if not _is_of(run, path):
                 raise DataError(
                     f"not the delta of run {run.key}: its scores differ from those of the line; "
                     "remove it, or sweep that run again",
@@ -163,6 +166,12 @@ def _kept(run: Run, folders: Iterable[Path]) -> Path | None:
                 )
             return path
     return None
+
+
+def _is_of(run: Run, path: Path) -> bool:
+    """Whether a delta is the one that a run left; its scores tell."""
+    assert run.outcome is not None
+    return read_manifest(path)[0].metrics == run.outcome.scores
 
 
 def _score(path: Path) -> str:

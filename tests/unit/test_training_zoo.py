@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,21 @@ def test_a_best_run_without_its_delta_leaves_what_is_shipped(
         f"best run is not there, repeat it: python -m training.fit --out {sweep.work / best.key}\n"
     ) in said
     assert sweep.target.read_bytes() == before
+
+
+def test_the_best_run_need_not_be_repeated_when_its_delta_is_shipped_already(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = run_with(0.6, 0.6)
+    sweep.add(best)
+    sweep.ship()
+    shutil.rmtree(sweep.work)
+    capsys.readouterr()
+    assert sweep.ship() == 0
+    assert (
+        "rte bitfit: the shipped one is the best run's (accuracy 0.6000 on 20 selection rows)\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_what_is_replaced_is_said(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
