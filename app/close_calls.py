@@ -42,8 +42,8 @@ class Int8Counts:
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     close_calls: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def is_close(self, manifest: Manifest, logits: Sequence[float]) -> bool:
-        """Judge a row that int8 computed, and count it."""
+    def judge(self, manifest: Manifest, logits: Sequence[float]) -> bool:
+        """Count a row that int8 computed; gives whether it is a close call."""
         self.rows[manifest.key] += 1
         close = is_close(manifest.task.kind, logits)
         if close:

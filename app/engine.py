@@ -228,8 +228,7 @@ class Engine:
         close: tuple[list[int], list[int]] = [], []
         for number, slot, values in zip(chosen, slots, overlay.head(pooled), strict=True):
             outcomes[number] = logits = values.tolist()
-            manifest = rows[number].record.manifest
-            if int8 and self.int8_counts.is_close(manifest, logits):
+            if int8 and self.int8_counts.judge(rows[number].record.manifest, logits):
                 close[0].append(number)
                 close[1].append(slot)
         if close[0]:

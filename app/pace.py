@@ -50,8 +50,8 @@ class Pace:
         """How far one task alone may fill a batch that others will soon wait for.
 
         They wait for a time, so it is what the engine does in `_SHORT_S`: at most an eighth of a
-        full batch, or 512 tokens if that is more, and at least half of it, since batches that are
-        shorter still take too much of a slow engine's speed.
+        full batch, or 512 tokens if that is more, and at least half of that most, since batches
+        that are shorter still take too much of a slow engine's speed.
 
         Args:
             max_tokens: of a full batch.

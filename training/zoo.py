@@ -19,6 +19,7 @@ from deltas.backbone import DEFAULT_BACKBONE
 from deltas.card import card_path, render_card
 from deltas.errors import DeltaError
 from deltas.format import read_delta, read_manifest, write_atomically
+from deltas.manifest import Manifest
 from deltas.store import delta_path, zoo_path
 from training.errors import DataError, TrainingError
 from training.results import Run, read_runs
@@ -104,10 +105,10 @@ def ship(choice: Choice, zoo: Path) -> str:
     target = delta_path(zoo, DEFAULT_BACKBONE, choice.task, choice.strategy)
     if choice.run is None or choice.source is None:
         left = f"kept the shipped one ({_score(target)})" if target.exists() else "none in the zoo"
-        if choice.run is not None and target.exists() and _is_of(choice.run, target):
-            return f"the shipped one is the best run's ({_score(target)})"
         if choice.run is None:
             return f"{left}; no finished run that counts"
+        if target.exists() and _is_of(choice.run, read_manifest(target)[0]):
+            return f"the shipped one is the best run's ({_score(target)})"
         return (
             f"{left}; the delta of the best run is not there, repeat it: {choice.run.command} "
             f"--out {choice.folder}"
@@ -157,8 +158,7 @@ def _kept(run: Run, folders: Iterable[Path]) -> Path | None:
     for folder in folders:
         path = delta_path(folder, run.outcome.backbone, *_cell(run))
         if path.exists():
-            read_delta(path)  # all of it, since it may be shipped
-            if not _is_of(run, path):
+            if not _is_of(run, read_delta(path).manifest):
                 raise DataError(
                     f"not the delta of run {run.key}: its scores differ from those of the line; "
                     "remove it, or sweep that run again",
@@ -168,10 +168,10 @@ def _kept(run: Run, folders: Iterable[Path]) -> Path | None:
     return None
 
 
-def _is_of(run: Run, path: Path) -> bool:
+def _is_of(run: Run, manifest: Manifest) -> bool:
     """Whether a delta is the one that a run left; its scores tell."""
     assert run.outcome is not None
-    return read_manifest(path)[0].metrics == run.outcome.scores
+    return manifest.metrics == run.outcome.scores
 
 
 def _score(path: Path) -> str:
