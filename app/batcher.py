@@ -1,17 +1,15 @@
 """The batcher: many requests, one engine, and every request ends.
 
 Rows wait in a `RowQueue`. The moment the engine is free, what waits (up to a row and a token limit)
-becomes one batch; there is no timer and no idle wait. One thread runs the batches, the event loop
-never does. A request ends with its results, with its deadline, with an error, or when its caller is
-cancelled; in the last three cases rows that have not reached the engine never do.
-
-When a batch raises, its requests are run again one by one, so that a request is not harmed by
-another one's bad row; what raises again is that request's own error.
+becomes a batch, or several side by side; there is no timer and no idle wait. Threads run them
+(`app.crew`), the event loop never does. A request ends with its results, with its deadline, with an
+error, or when its caller is cancelled; in the last three cases rows that have not reached the
+engine never do.
 
 What can't be answered in time is refused at once: the queue is bounded by how long its rows would
 have to wait at the pace measured (`app.pace`), and by rows and tokens, which bound its memory.
 
-Knows no torch and no HTTP: `run_batch` is any function from rows to as many results.
+Knows no torch and no HTTP.
 """
 
 from __future__ import annotations
@@ -24,11 +22,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequen
 from contextlib import asynccontextmanager
 from typing import Generic, NoReturn, TypeVar
 
-from app.errors import BatchFailedError, DeadlineExceededError, NotReadyError, OverloadedError
+from app.crew import Crew, Runners
+from app.errors import DeadlineExceededError, NotReadyError, OverloadedError
 from app.jobs import Answer, BatchLimits, BatchObserver, Job, WaitLimit
 from app.pace import Pace
 from app.row_queue import Row, RowQueue, count_tokens
-from app.worker import Worker, WorkerDiedError
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +36,13 @@ T = TypeVar("T")
 _DEAD = "the batch worker has died; the server must be restarted"
 _MAX_RETRY_AFTER_S = 60
 
-_Batch = list[tuple[Job[R, T], int]]  # each row as its job and its position in there
-
 
 class Batcher(Generic[R, T]):
     """Turns concurrent `submit` calls into batches."""
 
     def __init__(
         self,
-        run_batch: Callable[[Sequence[R]], Sequence[T]],
+        runners: Runners[R, T],
         limits: BatchLimits,
         observer: BatchObserver,
         *,
@@ -55,26 +51,23 @@ class Batcher(Generic[R, T]):
         self._limits = limits
         self._observer = observer
         self._clock = clock
-        self._worker = Worker(run_batch, name="batches")
-        self._pace = Pace()
+        self._pace = Pace(runners.num_workers)
         self._queue: RowQueue[Job[R, T]] = RowQueue(self._pace.short_budget)
+        self._crew = Crew(runners, self._queue, limits, self._pace, observer, clock)
         self._jobs: set[Job[R, T]] = set()
         self._announced_rows = 0
-        self._wake = asyncio.Event()
         self._idle = asyncio.Event()
-        self._loop: asyncio.Task[None] | None = None
         self._refusal: str | None = "the server is starting"
 
     def start(self) -> None:
         """Begin to take rows; must be called in the event loop that will submit them."""
         self._refusal = None
-        self._loop = asyncio.create_task(self._serve(), name="batcher")
-        self._loop.add_done_callback(self._on_loop_end)
+        self._crew.start(self._on_crew_end)
 
     @property
     def is_alive(self) -> bool:
         """False once no batch can be run any more, which only a restart of the process mends."""
-        return self._worker.is_alive and self._loop is not None and not self._loop.done()
+        return self._crew.is_alive
 
     def check_alive(self) -> None:
         """Cheap enough for any probe.
@@ -188,7 +181,7 @@ class Batcher(Generic[R, T]):
         job: Job[R, T] = Job(rows, deadline, key, future=future, queued_at=now)
         self._jobs.add(job)
         self._queue.add(job, urgent=urgent)
-        self._wake.set()
+        self._crew.wake()
         try:
             await self._outcome(job)
         finally:
@@ -208,12 +201,9 @@ class Batcher(Generic[R, T]):
                     await self._idle.wait()
             except TimeoutError:
                 logger.warning("%d requests not finished in time", len(self._jobs))
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.wait([self._loop])
+        await self._crew.stop()
         self._fail_all("the server is shutting down")
-        self._worker.stop()
-        await asyncio.to_thread(self._worker.join, 1.0)
+        await self._crew.join(1.0)
 
     def _check_accepting(self) -> None:
         if self._refusal is not None:
@@ -268,83 +258,14 @@ class Batcher(Generic[R, T]):
         if self._is_idle:
             self._idle.set()
 
-    async def _serve(self) -> None:
-        limits = self._limits
-        while True:
-            await self._wake.wait()
-            now = self._clock()
-            self._pace.end(now)
-            batch, expired = self._queue.take(limits.max_batch_rows, limits.max_batch_tokens, now)
-            for job in expired:
-                job.fail(DeadlineExceededError(0.0))
-            if batch:
-                num_tokens = sum(job.rows[position].num_tokens for job, position in batch)
-                self._pace.begin(num_tokens, now, rows_wait=self._queue.num_rows > 0)
-                await self._run(batch)
-            else:
-                self._wake.clear()
-
-    async def _run(self, batch: _Batch[R, T]) -> None:
-        """Run a batch; if that fails, each of its requests by itself."""
-        error = await self._try(batch)
-        if error is None:
-            return
-        shares: dict[Job[R, T], _Batch[R, T]] = {}
-        for job, position in batch:
-            shares.setdefault(job, []).append((job, position))
-        if len(shares) == 1:
-            self._fail(batch[0][0], error)
-            return
-        logger.warning("a batch of %d requests failed (%r); running each alone", len(shares), error)
-        for job, share in shares.items():
-            if job.deadline <= self._clock():
-                job.fail(DeadlineExceededError(0.0))
-            elif not job.future.done() and (error := await self._try(share)):
-                self._fail(job, error)
-
-    async def _try(self, batch: _Batch[R, T]) -> Exception | None:
-        """Run rows; returns what was raised, unless it means that nothing can be run any more."""
-        try:
-            await self._forward(batch)
-        except WorkerDiedError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the outermost loop of all batches must live
-            return error
-        return None
-
-    async def _forward(self, batch: _Batch[R, T]) -> None:
-        rows = [job.rows[position] for job, position in batch]
-        jobs = {job: None for job, _ in batch}
-        started = self._clock()
-        for job in jobs:
-            job.started_at = started if job.started_at is None else job.started_at
-        results = await self._worker.call(rows)
-        seconds = self._clock() - started
-        if len(results) != len(rows):
-            raise RuntimeError(f"the engine gave {len(results)} results for {len(rows)} rows")
-        for (job, position), result in zip(batch, results, strict=True):
-            job.results[position] = result
-        for job in jobs:
-            job.compute_s += seconds
-            job.finish()
-        self._observer.on_batch(len(rows), count_tokens(rows), seconds)
-
-    def _fail(self, job: Job[R, T], error: Exception) -> None:
-        logger.error("the forward pass failed", exc_info=error)
-        self._queue.remove(job)
-        failure = BatchFailedError(f"the forward pass raised {type(error).__name__}")
-        failure.__cause__ = error
-        job.fail(failure)
-
     def _fail_all(self, reason: str) -> None:
         for job in self._jobs:
             self._queue.remove(job)
             job.fail(NotReadyError(reason))
 
-    def _on_loop_end(self, loop: asyncio.Task[None]) -> None:
-        """Nobody may wait for a batcher that has ended, whatever ended it."""
+    def _on_crew_end(self, error: BaseException | None) -> None:
+        """Nobody may wait for a crew that has ended, whatever ended it."""
         if self._refusal is None:
             self._refusal = _DEAD
-            error = None if loop.cancelled() else loop.exception()
             logger.critical("%s", self._refusal, exc_info=error)
             self._fail_all(self._refusal)

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 
 from deltas.manifest import Manifest, TaskKind
 
@@ -41,11 +42,13 @@ class Int8Counts:
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     close_calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def judge(self, manifest: Manifest, logits: Sequence[float]) -> bool:
         """Count a row that int8 computed; gives whether it is a close call."""
-        self.rows[manifest.key] += 1
         close = is_close(manifest.task.kind, logits)
-        if close:
-            self.close_calls[manifest.key] += 1
+        with self._lock:
+            self.rows[manifest.key] += 1
+            if close:
+                self.close_calls[manifest.key] += 1
         return close

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,12 +170,19 @@ class Engine:
         """Begin to load what rows will need that are about to be queued; from any thread."""
         self.slots.prefetch(records)
 
-    def run(self, rows: Sequence[EngineRow]) -> list[Outcome]:
-        """Logits of each row, in order. Call from one thread at a time.
+    def run(self, rows: Sequence[EngineRow], threads: int = 0) -> list[Outcome]:
+        """Logits of each row, in order. In as many threads at a time as `slots.share` was told.
 
         One forward pass, or several if the rows need more deltas than there are slots. A row whose
         delta can't be loaded gets the error in place of logits; the others get theirs.
+
+        Args:
+            rows: of any deltas.
+            threads: that the forward pass gets; PyTorch keeps that for the calling thread. 0 leaves
+                it as it is.
         """
+        if threads and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
         return self._answer(rows)
 
     def _answer(self, rows: Sequence[EngineRow]) -> list[Outcome]:
@@ -186,18 +193,32 @@ class Engine:
             of_delta.setdefault(row.record.key, []).append(number)
         with torch.inference_mode():
             for part in self.slots.parts([rows[own[0]].record for own in of_delta.values()]):
-                passes: dict[bool, tuple[list[int], list[int]]] = {}
-                for key, slot in self.slots.claim(part).items():
-                    if isinstance(slot, DeltaUnavailableError):
-                        for number in of_delta[key]:
-                            outcomes[number] = slot
-                    else:
-                        chosen, slots = passes.setdefault(self._bank.is_apart(slot), ([], []))
-                        chosen += of_delta[key]
-                        slots += [slot] * len(of_delta[key])
-                for chosen, slots in passes.values():
-                    self._forward(rows, chosen, slots, outcomes)
+                with self.slots.claim(part) as claimed:
+                    slot_of: dict[tuple[str, str, str], int] = {}
+                    for key, slot in claimed.items():
+                        if isinstance(slot, DeltaUnavailableError):
+                            for number in of_delta[key]:
+                                outcomes[number] = slot
+                        else:
+                            slot_of[key] = slot
+                    self._run_passes(rows, of_delta, slot_of, outcomes)
         return outcomes
+
+    def _run_passes(
+        self,
+        rows: Sequence[EngineRow],
+        of_delta: Mapping[tuple[str, str, str], list[int]],
+        slot_of: Mapping[tuple[str, str, str], int],
+        outcomes: list[Outcome],
+    ) -> None:
+        """Answer the rows of the deltas that have slots, in one pass where that can be."""
+        passes: dict[bool, tuple[list[int], list[int]]] = {}
+        for key, slot in slot_of.items():
+            chosen, slots = passes.setdefault(self._bank.is_apart(slot), ([], []))
+            chosen += of_delta[key]
+            slots += [slot] * len(of_delta[key])
+        for chosen, slots in passes.values():
+            self._forward(rows, chosen, slots, outcomes)
 
     def _forward(
         self,
@@ -251,7 +272,7 @@ class Engine:
             return BankOverlay(self._bank, batch, slots)
         return FusedOverlay(self._bank, batch, slots, int8=int8)
 
-    def compile_kernels(self, max_tokens: int) -> int:
+    def compile_kernels(self, max_tokens: int, threads: int) -> int:
         """Have the CPU library compile its products for every size of batch, before rows come.
 
         oneDNN compiles a bfloat16 product for each new number of lines, in 1 to 4 ms: several times
@@ -262,6 +283,7 @@ class Engine:
         """
         if self.device.type != "cpu" or self._bank.dtype != torch.bfloat16:
             return 0
+        torch.set_num_threads(threads)
         return self._bank.run_products(packed_sizes(max_tokens))
 
     def describe(self) -> dict[str, Any]:
@@ -269,7 +291,6 @@ class Engine:
         return {
             "device": str(self.device),
             "precision": self.precision,
-            "threads": torch.get_num_threads(),
             "deltas": len(self.store.records),
             "slots": self.slots.max_slots or "all",
             "backbone": self.backbone.ref.id,

@@ -10,8 +10,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from fastapi import FastAPI, Request
@@ -22,8 +24,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.admission import Admission
 from app.batcher import Batcher
+from app.crew import Runners
 from app.edge import REQUEST_ID_HEADER, Edge
-from app.engine import Engine
+from app.engine import Engine, EngineRow, Outcome
 from app.errors import STATUSES, error_response
 from app.jobs import BatchLimits
 from app.limits import BodyLimit
@@ -35,7 +38,7 @@ from app.readiness import Readiness
 from app.routes import catalogue, health, predict
 from app.serving import Serving
 from app.settings import PREFIX, Settings, SettingsError, load_settings
-from app.tuning import DEFAULT_BUDGET
+from app.tuning import DEFAULT_BUDGET, Tuning
 from app.warm_up import warm_up
 from app.worker import run_in_own_thread
 from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
@@ -101,21 +104,22 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
-    engine, budget = await asyncio.to_thread(
+    engine, tuning = await asyncio.to_thread(
         run_in_own_thread, lambda: _start_engine(settings, app.state.backbone)
     )
-    _log_start(settings, engine, budget)
+    described = {**engine.describe(), "threads": tuning.threads, "workers": tuning.workers}
+    _log_start(settings, engine, described | {"batch_tokens": tuning.batch_tokens})
     limits = BatchLimits(
         max_batch_rows=settings.max_batch_rows,
-        max_batch_tokens=budget,
+        max_batch_tokens=tuning.batch_tokens,
         max_queue_rows=settings.max_queue_rows,
         max_queue_tokens=settings.max_queue_tokens,
         max_queue_s=settings.max_queue_s,
     )
-    batcher = Batcher(engine.run, limits, metrics)
+    batcher = Batcher(runners_of(engine, tuning), limits, metrics)
     request_limits = RequestLimits(settings.max_rows_per_request, settings.max_text_chars)
-    described = {key: str(value) for key, value in engine.describe().items()}
-    metrics.describe({"version": app.version, **described}, len(engine.store.records))
+    labels = {key: str(value) for key, value in described.items()}
+    metrics.describe({"version": app.version, **labels}, len(engine.store.records))
     metrics.watch_queue(lambda: batcher.queued_rows, lambda: batcher.queued_tokens)
     metrics.watch_slots(lambda: engine.slots.num_used, engine.slots.counts)
     metrics.watch_int8(engine.int8_counts)
@@ -156,6 +160,15 @@ def build_engine(settings: Settings, backbone: Backbone | None = None) -> Engine
     )
 
 
+def runners_of(engine: Engine, tuning: Tuning) -> Runners[EngineRow, Outcome]:
+    """How the batcher runs batches, by themselves or side by side."""
+    return Runners(
+        run=partial(engine.run, threads=tuning.share_threads),
+        run_alone=partial(engine.run, threads=tuning.threads),
+        num_workers=tuning.workers,
+    )
+
+
 def open_store(settings: Settings, backbone: Backbone) -> Store:
     """Find the deltas below the folders that the settings name, the shipped zoo last."""
     roots: list[Path] = [*settings.deltas, *([zoo_path()] if settings.zoo else [])]
@@ -188,21 +201,22 @@ def pinned_records(store: Store, settings: Settings) -> list[Record]:
     return list(found.values())
 
 
-def _start_engine(settings: Settings, backbone: Backbone | None) -> tuple[Engine, int]:
-    """Build the engine, warm it up if it serves anything; also gives the tokens of a batch."""
+def _start_engine(settings: Settings, backbone: Backbone | None) -> tuple[Engine, Tuning]:
+    """Build the engine, warm it up if it serves anything."""
     engine = build_engine(settings, backbone)
+    threads, workers, tokens = settings.threads, settings.workers, settings.max_batch_tokens
     if settings.warm_up and engine.store.records:
-        return engine, warm_up(engine, settings.threads, settings.max_batch_tokens)
-    return engine, settings.max_batch_tokens or DEFAULT_BUDGET
+        return engine, warm_up(engine, threads, workers, tokens)
+    workers = engine.slots.share(workers or 1)
+    return engine, Tuning(threads or torch.get_num_threads(), workers, tokens or DEFAULT_BUDGET)
 
 
-def _log_start(settings: Settings, engine: Engine, batch_tokens: int) -> None:
+def _log_start(settings: Settings, engine: Engine, described: dict[str, Any]) -> None:
     effective = " ".join(
         f"{name}={value}" for name, value in settings.model_dump(mode="json").items()
     )
     logger.info("settings: %s", effective)
-    described = " ".join(f"{name}={value}" for name, value in engine.describe().items())
-    logger.info("engine: %s batch_tokens=%d", described, batch_tokens)
+    logger.info("engine: %s", " ".join(f"{name}={value}" for name, value in described.items()))
     store = engine.store
     logger.info("serving %d deltas of %d tasks", len(store.records), len(store.tasks))
     for path, reason in store.rejected:

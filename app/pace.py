@@ -1,10 +1,12 @@
 """The pace of the engine: how fast waiting tokens are worked off, and so how long a wait will be.
 
-Only batches that left rows waiting are measured, from their start to the start of the next one: a
-batch of one row says nothing about the speed under load, and what lies between two batches counts.
+Only batches that left rows waiting are measured: one of a row says nothing about the speed under
+load.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 _SHORT_S = 0.025
 _SHORT_PART = 8
@@ -12,51 +14,83 @@ _SHORT_TOKENS = 512
 _MEMORY = 0.8  # weight of the past in the running mean of tokens per second
 
 
+@dataclass(eq=False)
+class Running:
+    """A batch that runs.
+
+    Attributes:
+        num_tokens: of it.
+        share: of the machine that it has.
+        began_at: on the clock of `now`.
+        is_telling: whether it says something about the speed under load.
+    """
+
+    num_tokens: int
+    share: float
+    began_at: float
+    is_telling: bool
+
+
 class Pace:
-    """Measures tokens a second; `app.batcher` says when a batch begins and when it has ended."""
+    """Measures tokens a second; `app.crew` says when a batch begins and when it has ended.
 
-    def __init__(self) -> None:
+    Args:
+        num_workers: batches that run side by side under load, each at its share of the speed.
+    """
+
+    def __init__(self, num_workers: int = 1) -> None:
+        self._num_workers = num_workers
         self._tokens_per_s: float | None = None
-        self._num_tokens = 0
-        self._began_at = 0.0
-        self._is_telling = False
+        self._running: set[Running] = set()
 
-    def begin(self, num_tokens: int, now: float, *, rows_wait: bool) -> None:
-        """A batch of so many tokens begins; `rows_wait`: others have to wait for it."""
-        self._num_tokens = num_tokens
-        self._began_at = now
-        self._is_telling = rows_wait
+    def begin(self, num_tokens: int, now: float, share: float = 1.0, *, rows_wait: bool) -> Running:
+        """A batch of so many tokens begins, to be handed to `end`.
 
-    def end(self, now: float) -> None:
-        """The batch is over and the next one can begin; does nothing when none was running."""
-        if self._is_telling:
-            speed = self._num_tokens / max(now - self._began_at, 1e-6)
-            past = speed if self._tokens_per_s is None else self._tokens_per_s
-            self._tokens_per_s = _MEMORY * past + (1 - _MEMORY) * speed
-        self._num_tokens = 0
-        self._is_telling = False
+        Args:
+            num_tokens: of it.
+            now: when.
+            share: of the machine that it has; the rest has other batches.
+            rows_wait: others have to wait for it.
+        """
+        running = Running(num_tokens, share, now, rows_wait)
+        self._running.add(running)
+        return running
+
+    def end(self, running: Running, now: float) -> None:
+        """The batch is over and the next one can begin."""
+        self._running.discard(running)
+        speed = running.num_tokens / running.share / max(now - running.began_at, 1e-6)
+        past = self._tokens_per_s
+        # One that is faster than expected is believed in any case: what is refused since all is
+        # taken to be slow leaves no rows waiting, and nothing would ever be measured again.
+        if running.is_telling or (past is not None and speed > past):
+            self._tokens_per_s = speed if past is None else _MEMORY * past + (1 - _MEMORY) * speed
 
     def seconds(self, num_tokens: int, now: float) -> float:
-        """How long it takes until the running batch and so many tokens more are done.
+        """How long it takes until the running batches and so many tokens more are done.
 
         0 as long as nothing was measured: who does not know must not refuse.
         """
         if self._tokens_per_s is None:
             return 0.0
-        running = self._num_tokens / self._tokens_per_s - (now - self._began_at)
-        return num_tokens / self._tokens_per_s + max(running, 0.0)
+        left = num_tokens / self._tokens_per_s
+        for running in self._running:
+            expected_s = running.num_tokens / self._tokens_per_s / running.share
+            left += running.share * max(expected_s - (now - running.began_at), 0.0)
+        return left
 
     def short_budget(self, max_tokens: int) -> int:
         """How far one task alone may fill a batch that others will soon wait for.
 
-        They wait for a time, so it is what the engine does in `_SHORT_S`: at most an eighth of a
-        full batch, or 512 tokens if that is more, and at least half of that most, since batches
-        that are shorter still take too much of a slow engine's speed.
+        They wait for a time, so it is what a worker does in `_SHORT_S`: at most an eighth of a full
+        batch, or its share of 512 tokens if that is more, and at least half of that most, since
+        batches that are shorter still take too much of a slow engine's speed.
 
         Args:
             max_tokens: of a full batch.
         """
-        most = min(max(max_tokens // _SHORT_PART, _SHORT_TOKENS), max_tokens)
+        least = _SHORT_TOKENS // self._num_workers
+        most = min(max(max_tokens // _SHORT_PART, least), max_tokens)
         if self._tokens_per_s is None:
             return most
-        return int(max(min(most, _SHORT_S * self._tokens_per_s), most / 2))
+        return int(max(min(most, _SHORT_S * self._tokens_per_s / self._num_workers), most / 2))

@@ -93,6 +93,13 @@ class Settings(BaseSettings):
         ge=0,
         le=1024,
     )
+    workers: int = Field(
+        0,
+        description="Batches that run side by side under load, each with its share of the threads; "
+        "0 measures at start which are fastest.",
+        ge=0,
+        le=1024,
+    )
     max_slots: int = Field(
         0,
         description="Most deltas on the device at a time, the least recently used give way; "
@@ -114,7 +121,8 @@ class Settings(BaseSettings):
     warm_up: bool = Field(
         True,
         description="Whether to measure and to compile kernels at start (true or false); "
-        f"false starts faster, with {DEFAULT_BUDGET:,} tokens and all threads if not set.",
+        f"false starts faster, with {DEFAULT_BUDGET:,} tokens, all threads and one batch at a time "
+        "if not set.",
     )
     max_batch_rows: int = Field(256, description="Most rows in one forward pass.", ge=1, le=65536)
     max_queue_rows: int = Field(

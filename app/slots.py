@@ -4,6 +4,9 @@ A bank holds so many deltas; the others wait as files. Threads load what queued 
 the host (`prefetch`). The thread that runs batches moves it into the bank (`claim`): there the
 least recently used delta gives way, but never one of the batch itself and never a pinned one. The
 lock guards the tables of who is where; no file is read while it is held.
+
+Batches may run side by side. Each holds the slots that it claimed until it gives them back, and
+claims no more than its share of the slots at a time, so that none ever waits for another's.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from threading import Lock
@@ -63,7 +67,7 @@ class Slots:
     """Who is in the bank.
 
     Args:
-        bank: only the thread that calls `claim`, `hold` and `drop` touches it.
+        bank: changed by `claim`, `hold` and `drop` only.
         load: reads a delta; called in threads.
         max_slots: most deltas in the bank; None for as many as there are.
         pinned: keys of those that never give way once they are in.
@@ -88,7 +92,10 @@ class Slots:
         self._max_ahead = max_slots or _AHEAD_UNLIMITED
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="deltas")
         self._lock = Lock()
+        self._bank_lock = Lock()  # taken before the other one
+        self._num_claims = 1
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
+        self._claimed: Counter[Key] = Counter()  # by how many batches
         self._coming: dict[Key, _Coming] = {}
 
     @property
@@ -108,17 +115,33 @@ class Slots:
         """Put loaded deltas into free slots, before anything is claimed."""
         if self.max_slots is not None and self.num_used + len(loaded) > self.max_slots:
             raise ValueError(f"{len(loaded)} deltas don't fit: {self.num_used} are there already")
-        slots = self._bank.put([staged for _, staged in loaded])
-        with self._lock:
+        with self._bank_lock, self._lock:
+            slots = self._bank.put([staged for _, staged in loaded])
             for (record, _), slot in zip(loaded, slots, strict=True):
                 self._slot_of[record.key] = slot
 
     def drop(self, record: Record) -> None:
         """Free a delta's slot, if it has one."""
-        with self._lock:
-            slot = self._slot_of.pop(record.key, None)
-        if slot is not None:
-            self._bank.remove(slot)
+        with self._bank_lock:
+            with self._lock:
+                slot = self._slot_of.pop(record.key, None)
+            if slot is not None:
+                self._bank.remove(slot)
+
+    def share(self, num_claims: int) -> int:
+        """Let so many batches claim slots at a time, or fewer if there are not enough slots.
+
+        Returns:
+            how many.
+        """
+        room = self._room
+        self._num_claims = num_claims if room is None else max(1, min(num_claims, room))
+        return self._num_claims
+
+    @property
+    def _room(self) -> int | None:
+        """Slots for deltas that are not pinned; None for as many as there are deltas."""
+        return None if self.max_slots is None else self.max_slots - len(self._pinned)
 
     def prefetch(self, records: Iterable[Record]) -> None:
         """Begin to load what will be claimed soon; returns at once. From any thread.
@@ -142,27 +165,50 @@ class Slots:
         return len(self._coming) < self._max_ahead
 
     def parts(self, records: Iterable[Record]) -> list[list[Record]]:
-        """Cut a batch's deltas into parts of which each fits the bank, what is there first."""
+        """Cut a batch's deltas into parts of which each fits its share, what is there first."""
         distinct = {record.key: record for record in records}
-        if self.max_slots is None or len(distinct) <= self.max_slots - len(self._pinned):
+        if self._room is None:
             return [list(distinct.values())]
         held = [record for key, record in distinct.items() if key in self._pinned]
         others = [record for key, record in distinct.items() if key not in self._pinned]
-        others.sort(key=lambda record: record.key not in self._slot_of)
-        room = self.max_slots - len(self._pinned)
+        room = self._room // self._num_claims
+        if len(others) <= room:
+            return [held + others]
         if room < 1:
             raise ValueError(f"all {self.max_slots} slots are pinned; none is left for the others")
+        others.sort(key=lambda record: record.key not in self._slot_of)
         first, rest = others[:room], others[room:]
         return [held + first, *(rest[at : at + room] for at in range(0, len(rest), room))]
 
-    def claim(self, records: Sequence[Record]) -> dict[Key, int | DeltaUnavailableError]:
-        """Each delta's slot, or why it has none; valid until the next call.
+    @contextmanager
+    def claim(self, records: Sequence[Record]) -> Iterator[dict[Key, int | DeltaUnavailableError]]:
+        """Each delta's slot, or why it has none; the slots stay theirs until the end.
 
         Args:
             records: distinct deltas, as many as fit: one of `parts`.
         """
-        outcomes: dict[Key, int | DeltaUnavailableError] = {}
-        coming = self._find(records, outcomes)
+        claimed: list[Key] = []
+        try:
+            outcomes: dict[Key, int | DeltaUnavailableError] = {}
+            coming = self._find(records, outcomes)
+            claimed += outcomes
+            staged = self._wait(records, coming, outcomes)
+            slots = self._put(staged, coming)
+            claimed += slots
+            outcomes.update(slots)
+            yield outcomes
+        finally:
+            with self._lock:
+                self._claimed.subtract(claimed)
+                self._claimed = +self._claimed  # without those that nobody has
+
+    def _wait(
+        self,
+        records: Sequence[Record],
+        coming: dict[Key, _Coming],
+        outcomes: dict[Key, int | DeltaUnavailableError],
+    ) -> dict[Key, Staged]:
+        """Wait for files; writes into `outcomes` what went wrong."""
         deadline = time.monotonic() + self._load_timeout_s
         staged: dict[Key, Staged] = {}
         for record in records:
@@ -172,15 +218,27 @@ class Slots:
                     staged[record.key] = coming[record.key].staged.result(wait_s)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is this delta's own
                     outcomes[record.key] = _unavailable(record, error)
-        self._make_room(len(staged), {record.key for record in records})
-        slots = dict(zip(staged, self._bank.put(list(staged.values())), strict=True))
-        with self._lock:
-            self._slot_of |= slots
-            for key, item in coming.items():
-                if item.staged.done():  # one that was too slow may be there for the next batch
-                    self._coming.pop(key, None)
-        self.counts.failed += len(coming) - len(staged)
-        return outcomes | slots
+        return staged
+
+    def _put(self, staged: dict[Key, Staged], coming: dict[Key, _Coming]) -> dict[Key, int]:
+        """Put what was loaded into slots; returns these."""
+        with self._bank_lock:
+            with self._lock:  # another batch may have put the same delta in meanwhile
+                slots = {key: self._slot_of[key] for key in staged if key in self._slot_of}
+                self._claimed.update(slots.keys())  # before anyone gives way
+                gone = self._make_room(len(staged) - len(slots))
+            for slot in gone:
+                self._bank.remove(slot)
+            new = {key: item for key, item in staged.items() if key not in slots}
+            put = dict(zip(new, self._bank.put(list(new.values())), strict=True))
+            with self._lock:
+                self._slot_of |= put
+                self._claimed.update(put.keys())
+                for key, item in coming.items():
+                    if item.staged.done():  # one that was too slow may be there for the next batch
+                        self._coming.pop(key, None)
+                self.counts.failed += len(coming) - len(staged)
+        return slots | put
 
     def _find(
         self, records: Sequence[Record], outcomes: dict[Key, int | DeltaUnavailableError]
@@ -193,6 +251,7 @@ class Slots:
                 if key in self._slot_of:
                     self._slot_of.move_to_end(key)
                     outcomes[key] = self._slot_of[key]
+                    self._claimed[key] += 1
                     self.counts.hits += 1
                     continue
                 if key not in self._coming:
@@ -205,17 +264,15 @@ class Slots:
                     self.counts.waited += 1
         return coming
 
-    def _make_room(self, num_new: int, needed: Collection[Key]) -> None:
-        """Let the least recently used give way to so many new ones."""
+    def _make_room(self, num_new: int) -> list[int]:
+        """Have the least recently used give way to so many new ones; returns their slots."""
         if self.max_slots is None:
-            return
+            return []
         excess = max(0, self.num_used + num_new - self.max_slots)
-        with self._lock:
-            may_go = (k for k in self._slot_of if k not in needed and k not in self._pinned)
-            gone = [self._slot_of.pop(key) for key in list(islice(may_go, excess))]
-        for slot in gone:
-            self._bank.remove(slot)
+        may_go = (k for k in self._slot_of if k not in self._claimed and k not in self._pinned)
+        gone = list(islice(may_go, excess))
         self.counts.evicted += len(gone)
+        return [self._slot_of.pop(key) for key in gone]
 
 
 def _unavailable(record: Record, error: Exception) -> DeltaUnavailableError:

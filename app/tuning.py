@@ -1,8 +1,8 @@
-"""Chooses at start, by short measurements, how many threads and how many tokens a batch gets.
+"""Chooses at start, by short measurements: threads, batches side by side, tokens of a batch.
 
-Both depend on the machine, on what else runs there and on the backbone, so that no fixed number is
+All depend on the machine, on what else runs there and on the backbone, so that no fixed number is
 right: large batches read the weights less often, small ones are answered sooner and stay in the
-caches. Pure functions of a stopwatch; `app.main` hands in one that runs the engine.
+caches. Pure functions of a stopwatch; `app.warm_up` hands in one that runs the engine.
 """
 
 from __future__ import annotations
@@ -19,11 +19,31 @@ _TIMES = 2
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What was chosen for a server.
+
+    Attributes:
+        threads: of a forward pass that has the machine for itself.
+        workers: how many passes run side by side otherwise, each with its share of the threads.
+        batch_tokens: most tokens of a batch that has the machine for itself.
+    """
+
+    threads: int
+    workers: int = 1
+    batch_tokens: int = DEFAULT_BUDGET
+
+    @property
+    def share_threads(self) -> int:
+        """Threads of each of the passes that run side by side."""
+        return max(1, self.threads // self.workers)
+
+
+@dataclass(frozen=True)
 class Choice:
     """What was chosen, and why.
 
     Attributes:
-        value: the number of threads or tokens.
+        value: the number of threads, workers or tokens.
         tokens_per_s: the speed measured with each candidate that was tried.
     """
 
@@ -60,6 +80,20 @@ def choose_threads(seconds_with: Callable[[int], float], tokens: int, cpus: int)
         cpus: what this process may use.
     """
     counts = sorted({max(cpus >> halvings, 1) for halvings in range(cpus.bit_length())})
+    speeds = {count: tokens / best_of(partial(seconds_with, count)) for count in counts}
+    return Choice(_smallest_good(speeds), speeds)
+
+
+def choose_workers(seconds_with: Callable[[int], float], tokens: int, threads: int) -> Choice:
+    """The fewest workers that are nearly as fast as the fastest: one, two, four, and so on.
+
+    Args:
+        seconds_with: runs batches in so many workers at a time, with so many tokens in all; returns
+            the seconds that all of them took.
+        tokens: of these batches, for the report.
+        threads: what they share.
+    """
+    counts = [2**doublings for doublings in range(threads.bit_length())]
     speeds = {count: tokens / best_of(partial(seconds_with, count)) for count in counts}
     return Choice(_smallest_good(speeds), speeds)
 

@@ -26,6 +26,7 @@ class Worker(Generic[A, B]):
     """Runs `function` on one argument at a time, in the order of the calls."""
 
     def __init__(self, function: Callable[[A], B], name: str) -> None:
+        self.name = name
         self._function = function
         self._inbox: queue.SimpleQueue[tuple[A, asyncio.Future[B]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)

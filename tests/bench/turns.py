@@ -144,11 +144,11 @@ def simulate(
             else:
                 queue.add(Ticket([row], float("inf"), task))
             following = next(coming, None)
-        pace.end(now)
         batch, _ = queue.take(256, engine.max_tokens, now)
         size = sum(ticket.rows[0].num_tokens for ticket, _ in batch)
-        pace.begin(size, now, rows_wait=queue.num_rows > 0)
+        running = pace.begin(size, now, rows_wait=queue.num_rows > 0)
         now += engine.seconds(size) if batch else 0.0
+        pace.end(running, now)
         outcome.sizes.append(size)
         for ticket, _ in batch:
             outcome.seconds[int(str(ticket.key))].append(now - ticket.rows[0].came)

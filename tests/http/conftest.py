@@ -104,11 +104,11 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """A gate in front of every engine; open at first."""
     gate, run = Gate(), Engine.run
 
-    def run_gated(engine: Engine, rows: Sequence[EngineRow]) -> list[Outcome]:
+    def run_gated(engine: Engine, rows: Sequence[EngineRow], threads: int = 0) -> list[Outcome]:
         gate.batches.append(list(rows))
         gate.entered.set()
         assert gate.is_open.wait(30)
-        return run(engine, rows)
+        return run(engine, rows, threads)
 
     monkeypatch.setattr(Engine, "run", run_gated)
     yield gate

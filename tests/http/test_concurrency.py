@@ -48,11 +48,12 @@ def assert_same(answer: dict[str, Any], alone: dict[str, Any]) -> None:
                 assert one[key] == pytest.approx(other[key], abs=1e-5)
 
 
+@pytest.mark.parametrize("settings", [{}, {"workers": 3}, {"workers": 2, "max_slots": 9}])
 def test_sixty_four_clients_mixing_tasks_and_strategies(
-    start: Callable[..., TestClient], gate: Any
+    start: Callable[..., TestClient], gate: Any, settings: dict[str, int]
 ) -> None:
     # A busy machine must not make this a test of overload.
-    client = start(max_batch_rows=24, max_queue_s=30)
+    client = start(max_batch_rows=24, max_queue_s=30, **settings)
     chance = random.Random(7)
     requests = [make_request(chance) for _ in range(4 * NUM_CLIENTS)]
 

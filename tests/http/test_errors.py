@@ -54,8 +54,8 @@ def test_errors_carry_the_request_id(client: TestClient, check_error: CheckError
 def break_engine(monkeypatch: pytest.MonkeyPatch, result: Callable[[Any], Any]) -> None:
     run = Engine.run
 
-    def broken(engine: Engine, rows: Sequence[EngineRow]) -> Any:
-        return result(run(engine, rows))
+    def broken(engine: Engine, rows: Sequence[EngineRow], threads: int) -> Any:
+        return result(run(engine, rows, threads))
 
     monkeypatch.setattr(Engine, "run", broken)
 
@@ -104,8 +104,8 @@ def test_a_bad_row_of_another_request_does_not_spoil_mine(
 ) -> None:
     run = Engine.run
 
-    def poisoned(engine: Engine, rows: Sequence[EngineRow]) -> list[Outcome]:
-        answers = run(engine, rows)
+    def poisoned(engine: Engine, rows: Sequence[EngineRow], threads: int) -> list[Outcome]:
+        answers = run(engine, rows, threads)
         if any(row.record.manifest.task.name == "toy68" for row in rows):
             raise RuntimeError("toy68 is poison here")
         return answers

@@ -40,10 +40,10 @@ def test_a_dead_worker_is_seen_within_a_second(
     run = Engine.run
     dying: list[bool] = []
 
-    def die(engine: Engine, rows: Any) -> Any:
+    def die(engine: Engine, rows: Any, threads: int) -> Any:
         if dying:
             raise SystemExit(1)
-        return run(engine, rows)
+        return run(engine, rows, threads)
 
     monkeypatch.setattr(Engine, "run", die)
     client = start()

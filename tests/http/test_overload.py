@@ -75,8 +75,7 @@ def crowded(
         wait_for_queue(client, 30)
         batcher = client.app.state.serving.batcher  # type: ignore[attr-defined]
         slow, now = Pace(), time.monotonic()
-        slow.begin(batcher.queued_tokens, now - 60, rows_wait=True)
-        slow.end(now)
+        slow.end(slow.begin(batcher.queued_tokens, now - 60, rows_wait=True), now)
         batcher._pace = slow
         yield client
         gate.is_open.set()

@@ -52,9 +52,10 @@ def metric(client: TestClient, name: str) -> float:
     return float(found)
 
 
-def test_four_slots_answer_as_all(start: Start, client: TestClient) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_four_slots_answer_as_all(start: Start, client: TestClient, workers: int) -> None:
     """One request after the other, then many at once."""
-    few = start(max_slots=4)
+    few = start(max_slots=4, workers=workers, threads=2)
     expected = [predict(client, target).json() for target in ALL]
     with ThreadPoolExecutor(8) as threads:
         at_once = list(threads.map(lambda target: predict(few, target), ALL * 3))

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.batcher import Batcher
+from app.crew import Runners
 from app.errors import BatchFailedError, DeadlineExceededError, OverloadedError
 from app.jobs import BatchLimits
 
@@ -109,7 +110,9 @@ def test_nothing_is_lost_repeated_or_reordered(plan: list[tuple[str, Any, Any]])
 
 async def play(plan: list[tuple[str, Any, Any]]) -> World:
     world = World()
-    batcher: Batcher[Row, int] = Batcher(world.engine, LIMITS, world, clock=lambda: world.now)
+    batcher: Batcher[Row, int] = Batcher(
+        Runners(world.engine), LIMITS, world, clock=lambda: world.now
+    )
     batcher.start()
     for name, amount, more in plan:
         if name == "submit":

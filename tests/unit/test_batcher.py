@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from app.batcher import Batcher
+from app.crew import Runners
 from app.errors import BatchFailedError, DeadlineExceededError, NotReadyError, OverloadedError
 from app.jobs import BatchLimits
 from app.row_queue import QUANTUM_TOKENS
@@ -107,7 +108,7 @@ def run(test: Callable[[Rig], Awaitable[None]], run_batch: Any = None, **limits:
 
     async def main() -> Rig:
         batcher: Batcher[Row, int] = Batcher(
-            run_batch or engine,
+            Runners(run_batch or engine),
             BatchLimits(**given),  # type: ignore[arg-type]
             observer,
             clock=clock,
@@ -552,7 +553,7 @@ def test_stop_fails_what_it_can_not_finish_in_time() -> None:
 def test_nothing_is_taken_before_the_start() -> None:
     async def main() -> None:
         limits = BatchLimits(1, 10, 1, 10)
-        batcher: Batcher[Row, int] = Batcher(Engine(), limits, Observer())
+        batcher: Batcher[Row, int] = Batcher(Runners(Engine()), limits, Observer())
         with pytest.raises(NotReadyError, match="starting"):
             await batcher.submit([Row(1)], deadline=FAR)
         await batcher.stop(0.0)

@@ -8,6 +8,8 @@ import re
 import shutil
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from app import close_calls
 from app.engine import Engine, EngineRow, Outcome
+from app.worker import run_in_own_thread
 from deltas import (
     Backbone,
     BackboneError,
@@ -429,6 +432,26 @@ def test_int8_on_the_packaged_backbone(
 )
 def test_what_is_a_close_call(kind: TaskKind, logits: list[float], close: bool) -> None:
     assert close_calls.is_close(kind, logits) == close
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=INT8)])
+@pytest.mark.parametrize("max_slots", [0, 5])
+def test_batches_side_by_side_answer_as_alone(
+    tiny_backbone: Backbone, tiny_deltas: Path, precision: str, max_slots: int
+) -> None:
+    """Bit for bit: a batch's numbers depend on its rows only, not on what runs beside it."""
+    store = Store([tiny_deltas], backbone=tiny_backbone.ref)
+    engine = Engine(tiny_backbone, store, device="cpu", precision=precision, max_slots=max_slots)
+    assert engine.slots.share(4) == 4
+    batches = [rows_of(engine, seed, 1 + 5 * (seed % 5)) for seed in range(24)]
+    alone = [run_in_own_thread(partial(engine.run, rows, 1)) for rows in batches]
+    engine.forget_counts()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda rows: engine.run(rows, 1), batches * 3))
+    assert together == alone * 3
+    if precision == "int8" and not max_slots:
+        assert sum(engine.int8_counts.rows.values()) > 0
+    assert engine.slots.num_used == (max_slots or len(store.records))
 
 
 def test_what_it_runs_on_is_told(engine: Engine, tiny_backbone: Backbone) -> None:

@@ -92,14 +92,16 @@ def test_a_file_that_goes_bad_after_its_check_is_found_out(
     before = loader.load(record)
     content = record.path.read_bytes()
     spoil(record.path)
-    (outcome,) = slots.claim([record]).values()
+    with slots.claim([record]) as claimed:
+        (outcome,) = claimed.values()
     assert isinstance(outcome, DeltaUnavailableError)
     assert re.search(reason, str(outcome)), str(outcome)
     assert str(record.path) not in str(outcome)
     record.path.unlink(missing_ok=True)
     record.path.write_bytes(content)
     assert same(loader.load(record), before)
-    assert slots.claim([record]) == {record.key: 1}
+    with slots.claim([record]) as claimed:
+        assert claimed == {record.key: 1}
 
 
 def test_a_file_that_changes_while_it_is_checked_has_no_recipe(

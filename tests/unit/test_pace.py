@@ -11,30 +11,40 @@ def measured(*batches: tuple[int, float]) -> Pace:
     """A pace that has seen batches of (tokens, seconds) while rows waited; it is 0 o'clock."""
     pace = Pace()
     for num_tokens, seconds in batches:
-        pace.begin(num_tokens, -seconds, rows_wait=True)
-        pace.end(0.0)
+        pace.end(pace.begin(num_tokens, -seconds, rows_wait=True), 0.0)
     return pace
 
 
 def test_nothing_known_is_no_wait() -> None:
     pace = Pace()
-    pace.begin(1000, 0.0, rows_wait=True)
+    running = pace.begin(1000, 0.0, rows_wait=True)
     assert pace.seconds(10**6, 5.0) == 0.0
-    pace.end(5.0)
+    pace.end(running, 5.0)
     assert pace.seconds(1000, 5.0) == pytest.approx(5.0)
 
 
 def test_batches_that_nobody_waited_for_tell_nothing() -> None:
     pace = measured((1000, 1.0))
-    pace.begin(1, 0.0, rows_wait=False)
-    pace.end(60.0)
+    pace.end(pace.begin(1, 0.0, rows_wait=False), 60.0)
     assert pace.seconds(500, 60.0) == pytest.approx(0.5)
 
 
-def test_the_time_until_the_next_call_of_end_does_not_count() -> None:
-    pace = measured((1000, 1.0))
-    pace.end(100.0)  # nothing was running
-    assert pace.seconds(500, 100.0) == pytest.approx(0.5)
+def test_a_batch_that_is_faster_than_expected_is_believed_in_any_case() -> None:
+    """Else a stall in the first batch would have everything refused that would have to wait."""
+    pace = measured((200, 10.0))
+    for _ in range(40):
+        pace.end(pace.begin(1000, 0.0, rows_wait=False), 1.0)
+    assert pace.seconds(1000, 1.0) == pytest.approx(1.0, 0.01)
+
+
+def test_batches_side_by_side_make_one_speed() -> None:
+    pace = Pace()
+    both = [pace.begin(500, 0.0, 0.5, rows_wait=True) for _ in range(2)]
+    for running in both:
+        pace.end(running, 1.0)
+    assert pace.seconds(1000, 1.0) == pytest.approx(1.0)
+    pace.begin(500, 1.0, 0.5, rows_wait=True)
+    assert pace.seconds(0, 1.0) == pytest.approx(0.5), "what one runs, all could do in half a time"
 
 
 def test_the_running_batch_counts_with_what_is_left_of_it() -> None:
@@ -65,3 +75,10 @@ def test_a_short_batch_takes_25_ms_on_a_slow_engine_but_is_no_shorter_than_a_hal
         [100, 512, 512, 1500],
         [100, 512, 512, 2048],
     ]
+
+
+def test_a_worker_of_several_gets_its_share_of_a_short_batch() -> None:
+    pace = Pace(num_workers=2)
+    assert [pace.short_budget(size) for size in (100, 1000, 2048, 8192)] == [100, 256, 256, 1024]
+    pace.end(pace.begin(7_000, 0.0, 0.5, rows_wait=True), 1.0)
+    assert [pace.short_budget(size) for size in (100, 1000, 2048, 8192)] == [100, 175, 175, 512]

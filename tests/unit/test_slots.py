@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -38,6 +40,14 @@ def loader(tiny_backbone: Backbone, bank: Bank) -> SlowLoader:
     return SlowLoader(Loader(tiny_backbone, bank, again=True))
 
 
+def claimed_by(
+    slots: Slots, records: list[Record]
+) -> dict[tuple[str, str, str], int | DeltaUnavailableError]:
+    """What a batch claims that ends at once."""
+    with slots.claim(records) as claimed:
+        return claimed
+
+
 def wait_until(condition: Any) -> None:
     deadline = time.monotonic() + 30
     while not condition():
@@ -48,12 +58,12 @@ def wait_until(condition: Any) -> None:
 def test_the_least_recently_used_gives_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
     slots = Slots(bank, loader.load, max_slots=3)
     one, two, three, four, five = store.records[:5]
-    slots.claim([one, two, three])
-    slots.claim([one])
-    slots.claim([four])
+    claimed_by(slots, [one, two, three])
+    claimed_by(slots, [one])
+    claimed_by(slots, [four])
     assert [r in slots for r in (one, two, three, four)] == [True, False, True, True]
     slots.prefetch([three])  # its row is about to be queued
-    slots.claim([five])
+    claimed_by(slots, [five])
     assert [r in slots for r in (one, three, four, five)] == [False, True, True, True]
     assert slots.counts.hits == 1
     assert slots.counts.evicted == 2
@@ -65,9 +75,9 @@ def test_what_the_batch_needs_stays(bank: Bank, loader: SlowLoader, store: Store
     """Also when it is the least recently used."""
     slots = Slots(bank, loader.load, max_slots=2)
     one, two, three = store.records[:3]
-    slots.claim([one])
-    slots.claim([two])
-    claimed = slots.claim([three, one])
+    claimed_by(slots, [one])
+    claimed_by(slots, [two])
+    claimed = claimed_by(slots, [three, one])
     assert set(claimed) == {one.key, three.key}
     assert two not in slots
 
@@ -76,7 +86,7 @@ def test_slots_are_used_again(bank: Bank, loader: SlowLoader, store: Store) -> N
     """Whatever comes and goes, of all kinds, the bank grows no further than it must."""
     slots = Slots(bank, loader.load, max_slots=2)
     for record in store.records * 2:
-        slots.claim([record])
+        claimed_by(slots, [record])
     assert len(bank.heads) == 3
     for lines in bank.lines.values():
         assert {len(table) for table in lines.tables.values()} == {3}
@@ -89,9 +99,9 @@ def test_slots_are_used_again(bank: Bank, loader: SlowLoader, store: Store) -> N
 def test_pinned_ones_never_give_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
     pinned, *others = store.records[:6]
     slots = Slots(bank, loader.load, max_slots=2, pinned={pinned.key})
-    slots.claim([pinned])
+    claimed_by(slots, [pinned])
     for record in others:
-        slots.claim([record])
+        claimed_by(slots, [record])
         assert pinned in slots
 
 
@@ -101,7 +111,7 @@ def test_a_batch_of_more_deltas_than_slots_is_cut(
     """What is there comes first: else it would give way before its turn."""
     records = store.records[:7]
     slots = Slots(bank, loader.load, max_slots=3, pinned={records[6].key})
-    slots.claim([records[4]])
+    claimed_by(slots, [records[4]])
     parts = slots.parts([*records, *records])
     assert [[records.index(record) for record in part] for part in parts] == [
         [6, 4, 0],
@@ -120,9 +130,9 @@ def test_all_slots_pinned_leave_none(bank: Bank, loader: SlowLoader, store: Stor
 def test_without_a_limit_nothing_gives_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
     slots = Slots(bank, loader.load)
     (part,) = slots.parts(store.records)
-    claimed = slots.claim(part)
+    claimed = claimed_by(slots, part)
     assert [*claimed.values()] == [*range(1, 26)]
-    assert slots.claim(part) == claimed
+    assert claimed_by(slots, part) == claimed
 
 
 def test_loading_ahead_spares_the_wait(bank: Bank, loader: SlowLoader, store: Store) -> None:
@@ -131,7 +141,7 @@ def test_loading_ahead_spares_the_wait(bank: Bank, loader: SlowLoader, store: St
     slots.prefetch([record, record])
     wait_until(lambda: slots._coming[record.key].staged.done())
     assert record not in slots
-    slots.claim([record])
+    claimed_by(slots, [record])
     slots.prefetch([record])
     assert loader.asked == [record]
     assert (slots.counts.prefetched, slots.counts.waited) == (1, 0)
@@ -140,14 +150,14 @@ def test_loading_ahead_spares_the_wait(bank: Bank, loader: SlowLoader, store: St
 def test_no_lock_is_held_while_a_file_is_read(bank: Bank, loader: SlowLoader, store: Store) -> None:
     slots = Slots(bank, loader.load, max_slots=2)
     there, slow = store.records[:2]
-    slots.claim([there])
+    claimed_by(slots, [there])
     loader.gate.clear()
     slots.prefetch([slow])
     wait_until(lambda: slow in loader.asked)
     slots.prefetch([there, slow])
-    assert slots.claim([there]) == {there.key: 1}
+    assert claimed_by(slots, [there]) == {there.key: 1}
     loader.gate.set()
-    assert slots.claim([slow]) == {slow.key: 2}
+    assert claimed_by(slots, [slow]) == {slow.key: 2}
     assert loader.asked.count(slow) == 1
 
 
@@ -171,14 +181,14 @@ def test_a_file_that_takes_too_long_fails_alone(
 ) -> None:
     slots = Slots(bank, loader.load, max_slots=2, load_timeout_s=0.05)
     there, slow = store.records[:2]
-    slots.claim([there])
+    claimed_by(slots, [there])
     loader.gate.clear()
-    claimed = slots.claim([slow, there])
+    claimed = claimed_by(slots, [slow, there])
     assert claimed[there.key] == 1
     assert "takes too long" in str(claimed[slow.key])
     loader.gate.set()
     wait_until(lambda: slots._coming[slow.key].staged.done())
-    assert slots.claim([slow]) == {slow.key: 2}
+    assert claimed_by(slots, [slow]) == {slow.key: 2}
     assert loader.asked.count(slow) == 1
 
 
@@ -187,13 +197,13 @@ def test_unforeseen_errors_are_logged_not_told(
 ) -> None:
     slots = Slots(bank, loader.load, max_slots=2)
     loader.error = MemoryError("secret")
-    (outcome,) = slots.claim(store.records[:1]).values()
+    (outcome,) = claimed_by(slots, store.records[:1]).values()
     assert isinstance(outcome, DeltaUnavailableError)
     assert "secret" not in str(outcome)
     assert "secret" in caplog.text
     assert slots.counts.failed == 1
     loader.error = None
-    assert slots.claim(store.records[:1]) == {store.records[0].key: 1}
+    assert claimed_by(slots, store.records[:1]) == {store.records[0].key: 1}
 
 
 def test_only_free_slots_can_be_filled(bank: Bank, loader: SlowLoader, store: Store) -> None:
@@ -207,3 +217,83 @@ def test_only_free_slots_can_be_filled(bank: Bank, loader: SlowLoader, store: St
     slots.hold(loaded[1:])
     assert store.records[1] in slots
     assert bank.num_slots == 2
+
+
+def test_what_another_batch_has_claimed_stays(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    """Also when it is the least recently used and its batch takes long."""
+    slots = Slots(bank, loader.load, max_slots=2)
+    assert slots.share(2) == 2
+    one, two, three = store.records[:3]
+    with slots.claim([one]) as long:
+        claimed_by(slots, [two])
+        claimed_by(slots, [three])
+        assert one in slots
+        assert two not in slots
+        with slots.claim([one]) as again:
+            assert again == long
+        claimed_by(slots, [two])
+        assert one in slots, "it is still the first one's"
+    claimed_by(slots, [three])
+    assert one not in slots
+
+
+def test_each_batch_gets_its_share_of_the_slots(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
+    pinned, *others = store.records[:7]
+    slots = Slots(bank, loader.load, max_slots=5, pinned={pinned.key})
+    assert slots.share(2) == 2
+    assert [len(part) for part in slots.parts([*others, pinned])] == [3, 2, 2]
+    assert slots.share(9) == 4, "there are no more slots for those that are not pinned"
+    assert [len(part) for part in slots.parts(others)] == [1] * 6
+
+
+def test_batches_side_by_side_never_wait_for_each_others_slots(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
+    slots = Slots(bank, loader.load, max_slots=4)
+    slots.share(4)
+    held: Counter[Any] = Counter()
+    lock = threading.Lock()
+
+    def play(first: int) -> None:
+        for number in range(60):
+            record = store.records[(first + number * (first + 1)) % 9]
+            for part in slots.parts([record, store.records[(first + number) % 9]]):
+                with slots.claim(part) as claimed:
+                    assert all(isinstance(slot, int) for slot in claimed.values())
+                    with lock:
+                        held.update(claimed.keys())
+                    assert all(record in slots for record in part)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(play, first) for first in range(4)]:
+            done.result(60)
+    assert len(held) == 9
+    assert slots.num_used == 4
+    assert bank.num_slots == 5
+
+
+def test_two_batches_that_wait_for_the_same_file_share_a_slot(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
+    slots = Slots(bank, loader.load, max_slots=4)
+    slots.share(2)
+    record = store.records[0]
+    loader.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(claimed_by, slots, [record]) for _ in range(2)]
+        wait_until(lambda: slots.counts.waited == 2)
+        loader.gate.set()
+        first, second = (done.result(30) for done in both)
+    assert first == second
+    assert bank.num_slots == 2
+
+
+def test_what_fails_keeps_no_slot(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load, max_slots=2)
+    one, two, three = store.records[:3]
+    with pytest.raises(RuntimeError, match="pass"), slots.claim([one, two]):
+        raise RuntimeError("the forward pass failed")
+    claimed_by(slots, [three])
+    assert one not in slots

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from app.engine import Engine, EngineRow
 from app.main import create_app
 from app.settings import Settings
-from app.tuning import BUDGETS, DEFAULT_BUDGET
+from app.tuning import BUDGETS, DEFAULT_BUDGET, Tuning
 from app.warm_up import made_up_rows, seconds_for, warm_up
 from app.worker import run_in_own_thread
 from deltas import Backbone, Store, packed_sizes
@@ -62,25 +62,28 @@ def test_the_batches_thread_takes_over_the_threads_chosen(engine: Engine) -> Non
 
 def test_what_is_given_is_not_measured(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "run", None)
-    assert warm_up(engine, threads=1, max_batch_tokens=777) == 777
+    assert warm_up(engine, 1, 1, 777) == Tuning(1, 1, 777)
 
 
 def test_the_choice_is_one_of_the_budgets_and_is_logged(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    assert warm_up(engine) in BUDGETS
+    tuning = warm_up(engine)
+    assert tuning.batch_tokens in BUDGETS
+    assert 1 <= tuning.workers <= tuning.threads
     assert "threads: " in caplog.text
+    assert "batches side by side: " in caplog.text
     assert "tokens a batch: " in caplog.text
 
 
 def test_products_are_compiled_in_bfloat16_on_the_cpu_only(
     tiny_backbone: Backbone, store: Store, engine: Engine
 ) -> None:
-    assert engine.compile_kernels(64) == 0
+    assert engine.compile_kernels(64, 1) == 0
     bf16 = Engine(tiny_backbone, store, device="cpu", precision="bf16")
     # Of the tiny backbone's matrices: stacked in two ways, square, up and down.
-    assert bf16.compile_kernels(64) == 5 * len(packed_sizes(64))
+    assert bf16.compile_kernels(64, 1) == 5 * len(packed_sizes(64))
 
 
 @pytest.mark.parametrize(
