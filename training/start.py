@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def make_trainee(
     def scores() -> Mapping[str, Tensor]:
         every = initial_entries(backbone, dict.fromkeys(backbone.parameters), device)
         trainee = Trainee(backbone, every, head, device, dtype, output)
-        return fisher_scores(trainee, task.kind, split)
+        return fisher_scores(trainee, task.kind, split, config.seed)
 
     shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
     selection = strategies.select(config.freeze, shapes, config.seed, backbone.parameters, scores)
@@ -105,20 +106,23 @@ def make_trainee(
     return Trainee(backbone, entries, head, device, dtype, output)
 
 
-def fisher_scores(trainee: Trainee, kind: str, split: Split) -> dict[str, Tensor]:
+def fisher_scores(trainee: Trainee, kind: str, split: Split, seed: int) -> dict[str, Tensor]:
     """Empirical Fisher information of every trained value: its squared gradient, summed over rows.
 
     Each row has its own gradient, of the loss of its own label (Sung et al. 2021,
-    arXiv:2111.09839); the first 256 rows are enough for an order.
+    arXiv:2111.09839). 256 rows are enough for an order, drawn by the seed: a file sorted by label
+    has one label only in its first rows.
 
     Returns:
         By parameter name, float32, the parameter's own shape.
     """
     values = {name: entry.values for name, entry in trainee.entries.items()}
     scores = {name: torch.zeros_like(value) for name, value in values.items()}
-    for row, label in zip(split.rows[:_FISHER_ROWS], split.labels, strict=False):
-        logits = trainee.logits([row])
-        labels = label.unsqueeze(0).to(logits.device)
+    total = len(split.rows)
+    drawn = random.Random(f"{seed} fisher").sample(range(total), min(total, _FISHER_ROWS))
+    for position in sorted(drawn):
+        logits = trainee.logits([split.rows[position]])
+        labels = split.labels[[position]].to(logits.device)
         loss = task_loss(kind, logits, labels, trainee.scale)
         grads = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
         for score, grad in zip(scores.values(), grads, strict=True):
