@@ -64,7 +64,10 @@ class FitConfig(BaseModel):
     ] = "none"
     init_from: Annotated[
         Path | None,
-        Field(description="delta file of another task to start from, with the same selection"),
+        Field(
+            description="delta to start from, of another task or the very same rows and seed; "
+            "with the same selection"
+        ),
     ] = None
     init_head: Annotated[
         bool, Field(description="start from its head, too; it must have as many labels")

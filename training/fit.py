@@ -40,7 +40,14 @@ from training.progress import progress_bar
 from training.reinit import entries_over, reinitialise
 from training.rows import Rows, TaskData, hold_out
 from training.schedule import LoopConfig
-from training.start import label_weights, loop_config, make_trainee, path_digest, read_start
+from training.start import (
+    label_weights,
+    loop_config,
+    make_trainee,
+    path_digest,
+    read_start,
+    refuse_seen_rows,
+)
 from training.tasks import TASKS, Task
 from training.trainee import Split, Trainee
 
@@ -106,6 +113,7 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
     start = read_start(config, backbone)
     started_from = reinitialise(backbone, config.reinit, config.seed)
     parts = _cut(config, spec, backbone, data)
+    refuse_seen_rows(start, config, data, parts)
     trainee = make_trainee(config, started_from, parts[0], data.task, start)
     _check_writable(path.parent)
     loop = loop_config(config, trainee, parts[0])

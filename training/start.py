@@ -25,6 +25,7 @@ from training.config import FitConfig, default_epochs
 from training.errors import ConfigError, listing
 from training.evaluation import pooled_scale
 from training.losses import balanced_weights, task_loss
+from training.rows import TaskData
 from training.rules import Selection
 from training.schedule import LoopConfig
 from training.tasks import Task
@@ -38,7 +39,7 @@ _SCALE_ROWS = 64
 
 @dataclass(frozen=True)
 class Start:
-    """Another task's delta, and how the manifest speaks of it."""
+    """A delta of another task or of the very same split, and how the manifest speaks of it."""
 
     delta: Delta
     facts: InitialDelta
@@ -66,6 +67,37 @@ def read_start(config: FitConfig, backbone: Backbone) -> Start | None:
         with_head=config.init_head,
     )
     return Start(delta, facts)
+
+
+def refuse_seen_rows(
+    start: Start | None, config: FitConfig, data: TaskData, parts: tuple[Split, Split]
+) -> None:
+    """Refuse a start that was trained on rows that are to select this run's best state.
+
+    Another seed or share keeps other rows back, nine tenths of which the start has learnt: it would
+    score too well on them. Rows are told apart by the task's name and the digest of all rows; equal
+    seeds and numbers of rows then mean equal splits.
+
+    Raises:
+        ConfigError: the same task or rows, and not surely the same split.
+    """
+    if start is None:
+        return
+    task, facts = start.delta.manifest.task, start.delta.manifest.training
+    if task.name != data.task.name and facts.data_digest != data.digest:
+        return
+    train, selection = (len(part.rows) for part in parts)
+    mine = data.digest, config.seed, train, selection
+    if mine == (facts.data_digest, facts.seed, facts.train_rows, facts.selection_rows):
+        return
+    raise ConfigError(
+        f"--init-from {config.init_from}: it has learnt rows of {task.name}, maybe also some that "
+        "select the best state here, which would score too well (its run: seed "
+        f"{facts.seed}, {facts.train_rows:,} + {facts.selection_rows:,} rows; this one: seed "
+        f"{config.seed}, {train:,} + {selection:,}). Start from another task's delta, or with the "
+        "same --seed and --selection-share on the same rows; if your rows are really others, give "
+        "them another --name"
+    )
 
 
 def make_trainee(

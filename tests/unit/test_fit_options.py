@@ -235,6 +235,36 @@ def test_a_start_that_does_not_fit_is_explained(
     assert "--init-head goes with --init-from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [{"seed": 1}, {"selection_share": 0.3}, {"seed": 1, "name": "other"}, {"train_rows": 60}],
+)
+def test_a_start_that_has_learnt_the_selection_rows_is_refused(
+    words: Callable[..., list[str]],
+    run: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: dict[str, Any],
+) -> None:
+    """Of the same task or the same rows, whatever it is called, and of another split."""
+    run(**STILL)
+    (path,) = tmp_path.rglob("mine/*.safetensors")
+    assert fit.main(words(init_from=path, **STILL, **flags)) == 2
+    said = capsys.readouterr().err
+    assert f"--init-from {path}: it has learnt rows of mine, maybe also some that select" in said
+    assert "its run: seed 0, 81 + 9 rows" in said
+    assert "the same --seed and --selection-share" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_start_of_the_very_same_split_is_taken(run: Run, tmp_path: Path) -> None:
+    first = run(**STILL)
+    (path,) = tmp_path.rglob("mine/*.safetensors")
+    facts = run(init_from=path, **STILL).manifest.training.init_from
+    assert facts is not None
+    assert (facts.task, facts.version) == ("mine", first.version)
+
+
 def test_another_backbones_delta_is_refused(
     words: Callable[..., list[str]],
     tiny_backbone: Backbone,
