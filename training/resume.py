@@ -18,6 +18,8 @@ from torch import Tensor
 from deltas.format import content_digest, write_atomically
 from training.errors import ConfigError
 
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a parameter
+
 
 @dataclass(frozen=True)
 class Best:
@@ -71,11 +73,25 @@ def load_state(
             for name, value in parameters.items():
                 value.copy_(tensors[f"value {name}"])
                 best[name] = tensors[f"best {name}"].to(value.device)
-                moments = ("step", "exp_avg", "exp_avg_sq")
-                optimizer.state[value] = {moment: tensors[f"{moment} {name}"] for moment in moments}
-                for moment in moments[1:]:
-                    optimizer.state[value][moment] = optimizer.state[value][moment].to(value.device)
+        _put_back(optimizer, parameters, tensors)
         metrics = json.loads(metadata["metrics"])
         return int(metadata["step"]), Best(best, metrics), int(metadata.get("stale", 0))
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(f"can't resume from {path} ({error}); delete it to start anew") from error
+
+
+def _put_back(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], tensors: dict[str, Tensor]
+) -> None:
+    """Give the optimiser its moments, each on the device where it looks for it.
+
+    PyTorch decides that: a fused Adam wants even the number of steps on the GPU, others do not.
+    """
+    names = {value: name for name, value in parameters.items()}
+    ordered = [value for group in optimizer.param_groups for value in group["params"]]
+    state = {
+        number: {moment: tensors[f"{moment} {names[value]}"] for moment in _MOMENTS}
+        for number, value in enumerate(ordered)
+    }
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -13,11 +13,11 @@ from training.errors import ConfigError
 from training.resume import Best, load_state, save_state
 
 
-def parameters(seed: int) -> dict[str, Tensor]:
+def parameters(seed: int, device: str = "cpu") -> dict[str, Tensor]:
     """Two parameters to train."""
     generator = torch.Generator().manual_seed(seed)
     made = {"a": torch.randn(3, 4, generator=generator), "b": torch.randn(5, generator=generator)}
-    return {name: value.requires_grad_() for name, value in made.items()}
+    return {name: value.to(device).requires_grad_() for name, value in made.items()}
 
 
 def stepped(trained: dict[str, Tensor], optimizer: torch.optim.Optimizer, count: int) -> None:
@@ -30,7 +30,10 @@ def stepped(trained: dict[str, Tensor], optimizer: torch.optim.Optimizer, count:
 
 
 def adam(trained: dict[str, Tensor]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(trained.values(), lr=0.01)
+    """Like the loop's: two groups, fused."""
+    first, *others = trained.values()
+    groups: list[dict[str, object]] = [{"params": [first]}, {"params": others, "lr": 0.02}]
+    return torch.optim.AdamW(groups, lr=0.01, fused=True)
 
 
 @pytest.fixture
@@ -45,22 +48,39 @@ def state(tmp_path: Path) -> Path:
     return path
 
 
-def test_going_on_is_bit_equal_to_never_having_stopped(state: Path) -> None:
-    whole = parameters(1)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_going_on_is_bit_equal_to_never_having_stopped(tmp_path: Path, device: str) -> None:
+    path = tmp_path / "state.safetensors"
+    whole = parameters(1, device)
     optimizer = adam(whole)
     stepped(whole, optimizer, 3)
     best = {name: value.detach() + 1 for name, value in whole.items()}
+    save_state(path, 3, whole, optimizer, Best(best, {"accuracy": 0.5, "loss": 1.25}), 2)
     stepped(whole, optimizer, 4)
 
-    resumed = parameters(2)
+    resumed = parameters(2, device)
     second = adam(resumed)
-    step, found, stale = load_state(state, resumed, second)
+    step, found, stale = load_state(path, resumed, second)
+    assert [group["lr"] for group in second.param_groups] == [0.01, 0.02]
     stepped(resumed, second, 4)
     assert (step, found.metrics, stale) == (3, {"accuracy": 0.5, "loss": 1.25}, 2)
     for name, value in whole.items():
         assert torch.equal(resumed[name], value)
         assert torch.equal(found.values[name], best[name])
         assert resumed[name].requires_grad
+
+
+@pytest.mark.parametrize(("fused", "device"), [(True, "meta"), (False, "cpu")])
+def test_steps_are_counted_where_the_optimiser_looks(state: Path, fused: bool, device: str) -> None:
+    """A fused one on the parameters' device, or a GPU's refuses the next step; else on the CPU."""
+    trained = parameters(2, "meta")  # a device that is not the CPU, on every machine
+    optimizer = torch.optim.AdamW(trained.values())
+    optimizer.param_groups[0]["fused"] = fused
+    load_state(state, trained, optimizer)
+    for value in trained.values():
+        moments = optimizer.state[value]
+        assert moments["step"].device.type == device
+        assert moments["exp_avg"].device.type == moments["exp_avg_sq"].device.type == "meta"
 
 
 def test_only_the_state_is_left_behind(state: Path) -> None:
