@@ -165,6 +165,14 @@ def _rows(given: Given, argument: str) -> Selection:
         for line in range(given.shapes[name][axis])
     ]
     left = _wanted(given, "rows", argument)
+    total = sum(map(prod, given.shapes.values()))
+    most = sum(prod(given.shapes[name]) for name in matrices)
+    if left > most:
+        # Never less than was asked for: the share is part of the name that is served.
+        raise ConfigError(
+            f"rows:{argument}: the matrices of the layers and the pooler hold {most:,} of "
+            f"{total:,} values; give at most {most * 1000 // total / 1000:g}"
+        )
     picked: dict[str, Tensor] = {}
     for number in np.random.default_rng(given.seed).permutation(len(lines)).tolist():
         if left <= 0:

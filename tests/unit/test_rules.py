@@ -39,6 +39,23 @@ def test_rows_are_whole_lines(shapes: Shapes) -> None:
     )
 
 
+@pytest.mark.parametrize("layers", ["", "@1"])
+def test_rows_have_no_more_than_their_matrices(shapes: Shapes, layers: str) -> None:
+    """Embeddings and vectors are no lines of theirs; whoever asks for all must not get less."""
+    there = {n: s for n, s in shapes.items() if not layers or layer_of(n) == 1}
+    matrices = [prod(s) for n, s in there.items() if len(s) == 2 and "embeddings" not in n]
+    total, most = sum(map(prod, there.values())), sum(matrices)
+    share = f"{most / total + 0.001:.3f}"
+    with pytest.raises(ConfigError) as caught:
+        select(f"rows:{share}{layers}", shapes, 0)
+    least = int(1000 * most / total) / 1000
+    assert f"rows:{share}: the matrices of the layers and the pooler hold {most:,}" in str(
+        caught.value
+    )
+    assert f"of {total:,} values; give at most {least:g}" in str(caught.value)
+    assert count(select(f"rows:{least:g}{layers}", shapes, 0), shapes) <= most
+
+
 def test_magnitude_takes_the_largest(tiny_backbone: Backbone, shapes: Shapes) -> None:
     selection = select("magnitude:0.02", shapes, 0, tiny_backbone.parameters)
     mask = {name: torch.zeros(prod(shape), dtype=torch.bool) for name, shape in shapes.items()}
@@ -71,6 +88,13 @@ def test_missing_values_are_a_clear_error(shapes: Shapes) -> None:
         select("fisher:0.1", shapes, 0)
 
 
+@pytest.mark.parametrize("rule", ["random", "magnitude", "fisher"])
+def test_other_shares_reach_every_value(tiny_backbone: Backbone, shapes: Shapes, rule: str) -> None:
+    values = tiny_backbone.parameters
+    selection = select(f"{rule}:1", shapes, 0, values, lambda: values)
+    assert count(selection, shapes) == sum(map(prod, shapes.values()))
+
+
 @pytest.mark.parametrize(
     "freeze", ["bitfit", "layernorm", "random:0.1", "full", "attention", "ffn"]
 )
@@ -100,6 +124,9 @@ def test_layers_have_one_spelling() -> None:
         ("rows:0@1", "rows:0: the share of parameters must be"),
         ("fisher", "write fisher:SHARE"),
         ("magnitude:2", "magnitude:2: the share"),
+        ("random:1.5", "random:1.5: the share"),
+        ("fisher:1.5", "fisher:1.5: the share"),
+        ("rows:1", "rows:1: the matrices of the layers and the pooler hold"),
     ],
 )
 def test_mistakes_are_explained(shapes: Shapes, freeze: str, message: str) -> None:
