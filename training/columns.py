@@ -6,6 +6,7 @@ Rows are counted from 1, without a CSV's header and without blank lines. What th
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Sequence
@@ -139,6 +140,7 @@ def _plain(value: Decimal | bytes) -> float | str | bytes:
 
 def _read_csv(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
     delimiter = SUFFIXES[path.suffix.lower()]
+    _check_separator(path, delimiter)
     try:
         try:
             return _parse_csv(path, wanted, delimiter, block_size=2**20)
@@ -162,7 +164,6 @@ def _parse_csv(
     read = pa_csv.ReadOptions(use_threads=False, block_size=block_size)
     with pa_csv.open_csv(path, read_options=read, parse_options=parse) as reader:
         names = reader.schema.names
-    _check_separator(path, delimiter, names)
     require(path, wanted, names)
     # Every column as text: guessed types would turn the label 01 into 1 and a text into a date.
     convert = pa_csv.ConvertOptions(
@@ -174,13 +175,23 @@ def _parse_csv(
     return {column: table[column].to_pylist() for column in wanted}
 
 
-def _check_separator(path: Path, delimiter: str, names: Sequence[str]) -> None:
-    """Some programs write ";" into what they call CSV: then all the header is one name."""
+def _check_separator(path: Path, delimiter: str) -> None:
+    """Some programs write ";" into what they call CSV: then all the header is one name.
+
+    Read before the parser, which would stumble over the commas in the rows first.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        try:
+            header = next((names for names in csv.reader(lines, delimiter=delimiter) if names), [])
+        except csv.Error:  # the parser says what is wrong
+            return
+    # A line break inside a name is a quote that is never closed, as a rule.
+    is_one = len(header) == 1 and "\n" not in header[0]
     others = _OTHER_SEPARATORS.replace(delimiter, "")
-    found = [other for other in others if len(names) == 1 and other in names[0]]
+    found = [other for other in others if is_one and other in header[0]]
     if found:
         raise DataError(
-            f"the header has no {delimiter!r}: {names[0]!r}; fields must be separated by "
+            f"the header has no {delimiter!r}: {header[0]!r}; fields must be separated by "
             f"{delimiter!r}, not by {found[0]!r}",
             path=path,
         )

@@ -141,6 +141,25 @@ def test_other_separators_are_named(tmp_path: Path, name: str, header: str, prob
     assert re.search(problem, str(error))
 
 
+@pytest.mark.parametrize("row", ["a film;0,5", "a film, too;x", "a, b, c;1"])
+def test_other_separators_are_named_where_rows_have_commas(tmp_path: Path, row: str) -> None:
+    """Decimal commas and those of texts make the parser fail at a row, far from the cause."""
+    error = refused(write(tmp_path, "a.csv", f"text;label\n{row}\n"))
+    assert "the header has no ',': 'text;label'; fields must be separated by ',', not by ';'" in (
+        str(error)
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [('text,"a; b"', "x,y"), ('text,"a; b\nand c"', "x,y"), ('"text, if any"', "x")],
+)
+def test_separators_within_a_name_are_none(tmp_path: Path, header: str, row: str) -> None:
+    column = header.split(',"')[0].strip('"')
+    path = write(tmp_path, "a.csv", f"{header}\n{row}\n")
+    assert read_columns(path, [column]).values == {column: ["x"]}
+
+
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").mkdir()
     assert str(refused(tmp_path / "a.csv")).endswith("is a folder; name a file in it")
