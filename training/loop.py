@@ -74,7 +74,8 @@ def train(
     parameters = trainee.parameters
     optimizer = make_optimizer(trainee, config)
     first, best, stale = 0, Best(_copies(parameters), {}), 0
-    if state_path.exists():
+    # The first process removes old states; who looks earlier would go on from one, alone.
+    if processes.as_first_says(state_path.exists()):
         first, best, stale = load_state(state_path, parameters, optimizer)
     processes.wait_for_all()  # nobody may replace the state while another still reads it
     step, evaluations = first, evaluation_steps(config)

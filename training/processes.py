@@ -67,6 +67,15 @@ def add_up_gradients(parameters: Iterable[Tensor]) -> None:
         parameter.grad = part.view_as(parameter)
 
 
+def as_first_says(answer: bool) -> bool:
+    """The first process's answer, in every process; nobody gets it before the first has asked."""
+    if not dist.is_initialized():
+        return answer
+    told = torch.tensor([int(answer)])
+    dist.broadcast(told, src=0)
+    return bool(told.item())
+
+
 def wait_for_all() -> None:
     """Return when every process has come here."""
     if dist.is_initialized():

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deltas import Backbone, DenseEntry, Entry, TokenizedRow, tokenize_texts
 from deltas.backbone import weights_fingerprint
+from training import processes
 from training.evaluation import decisions, evaluate, predict
 from training.loop import Progress, train
 from training.losses import task_loss
@@ -171,6 +172,18 @@ def test_the_same_seed_is_bit_equal(
         runs.append((flat(trainee), [step.loss for step in seen], metrics))
     assert torch.equal(runs[0][0], runs[1][0])
     assert runs[0][1:] == runs[1][1:]
+
+
+def test_a_state_that_the_first_process_does_not_see_is_not_taken_up(
+    tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.safetensors"
+    fresh = flat(run(tiny_backbone, path)[0])
+    assert [progress.step for progress in run(tiny_backbone, path)[1]] == []
+    monkeypatch.setattr(processes, "as_first_says", lambda answer: False)
+    again, seen, _ = run(tiny_backbone, path)
+    assert seen[0].step == 1
+    assert torch.equal(flat(again), fresh)
 
 
 def test_another_seed_is_another_run(tiny_backbone: Backbone, tmp_path: Path) -> None:
