@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return config
     keep_freed_memory()
     try:
-        with processes.joined():
+        with processes.joined(config.device):
             command = shlex.join(["python", "-m", "training.fit", *words])
             path, delta = fit(config, command=command)
             talks = processes.is_first()

@@ -1,8 +1,8 @@
 """The training loop: optimises an overlay's values and the head, and nothing else.
 
 A run is a pure function of its data, its selection and its options. The order of rows and dropout
-are drawn from (seed, epoch) and (seed, step), never from a running generator, so a run that was
-killed continues bit for bit from its last saved state.
+are drawn from (seed, epoch) and (seed, step, process), never from a running generator, so a run
+that was killed continues bit for bit from its last saved state.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def train(
         step = number
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate(step, config)
-        torch.manual_seed(config.seed * 1_000_003 + step)
+        torch.manual_seed(_dropout_seed(config.seed, step))
         loss = train_batch(trainee, task, train_rows, positions, optimizer, config, weights)
         metric = metrics = None
         if step in evaluations:
@@ -155,6 +155,12 @@ def train_batch(
     torch.nn.utils.clip_grad_norm_(trainee.parameters.values(), _CLIP_NORM)
     optimizer.step()
     return float(processes.add_up(loss_so_far))
+
+
+def _dropout_seed(seed: int, step: int) -> int:
+    """Of this process's masks: rows that are computed elsewhere get masks of their own."""
+    # Only the lowest 32 bits count on CPUs, so the rank can't stand above them.
+    return seed * 1_000_003 + step + processes.rank() * 15_485_863
 
 
 def _copies(parameters: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,11 +19,17 @@ Item = TypeVar("Item")
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Belong to torchrun's group of processes while the block runs, if torchrun started this."""
+def joined(device: str) -> Iterator[None]:
+    """Belong to torchrun's group of processes while the block runs, if torchrun started this.
+
+    With more than one GPU each process of a machine takes its own as "cuda", unless `device`, as
+    `--device` has it, is the CPU.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
+    if device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     # gloo also carries CUDA tensors, and what is sent is small: the gradients of a delta.
     dist.init_process_group("gloo")
     try:
@@ -37,14 +43,19 @@ def count() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes files and talks."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return rank() == 0
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
     """What this process is to do of what all have to."""
-    return items[dist.get_rank() :: count()] if dist.is_initialized() else items
+    return items[rank() :: count()]
 
 
 def add_up(tensor: Tensor) -> Tensor:

@@ -186,6 +186,21 @@ def test_a_state_that_the_first_process_does_not_see_is_not_taken_up(
     assert torch.equal(flat(again), fresh)
 
 
+@pytest.mark.parametrize(("dropout", "same"), [(0.0, True), (0.2, False)])
+def test_each_process_draws_masks_of_its_own(
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dropout: float,
+    same: bool,
+) -> None:
+    alone = run(tiny_backbone, tmp_path / "0.safetensors", dropout=dropout, steps=3)[0]
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    monkeypatch.setattr(processes, "share", lambda items: items)
+    second = run(tiny_backbone, tmp_path / "1.safetensors", dropout=dropout, steps=3)[0]
+    assert torch.equal(flat(alone), flat(second)) is same
+
+
 def test_another_seed_is_another_run(tiny_backbone: Backbone, tmp_path: Path) -> None:
     first, second = (
         flat(run(tiny_backbone, tmp_path / f"{seed}.safetensors", seed=seed)[0]) for seed in (1, 2)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from training import processes
 
@@ -33,6 +35,39 @@ def torchrun(script: Path, code: str) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda line: int(line["rank"]))
 
 
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Two GPUs and a process that torchrun started; the list takes the GPUs that are picked."""
+    picked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", picked.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    return picked
+
+
+@pytest.mark.parametrize(("local_rank", "gpu"), [("0", 0), ("1", 1), ("2", 0)])
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_each_process_has_a_gpu_of_its_own(
+    gpus: list[int], monkeypatch: pytest.MonkeyPatch, device: str, local_rank: str, gpu: int
+) -> None:
+    """As far as there are enough."""
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with processes.joined(device):
+        assert gpus == [gpu]
+
+
+def test_no_gpu_is_touched_unasked(gpus: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    with processes.joined("cpu"):
+        pass
+    monkeypatch.delenv("WORLD_SIZE")
+    with processes.joined("cuda"):
+        pass
+    assert gpus == []
+
+
 def test_alone_there_is_nobody_to_ask() -> None:
     assert processes.as_first_says(answer=True)
     assert not processes.as_first_says(answer=False)
@@ -47,13 +82,13 @@ def test_the_first_process_decides_for_all(tmp_path: Path) -> None:
 import time, pathlib
 left = pathlib.Path(__file__).with_name("state")
 left.touch()
-with processes.joined():
+with processes.joined("cpu"):
     if processes.is_first():
         time.sleep(1)
         left.unlink()
     seen = left.exists()
     told = processes.as_first_says(seen)
-    line = {"rank": 0 if processes.is_first() else 1, "seen": seen, "told": told}
+    line = {"rank": processes.rank(), "seen": seen, "told": told}
     print(json.dumps(line), flush=True)
 """
     assert torchrun(tmp_path / "script.py", code) == [
