@@ -38,6 +38,7 @@ from training.loop import Outcome, Progress, Report, train
 from training.own import OwnTask
 from training.progress import progress_bar
 from training.reinit import entries_over, reinitialise
+from training.resume import state_path, told_of
 from training.rows import Rows, TaskData, hold_out
 from training.schedule import LoopConfig
 from training.start import (
@@ -109,7 +110,7 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
     path = delta_path(config.out, backbone.ref.id, spec.name, strategy.served_as)
     if path.exists() and not config.overwrite:
         raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
-    state_path = _state_path(path, config, data, backbone)
+    state = _state_of(path, config, data, backbone)
     start = read_start(config, backbone)
     started_from = reinitialise(backbone, config.reinit, config.seed)
     parts = _cut(config, spec, backbone, data)
@@ -118,7 +119,7 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
     _check_writable(path.parent)
     loop = loop_config(config, trainee, parts[0])
     started = time.monotonic()
-    outcome = _train(config, data.task, trainee, parts, loop, state_path, report)
+    outcome = _train(config, data.task, trainee, parts, loop, state, report)
     trainee.fold()
     entries = entries_over(backbone, started_from, config.reinit, trainee.entries)
     held = {name: _detached(entry) for name, entry in entries.items()}
@@ -143,7 +144,7 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
     )
     delta = Delta(manifest, held, weight, bias)
     check_delta(delta, backbone)
-    return path, _write(delta, path, state_path)
+    return path, _write(delta, path, state)
 
 
 def _train(
@@ -152,25 +153,27 @@ def _train(
     trainee: Trainee,
     parts: tuple[Split, Split],
     loop: LoopConfig,
-    state_path: Path,
+    state: Path,
     report: Report | None,
 ) -> Outcome:
     """Run the loop; the first process shows how far it is."""
+    if report is None and processes.is_first():
+        sys.stderr.write(
+            "".join(f"note: {line}\n" for line in told_of(state, resume=config.resume))
+        )
     weights = label_weights(config, task, parts[0])
     silent = None if processes.is_first() else _say_nothing
     title = f"{task.name} {config.freeze}"
     with progress_bar(loop.steps, title, task.primary_metric, report or silent) as told:
-        return train(
-            trainee, task, parts, loop, state_path=state_path, report=told, weights=weights
-        )
+        return train(trainee, task, parts, loop, state_path=state, report=told, weights=weights)
 
 
-def _write(delta: Delta, path: Path, state_path: Path) -> Delta:
+def _write(delta: Delta, path: Path, state: Path) -> Delta:
     """Write the delta, in the first process, and remove what could resume the run."""
     if not processes.is_first():
         return delta
     written = write_delta(delta, path)
-    state_path.unlink(missing_ok=True)
+    state.unlink(missing_ok=True)
     return written
 
 
@@ -313,17 +316,19 @@ def _detached(entry: Entry) -> Entry:
     return DenseEntry(values)
 
 
-def _state_path(path: Path, config: FitConfig, data: TaskData, backbone: Backbone) -> Path:
-    """Where a run keeps its state: other options, rows or weights never continue it."""
+def _state_of(path: Path, config: FitConfig, data: TaskData, backbone: Backbone) -> Path:
+    """Where a run keeps its state: only what makes the very same values continues it."""
     device = pick_device(config.device)
     resolved = {"device": device.type, "precision": pick_precision(config.precision, device)}
     options = config.model_copy(update=resolved).model_dump_json(exclude=_NOT_PART_OF_A_RUN)
-    sources = f"{data.digest} {backbone.ref.fingerprint} {path_digest(config.init_from)}"
-    key = hashlib.sha256(f"{options} {sources}".encode()).hexdigest()[:12]
-    state_path = path.with_name(f".{path.stem}.{key}.state.safetensors")
+    ref, start = backbone.ref, path_digest(config.init_from)
+    sources = f"{data.digest} {ref.fingerprint} {ref.tokenizer_fingerprint} {start}"
+    software = f"torch {versions()['torch']} in {processes.count()}"
+    key = hashlib.sha256(f"{options} {sources} {software}".encode()).hexdigest()[:12]
+    state = state_path(path, key)
     if not config.resume and processes.is_first():
-        state_path.unlink(missing_ok=True)
-    return state_path
+        state.unlink(missing_ok=True)
+    return state
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 from deltas.format import content_digest, write_atomically
 from training.errors import ConfigError
 
+_ENDING = ".state.safetensors"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a parameter
 
 
@@ -95,3 +96,29 @@ def _put_back(
     }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def state_path(delta: Path, key: str) -> Path:
+    """The hidden file beside a delta in which the run of this key keeps its state."""
+    return delta.with_name(f".{delta.stem}.{key}{_ENDING}")
+
+
+def told_of(state: Path, *, resume: bool) -> list[str]:
+    """What a user should know before a run starts: that it does so anew, and what others left."""
+    lines = []
+    if resume and not state.exists():
+        lines.append(
+            f"--resume: no state of this run in {state.parent} (the same options, rows, backbone, "
+            "torch and number of processes); it starts anew"
+        )
+    found = sorted(state.parent.glob(f".*{_ENDING}"))
+    return lines + [
+        f"{path} ({path.stat().st_size / 1e6:,.1f} MB) is the state of another run of this delta "
+        "(other options, rows or software); delete it, unless that one is to go on"
+        for path in found
+        if path != state and _delta_of(path) == _delta_of(state)
+    ]
+
+
+def _delta_of(state: Path) -> str:
+    return state.name.removesuffix(_ENDING).rpartition(".")[0]

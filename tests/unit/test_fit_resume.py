@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deltas import Delta, read_delta
-from training import fit
+from training import fit, processes
 from training.loop import Progress
 
 ROWS = 90
@@ -187,6 +187,7 @@ def test_another_runs_state_is_never_continued(
     words: list[str],
     uninterrupted: Callable[[list[str]], Delta],
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     flag: str,
     value: str,
 ) -> None:
@@ -195,9 +196,58 @@ def test_another_runs_state_is_never_continued(
         assert fit.main(words) == 130
     (left,) = states(words)
     other = [*words, flag, value]
+    capsys.readouterr()
     assert fit.main([*other, "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert "note: --resume: no state of this run in" in said
+    # A state of another strategy may be that of a run that is on its way.
+    assert (f"note: {left} (" in said) is (flag != "--freeze")
     left.unlink()
     assert_same(result(other), uninterrupted(other))
+
+
+@pytest.mark.parametrize("change", ["torch", "processes", "tokenizer"])
+def test_what_would_change_the_rest_of_a_run_makes_it_another(
+    words: list[str],
+    tiny_backbone_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+) -> None:
+    """Rounding, masks of dropout or tokens would be others after the resume."""
+    folder = tmp_path / "tiny-bert"
+    shutil.copytree(tiny_backbone_dir, folder)
+    words[words.index("--backbone") + 1] = str(folder)
+    with monkeypatch.context() as patch:
+        stop_at(7, patch)
+        assert fit.main(words) == 130
+    capsys.readouterr()
+    if change == "torch":
+        monkeypatch.setattr(fit, "versions", lambda: {"torch": "1.0"})
+    elif change == "processes":
+        monkeypatch.setattr(processes, "count", lambda: 2)
+    else:
+        file = folder / "tokenizer.json"
+        file.write_text(file.read_text().replace("[unused0]", "[unused9]"))
+    stop_at(1, monkeypatch)
+    assert fit.main([*words, "--resume"]) == 130
+    assert "--resume: no state of this run" in told(capsys)
+
+
+def test_a_run_that_goes_on_has_nothing_to_tell(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_at(7, monkeypatch)
+    assert fit.main(words) == 130
+    stop_at(8, monkeypatch)
+    assert fit.main([*words, "--resume"]) == 130
+    assert told(capsys) == ""
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """The notes on standard error."""
+    return "\n".join(line for line in capsys.readouterr().err.split("\n") if "note: " in line)
 
 
 def test_a_changed_backbone_is_another_run(
