@@ -15,6 +15,7 @@ from deltas.delta import Delta
 from training import strategies
 from training.config import FitConfig
 from training.errors import listing
+from training.loop import CLIP_NORM
 
 _MOST_LABELS = 20  # of a summary; the manifest has all
 
@@ -46,7 +47,9 @@ def parse_arguments(words: Sequence[str]) -> FitConfig | int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.fit",
-        description="Fine-tune a task over the frozen backbone and write its delta.",
+        description="Fine-tune a task over the frozen backbone and write its delta. The optimiser "
+        f"is AdamW; each step's gradient, of overlay and head together, is cut to a norm of "
+        f"{CLIP_NORM}.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

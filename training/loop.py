@@ -24,7 +24,7 @@ from training.schedule import LoopConfig, batches, evaluation_steps, rate
 from training.tasks import Task
 from training.trainee import Split, Trainee
 
-_CLIP_NORM = 1.0
+CLIP_NORM = 1.0  # of all gradients of a step together, as BERT was trained
 
 
 @dataclass
@@ -152,7 +152,7 @@ def train_batch(
         loss.backward()  # type: ignore[no-untyped-call]
         loss_so_far += loss.detach().cpu()
     processes.add_up_gradients(trainee.parameters.values())
-    torch.nn.utils.clip_grad_norm_(trainee.parameters.values(), _CLIP_NORM)
+    torch.nn.utils.clip_grad_norm_(trainee.parameters.values(), CLIP_NORM)
     optimizer.step()
     return float(processes.add_up(loss_so_far))
 

@@ -32,6 +32,14 @@ def test_every_option_is_a_flag_in_the_help(capsys: Capture) -> None:
     assert "--json-" not in told
 
 
+def test_help_says_what_no_option_sets(capsys: Capture) -> None:
+    """Who repeats a run with another program needs these, too."""
+    assert parse_arguments(["--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "AdamW" in told
+    assert "each step's gradient, of overlay and head together, is cut to a norm of 1.0" in told
+
+
 @pytest.mark.parametrize("words", [["--freeze", "help"], ["--task", "rte", "--freeze", "help"]])
 def test_freeze_help_lists_strategies(capsys: Capture, words: list[str]) -> None:
     assert parse_arguments(words) == 0
