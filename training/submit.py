@@ -129,6 +129,7 @@ def submit(options: argparse.Namespace) -> list[str]:
                 "nyu-mll/glue on the Hugging Face hub"
             )
         else:
+            _check_labels(record)
             todo.append((test_set, record, _read_texts(test_set, path)))
     if not todo or (missing and not options.partial):
         raise ConfigError(
@@ -166,6 +167,22 @@ def _pick(store: Store, task: str, strategy: str | None) -> Record | None:
         return part.values.get(record.manifest.primary_metric, -math.inf) if part else -math.inf
 
     return max(found, key=selection, default=None)
+
+
+def _check_labels(record: Record) -> None:
+    """Refuse a delta that only has the name of a GLUE task: its codes would mean other answers."""
+    found, task = record.manifest.task, find_task(record.manifest.task.name)
+    for what, theirs, ours in (
+        ("kind", (found.kind,), (task.kind,)),
+        ("text fields", found.text_fields, task.text_fields),
+        ("labels", found.labels, task.labels),
+    ):
+        if theirs != ours:
+            raise DataError(
+                f"{what} {listing(theirs)} instead of GLUE's {listing(ours)}; train one with "
+                f"--task {task.name}, or take this file out of --deltas",
+                path=record.path,
+            )
 
 
 def _find(folder: Path, split: str) -> Path:

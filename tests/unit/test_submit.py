@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -141,6 +143,77 @@ def test_a_whole_submission_needs_all_files(
     assert "a submission needs all of its files (--partial writes it without)" in said
     assert said.count(".tsv: ") == 8
     assert not (tmp_path / "submission.zip").exists()
+
+
+FILES = ("CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX")
+
+
+def test_a_whole_submission(
+    tiny_backbone: Backbone,
+    make_delta: MakeDelta,
+    words: list[str],
+    deltas: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All eleven files, from test sets of a few rows: no two have the same number."""
+    for task in TASKS:
+        path = delta_path(deltas, tiny_backbone.ref.id, task, "bitfit")
+        if not path.exists():
+            write_delta(make_delta(tiny_backbone, spec_of(task), "bitfit"), path)
+    rows = {name: 3 + number for number, name in enumerate(FILES)}
+    small = [replace(test, rows=rows[test.file.removesuffix(".tsv")]) for test in submit.TEST_SETS]
+    monkeypatch.setattr(submit, "TEST_SETS", tuple(small))
+    shutil.rmtree(data)
+    for test in small:
+        write_test_set(data / test.folder, test.split, TASKS[test.task].text_fields, test.rows)
+    assert submit.main(words) == 0
+    assert capsys.readouterr().err == ""
+    with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
+        assert archive.namelist() == [f"{name}.tsv" for name in FILES]
+    for test in small:
+        header, *lines = lines_of(tmp_path / "submission.zip", test.file)
+        assert header == ["index", "prediction"]
+        assert [index for index, _ in lines] == [str(n) for n in range(test.rows)]
+        answers, labels = {answer for _, answer in lines}, TASKS[test.task].labels
+        if test.task in ("cola", "sst2", "mrpc", "qqp", "wnli"):
+            assert answers <= {"0", "1"}
+        elif labels:
+            assert answers <= set(labels)
+        else:
+            assert all(0 <= float(answer) <= 5 for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"labels": ("entailment", "not_entailment")[::-1]}, "labels not_entailment, entailment"),
+        ({"labels": ("0", "1")}, "labels 0, 1"),
+        ({"text_fields": ("sentence2", "sentence1")}, "text fields sentence2, sentence1"),
+        ({"kind": "multi_label"}, "kind multi_label"),
+    ],
+)
+def test_a_delta_of_other_labels_is_refused(
+    tiny_backbone: Backbone,
+    make_delta: MakeDelta,
+    words: list[str],
+    deltas: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    found: str,
+) -> None:
+    """Codes 0 and 1 would stand for other answers than the leaderboard takes them for."""
+    write_test_set(data / "rte", "test", ("sentence1", "sentence2"), 3000)
+    spec = spec_of("rte").model_copy(update=change)
+    path = delta_path(deltas, tiny_backbone.ref.id, "rte", "bitfit")
+    write_delta(make_delta(tiny_backbone, spec, "bitfit"), path)
+    assert submit.main([*words, "--partial"]) == 1
+    said = capsys.readouterr().err
+    assert f"{path}: {found} instead of GLUE's" in said
+    assert "train one with --task rte" in said
 
 
 def test_test_sets_that_are_not_the_published_ones_are_refused(
