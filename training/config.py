@@ -15,6 +15,8 @@ DEFAULT_OUT = Path("runs/deltas")
 # Enough for small tasks to settle and for large ones to finish.
 _ROWS_VISITED = 60_000
 _MOST_EPOCHS = 20
+# A head alone needs more, and they cost little: its features are computed once (DECISIONS.md).
+_HEAD_EPOCHS = 40
 
 
 def _known_reinit(text: str) -> str:
@@ -88,7 +90,9 @@ class FitConfig(BaseModel):
     epochs: Annotated[
         float | None,
         Field(
-            gt=0, description="passes over the train rows (default: about 60,000 rows, at most 20)"
+            gt=0,
+            description="passes over the train rows (default: about 60,000 rows, at most 20; "
+            "of a head alone 40)",
         ),
     ] = None
     lr: Annotated[
@@ -244,6 +248,13 @@ class FitConfig(BaseModel):
         return self.train_split or "train"
 
 
-def default_epochs(train_rows: int) -> float:
-    """Passes over the train rows when the user names none."""
+def default_epochs(train_rows: int, *, of_features: bool = False) -> float:
+    """Passes over the train rows when the user names none.
+
+    Args:
+        train_rows: how many there are.
+        of_features: only a head trains, on features that were computed once.
+    """
+    if of_features:
+        return float(_HEAD_EPOCHS)
     return min(float(_MOST_EPOCHS), round(_ROWS_VISITED / train_rows, 3))

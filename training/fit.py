@@ -117,7 +117,7 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
     refuse_seen_rows(start, config, data, parts)
     trainee = make_trainee(config, started_from, parts[0], data.task, start)
     _check_writable(path.parent)
-    loop = loop_config(config, trainee, parts[0])
+    loop = loop_config(config, trainee, parts)
     started = time.monotonic()
     outcome = _train(config, data.task, trainee, parts, loop, state, report)
     trainee.fold()

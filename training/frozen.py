@@ -66,6 +66,11 @@ class FrozenPart:
         """Whether nothing of the encoder trains."""
         return self.steps > self._config.num_layers
 
+    def can_keep(self, rows: Sequence[TokenizedRow], itemsize: int) -> bool:
+        """Whether the results of these rows need at most 2 GiB."""
+        lines = sum(1 if self._is_per_row else row.num_tokens for row in rows)
+        return lines * self._config.hidden_size * itemsize <= _MOST_BYTES
+
     def keep(self, rows: Sequence[TokenizedRow], itemsize: int) -> None:
         """Compute and keep the results of these rows, unless they need more than 2 GiB.
 
@@ -74,9 +79,8 @@ class FrozenPart:
         """
         if not self.steps:
             return
-        lines = sum(1 if self._is_per_row else row.num_tokens for row in rows)
-        if lines * self._config.hidden_size * itemsize > _MOST_BYTES:
-            logger.info("the frozen layers' results of %d tokens are too many to keep", lines)
+        if not self.can_keep(rows, itemsize):
+            logger.info("the frozen layers' results of %d rows are too many to keep", len(rows))
             return
         for part in _parts(rows):
             batch = pack([(row.input_ids, row.token_type_ids) for row in part], self._device)

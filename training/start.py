@@ -180,16 +180,18 @@ def label_weights(config: FitConfig, task: Task, split: Split) -> Tensor | None:
     return balanced_weights(task.kind, split.labels, len(task.labels))
 
 
-def loop_config(config: FitConfig, trainee: Trainee, split: Split) -> LoopConfig:
+def loop_config(config: FitConfig, trainee: Trainee, parts: tuple[Split, Split]) -> LoopConfig:
     """Options of the loop as numbers; defaults depend on the train rows and on the head's input."""
-    train_rows = len(split.rows)
-    epochs = config.epochs or default_epochs(train_rows)
+    rows, selection = (part.rows for part in parts)
+    train_rows = len(rows)
+    of_features = trainee.needs_only_features([*rows, *selection])
+    epochs = config.epochs or default_epochs(train_rows, of_features=of_features)
     rows_a_step = config.batch_size * config.accumulate
     steps = max(1, math.ceil(epochs * math.ceil(train_rows / rows_a_step)))
     learning_rate = config.lr or strategies.default_learning_rate(config.freeze)
     head_rate = config.head_lr or (learning_rate if config.freeze == "head" else 0.0)
     if not head_rate:
-        head_rate = float(f"{_HEAD_RATE / pooled_scale(trainee, split.rows[:_SCALE_ROWS]):.3g}")
+        head_rate = float(f"{_HEAD_RATE / pooled_scale(trainee, rows[:_SCALE_ROWS]):.3g}")
     evals = config.evals or max(_FEWEST_EVALS, round(epochs))
     if config.evals_per_epoch is not None:
         evals = max(1, round(epochs * config.evals_per_epoch))

@@ -93,6 +93,10 @@ class Trainee:
         """Compute what nothing trained changes, for rows that will come again and again."""
         self._frozen.keep(rows, self._dtype.itemsize)
 
+    def needs_only_features(self, rows: Sequence[TokenizedRow]) -> bool:
+        """Whether only the head trains, and these rows' pooled outputs can all be kept for it."""
+        return self._frozen.is_whole and self._frozen.can_keep(rows, self._dtype.itemsize)
+
     def pooled(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
         """Float32 pooled outputs [R, H] in the order of the rows.
 

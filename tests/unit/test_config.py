@@ -110,6 +110,7 @@ def test_options_that_do_not_go_together(given: dict[str, Any], sentence: str) -
 )
 def test_epochs_follow_the_number_of_rows(rows: int, epochs: float) -> None:
     assert default_epochs(rows) == epochs
+    assert default_epochs(rows, of_features=True) == 40
 
 
 def test_every_option_is_explained() -> None:

@@ -12,6 +12,7 @@ from training import frozen, strategies
 from training.frozen import lowest_trained
 from training.trainee import Trainee, initial_entries, initial_head
 
+FEATURES = 11 * 36 * 4  # bytes of a pooled output for each of `rows_of`, in float32
 WORDS = ["the", "film", "and", "very", "not"]
 
 
@@ -79,3 +80,24 @@ def test_too_much_to_keep_is_computed_anew(
     monkeypatch.setattr(frozen, "embed", None)
     with pytest.raises(TypeError):
         trainee.logits(rows)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "most_bytes", "expected"),
+    [
+        ("head", 11 * 36 * 4, True),
+        ("head", 11 * 36 * 4 - 1, False),
+        ("params:pooler", 2**31, False),
+    ],
+)
+def test_only_a_head_needs_only_features(
+    tiny_backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+    freeze: str,
+    most_bytes: int,
+    expected: bool,
+) -> None:
+    """All of them or none."""
+    monkeypatch.setattr(frozen, "_MOST_BYTES", most_bytes)
+    rows = rows_of(tiny_backbone)
+    assert trainee_of(tiny_backbone, freeze).needs_only_features(rows) is expected

@@ -1,4 +1,4 @@
-"""What a run starts from: the rows that `fisher` looks at."""
+"""What a run starts from: the rows that `fisher` looks at, and how long a run is by default."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from deltas import Backbone, DenseEntry, tokenize_texts
-from training import start
+from training import frozen, start
+from training.config import FitConfig
 from training.trainee import Split, Trainee, initial_head
 
 NAME = "bert.pooler.dense.bias"
@@ -60,3 +61,23 @@ def test_fisher_takes_all_rows_of_a_small_file(tiny_backbone: Backbone, labels: 
     scores = [start.fisher_scores(trainee, "single_label", split, seed) for seed in (0, 1)]
     assert labels == [0, 0, 0, 0, 1, 1, 1] * 2
     assert torch.equal(scores[0][NAME], scores[1][NAME])
+
+
+@pytest.mark.parametrize(("room", "epochs"), [(True, 40), (False, 20)])
+def test_a_head_alone_has_more_epochs_where_its_features_are_kept(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, room: bool, epochs: int
+) -> None:
+    """Where there is no room for them, each of its epochs costs as much as any other's."""
+    monkeypatch.setattr(frozen, "_MOST_BYTES", 2**31 if room else 0)
+    head = initial_head(2, tiny_backbone.config.hidden_size, 0)
+    alone = Trainee(tiny_backbone, {}, head, torch.device("cpu"), torch.float32)
+    parts = sorted_split(tiny_backbone, 6, 6), sorted_split(tiny_backbone, 2, 2)
+    for options, trainee, expected in (
+        ({}, alone, epochs),
+        ({"epochs": 3}, alone, 3),
+        ({"freeze": "bitfit"}, trainee_of(tiny_backbone), 20),
+    ):
+        config = FitConfig.model_validate(
+            {"task": "rte", "freeze": "head", "batch_size": 4} | options
+        )
+        assert start.loop_config(config, trainee, parts).steps == 3 * expected
