@@ -193,6 +193,29 @@ def test_balanced_classes_are_weighed_judged_and_reported(run: Run, tmp_path: Pa
     assert f1 == pytest.approx(balanced.manifest.metrics["validation"].values["macro_f1"])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("freeze", ["bitfit", "random:0.02", "head", "full"])
+def test_a_run_on_a_gpu_goes_on_bit_for_bit(
+    words: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    freeze: str,
+) -> None:
+    flags = {"freeze": freeze, "device": "cuda", "precision": "auto", "dropout": 0.1}
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert fit.main(words(**flags, out=whole)) == 0
+
+    def stopping(step: int, loss: float) -> None:
+        if step == 12:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.loop._check_finite", stopping)
+        assert fit.main(words(**flags, out=resumed)) == 130
+    assert fit.main(words(**flags, out=resumed, resume=True)) == 0
+    assert only_delta(whole).version == only_delta(resumed).version
+
+
 def test_evaluations_by_epoch_and_smoothing(run: Run) -> None:
     delta = run(evals_per_epoch=2, label_smoothing=0.1)
     assert delta.manifest.training.label_smoothing == 0.1
