@@ -127,6 +127,17 @@ def test_all_slots_pinned_leave_none(bank: Bank, loader: SlowLoader, store: Stor
         slots.parts(store.records[:2])
 
 
+@pytest.mark.parametrize("max_slots", [3, 4])
+def test_all_deltas_may_be_pinned(
+    bank: Bank, loader: SlowLoader, store: Store, max_slots: int
+) -> None:
+    records = store.records[:3]
+    pinned = {record.key for record in records}
+    slots = Slots(bank, loader.load, max_slots=max_slots, pinned=pinned)
+    assert slots.parts(records) == [records]
+    assert [*slots.claim(records)] == [record.key for record in records]
+
+
 def test_without_a_limit_nothing_gives_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
     slots = Slots(bank, loader.load)
     (part,) = slots.parts(store.records)
