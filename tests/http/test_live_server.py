@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from app import server as app_server
+from app.__main__ import main
 from app.server import _listen
 from app.settings import Settings
 
@@ -211,6 +213,18 @@ def test_threads_of_the_forward_pass_do_not_spin_for_long(
     with run_server(OMP_DISPLAY_ENV="verbose", DELTABERT_PORT="no", **given) as server:
         assert server.wait() == 2
     assert expected in server.output
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"), [({}, "false"), ({"TOKENIZERS_PARALLELISM": "true"}, "true")]
+)
+def test_the_tokenizer_has_no_threads_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str
+) -> None:
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(app_server, "main", lambda: 7)
+    assert main() == 7
+    assert environment["TOKENIZERS_PARALLELISM"] == expected
 
 
 def test_settings_that_can_not_be_used_are_one_line_each(run_server: Callable[..., Any]) -> None:
