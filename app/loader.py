@@ -3,8 +3,7 @@
 The first time everything about a file is checked. If it holds nothing but whole vectors and a head,
 where they lie is then kept as a *recipe*, with the digest of the file's bytes: while the bytes stay
 the same, loading it again is one read, one digest and one copy. A recipe is kept only if it gave,
-bit for bit, what the full check gave. Files are read, not mapped: one that is cut short while it is
-mapped ends the process.
+bit for bit, what the full check of the same bytes gave.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from app.bank import KINDS, Bank, Staged
-from deltas import Backbone, Delta, DenseEntry, Record, check_delta
+from deltas import Backbone, Delta, DenseEntry, Entry, Record, check_delta
+from deltas.format import read_content
 
 _HEAD = "classifier.weight", "classifier.bias"
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
@@ -80,22 +80,25 @@ class Loader:
             DeltaFormatError: the file is gone, damaged, or another one than the store saw.
             DeltaMismatchError: it doesn't fit the backbone.
         """
+        content = read_content(record.path)
         recipe = self._recipes.get(record.path)
-        content = None if recipe is None else _read(record.path)
-        if recipe is not None and content is not None:
+        if recipe is not None:
             if hashlib.sha256(content).digest() == recipe.digest:
                 return self._follow(recipe, content)
             self._recipes.pop(record.path, None)
-        delta = record.load()
+        delta = record.parse(content)
         check_delta(delta, self._backbone)
+        if not self._again or not all(_is_vector(entry) for entry in delta.entries.values()):
+            del content  # large files are those that have no recipe: not held twice
+            return self._bank.stage(delta)
         staged = self._bank.stage(delta)
-        if self._again and all(isinstance(e, DenseEntry) for e in delta.entries.values()):
-            self._remember(record.path, delta, staged)
+        self._remember(record.path, content, delta, staged)
         return staged
 
-    def _follow(self, recipe: _Recipe, content: bytearray) -> Staged:
+    def _follow(self, recipe: _Recipe, content: bytes) -> Staged:
         plan = recipe.plan
-        data = torch.frombuffer(content, dtype=torch.float32, offset=recipe.start)
+        # A copy, since PyTorch warns of memory that can't be written to.
+        data = torch.frombuffer(bytearray(content), dtype=torch.float32, offset=recipe.start)
         vectors = {}
         for kind, (sources, targets) in plan.vectors.items():
             own = data.index_select(0, sources).to(self._bank.vector_dtype)
@@ -106,22 +109,15 @@ class Loader:
         )
         return Staged(vectors, {}, {}, weight, bias)
 
-    def _remember(self, path: Path, delta: Delta, checked: Staged) -> None:
-        content = _read(path)
-        if checked.matrices or content is None:
-            return
-        try:
-            start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
-            header = json.loads(content[_LENGTH_BYTES:start])
-            header.pop("__metadata__")
-            text = repr(header)
-            if text not in self._plans:
-                self._plans[text] = self._plan(delta, header)
-            recipe = _Recipe(hashlib.sha256(content).digest(), start, self._plans[text])
-            found = self._follow(recipe, content)
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError):
-            return  # not the file that was checked a moment ago
-        if _same(found, checked):
+    def _remember(self, path: Path, content: bytes, delta: Delta, checked: Staged) -> None:
+        start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+        header = json.loads(content[_LENGTH_BYTES:start])
+        header.pop("__metadata__")
+        text = repr(header)
+        if text not in self._plans:
+            self._plans[text] = self._plan(delta, header)
+        recipe = _Recipe(hashlib.sha256(content).digest(), start, self._plans[text])
+        if _same(self._follow(recipe, content), checked):
             self._recipes[path] = recipe
 
     def _plan(self, delta: Delta, header: dict[str, dict[str, list[int]]]) -> _Plan:
@@ -141,21 +137,13 @@ class Loader:
         return _Plan(vectors, head)
 
 
+def _is_vector(entry: Entry) -> bool:
+    return isinstance(entry, DenseEntry) and entry.values.ndim == 1
+
+
 def _same(one: Staged, other: Staged) -> bool:
     pairs = [(one.head_weight, other.head_weight), (one.head_bias, other.head_bias)]
     if one.vectors.keys() != other.vectors.keys():
         return False
     pairs += [(vectors, other.vectors[kind]) for kind, vectors in one.vectors.items()]
     return all(torch.equal(a, b) for a, b in pairs)
-
-
-def _read(path: Path) -> bytearray | None:
-    """The whole file; None if there is none (any more), for the full check to say why."""
-    try:
-        if not path.is_file():  # opening a pipe would wait for its writer
-            return None
-        content = bytearray(path.stat().st_size)
-        with path.open("rb", buffering=0) as file:
-            return content if file.readinto(content) == len(content) else None
-    except OSError:
-        return None

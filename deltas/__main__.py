@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from deltas.atomic_write import write_atomically
 from deltas.backbone import load_backbone
 from deltas.card import card_path, render_card
 from deltas.delta import Delta
 from deltas.errors import DeltaError
 from deltas.export import export_folder
-from deltas.format import check_delta, read_delta, read_manifest, write_atomically
+from deltas.format import check_delta, read_delta, read_manifest
 from deltas.manifest import DataSetRef, EntryInfo, Manifest
 from deltas.store import Store, zoo_path
 

@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from deltas.atomic_write import write_atomically
 from deltas.errors import DeltaFormatError
-from deltas.format import write_atomically
 from deltas.store import zoo_path
 
 _FILE = "study.json"

@@ -20,19 +20,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
+from deltas.atomic_write import write_atomically
 from deltas.backbone import Backbone
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
 from deltas.errors import DeltaFormatError, DeltaMismatchError
@@ -43,6 +43,7 @@ HEAD_WEIGHT, HEAD_BIAS = "classifier.weight", "classifier.bias"
 _INDICES, _VALUES = ":indices", ":values"
 _VERSION_DIGITS = 16
 _MOST_LISTED = 10
+_LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
 _INT32_MAX = 2**31 - 1
 
 
@@ -82,26 +83,6 @@ def write_delta(delta: Delta, path: Path) -> Delta:
     )
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step that survives a crash at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(
-            0o666 & ~umask
-        )  # mkstemp makes it private; a server may be another user
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def read_delta(path: Path) -> Delta:
     """Read a delta and check everything that can be checked without its backbone.
 
@@ -109,7 +90,26 @@ def read_delta(path: Path) -> Delta:
         DeltaFormatError: not a delta, damaged, or inconsistent; the reason says what was found and
             expected.
     """
-    header, tensors = _read_file(path, with_tensors=True)
+    return parse_delta(path, read_content(path))
+
+
+def read_content(path: Path) -> bytes:
+    """All bytes of a file. Mapped, one that somebody cuts short would end the process (SIGBUS).
+
+    Raises:
+        DeltaFormatError: it can't be read, or its name is not that of a delta.
+    """
+    with _readable(path):
+        return path.read_bytes()
+
+
+def parse_delta(path: Path, content: bytes) -> Delta:
+    """`read_delta` of a file whose bytes have been read; the delta holds copies of its values."""
+    with _readable(path):
+        tensors = dict(sorted(load(content).items()))
+        end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+        header = json.loads(content[_LENGTH_BYTES:end]).get("__metadata__", {})
+    _check_keys(path, header)
     manifest = _parse_manifest(path, header["deltabert"])
     _check_tensors(path, manifest, tensors)
     version, digest = header["version"], header["digest"]
@@ -123,13 +123,15 @@ def read_delta(path: Path) -> Delta:
         head_weight=tensors[HEAD_WEIGHT],
         head_bias=tensors[HEAD_BIAS],
         version=version,
-        num_bytes=path.stat().st_size,
+        num_bytes=len(content),
     )
 
 
 def read_manifest(path: Path) -> tuple[Manifest, str]:
     """Read only the header: the manifest and the version. Tensors are not looked at."""
-    header, _ = _read_file(path, with_tensors=False)
+    with _readable(path), safe_open(path, framework="pt") as file:  # mapped only while it opens
+        header = file.metadata() or {}
+    _check_keys(path, header)
     return _parse_manifest(path, header["deltabert"]), header["version"]
 
 
@@ -186,8 +188,9 @@ def check_delta(delta: Delta, backbone: Backbone) -> None:
         raise DeltaMismatchError("total of parameters", total, delta.manifest.total_parameters)
 
 
-def _read_file(path: Path, *, with_tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return the header's metadata and the tensors of a file that is at least safetensors."""
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file that is not even safetensors into our own error."""
     if path.suffix != SUFFIX:
         raise DeltaFormatError(
             path, f"a delta's name ends in {SUFFIX}; pickled files are never opened"
@@ -195,21 +198,17 @@ def _read_file(path: Path, *, with_tensors: bool) -> tuple[dict[str, str], dict[
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
             raise DeltaFormatError(path, "not a file")
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = (
-                {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
-                if with_tensors
-                else {}
-            )
+        yield
     except FileNotFoundError:
         raise DeltaFormatError(path, "no such file") from None
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise DeltaFormatError(path, f"not a readable safetensors file ({error})") from error
-    if missing := [key for key in ("deltabert", "version", "digest") if key not in metadata]:
+
+
+def _check_keys(path: Path, header: dict[str, str]) -> None:
+    if missing := [key for key in ("deltabert", "version", "digest") if key not in header]:
         reason = f"safetensors, but no delta: the header lacks {' and '.join(missing)}"
         raise DeltaFormatError(path, reason)
-    return metadata, tensors
 
 
 def _parse_manifest(path: Path, text: str) -> Manifest:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from deltas.delta import Delta
 from deltas.errors import DeltaError, DeltaFormatError, DeltaNotFoundError
-from deltas.format import SUFFIX, check_backbone, read_delta, read_manifest
+from deltas.format import SUFFIX, check_backbone, parse_delta, read_content, read_manifest
 from deltas.manifest import BackboneRef, EntryInfo, Manifest
 
 DEFAULT_STRATEGY = "bitfit"
@@ -75,7 +75,11 @@ class Record:
         Raises:
             DeltaFormatError: it is damaged, or was replaced since the store was built.
         """
-        delta = read_delta(self.path)
+        return self.parse(read_content(self.path))
+
+    def parse(self, content: bytes) -> Delta:
+        """`load` for one who has read the file already."""
+        delta = parse_delta(self.path, content)
         if delta.version != self.version:
             raise DeltaFormatError(
                 self.path, f"changed from version {self.version} to {delta.version}; restart"

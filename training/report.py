@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from deltas.atomic_write import write_atomically
 from deltas.benchmark import StudyRow, study_path, write_study
-from deltas.format import write_atomically
 from training import tables
 from training.cells import MAIN, Cell, make_cells
 from training.errors import ConfigError, TrainingError

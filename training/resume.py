@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from deltas.format import content_digest, write_atomically
+from deltas.atomic_write import write_atomically
+from deltas.format import content_digest
 from training.errors import ConfigError
 
 _ENDING = ".state.safetensors"

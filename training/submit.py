@@ -21,9 +21,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deltas.atomic_write import write_atomically
 from deltas.backbone import Backbone, load_backbone
 from deltas.errors import DeltaError
-from deltas.format import write_atomically
 from deltas.hardware import DTYPES, pick_device, pick_precision
 from deltas.rows import tokenize_texts
 from deltas.store import Record, Store

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltas.atomic_write import write_atomically
 from deltas.backbone import DEFAULT_BACKBONE
 from deltas.card import card_path, render_card
 from deltas.errors import DeltaError
-from deltas.format import read_delta, read_manifest, write_atomically
+from deltas.format import read_delta, read_manifest
 from deltas.manifest import Manifest
 from deltas.store import delta_path, zoo_path
 from training.errors import DataError, TrainingError

@@ -481,6 +481,27 @@ def test_any_truncation_is_noticed(small: Path, tmp_path: Path) -> None:
         read_delta(path)
 
 
+def test_values_are_read_not_mapped(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapped file that somebody cuts short ends the process, with SIGBUS."""
+    expected = read_delta(good)
+
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("mapped")
+
+    monkeypatch.setattr("deltas.format.safe_open", refuse)
+    assert same(read_delta(good), expected)
+
+
+def test_types_that_nobody_knows(good: Path, tmp_path: Path) -> None:
+    """Of which safetensors knows more than PyTorch."""
+    for name in ("F4", "F6_E2M3", "F8_E8M0", "X1"):
+        path = tmp_path / "bad.safetensors"
+        content = json.dumps({"a": {"dtype": name, "shape": [8, 8], "data_offsets": [0, 64]}})
+        path.write_bytes(struct.pack("<Q", len(content)) + content.encode() + bytes(64))
+        with pytest.raises(DeltaFormatError, match="not a readable"):
+            read_delta(path)
+
+
 def test_values_do_not_follow_the_file(good: Path, tmp_path: Path) -> None:
     """What was checked is what is used, even if someone overwrites the file in place afterwards."""
     path = shutil.copy(good, tmp_path / "mine.safetensors")
