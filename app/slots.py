@@ -16,13 +16,14 @@ import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from threading import Lock
 
 from app.bank import Bank, Staged
+from app.daemon_threads import DaemonThreads
 from app.errors import DeltaUnavailableError
 from deltas import DeltaError, DeltaFormatError, Record
 
@@ -90,7 +91,7 @@ class Slots:
         self._pinned = frozenset(pinned)
         self._load_timeout_s = load_timeout_s
         self._max_ahead = max_slots or _AHEAD_UNLIMITED
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="deltas")
+        self._threads = DaemonThreads(_THREADS, "deltas")
         self._lock = Lock()
         self._bank_lock = Lock()  # taken before the other one
         self._num_claims = 1

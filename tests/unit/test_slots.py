@@ -158,6 +158,19 @@ def test_loading_ahead_spares_the_wait(bank: Bank, loader: SlowLoader, store: St
     assert (slots.counts.prefetched, slots.counts.waited) == (1, 0)
 
 
+def test_a_file_that_hangs_does_not_hold_up_an_exit(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
+    daemons: list[bool] = []
+
+    def load(record: Record) -> Staged:
+        daemons.append(threading.current_thread().daemon)
+        return loader.load(record)
+
+    Slots(bank, load, max_slots=2).claim(store.records[:1])
+    assert daemons == [True]
+
+
 def test_no_lock_is_held_while_a_file_is_read(bank: Bank, loader: SlowLoader, store: Store) -> None:
     slots = Slots(bank, loader.load, max_slots=2)
     there, slow = store.records[:2]
