@@ -7,7 +7,8 @@ error, or when its caller is cancelled; in the last three cases rows that have n
 engine never do.
 
 What can't be answered in time is refused at once: the queue is bounded by how long its rows would
-have to wait at the pace measured (`app.pace`), and by rows and tokens, which bound its memory.
+have to wait at the pace measured (`app.pace`), and by rows and tokens, which bound its memory
+(`app.room`).
 
 Knows no torch and no HTTP.
 """
@@ -26,6 +27,7 @@ from app.crew import Crew, Runners
 from app.errors import DeadlineExceededError, NotReadyError, OverloadedError
 from app.jobs import Answer, BatchLimits, BatchObserver, Job, WaitLimit
 from app.pace import Pace
+from app.room import Room
 from app.row_queue import Row, RowQueue, count_tokens
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ class Batcher(Generic[R, T]):
         self._queue: RowQueue[Job[R, T]] = RowQueue(self._pace.short_budget)
         self._crew = Crew(runners, self._queue, limits, self._pace, observer, clock)
         self._jobs: set[Job[R, T]] = set()
-        self._announced_rows = 0
+        self._room = Room(self._queue, limits)
         self._idle = asyncio.Event()
         self._refusal: str | None = "the server is starting"
 
@@ -123,17 +125,17 @@ class Batcher(Generic[R, T]):
         self._check_room(key, num_rows, 0)
         announced_at = self._clock()
         held = num_rows
-        self._announced_rows += held
+        self._room.announce(key, held)
 
         def release() -> None:
             nonlocal held
-            self._announced_rows -= held
+            self._room.announce(key, -held)
             held = 0
 
         async def submit(rows: Sequence[R]) -> Answer[T]:
             timeout.reschedule(None)  # from here on the job minds its deadline
+            self._check_room(key, len(rows) - held, count_tokens(rows))
             release()
-            self._check_room(key, len(rows), count_tokens(rows))
             return await self._answer(rows, key, deadline, urgent=False)
 
         timeout = asyncio.timeout(deadline - announced_at)
@@ -210,19 +212,16 @@ class Batcher(Generic[R, T]):
             raise NotReadyError(self._refusal)
 
     def _check_room(self, key: Hashable, num_rows: int, num_tokens: int) -> None:
-        limits, queue = self._limits, self._queue
-        rows = queue.num_rows + self._announced_rows
-        too_many_tokens = queue.num_tokens + num_tokens > limits.max_queue_tokens
-        # A request that would not even fit an empty queue is taken when it is empty.
-        if rows + num_rows > limits.max_queue_rows or (too_many_tokens and queue.num_rows):
-            self._refuse(self._pace.seconds(queue.tokens_before(key), self._clock()))
+        if not self._room.has(key, num_rows, num_tokens):
+            self._refuse(self._pace.seconds(self._queue.tokens_before(key), self._clock()))
 
     def _refuse(self, wait_s: float, limit: WaitLimit | None = None) -> NoReturn:
         """Come back when what waits now will have been worked off."""
         self._observer.on_drop("rejected")
-        rows = self._queue.num_rows + self._announced_rows
         retry_after_s = min(max(math.ceil(wait_s), 1), _MAX_RETRY_AFTER_S)
-        raise OverloadedError(rows, self._queue.num_tokens, retry_after_s, wait_s, limit)
+        raise OverloadedError(
+            self._room.num_rows, self._queue.num_tokens, retry_after_s, wait_s, limit
+        )
 
     async def _outcome(self, job: Job[R, T]) -> None:
         """Wait for the job's end; raises how it ended if not well, and counts that."""
@@ -252,7 +251,7 @@ class Batcher(Generic[R, T]):
 
     @property
     def _is_idle(self) -> bool:
-        return not self._jobs and not self._announced_rows
+        return not self._jobs and not self._room.num_announced
 
     def _note_idle(self) -> None:
         if self._is_idle:

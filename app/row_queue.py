@@ -6,7 +6,7 @@ Plain data structure: no asyncio, no clock, no torch. `app.batcher` drives it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, KeysView, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -54,12 +54,14 @@ class _Lane(Generic[K]):
 
     Attributes:
         credit: how many tokens it may still give in this turn.
-        num_tokens: waiting.
+        num_rows: waiting.
+        num_tokens: of these.
         own: tokens of it in batches in which it was held back, older ones weighing less.
         shared: all tokens of those batches, weighed in the same way.
     """
 
     credit: int = QUANTUM_TOKENS
+    num_rows: int = 0
     num_tokens: int = 0
     own: float = 0.0
     shared: float = 0.0
@@ -144,6 +146,16 @@ class RowQueue(Generic[K]):
             key = self._lane_of[ticket]
             self._count(self._lanes[key], -len(waiting), -count_tokens(waiting))
             self._end(ticket, key)
+
+    @property
+    def keys(self) -> KeysView[Hashable]:
+        """Those with rows waiting, that of urgent ones among them."""
+        return self._lanes.keys()
+
+    def held_by(self, key: Hashable) -> tuple[int, int]:
+        """How many rows and tokens of a key wait."""
+        lane = self._lanes.get(key)
+        return (lane.num_rows, lane.num_tokens) if lane is not None else (0, 0)
 
     def tokens_before(self, key: Hashable) -> int:
         """About how many tokens are taken before a row of that key which would be added now.
@@ -235,6 +247,7 @@ class RowQueue(Generic[K]):
     def _count(self, lane: _Lane[K], num_rows: int, num_tokens: int) -> None:
         self.num_rows += num_rows
         self.num_tokens += num_tokens
+        lane.num_rows += num_rows
         lane.num_tokens += num_tokens
 
 

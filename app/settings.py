@@ -126,10 +126,17 @@ class Settings(BaseSettings):
     )
     max_batch_rows: int = Field(256, description="Most rows in one forward pass.", ge=1, le=65536)
     max_queue_rows: int = Field(
-        4096, description="Most rows waiting; more are answered 429.", ge=1, le=1_000_000
+        4096,
+        description="Most rows waiting; more are answered 429. Tasks with less than their share "
+        "may add up to as many again.",
+        ge=1,
+        le=1_000_000,
     )
     max_queue_tokens: int = Field(
-        262_144, description="Most tokens waiting; more are answered 429.", ge=16, le=100_000_000
+        262_144,
+        description="Most tokens waiting; more are answered 429, as with rows.",
+        ge=16,
+        le=100_000_000,
     )
     max_queue_s: float = Field(
         2.0,

@@ -303,6 +303,27 @@ def test_a_busy_task_does_not_shut_the_queue_for_others() -> None:
     run_paced(test, max_queue_s=2.0 + QUANTUM_TOKENS / 20 + 0.1)
 
 
+def test_a_busy_tasks_rows_do_not_shut_the_queue_for_others() -> None:
+    """Though they are as many as may wait."""
+
+    async def test(rig: Rig) -> None:
+        first = await rig.stall()
+        busy = [rig.submit(*range(25), key="busy") for _ in range(4)]
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match=r"is full \(100 rows"):
+            await rig.submit(1, key="busy")
+        other = rig.submit(7, key="other")
+        async with rig.batcher.announce(30, key="another", deadline=FAR) as submit:
+            late = [rig.submit(1, key=f"late{number}") for number in range(9)]
+            await asyncio.sleep(0)
+            rig.engine.gate.set()
+            assert len((await submit([Row(1, 1)] * 30)).results) == 30
+        assert (await other).results == [49]
+        await asyncio.gather(first, *busy, *late)
+
+    run(test)
+
+
 def test_nothing_is_refused_for_time_before_a_pace_is_known() -> None:
     async def test(rig: Rig) -> None:
         stalled = await rig.stall()

@@ -240,3 +240,18 @@ def test_who_is_held_back_waits_for_the_others_later_rows_too() -> None:
     while line.num_tokens > 1000:
         line.take(1000, 2000, now=0.0)
     assert line.tokens_before("busy") == line.num_tokens, "it was by itself in the last batch"
+
+
+def test_what_a_key_holds() -> None:
+    line: RowQueue[Ticket[Row]] = RowQueue(Pace().short_budget)
+    first, second = (Ticket([Row("a", 7), Row("b", 8)], 100.0, "mine") for _ in range(2))
+    line.add(first)
+    line.add(second)
+    assert (line.held_by("mine"), line.held_by("other")) == ((4, 30), (0, 0))
+    assert set(line.keys) == {"mine"}
+    line.take(1, 1000, now=0.0)
+    assert line.held_by("mine") == (3, 23)
+    line.remove(second)
+    assert line.held_by("mine") == (1, 8)
+    line.remove(first)
+    assert (line.held_by("mine"), set(line.keys)) == ((0, 0), set())

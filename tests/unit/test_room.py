@@ -1,0 +1,91 @@
+"""Room in the queue: limits for everybody, and what those may do who have less than their share."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+
+from app.jobs import BatchLimits
+from app.pace import Pace
+from app.room import Room
+from app.row_queue import RowQueue, Ticket
+
+LIMITS = BatchLimits(4, 100, max_queue_rows=100, max_queue_tokens=1000)
+
+
+@dataclass(frozen=True)
+class Row:
+    num_tokens: int
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.queue: RowQueue[Ticket[Row]] = RowQueue(Pace().short_budget)
+        self.room = Room(self.queue, LIMITS)
+
+    def add(self, key: str, num_rows: int, length: int = 1) -> None:
+        self.queue.add(Ticket([Row(length)] * num_rows, 1e9, key))
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_one_tasks_rows_leave_room_for_anothers(rig: Rig, announced: bool) -> None:
+    for _ in range(4):
+        assert rig.room.has("a", 25, 0)
+        rig.room.announce("a", 25) if announced else rig.add("a", 25)
+    assert not rig.room.has("a", 1, 0)
+    assert rig.room.has("b", 33, 0), "a third: for a, for b and for who comes next"
+    assert not rig.room.has("b", 34, 0)
+    rig.room.announce("b", 30)
+    assert rig.room.has("b", 3, 0)
+    assert not rig.room.has("b", 4, 0)
+    assert rig.room.has("c", 25, 0)
+    rig.room.announce("b", -30)
+    assert rig.room.has("c", 33, 0)
+
+
+@pytest.mark.parametrize("length", [1, 100])
+def test_the_same_with_tokens(rig: Rig, length: int) -> None:
+    rig.add("a", 1000 // length, length) if length > 1 else rig.add("a", 99, 10)
+    assert not rig.room.has("a", 0, 11)
+    assert rig.room.has("b", 0, 333)
+    assert not rig.room.has("b", 0, 334)
+
+
+def test_announced_rows_need_no_more_room(rig: Rig) -> None:
+    """However many others came meanwhile: they were promised it."""
+    rig.add("a", 100)
+    rig.room.announce("b", 33)
+    for number in range(9):
+        rig.add(f"c{number}", 7)
+    assert not rig.room.has("b", 1, 0)
+    assert rig.room.has("b", 0, 33)
+
+
+def test_an_empty_queue_takes_any_length(rig: Rig) -> None:
+    assert rig.room.has("a", 1, 10**6)
+    rig.add("a", 1)
+    assert not rig.room.has("a", 1, 10**6)
+
+
+def test_memory_is_bounded_whoever_comes() -> None:
+    """Whatever is asked by whomever: never more than twice the limits, and nobody beyond them who
+    has more than a share."""
+    draw = random.Random(3)
+    for _ in range(30):
+        rig, held = Rig(), Counter[str]()
+        for _ in range(200):
+            key, num_rows = f"task{draw.randrange(40)}", draw.randrange(1, 101)
+            waiting = rig.room.num_rows
+            if rig.room.has(key, num_rows, num_rows):
+                rig.add(key, num_rows)
+                held[key] += num_rows
+                assert waiting + num_rows <= 100 or held[key] <= 100 / (len(held) + 1)
+        assert rig.room.num_rows <= 200
