@@ -6,9 +6,9 @@ becomes a batch, or several side by side; there is no timer and no idle wait. Th
 error, or when its caller is cancelled; in the last three cases rows that have not reached the
 engine never do.
 
-What can't be answered in time is refused at once: the queue is bounded by how long its rows would
-have to wait at the pace measured (`app.pace`), and by rows and tokens, which bound its memory
-(`app.room`).
+What can't be answered in time is refused at once (`app.room`): the queue is bounded by how long its
+rows would have to wait at the pace measured (`app.pace`), and by rows and tokens, which bound its
+memory.
 
 Knows no torch and no HTTP.
 """
@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, TypeVar
 
 from app.crew import Crew, Runners
-from app.errors import DeadlineExceededError, NotReadyError, OverloadedError
-from app.jobs import Answer, BatchLimits, BatchObserver, Job, WaitLimit
+from app.errors import DeadlineExceededError, NotReadyError
+from app.jobs import Answer, BatchLimits, BatchObserver, Job
 from app.pace import Pace
 from app.room import Room
 from app.row_queue import Row, RowQueue, count_tokens
@@ -36,7 +35,6 @@ R = TypeVar("R", bound=Row)
 T = TypeVar("T")
 
 _DEAD = "the batch worker has died; the server must be restarted"
-_MAX_RETRY_AFTER_S = 60
 
 
 class Batcher(Generic[R, T]):
@@ -57,7 +55,7 @@ class Batcher(Generic[R, T]):
         self._queue: RowQueue[Job[R, T]] = RowQueue(self._pace.short_budget)
         self._crew = Crew(runners, self._queue, limits, self._pace, observer, clock)
         self._jobs: set[Job[R, T]] = set()
-        self._room = Room(self._queue, limits)
+        self._room = Room(self._queue, limits, self._pace, observer)
         self._idle = asyncio.Event()
         self._refusal: str | None = "the server is starting"
 
@@ -100,11 +98,7 @@ class Batcher(Generic[R, T]):
         Raises:
             OverloadedError: at the pace measured they would not begin to run in time.
         """
-        now = self._clock()
-        wait_s = self._pace.seconds(self._queue.tokens_before(key), now)
-        limit = self._limits.longest_wait(deadline - now)
-        if wait_s > limit.seconds:
-            self._refuse(wait_s, limit)
+        self._room.check_wait(key, deadline, self._clock())
 
     @asynccontextmanager
     async def announce(
@@ -117,13 +111,14 @@ class Batcher(Generic[R, T]):
 
         Raises:
             OverloadedError: there is no room, or they would wait too long.
+            DeadlineTooShortError: they take longer than they may, whatever else waits.
             NotReadyError: nothing is taken now.
             DeadlineExceededError: the deadline passed before the rows were submitted.
         """
         self._check_accepting()
         self.check_wait(key, deadline)
-        self._check_room(key, num_rows, 0)
         announced_at = self._clock()
+        self._room.check_size(key, num_rows, 0, announced_at)
         held = num_rows
         self._room.announce(key, held)
 
@@ -134,7 +129,7 @@ class Batcher(Generic[R, T]):
 
         async def submit(rows: Sequence[R]) -> Answer[T]:
             timeout.reschedule(None)  # from here on the job minds its deadline
-            self._check_room(key, len(rows) - held, count_tokens(rows))
+            self._check_room(key, rows, deadline, num_new=len(rows) - held)
             release()
             return await self._answer(rows, key, deadline, urgent=False)
 
@@ -164,6 +159,7 @@ class Batcher(Generic[R, T]):
 
         Raises:
             OverloadedError: the queue has no room for them, or they would wait too long.
+            DeadlineTooShortError: they take longer than they may, whatever else waits.
             DeadlineExceededError: the deadline passed first.
             BatchFailedError: the engine raised on these rows; the cause is chained.
             NotReadyError: starting, stopping or dead.
@@ -171,7 +167,7 @@ class Batcher(Generic[R, T]):
         self._check_accepting()
         if not urgent:
             self.check_wait(key, deadline)
-            self._check_room(key, len(rows), count_tokens(rows))
+            self._check_room(key, rows, deadline, num_new=len(rows))
         return await self._answer(rows, key, deadline, urgent=urgent)
 
     async def _answer(
@@ -211,17 +207,13 @@ class Batcher(Generic[R, T]):
         if self._refusal is not None:
             raise NotReadyError(self._refusal)
 
-    def _check_room(self, key: Hashable, num_rows: int, num_tokens: int) -> None:
-        if not self._room.has(key, num_rows, num_tokens):
-            self._refuse(self._pace.seconds(self._queue.tokens_before(key), self._clock()))
-
-    def _refuse(self, wait_s: float, limit: WaitLimit | None = None) -> NoReturn:
-        """Come back when what waits now will have been worked off."""
-        self._observer.on_drop("rejected")
-        retry_after_s = min(max(math.ceil(wait_s), 1), _MAX_RETRY_AFTER_S)
-        raise OverloadedError(
-            self._room.num_rows, self._queue.num_tokens, retry_after_s, wait_s, limit
-        )
+    def _check_room(
+        self, key: Hashable, rows: Sequence[R], deadline: float, *, num_new: int
+    ) -> None:
+        """Refuse rows, of which so many were not announced."""
+        now, num_tokens = self._clock(), count_tokens(rows)
+        self._room.check_size(key, num_new, num_tokens, now)
+        self._room.check_end(key, len(rows), num_tokens, deadline, now)
 
     async def _outcome(self, job: Job[R, T]) -> None:
         """Wait for the job's end; raises how it ended if not well, and counts that."""

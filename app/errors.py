@@ -10,6 +10,7 @@
     ├── BadResultError         500  the forward pass gave something that isn't an answer
     ├── NotReadyError          503  starting, stopping, or broken
     ├── DeltaUnavailableError  503  the delta's file can't be loaded now; others are served
+    ├── DeadlineTooShortError  504  could not be answered in time, even if nothing else waited
     └── DeadlineExceededError  504  not answered in time
 
 The exceptions hold facts and know nothing of HTTP; `describe_error` alone makes JSON of them.
@@ -27,7 +28,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from app.jobs import WaitLimit
+from app.jobs import THE_REQUEST, WaitLimit
 from deltas import DeltaNotFoundError
 
 MAX_LISTED = 100
@@ -154,6 +155,17 @@ class DeadlineExceededError(Exception):
         super().__init__(f"not answered within {allowed_s:.2f} s; try again, or send fewer rows")
 
 
+class DeadlineTooShortError(Exception):
+    """Rows are refused that take longer than their deadline leaves: to come back is no help."""
+
+    def __init__(self, num_rows: int, num_tokens: int, needed_s: float, left_s: float) -> None:
+        needed, left = _apart(needed_s, left_s)
+        super().__init__(
+            f"{num_rows:,} rows of {num_tokens:,} tokens would take {needed} s at the speed "
+            f"measured, {THE_REQUEST} leaves {left} s; send fewer rows at once, or allow more time"
+        )
+
+
 STATUSES: Mapping[type[Exception], tuple[int, str]] = {
     DeltaNotFoundError: (404, "not_found"),
     InvalidInputError: (422, "invalid_input"),
@@ -165,6 +177,7 @@ STATUSES: Mapping[type[Exception], tuple[int, str]] = {
     BadResultError: (500, "internal_error"),
     NotReadyError: (503, "not_ready"),
     DeltaUnavailableError: (503, "delta_unavailable"),
+    DeadlineTooShortError: (504, "deadline_too_short"),
     DeadlineExceededError: (504, "deadline_exceeded"),
 }
 _HTTP_CODES = {400: "malformed_json", 404: "unknown_path", 405: "method_not_allowed"}

@@ -6,11 +6,13 @@ load.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 _SHORT_S = 0.025
 _SHORT_PART = 8
 _SHORT_TOKENS = 512
+_KNOWN_S = 10.0  # so long a measurement is believed where nothing would put it right
 _MEMORY = 0.8  # weight of the past in the running mean of tokens per second
 
 
@@ -41,6 +43,7 @@ class Pace:
     def __init__(self, num_workers: int = 1) -> None:
         self._num_workers = num_workers
         self._tokens_per_s: float | None = None
+        self._told_at = -math.inf
         self._running: set[Running] = set()
 
     def begin(self, num_tokens: int, now: float, share: float = 1.0, *, rows_wait: bool) -> Running:
@@ -65,6 +68,15 @@ class Pace:
         # taken to be slow leaves no rows waiting, and nothing would ever be measured again.
         if running.is_telling or (past is not None and speed > past):
             self._tokens_per_s = speed if past is None else _MEMORY * past + (1 - _MEMORY) * speed
+            self._told_at = now
+
+    def is_known(self, now: float) -> bool:
+        """Whether the pace was measured lately.
+
+        A request that an idle engine refuses for an older one would be refused forever, as nothing
+        is measured then.
+        """
+        return now - self._told_at <= _KNOWN_S
 
     def seconds(self, num_tokens: int, now: float) -> float:
         """How long it takes until the running batches and so many tokens more are done.

@@ -16,7 +16,13 @@ import pytest
 
 from app.batcher import Batcher
 from app.crew import Runners
-from app.errors import BatchFailedError, DeadlineExceededError, NotReadyError, OverloadedError
+from app.errors import (
+    BatchFailedError,
+    DeadlineExceededError,
+    DeadlineTooShortError,
+    NotReadyError,
+    OverloadedError,
+)
 from app.jobs import BatchLimits
 from app.row_queue import QUANTUM_TOKENS
 
@@ -287,6 +293,55 @@ def test_what_can_not_begin_before_its_own_deadline_is_refused() -> None:
         with pytest.raises(OverloadedError, match=r"allows 0\.00 s"):
             rig.batcher.check_wait("busy", rig.clock.now - 1)
         rig.batcher.check_wait("busy", rig.clock.now + 4.1)
+
+    run_paced(test)
+
+
+def send(rig: Rig, announced: bool, num_rows: int, deadline: float) -> asyncio.Task[Any]:
+    """Rows of "other", announced first or not."""
+
+    async def announce() -> Any:
+        async with rig.batcher.announce(num_rows, key="other", deadline=deadline) as submit:
+            return await submit([Row(value) for value in range(num_rows)])
+
+    if announced:
+        return asyncio.create_task(announce())
+    return rig.submit(*range(num_rows), key="other", deadline=deadline)
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_what_would_begin_but_not_end_before_its_deadline_is_refused(announced: bool) -> None:
+    """What was done of it would be for nobody."""
+
+    async def test(rig: Rig) -> None:
+        rig.clock.now = 3.0  # 1 s for the running batch, 1.6 s for a turn, 2.5 s for its own rows
+        with pytest.raises(OverloadedError, match=r"would be 2\.60 s, .* allows 2\.50 s") as caught:
+            await send(rig, announced, 5, 3.0 + 5.0)
+        assert caught.value.retry_after_s == 3
+        assert rig.observer.drops == {"rejected": 1}
+        tasks.append(send(rig, announced, 5, 3.0 + 5.2))
+        await asyncio.sleep(0)
+        assert rig.batcher.queued_rows == 9
+
+    run_paced(test)
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_what_takes_longer_than_it_may_is_not_told_to_come_back(announced: bool) -> None:
+    async def test(rig: Rig) -> None:
+        rig.clock.now = 3.0
+        with pytest.raises(DeadlineTooShortError) as caught:
+            await send(rig, announced, 6, 3.0 + 2.9)
+        assert str(caught.value) == (
+            "6 rows of 60 tokens would take 3.00 s at the speed measured, the request's deadline "
+            "(its own, or DELTABERT_DEADLINE_S) leaves 2.90 s; send fewer rows at once, or allow "
+            "more time"
+        )
+        assert rig.observer.drops == {"rejected": 1}
+        rig.clock.now = 30.0  # who knows how fast it is by now
+        tasks.append(send(rig, announced, 6, 30.0 + 2.9))
+        await asyncio.sleep(0)
+        assert rig.batcher.queued_rows == 10
 
     run_paced(test)
 

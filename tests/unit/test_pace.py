@@ -82,3 +82,12 @@ def test_a_worker_of_several_gets_its_share_of_a_short_batch() -> None:
     assert [pace.short_budget(size) for size in (100, 1000, 2048, 8192)] == [100, 256, 256, 1024]
     pace.end(pace.begin(7_000, 0.0, 0.5, rows_wait=True), 1.0)
     assert [pace.short_budget(size) for size in (100, 1000, 2048, 8192)] == [100, 175, 175, 512]
+
+
+def test_a_pace_is_known_for_a_while() -> None:
+    assert not Pace().is_known(0.0)
+    pace = measured((1000, 1.0))
+    assert pace.is_known(10.0)
+    assert not pace.is_known(10.1)
+    pace.end(pace.begin(1, 20.0, rows_wait=False), 21.0)
+    assert not pace.is_known(21.0), "nothing was measured"
