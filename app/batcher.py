@@ -142,6 +142,10 @@ class Batcher(Generic[R, T]):
                 raise
             self._observer.on_drop("expired")
             raise DeadlineExceededError(deadline - announced_at) from None
+        except asyncio.CancelledError:
+            if held:  # else the job has counted it
+                self._observer.on_drop("cancelled")
+            raise
         finally:
             release()
             self._note_idle()

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Header, Path, Request, Response
 
 from app.admission import deadline_of
 from app.disconnect import while_connected
-from app.errors import DeadlineExceededError
+from app.errors import BadResultError, DeadlineExceededError, DeltaUnavailableError
 from app.limits import JsonRoute
+from app.pipeline import RowLogits
 from app.predictions import to_predictions
 from app.routes.responses import documented
 from app.schemas import (
@@ -99,19 +100,25 @@ async def _answer(
         results = await serving.pipeline.run(
             body.inputs, records, key=key, deadline=deadline, trace=request.state.trace
         )
+        answers = [
+            _target(record, rows, body.top_k) for record, rows in zip(records, results, strict=True)
+        ]
     except DeadlineExceededError:
         raise DeadlineExceededError(deadline - started) from None  # from the arrival on
-    answers = []
-    for record, rows in zip(records, results, strict=True):
-        task, strategy = record.manifest.key
-        serving.metrics.on_rows(task, strategy, len(rows))
-        answers.append(
-            TargetPredictions(
-                task=task,
-                strategy=strategy,
-                version=record.version,
-                kind=record.manifest.task.kind,
-                predictions=to_predictions(record.manifest.task, rows, body.top_k),
-            )
-        )
+    except (BadResultError, DeltaUnavailableError):
+        serving.metrics.on_drop("failed")  # which the batcher took for results
+        raise
+    for answer in answers:
+        serving.metrics.on_rows(answer.task, answer.strategy, len(answer.predictions))
     return answers
+
+
+def _target(record: Record, rows: Sequence[RowLogits], top_k: int | None) -> TargetPredictions:
+    task, strategy = record.manifest.key
+    return TargetPredictions(
+        task=task,
+        strategy=strategy,
+        version=record.version,
+        kind=record.manifest.task.kind,
+        predictions=to_predictions(record.manifest.task, rows, top_k),
+    )

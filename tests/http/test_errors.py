@@ -92,6 +92,9 @@ def test_a_failing_engine_is_a_500_that_gives_nothing_away(
     assert "request id" in error["message"]
     assert "internal detail" not in response.text
     assert SECRET not in caplog.text
+    text = broken.get("/metrics").text
+    assert 'deltabert_dropped_requests_total{reason="failed"} 1.0' in text
+    assert "deltabert_rows_total{" not in text
     assert broken.get("/health/live").status_code == 200
     assert client.post("/predict/toy2", json={"inputs": "x"}).status_code == 200
 

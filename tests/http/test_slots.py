@@ -105,6 +105,7 @@ def test_a_file_spoilt_after_the_start_fails_its_own_requests(
             assert str(folder) not in error["message"]
         else:
             assert answer.status_code == 200, answer.text
+    assert metric(few, 'deltabert_dropped_requests_total{reason="failed"}') == 2
     assert few.get("/health/ready").status_code == 200
     path.write_bytes(content)
     assert predict(few, {"task": "toymulti", "strategy": "bitfit"}).status_code == 200

@@ -431,6 +431,28 @@ def test_the_deadline_covers_what_comes_before_the_queue() -> None:
     assert run(test).observer.drops == {"expired": 1}
 
 
+@pytest.mark.parametrize("submitted", [False, True])
+def test_a_cancelled_request_is_counted_once_whenever_that_is(submitted: bool) -> None:
+    async def test(rig: Rig) -> None:
+        first = await rig.stall()
+
+        async def request() -> None:
+            async with rig.batcher.announce(1, deadline=FAR) as submit:
+                if submitted:
+                    await submit([Row(1)])
+                await asyncio.sleep(30)
+
+        gone = asyncio.create_task(request())
+        await asyncio.sleep(0)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        rig.engine.gate.set()
+        await first
+
+    assert run(test).observer.drops == {"cancelled": 1}
+
+
 def test_what_was_announced_is_finished_by_a_stop() -> None:
     async def test(rig: Rig) -> None:
         tokenized = asyncio.Event()
