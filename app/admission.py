@@ -60,10 +60,18 @@ class Admission:
 def deadline_of(scope: Scope, serving: Serving) -> float:
     """When a prediction must be answered: the server's limit or the client's, if that is sooner.
 
+    Both count from the arrival, so that they cover the reading of the body.
+
     A header that is no number is left to FastAPI, which refuses it.
     """
     timeout_s = serving.deadline_s
     for name, value in scope["headers"]:
         if name == _TIMEOUT and value.isdigit():
             timeout_s = min(timeout_s, int(value[:12]) / 1000)
-    return serving.clock() + timeout_s
+    return arrival_of(scope) + timeout_s
+
+
+def arrival_of(scope: Scope) -> float:
+    """When a request arrived, on the batcher's clock."""
+    arrived_at: float = scope["state"]["arrived_at"]
+    return arrived_at

@@ -55,11 +55,12 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
+        arrived_at = time.monotonic()  # the batcher's clock
         request_id = _request_id(scope)
         token = request_id_var.set(request_id)
         trace = Trace()
-        scope.setdefault("state", {}).update(request_id=request_id, trace=trace)
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, trace=trace, arrived_at=arrived_at)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -77,7 +78,7 @@ class Edge:
                 raise
             await error_response(error, request_id)(scope, receive, send_with_id)
         finally:
-            self._note(scope, status or 499, time.perf_counter() - started, trace)
+            self._note(scope, status or 499, time.monotonic() - arrived_at, trace)
             request_id_var.reset(token)
 
     def _note(self, scope: Scope, status: int, seconds: float, trace: Trace) -> None:

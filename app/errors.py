@@ -5,6 +5,8 @@
     ├── TooLargeError          413  too many rows, characters or bytes
     ├── UnsupportedBodyError   415  not JSON, or compressed
     ├── OverloadedError        429  the queue is full, or too slow; carries when to come back
+    ├── BodyTimeoutError       408  the body takes too long to arrive
+    ├── BodiesOverloadedError  429  too many bytes of bodies are in memory
     ├── ClientGoneError        499  nobody waits for the answer any more
     ├── BatchFailedError       500  the forward pass failed; the cause is in the log
     ├── BadResultError         500  the forward pass gave something that isn't an answer
@@ -102,6 +104,28 @@ class OverloadedError(Exception):
         super().__init__(f"{why}; try again in {retry_after_s} s")
 
 
+class BodyTimeoutError(Exception):
+    """A body has not arrived in its time."""
+
+    def __init__(self, allowed_s: float) -> None:
+        super().__init__(
+            f"the body did not arrive within {allowed_s:g} s; send less at once, or raise "
+            f"DELTABERT_BODY_TIMEOUT_S"
+        )
+
+
+class BodiesOverloadedError(Exception):
+    """The bodies of all requests together are too large."""
+
+    retry_after_s = 1  # bodies come and go with their requests
+
+    def __init__(self, allowed: int) -> None:
+        super().__init__(
+            f"the bodies of all requests have more than {allowed:,} bytes "
+            f"(DELTABERT_MAX_BODIES_BYTES); try again in {self.retry_after_s} s"
+        )
+
+
 def _apart(more: float, less: float) -> tuple[str, str]:
     """Two numbers in as few decimals, at least two, as tell them apart."""
     for decimals in range(2, 16):
@@ -171,7 +195,9 @@ STATUSES: Mapping[type[Exception], tuple[int, str]] = {
     InvalidInputError: (422, "invalid_input"),
     TooLargeError: (413, "too_large"),
     UnsupportedBodyError: (415, "unsupported_body"),
+    BodyTimeoutError: (408, "body_timeout"),
     OverloadedError: (429, "overloaded"),
+    BodiesOverloadedError: (429, "overloaded"),
     ClientGoneError: (499, "client_gone"),
     BatchFailedError: (500, "internal_error"),
     BadResultError: (500, "internal_error"),
@@ -180,6 +206,7 @@ STATUSES: Mapping[type[Exception], tuple[int, str]] = {
     DeadlineTooShortError: (504, "deadline_too_short"),
     DeadlineExceededError: (504, "deadline_exceeded"),
 }
+_BODY_ERRORS = TooLargeError, BodyTimeoutError, BodiesOverloadedError
 _HTTP_CODES = {400: "malformed_json", 404: "unknown_path", 405: "method_not_allowed"}
 _GENERIC = "the server failed on this request; its log has the cause under this request id"
 
@@ -189,7 +216,7 @@ def describe_error(error: Exception, request_id: str) -> tuple[int, dict[str, An
     status, code, message = 500, "internal_error", _GENERIC
     details: Any = None
     headers: dict[str, str] = {}
-    if isinstance(error, HTTPException) and isinstance(error.__cause__, TooLargeError):
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, _BODY_ERRORS):
         error = error.__cause__  # the only way out of FastAPI's reading of a body
     if isinstance(error, RequestValidationError):
         status, code, message, details = _from_validation(error)
@@ -200,7 +227,7 @@ def describe_error(error: Exception, request_id: str) -> tuple[int, dict[str, An
         status, code = STATUSES[type(error)]
         if status != HTTPStatus.INTERNAL_SERVER_ERROR:
             message, details = str(error), _details(error)
-        if isinstance(error, OverloadedError):
+        if isinstance(error, OverloadedError | BodiesOverloadedError):
             headers["Retry-After"] = str(error.retry_after_s)
     body = {"code": code, "message": message, "details": details, "request_id": request_id}
     return status, {"error": body}, headers

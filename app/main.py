@@ -87,7 +87,12 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
         app.add_exception_handler(kind, _answer_error)
     # The last one added is the outermost.
     app.add_middleware(Admission)
-    app.add_middleware(BodyLimit, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_body_bytes=settings.max_body_bytes,
+        max_bodies_bytes=settings.max_bodies_bytes,
+        timeout_s=settings.body_timeout_s,
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -172,6 +172,15 @@ class Settings(BaseSettings):
         ge=1024,
         le=2**30,
     )
+    max_bodies_bytes: int = Field(
+        64 * 2**20,
+        description="Most bytes in the bodies of all requests at a time; more are answered 429.",
+        ge=1024,
+        le=2**40,
+    )
+    body_timeout_s: float = Field(
+        10.0, description="Seconds for a request body to arrive; then 408.", gt=0, le=3600
+    )
     log_format: Annotated[Literal["text", "json"], Lowercase] = Field(
         "text", description="One log record a line, as text or as a JSON object."
     )
@@ -188,6 +197,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}MAX_ROWS_PER_REQUEST is {self.max_rows_per_request}, more than "
                 f"{PREFIX}MAX_QUEUE_ROWS ({self.max_queue_rows}); lower one or raise the other"
+            )
+        if self.max_body_bytes > self.max_bodies_bytes:
+            raise ValueError(
+                f"{PREFIX}MAX_BODY_BYTES is {self.max_body_bytes}, more than "
+                f"{PREFIX}MAX_BODIES_BYTES ({self.max_bodies_bytes}); lower one or raise the other"
             )
         return self
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Request, Response
 
-from app.admission import deadline_of
+from app.admission import arrival_of, deadline_of
 from app.disconnect import while_connected
 from app.errors import BadResultError, DeadlineExceededError, DeltaUnavailableError
 from app.limits import JsonRoute
@@ -27,7 +27,7 @@ from deltas import Record
 router = APIRouter(
     tags=["predictions"],
     route_class=JsonRoute,
-    responses=documented(400, 404, 413, 415, 422, 429, 500, 503, 504),
+    responses=documented(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
 )
 
 TaskName = Annotated[str, Path(description="A task of GET /tasks.", max_length=256)]
@@ -94,7 +94,6 @@ async def _answer(
     key: str | None,
 ) -> list[TargetPredictions]:
     """Run the rows; `key` is the task in whose turns they run, None for those of several."""
-    started = serving.clock()
     deadline = deadline_of(request.scope, serving)
     try:
         results = await serving.pipeline.run(
@@ -104,7 +103,7 @@ async def _answer(
             _target(record, rows, body.top_k) for record, rows in zip(records, results, strict=True)
         ]
     except DeadlineExceededError:
-        raise DeadlineExceededError(deadline - started) from None  # from the arrival on
+        raise DeadlineExceededError(deadline - arrival_of(request.scope)) from None
     except (BadResultError, DeltaUnavailableError):
         serving.metrics.on_drop("failed")  # which the batcher took for results
         raise

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 
 from app.errors import (
+    BodyTimeoutError,
     DeadlineExceededError,
     InvalidInputError,
     NotReadyError,
@@ -25,6 +26,7 @@ _ERRORS: dict[str, Exception] = {
     "The body is not valid JSON, or is nested too deeply.": RequestValidationError(
         [{"type": "json_invalid", "loc": ("body", 12), "ctx": {"error": "Expecting value"}}]
     ),
+    "The body takes too long to arrive.": BodyTimeoutError(10.0),
     "No such task, strategy or version; near matches are given.": DeltaNotFoundError(
         "task", "sentimint", ["sentiment", "spam"]
     ),

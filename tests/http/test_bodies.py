@@ -1,0 +1,147 @@
+"""Bodies that trickle in, stop, or are too much together: an answer in time, and no memory held."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.types import Message
+
+from app.settings import Settings
+
+MakeApp = Callable[..., FastAPI]
+Part = bytes | Callable[[], Awaitable[Any]]  # what comes, or what is waited for before the next
+WHOLE = b'{"inputs": "a good film"}'
+HALF, OTHER_HALF = WHOLE[:15], WHOLE[15:]
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+async def a_moment() -> None:
+    await asyncio.sleep(0.05)
+
+
+async def send_parts(
+    app: FastAPI, parts: Sequence[Part], **headers: str
+) -> tuple[int, dict[bytes, bytes], Any]:
+    """Status, headers and body of the answer to a prediction whose body comes in parts."""
+    unread = list(parts)
+    answer: list[Message] = []
+
+    async def receive() -> Message:
+        while unread and not isinstance(unread[0], bytes):
+            await unread.pop(0)()  # type: ignore[operator]
+        if not unread:
+            await never()
+        return {"type": "http.request", "body": unread.pop(0), "more_body": bool(unread)}
+
+    async def send(message: Message) -> None:
+        answer.append(message)
+
+    path = "/predict/toy2"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode()}
+    scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http"}
+    scope |= {"server": ("test", 80), "client": ("test", 1)}
+    given = {"content-type": "application/json"} | headers
+    scope["headers"] = [(n.replace("_", "-").encode(), v.encode()) for n, v in given.items()]
+    await app(scope, receive, send)
+    start, *rest = answer
+    body = b"".join(message.get("body", b"") for message in rest)
+    return start["status"], dict(start["headers"]), json.loads(body)
+
+
+def run(app: FastAPI, test: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with app.router.lifespan_context(app):
+            await test()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [never, WHOLE],
+        [HALF, never, OTHER_HALF],
+        [part for _ in range(99) for part in (b" ", a_moment)],
+    ],
+    ids=["never begins", "stops", "trickles"],
+)
+def test_a_slow_body_is_a_408_and_the_end_of_its_connection(
+    make_app: MakeApp, parts: Sequence[Part]
+) -> None:
+    """Whoever sends the rest of it later would hold the connection for as long."""
+    app = make_app(body_timeout_s=0.3)
+
+    async def test() -> None:
+        status, headers, body = await asyncio.wait_for(send_parts(app, parts), 10)
+        assert (status, body["error"]["code"]) == (408, "body_timeout")
+        assert body["error"]["message"] == (
+            "the body did not arrive within 0.3 s; send less at once, or raise "
+            "DELTABERT_BODY_TIMEOUT_S"
+        )
+        assert headers[b"connection"] == b"close"
+
+    run(app, test)
+
+
+def test_a_body_that_comes_in_time_may_wait_for_its_answer(make_app: MakeApp, gate: Any) -> None:
+    app = make_app(body_timeout_s=0.2)
+
+    async def test() -> None:
+        gate.close()
+        asyncio.get_running_loop().call_later(0.5, gate.is_open.set)
+        status, headers, _ = await send_parts(app, [HALF, a_moment, OTHER_HALF])
+        assert status == 200
+        assert b"connection" not in headers
+
+    run(app, test)
+
+
+def test_bodies_are_bounded_together(make_app: MakeApp, gate: Any) -> None:
+    """Those of requests that wait for their answers count, those that were answered don't."""
+    app = make_app(max_body_bytes=1500, max_bodies_bytes=2000)
+    large = WHOLE[:-1] + b" " * 1000 + b"}"
+
+    async def test() -> None:
+        gate.close()
+        waiting = asyncio.create_task(send_parts(app, [large]))
+        assert await asyncio.to_thread(gate.entered.wait, 5)
+        status, headers, body = await send_parts(app, [large[:990], large[990:]])
+        assert (status, body["error"]["code"]) == (429, "overloaded")
+        assert body["error"]["message"] == (
+            "the bodies of all requests have more than 2,000 bytes (DELTABERT_MAX_BODIES_BYTES); "
+            "try again in 1 s"
+        )
+        assert headers[b"retry-after"] == b"1"
+        small = asyncio.create_task(send_parts(app, [WHOLE]))
+        gate.is_open.set()
+        assert [(await task)[0] for task in (waiting, small)] == [200, 200]
+        for _ in range(4):
+            assert (await send_parts(app, [large]))[0] == 200
+
+    run(app, test)
+
+
+def test_one_body_is_never_more_than_all() -> None:
+    with pytest.raises(ValueError, match="MAX_BODY_BYTES is 3000, more than DELTABERT_MAX_BODIES"):
+        Settings(max_body_bytes=3000, max_bodies_bytes=2000)
+
+
+def test_the_deadline_counts_from_the_arrival(make_app: MakeApp) -> None:
+    """However long the body takes."""
+    app = make_app()
+
+    async def test() -> None:
+        parts: list[Part] = [HALF, a_moment, a_moment, OTHER_HALF]
+        status, _, body = await send_parts(app, parts, x_request_timeout_ms="60")
+        assert (status, body["error"]["code"]) == (504, "deadline_exceeded")
+        assert "within 0.06 s" in body["error"]["message"]
+
+    run(app, test)
