@@ -24,6 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.admission import Admission
 from app.batcher import Batcher
+from app.catalogue import Catalogue
 from app.crew import Runners
 from app.edge import REQUEST_ID_HEADER, Edge
 from app.engine import Engine, EngineRow, Outcome
@@ -112,6 +113,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     engine, tuning = await asyncio.to_thread(
         run_in_own_thread, lambda: _start_engine(settings, app.state.backbone)
     )
+    catalogue = await asyncio.to_thread(Catalogue.of, engine)
     described = {**engine.describe(), "threads": tuning.threads, "workers": tuning.workers}
     _log_start(settings, engine, described | {"batch_tokens": tuning.batch_tokens})
     limits = BatchLimits(
@@ -134,6 +136,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         batcher=batcher,
         pipeline=Pipeline(engine, batcher, request_limits),
         readiness=Readiness(engine, batcher, settings.ready_timeout_s),
+        catalogue=catalogue,
         metrics=metrics,
         deadline_s=settings.deadline_s,
     )

@@ -35,6 +35,7 @@ class Readiness:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
+        self._records = sorted(engine.store.records, key=lambda record: record.num_bytes)
         self._batcher = batcher
         self._timeout_s = timeout_s
         self._clock = clock
@@ -59,12 +60,11 @@ class Readiness:
 
     async def _predict(self) -> float | str:
         """The prediction's milliseconds, or what went wrong."""
-        records = self._engine.store.records
-        if not records:
+        if not self._records:
             return "no deltas are served; the log of the start says why"
         # One that is loaded, if any: a file that went bad is not the whole server's trouble.
-        loaded = [record for record in records if record in self._engine.slots]
-        smallest = min(loaded or records, key=lambda record: record.num_bytes)
+        loaded = (record for record in self._records if record in self._engine.slots)
+        smallest = next(loaded, self._records[0])
         texts = self._engine.trial(smallest)
         started = self._clock()
         try:

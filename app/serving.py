@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.batcher import Batcher
+from app.catalogue import Catalogue
 from app.engine import Engine, EngineRow, Outcome
 from app.errors import NotReadyError
 from app.metrics import Metrics
@@ -30,6 +31,7 @@ class Serving:
     batcher: Batcher[EngineRow, Outcome]
     pipeline: Pipeline
     readiness: Readiness
+    catalogue: Catalogue
     metrics: Metrics
     deadline_s: float
     clock: Callable[[], float] = time.monotonic

@@ -64,7 +64,7 @@ class Record:
     num_bytes: int
     is_default: bool = True
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, str, str]:
         """(task, strategy, version): no two records of a store share it."""
         return (*self.manifest.key, self.version)

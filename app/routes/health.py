@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -14,17 +16,18 @@ from app.serving import ServingDep
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/", summary="Say what this is")
-async def index(request: Request, serving: ServingDep) -> dict[str, Any]:
+@router.get("/", summary="Say what this is", response_model=dict[str, Any])
+async def index(request: Request, serving: ServingDep) -> Response:
     """Name, version, tasks, and where to read on."""
-    return {
+    about = {
         "name": request.app.title,
         "version": request.app.version,
         "backbone": serving.engine.backbone.ref.id,
-        "tasks": serving.engine.store.tasks,
         "docs": "/docs",
         "openapi": "/openapi.json",
     }
+    text = f'{json.dumps(about)[:-1]}, "tasks": {serving.catalogue.task_names}}}'
+    return Response(text, media_type="application/json")
 
 
 @router.get("/health/live", summary="Is the process alive?", responses=documented(503))
@@ -53,4 +56,6 @@ async def ready(serving: ServingDep) -> Ready:
 )
 async def metrics(serving: ServingDep) -> Response:
     """Requests, rows, batches, queue, deltas and process figures."""
-    return Response(serving.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    # With thousands of deltas it takes longer than a probe may wait for the event loop.
+    text = await asyncio.to_thread(serving.metrics.render)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

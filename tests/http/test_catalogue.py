@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.routes import catalogue
+from app import catalogue
 from deltas import Backbone, TaskSpec, delta_path, read_delta, read_manifest, write_delta
 from deltas.benchmark import StudyRow, write_study
 from deltas.manifest import DataSetRef
@@ -113,11 +113,11 @@ def test_benchmark(client: TestClient, tiny_backbone: Backbone) -> None:
 
 
 def test_benchmark_serves_the_study_of_this_backbone(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    start: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "study.json"
     monkeypatch.setattr(catalogue, "study_path", lambda: path)
-    assert client.get("/benchmark").json()["study"] == []
+    assert start().get("/benchmark").json()["study"] == []
     row = {
         "part": "main",
         "task": "rte",
@@ -143,7 +143,18 @@ def test_benchmark_serves_the_study_of_this_backbone(
     }
     ours = StudyRow.model_validate(row)
     write_study(path, [ours, ours.model_copy(update={"backbone": "another"})])
-    assert client.get("/benchmark").json()["study"] == [row]
+    assert start().get("/benchmark").json()["study"] == [row]
+
+
+def test_listings_and_probes_look_at_no_delta(start: Callable[..., TestClient]) -> None:
+    """With thousands of them the event loop would answer nobody for as long."""
+    client = start()
+    paths = ("/", "/tasks", "/deltas", "/benchmark")
+    expected = [client.get(path).content for path in paths]
+    store = client.app.state.serving.engine.store  # type: ignore[attr-defined]
+    store.__dict__["records"] = store.__dict__["_by_task"] = object()
+    assert [client.get(path).content for path in paths] == expected
+    assert client.get("/health/ready").status_code == 200
 
 
 def test_a_damaged_file_is_listed_with_its_reason_and_harms_no_other(

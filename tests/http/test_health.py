@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from app import close_calls
 from app.engine import Engine
+from app.metrics import Metrics
 from deltas.hardware import multiplies_int8_exactly
 
 CheckError = Callable[..., dict[str, Any]]
@@ -148,6 +150,20 @@ def test_metrics(start: Callable[..., TestClient]) -> None:
     assert "process_resident_memory_bytes" in text
     assert "nope" not in text
     assert "unknown" not in text.replace("0+unknown", "")
+
+
+def test_metrics_are_not_written_in_the_event_loop(
+    start: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render = Metrics.render
+
+    def render_elsewhere(metrics: Metrics) -> bytes:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return render(metrics)
+
+    monkeypatch.setattr(Metrics, "render", render_elsewhere)
+    assert start().get("/metrics").status_code == 200
 
 
 def test_two_apps_count_for_themselves(start: Callable[..., TestClient]) -> None:
