@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,27 @@ def test_near_matches_ignore_case_and_come_best_first() -> None:
     assert str(error) == (
         "unknown task 'COAL'. Did you mean 'cola' or 'cola2'? Available: cola, cola2, rte, sst2"
     )
+
+
+def test_of_thousands_of_names_few_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that stand near in the alphabet, also at its ends."""
+    names = [f"task{number:05d}" for number in range(10_000)]
+    compared: list[int] = []
+    find = difflib.get_close_matches
+
+    def count(word: str, possibilities: Any, **more: Any) -> list[str]:
+        compared.append(len(possibilities))
+        return find(word, possibilities, **more)
+
+    monkeypatch.setattr(difflib, "get_close_matches", count)
+    for wanted, best in (
+        ("task05000x", "task05000"),
+        ("TASK04242", "task04242"),
+        ("taks00001", "task00001"),
+        ("tasks09999", "task09999"),
+    ):
+        assert best in DeltaNotFoundError("task", wanted, names).suggestions
+    assert max(compared) <= 500
 
 
 def test_nothing_alike_and_nothing_there() -> None:
