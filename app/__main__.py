@@ -13,9 +13,6 @@ def main() -> int:
     # sleep at once makes a row on an idle server wait twice as long. So: some ten microseconds.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # A single row with two texts is enough for the tokenizer to wake threads of its own, one a
-    # core. They take longer than one does (74 to 114 us against 57), and the cores are torch's.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from app import server
 
     return server.main()

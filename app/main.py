@@ -35,6 +35,7 @@ from app.logs import configure_logging
 from app.metrics import Metrics
 from app.openapi import openapi_of
 from app.pipeline import Pipeline, RequestLimits
+from app.process import prepare_process, settle_process, warn_of_spinning
 from app.readiness import Readiness
 from app.routes import catalogue, health, predict
 from app.serving import Serving
@@ -59,16 +60,19 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
     """Make the app; it loads nothing before it is started.
 
     Args:
-        settings: None reads the environment and sets up logging, for those who start the app as
-            uvicorn's factory.
+        settings: None reads the environment and sets up logging and the process, for those who
+            start the app as uvicorn's factory.
         backbone: one that is loaded already; None loads the one of the settings at start.
 
     Raises:
         SettingsError: the environment's settings can't be used.
     """
+    owns_process = settings is None
     if settings is None:
         settings = load_settings()
         configure_logging(settings.log_format, settings.log_level)
+        prepare_process()
+        warn_of_spinning()
     app = FastAPI(
         title="DeltaBERT",
         summary="One frozen BERT, many tasks.",
@@ -81,6 +85,7 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
     app.state.backbone = backbone
     app.state.metrics = Metrics()
     app.state.serving = None
+    app.state.owns_process = owns_process
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
     for router in (predict.router, catalogue.router, health.router):
         app.include_router(router)
@@ -113,7 +118,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     engine, tuning = await asyncio.to_thread(
         run_in_own_thread, lambda: _start_engine(settings, app.state.backbone)
     )
-    catalogue = await asyncio.to_thread(Catalogue.of, engine)
     described = {**engine.describe(), "threads": tuning.threads, "workers": tuning.workers}
     _log_start(settings, engine, described | {"batch_tokens": tuning.batch_tokens})
     limits = BatchLimits(
@@ -136,10 +140,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         batcher=batcher,
         pipeline=Pipeline(engine, batcher, request_limits),
         readiness=Readiness(engine, batcher, settings.ready_timeout_s),
-        catalogue=catalogue,
+        catalogue=await asyncio.to_thread(Catalogue.of, engine),
         metrics=metrics,
         deadline_s=settings.deadline_s,
     )
+    if app.state.owns_process:
+        settle_process()
     try:
         yield
     finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import logging
 import signal
 import socket
@@ -19,17 +18,13 @@ from fastapi import FastAPI
 
 from app.logs import configure_logging
 from app.main import create_app, open_store, pinned_records
+from app.process import prepare_process, settle_process
 from app.serving import Serving
 from app.settings import PREFIX, Settings, SettingsError, load_settings
 from app.worker import run_in_own_thread
-from deltas import DeltaError, keep_freed_memory, load_backbone, pick_device
+from deltas import DeltaError, load_backbone, pick_device
 
 logger = logging.getLogger("app")
-
-_GC_THRESHOLDS = 50_000, 20, 50
-# The forward pass takes the GIL again after each of its hundreds of steps. Beside a busy event loop
-# it took 2.9 times as long as alone with Python's 5 ms, and 2.2 times with this.
-_SWITCH_INTERVAL_S = 0.0005
 
 
 class _Server(uvicorn.Server):
@@ -37,10 +32,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # What lives as long as the process need not be searched for garbage; and a body of a
-        # million little lists must not have the loop search all of them, again and again.
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
+        settle_process()
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
@@ -72,8 +64,7 @@ def main() -> int:
     # Uvicorn sends itself the signal again once it is done; being asked to stop is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    keep_freed_memory()
+    prepare_process()
     try:
         pick_device(settings.device)
         with _listen(settings) as listener:

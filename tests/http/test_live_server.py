@@ -20,8 +20,6 @@ from typing import Any
 
 import pytest
 
-from app import server as app_server
-from app.__main__ import main
 from app.server import _listen
 from app.settings import Settings
 
@@ -215,18 +213,6 @@ def test_threads_of_the_forward_pass_do_not_spin_for_long(
     assert expected in server.output
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"), [({}, "false"), ({"TOKENIZERS_PARALLELISM": "true"}, "true")]
-)
-def test_the_tokenizer_has_no_threads_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str
-) -> None:
-    monkeypatch.setattr(os, "environ", environment)
-    monkeypatch.setattr(app_server, "main", lambda: 7)
-    assert main() == 7
-    assert environment["TOKENIZERS_PARALLELISM"] == expected
-
-
 def test_settings_that_can_not_be_used_are_one_line_each(run_server: Callable[..., Any]) -> None:
     with run_server(
         DELTABERT_PRECISON="fp32", DELTABERT_PORT="http", DELTABERT_DELTAS="/no/such/folder"
@@ -261,6 +247,7 @@ def test_uvicorn_can_use_the_factory(run_server: Callable[..., Any]) -> None:
     with run_server(arguments=factory) as server:
         url = f"http://127.0.0.1:{factory[-1]}"
         server.wait_for("serving 25 deltas", START_WITHIN_S)
+        assert server.output.count("GOMP_SPINCOUNT is not set") == 1, server.output
         for _ in range(100):  # uvicorn listens a moment later, and says so to nobody
             with suppress(urllib.error.URLError):
                 assert call(url + "/health/ready")[0] == 200, server.output
