@@ -178,21 +178,33 @@ def performance_tables() -> str:
 
 def _performance_table(name: str, title: str, report: dict[str, Any]) -> str:
     machine = report["machine"]
-    words = tomllib.loads((ROOT / ".make" / "ratios.toml").read_text(encoding="utf-8"))
+    about = tomllib.loads((ROOT / ".make" / "ratios.toml").read_text(encoding="utf-8"))
+    words, wanted = about["words"], about["wanted"]
+    shown = {key: value for key, value in report["ratios"].items() if key in words}
+    is_wanted = not wanted.keys().isdisjoint(shown)
     lines = [
         f"{title} (`make bench-{name}`): {machine['cpu']}, {machine['threads']} threads, "
         f"{machine['instructions']}, {report['precision']}, rows of {report['data']}. "
         f"{report.get('note', '')}".rstrip(),
         "",
-        "| | measured |",
-        "|---|---|",
+        "| | measured | wanted |" if is_wanted else "| | measured |",
+        "|---|---|---|" if is_wanted else "|---|---|",
     ]
-    lines += [
-        f"| {words[key]} | {value:.3g} |" for key, value in report["ratios"].items() if key in words
-    ]
+    for key, value in shown.items():
+        target = f" {_target(value, wanted.get(key))} |" if is_wanted else ""
+        lines.append(f"| {words[key]} | {value:.3g} |{target}")
     if "strategies" in report:
         lines += ["", *_losses_table(report["strategies"])]
     return "\n".join(lines) + "\n"
+
+
+def _target(value: float, wanted: str | None) -> str:
+    """What is wanted of a ratio, and whether that is missed."""
+    if wanted is None:
+        return ""
+    bound, _, number = wanted.rpartition(" ")
+    is_met = {"at least": value >= float(number), "at most": value <= float(number)}[bound]
+    return wanted if is_met else f"{wanted}: **missed**"
 
 
 def _losses_table(strategies: dict[str, dict[str, Any]]) -> list[str]:

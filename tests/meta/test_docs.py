@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,8 @@ from types import ModuleType
 import pytest
 
 from deltas.store import Store, zoo_path
+from tests.bench import precision
+from tests.bench.serving import RATIOS
 
 BINARY_SUFFIXES = {".safetensors", ".png", ".parquet"}
 # Folders in which people keep their checkouts and machines their mirrors; none of them is ours.
@@ -92,11 +95,37 @@ def test_precisions_are_shown_by_strategy(script: Callable[[str], ModuleType]) -
     table = script("readme")._performance_table("precision", "Precisions", report)
     first, *lines = table.splitlines()
     assert first.startswith("Precisions (`make bench-precision`): a processor, 2 threads, AVX512, ")
-    assert [line.rsplit(" | ", 1)[1] for line in lines[3:5]] == ["1.34 |", "0.361 |"]
+    assert lines[1:3] == ["| | measured | wanted |", "|---|---|---|"]
+    assert [line.split(" | ", 1)[1] for line in lines[3:5]] == [
+        "1.34 | at least 1.3 |",
+        "0.361 |  |",
+    ]
     assert lines[-2:] == [
         "| `bitfit` | 0 | 0.00% | 0.361 (rte) | 0.42% |",
         "| `random:0.001` | 0.361 (rte) | 0.42% | 0 | 0.00% |",
     ]
+
+
+def test_what_is_wanted_and_missed_is_said(script: Callable[[str], ModuleType]) -> None:
+    target = script("readme")._target
+    assert target(0.5, None) == ""
+    assert [target(value, "at least 0.9") for value in (0.9, 0.899)] == [
+        "at least 0.9",
+        "at least 0.9: **missed**",
+    ]
+    assert [target(value, "at most 3") for value in (3, 3.01)] == [
+        "at most 3",
+        "at most 3: **missed**",
+    ]
+
+
+def test_targets_are_those_of_the_benchmarks(root: Path) -> None:
+    """They are said in the README's tables and in the benchmarks' own; and of known ratios."""
+    about = tomllib.loads((root / ".make" / "ratios.toml").read_text(encoding="utf-8"))
+    assert about["wanted"].keys() <= about["words"].keys()
+    theirs = {name: f"at least {least:g}" for name, (_, _, least) in RATIOS.items() if least}
+    theirs |= precision.WANTED
+    assert about["wanted"] | theirs == about["wanted"]
 
 
 def test_settings_table_has_every_setting(readme: str, script: Callable[[str], ModuleType]) -> None:
