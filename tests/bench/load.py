@@ -3,8 +3,9 @@
     python -m tests.bench.load URL BODIES --connections 64 --seconds 10 [--rate N]
 
 BODIES is a file with one JSON body a line, each for POST /predict/<task> or /predict: {"path": ...,
-"rows": ..., "body": {...}}. Without --rate each connection sends its next request when it has its
-answer; with it requests are sent at fixed times, whether answers come or not. Prints one JSON line.
+"rows": ..., "tokens": ..., "body": {...}}. Without --rate each connection sends its next request
+when it has its answer; with it requests are sent at fixed times, whether answers come or not.
+Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 _PROBE_EVERY_S = 0.1
@@ -32,9 +33,18 @@ class Tally:
 
     statuses: Counter[int] = field(default_factory=Counter)
     rows: int = 0
+    tokens: int = 0
     seconds: list[float] = field(default_factory=list)
     live_seconds: list[float] = field(default_factory=list)
     without_retry_after: int = 0
+
+
+class Request(NamedTuple):
+    """One request: bytes to send, and what it asks for."""
+
+    content: bytes
+    rows: int
+    tokens: int
 
 
 class Connection:
@@ -72,8 +82,8 @@ class Connection:
             self._streams[1].close()
 
 
-def encode_requests(path: Path, host: str) -> list[tuple[bytes, int]]:
-    """Each line of the file as bytes to send, with its number of rows."""
+def encode_requests(path: Path, host: str) -> list[Request]:
+    """Each line of the file as bytes to send."""
     requests = []
     for line in path.read_text(encoding="utf-8").splitlines():
         item = json.loads(line)
@@ -82,35 +92,36 @@ def encode_requests(path: Path, host: str) -> list[tuple[bytes, int]]:
             f"POST {item['path']} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
-        requests.append((head.encode() + body, item["rows"]))
+        requests.append(Request(head.encode() + body, item["rows"], item["tokens"]))
     return requests
 
 
-async def one_request(connection: Connection, request: bytes, rows: int, tally: Tally) -> None:
+async def one_request(connection: Connection, request: Request, tally: Tally) -> None:
     """Ask, and note how it went."""
     started = time.perf_counter()
-    status, headers = await connection.ask(request)
+    status, headers = await connection.ask(request.content)
     tally.statuses[status] += 1
     if status == 200:
-        tally.rows += rows
+        tally.rows += request.rows
+        tally.tokens += request.tokens
         tally.seconds.append(time.perf_counter() - started)
     elif status == 429 and b"retry-after:" not in headers:
         tally.without_retry_after += 1
 
 
 async def closed_loop(
-    host: str, port: int, requests: Iterator[tuple[bytes, int]], until: float, tally: Tally
+    host: str, port: int, requests: Iterator[Request], until: float, tally: Tally
 ) -> None:
     """One connection that asks again as soon as it was answered."""
     connection = Connection(host, port)
     while time.perf_counter() < until:
-        await one_request(connection, *next(requests), tally)
+        await one_request(connection, next(requests), tally)
     connection.close()
 
 
 async def open_loop(
     address: tuple[str, int],
-    requests: Iterator[tuple[bytes, int]],
+    requests: Iterator[Request],
     rate: float,
     until: float,
     tally: Tally,
@@ -119,10 +130,10 @@ async def open_loop(
     idle: list[Connection] = []
     tasks: set[asyncio.Task[None]] = set()
 
-    async def send(request: bytes, rows: int) -> None:
+    async def send(request: Request) -> None:
         connection = idle.pop() if idle else Connection(*address)
         try:
-            await one_request(connection, request, rows, tally)
+            await one_request(connection, request, tally)
         except (OSError, asyncio.IncompleteReadError):
             tally.statuses[0] += 1
         else:
@@ -131,7 +142,7 @@ async def open_loop(
     due = time.perf_counter()
     while due < until:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        task = asyncio.create_task(send(*next(requests)))
+        task = asyncio.create_task(send(next(requests)))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         due += 1 / rate
@@ -171,6 +182,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     every = {"every_ms": [round(1000 * seconds, 3) for seconds in ordered]}
     return (every if options.every else {}) | {
         "rows_per_s": round(tally.rows / seconds, 1),
+        "tokens_per_s": round(tally.tokens / seconds),
         "requests_per_s": round(sum(tally.statuses.values()) / seconds, 1),
         "p50_ms": round(1000 * statistics.median(ordered), 3),
         "p99_ms": round(1000 * percentile(ordered, 0.99), 3),

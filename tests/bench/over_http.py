@@ -74,11 +74,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "deltas"
         write_deltas(backbone, root, list(TASKS), dict.fromkeys(TASKS, "bitfit"))
-        bodies = write_bodies(workload, Path(folder))
         engine = Engine(
             backbone, Store([root], backbone=backbone.ref), device="cpu", precision=precision
         )
         alone = EngineAlone(engine, workload)
+        bodies = write_bodies(workload, alone.num_tokens, Path(folder))
         with server(root, precision) as (url, process):
             load(url, bodies["one"], "--seconds", 3)  # the first requests warm everything up
             rounds = []
@@ -91,7 +91,7 @@ def main() -> int:
                 url, process, bodies["one"], capacity, options.overload_seconds
             )
     report: dict[str, Any] = {
-        "measured": measured,
+        "systems": measured,
         "ratios": ratios(rounds) | ratios_under_load(measured[_OVER], capacity),
         "machine": machine(threads),
         "precision": precision,
@@ -101,30 +101,43 @@ def main() -> int:
     return 0
 
 
-def write_bodies(workload: Workload, folder: Path) -> dict[str, Path]:
-    """Request bodies for each kind of load; the made-up tasks take one text."""
+def write_bodies(workload: Workload, num_tokens: Sequence[int], folder: Path) -> dict[str, Path]:
+    """Request bodies for each kind of load; the made-up tasks take one text.
+
+    Args:
+        workload: the rows.
+        num_tokens: of each, as one text.
+        folder: where the files go.
+    """
     names = list(TASKS)
     texts = [" ".join(row) for row in workload.texts]
     one = [
-        {"path": f"/predict/{names[task]}", "rows": 1, "body": {"inputs": text}}
-        for task, text in zip(workload.tasks, texts, strict=True)
+        {"path": f"/predict/{names[task]}", "rows": 1, "tokens": size, "body": {"inputs": text}}
+        for task, text, size in zip(workload.tasks, texts, num_tokens, strict=True)
     ]
     lists = [
         {
             "path": f"/predict/{names[number % len(names)]}",
             "rows": _LIST_ROWS,
+            "tokens": sum(num_tokens[start : start + _LIST_ROWS]),
             "body": {"inputs": texts[start : start + _LIST_ROWS]},
         }
         for number, start in enumerate(range(0, len(texts) - _LIST_ROWS + 1, _LIST_ROWS))
     ]
     targets = [{"task": name} for name in names]
+    few = list(zip(texts, num_tokens, strict=True))[:_LATENCY_ROWS]
     fan_out = [
-        {"path": "/predict", "rows": 1, "body": {"inputs": text, "targets": targets}}
-        for text in texts[:_LATENCY_ROWS]
+        {
+            "path": "/predict",
+            "rows": 1,
+            "tokens": size * len(names),
+            "body": {"inputs": text, "targets": targets},
+        }
+        for text, size in few
     ]
     nine = [
-        {"path": f"/predict/{name}", "rows": 1, "body": {"inputs": text}}
-        for text in texts[:_LATENCY_ROWS]
+        {"path": f"/predict/{name}", "rows": 1, "tokens": size, "body": {"inputs": text}}
+        for text, size in few
         for name in names
     ]
     files = {}
@@ -155,20 +168,30 @@ class EngineAlone:
         for batch in self._batches[:2]:
             engine.run(batch)
 
+    @property
+    def num_tokens(self) -> list[int]:
+        """Of each row."""
+        return [row.num_tokens for row in self._rows]
+
     def measure(self, seconds: float) -> dict[str, Any]:
-        """Rows a second of full batches, and the time of one row by itself."""
+        """Rows and tokens a second of full batches, and the time of one row by itself."""
         started, done = time.perf_counter(), 0
         while time.perf_counter() - started < seconds:
             for batch in self._batches:
                 self._engine.run(batch)
             done += len(self._rows)
         rate = done / (time.perf_counter() - started)
+        tokens = rate * statistics.mean(self.num_tokens)
         single = []
         for row in self._rows[:_LATENCY_ROWS]:
             started = time.perf_counter()
             self._engine.run([row])
             single.append(time.perf_counter() - started)
-        return {"rows_per_s": round(rate, 1), "p50_ms": round(1000 * statistics.median(single), 3)}
+        return {
+            "rows_per_s": round(rate, 1),
+            "tokens_per_s": round(tokens),
+            "p50_ms": round(1000 * statistics.median(single), 3),
+        }
 
 
 @contextmanager
@@ -310,14 +333,14 @@ def ratios_under_load(overload: dict[str, Any], capacity: float) -> dict[str, fl
 
 def table(measured: dict[str, Any]) -> list[str]:
     """What was measured, as lines of Markdown."""
-    lines = ["| | rows/s | p50 | p99 | answers |", "|---|---|---|---|---|"]
+    lines = ["| | rows/s | tokens/s | p50 | p99 | answers |", "|---|---|---|---|---|---|"]
     for name, found in measured.items():
         counts = found.get("statuses", {}).items()
         statuses = ", ".join(f"{count} x {code}" for code, count in counts)
         p99 = f"{found['p99_ms']:.1f} ms" if "p99_ms" in found else ""
         lines.append(
-            f"| {name} | {found['rows_per_s']:,.0f} | {found['p50_ms']:.1f} ms | {p99} "
-            f"| {statuses} |"
+            f"| {name} | {found['rows_per_s']:,.0f} | {found['tokens_per_s']:,.0f} "
+            f"| {found['p50_ms']:.1f} ms | {p99} | {statuses} |"
         )
     return lines
 

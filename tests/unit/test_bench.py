@@ -215,13 +215,29 @@ def test_answers_are_judged_by_the_rows_labels(engines: dict[str, Engine]) -> No
 
 def test_requests_are_what_a_server_reads(tmp_path: Path) -> None:
     path = tmp_path / "bodies.jsonl"
-    path.write_text(json.dumps({"path": "/predict/a", "rows": 1, "body": {"inputs": "é"}}) + "\n")
-    ((request, rows),) = encode_requests(path, "host")
+    line = {"path": "/predict/a", "rows": 1, "tokens": 3, "body": {"inputs": "é"}}
+    path.write_text(json.dumps(line) + "\n")
+    ((request, rows, tokens),) = encode_requests(path, "host")
     head, _, body = request.partition(b"\r\n\r\n")
-    assert rows == 1
+    assert (rows, tokens) == (1, 3)
     assert json.loads(body) == {"inputs": "é"}
     assert f"Content-Length: {len(body)}".encode() in head
     assert head.startswith(b"POST /predict/a HTTP/1.1\r\n")
+
+
+def test_bodies_say_what_they_ask_of_the_engine(tmp_path: Path) -> None:
+    """Each target of a fan-out computes the row anew."""
+    sizes = [*range(5, 45)]
+    files = over_http.write_bodies(a_workload(sizes), sizes, tmp_path)
+    read = {
+        kind: [json.loads(line) for line in path.read_text().splitlines()]
+        for kind, path in files.items()
+    }
+    assert [body["tokens"] for body in read["one"]] == sizes
+    assert [(body["rows"], body["tokens"]) for body in read["lists"]] == [(32, sum(sizes[:32]))]
+    assert [body["tokens"] for body in read["fan-out"]] == [9 * size for size in sizes]
+    assert sum(body["tokens"] for body in read["nine"]) == 9 * sum(sizes)
+    assert [body["tokens"] for body in read["busily"]] == sizes
 
 
 @pytest.mark.parametrize("name", ["serving", "precision", "scale", "http", "training"])
@@ -233,6 +249,9 @@ def test_committed_measurements_have_what_the_readme_shows(name: str) -> None:
     assert report["ratios"]
     assert {"cpu", "threads", "torch"} <= set(report["machine"])
     assert report["data"].startswith("GLUE ")
+    for system in report["systems"].values() if name != "training" else ():
+        assert system["rows_per_s"] > 0
+        assert system["tokens_per_s"] > 0
     if name == "precision":
         assert set(report["ratios"]) >= {*precision.SPEEDS, *precision.WANTED}
         assert len(report["deltas"]) == len(Store([zoo_path()]).records)
