@@ -1,13 +1,16 @@
 """The packed BERT forward pass, written once: training and serving both run this.
 
 It computes what `transformers.BertModel` computes for each row's pooled output (Devlin et al. 2018,
-arXiv:1810.04805), for rows laid into windows. Which weights a row sees is the overlay's business:
-the encoder says only *where* it is (a site name of `deltas.layout`), the overlay knows the values
-there. In the last layer only the first token of each row is computed, since the head reads nothing
-else; it costs no accuracy.
+arXiv:1810.04805), for rows that lie end to end (on CPUs, while serving) or in windows, with padding
+between them (in training, and on CUDA); `deltas.packing` lays them. Which weights a row sees is the
+overlay's business: the encoder says only *where* it is (a site name of `deltas.layout`), the
+overlay knows the values there. In the last layer only the first token of each row is computed,
+since the head reads nothing else; it costs no accuracy.
 
-Legend: R rows; in the batch's windows, padding included: N tokens, P packed rows; of a block of
-windows: C windows, W tokens and Q packed rows in each; H hidden width, A heads, D = H / A.
+Legend: R rows; N tokens and P packed rows of the batch, padding included; H hidden width, A heads,
+D = H / A. A *piece* is a row, or padding, where it lies in the batch; end to end attention sees
+each as a *stretch*, whose tokens see each other and nobody else. The *sight* of a batch says who
+sees whom, by stretches or by windows with masks, and is made once for all layers.
 """
 
 from __future__ import annotations
@@ -43,7 +46,11 @@ class Overlay(ABC):
         """Normalise x [N or P, H] with the LayerNorm at `site`."""
 
     def activate(self, site: str, x: Tensor, activation: str, *, per_row: bool = False) -> Tensor:
-        """The activation of `linear`, [N or P, out]; fit for nothing but `add_norm`."""
+        """The activation of `linear`, [N or P, out], for `add_norm` alone.
+
+        Only an overlay's own `add_norm` can read it: in int8 it holds whole numbers, whose factors
+        the overlay keeps.
+        """
         x = self.linear(site, x, per_row=per_row)
         approximate = ACTIVATIONS[activation]
         if torch.is_inference_mode_enabled():  # nothing needs x again: less memory to touch
@@ -100,7 +107,10 @@ def run_layers(
     numbers: range,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Run consecutive layers on what the one before left, [N, H]; the last one leaves [P, H]."""
+    """Run consecutive layers on what the one before left, [N, H]; the last one leaves [P, H].
+
+    `attend` is softmax(q k^T / sqrt(D)) v in each of A heads, over what a token may see.
+    """
     seen = sight(batch, hidden.dtype)
     last, width, heads = config.num_layers - 1, config.hidden_size, config.num_heads
     for number in numbers:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltas import Backbone, Delta, TokenizedRow
+from deltas import Delta, TokenizedRow
 from deltas.backbone import _packaged_folder
 from tests.bench.workload import Workload
 
@@ -129,10 +129,10 @@ class OnnxRuntime:
     """One ONNX Runtime session; a server needs one a task, since its weights can't be changed.
 
     Only float32, or int8 by ONNX Runtime's own dynamic quantisation. What is timed is one session
-    for all tasks, which is at least as fast; the memory of nine is in the table's note.
+    for all tasks, which is at least as fast; nine would hold the backbone nine times.
     """
 
-    def __init__(self, workload: Workload, backbone: Backbone, *, int8: bool = False) -> None:
+    def __init__(self, workload: Workload, *, int8: bool = False) -> None:
         import onnxruntime
 
         self._workload = workload
@@ -143,11 +143,11 @@ class OnnxRuntime:
                 path = _quantised(path)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
+            # Threads that spin after a run would take the cores of the system that is next in turn.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             self._session = onnxruntime.InferenceSession(
                 path.read_bytes(), options, providers=["CPUExecutionProvider"]
             )
-        self.num_bytes = backbone.num_bytes
 
     def in_windows(self) -> None:
         """Windows of waiting rows, each task's rows together."""

@@ -172,8 +172,8 @@ def peers(
         "PEFT LoRA, mixed batches of 32": Peft(workload, len(TASKS), dtype).mixed,
     }
     if precision == "fp32":
-        systems["ONNX Runtime, windows of 32"] = OnnxRuntime(workload, backbone).in_windows
-    onnx_int8 = OnnxRuntime(workload, backbone, int8=True)
+        systems["ONNX Runtime, windows of 32"] = OnnxRuntime(workload).in_windows
+    onnx_int8 = OnnxRuntime(workload, int8=True)
     systems["ONNX Runtime int8, windows of 32"] = onnx_int8.in_windows
     for name, whole in (("all GEMMs of 6 layers", True), ("the GEMMs that we run", False)):
         gemms = Gemms(backbone, dtype, whole_last_layer=whole)
