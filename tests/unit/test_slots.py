@@ -135,7 +135,7 @@ def test_all_deltas_may_be_pinned(
     pinned = {record.key for record in records}
     slots = Slots(bank, loader.load, max_slots=max_slots, pinned=pinned)
     assert slots.parts(records) == [records]
-    assert [*slots.claim(records)] == [record.key for record in records]
+    assert [*claimed_by(slots, records)] == [record.key for record in records]
 
 
 def test_without_a_limit_nothing_gives_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
