@@ -47,8 +47,8 @@ class Pool:
 
     def __init__(self, planned: Sequence[Planned], options: argparse.Namespace) -> None:
         self._options = options
+        self._planned = planned
         self._waiting = list(planned)
-        self._total = len(planned)
         self._runs = read_runs(options.out)
         if options.retry_failed:
             self._runs = {key: run for key, run in self._runs.items() if run.outcome}
@@ -66,43 +66,55 @@ class Pool:
             total=len(self._waiting), unit="run", file=sys.stderr, disable=None, smoothing=0
         ) as bar:
             try:
-                while self._start_runs(bar) or self._running:
+                self._pass_over(bar)
+                while self._start_runs() or self._running:
                     for running in self._ended():
                         self._record(running, bar)
             finally:
                 self._stop()
         return self._conclude()
 
-    def _start_runs(self, bar: tqdm[Any]) -> bool:
+    def _start_runs(self) -> bool:
         """Fill the free workers; whether any was started."""
         started = False
         while len(self._running) < self._options.workers:
-            found = self._next_run(bar)
+            found = self._next_run()
             if found is None:
                 break
             self._running.append(self._start(*found))
             started = True
         return started
 
-    def _next_run(self, bar: tqdm[Any]) -> tuple[Planned, dict[str, Any]] | None:
-        """Take the first run whose rate is known off the list; pass over what is there already."""
-        for planned in list(self._waiting):
+    def _pass_over(self, bar: tqdm[Any]) -> None:
+        """Take off the list what is there already, and what no rate is left for."""
+        waiting = []
+        for planned in self._waiting:
             try:
                 rate = planned.rate.resolve(self._runs)
             except ConfigError as error:
-                self._waiting.remove(planned)
                 self._hopeless.append(
                     f"{planned.options['task']} {planned.options['freeze']}: {error}"
                 )
                 bar.update()
                 continue
-            if rate is None:
+            if rate is not None and run_key(planned.with_rate(rate)) in self._runs:
+                bar.update()
+                continue
+            waiting.append(planned)
+        self._waiting = waiting
+
+    def _next_run(self) -> tuple[Planned, dict[str, Any]] | None:
+        """Take the first run whose rate is known off the list.
+
+        The plan can't always tell that two parts ask for the same run; what is being made is left.
+        """
+        being_made = {running.key for running in self._running}
+        for planned in self._waiting:
+            rate = planned.rate.resolve(self._runs)
+            if rate is None or run_key(planned.with_rate(rate)) in being_made:
                 continue
             self._waiting.remove(planned)
-            options = planned.with_rate(rate)
-            if run_key(options) not in self._runs:
-                return planned, options
-            bar.update()
+            return planned, planned.with_rate(rate)
         return None
 
     def _start(self, planned: Planned, options: dict[str, Any]) -> _Running:
@@ -150,15 +162,15 @@ class Pool:
         if outcome is not None and not self._options.keep_deltas:
             shutil.rmtree(running.folder, ignore_errors=True)
         bar.update()
+        self._pass_over(bar)
         self._tell(run, bar)
 
     def _tell(self, run: Run, bar: tqdm[Any]) -> None:
         """One line for a finished run, with the time that the rest is expected to take."""
         estimate = Estimate(self._runs)
-        rest = [planned.options for planned in self._waiting]
-        rest += [running.options for running in self._running]
+        rest = self._rest()
         left = sum(map(estimate.seconds, rest)) / self._options.workers
-        done = self._total - len(rest)
+        total = len(self._planned)
         names = [str(run.options.get(name, "")) for name in ("task", "freeze", "reinit")]
         how = f"failed: {run.error}"
         if run.outcome is not None:
@@ -166,10 +178,19 @@ class Pool:
             how = f"{score}  {in_words(run.outcome.seconds)}"
         about = f"{run.options['lr']:g} seed {run.options['seed']}"
         tqdm.write(
-            f"[{done}/{self._total}] {' '.join(filter(None, names))} lr {about}  {how}  "
+            f"[{total - len(rest)}/{total}] {' '.join(filter(None, names))} lr {about}  {how}  "
             f"({len(rest)} to make, about {in_words(left)} left)",
             file=sys.stderr,
         )
+
+    def _rest(self) -> list[dict[str, Any]]:
+        """Options of the runs to make; one that two parts ask for counts once."""
+        rest = {running.key: running.options for running in self._running}
+        for planned in self._waiting:
+            rate = planned.rate.resolve(self._runs)
+            options = planned.options if rate is None else planned.with_rate(rate)
+            rest.setdefault(run_key(options), options)
+        return list(rest.values())
 
     def _stop(self) -> None:
         for running in self._running:
