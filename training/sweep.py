@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(describe(planned, runs, options.workers))
             return 0
         _check_data(planned, options.data)
-        with _alone(options.out), _stoppable():
+        with _alone(options.out, "--out"), _alone(options.work, "--work"), _stoppable():
             return Pool(planned, options).work()
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on where it was\n")
@@ -148,14 +148,19 @@ def _check_data(planned: Sequence[Planned], data: str | None) -> None:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the results for this process; the claim ends with it, however it ends."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_name(f".{out.name}.lock").open("w") as file:
+def _alone(path: Path, option: str) -> Iterator[None]:
+    """Hold the results, or the folder, for this process; the claim ends with it, however it ends.
+
+    Sweeps with other results, but one folder, would write into the same runs' folders.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"another sweep is writing {out}; wait, or give --out") from error
+            raise ConfigError(
+                f"another sweep is using {path}; wait for it, or give another {option}"
+            ) from error
         yield
 
 

@@ -188,14 +188,17 @@ def test_a_run_that_is_killed_is_recorded_and_the_sweep_goes_on(command: Sweep) 
     assert all(run.outcome for run in read_runs(command.out).values())
 
 
-def test_two_sweeps_do_not_write_one_file(
-    glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("option", ["--out", "--work"])
+def test_two_sweeps_do_not_share_results_nor_the_folder_of_their_runs(
+    glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
-    out = tmp_path / "runs.jsonl"
-    words = ["--tasks", "rte", "--freeze", "head", "--data", str(glue), "--out", str(out)]
-    with sweep._alone(out):
-        assert sweep.main(words) == 2
-    assert f"another sweep is writing {out}" in capsys.readouterr().err
+    shared = tmp_path / "shared"
+    words = ["--tasks", "rte", "--freeze", "head", "--data", str(glue)]
+    words += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    with sweep._alone(shared, option):
+        assert sweep.main([*words, option, str(shared)]) == 2
+    said = capsys.readouterr().err
+    assert f"another sweep is using {shared}; wait for it, or give another {option}" in said
 
 
 def dry_run(out: Path, num_seeds: int) -> list[str]:
