@@ -60,7 +60,10 @@ def fit_command(options: Mapping[str, Any]) -> str:
     words = ["python", "-m", "training.fit"]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
-        words += [flag] if value is True else [flag, f"{value}"]
+        if isinstance(value, bool):  # flags without a value
+            words += [flag] if value else []
+        else:
+            words += [flag, f"{value}"]
     return shlex.join(words)
 
 
