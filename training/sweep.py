@@ -71,7 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="list the runs, with an estimate of their time")
     add("--retry-failed", action="store_true", help="also make runs again that failed")
     add("--keep-deltas", action="store_true", help="leave the deltas of finished runs in --work")
-    own = parser.add_argument_group("a study without a file; lists as a,b")
+    own = parser.add_argument_group(
+        "a study without a file",
+        "Lists as a,b; where a value has a comma itself, as 'a,b; c', and such a one alone 'a,b;'.",
+    )
     for name in _LISTS:
         own.add_argument(f"--{name.replace('_', '-')}", type=_words)
     own.add_argument("--rates", type=_words, help="learning rates (default: the strategy's own)")
@@ -82,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    """Values between commas, or between semicolons if there is one: "bitfit:query,key; head"."""
+    separator = ";" if ";" in text else ","
+    return tuple(word.strip() for word in text.split(separator) if word.strip())
 
 
 def _positive(text: str) -> int:

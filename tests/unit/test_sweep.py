@@ -223,6 +223,23 @@ def test_dry_run_lists_the_runs_and_their_time(
     assert "(from the finished runs)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("freeze", "listed"),
+    [
+        ("bitfit,head", ["bitfit", "head"]),
+        ("bitfit:query,intermediate; head", ["bitfit:intermediate,query", "head"]),
+        ("bitfit:query,intermediate;", ["bitfit:intermediate,query"]),
+    ],
+)
+def test_a_strategy_may_have_a_comma(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], freeze: str, listed: list[str]
+) -> None:
+    words = ["--tasks", "rte", "--freeze", freeze, "--rates", "0.1"]
+    assert sweep.main([*words, "--out", str(tmp_path / "runs.jsonl"), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert [line.split("rte")[1].split()[0] for line in lines] == listed
+
+
 def test_dry_run_knows_a_rate_that_was_chosen_already(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
