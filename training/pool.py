@@ -54,14 +54,13 @@ class Pool:
             self._runs = {key: run for key, run in self._runs.items() if run.outcome}
         self._running: list[_Running] = []
         self._hopeless: list[str] = []
-        self._failed = 0
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
         # Each run is forked from a process that has loaded everything and computed nothing.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([Trial.__module__])
 
     def work(self) -> int:
-        """Make all runs; returns 0, or 1 if one failed or could not be made."""
+        """Make all runs; returns 0, or 1 if one failed, also earlier, or could not be made."""
         with tqdm(
             total=len(self._waiting), unit="run", file=sys.stderr, disable=None, smoothing=0
         ) as bar:
@@ -158,7 +157,6 @@ class Pool:
         )
         append_run(self._options.out, run)
         self._runs[run.key] = run
-        self._failed += outcome is None
         if outcome is not None and not self._options.keep_deltas:
             shutil.rmtree(running.folder, ignore_errors=True)
         bar.update()
@@ -203,15 +201,21 @@ class Pool:
             sys.stderr.write(f"not made: {problem}\n")
         if self._waiting:
             sys.stderr.write(
-                f"not made: {len(self._waiting)} runs, whose learning rates are chosen by runs of "
-                "another part; sweep that part too\n"
+                f"not made: {len(self._waiting)} runs, whose learning rates are chosen by runs "
+                "that failed, or by runs of another part; make those\n"
             )
-        if self._failed:
+        failed = {run.key for planned in self._planned if (run := self._failed(planned))}
+        if failed:
             sys.stderr.write(
-                f"{self._failed} runs failed; their errors are in {self._options.out}, "
+                f"{len(failed)} runs failed; their errors are in {self._options.out}, "
                 "--retry-failed makes them again\n"
             )
-        return 1 if self._failed or self._hopeless or self._waiting else 0
+        return 1 if failed or self._hopeless or self._waiting else 0
+
+    def _failed(self, planned: Planned) -> Run | None:
+        """The run, if it failed, now or in an earlier sweep, and was not made good since."""
+        run = planned.find(self._runs)
+        return run if run is not None and run.error else None
 
 
 def _death(running: _Running) -> str:

@@ -21,6 +21,7 @@ from training.errors import DataError
 # Where and how a run is carried out; none of it changes what a run is.
 _NOT_PART_OF_A_RUN = {"data", "device", "out", "overwrite", "resume", "json", "json_"}
 _KEY_LENGTH = 12
+_DIVERGED = "training diverged"  # how `training.loop` begins such an error
 
 
 class _Part(BaseModel):
@@ -140,6 +141,11 @@ class Run(_Part):
         if (self.error is None) == (self.outcome is None):
             raise ValueError("a run has either an outcome or an error")
         return self
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its options made it fail; other errors (killed, no memory) may not come again."""
+        return self.error is not None and self.error.startswith(_DIVERGED)
 
 
 def run_key(options: Mapping[str, Any]) -> str:

@@ -90,14 +90,16 @@ class Choice:
     def resolve(self, finished: Mapping[str, Run]) -> float | None:
         """The rate with the best selection scores; None while a run is missing.
 
-        A rate with a failed run is out.
+        A rate with a run that diverged is out. One that failed otherwise is missing: that the
+        system killed it says nothing about its rate.
 
         Raises:
-            ConfigError: every rate has one.
+            ConfigError: every rate has one that diverged.
         """
         if len(self.candidates) == 1:
             return self.candidates[0][0]
-        if any(key not in finished for _, keys in self.candidates for key in keys):
+        runs = [finished.get(key) for _, keys in self.candidates for key in keys]
+        if any(run is None or (run.error and not run.diverged) for run in runs):
             return None
         whole = {
             rate: [finished[key] for key in keys]
@@ -105,7 +107,7 @@ class Choice:
             if all(finished[key].outcome for key in keys)
         }
         if not whole:
-            raise ConfigError("every learning rate failed")
+            raise ConfigError("every learning rate diverged")
         return choose_rate(whole)
 
 

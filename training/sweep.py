@@ -132,7 +132,7 @@ def describe(planned: Sequence[Planned], finished: Mapping[str, Run], workers: i
         lines.append(
             f"{run.part:12} {run.options['task']:5} {run.options['freeze']:24} "
             f"seed {run.options['seed']}  lr {told}{extra}  "
-            + ("done" if made else in_words(seconds))
+            + (in_words(seconds) if made is None else "done" if made.outcome else "failed")
         )
     basis = "a guess: nothing is measured yet" if estimate.is_guess else "from the finished runs"
     lines.append(

@@ -90,3 +90,35 @@ def test_one_run_of_two_parts_is_made_once(tmp_path: Path) -> None:
     assert [options["lr"] for options in pool.started] == [1e-3, 2e-3]
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2
     assert len(read_runs(tmp_path / "runs.jsonl")) == 2
+
+
+def test_a_killed_run_fails_the_sweep_until_it_is_made_good(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is a rate chosen without it: the run of seed 1 waits."""
+    runs = planned(part("main", rates=[1e-3, 2e-3], seeds=2))
+    pool = StandIn(runs, tmp_path)
+    pool.answers[2e-3] = {"error": "its process ended with exit code -9"}
+    assert pool.work() == 1
+    assert [(options["lr"], options["seed"]) for options in pool.started] == [(1e-3, 0), (2e-3, 0)]
+    said = capsys.readouterr().err
+    assert "not made: 1 runs, whose learning rates are chosen by runs that failed" in said
+    again = StandIn(runs, tmp_path)
+    assert again.work() == 1, "an earlier failure is still one"
+    assert again.started == []
+    assert "1 runs failed; their errors are in" in capsys.readouterr().err
+    better = StandIn(runs, tmp_path, retry_failed=True)
+    assert better.work() == 0
+    assert [(options["lr"], options["seed"]) for options in better.started] == [
+        (2e-3, 0),
+        (1e-3, 1),
+    ]
+    assert StandIn(runs, tmp_path).work() == 0
+
+
+def test_a_rate_that_diverged_is_out_and_said_at_the_end(tmp_path: Path) -> None:
+    runs = planned(part("main", rates=[1e-3, 2e-3], seeds=2))
+    pool = StandIn(runs, tmp_path)
+    pool.answers[1e-3] = {"error": "training diverged: the loss of step 1 is nan"}
+    assert pool.work() == 1
+    assert [options["lr"] for options in pool.started] == [1e-3, 2e-3, 2e-3]

@@ -112,6 +112,18 @@ def test_the_key_is_that_of_what_is_stated() -> None:
     assert run_key(options) != run_key(options | {"evals": 3})
 
 
+def test_a_run_that_diverged_is_told_from_one_that_was_killed() -> None:
+    from training.errors import TrainingError
+    from training.loop import _check_finite
+
+    with pytest.raises(TrainingError) as caught:
+        _check_finite(7, float("nan"))
+    fields = make_run().model_dump() | {"outcome": None}
+    assert Run(**fields | {"error": str(caught.value)}).diverged
+    assert not Run(**fields | {"error": "its process ended with exit code -9"}).diverged
+    assert not make_run().diverged
+
+
 def test_a_run_ends_in_one_way() -> None:
     fields = make_run().model_dump()
     with pytest.raises(ValueError, match="either an outcome or an error"):

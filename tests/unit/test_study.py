@@ -42,8 +42,8 @@ def with_part(**changes: Any) -> Study:
     return study(part=[STUDY["part"][0] | changes])
 
 
-def failed(run: Run) -> Run:
-    return Run(**run.model_dump() | {"outcome": None, "error": "diverged"})
+def failed(run: Run, error: str = "training diverged: the loss of step 1 is nan") -> Run:
+    return Run(**run.model_dump() | {"outcome": None, "error": error})
 
 
 def test_every_run_is_planned_once() -> None:
@@ -107,12 +107,20 @@ def test_equal_metrics_are_told_apart_by_their_loss_then_the_lower_rate_wins() -
     assert choose_rate({0.1: wide, 0.2: narrow}) == 0.1
 
 
-def test_a_rate_that_failed_is_out() -> None:
+def test_a_rate_that_diverged_is_out() -> None:
     low, high = make_run(lr=0.1), make_run(lr=0.2)
     choice = Choice(((0.1, (low.key,)), (0.2, (high.key,))))
     assert choice.resolve({low.key: low, high.key: failed(high)}) == 0.1
-    with pytest.raises(ConfigError, match="every learning rate failed"):
+    with pytest.raises(ConfigError, match="every learning rate diverged"):
         choice.resolve({run.key: failed(run) for run in (low, high)})
+
+
+def test_a_killed_run_does_not_choose_the_other_rate() -> None:
+    """The other seeds would silently run with a rate that was not the best."""
+    low, high = make_run(lr=0.1), make_run(lr=0.2)
+    choice = Choice(((0.1, (low.key,)), (0.2, (high.key,))))
+    killed = failed(high, "its process ended with exit code -9 (killed)")
+    assert choice.resolve({low.key: low, high.key: killed}) is None
 
 
 @pytest.mark.parametrize(

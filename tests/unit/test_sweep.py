@@ -88,7 +88,8 @@ def test_a_sweep_chooses_rates_records_failures_and_repeats_nothing(command: Swe
         check_line(run)
     before = command.out.read_bytes()
     code, said = command.run(*words)
-    assert (code, command.out.read_bytes()) == (0, before), "nothing is left to make"
+    assert (code, command.out.read_bytes()) == (1, before), "nothing is left, and three failed"
+    assert "3 runs failed" in said
     assert not list(command.work.glob("*/rte")), "deltas are not kept"
 
 
@@ -183,7 +184,9 @@ def test_a_run_that_is_killed_is_recorded_and_the_sweep_goes_on(command: Sweep) 
     assert process.returncode == 1, said
     assert "exit code -9 (killed; perhaps there was not enough memory)" in str(first.error)
     assert second.outcome is not None
-    assert command.run(*words)[0] == 0, "a failed run is not made again"
+    lines = command.out.read_bytes()
+    assert command.run(*words)[0] == 1, "a failed run is not made good by asking again"
+    assert command.out.read_bytes() == lines, "nor made again"
     assert command.run(*words, "--retry-failed")[0] == 0
     assert all(run.outcome for run in read_runs(command.out).values())
 
