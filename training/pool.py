@@ -21,7 +21,7 @@ from training.errors import ConfigError
 from training.estimate import Estimate, in_words
 from training.results import Outcome, Run, append_run, read_runs, run_key
 from training.study import Planned
-from training.trial import Trial, fit_command, last_words, run_trial
+from training.trial import Trial, fit_command, forget_outcome, last_words, run_trial
 
 _POLL_S = 30.0
 
@@ -157,8 +157,10 @@ class Pool:
         )
         append_run(self._options.out, run)
         self._runs[run.key] = run
-        if outcome is not None and not self._options.keep_deltas:
-            shutil.rmtree(running.folder, ignore_errors=True)
+        if outcome is not None:
+            forget_outcome(running.folder)
+            if not self._options.keep_deltas:
+                shutil.rmtree(running.folder, ignore_errors=True)
         bar.update()
         self._pass_over(bar)
         self._tell(run, bar)

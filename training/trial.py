@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from deltas.delta import Delta
 from deltas.errors import DeltaError
+from deltas.format import write_atomically
 from deltas.hardware import keep_freed_memory
 from training.config import FitConfig
 from training.errors import ConfigError, TrainingError
@@ -34,6 +36,7 @@ from training.loop import Progress
 from training.results import History, Machine, Outcome
 
 _LOG = "log.txt"
+_OUTCOME = "outcome.json"
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,9 @@ class Recorder:
 def make_outcome(trial: Trial) -> Outcome:
     """Carry the run out, or what is left of it.
 
+    The outcome is kept in the run's folder until the sweep has recorded it: a sweep that is stopped
+    between the two would lose a whole run, since nothing is left to resume after the end.
+
     Raises:
         TrainingError: the options can't be used, the run diverged, or the rows are the sample.
         DeltaError: the backbone can't be used.
@@ -152,12 +158,35 @@ def make_outcome(trial: Trial) -> Outcome:
         {**trial.options, "data": trial.data, "out": trial.folder, "resume": True}
         | {"overwrite": True}
     )
+    kept = _kept_outcome(trial)
+    if kept is not None:
+        return kept
     recorder = Recorder(trial.folder / "history.jsonl")
     path, delta = fit(config, command=fit_command(trial.options), report=recorder)
     manifest = delta.manifest
     if manifest.training.data == "sample" and trial.data != "sample":
         raise ConfigError("trained on the generated sample; set GLUE_DIR, or give --data")
-    return _outcome(delta, path.stat().st_size, recorder, trial)
+    outcome = _outcome(delta, path.stat().st_size, recorder, trial)
+    write_atomically(trial.folder / _OUTCOME, outcome.model_dump_json().encode())
+    return outcome
+
+
+def _kept_outcome(trial: Trial) -> Outcome | None:
+    """What an earlier process of this run ended with, if it was not recorded."""
+    path = trial.folder / _OUTCOME
+    if not path.is_file():
+        return None
+    try:
+        outcome = Outcome.model_validate_json(path.read_bytes())
+    except ValidationError:  # of another version: the run is made again
+        return None
+    # Rows are no part of a run's key: a kept outcome on generated ones is none on real ones.
+    return outcome if (outcome.data == "sample") == (trial.data == "sample") else None
+
+
+def forget_outcome(folder: Path) -> None:
+    """Remove what was kept in a run's folder, once it is recorded."""
+    (folder / _OUTCOME).unlink(missing_ok=True)
 
 
 def _outcome(delta: Delta, delta_bytes: int, recorder: Recorder, trial: Trial) -> Outcome:

@@ -122,3 +122,16 @@ def test_a_rate_that_diverged_is_out_and_said_at_the_end(tmp_path: Path) -> None
     pool.answers[1e-3] = {"error": "training diverged: the loss of step 1 is nan"}
     assert pool.work() == 1
     assert [options["lr"] for options in pool.started] == [1e-3, 2e-3, 2e-3]
+
+
+def test_what_a_run_kept_for_a_stopped_sweep_is_removed_once_recorded(tmp_path: Path) -> None:
+    runs = planned(part("main", rates=[0.1]))
+    (run,) = runs
+    kept = tmp_path / "work" / run_key(run.with_rate(0.1)) / "outcome.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    pool = StandIn(runs, tmp_path)
+    pool._options.keep_deltas = True
+    assert pool.work() == 0
+    assert not kept.exists()
+    assert kept.parent.is_dir(), "the deltas stay"
