@@ -27,6 +27,8 @@ from training.study import Planned, Study, make_study, plan, read_study
 
 STUDY = Path("docs/results/study.toml")
 RUNS = Path("docs/results/runs.jsonl")
+# Of studies that the command line declares: the committed results are those of committed studies.
+OWN_RUNS = Path("runs/study/runs.jsonl")
 WORK = Path("runs/sweep")
 _LISTS = ("tasks", "freeze", "reinit", "init_from", "backbone", "train_rows")
 
@@ -37,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
+    if options.out is None:
+        options.out = OWN_RUNS if _own_study(options) else RUNS
     try:
         planned = plan(_study(options), options.only)
         runs = read_runs(options.out)
@@ -63,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--study", type=Path, help=f"file that declares the runs (default: {STUDY})")
     add("--only", type=_words, default=(), help="parts of the study, a,b")
-    add("--out", type=Path, default=RUNS, help="file of the results (default: %(default)s)")
+    add(
+        "--out", type=Path, help=f"file of the results (default: {RUNS}; without a file {OWN_RUNS})"
+    )
     add("--work", type=Path, default=WORK, help="folder for unfinished runs (default: %(default)s)")
     add("--workers", type=_positive, default=1, help="runs at a time (default: 1)")
     add("--threads", type=_positive, default=1, help="torch threads of a run (default: 1)")
@@ -96,15 +102,20 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _own_study(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line declares of a study of its own; empty if a file declares the study."""
+    names = (*_LISTS, "rates", "seeds", "rate_seeds", "set")
+    return {name: getattr(options, name) for name in names if getattr(options, name)}
+
+
 def _study(options: argparse.Namespace) -> Study:
     """The study of the file, or the one that the command line declares."""
-    names = (*_LISTS, "rates", "seeds", "rate_seeds")
-    given = {name: getattr(options, name) for name in names if getattr(options, name)}
-    if not given and not options.set:
+    given = _own_study(options)
+    if not given:
         return read_study(options.study or STUDY)
     if options.study:
         raise ConfigError("--study declares the runs; leave out the options of a study of its own")
-    extra = dict(word.partition("=")[::2] for word in options.set or ())
+    extra = dict(word.partition("=")[::2] for word in given.pop("set", ()))
     part: dict[str, Any] = {"name": "command line", "options": extra, **given}
     if "tasks" not in given or "freeze" not in given:
         raise ConfigError("a study without a file needs --tasks and --freeze")

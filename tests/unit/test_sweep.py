@@ -227,6 +227,31 @@ def test_dry_run_lists_the_runs_and_their_time(
 
 
 @pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["--tasks", "rte", "--freeze", "head", "--rates", "0.1"], "1 of 1"),
+        (["--study", "study.toml"], "0 of 1"),
+        ([], "0 of 1"),
+    ],
+)
+def test_a_study_of_the_command_line_leaves_the_committed_results_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    missing: str,
+) -> None:
+    """One run is committed: who declares it anew looks for it elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    append_run(sweep.RUNS, make_run(freeze="head", lr=0.1))
+    declared = '[[part]]\nname = "a"\ntasks = ["rte"]\nfreeze = ["head"]\nrates = [0.1]\n'
+    for path in (sweep.STUDY, Path("study.toml")):
+        path.write_text(declared)
+    assert sweep.main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{missing} runs to make")
+
+
+@pytest.mark.parametrize(
     ("freeze", "listed"),
     [
         ("bitfit,head", ["bitfit", "head"]),
