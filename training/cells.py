@@ -1,7 +1,7 @@
 """The cells of a study's tables: the seeds of one strategy on one task at one size, summed up.
 
-The learning rate of a cell is chosen as the sweep chose it: by the selection rows of the seeds that
-every rate has. The other rates' runs are left out.
+Runs of one cell differ in nothing but seed and learning rate. The rate is chosen as the sweep chose
+it: by the selection rows of the seeds that every rate has. The other rates' runs are left out.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from training.study import choose_rate
 MAIN = "main"
 # Shown first and in this order; others follow by name.
 _ORDER = ("full", "bitfit", "layernorm", "random:0.001", "head")
+_APART = ", "
+# Part, task, method, backbone, train rows asked for, all options but seed and rate.
+_Mark = tuple[str, str, str, str, int | None, tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,11 @@ class Cell:
     Attributes:
         part: of the study.
         task: GLUE's name.
-        method: strategy as served, with the delta that it started from if it did.
+        method: strategy as served, with the delta that it started from if it did; and with
+            `variant`.
         train_rows: that the study asked for; None for all of the task's.
+        variant: the options that set it apart from another cell of the same part, task, strategy,
+            backbone and size ("epochs=5.0"); "" if there is none.
         rate: the chosen learning rate.
         tried: every rate that was tried, with its mean metric on the selection rows of the seeds
             that decided.
@@ -43,6 +49,12 @@ class Cell:
     rate: float
     tried: dict[float, float]
     runs: dict[int, Run]
+    variant: str = ""
+
+    @property
+    def strategy(self) -> str:
+        """The method without its variant."""
+        return self.method.removesuffix(f"{_APART}{self.variant}") if self.variant else self.method
 
     @cached_property
     def outcomes(self) -> dict[int, Outcome]:
@@ -105,19 +117,12 @@ def make_cells(runs: Iterable[Run]) -> list[Cell]:
     Returns:
         Cells by part and task in the order of the runs, then by method and size.
     """
-    groups: dict[tuple[str, str, str, str, int | None], dict[float, dict[int, Run]]] = {}
+    groups: dict[_Mark, dict[float, dict[int, Run]]] = {}
     for run in runs:
-        if run.outcome is None:
-            continue
-        mark = (
-            run.part,
-            run.outcome.task,
-            _method(run),
-            run.outcome.backbone,
-            run.options.get("train_rows"),
-        )
-        rates = groups.setdefault(mark, {})
-        rates.setdefault(run.outcome.learning_rate, {})[run.options["seed"]] = run
+        if run.outcome is not None:
+            rates = groups.setdefault(_mark(run), {})
+            rates.setdefault(run.outcome.learning_rate, {})[run.options["seed"]] = run
+    variants = _variants(groups)
     cells = []
     for mark, by_rate in groups.items():
         common = sorted(set.intersection(*(set(seeds) for seeds in by_rate.values())))
@@ -129,7 +134,11 @@ def make_cells(runs: Iterable[Run]) -> list[Cell]:
             }
         rate = choose_rate(comparable)
         tried = {rate: _selection_mean(runs) for rate, runs in sorted(comparable.items())}
-        cells.append(Cell(*mark, rate, tried, dict(sorted(by_rate[rate].items()))))
+        variant = variants[mark]
+        part, task, method, backbone, train_rows, _ = mark
+        named = f"{method}{_APART}{variant}" if variant else method
+        chosen = dict(sorted(by_rate[rate].items()))
+        cells.append(Cell(part, task, named, backbone, train_rows, rate, tried, chosen, variant))
     parts = list(dict.fromkeys(cell.part for cell in cells))
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     return sorted(
@@ -143,14 +152,43 @@ def make_cells(runs: Iterable[Run]) -> list[Cell]:
     )
 
 
+def _mark(run: Run) -> _Mark:
+    """What a run has in common with those that differ in seed and learning rate only."""
+    assert run.outcome is not None
+    options = {name: value for name, value in run.options.items() if name not in ("seed", "lr")}
+    return (
+        run.part,
+        run.outcome.task,
+        _method(run),
+        run.outcome.backbone,
+        run.options.get("train_rows"),
+        tuple((name, str(value)) for name, value in sorted(options.items())),
+    )
+
+
+def _variants(marks: Iterable[_Mark]) -> dict[_Mark, str]:
+    """For each mark the options in which it differs from others with the same place in tables."""
+    alike: dict[tuple[object, ...], list[_Mark]] = {}
+    for mark in marks:
+        alike.setdefault(mark[:-1], []).append(mark)
+    found = {}
+    for group in alike.values():
+        common = set.intersection(*(set(mark[-1]) for mark in group))
+        for mark in group:
+            own = (f"{name}={value}" for name, value in mark[-1] if (name, value) not in common)
+            found[mark] = " ".join(own)
+    return found
+
+
 def _selection_mean(runs: Iterable[Run]) -> float:
     return fmean(run.outcome.selection_score[0] for run in runs if run.outcome)
 
 
 def method_place(method: str) -> tuple[int, str]:
     """Where a method stands in tables and figures."""
-    known = method in _ORDER
-    return (_ORDER.index(method), "") if known else (len(_ORDER), method)
+    strategy, _, variant = method.partition(_APART)
+    known = strategy in _ORDER
+    return (_ORDER.index(strategy), variant) if known else (len(_ORDER), method)
 
 
 def _method(run: Run) -> str:

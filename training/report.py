@@ -20,6 +20,7 @@ from training import tables
 from training.cells import MAIN, Cell, make_cells
 from training.errors import ConfigError, TrainingError
 from training.layers import layers_table, rule_of
+from training.mixed import not_comparable
 from training.results import Outcome, Run, read_runs
 from training.significance import FEWEST_SEEDS, Comparison, compare
 from training.study import num_missing, plan, read_study
@@ -202,6 +203,8 @@ def _made_of(results: Path, runs: Sequence[Run], cells: Sequence[Cell]) -> str:
         "are chosen on rows held out of the train set, never on the dev set. `results.csv` has "
         "every cell, with the command that repeats its first run.",
     ]
+    if mixtures := not_comparable(cells):
+        lines.append(f"\n**Does not compare:** {'; '.join(mixtures)}.")
     for run in runs:
         if run.error:
             names = (str(run.options.get(name, "")) for name in ("task", "freeze", "lr", "seed"))

@@ -46,7 +46,7 @@ def compare(cells: Sequence[Cell], reference: str = "full") -> list[Comparison]:
 
     Cells that share fewer than three seeds with it are left out.
     """
-    references = {_place(cell): cell for cell in cells if cell.method == reference}
+    references = {_place(cell): cell for cell in cells if cell.strategy == reference}
     found = []
     for cell in cells:
         other = references.get(_place(cell))
@@ -59,8 +59,8 @@ def compare(cells: Sequence[Cell], reference: str = "full") -> list[Comparison]:
     return [replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
 
 
-def _place(cell: Cell) -> tuple[str, str, int | None, str]:
-    return cell.part, cell.task, cell.train_rows, cell.backbone
+def _place(cell: Cell) -> tuple[str, str, int | None, str, str]:
+    return cell.part, cell.task, cell.train_rows, cell.backbone, cell.variant
 
 
 def _compare(cell: Cell, differences: Sequence[float]) -> Comparison:

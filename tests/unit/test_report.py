@@ -15,6 +15,7 @@ from deltas.benchmark import study_path
 from tests.unit.test_results import make_run
 from training import report
 from training.cells import make_cells
+from training.mixed import not_comparable
 from training.results import Run, append_run
 from training.significance import compare, holm, sign_flip
 
@@ -80,6 +81,54 @@ def test_cells_are_seeds_at_the_rate_of_the_best_selection_rows(runs: list[Run])
     assert bitfit.mean == pytest.approx(0.646)
     assert bitfit.spread == pytest.approx(0.0391152144, abs=1e-9)
     assert cells[3].spread is None
+
+
+def test_runs_with_other_options_are_no_cell_of_each_other() -> None:
+    """Two studies of the command line: the second changed the epochs, and was better."""
+    runs = [run_of("bitfit", 0.5, seed=seed, epochs=1.0, evals=2) for seed in (0, 1)]
+    runs += [run_of("bitfit", 0.7, seed=seed, epochs=3.0, evals=2) for seed in (0, 1)]
+    runs += [run_of("head", 0.3, epochs=1.0, evals=2)]
+    assert [(cell.method, cell.mean) for cell in make_cells(runs)] == [
+        ("bitfit, epochs=1.0", 0.5),
+        ("bitfit, epochs=3.0", 0.7),
+        ("head", 0.3),
+    ]
+
+
+def test_a_variant_is_compared_with_its_own_reference() -> None:
+    runs = [
+        run_of(strategy, score + epochs / 10, seed=seed, epochs=epochs)
+        for seed, score in enumerate((0.1, 0.2, 0.4))
+        for strategy, epochs in (("full", 1.0), ("full", 2.0), ("bitfit", 2.0), ("bitfit", 1.0))
+    ]
+    found = compare(make_cells(runs))
+    assert [(one.method, one.difference) for one in found] == [
+        ("bitfit, epochs=1.0", 0.0),
+        ("bitfit, epochs=2.0", 0.0),
+    ]
+
+
+def test_what_does_not_compare_is_said() -> None:
+    def changed(run: Run, **fields: Any) -> Run:
+        assert run.outcome is not None
+        return run.model_copy(update={"outcome": run.outcome.model_copy(update=fields)})
+
+    drawn = [
+        changed(run_of("bitfit", 0.5, seed=seed, train_rows=9), data_digest=str(seed) * 64)
+        for seed in (0, 1)
+    ]
+    whole = [run_of("full", 0.5, seed=seed) for seed in (0, 1)]
+    assert not_comparable(make_cells([*drawn, *whole])) == [], "each seed draws its own rows"
+    precise = changed(whole[1], precision="bf16")
+    (said,) = not_comparable(make_cells([whole[0], precise]))
+    assert said == "part `main`, rte, `full`: seeds in the precisions bf16 and fp32"
+    (said,) = not_comparable(make_cells([whole[0], changed(whole[1], data_digest="f" * 64)]))
+    assert said == "rte: runs on 2 different sets of rows (data digests 00000000, ffffffff)"
+    other = changed(run_of("head", 0.5, seed=1, train_rows=9), data_digest="f" * 64)
+    (said,) = not_comparable(make_cells([*drawn, other]))
+    assert said.startswith("rte, 9 rows, seed 1: runs on 2 different sets of rows")
+    (said,) = not_comparable(make_cells([whole[0], changed(whole[1], fingerprint="sha256:1")]))
+    assert said == "2 different backbones are called tiny (by their fingerprints)"
 
 
 def test_a_cell_s_time_is_that_of_its_fastest_whole_run() -> None:
