@@ -35,13 +35,16 @@ _WIDTH, _HEIGHT = 3.4, 2.8  # of one panel, in inches
 _ABREAST = 3  # panels; more would be too small to read on a page
 
 
-def draw(main: Sequence[Cell], low_data: Sequence[Cell], folder: Path) -> list[str]:
-    """Write every figure that the cells allow; returns their names without ending.
+def draw(
+    main: Sequence[Cell], low_data: Sequence[Cell], folder: Path, ending: str = ""
+) -> list[str]:
+    """Write every figure that the cells allow; returns their names, without `.svg` and `.png`.
 
     Args:
-        main: one cell a task and method, at the task's full size.
-        low_data: cells of other sizes.
+        main: one cell a task and method, at the task's full size; of one backbone.
+        low_data: cells of other sizes, of the same backbone.
         folder: where the files go.
+        ending: of the names; tells backbones apart.
     """
     figures: dict[str, Callable[[], Figure]] = {}
     if main:
@@ -59,7 +62,8 @@ def draw(main: Sequence[Cell], low_data: Sequence[Cell], folder: Path) -> list[s
         figures["low_data"] = lambda: _by_task([*low_data, *full], _size_lines)
     with mpl.rc_context(_STYLE):
         plt.switch_backend("Agg")  # files only, on any machine
-        for name, make in figures.items():
+        names = {f"{name}{ending}": make for name, make in figures.items()}
+        for name, make in names.items():
             figure = make()
             # Neither a date nor the library's version: equal results give equal files.
             drawing = folder / f"{name}.svg"
@@ -68,7 +72,7 @@ def draw(main: Sequence[Cell], low_data: Sequence[Cell], folder: Path) -> list[s
             drawing.write_text("".join(line.rstrip() + "\n" for line in lines), encoding="utf-8")
             figure.savefig(folder / f"{name}.png", metadata={"Software": None})
             plt.close(figure)
-    return list(figures)
+    return list(names)
 
 
 def _by_task(

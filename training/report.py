@@ -3,26 +3,37 @@
 Reads the committed lines of `training.sweep` (runs.jsonl), the earlier study's numbers
 (earlier_study.csv) and the conclusions that a person wrote (conclusions.md, if it is there); writes
 README.md, CSV files and figures beside them, and the rows that the server's `/benchmark` serves.
-Equal lines give equal files. Reading order: `training.cells`, `training.tables`, then here.
+Equal lines give equal files. Reading order: `training.cells`, `training.tables`,
+`training.sections`, then here.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from deltas.atomic_write import write_atomically
 from deltas.benchmark import StudyRow, study_path, write_study
 from training import tables
-from training.cells import MAIN, Cell, make_cells
+from training.cells import Cell, make_cells
 from training.errors import ConfigError, TrainingError
-from training.layers import layers_table, rule_of
 from training.mixed import not_comparable
 from training.results import Outcome, Run, read_runs
-from training.significance import FEWEST_SEEDS, Comparison, compare
+from training.sections import (
+    by_backbone,
+    costs_sections,
+    earlier_sections,
+    of_main,
+    rates_sections,
+    scores_sections,
+    significance_section,
+    sized,
+)
+from training.significance import Comparison, compare
 from training.study import num_missing, plan, read_study
 
 RESULTS = Path("docs/results")
@@ -96,9 +107,12 @@ def report(results: Path, out: Path, benchmark: Path | None = None) -> list[Path
             "python -m pip install -c constraints.txt -e '.[report]'"
         ) from error
     out.mkdir(parents=True, exist_ok=True)
-    main_cells = [cell for cell in cells if cell.part == MAIN]
-    drawn = figures.draw(main_cells, _sized(cells), out)
-    comparisons = compare(main_cells)
+    drawn: dict[str, str] = {}
+    for place, (words, of_backbone) in enumerate(by_backbone(cells)):
+        ending = f"-{_plain(of_backbone[0].backbone)}" if place else ""
+        for name in figures.draw(of_main(of_backbone), sized(of_backbone), out, ending):
+            drawn[name] = _CAPTIONS[name.removesuffix(ending)] + words
+    comparisons = compare(of_main(cells))
     earlier = tables.read_earlier(results / "earlier_study.csv")
     pages = {
         "README.md": _page(results, runs, cells, comparisons, earlier, drawn),
@@ -111,15 +125,6 @@ def report(results: Path, out: Path, benchmark: Path | None = None) -> list[Path
     write_study(rows, [study_row(cell) for cell in cells])
     images = [out / f"{name}.{ending}" for name in drawn for ending in ("png", "svg")]
     return [*(out / name for name in pages), *images, rows]
-
-
-def _sized(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells of parts that vary the train size of a task."""
-    sizes: dict[tuple[str, str], set[int | None]] = {}
-    for cell in cells:
-        sizes.setdefault((cell.part, cell.task), set()).add(cell.train_rows)
-    varying = {part for (part, _), found in sizes.items() if len(found) > 1}
-    return [cell for cell in cells if cell.part in varying]
 
 
 def study_row(cell: Cell) -> StudyRow:
@@ -157,31 +162,25 @@ def _page(
     cells: Sequence[Cell],
     comparisons: Sequence[Comparison],
     earlier: Sequence[tables.Record],
-    drawn: Sequence[str],
+    drawn: Mapping[str, str],
 ) -> str:
     """README.md: the conclusions, what was run, tables, figures."""
     parts = ["# Results of the study\n"]
     conclusions = results / "conclusions.md"
     if conclusions.is_file():
         parts.append(conclusions.read_text(encoding="utf-8"))
-    parts += [_made_of(results, runs, cells), *_scores(cells), _significance(comparisons)]
-    main_cells = [cell for cell in cells if cell.part == MAIN] or cells
-    parts.append(
-        "## Learning rates\n\nThe primary metric on the selection rows, by which the rate in bold "
-        "was chosen (means over the seeds that have every rate).\n\n"
-        + tables.rates_table(main_cells)
-    )
-    parts.append("## Rows\n\n" + tables.rows_table(cells))
-    parts.append(_costs(main_cells))
-    parts.append(
-        "## Beside the earlier study\n\nThe earlier study trained bert-base-cased (108 M "
-        f"parameters); this one {_backbones(cells)}. Its numbers are shown at the rate that "
-        "was best for each; all are in `earlier_study.csv`.\n\n"
-        + tables.earlier_table(earlier, cells)
-    )
+    parts += [_made_of(results, runs, cells), *scores_sections(cells)]
+    parts.append(significance_section(comparisons))
+    parts += [*rates_sections(cells), "## Rows\n\n" + tables.rows_table(cells)]
+    parts += [*costs_sections(cells), *earlier_sections(earlier, cells)]
     parts.append("## Figures\n")
-    parts += [f"![{_CAPTIONS[name]}]({name}.svg)\n\n{_CAPTIONS[name]}.\n" for name in drawn]
+    parts += [f"![{caption}]({name}.svg)\n\n{caption}.\n" for name, caption in drawn.items()]
     return "\n".join(parts)
+
+
+def _plain(name: str) -> str:
+    """A backbone's name as part of a file's."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _backbones(cells: Sequence[Cell]) -> str:
@@ -237,72 +236,6 @@ def _progress(results: Path, runs: Sequence[Run]) -> str:
     return (
         f"**The study is not finished: {missing:,} of its {len(planned):,} runs are missing**, and "
         "more of them can change what is chosen. "
-    )
-
-
-def _scores(cells: Sequence[Cell]) -> list[str]:
-    """A section for each part: tables by train size, by layer, or by strategy and task."""
-    sized = _sized(cells)
-    main_cells = [cell for cell in cells if cell.part == MAIN]
-    sections = []
-    for part in dict.fromkeys(cell.part for cell in cells):
-        of_part = [cell for cell in cells if cell.part == part]
-        tasks = dict.fromkeys(cell.task for cell in of_part)
-        beside = [cell for cell in main_cells if cell.task in tasks and part != MAIN]
-        if any(cell in sized for cell in of_part):
-            for task in tasks:
-                of_task = [cell for cell in of_part if cell.task == task]
-                methods = {cell.method for cell in of_task}
-                whole = [c for c in beside if c.task == task and c.method in methods]
-                table = tables.sizes_table([*of_task, *whole])
-                sections.append(f"## Part `{part}`: {task}\n\n{table}")
-        elif len(rules := {rule_of(cell.method) for cell in of_part}) == 1 and None not in rules:
-            whole = [cell for cell in beside if cell.method in rules]
-            sections.append(f"## Part `{part}`\n\n{layers_table(of_part, whole)}")
-        else:
-            bases = {"full", "bitfit"} - {cell.method for cell in of_part}
-            whole = [cell for cell in beside if cell.method in bases]
-            note = f"\n`full` and `bitfit` are those of part `{MAIN}`.\n" if whole else ""
-            table = tables.methods_table([*whole, *of_part])
-            sections.append(f"## Part `{part}`\n\n{table}{note}")
-    return sections
-
-
-def _costs(cells: Sequence[Cell]) -> str:
-    workers = max(cell.first.machine.workers for cell in cells)
-    shared = (
-        f"{workers} runs at a time, and whatever else the machine did, shared its cores and "
-        "memory: a run alone is faster, and small differences mean nothing. "
-    )
-    return (
-        "## Costs\n\nThe head is part of what is trained. Times are those of the fastest of the "
-        "seeds, with its evaluations; memory is the median of their peaks. CPU seconds are those "
-        "of the run's process, its start included, where they were recorded. "
-        + (shared if workers > 1 else "")
-        + "Times compare within one machine only. A head's features are computed once.\n\n"
-        + tables.costs_table(cells)
-    )
-
-
-def _significance(comparisons: Sequence[Comparison]) -> str:
-    if not comparisons:
-        return (
-            "## Against full fine-tuning\n\nNothing to compare: no task has three seeds of `full` "
-            f"and of another strategy (part `{MAIN}`).\n"
-        )
-    fewest, most = (pick(one.seeds for one in comparisons) for pick in (min, max))
-    least = f"{2 / 2**most:.4f} with {most} seeds"
-    if fewest != most:
-        least += f", and {2 / 2**fewest:.4f} with {fewest}"
-    return (
-        "## Against full fine-tuning\n\n"
-        "Differences are paired: runs of one seed train on the same rows in the same order. p is "
-        "that of a two-sided paired t-test; p (Holm) corrects it for the "
-        f"{len(comparisons)} comparisons of this table; p (signs) is the exact sign-flip test, "
-        f"which can't be below {least}. With so few seeds a "
-        "difference that is not significant is no proof of equality: read the interval. Pairs "
-        f"with fewer than {FEWEST_SEEDS} seeds are left out.\n\n"
-        + tables.significance_table(comparisons)
     )
 
 

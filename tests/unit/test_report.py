@@ -239,6 +239,29 @@ def test_the_page_says_that_runs_at_a_time_share_the_machine(tmp_path: Path) -> 
     assert "| `bitfit` | 0.500 (1) |" in page
 
 
+def test_each_backbone_has_tables_and_figures_of_its_own(runs: list[Run], tmp_path: Path) -> None:
+    """With one strategy on one task the last backbone would else stand for both."""
+    shutil.copy(ROOT / "docs/results/earlier_study.csv", tmp_path)
+    large = run_of("full", 0.9, backbone="hub/large")
+    assert large.outcome is not None
+    outcome = large.outcome.model_copy(update={"backbone": "hub/large", "seconds": 99.0})
+    for run in [*runs, large.model_copy(update={"outcome": outcome})]:
+        append_run(tmp_path / "runs.jsonl", run)
+    written = report.report(tmp_path, tmp_path, tmp_path / "study.json")
+    page = (tmp_path / "README.md").read_text()
+    sections = {part.split("\n")[0]: part for part in page.split("\n## ")}
+    small, big = "0.626 ± 0.024 (5)", "0.900 (1)"
+    for title in ("Part `main` on {}", "Beside the earlier study on {}"):
+        assert small in sections[title.format("tiny")]
+        assert big not in sections[title.format("tiny")]
+        assert big in sections[title.format("hub/large")]
+        assert small not in sections[title.format("hub/large")]
+    assert " 99 |" in sections["Costs on hub/large"]
+    assert " 99 |" not in sections["Costs on tiny"]
+    assert {"scores.svg", "scores-hub-large.svg", "low_data.svg"} <= {path.name for path in written}
+    assert "(scores-hub-large.svg)" in page
+
+
 @pytest.mark.parametrize(("seeds", "said"), [(5, ""), (6, "1 of its 6 runs are missing")])
 def test_an_unfinished_study_is_called_one(
     runs: list[Run], tmp_path: Path, seeds: int, said: str
