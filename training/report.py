@@ -30,10 +30,10 @@ from training.sections import (
     of_main,
     rates_sections,
     scores_sections,
-    significance_section,
+    significance_sections,
     sized,
 )
-from training.significance import Comparison, compare
+from training.significance import compare_parts
 from training.study import num_missing, plan, read_study
 
 RESULTS = Path("docs/results")
@@ -112,12 +112,17 @@ def report(results: Path, out: Path, benchmark: Path | None = None) -> list[Path
         ending = f"-{_plain(of_backbone[0].backbone)}" if place else ""
         for name in figures.draw(of_main(of_backbone), sized(of_backbone), out, ending):
             drawn[name] = _CAPTIONS[name.removesuffix(ending)] + words
-    comparisons = compare(of_main(cells))
+    comparisons = [
+        asdict(one)
+        for _, alike in by_backbone(cells)
+        for found in compare_parts(alike).values()
+        for one in found
+    ]
     earlier = tables.read_earlier(results / "earlier_study.csv")
     pages = {
-        "README.md": _page(results, runs, cells, comparisons, earlier, drawn),
+        "README.md": _page(results, runs, cells, earlier, drawn),
         "results.csv": tables.csv_text([tables.cell_record(cell) for cell in cells]),
-        "significance.csv": tables.csv_text([asdict(one) for one in comparisons]),
+        "significance.csv": tables.csv_text(comparisons),
     }
     for name, text in pages.items():
         write_atomically(out / name, text.encode())
@@ -160,7 +165,6 @@ def _page(
     results: Path,
     runs: Sequence[Run],
     cells: Sequence[Cell],
-    comparisons: Sequence[Comparison],
     earlier: Sequence[tables.Record],
     drawn: Mapping[str, str],
 ) -> str:
@@ -170,7 +174,7 @@ def _page(
     if conclusions.is_file():
         parts.append(conclusions.read_text(encoding="utf-8"))
     parts += [_made_of(results, runs, cells), *scores_sections(cells)]
-    parts.append(significance_section(comparisons))
+    parts += significance_sections(cells)
     parts += [*rates_sections(cells), "## Rows\n\n" + tables.rows_table(cells)]
     parts += [*costs_sections(cells), *earlier_sections(earlier, cells)]
     parts.append("## Figures\n")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from training import tables
 from training.cells import MAIN, Cell
 from training.layers import layers_table, rule_of
-from training.significance import FEWEST_SEEDS, Comparison
+from training.significance import FEWEST_SEEDS, Comparison, compare_parts
 
 
 def by_backbone(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
@@ -107,24 +107,29 @@ def _costs(cells: Sequence[Cell], words: str) -> str:
     )
 
 
-def significance_section(comparisons: Sequence[Comparison]) -> str:
-    """Each method beside full fine-tuning, and how to read it."""
-    if not comparisons:
+def significance_sections(cells: Sequence[Cell]) -> list[str]:
+    """Each method beside full fine-tuning, and how to read it; for each backbone."""
+    return [_significance(compare_parts(alike), words) for words, alike in by_backbone(cells)]
+
+
+def _significance(parts: Mapping[str, Sequence[Comparison]], words: str) -> str:
+    title = f"## Against full fine-tuning{words}\n\n"
+    if not parts:
         return (
-            "## Against full fine-tuning\n\nNothing to compare: no task has three seeds of `full` "
-            f"and of another strategy (part `{MAIN}`).\n"
+            f"{title}Nothing to compare: no task has {FEWEST_SEEDS} seeds of `full` and of another "
+            "strategy.\n"
         )
-    fewest, most = (pick(one.seeds for one in comparisons) for pick in (min, max))
-    least = f"{2 / 2**most:.4f} with {most} seeds"
-    if fewest != most:
-        least += f", and {2 / 2**fewest:.4f} with {fewest}"
-    return (
-        "## Against full fine-tuning\n\n"
-        "Differences are paired: runs of one seed train on the same rows in the same order. p is "
-        "that of a two-sided paired t-test; p (Holm) corrects it for the "
-        f"{len(comparisons)} comparisons of this table; p (signs) is the exact sign-flip test, "
-        f"which can't be below {least}. With so few seeds a "
-        "difference that is not significant is no proof of equality: read the interval. Pairs "
-        f"with fewer than {FEWEST_SEEDS} seeds are left out.\n\n"
-        + tables.significance_table(comparisons)
+    counts = sorted({one.seeds for found in parts.values() for one in found}, reverse=True)
+    least = ", ".join(f"{2 / 2**count:.4f} with {count} seeds" for count in counts)
+    said = (
+        f"{title}Differences are paired: runs of one seed train on the same rows in the same "
+        f"order. Where a part has no `full` of its own, it is that of part `{MAIN}`. p is that of "
+        "a two-sided paired t-test; p (Holm) corrects it for all comparisons of its table, one "
+        f"table a part; p (signs) is the exact sign-flip test, which can't be below {least}. With "
+        "so few seeds a difference that is not significant is no proof of equality: read the "
+        f"interval. Pairs with fewer than {FEWEST_SEEDS} seeds are left out.\n"
     )
+    for part, found in parts.items():
+        number = f"{len(found)} comparison{'s' * (len(found) > 1)}"
+        said += f"\nPart `{part}`, {number}:\n\n{tables.significance_table(found)}"
+    return said

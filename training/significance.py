@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from training.cells import Cell
+from training.cells import MAIN, Cell
 
 FEWEST_SEEDS = 3
 _LEVEL = 0.95
@@ -21,32 +21,60 @@ class Comparison:
     """A method beside the reference on one task.
 
     Attributes:
+        part: of the method's cell; the reference is of the same part, or of the main one.
+        train_rows: that the study asked for; None for all.
         seeds: that both have; runs of a seed see the same rows in the same order.
         difference: mean of method minus reference.
-        low, high: 95 % confidence interval of the difference, from the t distribution.
-        p: of a paired t-test, two-sided.
+        low, high: 95 % confidence interval of the difference, from the t distribution; None where
+            all seeds differ equally, which leaves no spread to judge by.
+        p: of a paired t-test, two-sided; without a spread that of the test of signs.
         p_holm: the same, corrected by Holm (1979) for all comparisons of the table.
         p_signs: of the exact test that flips the signs of the differences; needs no normal
             distribution, but can't be below 2 / 2**seeds.
     """
 
+    part: str
+    backbone: str
     task: str
+    train_rows: int | None
     method: str
     seeds: int
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float
     p_holm: float
     p_signs: float
 
 
-def compare(cells: Sequence[Cell], reference: str = "full") -> list[Comparison]:
-    """Every cell beside the reference's cell of its part, task, size and backbone.
+def compare_parts(cells: Sequence[Cell], reference: str = "full") -> dict[str, list[Comparison]]:
+    """The comparisons of each part that has any; each part is corrected by itself.
+
+    A part without its own reference on a task is compared with the main part's: of the same seed,
+    the same rows.
+    """
+    lent = [cell for cell in cells if cell.part == MAIN]
+    parts = {}
+    for part in dict.fromkeys(cell.part for cell in cells):
+        of_part = [cell for cell in cells if cell.part == part]
+        if found := compare(of_part, lent, reference):
+            parts[part] = found
+    return parts
+
+
+def compare(
+    cells: Sequence[Cell], lent: Sequence[Cell] = (), reference: str = "full"
+) -> list[Comparison]:
+    """Every cell beside the reference's cell of its task, size, backbone and variant.
 
     Cells that share fewer than three seeds with it are left out.
+
+    Args:
+        cells: of one part.
+        lent: cells whose reference serves where the part has none.
+        reference: the strategy to compare with.
     """
-    references = {_place(cell): cell for cell in cells if cell.strategy == reference}
+    references = {_place(cell): cell for cell in (*lent, *cells) if cell.strategy == reference}
     found = []
     for cell in cells:
         other = references.get(_place(cell))
@@ -59,29 +87,33 @@ def compare(cells: Sequence[Cell], reference: str = "full") -> list[Comparison]:
     return [replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
 
 
-def _place(cell: Cell) -> tuple[str, str, int | None, str, str]:
-    return cell.part, cell.task, cell.train_rows, cell.backbone, cell.variant
+def _place(cell: Cell) -> tuple[str, int | None, str, str]:
+    return cell.task, cell.train_rows, cell.backbone, cell.variant
 
 
 def _compare(cell: Cell, differences: Sequence[float]) -> Comparison:
     count = len(differences)
     mean = math.fsum(differences) / count
     deviation = float(np.std(differences, ddof=1))
-    half = float(stats.t.ppf((1 + _LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
-    if deviation < 1e-12:  # all seeds differ equally: no spread to judge by
-        p = 1.0 if abs(mean) < 1e-12 else 0.0
-    else:
+    low = high = None
+    p = p_signs = sign_flip(differences)
+    if deviation > 1e-12:  # else a t-test would call any difference certain
+        half = float(stats.t.ppf((1 + _LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
+        low, high = mean - half, mean + half
         p = float(2 * stats.t.sf(abs(mean) / deviation * math.sqrt(count), count - 1))
     return Comparison(
+        part=cell.part,
+        backbone=cell.backbone,
         task=cell.task,
+        train_rows=cell.train_rows,
         method=cell.method,
         seeds=count,
         difference=mean,
-        low=mean - half,
-        high=mean + half,
+        low=low,
+        high=high,
         p=p,
         p_holm=p,
-        p_signs=sign_flip(differences),
+        p_signs=p_signs,
     )
 
 

@@ -183,23 +183,26 @@ def rates_table(cells: Sequence[Cell]) -> str:
 
 
 def significance_table(comparisons: Sequence[Comparison]) -> str:
-    """Each method beside full fine-tuning."""
-    return markdown_table(
-        ["task", "strategy", "seeds", "difference", "95 % interval", "p", "p (Holm)", "p (signs)"],
-        (
-            [
-                one.task,
-                f"`{one.method}`",
-                str(one.seeds),
-                f"{one.difference:+.3f}",
-                f"{one.low:+.3f} to {one.high:+.3f}",
-                _p_value(one.p),
-                _p_value(one.p_holm),
-                _p_value(one.p_signs),
-            ]
-            for one in comparisons
-        ),
-    )
+    """Each method beside full fine-tuning; with the number of rows where there are several."""
+    head = ["task", "strategy", "seeds", "difference", "95 % interval"]
+    rows = [
+        [
+            one.task,
+            f"`{one.method}`",
+            str(one.seeds),
+            f"{one.difference:+.3f}",
+            "no spread" if one.low is None else f"{one.low:+.3f} to {one.high:+.3f}",
+            _p_value(one.p),
+            _p_value(one.p_holm),
+            _p_value(one.p_signs),
+        ]
+        for one in comparisons
+    ]
+    if any(one.train_rows for one in comparisons):
+        head.insert(1, "rows")
+        for row, one in zip(rows, comparisons, strict=True):
+            row.insert(1, f"{one.train_rows:,}" if one.train_rows else "all")
+    return markdown_table([*head, "p", "p (Holm)", "p (signs)"], rows)
 
 
 def _p_value(p: float) -> str:

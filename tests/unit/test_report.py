@@ -17,7 +17,8 @@ from training import report
 from training.cells import make_cells
 from training.mixed import not_comparable
 from training.results import Run, append_run
-from training.significance import compare, holm, sign_flip
+from training.significance import compare, compare_parts, holm, sign_flip
+from training.tables import significance_table
 
 ROOT = Path(__file__).parents[2]
 FULL = (0.60, 0.62, 0.61, 0.66, 0.64)
@@ -175,13 +176,36 @@ def test_significance_is_that_of_scipy(runs: list[Run]) -> None:
 
 def test_seeds_are_paired_and_few_are_left_out() -> None:
     full = [run_of("full", score, seed=seed) for seed, score in enumerate(FULL)]
-    shifted = [run_of("head", FULL[seed] - 0.1, seed=seed) for seed in (4, 2, 0)]
+    shifted = [run_of("head", FULL[seed] - 0.1, seed=seed) for seed in (4, 2, 0)]  # all alike
     few = [run_of("layernorm", 0.9, seed=seed) for seed in (0, 1)]
     (found,) = compare(make_cells([*full, *shifted, *few]))
     assert (found.method, found.seeds) == ("head", 3)
     assert found.difference == pytest.approx(-0.1)
-    assert found.p == 0.0
-    assert found.p_signs == 0.25
+    assert found.p == found.p_signs == 0.25, "three equal differences are no certainty"
+    assert (found.low, found.high) == (None, None)
+    assert "| no spread | 0.250 |" in significance_table([found])
+    (same,) = compare(make_cells([*full, *(run_of("head", FULL[n], seed=n) for n in range(5))]))
+    assert (same.difference, same.p) == (0.0, 1.0)
+
+
+def test_a_part_is_compared_with_its_own_full_or_with_that_of_the_main_part() -> None:
+    def moved(part: str, runs: list[Run]) -> list[Run]:
+        return [run.model_copy(update={"part": part}) for run in runs]
+
+    full = [run_of("full", score, seed=seed) for seed, score in enumerate(FULL)]
+    own = [run_of("full", score - 0.3, seed=seed, train_rows=9) for seed, score in enumerate(FULL)]
+    small = [run_of("bitfit", score, seed=seed, train_rows=9) for seed, score in enumerate(BITFIT)]
+    layers = [run_of("bitfit@1", score, seed=seed) for seed, score in enumerate(BITFIT[:3])]
+    few = [run_of("head", 0.5, seed=seed) for seed in (0, 1)]
+    cells = [*full, *moved("low-data", own + small), *moved("layers", layers), *moved("few", few)]
+    found = compare_parts(make_cells(cells))
+    assert list(found) == ["low-data", "layers"]
+    (of_sizes,), (of_layers,) = found.values()
+    assert (of_sizes.train_rows, of_sizes.seeds) == (9, 5)
+    assert of_sizes.difference == pytest.approx(0.32)
+    assert (of_layers.method, of_layers.seeds) == ("bitfit@1", 3)
+    assert of_layers.difference == pytest.approx((0.01 - 0.02 + 0.05) / 3)
+    assert "| rte | 9 | `bitfit` | 5 |" in significance_table([of_sizes])
 
 
 def test_many_comparisons_are_corrected() -> None:
