@@ -16,6 +16,7 @@ from training.results import Outcome, Run
 from training.study import choose_rate
 
 MAIN = "main"
+ZOO = "zoo"  # one seed, on samples: what is served, beside the tasks that the study leaves out
 # Shown first and in this order; others follow by name.
 _ORDER = ("full", "bitfit", "layernorm", "random:0.001", "head")
 _APART = ", "

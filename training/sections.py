@@ -80,7 +80,9 @@ def earlier_sections(earlier: Sequence[tables.Record], cells: Sequence[Cell]) ->
     return [
         f"## Beside the earlier study{words}\n\nThe earlier study trained bert-base-cased (108 M "
         f"parameters); this one {alike[0].backbone}. Its numbers are shown at the rate that was "
-        "best for each; all are in `earlier_study.csv`.\n\n" + tables.earlier_table(earlier, alike)
+        "best for each; all are in `earlier_study.csv`. What this study has no run of is left empty; "
+        "where its rows are fewer than all, they are a sample, and (1) is a single seed.\n\n"
+        + tables.earlier_table(earlier, alike)
         for words, alike in by_backbone(cells)
     ]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.cells import MAIN, Cell, method_place
+from training.cells import MAIN, ZOO, Cell, method_place
 from training.significance import Comparison
 
 Record = Mapping[str, Any]
@@ -217,24 +217,20 @@ def read_earlier(path: Path) -> list[dict[str, str]]:
 
 
 def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
-    """The earlier study's numbers, at the rate best for it, beside ours where there is one."""
+    """The earlier study's numbers, at the rate best for it, beside ours; empty where there is none.
+
+    Where ours is not on all rows, the number of its rows says so.
+    """
     best: dict[tuple[str, str, str], Record] = {}
     for record in earlier:
         mark = (record["task"], record["strategy"], record["train_rows"])
         if mark not in best or float(record["mean"]) > float(best[mark]["mean"]):
             best[mark] = record
-    ours: dict[tuple[str, str, str], Cell] = {}
-    for cell in cells:
-        stated = str(cell.train_rows or "")
-        ours.setdefault((cell.task, cell.method, stated), cell)
-        if cell.part == MAIN:  # on a sample of the rows, if the study limits them; the note says so
-            ours.setdefault((cell.task, cell.method, ""), cell)
+    ours = _beside_earlier(cells)
     rows = []
     for mark, record in sorted(best.items(), key=_earlier_place):
         task, strategy, size = mark
         mine = ours.get(mark)
-        if mine is None:
-            continue
         rows.append(
             [
                 task,
@@ -242,13 +238,27 @@ def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
                 f"{int(size):,}" if size else "all",
                 f"{float(record['mean']):.3f} ± {float(record['spread']):.3f}",
                 f"{float(record['learning_rate']):g}",
-                score(mine),
-                f"{mine.rate:g}",
-                f"{_size(mine):,}",
+                *((score(mine), f"{mine.rate:g}", f"{_size(mine):,}") if mine else [_NONE] * 3),
             ]
         )
     head = ["task", "strategy", "rows", "earlier study", "its rate"]
     return markdown_table([*head, "this study", "its rate", "its rows"], rows)
+
+
+def _beside_earlier(cells: Sequence[Cell]) -> dict[tuple[str, str, str], Cell]:
+    """Our cells by task, method and rows asked for ("": all).
+
+    On all rows part `main` goes first; where no cell has all, those of `main` and `zoo`, which may
+    be samples, stand for them.
+    """
+    whole = [cell for part in (MAIN, ZOO) for cell in cells if cell.part == part]
+    first = [cell for cell in whole if cell.part == MAIN and cell.train_rows is None]
+    found: dict[tuple[str, str, str], Cell] = {}
+    for cell in (*first, *cells):
+        found.setdefault((cell.task, cell.method, str(cell.train_rows or "")), cell)
+    for cell in whole:
+        found.setdefault((cell.task, cell.method, ""), cell)
+    return found
 
 
 def _earlier_place(item: tuple[tuple[str, str, str], Record]) -> tuple[str, float, tuple[int, str]]:

@@ -13,12 +13,11 @@ from scipy import stats
 
 from deltas.benchmark import study_path
 from tests.unit.test_results import make_run
-from training import report
+from training import report, tables
 from training.cells import make_cells
 from training.mixed import not_comparable
 from training.results import Run, append_run
 from training.significance import compare, compare_parts, holm, sign_flip
-from training.tables import significance_table
 
 ROOT = Path(__file__).parents[2]
 FULL = (0.60, 0.62, 0.61, 0.66, 0.64)
@@ -183,7 +182,7 @@ def test_seeds_are_paired_and_few_are_left_out() -> None:
     assert found.difference == pytest.approx(-0.1)
     assert found.p == found.p_signs == 0.25, "three equal differences are no certainty"
     assert (found.low, found.high) == (None, None)
-    assert "| no spread | 0.250 |" in significance_table([found])
+    assert "| no spread | 0.250 |" in tables.significance_table([found])
     (same,) = compare(make_cells([*full, *(run_of("head", FULL[n], seed=n) for n in range(5))]))
     assert (same.difference, same.p) == (0.0, 1.0)
 
@@ -205,7 +204,7 @@ def test_a_part_is_compared_with_its_own_full_or_with_that_of_the_main_part() ->
     assert of_sizes.difference == pytest.approx(0.32)
     assert (of_layers.method, of_layers.seeds) == ("bitfit@1", 3)
     assert of_layers.difference == pytest.approx((0.01 - 0.02 + 0.05) / 3)
-    assert "| rte | 9 | `bitfit` | 5 |" in significance_table([of_sizes])
+    assert "| rte | 9 | `bitfit` | 5 |" in tables.significance_table([of_sizes])
 
 
 def test_many_comparisons_are_corrected() -> None:
@@ -248,6 +247,26 @@ def test_the_page_shows_rates_costs_and_the_other_parts_beside_the_main_one(
     assert "1 run at a time" in page
     assert "precision fp32" in page
     assert "shared its cores" not in page
+
+
+def test_the_earlier_study_is_shown_whole() -> None:
+    """Its numbers without one of ours too; where only the zoo has a task, its single seed."""
+    earlier = tables.read_earlier(ROOT / "docs/results/earlier_study.csv")
+    others = [run_of("bitfit", 0.9, epochs=9.0), run_of("bitfit", 0.7)]
+    parts = zip(("gap", "main"), others, strict=True)
+    runs = [run.model_copy(update={"part": part}) for part, run in parts]
+    single = run_of("head", 0.4, train_rows=99).model_copy(update={"part": "zoo"})
+    assert single.outcome is not None
+    fields = {"task": "qnli", "strategy": "full"}
+    runs.append(single.model_copy(update={"outcome": single.outcome.model_copy(update=fields)}))
+    lines = tables.earlier_table(earlier, make_cells(runs)).splitlines()
+    marks = {(row["task"], row["strategy"], row["train_rows"]) for row in earlier}
+    assert len(lines) == 2 + len(marks)
+    (qnli,) = [line for line in lines if line.startswith("| qnli | `full`")]
+    assert qnli.endswith("| all | 0.890 ± 0.005 | 3e-05 | 0.400 (1) | 0.002 | 99 |")
+    assert next(line for line in lines if line.endswith("|  |  |  |")).startswith("| cola | `full`")
+    (rte,) = [line for line in lines if line.startswith("| rte | `bitfit` | all")]
+    assert "0.700 (1)" in rte, "the main part goes before one with other options"
 
 
 def test_the_page_says_that_runs_at_a_time_share_the_machine(tmp_path: Path) -> None:
