@@ -6,13 +6,13 @@ it: by the selection rows of the seeds that every rate has. The other rates' run
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
 from statistics import fmean, median, stdev
 
-from training.results import Outcome, Run
+from training.results import Machine, Outcome, Run
 from training.study import choose_rate
 
 MAIN = "main"
@@ -22,6 +22,26 @@ _ORDER = ("full", "bitfit", "layernorm", "random:0.001", "head")
 _APART = ", "
 # Part, task, method, backbone, train rows asked for, all options but seed and rate.
 _Mark = tuple[str, str, str, str, int | None, tuple[tuple[str, str], ...]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the runs of a cell took on one machine.
+
+    Attributes:
+        machine: as `machine_name` calls it.
+        seeds: how many ran there.
+        seconds: of the fastest run that was not stopped in between; None if all were. Equal runs do
+            equal work: whatever else a shared machine does can only add to it.
+        cpu_seconds: the same in seconds of a processor; None where no such run has it.
+        peak_bytes: median of the runs' peak memory.
+    """
+
+    machine: str
+    seeds: int
+    seconds: float | None
+    cpu_seconds: float | None
+    peak_bytes: float
 
 
 @dataclass(frozen=True)
@@ -82,34 +102,42 @@ class Cell:
         """Standard deviation of the scores (n - 1 in the denominator); None for one seed."""
         return stdev(self.scores.values()) if len(self.scores) > 1 else None
 
-    @property
-    def seconds(self) -> float | None:
-        """Time of the fastest run that was not stopped in between; None if all were.
-
-        Equal runs do equal work: whatever else a shared machine does can only add to it.
-        """
-        times = [outcome.seconds for outcome in self.outcomes.values() if not outcome.resumed]
-        return min(times, default=None)
-
-    @property
-    def cpu_seconds(self) -> float | None:
-        """The same in seconds of a processor; None where no such run has it."""
-        times = [
-            outcome.cpu_seconds
-            for outcome in self.outcomes.values()
-            if outcome.cpu_seconds is not None and not outcome.resumed
-        ]
-        return min(times, default=None)
+    @cached_property
+    def costs(self) -> list[Cost]:
+        """What the runs took, by machine; the fastest one first."""
+        machines: dict[str, list[Outcome]] = {}
+        for outcome in self.outcomes.values():
+            machines.setdefault(machine_name(outcome.machine), []).append(outcome)
+        costs = [_cost(name, outcomes) for name, outcomes in machines.items()]
+        return sorted(costs, key=lambda cost: (cost.seconds is None, cost.seconds or 0.0))
 
     @property
-    def peak_bytes(self) -> float:
-        """Median of the runs' peak memory."""
-        return median(outcome.peak_bytes for outcome in self.outcomes.values())
+    def cost(self) -> Cost:
+        """On the fastest machine."""
+        return self.costs[0]
 
     @property
     def trained_share(self) -> float:
         """Trained over all parameters, the head included in both."""
         return self.first.trained / self.first.total
+
+
+def machine_name(machine: Machine) -> str:
+    """What times are comparable on: the processor, with the threads of a run if several."""
+    threads = f", {machine.threads} threads" if machine.threads > 1 else ""
+    return f"{machine.cpu}{threads}"
+
+
+def _cost(machine: str, outcomes: Sequence[Outcome]) -> Cost:
+    whole = [outcome for outcome in outcomes if not outcome.resumed]
+    in_cpu = [outcome.cpu_seconds for outcome in whole if outcome.cpu_seconds is not None]
+    return Cost(
+        machine=machine,
+        seeds=len(outcomes),
+        seconds=min((outcome.seconds for outcome in whole), default=None),
+        cpu_seconds=min(in_cpu, default=None),
+        peak_bytes=median(outcome.peak_bytes for outcome in outcomes),
+    )
 
 
 def make_cells(runs: Iterable[Run]) -> list[Cell]:

@@ -5,6 +5,7 @@ Needs matplotlib: `pip install -c constraints.txt -e '.[report]'`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -15,8 +16,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
-from training.cells import Cell, method_place
+from training.cells import Cell, Cost, method_place
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -155,19 +157,28 @@ def _boxes(axes: list[Axes], cells: list[Cell]) -> None:
 
 
 def _lines(axis: Axes, cell: Cell, column: str) -> None:
-    """One thin line a seed, and their median; against the share of the run that is done.
+    """One thin line a seed, and their median, against optimiser steps.
 
-    A selection slice may differ by a row between seeds, so steps differ; shares don't.
+    A selection slice may differ by a row between seeds, and so may the steps, by as little.
     """
     lines = []
     for outcome in cell.outcomes.values():
-        shares = [step / outcome.steps for step in outcome.history.step]
-        values = getattr(outcome.history, column)
-        lines.append((shares, values))
-        axis.plot(shares, values, color=_colour(cell.method), linewidth=0.5, alpha=0.4)
+        steps, values = outcome.history.step, getattr(outcome.history, column)
+        lines.append((steps, values))
+        axis.plot(steps, values, color=_colour(cell.method), linewidth=0.5, alpha=0.4)
     count = min(len(values) for _, values in lines)
     middle = [median(values[at] for _, values in lines) for at in range(count)]
     axis.plot(lines[0][0][:count], middle, color=_colour(cell.method), linewidth=1.8)
+
+
+def _step_axis(axis: Axes, cells: Sequence[Cell]) -> None:
+    """Logarithmic where some runs are many times as long: a head takes eight times the epochs."""
+    steps = [outcome.steps for cell in cells for outcome in cell.outcomes.values()]
+    if max(steps) > 4 * min(steps):
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_formatter("{x:,g}")
+    axis.set_xlabel("optimiser steps")
 
 
 def _loss_lines(axes: list[Axes], cells: list[Cell]) -> None:
@@ -177,7 +188,7 @@ def _loss_lines(axes: list[Axes], cells: list[Cell]) -> None:
         for cell in cells:
             _lines(axis, cell, column)
         axis.set_ylabel(title)
-    axes[-1].set_xlabel(_step_label(cells))
+        _step_axis(axis, cells)
 
 
 def _metric_lines(axes: list[Axes], cells: list[Cell]) -> None:
@@ -185,13 +196,7 @@ def _metric_lines(axes: list[Axes], cells: list[Cell]) -> None:
     for cell in cells:
         _lines(axis, cell, "metric")
     axis.set_ylabel(f"{cells[0].first.metric}, selection rows")
-    axis.set_xlabel(_step_label(cells))
-
-
-def _step_label(cells: Sequence[Cell]) -> str:
-    steps = sorted({cell.first.steps for cell in cells})
-    told = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-    return f"share of the run's steps ({told})"
+    _step_axis(axis, cells)
 
 
 # Points of one size are drawn a little to the right of each other, so that none hides another.
@@ -219,36 +224,59 @@ def _size_lines(axes: list[Axes], cells: list[Cell]) -> None:
 def _costs(cells: Sequence[Cell]) -> Figure:
     """Metric against trained share, file and time: a row a task."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
-    # Where some lack it, comparing would mix two measures.
-    in_cpu = all(cell.cpu_seconds is not None for cell in cells)
-    measures: dict[str, Callable[[Cell], float | None]] = {
-        "trained, % of all parameters": lambda cell: 100 * cell.trained_share,
-        "file, KB": lambda cell: cell.first.delta_bytes / 1000,
-        "CPU seconds" if in_cpu else "training time, s": lambda cell: (
-            cell.cpu_seconds if in_cpu else cell.seconds
-        ),
-    }
-    size = (_WIDTH * len(measures), _HEIGHT * len(tasks))
-    figure, grid = plt.subplots(
-        len(tasks), len(measures), figsize=size, squeeze=False, layout="constrained"
-    )
-    for row, task in enumerate(tasks):
+    size = (_WIDTH * 3, _HEIGHT * len(tasks))
+    figure, grid = plt.subplots(len(tasks), 3, figsize=size, squeeze=False, layout="constrained")
+    for task, row in zip(tasks, grid, strict=True):
         of_task = [cell for cell in cells if cell.task == task]
-        for column, (name, measure) in enumerate(measures.items()):
-            axis: Any = grid[row][column]
+        time, measure = _time_measure(of_task)
+        measures: dict[str, Callable[[Cell], float | None]] = {
+            "trained, % of all parameters": lambda cell: 100 * cell.trained_share,
+            "file, KB": lambda cell: cell.first.delta_bytes / 1000,
+            time: measure,
+        }
+        axis: Any
+        for axis, (name, value_of) in zip(row, measures.items(), strict=True):
             for cell in of_task:
-                value = measure(cell)
+                value = value_of(cell)
                 if value is not None:
                     axis.errorbar(
                         value, cell.mean, yerr=cell.spread, color=_colour(cell.method),
                         marker="o", capsize=2,
                     )  # fmt: skip
-            if column < 2:  # over orders of magnitude; times are not
+            if name == time:
+                axis.set_xlim(left=0)
+            else:  # over orders of magnitude
                 axis.set_xscale("log")
                 axis.xaxis.set_major_formatter("{x:,g}")
-            else:
-                axis.set_xlim(left=0)
             axis.set_xlabel(name)
             axis.set_ylabel(f"{task}: {of_task[0].first.metric}, dev set")
     _legend(figure, cells)
     return figure
+
+
+def _time_measure(cells: Sequence[Cell]) -> tuple[str, Callable[[Cell], float | None]]:
+    """What to call the time of a task's cells, and how to get it.
+
+    Of one machine, that of most cells, then seeds, and of one measure: others would not compare.
+    """
+    cells_on, seeds_on = Counter[str](), Counter[str]()
+    for cell in cells:
+        for cost in cell.costs:
+            cells_on[cost.machine] += 1
+            seeds_on[cost.machine] += cost.seeds
+    machine = max(sorted(cells_on), key=lambda name: (cells_on[name], seeds_on[name]))
+
+    def on_it(cell: Cell) -> Cost | None:
+        return next((cost for cost in cell.costs if cost.machine == machine), None)
+
+    def seconds(cell: Cell) -> float | None:
+        cost = on_it(cell)
+        return None if cost is None else cost.seconds
+
+    def cpu_seconds(cell: Cell) -> float | None:
+        cost = on_it(cell)
+        return None if cost is None else cost.cpu_seconds
+
+    if all(cpu_seconds(cell) is not None for cell in cells if on_it(cell)):
+        return f"CPU seconds, {machine}", cpu_seconds
+    return f"training time, s, {machine}", seconds

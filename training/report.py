@@ -43,11 +43,11 @@ _CAPTIONS = {
     "spread": "The same: every seed a point, with median and quartiles",
     "losses": "Training loss (since the last evaluation) and loss on the selection rows: a thin "
     "line a seed, a thick one for their median",
-    "metric": "The metric on the selection rows over the run",
+    "metric": "The metric on the selection rows over the steps of the run",
     "low_data": "The dev metric against the number of train rows; lines are standard deviations "
     "over the seeds",
-    "costs": "The dev metric against trained share, file size and training time; lines are "
-    "standard deviations over the seeds",
+    "costs": "The dev metric against trained share, file size and the time of training on one "
+    "machine; lines are standard deviations over the seeds",
 }
 
 
@@ -156,7 +156,7 @@ def study_row(cell: Cell) -> StudyRow:
         trainable_parameters=first.trained,
         trained_share=cell.trained_share,
         size_bytes=first.delta_bytes,
-        seconds=cell.seconds,
+        seconds=cell.cost.seconds,
         command=next(iter(cell.runs.values())).command,
     )
 

@@ -80,8 +80,8 @@ def earlier_sections(earlier: Sequence[tables.Record], cells: Sequence[Cell]) ->
     return [
         f"## Beside the earlier study{words}\n\nThe earlier study trained bert-base-cased (108 M "
         f"parameters); this one {alike[0].backbone}. Its numbers are shown at the rate that was "
-        "best for each; all are in `earlier_study.csv`. What this study has no run of is left empty; "
-        "where its rows are fewer than all, they are a sample, and (1) is a single seed.\n\n"
+        "best for each; all are in `earlier_study.csv`. What this study has no run of is left "
+        "empty; where its rows are fewer than all, they are a sample, and (1) is a single seed.\n\n"
         + tables.earlier_table(earlier, alike)
         for words, alike in by_backbone(cells)
     ]
@@ -100,11 +100,12 @@ def _costs(cells: Sequence[Cell], words: str) -> str:
     )
     return (
         f"## Costs{words}\n\n"
-        "The head is part of what is trained. Times are those of the fastest of the seeds, "
-        "with its evaluations; memory is the median of their peaks. CPU seconds are those of "
-        "the run's process, its start included, where they were recorded. "
+        "The head is part of what is trained. Times compare within one machine only, so each has a "
+        "row of its own: that of its fastest seed, with its evaluations, and the median of the "
+        "seeds' peaks of memory. CPU seconds are those of the run's process, its start included, "
+        "where they were recorded. "
         + (shared if workers > 1 else "")
-        + "Times compare within one machine only. A head's features are computed once.\n\n"
+        + "A head's features are computed once.\n\n"
         + tables.costs_table(cells)
     )
 

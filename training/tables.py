@@ -14,7 +14,7 @@ from training.significance import Comparison
 
 Record = Mapping[str, Any]
 _NONE = ""
-_WORDS = ("strategy", "note")
+_WORDS = ("strategy", "note", "machine")
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -61,9 +61,10 @@ def cell_record(cell: Cell) -> dict[str, Any]:
         "trained": first.trained,
         "trained_share": cell.trained_share,
         "delta_bytes": first.delta_bytes,
-        "seconds": cell.seconds,
-        "cpu_seconds": cell.cpu_seconds,
-        "peak_bytes": cell.peak_bytes,
+        "machine": cell.cost.machine,
+        "seconds": cell.cost.seconds,
+        "cpu_seconds": cell.cost.cpu_seconds,
+        "peak_bytes": cell.cost.peak_bytes,
         "precision": first.precision,
         "command": next(iter(cell.runs.values())).command,
     }
@@ -134,25 +135,28 @@ def rows_table(cells: Sequence[Cell]) -> str:
 
 
 def costs_table(cells: Sequence[Cell]) -> str:
-    """What each method trains, stores, takes; cells of one part."""
-    rows = []
-    for cell in cells:
-        rows.append(
-            [
-                cell.task,
-                f"`{cell.method}`",
-                f"{cell.first.trained:,}",
-                f"{cell.trained_share:.3%}",
-                f"{cell.first.delta_bytes / 1000:,.0f}",
-                _whole(cell.seconds),
-                _whole(cell.cpu_seconds),
-                f"{cell.peak_bytes / 2**20:,.0f}",
-                f"{cell.rate:g}",
-                f"{cell.first.epochs:g}",
-            ]
-        )
-    head = ["task", "strategy", "trained", "of all", "file, KB", "seconds", "CPU seconds"]
-    return markdown_table([*head, "peak memory, MiB", "learning rate", "epochs"], rows)
+    """What each method trains, stores, takes: a row for each machine; cells of one part."""
+    rows = [
+        [
+            cell.task,
+            f"`{cell.method}`",
+            f"{cell.first.trained:,}",
+            f"{cell.trained_share:.3%}",
+            f"{cell.first.delta_bytes / 1000:,.0f}",
+            f"{cell.rate:g}",
+            f"{cell.first.epochs:g}",
+            cost.machine,
+            str(cost.seeds),
+            _whole(cost.seconds),
+            _whole(cost.cpu_seconds),
+            f"{cost.peak_bytes / 2**20:,.0f}",
+        ]
+        for cell in cells
+        for cost in sorted(cell.costs, key=lambda cost: cost.machine)
+    ]
+    head = ["task", "strategy", "trained", "of all", "file, KB", "learning rate", "epochs"]
+    head += ["machine", "seeds", "seconds", "CPU seconds", "peak memory, MiB"]
+    return markdown_table(head, rows)
 
 
 def _whole(value: float | None) -> str:

@@ -8,12 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from deltas.benchmark import study_path
 from tests.unit.test_results import make_run
-from training import report, tables
+from training import figures, report, tables
 from training.cells import make_cells
 from training.mixed import not_comparable
 from training.results import Run, append_run
@@ -144,9 +145,49 @@ def test_a_cell_s_time_is_that_of_its_fastest_whole_run() -> None:
         assert run.outcome is not None
         runs.append(run.model_copy(update={"outcome": run.outcome.model_copy(update=fields)}))
     (cell,) = make_cells(runs)
-    assert (cell.seconds, cell.cpu_seconds) == (7.0, 5.0)
+    assert (cell.cost.seconds, cell.cost.cpu_seconds) == (7.0, 5.0)
     (cell,) = make_cells(runs[2:])
-    assert (cell.seconds, cell.cpu_seconds) == (None, None)
+    assert (cell.cost.seconds, cell.cost.cpu_seconds) == (None, None)
+
+
+def test_times_are_told_by_machine() -> None:
+    """A fast machine's seed says nothing about a slow one's."""
+    machines = [("slow", 1, 9.0), ("fast", 1, 2.0), ("slow", 1, 8.0), ("fast", 4, 1.0)]
+    runs = []
+    for seed, (cpu, threads, seconds) in enumerate(machines):
+        run = run_of("bitfit", 0.5, seed=seed)
+        assert run.outcome is not None
+        machine = run.outcome.machine.model_copy(update={"cpu": cpu, "threads": threads})
+        fields = {"machine": machine, "seconds": seconds, "peak_bytes": (seed + 1) * 2**20}
+        runs.append(run.model_copy(update={"outcome": run.outcome.model_copy(update=fields)}))
+    cells = make_cells(runs)
+    rows = [line.split(" | ")[7:] for line in tables.costs_table(cells).splitlines()[2:]]
+    assert rows == [
+        ["fast", "1", "2", "", "2 |"],
+        ["fast, 4 threads", "1", "1", "", "4 |"],
+        ["slow", "2", "8", "", "2 |"],
+    ]
+    record = tables.cell_record(cells[0])
+    assert (record["machine"], record["seconds"]) == ("fast, 4 threads", 1.0)
+    assert figures._time_measure(cells)[0] == "training time, s, slow"
+    assert figures._time_measure(cells)[1](cells[0]) == 8.0
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(2, "linear"), (8, "log")])
+def test_the_metric_is_drawn_over_steps(factor: int, scale: str) -> None:
+    """Over shares a head, which takes many more steps, would look as fast as others."""
+    from matplotlib.figure import Figure
+
+    short, long = run_of("bitfit", 0.5), run_of("head", 0.5)
+    assert long.outcome is not None
+    steps = (factor, 2 * factor)
+    history = long.outcome.history.model_copy(update={"step": steps})
+    fields = {"history": history, "steps": steps[-1]}
+    long = long.model_copy(update={"outcome": long.outcome.model_copy(update=fields)})
+    axis = Figure().subplots()
+    figures._metric_lines([axis], make_cells([short, long]))
+    assert {tuple(np.asarray(line.get_xdata()).tolist()) for line in axis.lines} == {(1, 2), steps}
+    assert (axis.get_xscale(), axis.get_xlabel()) == (scale, "optimiser steps")
 
 
 def test_seeds_that_every_rate_has_decide() -> None:
@@ -299,8 +340,8 @@ def test_each_backbone_has_tables_and_figures_of_its_own(runs: list[Run], tmp_pa
         assert big not in sections[title.format("tiny")]
         assert big in sections[title.format("hub/large")]
         assert small not in sections[title.format("hub/large")]
-    assert " 99 |" in sections["Costs on hub/large"]
-    assert " 99 |" not in sections["Costs on tiny"]
+    assert "| 99 |" in sections["Costs on hub/large"]
+    assert "| 99 |" not in sections["Costs on tiny"]
     assert {"scores.svg", "scores-hub-large.svg", "low_data.svg"} <= {path.name for path in written}
     assert "(scores-hub-large.svg)" in page
 
