@@ -156,7 +156,10 @@ def study_row(cell: Cell) -> StudyRow:
         trainable_parameters=first.trained,
         trained_share=cell.trained_share,
         size_bytes=first.delta_bytes,
+        machine=cell.cost.machine,
         seconds=cell.cost.seconds,
+        cpu_seconds=cell.cost.cpu_seconds,
+        peak_bytes=round(cell.cost.peak_bytes),
         command=next(iter(cell.runs.values())).command,
     )
 

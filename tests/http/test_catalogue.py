@@ -138,7 +138,10 @@ def test_benchmark_serves_the_study_of_this_backbone(
         "trainable_parameters": 100,
         "trained_share": 0.01,
         "size_bytes": 1000,
+        "machine": "a CPU",
         "seconds": None,
+        "cpu_seconds": 3.5,
+        "peak_bytes": 10**9,
         "command": "python -m training.fit --task rte",
     }
     ours = StudyRow.model_validate(row)

@@ -18,6 +18,7 @@ def test_rows_are_read_back_as_they_were(tmp_path: Path) -> None:
     assert read_study(path) == []
     rows = [study_row(cell) for cell in make_cells([make_run(0.5), make_run(0.7, seed=1)])]
     assert [(row.mean, row.seeds, row.split_rows) for row in rows] == [(0.6, 2, 30)]
+    assert [(row.machine, row.cpu_seconds, row.peak_bytes) for row in rows] == [("a", None, 10**9)]
     write_study(path, rows)
     assert read_study(path) == rows
 
@@ -33,4 +34,5 @@ def test_another_file_is_refused(tmp_path: Path, content: str) -> None:
 def test_what_is_shipped_can_be_read() -> None:
     for row in read_study(study_path()):
         assert row.seeds >= 1
+        assert row.peak_bytes > 10**6
         assert row.command.startswith("python -m training.fit ")
