@@ -162,9 +162,12 @@ def _pick(store: Store, task: str, strategy: str | None) -> Record | None:
         and strategy in (None, record.manifest.strategy.served_as)
     ]
 
+    # By the task's metric: a delta that was trained with class weights has another primary one.
+    metric = find_task(task).primary_metric
+
     def selection(record: Record) -> float:
         part = record.manifest.metrics.get("selection")
-        return part.values.get(record.manifest.primary_metric, -math.inf) if part else -math.inf
+        return part.values.get(metric, -math.inf) if part else -math.inf
 
     return max(found, key=selection, default=None)
 

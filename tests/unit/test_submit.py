@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from deltas import Backbone, Delta, SplitMetrics, TaskSpec, delta_path, write_delta
+from deltas import Backbone, Delta, SplitMetrics, Store, TaskSpec, delta_path, write_delta
 from training import submit
 from training.errors import DataError
 from training.tasks import TASKS
@@ -133,6 +133,24 @@ def test_answers_are_those_of_the_best_delta_in_the_order_of_the_index(
         expected = [[str(n), f"{float(value):.3f}"] for n, value in enumerate(values)]
         assert len({value for _, value in expected}) > 10
         assert (expected == given) is is_taken
+
+
+def test_deltas_are_compared_by_one_metric(
+    tiny_backbone: Backbone, make_delta: MakeDelta, tmp_path: Path
+) -> None:
+    """One trained with class weights was judged by macro F1, whose numbers are others."""
+    for strategy, primary, values in (
+        ("bitfit", "accuracy", {"accuracy": 0.7, "macro_f1": 0.5}),
+        ("layernorm", "macro_f1", {"accuracy": 0.6, "macro_f1": 0.9}),
+    ):
+        metrics = {"selection": SplitMetrics(rows=10, values=values)}
+        delta = make_delta(
+            tiny_backbone, spec_of("rte"), strategy, metrics=metrics, primary_metric=primary
+        )
+        write_delta(delta, delta_path(tmp_path, tiny_backbone.ref.id, "rte", strategy))
+    record = submit._pick(Store([tmp_path], backbone=tiny_backbone.ref), "rte", None)
+    assert record is not None
+    assert record.manifest.strategy.name == "bitfit"
 
 
 def test_a_whole_submission_needs_all_files(
