@@ -63,14 +63,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder to write into (default: the same)")
     parser.add_argument(
-        "--benchmark", type=Path, help="file of the rows for /benchmark (default: in the zoo)"
+        "--benchmark",
+        type=Path,
+        help="file of the rows for /benchmark (default: in the zoo for the committed results, else "
+        "study.json beside the report)",
     )
     try:
         options = parser.parse_args(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
+    out = options.out or options.results
+    # What the server ships is the committed study, not one that somebody made to look at.
+    rows = study_path() if options.results == RESULTS else out / "study.json"
     try:
-        written = report(options.results, options.out or options.results, options.benchmark)
+        written = report(options.results, out, options.benchmark or rows)
     except (TrainingError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1
@@ -78,13 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def report(results: Path, out: Path, benchmark: Path | None = None) -> list[Path]:
+def report(results: Path, out: Path, benchmark: Path) -> list[Path]:
     """Write everything.
 
     Args:
-        results: folder with runs.jsonl and earlier_study.csv.
+        results: folder with runs.jsonl; earlier_study.csv, study.toml and conclusions.md if there.
         out: folder to write into.
-        benchmark: where the rows for the server go; None is their place in the zoo.
+        benchmark: where the rows for the server go.
 
     Returns:
         The files written.
@@ -118,7 +124,8 @@ def report(results: Path, out: Path, benchmark: Path | None = None) -> list[Path
         for found in compare_parts(alike).values()
         for one in found
     ]
-    earlier = tables.read_earlier(results / "earlier_study.csv")
+    before = results / "earlier_study.csv"
+    earlier = tables.read_earlier(before) if before.is_file() else []
     pages = {
         "README.md": _page(results, runs, cells, earlier, drawn),
         "results.csv": tables.csv_text([tables.cell_record(cell) for cell in cells]),
@@ -126,10 +133,9 @@ def report(results: Path, out: Path, benchmark: Path | None = None) -> list[Path
     }
     for name, text in pages.items():
         write_atomically(out / name, text.encode())
-    rows = benchmark or study_path()
-    write_study(rows, [study_row(cell) for cell in cells])
+    write_study(benchmark, [study_row(cell) for cell in cells])
     images = [out / f"{name}.{ending}" for name in drawn for ending in ("png", "svg")]
-    return [*(out / name for name in pages), *images, rows]
+    return [*(out / name for name in pages), *images, benchmark]
 
 
 def study_row(cell: Cell) -> StudyRow:
@@ -179,8 +185,8 @@ def _page(
     parts += [_made_of(results, runs, cells), *scores_sections(cells)]
     parts += significance_sections(cells)
     parts += [*rates_sections(cells), "## Rows\n\n" + tables.rows_table(cells)]
-    parts += [*costs_sections(cells), *earlier_sections(earlier, cells)]
-    parts.append("## Figures\n")
+    parts += [*costs_sections(cells), *(earlier_sections(earlier, cells) if earlier else [])]
+    parts += ["## Figures\n"] if drawn else []
     parts += [f"![{caption}]({name}.svg)\n\n{caption}.\n" for name, caption in drawn.items()]
     return "\n".join(parts)
 
@@ -197,10 +203,12 @@ def _backbones(cells: Sequence[Cell]) -> str:
 def _made_of(results: Path, runs: Sequence[Run], cells: Sequence[Cell]) -> str:
     done = [run.outcome for run in runs if run.outcome]
     machines = dict.fromkeys(map(_carried_out, done))
+    declared = (results / "study.toml").is_file()
     lines = [
         "## How it was made\n",
         f"Made by `python -m training.report` from the {len(done):,} finished runs in "
-        "`runs.jsonl`, which `python -m training.sweep` made as `study.toml` and `zoo.toml` say. "
+        "`runs.jsonl`, which `python -m training.sweep` made"
+        f"{' as `study.toml` and `zoo.toml` say' if declared else ''}. "
         f"{_progress(results, runs)}Backbone: {_backbones(cells)}. Machine: {'; '.join(machines)} "
         "(of the frozen computation; what trains is float32).",
         "",

@@ -378,6 +378,24 @@ def test_equal_lines_give_equal_files(results: Path, out: Path, tmp_path: Path) 
     assert first != second
 
 
+def test_a_study_of_the_command_line_has_a_report_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the earlier study, and without touching what the server ships."""
+    shipped = tmp_path / "shipped.json"
+    monkeypatch.setattr(report, "study_path", lambda: shipped)
+    runs = [run_of(strategy, 0.5) for strategy in ("bitfit", "head")]
+    for run in runs:
+        append_run(tmp_path / "runs.jsonl", run.model_copy(update={"part": "command line"}))
+    assert report.main(["--results", str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "| `head` | 0.500 (1) |" in page
+    for absent in ("earlier study", "study.toml", "## Figures"):
+        assert absent not in page
+    assert (tmp_path / "study.json").is_file()
+    assert not shipped.exists()
+
+
 def test_without_runs_there_is_no_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
