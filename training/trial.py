@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from deltas.atomic_write import write_atomically
 from deltas.delta import Delta
 from deltas.errors import DeltaError
-from deltas.format import write_atomically
 from deltas.hardware import keep_freed_memory
 from training.config import FitConfig
 from training.errors import ConfigError, TrainingError
