@@ -167,7 +167,7 @@ def test_a_file_that_hangs_does_not_hold_up_an_exit(
         daemons.append(threading.current_thread().daemon)
         return loader.load(record)
 
-    Slots(bank, load, max_slots=2).claim(store.records[:1])
+    claimed_by(Slots(bank, load, max_slots=2), store.records[:1])
     assert daemons == [True]
 
 
