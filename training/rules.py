@@ -260,11 +260,11 @@ RULES: dict[str, Rule] = {
         _bitfit,
         tidy=lambda argument: ",".join(sorted(set(_terms(argument)))),
     ),
-    "layernorm": Rule("", "LayerNorm weights and biases", 2e-3, _layernorm),
+    "layernorm": Rule("", "LayerNorm weights and biases", 6e-3, _layernorm),
     "random": Rule(
         "SHARE",
         "this share of all values, drawn uniformly with the seed (0.001 = 0.1 %)",
-        1e-2,
+        3e-2,
         _random,
         tidy=_tidy_share("random"),
     ),
