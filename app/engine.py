@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from app.close_calls import Int8Counts
 from app.errors import DeltaUnavailableError
 from app.fused_overlay import FusedOverlay
 from app.loader import Loader
-from app.slots import Slots
+from app.slots import Key, Slots
 from deltas import (
     Backbone,
     DeltaError,
@@ -166,9 +167,13 @@ class Engine:
         tokenized = tokenize_texts(self.backbone.tokenizer, max_length, texts)
         return [EngineRow(tokens, record) for tokens in tokenized]
 
-    def prefetch(self, records: Sequence[Record]) -> None:
-        """Begin to load what rows will need that are about to be queued; from any thread."""
-        self.slots.prefetch(records)
+    def prefetch(self, records: Sequence[Record]) -> dict[Key, Future[Staged]]:
+        """Begin to load what rows will need that are about to be queued; from any thread.
+
+        Returns:
+            what is being loaded; a batch with these rows would wait for it.
+        """
+        return self.slots.prefetch(records)
 
     def run(self, rows: Sequence[EngineRow], threads: int = 0) -> list[Outcome]:
         """Logits of each row, in order. In as many threads at a time as `slots.share` was told.

@@ -5,17 +5,21 @@ Everything that can be wrong with an input is found here, before its rows meet t
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import asyncio
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 
+from app.bank import Staged
 from app.batcher import Batcher
 from app.edge import Trace
 from app.engine import Engine, EngineRow, Outcome
 from app.errors import DeltaUnavailableError
 from app.rows import list_rows, read_texts
+from app.slots import TOO_SLOW, Key
 from deltas import Record
 
 _INLINE_CHARS = 2000  # tokenized in about the time that handing them to a thread takes
@@ -81,8 +85,9 @@ class Pipeline:
         texts = self._read(records, rows)
         num_rows = len(rows) * len(records)
         async with self._batcher.announce(num_rows, key=key, deadline=deadline) as submit:
-            self._engine.prefetch(records)
+            coming = self._engine.prefetch(records)
             engine_rows = await self._tokenize(records, texts)
+            await _wait_for(coming, self._engine.slots.load_timeout_s)
             trace.num_rows = len(engine_rows)
             trace.num_tokens = sum(row.num_tokens for row in engine_rows)
             answer = await submit(engine_rows)
@@ -129,3 +134,19 @@ class Pipeline:
             limiter=self._tokenizer_threads,
             abandon_on_cancel=True,  # the deadline ends the request, not the thread
         )
+
+
+async def _wait_for(coming: Mapping[Key, Future[Staged]], timeout_s: float) -> None:
+    """Wait for deltas that are being loaded, here, where nobody else's rows wait for them.
+
+    Raises:
+        DeltaUnavailableError: one takes too long. Others' errors are left for the batch to find.
+    """
+    waiting = [asyncio.wrap_future(future) for future in coming.values() if not future.done()]
+    for future in waiting:
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
+    if waiting:
+        await asyncio.wait(waiting, timeout=timeout_s)
+    for key, loading in coming.items():
+        if not loading.done():
+            raise DeltaUnavailableError(*key, TOO_SLOW)

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[str, str, str]
 
+TOO_SLOW = "reading its file takes too long"
+
 # Threads beyond the cores slow the forward pass (docs/performance.md).
 _THREADS = min(4, max(1, (os.cpu_count() or 1) // 4))
 _KEEP_S = 30.0  # what nobody has come for by then was for a request that is over
@@ -89,7 +91,7 @@ class Slots:
         self._bank = bank
         self._load = load
         self._pinned = frozenset(pinned)
-        self._load_timeout_s = load_timeout_s
+        self.load_timeout_s = load_timeout_s
         self._max_ahead = max_slots or _AHEAD_UNLIMITED
         self._threads = DaemonThreads(_THREADS, "deltas")
         self._lock = Lock()
@@ -144,12 +146,16 @@ class Slots:
         """Slots for deltas that are not pinned; None for as many as there are deltas."""
         return None if self.max_slots is None else self.max_slots - len(self._pinned)
 
-    def prefetch(self, records: Iterable[Record]) -> None:
+    def prefetch(self, records: Iterable[Record]) -> dict[Key, Future[Staged]]:
         """Begin to load what will be claimed soon; returns at once. From any thread.
 
         Loads nothing when as many deltas as the bank has slots are on their way already.
+
+        Returns:
+            those of them that are on their way, or wait on the host.
         """
         now = time.monotonic()
+        coming: dict[Key, Future[Staged]] = {}
         with self._lock:
             for record in records:
                 key = record.key
@@ -157,6 +163,9 @@ class Slots:
                     self._slot_of.move_to_end(key)  # it will be needed: others give way first
                 elif key not in self._coming and self._has_room_ahead(now):
                     self._coming[key] = _Coming(self._threads.submit(self._load, record), now)
+                if key in self._coming:
+                    coming[key] = self._coming[key].staged
+        return coming
 
     def _has_room_ahead(self, now: float) -> bool:
         if len(self._coming) >= self._max_ahead:
@@ -210,7 +219,7 @@ class Slots:
         outcomes: dict[Key, int | DeltaUnavailableError],
     ) -> dict[Key, Staged]:
         """Wait for files; writes into `outcomes` what went wrong."""
-        deadline = time.monotonic() + self._load_timeout_s
+        deadline = time.monotonic() + self.load_timeout_s
         staged: dict[Key, Staged] = {}
         for record in records:
             if record.key in coming:
@@ -283,7 +292,7 @@ def _unavailable(record: Record, error: Exception) -> DeltaUnavailableError:
     elif isinstance(error, DeltaError):
         reason = str(error)
     elif isinstance(error, TimeoutError):
-        reason = "reading its file takes too long"
+        reason = TOO_SLOW
     else:
         logger.error("loading %s failed", record.path, exc_info=error)
         reason = "loading it failed; the server's log has the cause"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +15,11 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from app.bank import Staged
+from app.loader import Loader
 from app.main import create_app
 from app.settings import Settings, SettingsError
-from deltas import Backbone, delta_path
+from deltas import Backbone, Record, delta_path
 
 Start = Callable[..., TestClient]
 TOYS = ("toy2", "toy3", "toy68", "toymulti", "toyreg")
@@ -109,6 +112,38 @@ def test_a_file_spoilt_after_the_start_fails_its_own_requests(
     assert few.get("/health/ready").status_code == 200
     path.write_bytes(content)
     assert predict(few, {"task": "toymulti", "strategy": "bitfit"}).status_code == 200
+
+
+def test_a_file_that_hangs_holds_up_nobody_else(
+    start: Start, check_error: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither rows that are in the same batch, nor the batches after it, nor the health check."""
+    is_open, load = threading.Event(), Loader.load
+
+    def hang(loader: Loader, record: Record) -> Staged:
+        if record.key[:2] == ("toymulti", "bitfit"):
+            assert is_open.wait(60)
+        return load(loader, record)
+
+    monkeypatch.setattr(Loader, "load", hang)
+    few = start(max_slots=4, pinned=("toy68", "toyreg"))
+    hung = {"task": "toymulti", "strategy": "bitfit"}
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            stuck = [threads.submit(predict, few, hung) for _ in range(2)]
+            for _ in range(5):
+                for task in ("toy68", "toyreg"):
+                    target = {"task": task, "strategy": "bitfit"}
+                    assert predict(few, target).status_code == 200
+            assert few.get("/health/ready").status_code == 200
+            assert not any(done.done() for done in stuck)
+            few.app.state.serving.engine.slots.load_timeout_s = 0.2  # type: ignore[attr-defined]
+            error = check_error(predict(few, hung), 503, "delta_unavailable")
+            assert "reading its file takes too long" in error["message"]
+            is_open.set()
+            assert [done.result().status_code for done in stuck] == [200, 200]
+    finally:
+        is_open.set()
 
 
 def test_pinned_deltas_are_there_from_the_start(start: Start) -> None:
