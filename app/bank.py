@@ -4,7 +4,7 @@ Slot 0 is the backbone itself. Vectors (biases, LayerNorms) are stacked, one lin
 has any of its own, so a batch gathers each row's. A matrix is shared by all slots: one GEMM serves
 every row, and what slots with sparse entries have of their own is added (`app.sparse`); slots with
 a whole matrix of their own run their rows through that. Rows of such a slot lie side by side in the
-batch, so that all of this works on views. Nothing here is ever written while a batch runs, and no
+batch, so that all of this works on views. What a running batch reads is never written, and no
 "current task" exists: each row carries its slot. Which delta has a slot, and which gives way, is
 for `app.slots` to say.
 
@@ -102,7 +102,7 @@ class Bank:
         return len(self.heads) - len(self._free_slots)
 
     def add(self, deltas: Sequence[Delta]) -> list[int]:
-        """Give each delta a slot; returns the slots in order. Never call it while a batch runs."""
+        """Give each delta a slot; returns the slots in order. From one thread at a time."""
         return self.put([self.stage(delta) for delta in deltas])
 
     def is_apart(self, slot: int) -> bool:
@@ -179,7 +179,7 @@ class Bank:
         }
 
     def put(self, staged: Sequence[Staged]) -> list[int]:
-        """Give each a slot; returns the slots in order. Never call it while a batch runs."""
+        """Give each a slot; returns the slots in order. From one thread at a time."""
         slots = [self._take_slot() for _ in staged]
         for kind, held in self.lines.items():
             lines = held.take([item.vectors[kind] for item in staged if kind in item.vectors])
@@ -200,7 +200,7 @@ class Bank:
         return slots
 
     def remove(self, slot: int) -> None:
-        """Free a slot; what it held is gone. Never call it while a batch runs."""
+        """Free a slot that no batch reads; what it held is gone. From one thread at a time."""
         for name in self.frozen:
             self.matrices[name].pop(slot, None)
             self.sparse[name].pop(slot, None)

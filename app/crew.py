@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -103,6 +104,8 @@ class Crew(Generic[R, T]):
         self._free = list(self._workers)
         self._running: dict[_Run[R, T], asyncio.Task[None]] = {}
         self._is_woken = False
+        # Of no request: what is logged of a batch is not that of the one which woke the crew.
+        self._context = copy_context()
         self._on_end: Callable[[BaseException | None], None] | None = None
 
     def start(self, on_end: Callable[[BaseException | None], None]) -> None:
@@ -113,7 +116,7 @@ class Crew(Generic[R, T]):
         """Look for rows soon: some were added, and others may be a moment later."""
         if not self._is_woken:
             self._is_woken = True
-            asyncio.get_running_loop().call_soon(self._start_all)
+            asyncio.get_running_loop().call_soon(self._start_all, context=self._context)
 
     @property
     def is_alive(self) -> bool:
@@ -132,8 +135,8 @@ class Crew(Generic[R, T]):
         """End the threads, or leave those that don't end by themselves."""
         for worker in self._workers:
             worker.stop()
-        for worker in self._workers:
-            await asyncio.to_thread(worker.join, timeout_s)
+        joins = (asyncio.to_thread(worker.join, timeout_s) for worker in self._workers)
+        await asyncio.gather(*joins)
 
     def _start_all(self) -> None:
         """Start as many batches as there is room and rows for."""
@@ -165,7 +168,8 @@ class Crew(Generic[R, T]):
         """Start a batch; None if all rows that would have been in it are too late."""
         batch_tokens, share = self._limits.max_batch_tokens, 1.0
         waiting, num_workers = self._queue.num_tokens, self._runners.num_workers
-        if num_workers > 1 and (self._running or waiting > _ALONE_TOKENS):
+        many = waiting > _ALONE_TOKENS and self._queue.num_rows >= num_workers
+        if num_workers > 1 and (self._running or many):
             # What waits is divided among those who are free.
             share = 1 / num_workers
             batch_tokens = min(batch_tokens // num_workers, max(waiting // len(self._free), 1))
@@ -174,11 +178,14 @@ class Crew(Generic[R, T]):
             job.fail(DeadlineExceededError(0.0))
         if not batch:
             return None
-        # One thread only ever asks for all processors: OpenMP keeps a team for each that does.
+        # One thread only ever asks for all processors: OpenMP keeps a team for each that does. Else
+        # it is taken last, since it then has to make its team smaller and larger again.
         worker = self._workers[0] if share == 1 else self._free[-1]
         self._free.remove(worker)
         run = _Run(batch, worker, share)
-        self._running[run] = asyncio.create_task(self._serve(run), name=worker.name)
+        self._running[run] = asyncio.create_task(
+            self._serve(run), name=worker.name, context=self._context
+        )
         return run
 
     async def _serve(self, run: _Run[R, T]) -> None:
@@ -189,7 +196,7 @@ class Crew(Generic[R, T]):
             self._end(error)
         finally:
             del self._running[run]
-            self._free.append(run.worker)
+            self._free.insert(0 if run.worker is self._workers[0] else 1, run.worker)
             if run.pace is not None:
                 self._pace.end(run.pace, self._clock())
             self._start_all()

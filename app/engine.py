@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from app.close_calls import Int8Counts
 from app.errors import DeltaUnavailableError
 from app.fused_overlay import FusedOverlay
 from app.loader import Loader
-from app.slots import Key, Slots
+from app.slots import Coming, Key, Slots
 from deltas import (
     Backbone,
     DeltaError,
@@ -98,9 +97,8 @@ class Engine:
         self.int8_counts = Int8Counts()
         self._loader = Loader(backbone, self._bank, again=max_slots > 0)
         self._pinned = {record.key for record in pinned}
-        self.slots = Slots(
-            self._bank, self._loader.load, max_slots=max_slots or None, pinned=self._pinned
-        )
+        most = max_slots if 0 < max_slots < len(store.records) else None
+        self.slots = Slots(self._bank, self._loader.load, max_slots=most, pinned=self._pinned)
         self._check_manifests()
         self._fill()
         self._try_out([record for record in store.records if record in self.slots])
@@ -167,7 +165,7 @@ class Engine:
         tokenized = tokenize_texts(self.backbone.tokenizer, max_length, texts)
         return [EngineRow(tokens, record) for tokens in tokenized]
 
-    def prefetch(self, records: Sequence[Record]) -> dict[Key, Future[Staged]]:
+    def prefetch(self, records: Sequence[Record]) -> dict[Key, Coming]:
         """Begin to load what rows will need that are about to be queued; from any thread.
 
         Returns:

@@ -41,7 +41,7 @@ from app.routes import catalogue, health, predict
 from app.serving import Serving
 from app.settings import PREFIX, Settings, SettingsError, load_settings
 from app.tuning import DEFAULT_BUDGET, Tuning
-from app.warm_up import warm_up
+from app.warm_up import fitting_workers, warm_up
 from app.worker import run_in_own_thread
 from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
 
@@ -221,8 +221,10 @@ def _start_engine(settings: Settings, backbone: Backbone | None) -> tuple[Engine
     threads, workers, tokens = settings.threads, settings.workers, settings.max_batch_tokens
     if settings.warm_up and engine.store.records:
         return engine, warm_up(engine, threads, workers, tokens)
-    workers = engine.slots.share(workers or 1)
-    return engine, Tuning(threads or torch.get_num_threads(), workers, tokens or DEFAULT_BUDGET)
+    threads = threads or torch.get_num_threads()
+    fitting = fitting_workers(workers or 1, threads if engine.device.type == "cpu" else 1)
+    workers = engine.slots.share(fitting)
+    return engine, Tuning(threads, workers, max(1, threads // workers), tokens or DEFAULT_BUDGET)
 
 
 def _log_start(settings: Settings, engine: Engine, described: dict[str, Any]) -> None:

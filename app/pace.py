@@ -1,7 +1,7 @@
 """The pace of the engine: how fast waiting tokens are worked off, and so how long a wait will be.
 
-Only batches that left rows waiting are measured: one of a row says nothing about the speed under
-load.
+Only batches that left rows waiting are measured, or are far faster than expected: one of a row says
+nothing about the speed under load.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ _SHORT_S = 0.025
 _SHORT_PART = 8
 _SHORT_TOKENS = 512
 _KNOWN_S = 10.0  # so long a measurement is believed where nothing would put it right
+_FAR = 2
 _MEMORY = 0.8  # weight of the past in the running mean of tokens per second
 
 
@@ -64,9 +65,9 @@ class Pace:
         self._running.discard(running)
         speed = running.num_tokens / running.share / max(now - running.began_at, 1e-6)
         past = self._tokens_per_s
-        # One that is faster than expected is believed in any case: what is refused since all is
+        # One that is far faster than expected is believed in any case: what is refused since all is
         # taken to be slow leaves no rows waiting, and nothing would ever be measured again.
-        if running.is_telling or (past is not None and speed > past):
+        if running.is_telling or (past is not None and speed > _FAR * past):
             self._tokens_per_s = speed if past is None else _MEMORY * past + (1 - _MEMORY) * speed
             self._told_at = now
 
@@ -99,7 +100,7 @@ class Pace:
         batches that are shorter still take too much of a slow engine's speed.
 
         Args:
-            max_tokens: of a full batch.
+            max_tokens: that it may have at most.
         """
         least = _SHORT_TOKENS // self._num_workers
         most = min(max(max_tokens // _SHORT_PART, least), max_tokens)

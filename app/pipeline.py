@@ -6,24 +6,24 @@ Everything that can be wrong with an input is found here, before its rows meet t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Hashable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 
-from app.bank import Staged
 from app.batcher import Batcher
 from app.edge import Trace
 from app.engine import Engine, EngineRow, Outcome
 from app.errors import DeltaUnavailableError
 from app.rows import list_rows, read_texts
-from app.slots import TOO_SLOW, Key
+from app.slots import TOO_SLOW, Coming, Key, Slots
 from deltas import Record
 
 _INLINE_CHARS = 2000  # tokenized in about the time that handing them to a thread takes
 _TOKENIZER_THREADS = 2
+_LOOK_S = 1.1  # a little longer than a thread takes to count as hanging
 
 Logits = list[float]
 
@@ -87,7 +87,7 @@ class Pipeline:
         async with self._batcher.announce(num_rows, key=key, deadline=deadline) as submit:
             coming = self._engine.prefetch(records)
             engine_rows = await self._tokenize(records, texts)
-            await _wait_for(coming, self._engine.slots.load_timeout_s)
+            await _wait_for(coming, self._engine.slots)
             trace.num_rows = len(engine_rows)
             trace.num_tokens = sum(row.num_tokens for row in engine_rows)
             answer = await submit(engine_rows)
@@ -136,17 +136,22 @@ class Pipeline:
         )
 
 
-async def _wait_for(coming: Mapping[Key, Future[Staged]], timeout_s: float) -> None:
+async def _wait_for(coming: Mapping[Key, Coming], slots: Slots) -> None:
     """Wait for deltas that are being loaded, here, where nobody else's rows wait for them.
 
     Raises:
         DeltaUnavailableError: one takes too long. Others' errors are left for the batch to find.
     """
-    waiting = [asyncio.wrap_future(future) for future in coming.values() if not future.done()]
-    for future in waiting:
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
-    if waiting:
-        await asyncio.wait(waiting, timeout=timeout_s)
-    for key, loading in coming.items():
-        if not loading.done():
+    for key, item in coming.items():
+        if item.staged.done():
+            continue
+        if time.monotonic() > item.until:  # it hangs: no more callbacks on it
             raise DeltaUnavailableError(*key, TOO_SLOW)
+        loading = asyncio.wrap_future(item.staged)
+        loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
+        while not item.staged.done():
+            left_s = item.until - time.monotonic()
+            if left_s <= 0:
+                raise DeltaUnavailableError(*key, TOO_SLOW)
+            await asyncio.wait([loading], timeout=min(left_s, _LOOK_S))
+            slots.replace_hanging()

@@ -58,7 +58,7 @@ class Room:
         """
         wait_s = self._pace.seconds(self._queue.tokens_before(key), now)
         limit = self._limits.longest_wait(deadline - now)
-        if wait_s > limit.seconds:
+        if wait_s > limit.seconds and deadline > now:  # what is over already ends as such
             self._refuse(wait_s, limit)
 
     def check_end(

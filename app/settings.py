@@ -114,7 +114,8 @@ class Settings(BaseSettings):
     )
     max_batch_tokens: int = Field(
         0,
-        description="Most tokens in one forward pass; 0 measures at start what is fast.",
+        description="Most tokens in one forward pass, or in those side by side together; "
+        "0 measures at start what is fast.",
         ge=0,
         le=1_000_000,
     )

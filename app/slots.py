@@ -1,7 +1,7 @@
 """Slots: which deltas are in the bank, which are on their way there, and which give way.
 
 A bank holds so many deltas; the others wait as files. Threads load what queued rows will need, onto
-the host (`prefetch`). The thread that runs batches moves it into the bank (`claim`): there the
+the host (`prefetch`). A thread that runs a batch moves it into the bank (`claim`): there the
 least recently used delta gives way, but never one of the batch itself and never a pinned one. The
 lock guards the tables of who is where; no file is read while it is held.
 
@@ -59,11 +59,22 @@ class SlotCounts:
 
 
 @dataclass(frozen=True)
-class _Coming:
-    """A delta that is being loaded, or lies loaded on the host."""
+class Coming:
+    """A delta that is being loaded, or lies loaded on the host.
+
+    Attributes:
+        staged: the delta.
+        asked_at: on the monotonic clock.
+        until: nobody waits for it any longer.
+    """
 
     staged: Future[Staged]
     asked_at: float
+    until: float
+
+    def takes_room(self, now: float) -> bool:
+        """Whether it is there, or may come."""
+        return self.staged.done() or now <= self.until
 
 
 class Slots:
@@ -99,7 +110,7 @@ class Slots:
         self._num_claims = 1
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
         self._claimed: Counter[Key] = Counter()  # by how many batches
-        self._coming: dict[Key, _Coming] = {}
+        self._coming: dict[Key, Coming] = {}
 
     @property
     def num_used(self) -> int:
@@ -146,7 +157,7 @@ class Slots:
         """Slots for deltas that are not pinned; None for as many as there are deltas."""
         return None if self.max_slots is None else self.max_slots - len(self._pinned)
 
-    def prefetch(self, records: Iterable[Record]) -> dict[Key, Future[Staged]]:
+    def prefetch(self, records: Iterable[Record]) -> dict[Key, Coming]:
         """Begin to load what will be claimed soon; returns at once. From any thread.
 
         Loads nothing when as many deltas as the bank has slots are on their way already.
@@ -155,24 +166,33 @@ class Slots:
             those of them that are on their way, or wait on the host.
         """
         now = time.monotonic()
-        coming: dict[Key, Future[Staged]] = {}
+        coming: dict[Key, Coming] = {}
         with self._lock:
             for record in records:
                 key = record.key
                 if key in self._slot_of:
                     self._slot_of.move_to_end(key)  # it will be needed: others give way first
                 elif key not in self._coming and self._has_room_ahead(now):
-                    self._coming[key] = _Coming(self._threads.submit(self._load, record), now)
+                    self._coming[key] = self._begin_to_load(record)
                 if key in self._coming:
-                    coming[key] = self._coming[key].staged
+                    coming[key] = self._coming[key]
         return coming
+
+    def replace_hanging(self) -> None:
+        """Have another thread load what waits behind a file that hangs; from any thread."""
+        self._threads.replace_hanging()
+
+    def _begin_to_load(self, record: Record) -> Coming:
+        now = time.monotonic()
+        return Coming(self._threads.submit(self._load, record), now, now + self.load_timeout_s)
 
     def _has_room_ahead(self, now: float) -> bool:
         if len(self._coming) >= self._max_ahead:
             stale = [key for key, item in self._coming.items() if now - item.asked_at > _KEEP_S]
             for key in stale:
                 del self._coming[key]
-        return len(self._coming) < self._max_ahead
+        # What hangs takes nobody's room.
+        return sum(item.takes_room(now) for item in self._coming.values()) < self._max_ahead
 
     def parts(self, records: Iterable[Record]) -> list[list[Record]]:
         """Cut a batch's deltas into parts of which each fits its share, what is there first."""
@@ -203,9 +223,7 @@ class Slots:
             coming = self._find(records, outcomes)
             claimed += outcomes
             staged = self._wait(records, coming, outcomes)
-            slots = self._put(staged, coming)
-            claimed += slots
-            outcomes.update(slots)
+            outcomes.update(self._put(staged, coming, claimed))
             yield outcomes
         finally:
             with self._lock:
@@ -215,27 +233,29 @@ class Slots:
     def _wait(
         self,
         records: Sequence[Record],
-        coming: dict[Key, _Coming],
+        coming: dict[Key, Coming],
         outcomes: dict[Key, int | DeltaUnavailableError],
     ) -> dict[Key, Staged]:
         """Wait for files; writes into `outcomes` what went wrong."""
-        deadline = time.monotonic() + self.load_timeout_s
         staged: dict[Key, Staged] = {}
         for record in records:
             if record.key in coming:
                 try:
-                    wait_s = max(0.0, deadline - time.monotonic())
+                    wait_s = max(0.0, coming[record.key].until - time.monotonic())
                     staged[record.key] = coming[record.key].staged.result(wait_s)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is this delta's own
                     outcomes[record.key] = _unavailable(record, error)
         return staged
 
-    def _put(self, staged: dict[Key, Staged], coming: dict[Key, _Coming]) -> dict[Key, int]:
-        """Put what was loaded into slots; returns these."""
+    def _put(
+        self, staged: dict[Key, Staged], coming: dict[Key, Coming], claimed: list[Key]
+    ) -> dict[Key, int]:
+        """Put what was loaded into slots; returns these, and adds to what the batch has claimed."""
         with self._bank_lock:
             with self._lock:  # another batch may have put the same delta in meanwhile
                 slots = {key: self._slot_of[key] for key in staged if key in self._slot_of}
                 self._claimed.update(slots.keys())  # before anyone gives way
+                claimed += slots
                 gone = self._make_room(len(staged) - len(slots))
             for slot in gone:
                 self._bank.remove(slot)
@@ -244,6 +264,7 @@ class Slots:
             with self._lock:
                 self._slot_of |= put
                 self._claimed.update(put.keys())
+                claimed += put
                 for key, item in coming.items():
                     if item.staged.done():  # one that was too slow may be there for the next batch
                         self._coming.pop(key, None)
@@ -252,9 +273,9 @@ class Slots:
 
     def _find(
         self, records: Sequence[Record], outcomes: dict[Key, int | DeltaUnavailableError]
-    ) -> dict[Key, _Coming]:
+    ) -> dict[Key, Coming]:
         """Write the slots of those in the bank into `outcomes`; returns the others, loading."""
-        coming: dict[Key, _Coming] = {}
+        coming: dict[Key, Coming] = {}
         with self._lock:
             for record in records:
                 key = record.key
@@ -265,8 +286,7 @@ class Slots:
                     self.counts.hits += 1
                     continue
                 if key not in self._coming:
-                    loading = self._threads.submit(self._load, record)
-                    self._coming[key] = _Coming(loading, time.monotonic())
+                    self._coming[key] = self._begin_to_load(record)
                 coming[key] = self._coming[key]
                 if coming[key].staged.done():
                     self.counts.prefetched += 1

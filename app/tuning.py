@@ -24,18 +24,15 @@ class Tuning:
 
     Attributes:
         threads: of a forward pass that has the machine for itself.
-        workers: how many passes run side by side otherwise, each with its share of the threads.
+        workers: how many passes run side by side otherwise.
+        share_threads: of each of these.
         batch_tokens: most tokens of a batch that has the machine for itself.
     """
 
     threads: int
     workers: int = 1
+    share_threads: int = 1
     batch_tokens: int = DEFAULT_BUDGET
-
-    @property
-    def share_threads(self) -> int:
-        """Threads of each of the passes that run side by side."""
-        return max(1, self.threads // self.workers)
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def choose_workers(seconds_with: Callable[[int], float], tokens: int, threads: i
         threads: what they share.
     """
     counts = [2**doublings for doublings in range(threads.bit_length())]
-    speeds = {count: tokens / best_of(partial(seconds_with, count)) for count in counts}
+    speeds = {count: tokens / min(seconds_with(count) for _ in range(_TIMES)) for count in counts}
     return Choice(_smallest_good(speeds), speeds)
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 
 import torch
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _LENGTHS = (12, 24, 9, 60, 33, 45, 18, 100, 28)  # mean 37, as in GLUE's dev sets
 _MOST_TASKS = 9
-_IN_A_ROW = 3
+_IN_A_ROW = 2
 
 
 def warm_up(
@@ -36,23 +36,42 @@ def warm_up(
         max_batch_tokens: 0 lets this choose.
     """
     on_cpu = engine.device.type == "cpu"
+    # Passes side by side may use processors that a pass by itself gains nothing from.
+    shared = threads or (_num_cpus() if on_cpu else torch.get_num_threads())
     if not threads:
-        threads = _choose_threads(engine) if on_cpu else torch.get_num_threads()
-    if not workers:
-        workers = _choose_workers(engine, threads) if on_cpu else 1
+        threads = _choose_threads(engine) if on_cpu else shared
+    if workers:
+        workers = fitting_workers(workers, shared if on_cpu else 1)
+    else:
+        workers = _choose_workers(engine, shared) if on_cpu and shared > 1 else 1
+    engine.slots.share(1)  # as it is for a batch by itself
     torch.set_num_threads(threads)
     if not max_batch_tokens:
         budget = choose_budget(lambda tokens: seconds_for(engine, tokens))
         max_batch_tokens = budget.value
         logger.info("tokens a batch: %s", budget)
-    tuning = Tuning(threads, engine.slots.share(workers), max_batch_tokens)
-    started = time.perf_counter()
-    # oneDNN's code is made for a certain number of threads.
-    shares = {threads: max_batch_tokens, tuning.share_threads: max_batch_tokens // tuning.workers}
-    if compiled := sum(engine.compile_kernels(most, count) for count, most in shares.items()):
-        logger.info("compiled %d products in %.1f s", compiled, time.perf_counter() - started)
+    workers = engine.slots.share(workers)
+    tuning = Tuning(threads, workers, max(1, shared // workers), max_batch_tokens)
+    _compile(engine, tuning)
     engine.forget_counts()
     return tuning
+
+
+def fitting_workers(workers: int, threads: int) -> int:
+    """So many workers as there are threads for, at most."""
+    if workers > threads:
+        logger.warning("%d batches side by side, not %d: threads are %d", threads, workers, threads)
+    return min(workers, threads)
+
+
+def _compile(engine: Engine, tuning: Tuning) -> None:
+    """OneDNN's code is made for a certain number of threads."""
+    started = time.perf_counter()
+    most: dict[int, int] = {tuning.threads: tuning.batch_tokens}
+    share = max(1, tuning.batch_tokens // tuning.workers)
+    most[tuning.share_threads] = max(most.get(tuning.share_threads, 0), share)
+    if compiled := sum(engine.compile_kernels(tokens, count) for count, tokens in most.items()):
+        logger.info("compiled %d products in %.1f s", compiled, time.perf_counter() - started)
 
 
 def _choose_threads(engine: Engine) -> int:
@@ -64,40 +83,50 @@ def _choose_threads(engine: Engine) -> int:
 
 def _choose_workers(engine: Engine, threads: int) -> int:
     tokens = BUDGETS[1]
-
-    def seconds_with(workers: int) -> float:
-        return seconds_side_by_side(engine, tokens, Tuning(threads, workers))
-
-    chosen = choose_workers(seconds_with, tokens, threads)
+    chosen = choose_workers(
+        lambda workers: seconds_side_by_side(engine, tokens, workers, max(1, threads // workers)),
+        tokens,
+        threads,
+    )
     logger.info("batches side by side: %s", chosen)
     return chosen.value
 
 
-def seconds_side_by_side(engine: Engine, num_tokens: int, tuning: Tuning) -> float:
+def seconds_side_by_side(engine: Engine, num_tokens: int, workers: int, threads: int) -> float:
     """Run so many tokens as batches side by side, a few in a row; gives the seconds they took.
 
     Args:
         engine: serves at least one delta.
         num_tokens: of the batches that run at a time.
-        tuning: how many batches, and their threads.
-    """
-    workers = engine.slots.share(tuning.workers)
-    rows = made_up_rows(engine, num_tokens // workers)
-    start = Barrier(workers + 1)
+        workers: how many batches those are.
+        threads: of each.
 
-    def run() -> None:
-        engine.run(rows, tuning.share_threads)  # the first one in a thread starts its team
+    Raises:
+        Exception: whatever a batch raised.
+    """
+    workers = engine.slots.share(workers)
+    rows = made_up_rows(engine, num_tokens // workers)
+    start = Barrier(workers)
+
+    def run() -> tuple[float, float]:
+        try:
+            engine.run(rows, threads)  # the first one in a thread starts its team
+        except BaseException:
+            start.abort()  # the others would wait for it
+            raise
         start.wait()
+        started = time.perf_counter()
         for _ in range(_IN_A_ROW):
-            engine.run(rows, tuning.share_threads)
+            engine.run(rows, threads)
+        return started, time.perf_counter()
 
     with ThreadPoolExecutor(workers) as pool:
         runs = [pool.submit(run) for _ in range(workers)]
-        start.wait()
-        started = time.perf_counter()
-        for done in runs:
-            done.result()
-        return (time.perf_counter() - started) / _IN_A_ROW
+    failed = [error for error in (done.exception() for done in runs) if error]
+    for error in sorted(failed, key=lambda error: isinstance(error, BrokenBarrierError)):
+        raise error
+    started, ended = zip(*(done.result() for done in runs), strict=True)
+    return float(max(ended) - min(started)) / _IN_A_ROW
 
 
 def seconds_for(engine: Engine, num_tokens: int, threads: int | None = None) -> float:

@@ -108,7 +108,7 @@ def parse_delta(path: Path, content: bytes) -> Delta:
     with _readable(path):
         tensors = dict(sorted(load(content).items()))
         end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
-        header = json.loads(content[_LENGTH_BYTES:end]).get("__metadata__", {})
+        header = json.loads(content[_LENGTH_BYTES:end]).get("__metadata__") or {}
     _check_keys(path, header)
     manifest = _parse_manifest(path, header["deltabert"])
     _check_tensors(path, manifest, tensors)

@@ -103,8 +103,8 @@ def keep_freed_memory() -> None:
 
     By default glibc gives every block of several MB back to the system at once and gets fresh
     pages, zeroed one by one, for the next: measured, a tenth of a forward pass on a CPU. Call it
-    before threads are started; what is kept is at most what one pass needed. Does nothing
-    elsewhere than on Linux with glibc.
+    before threads are started; what is kept is at most what the passes that run at a time needed.
+    Does nothing elsewhere than on Linux with glibc.
     """
     if sys.platform != "linux":
         return

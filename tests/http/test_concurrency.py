@@ -48,7 +48,9 @@ def assert_same(answer: dict[str, Any], alone: dict[str, Any]) -> None:
                 assert one[key] == pytest.approx(other[key], abs=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {"workers": 3}, {"workers": 2, "max_slots": 9}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"workers": 3, "threads": 3}, {"workers": 2, "threads": 2, "max_slots": 9}]
+)
 def test_sixty_four_clients_mixing_tasks_and_strategies(
     start: Callable[..., TestClient], gate: Any, settings: dict[str, int]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +15,7 @@ from app.batcher import Batcher
 from app.crew import Runners
 from app.errors import BatchFailedError, NotReadyError
 from app.jobs import BatchLimits
+from app.logs import request_id_var
 
 FAR = 1e9
 
@@ -231,3 +233,38 @@ def test_stopping_finishes_what_was_taken_in_every_thread() -> None:
         await stopping
 
     run(test)
+
+
+def test_one_long_row_gets_all_of_the_machine() -> None:
+    """The shares that it does not have would stand still."""
+
+    async def test(rig: Rig) -> None:
+        rig.engine.is_open.set()
+        await rig.submit(3, tokens=500)
+
+    assert [how for how, _, _ in run(test).batches] == ["alone"]
+
+
+def test_what_is_logged_of_a_batch_is_not_that_of_the_request_that_woke_the_crew() -> None:
+    seen: list[str] = []
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(request_id_var.get())
+
+    async def test(rig: Rig) -> None:
+        rig.engine.is_open.set()
+        before = request_id_var.get()
+        token = request_id_var.set("innocent")
+        innocent = rig.submit(1)
+        request_id_var.reset(token)
+        bad = rig.submit(-1)
+        await asyncio.gather(innocent, bad, return_exceptions=True)
+        assert set(seen) == {before}
+
+    handler = Noting()
+    logging.getLogger("app.crew").addHandler(handler)
+    try:
+        run(test)
+    finally:
+        logging.getLogger("app.crew").removeHandler(handler)

@@ -76,3 +76,23 @@ def wait_until(condition: object) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def test_threads_that_hang_are_replaced() -> None:
+    threads = DaemonThreads(1, "test", hangs_s=0.05)
+    is_open = threading.Event()
+    stuck = [threads.submit(lambda _: is_open.wait(30), None)]
+    for _ in range(3):
+        time.sleep(0.1)
+        assert threads.submit(lambda number: number + 1, 1).result(10) == 2
+        stuck.append(threads.submit(lambda _: is_open.wait(30), None))
+    assert not any(future.done() for future in stuck)
+    is_open.set()
+    assert all(future.result(10) for future in stuck)
+
+
+def test_work_does_not_add_threads() -> None:
+    threads = DaemonThreads(2, "test")
+    before = threading.active_count()
+    assert sum(threads.submit(lambda number: number, n).result(10) for n in range(50)) == 1225
+    assert threading.active_count() == before

@@ -454,6 +454,14 @@ def test_batches_side_by_side_answer_as_alone(
     assert engine.slots.num_used == (max_slots or len(store.records))
 
 
+def test_slots_for_all_are_never_shared_out(tiny_backbone: Backbone, tiny_deltas: Path) -> None:
+    """A batch of all deltas is one pass, however many run side by side."""
+    store = Store([tiny_deltas], backbone=tiny_backbone.ref)
+    engine = Engine(tiny_backbone, store, device="cpu", max_slots=len(store.records))
+    engine.slots.share(4)
+    assert len(engine.slots.parts(store.records)) == 1
+
+
 def test_what_it_runs_on_is_told(engine: Engine, tiny_backbone: Backbone) -> None:
     told = engine.describe()
     assert told["device"] == "cpu"

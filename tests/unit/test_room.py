@@ -106,3 +106,15 @@ def test_memory_is_bounded_whoever_comes() -> None:
                 held[key] += num_rows
                 assert waiting + num_rows <= 100 or held[key] <= 100 / (len(held) + 1)
         assert rig.room.num_rows <= 200
+
+
+def test_a_deadline_that_is_over_is_not_called_an_overload() -> None:
+    """It would be answered 429 under load, with an hour to come back, and 504 on an idle server."""
+    rig = Rig()
+    pace = Pace()
+    pace.end(pace.begin(10, 0.0, rows_wait=True), 1.0)
+    rig.room = Room(rig.queue, LIMITS, pace, rig)
+    rig.add("busy", 50)
+    with pytest.raises(OverloadedError):
+        rig.room.check_wait("other", deadline=1.5, now=1.0)
+    rig.room.check_wait("other", deadline=1.0, now=1.0)

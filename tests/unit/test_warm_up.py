@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from app.engine import Engine, EngineRow
 from app.main import create_app
 from app.settings import Settings
 from app.tuning import BUDGETS, DEFAULT_BUDGET, Tuning
-from app.warm_up import made_up_rows, seconds_for, warm_up
+from app.warm_up import made_up_rows, seconds_for, seconds_side_by_side, warm_up
 from app.worker import run_in_own_thread
 from deltas import Backbone, Store, packed_sizes
 
@@ -62,7 +65,7 @@ def test_the_batches_thread_takes_over_the_threads_chosen(engine: Engine) -> Non
 
 def test_what_is_given_is_not_measured(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "run", None)
-    assert warm_up(engine, 1, 1, 777) == Tuning(1, 1, 777)
+    assert warm_up(engine, 1, 1, 777) == Tuning(1, 1, 1, 777)
 
 
 def test_the_choice_is_one_of_the_budgets_and_is_logged(
@@ -71,7 +74,7 @@ def test_the_choice_is_one_of_the_budgets_and_is_logged(
     caplog.set_level("INFO")
     tuning = warm_up(engine)
     assert tuning.batch_tokens in BUDGETS
-    assert 1 <= tuning.workers <= tuning.threads
+    assert tuning.threads >= 1 <= tuning.workers
     assert "threads: " in caplog.text
     assert "batches side by side: " in caplog.text
     assert "tokens a batch: " in caplog.text
@@ -118,3 +121,42 @@ def test_a_server_without_deltas_starts_without_measuring(
         pass
     assert f"batch_tokens={DEFAULT_BUDGET}\n" in caplog.text
     assert "tokens a batch: " not in caplog.text
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_there_are_no_more_workers_than_threads(
+    engine: Engine, caplog: pytest.LogCaptureFixture, threads: int
+) -> None:
+    tuning = warm_up(engine, threads, 8, 64)
+    assert (tuning.threads, tuning.workers, tuning.share_threads) == (threads, threads, 1)
+    assert f"{threads} batches side by side, not 8: threads are {threads}" in caplog.text
+
+
+def test_a_failure_beside_others_is_raised_and_holds_up_nobody(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def run(rows: Sequence[EngineRow], threads: int) -> None:
+        names.append(threading.current_thread().name)
+        if len(names) == 2:
+            raise MemoryError("no room")
+
+    monkeypatch.setattr(engine, "run", run)
+    with pytest.raises(MemoryError, match="no room"):
+        seconds_side_by_side(engine, 64, 3, 1)
+
+
+def test_batches_side_by_side_take_as_long_as_the_slowest(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+
+    def run(rows: Sequence[EngineRow], threads: int) -> None:
+        name = threading.current_thread().name
+        calls[name] += 1
+        time.sleep(0.1 if name.endswith("_0") else 0.01)
+
+    monkeypatch.setattr(engine, "run", run)
+    assert 0.1 <= seconds_side_by_side(engine, 64, 2, 1) < 0.2
+    assert sorted(calls.values()) == [3, 3], "the first one of each doesn't count"
