@@ -17,7 +17,12 @@ from hypothesis import strategies as st
 
 from app.batcher import Batcher
 from app.crew import Runners
-from app.errors import BatchFailedError, DeadlineExceededError, OverloadedError
+from app.errors import (
+    BatchFailedError,
+    DeadlineExceededError,
+    DeadlineTooShortError,
+    OverloadedError,
+)
 from app.jobs import BatchLimits
 
 FAR = 10**6
@@ -196,7 +201,7 @@ def check_end(sent: Sent, world: World) -> None:
         assert not later & set(numbers), "a row nobody waits for reached the engine"
     if sent.task.cancelled():
         assert sent.given_up_after is not None
-    elif isinstance(sent.task.exception(), OverloadedError):
+    elif isinstance(sent.task.exception(), OverloadedError | DeadlineTooShortError):
         assert sent.deadline < FAR, "refused although there was time"
         assert not begun
     elif error := sent.task.exception():
