@@ -48,7 +48,6 @@ class Batcher(Generic[R, T]):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limits = limits
         self._observer = observer
         self._clock = clock
         self._pace = Pace(runners.num_workers)

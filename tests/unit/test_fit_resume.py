@@ -216,9 +216,7 @@ def test_what_would_change_the_rest_of_a_run_makes_it_another(
     change: str,
 ) -> None:
     """Rounding, masks of dropout or tokens would be others after the resume."""
-    folder = tmp_path / "tiny-bert"
-    shutil.copytree(tiny_backbone_dir, folder)
-    words[words.index("--backbone") + 1] = str(folder)
+    folder = own_backbone(words, tiny_backbone_dir, tmp_path)
     with monkeypatch.context() as patch:
         stop_at(7, patch)
         assert fit.main(words) == 130
@@ -245,6 +243,14 @@ def test_a_run_that_goes_on_has_nothing_to_tell(
     assert told(capsys) == ""
 
 
+def own_backbone(words: list[str], tiny_backbone_dir: Path, tmp_path: Path) -> Path:
+    """Have a command use a copy of the backbone, to be changed between two runs."""
+    folder = tmp_path / "tiny-bert"
+    shutil.copytree(tiny_backbone_dir, folder)
+    words[words.index("--backbone") + 1] = str(folder)
+    return folder
+
+
 def told(capsys: pytest.CaptureFixture[str]) -> str:
     """The notes on standard error."""
     return "\n".join(line for line in capsys.readouterr().err.split("\n") if "note: " in line)
@@ -254,9 +260,7 @@ def test_a_changed_backbone_is_another_run(
     words: list[str], tiny_backbone_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same folder with other weights: values trained over the old ones mean nothing there."""
-    folder = tmp_path / "tiny-bert"
-    shutil.copytree(tiny_backbone_dir, folder)
-    words[words.index("--backbone") + 1] = str(folder)
+    folder = own_backbone(words, tiny_backbone_dir, tmp_path)
     with monkeypatch.context() as patch:
         stop_at(12, patch)
         assert fit.main(words) == 130
