@@ -118,7 +118,7 @@ class Bank:
         """
         if slot not in self.matrix_slots:
             return False
-        if self.device.type != "cpu" or self.has_whole_matrices(slot):
+        if self.has_whole_matrices(slot):
             return True
         return num_tokens * self._num_sparse[slot] >= self._num_multiplied
 
@@ -168,8 +168,17 @@ class Bank:
         return torch.cat(_resolved(parts, entries, frozen))
 
     def vectors(self, name: str) -> Tensor:
-        """The table [S, O] of a vector: see `line_of` for a slot's line."""
-        return self.lines[name.rpartition(".")[2]].tables[name]
+        """The table [S or more, O] of a vector: see `line_of` for a slot's line."""
+        return self.lines[name.rpartition(".")[2]].room[name]
+
+    @property
+    def moves(self) -> int:
+        """How often tables of vectors had to move."""
+        return sum(held.moves for held in self.lines.values())
+
+    def lines_of(self, slots: Sequence[int]) -> list[list[int]]:
+        """The line of each of the slots, by kind in the order of `KINDS`."""
+        return [[self.line_of[kind][slot] for slot in slots] for kind in KINDS]
 
     def _frozen_vectors(self, kind: str) -> dict[str, Tensor]:
         return {

@@ -26,13 +26,16 @@ class BankOverlay(Overlay):
         bank: the slots.
         batch: packed rows; those of a slot in `bank.matrix_slots` lie side by side.
         slots: each row's slot, in the order of the input.
+        lines: int64 [2, R], each row's lines in the bank's vectors, by kind, where they are on the
+            device already; then `slots` may leave out those that have nothing but vectors.
     """
 
-    def __init__(self, bank: Bank, batch: PackedBatch, slots: Sequence[int]) -> None:
+    def __init__(
+        self, bank: Bank, batch: PackedBatch, slots: Sequence[int], lines: Tensor | None = None
+    ) -> None:
         self._bank = bank
         # Which line of the bank's vectors, biases and weights, each token and packed row sees.
-        lines = [[bank.line_of[kind][slot] for slot in slots] for kind in KINDS]
-        by_row = torch.tensor(lines, device=bank.device)
+        by_row = torch.tensor(bank.lines_of(slots), device=bank.device) if lines is None else lines
         self._lines = {
             per_row: dict(zip(KINDS, by_row[:, rows], strict=True))
             for per_row, rows in ((False, batch.row_of_token), (True, batch.row_of_packed))

@@ -8,7 +8,6 @@ HTTP or queues: `app.batcher` decides which rows run together.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +16,20 @@ from typing import Any
 import torch
 
 from app.bank import Bank, Staged
-from app.bank_overlay import BankOverlay
 from app.close_calls import Int8Counts
 from app.errors import DeltaUnavailableError
-from app.fused_overlay import FusedOverlay
+from app.forward import forward_of
 from app.loader import Loader
 from app.slots import Coming, Key, Slots
 from deltas import (
     Backbone,
     DeltaError,
     DeltaFormatError,
-    PackedBatch,
     Record,
     Store,
     TokenizedRow,
     check_fit,
     dtype_of,
-    encode,
-    pack,
-    packed_sizes,
     pick_device,
     pick_precision,
     tokenize_texts,
@@ -94,6 +88,7 @@ class Engine:
         self.precision = pick_precision(precision, self.device)
         dtype = dtype_of(self.precision, self.device)
         self._bank = Bank(backbone, self.device, dtype, int8=self.precision == "int8")
+        self._forward = forward_of(backbone.config, self._bank)
         self.int8_counts = Int8Counts()
         self._loader = Loader(backbone, self._bank, again=max_slots > 0)
         self._pinned = {record.key for record in pinned}
@@ -221,9 +216,9 @@ class Engine:
             chosen += of_delta[key]
             slots += [slot] * len(of_delta[key])
         for chosen, slots in passes.values():
-            self._forward(rows, chosen, slots, outcomes)
+            self._run_pass(rows, chosen, slots, outcomes)
 
-    def _forward(
+    def _run_pass(
         self,
         rows: Sequence[EngineRow],
         chosen: list[int],
@@ -237,57 +232,28 @@ class Engine:
         In int8 close calls are computed once more without it, as everything is if `exact`.
         """
         tokens = [(rows[n].tokens.input_ids, rows[n].tokens.token_type_ids) for n in chosen]
-        windows = self.device.type != "cpu"
-        batch = pack(tokens, self.device, self._keys(tokens, slots), windows=windows)
         int8 = bool(self._bank.quantised) and not exact
         int8 = int8 and self._bank.matrix_slots.isdisjoint(slots)
-        overlay = self._overlay(batch, slots, int8=int8)
-        pooled = encode(self.backbone.config, overlay, batch)
-        if batch.blocks and len(set(slots)) > 1 and not bool(pooled.isfinite().all()):
-            # Windows' masks keep rows apart, but not from NaN: each delta's rows by themselves.
-            for slot in set(slots):
-                own = [number for number, other in zip(chosen, slots, strict=True) if other == slot]
-                self._forward(rows, own, [slot] * len(own), outcomes, exact=exact)
-            return
+        answers = self._forward.run(tokens, slots, int8=int8)
         close: tuple[list[int], list[int]] = [], []
-        for number, slot, values in zip(chosen, slots, overlay.head(pooled), strict=True):
-            outcomes[number] = logits = values.tolist()
+        for number, slot, logits in zip(chosen, slots, answers, strict=True):
+            outcomes[number] = logits
             if int8 and self.int8_counts.judge(rows[number].record.manifest, logits):
                 close[0].append(number)
                 close[1].append(slot)
         if close[0]:
-            self._forward(rows, *close, outcomes, exact=True)
+            self._run_pass(rows, *close, outcomes, exact=True)
 
-    def _keys(
-        self, tokens: Sequence[tuple[Sequence[int], Sequence[int]]], slots: Sequence[int]
-    ) -> list[int]:
-        """The slot of rows that must lie side by side, 0 for others."""
-        num_tokens: Counter[int] = Counter()
-        for (ids, _), slot in zip(tokens, slots, strict=True):
-            num_tokens[slot] += len(ids)
-        side_by_side = {
-            slot for slot, num in num_tokens.items() if self._bank.needs_span(slot, num)
-        }
-        return [slot if slot in side_by_side else 0 for slot in slots]
+    def prepare(self, max_tokens: int, threads: int) -> int:
+        """Have ready what batches of so many tokens need, before rows come.
 
-    def _overlay(self, batch: PackedBatch, slots: Sequence[int], *, int8: bool) -> BankOverlay:
-        if self.device.type != "cpu":
-            return BankOverlay(self._bank, batch, slots)
-        return FusedOverlay(self._bank, batch, slots, int8=int8)
-
-    def compile_kernels(self, max_tokens: int, threads: int) -> int:
-        """Have the CPU library compile its products for every size of batch, before rows come.
-
-        oneDNN compiles a bfloat16 product for each new number of lines, in 1 to 4 ms: several times
-        what the product takes. Packed batches come in few sizes, so all of them are met here.
+        On CPUs that is code for every number of lines, on GPUs a recorded pass for every size.
 
         Returns:
-            how many products were run; 0 where nothing is compiled.
+            how much was made.
         """
-        if self.device.type != "cpu" or self._bank.dtype != torch.bfloat16:
-            return 0
         torch.set_num_threads(threads)
-        return self._bank.run_products(packed_sizes(max_tokens))
+        return self._forward.prepare(max_tokens)
 
     def describe(self) -> dict[str, Any]:
         """What the engine runs on, for the log at start and for operators."""

@@ -20,16 +20,22 @@ class Lines:
 
     Args:
         frozen: the backbone's vectors by name, on the device and in the dtype of the tables.
+
+    Attributes:
+        tables: by name, the lines that are or were in use.
+        room: the same with what is free behind them; there they stay until there is no room left.
+        moves: how often they had to move; who knows their places must look again then.
     """
 
     def __init__(self, frozen: Mapping[str, Tensor]) -> None:
         self.tables = {name: vector[None] for name, vector in frozen.items()}
-        self._room = dict(self.tables)
+        self.room = dict(self.tables)
+        self.moves = 0
         self._free: list[int] = []
 
     def take(self, vectors: Sequence[Tensor]) -> Iterator[int]:
         """Write vectors, each all of a delta's end to end, into free lines; returns which."""
-        used, room = (len(next(iter(held.values()))) for held in (self.tables, self._room))
+        used, room = (len(next(iter(held.values()))) for held in (self.tables, self.room))
         reused = [self._free.pop() for _ in vectors[: len(self._free)]]
         lines = reused + list(range(used, used + len(vectors) - len(reused)))
         if not lines:
@@ -39,7 +45,7 @@ class Lines:
         whole = torch.stack(list(vectors)).to(next(iter(self.tables.values())).device)
         where = torch.tensor(lines, device=whole.device)
         start = 0
-        for name, held in self._room.items():
+        for name, held in self.room.items():
             stop = start + held.shape[1]
             held[where] = whole[:, start:stop]
             self.tables[name] = held[: max(used, lines[-1] + 1)]
@@ -53,11 +59,12 @@ class Lines:
 
     def reserve(self, num_lines: int) -> None:
         """Make room for so many lines besides the backbone's."""
-        for name, table in self.tables.items():
-            if len(self._room[name]) <= num_lines:
-                self._room[name] = _empty(num_lines + 1, table)
-                self._room[name][: len(table)] = table
-                self.tables[name] = self._room[name][: len(table)]
+        if len(next(iter(self.room.values()))) <= num_lines:
+            self.moves += 1
+            for name, table in self.tables.items():
+                self.room[name] = _empty(num_lines + 1, table)
+                self.room[name][: len(table)] = table
+                self.tables[name] = self.room[name][: len(table)]
 
 
 def _empty(num_lines: int, like: Tensor) -> Tensor:

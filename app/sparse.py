@@ -29,11 +29,13 @@ class SparseSlot:
         rows: int32 [K], increasing.
         columns: int32 [K], increasing within a row.
         differences: float32 [K], from the frozen values in the bank's dtype to the slot's own.
+        most_in_row: how many values a row has at most.
     """
 
     rows: Tensor
     columns: Tensor
     differences: Tensor
+    most_in_row: int
 
     @classmethod
     def of(cls, places: Tensor, values: Tensor, frozen: Tensor, dtype: torch.dtype) -> SparseSlot:
@@ -47,12 +49,16 @@ class SparseSlot:
         """
         width = frozen.shape[1]
         differences = values - frozen.reshape(-1)[places].to(dtype).float()
-        return cls((places // width).int(), (places % width).int(), differences)
+        rows = places // width
+        most_in_row = int(rows.bincount().max()) if len(rows) else 0
+        return cls(rows.int(), (places % width).int(), differences, most_in_row)
 
     def to(self, device: torch.device) -> SparseSlot:
         """The same on a device."""
-        moved = (part.to(device) for part in (self.rows, self.columns, self.differences))
-        return SparseSlot(*moved)
+        rows, columns, differences = self.rows, self.columns, self.differences
+        return SparseSlot(
+            rows.to(device), columns.to(device), differences.to(device), self.most_in_row
+        )
 
     @cached_property
     def places(self) -> tuple[int, int, int, int]:
@@ -82,13 +88,16 @@ class SparseSlot:
             lines: int64, which lines are the slot's.
         """
         asked = ids[lines].int()
-        low = torch.searchsorted(self.rows, asked)
-        counts = torch.searchsorted(self.rows, asked, right=True) - low
-        which = torch.arange(len(asked), device=ids.device).repeat_interleave(counts)
-        within = torch.arange(len(which), device=ids.device) - (counts.cumsum(0) - counts)[which]
-        position = low[which] + within
-        own = lines[which], self.columns[position].long()  # no place comes twice
-        out[own] = (out[own] + self.differences[position]).to(out.dtype)
+        first = torch.searchsorted(self.rows, asked)
+        end = torch.searchsorted(self.rows, asked, right=True)
+        # As many places for each line as the fullest row needs: a device that was asked how many
+        # there are would have to finish all it does first.
+        place = first[:, None] + torch.arange(self.most_in_row, device=ids.device)
+        is_own = place < end[:, None]
+        place = place.clamp(max=len(self.rows) - 1)
+        where = lines[:, None].expand_as(place), self.columns[place].long()
+        values = (self.differences[place] * is_own).to(out.dtype)
+        out.index_put_(where, values, accumulate=True)
 
 
 @dataclass(frozen=True)

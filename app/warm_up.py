@@ -52,7 +52,7 @@ def warm_up(
         logger.info("tokens a batch: %s", budget)
     workers = engine.slots.share(workers)
     tuning = Tuning(threads, workers, max(1, shared // workers), max_batch_tokens)
-    _compile(engine, tuning)
+    _prepare(engine, tuning)
     engine.forget_counts()
     return tuning
 
@@ -64,14 +64,15 @@ def fitting_workers(workers: int, threads: int) -> int:
     return min(workers, threads)
 
 
-def _compile(engine: Engine, tuning: Tuning) -> None:
-    """OneDNN's code is made for a certain number of threads."""
+def _prepare(engine: Engine, tuning: Tuning) -> None:
+    """OneDNN's code is made for a certain number of threads; graphs on a GPU for any."""
     started = time.perf_counter()
     most: dict[int, int] = {tuning.threads: tuning.batch_tokens}
     share = max(1, tuning.batch_tokens // tuning.workers)
     most[tuning.share_threads] = max(most.get(tuning.share_threads, 0), share)
-    if compiled := sum(engine.compile_kernels(tokens, count) for count, tokens in most.items()):
-        logger.info("compiled %d products in %.1f s", compiled, time.perf_counter() - started)
+    if made := sum(engine.prepare(tokens, count) for count, tokens in most.items()):
+        kind = "products compiled" if engine.device.type == "cpu" else "passes recorded"
+        logger.info("%d %s in %.1f s", made, kind, time.perf_counter() - started)
 
 
 def _choose_threads(engine: Engine) -> int:

@@ -18,6 +18,7 @@ from deltas.errors import (
     DeltaNotFoundError,
     InvalidTextError,
 )
+from deltas.flat_batch import FlatBatch, Size, flatten, unflatten
 from deltas.format import check_delta, check_fit, read_delta, read_manifest, write_delta
 from deltas.hardware import DTYPES, dtype_of, keep_freed_memory, pick_device, pick_precision
 from deltas.layout import EncoderConfig, encoder_layout
@@ -50,12 +51,14 @@ __all__ = [
     "EncoderConfig",
     "Entry",
     "EntryInfo",
+    "FlatBatch",
     "InvalidTextError",
     "Manifest",
     "Overlay",
     "PackedBatch",
     "Record",
     "SingleOverlay",
+    "Size",
     "SparseEntry",
     "SplitMetrics",
     "Store",
@@ -69,6 +72,7 @@ __all__ = [
     "dtype_of",
     "encode",
     "encoder_layout",
+    "flatten",
     "keep_freed_memory",
     "load_backbone",
     "make_backbone",
@@ -81,6 +85,7 @@ __all__ = [
     "task_scores",
     "tokenize_rows",
     "tokenize_texts",
+    "unflatten",
     "write_delta",
     "zoo_path",
 ]

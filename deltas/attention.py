@@ -23,6 +23,7 @@ from torch import Tensor
 
 from deltas.packing import PackedBatch
 from deltas.row_attention import Stretches, attend_in_stretches
+from deltas.segments import Segments, attend_in_segments
 
 
 class Windows(NamedTuple):
@@ -42,12 +43,14 @@ class Windows(NamedTuple):
 class Sight:
     """Who sees whom in a batch: when every token asks, and when only rows' first tokens do."""
 
-    of_tokens: tuple[Windows, ...] | Stretches
-    of_rows: tuple[Windows, ...] | Stretches
+    of_tokens: tuple[Windows, ...] | Stretches | Segments
+    of_rows: tuple[Windows, ...] | Stretches | Segments
 
 
 def sight(batch: PackedBatch, dtype: torch.dtype) -> Sight:
     """What a batch needs to know for attention, made once for all layers."""
+    if batch.bounds is not None:
+        return _segments(batch.bounds, batch.longest)
     if not batch.blocks:
         return _stretches(batch)
     of_tokens, of_rows = [], []
@@ -73,10 +76,17 @@ def _stretches(batch: PackedBatch) -> Sight:
     )
 
 
+def _segments(bounds: Tensor, longest: int) -> Sight:
+    bounds = bounds.int()
+    # A packed row has one query, also one that only fills up and sees nothing.
+    one_each = torch.arange(len(bounds), dtype=torch.int32, device=bounds.device)
+    return Sight(Segments(bounds, bounds, longest, longest), Segments(one_each, bounds, 1, longest))
+
+
 def attend(
     query: Tensor,
     key_value: Tensor,
-    windows: Sequence[Windows] | Stretches,
+    windows: Sequence[Windows] | Stretches | Segments,
     num_heads: int,
     dropout: float = 0.0,
 ) -> Tensor:
@@ -90,12 +100,15 @@ def attend(
         dropout: probability of dropping an attention weight.
 
     Returns:
-        The queries' shape; 0 for packed rows that belong to no window.
+        The queries' shape; 0 for packed rows that belong to no window, anything for lines that
+        belong to no row of a flat batch.
     """
     needs_gradient = torch.is_grad_enabled() and (query.requires_grad or key_value.requires_grad)
-    if isinstance(windows, Stretches):
+    if isinstance(windows, Stretches | Segments):
         if needs_gradient or dropout:
             raise ValueError("rows that lie end to end are for inference; pack them into windows")
+        if isinstance(windows, Segments):
+            return attend_in_segments(query, key_value, windows, num_heads)
         return attend_in_stretches(query, key_value, windows, num_heads)
     if needs_gradient and not dropout and query.device.type == "cpu":
         attended: Tensor = _Attention.apply(query, key_value, windows, num_heads)  # type: ignore[no-untyped-call]

@@ -1,16 +1,17 @@
 """The packed BERT forward pass, written once: training and serving both run this.
 
 It computes what `transformers.BertModel` computes for each row's pooled output (Devlin et al. 2018,
-arXiv:1810.04805), for rows that lie end to end (on CPUs, while serving) or in windows, with padding
-between them (in training, and on CUDA); `deltas.packing` lays them. Which weights a row sees is the
-overlay's business: the encoder says only *where* it is (a site name of `deltas.layout`), the
-overlay knows the values there. In the last layer only the first token of each row is computed,
-since the head reads nothing else; it costs no accuracy.
+arXiv:1810.04805), for rows that lie end to end (while serving) or in windows, with padding between
+them (in training); `deltas.packing` lays them, and `deltas.flat_batch` those that GPUs serve. Which
+weights a row sees is the overlay's business: the encoder says only *where* it is (a site name of
+`deltas.layout`), the overlay knows the values there. In the last layer only the first token of each
+row is computed, since the head reads nothing else; it costs no accuracy.
 
 Legend: R rows; N tokens and P packed rows of the batch, padding included; H hidden width, A heads,
 D = H / A. A *piece* is a row, or padding, where it lies in the batch; end to end attention sees
-each as a *stretch*, whose tokens see each other and nobody else. The *sight* of a batch says who
-sees whom, by stretches or by windows with masks, and is made once for all layers.
+each as a *stretch*, whose tokens see each other and nobody else (on GPUs a *segment*, which is told
+of on the device). The *sight* of a batch says who sees whom, by stretches, by segments or by
+windows with masks, and is made once for all layers.
 """
 
 from __future__ import annotations

@@ -67,10 +67,13 @@ class PackedBatch:
         first: int64 [P], where each packed row's first token lies.
         packed_row: int64 [R], where each row of the input is among the packed rows.
         piece_lengths: int64 [Z], tokens of each row or stretch of padding, in the order they lie;
-            on the host.
-        packed_lengths: int64 [P], tokens of each packed row; on the host.
+            on the host. Empty in a flat batch.
+        packed_lengths: int64 [P], tokens of each packed row; on the host. Empty in a flat batch.
         blocks: the windows; none where rows lie end to end.
         spans: by key.
+        bounds: int64 [P + 1], in a flat batch (`deltas.flat_batch`): where each packed row begins
+            and the last one ends; packed rows that only fill up are empty.
+        longest: in a flat batch, tokens of a row at most.
     """
 
     input_ids: Tensor
@@ -84,6 +87,8 @@ class PackedBatch:
     packed_lengths: Tensor
     blocks: tuple[Block, ...]
     spans: dict[int, Span]
+    bounds: Tensor | None = None
+    longest: int = 0
 
 
 @dataclass
@@ -163,7 +168,7 @@ def pack(
 
     Args:
         rows: (input ids, token type ids) of each row, at least one token a row.
-        device: where the tensors shall be.
+        device: where the tensors shall be; they come there in one copy.
         keys: rows of one key lie side by side, those of the lowest key first; None lets all share
             windows, which takes the least padding.
         windows: for attention that works on rows of one length; without, padding only brings the

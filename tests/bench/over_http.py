@@ -164,7 +164,7 @@ class EngineAlone:
             record = engine.store.resolve(names[task])
             self._rows += engine.tokenize(record, [(" ".join(texts),)])
         self._batches = cut(self._rows, 4096)
-        engine.compile_kernels(4096, torch.get_num_threads())
+        engine.prepare(4096, torch.get_num_threads())
         for batch in self._batches[:2]:
             engine.run(batch)
 

@@ -71,7 +71,7 @@ def some_corrections(lines: int, size: int, dtype: torch.dtype, seed: int) -> Co
     for count in (0, 1, size * width):
         places = torch.randperm(size * width, generator=generator)[:count].sort().values
         differences = torch.randn(count, generator=generator)
-        own.append(SparseSlot((places // width).int(), (places % width).int(), differences))
+        own.append(SparseSlot((places // width).int(), (places % width).int(), differences, 5))
     x = torch.randn(lines, width, generator=generator).to(dtype)
     return Corrections(x, own, torch.randint(-1, 4, (lines,), generator=generator))
 
@@ -271,7 +271,7 @@ def finish_all(tensors: dict[str, Tensor]) -> None:
     t = tensors
     lines = Quantised(t["whole"], t["steps"], t["offsets"])
     matrix = QuantisedMatrix(t["whole"], t["matrix steps"], t["matrix sums"])
-    own = SparseSlot(t["rows"], t["columns"], t["differences"])
+    own = SparseSlot(t["rows"], t["columns"], t["differences"], most_in_row=1)
     scale, shift = (PerLine(t[name], t[f"{name} lines"]) for name in ("scale", "shift"))
     finish(
         Product(t["product"], (lines, matrix), Corrections(t["x"], [None, own], t["of_line"])),

@@ -83,10 +83,10 @@ def test_the_choice_is_one_of_the_budgets_and_is_logged(
 def test_products_are_compiled_in_bfloat16_on_the_cpu_only(
     tiny_backbone: Backbone, store: Store, engine: Engine
 ) -> None:
-    assert engine.compile_kernels(64, 1) == 0
+    assert engine.prepare(64, 1) == 0
     bf16 = Engine(tiny_backbone, store, device="cpu", precision="bf16")
     # Of the tiny backbone's matrices: stacked in two ways, square, up and down.
-    assert bf16.compile_kernels(64, 1) == 5 * len(packed_sizes(64))
+    assert bf16.prepare(64, 1) == 5 * len(packed_sizes(64))
 
 
 @pytest.mark.parametrize(
