@@ -81,14 +81,17 @@ class BankOverlay(Overlay):
         scale = self._gathered(site, "weight", per_row=per_row)
         return self._gathered(site, "bias", per_row=per_row).addcmul_(out, scale)
 
-    def head(self, pooled: Tensor) -> list[Tensor]:
-        """Each row's float32 logits [C], C being its own task's; pooled is [R, H]."""
-        pooled = pooled.float()
-        logits: list[Tensor] = [pooled] * len(pooled)
+    def head(self, pooled: Tensor) -> list[list[float]]:
+        """Each row's logits, as many as its own task has labels; pooled is [R, H]."""
+        by_slot = pooled[[row for rows in self._rows.values() for row in rows]].float()
+        logits: list[list[float]] = [[]] * len(pooled)
+        done = 0
         for slot, rows in self._rows.items():
             weight, bias = self._bank.heads[slot]
-            for row, values in zip(rows, F.linear(pooled[rows], weight, bias), strict=True):
-                logits[row] = values
+            values = F.linear(by_slot[done : done + len(rows)], weight, bias).tolist()
+            for row, own in zip(rows, values, strict=True):
+                logits[row] = own
+            done += len(rows)
         return logits
 
     def _must_have_span(self, slot: int) -> bool:

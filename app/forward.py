@@ -53,8 +53,7 @@ class HostForward:
         """Each row's logits."""
         batch = pack(tokens, keys=self._keys(tokens, slots), windows=False)
         overlay = FusedOverlay(self._bank, batch, slots, int8=int8)
-        pooled = encode(self._config, overlay, batch)
-        return [logits.tolist() for logits in overlay.head(pooled)]
+        return overlay.head(encode(self._config, overlay, batch))
 
     def prepare(self, max_tokens: int) -> int:
         """Have oneDNN compile its products for every size of batch.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 _GRAIN = 32  # window widths are multiples of this
 _FINE_GRAIN = 16  # of a window that is alone in its batch, where padding would cost most
+_FINEST_GRAIN = 4  # of few tokens that lie end to end
 _MOST_ROWS = 512  # packed rows of a usual batch
 _WINDOW = 64  # a window holds at least so many tokens, before what stays empty is cut off
 
@@ -188,8 +189,7 @@ def pack(
         else:
             layout.add_rows(lengths[key])
             count = len(layout.ids) - tokens
-            grain = _GRAIN if count > _WINDOW else _FINE_GRAIN
-            layout.add_padding(-count % grain)
+            layout.add_padding(_usual(count) - count)
         count = len(layout.packed) - packed
         layout.repeat_row(_round_up(count) - count)
         spans[key] = Span(slice(tokens, len(layout.ids)), slice(packed, len(layout.packed)))
@@ -225,15 +225,22 @@ def _fill_windows(lengths: dict[int, int]) -> list[_Window]:
 
 
 def packed_sizes(max_tokens: int) -> list[int]:
-    """Numbers of lines, tokens or packed rows, that batches of so many tokens come in.
+    """Numbers of lines, tokens or packed rows, that rows end to end come in: for so many tokens.
 
-    Windows may add some padding; batches with keys, and rows longer than the budget, add more.
+    Batches with keys, and rows longer than the budget, add more.
     """
-    most = max_tokens + max_tokens // 16
-    fine = range(_FINE_GRAIN, min(_WINDOW, most) + _FINE_GRAIN, _FINE_GRAIN)
-    coarse = range(_GRAIN, most + _GRAIN, _GRAIN)
-    rows = [_round_up(count) for count in range(1, min(_MOST_ROWS, most) + 1)]
-    return sorted({*fine, *coarse, *rows})
+    tokens = {_usual(count) for count in range(1, max_tokens + 1)}
+    rows = {_round_up(count) for count in range(1, min(_MOST_ROWS, max_tokens) + 1)}
+    return sorted(tokens | rows)
+
+
+def _usual(count: int) -> int:
+    """Tokens for so many end to end: few different numbers, and no more than 3 or 3 % more.
+
+    A product takes longer with every line, but for each number of lines it is compiled.
+    """
+    grain = max(_FINEST_GRAIN, min(_GRAIN, 1 << max(0, count.bit_length() - 6)))
+    return -(-count // grain) * grain
 
 
 def _round_up(count: int) -> int:
