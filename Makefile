@@ -7,6 +7,8 @@ IMAGE ?= deltabert
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# The README shows a CPU's numbers; those of a GPU don't replace them.
+SERVING_JSON := $(if $(findstring cuda,$(ARGS)),runs/serving-cuda.json,docs/performance/serving.json)
 
 # Recipes are quiet: a user reads what a program says, not how it was called.
 .SILENT:
@@ -52,9 +54,9 @@ study: $(STAMP) ## make the study's missing runs (GLUE_DIR=..., hours; stop at a
 report: $(STAMP) ## make docs/results from the study's results
 	$(PY) -m training.report $(ARGS)
 
-bench-serving: $(STAMP) ## measure mixed traffic beside the peers (GLUE_DIR=..., 10 minutes; ARGS="--rounds 3")
+bench-serving: $(STAMP) ## measure mixed traffic beside the peers (GLUE_DIR=..., 10 minutes; ARGS="--rounds 3", "--device cuda")
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'
-	$(PY) -m tests.bench.serving --json docs/performance/serving.json $(ARGS)
+	$(PY) -m tests.bench.serving --json $(SERVING_JSON) $(ARGS)
 
 bench-shares: $(STAMP) ## measure what a forward pass spends its time on (GLUE_DIR=..., 2 minutes)
 	$(PY) -m tests.bench.shares $(ARGS)

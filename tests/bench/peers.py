@@ -3,6 +3,7 @@
 Each system takes the whole workload in the order of arrival and answers every row with its own
 task. All get token ids; tokenizing costs them alike. Where a peer can't mix tasks in a batch it
 gets a window of waiting rows, sorts it by task, copies each task's values in and runs its rows.
+On a GPU the network and all tasks' values stay there, batches go there and answers come back.
 """
 
 from __future__ import annotations
@@ -47,6 +48,16 @@ def padded(rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
     return batch
 
 
+def answers(network: Any, batch: dict[str, Tensor], device: str, **given: Any) -> Tensor:
+    """A batch's logits on the host, where its rows were and answers are wanted.
+
+    What is there already is not copied, so on a CPU nothing is.
+    """
+    there = {name: value.to(device) for name, value in batch.items()}
+    logits: Tensor = network(**there, **given).logits
+    return logits.cpu()
+
+
 def windows(workload: Workload, size: int) -> Iterator[list[int]]:
     """Positions of the rows that wait together."""
     for start in range(0, len(workload.rows), size):
@@ -64,15 +75,20 @@ def by_task(workload: Workload, positions: Sequence[int]) -> dict[int, list[int]
 class Transformers:
     """Stock transformers; a task's values are copied into the network before its rows run."""
 
-    def __init__(self, workload: Workload, deltas: Sequence[Delta], dtype: torch.dtype) -> None:
+    def __init__(
+        self, workload: Workload, deltas: Sequence[Delta], dtype: torch.dtype, device: str
+    ) -> None:
         self._workload = workload
-        self._network = stock_network(dtype)
+        self._device = device
+        self._network = stock_network(dtype).to(device)
         parameters = dict(self._network.named_parameters())
         self._values = []
         for delta in deltas:
             values = {name: entry.values for name, entry in delta.entries.items()}
             values |= {"classifier.weight": delta.head_weight, "classifier.bias": delta.head_bias}
-            self._values.append([(parameters[name], v.to(dtype)) for name, v in values.items()])
+            self._values.append(
+                [(parameters[name], v.to(device, dtype)) for name, v in values.items()]
+            )
 
     def one_by_one(self) -> None:
         """One row at a time, its task copied in."""
@@ -95,16 +111,18 @@ class Transformers:
     def _run(self, positions: Sequence[int]) -> None:
         for parameter, values in self._values[self._workload.tasks[positions[0]]]:
             parameter.copy_(values)
-        self._network(**padded([self._workload.rows[position] for position in positions]))
+        batch = padded([self._workload.rows[position] for position in positions])
+        answers(self._network, batch, self._device)
 
 
 class Peft:
     """PEFT with a LoRA adapter of rank 8 a task, on query and value; mixes tasks in a batch."""
 
-    def __init__(self, workload: Workload, num_tasks: int, dtype: torch.dtype) -> None:
+    def __init__(self, workload: Workload, num_tasks: int, dtype: torch.dtype, device: str) -> None:
         from peft import LoraConfig, get_peft_model
 
         self._workload = workload
+        self._device = device
         config = LoraConfig(r=8, target_modules=["query", "value"])
         network = stock_network(dtype)
         with warnings.catch_warnings():
@@ -115,14 +133,14 @@ class Peft:
         for name, parameter in self._network.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.01)
-        self._network.to(dtype).eval()
+        self._network.to(device, dtype).eval()
 
     def mixed(self) -> None:
         """Windows of waiting rows, each with its adapter's name."""
         for positions in windows(self._workload, WINDOW):
             names = [f"task{self._workload.tasks[position]}" for position in positions]
             batch = padded([self._workload.rows[position] for position in positions])
-            self._network(**batch, adapter_names=names)
+            answers(self._network, batch, self._device, adapter_names=names)
 
 
 class OnnxRuntime:

@@ -16,8 +16,8 @@ import torch
 from tests.bench.workload import Workload
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers were measured on."""
+def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """What the numbers were measured on; "gpu" is there only if that was one."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -26,7 +26,8 @@ def machine(threads: int) -> dict[str, Any]:
         ),
         platform.processor(),
     )
-    return {
+    gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
+    return gpu | {
         "cpu": model,
         "cpus": os.cpu_count(),
         "threads": threads,
@@ -50,10 +51,10 @@ def rates(seconds: Mapping[str, Sequence[float]], workload: Workload) -> dict[st
 def rates_table(report: Mapping[str, Any]) -> list[str]:
     """What was run on what, and the rates, as lines of Markdown."""
     about = report["machine"]
+    processor = f"{about['threads']} threads, {about['cpu']} ({about['instructions']})"
     lines = [
         f"{report['rows']} rows, {report['tokens']:,} tokens ({report['data']}), "
-        f"{report['precision']}, {about['threads']} threads, {about['cpu']} "
-        f"({about['instructions']})",
+        f"{report['precision']}, {about.get('gpu', processor)}",
         "",
         "| system | rows/s | tokens/s |",
         "|---|---|---|",

@@ -1,9 +1,11 @@
 """`make bench-serving`: mixed traffic of nine tasks, beside the peers and beside the floor.
 
     GLUE_DIR=... python -m tests.bench.serving [--precision fp32|bf16] [--rounds 5] [--json FILE]
+        [--device cuda]
 
 All systems run in this process, in turn, round after round; a ratio is the median over the rounds
 of the times measured within the same round, so that a noisy machine moves both of its sides.
+On a GPU all systems run on the same card, without int8 and ONNX Runtime, which are here for CPUs.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 
 from app.engine import Engine, EngineRow
+from app.graphs import cuda_recorder
 from deltas import (
     DTYPES,
     Backbone,
@@ -31,13 +34,22 @@ from deltas import (
 )
 from tests.bench.floor import Gemms
 from tests.bench.peers import OnnxRuntime, Peft, Transformers
-from tests.bench.report import machine, publish, rates, rates_table, speed, wanted_table
+from tests.bench.report import (
+    machine,
+    publish,
+    rates,
+    rates_table,
+    ratio_table,
+    speed,
+    wanted_table,
+)
 from tests.bench.workload import Workload, load_workload, write_deltas
 from training.tasks import TASKS
 
 _INT8 = "mixed bitfit, int8"
+_TRAFFIC = "the GEMMs that we run, and memory traffic"
 
-# Each ratio: whose speed over whose, and what the project wants it to be at least.
+# Each ratio: whose speed over whose, and what the project wants it to be at least, on a CPU.
 RATIOS = {
     "mixed_vs_single": ("mixed bitfit", "single bitfit", 0.97),
     "layernorm_mixed_vs_single": ("mixed layernorm", "single layernorm", 0.97),
@@ -46,6 +58,7 @@ RATIOS = {
     "top_mixed_vs_single": ("mixed, one in four top:2", "single bitfit", 0.70),
     "mixed_vs_gemm": ("mixed bitfit", "all GEMMs of 6 layers", 0.80),
     "mixed_vs_own_gemm": ("mixed bitfit", "the GEMMs that we run", None),
+    "mixed_vs_traffic": ("mixed bitfit", _TRAFFIC, None),
     "mixed_vs_peft": ("mixed bitfit", "PEFT LoRA, mixed batches of 32", 4.0),
     "mixed_vs_windows": ("mixed bitfit", "transformers, windows of 32", 2.2),
     "mixed_vs_one_row": ("mixed bitfit", "transformers, one row at a time", 3.5),
@@ -70,6 +83,7 @@ System = Callable[[], object]
 def main() -> int:
     """Run the benchmark; print a table; write JSON if asked to."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.serving", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-batch-tokens", type=int, default=4096)
@@ -78,20 +92,20 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     prepare(options.threads)
-    precision = pick_precision(options.precision, pick_device("cpu"))
+    device, budget = options.device, options.max_batch_tokens
+    precision = pick_precision(options.precision, pick_device(device))
     backbone = load_backbone()
     workload = load_workload(backbone)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        systems = ours(backbone, workload, Path(folder), precision, options.max_batch_tokens)
-        systems |= peers(backbone, workload, Path(folder), precision, options.max_batch_tokens)
+        systems = ours(backbone, workload, Path(folder), precision, budget, device)
+        systems |= peers(backbone, workload, Path(folder), precision, budget, device)
         chosen = {name: system for name, system in systems.items() if options.only in name}
-        seconds = measure(chosen, options.rounds)
+        seconds = measure(chosen, options.rounds, wait_for(device))
     report = summarise(seconds, workload)
-    report |= {"machine": machine(options.threads), "precision": precision}
+    report |= {"machine": machine(options.threads, device), "precision": precision}
     report |= {"rows": len(workload.rows), "tokens": workload.num_tokens, "data": workload.source}
-    report |= {"max_batch_tokens": options.max_batch_tokens, "rounds": options.rounds}
-    wanted = {name: f"at least {least:g}" for name, (_, _, least) in RATIOS.items() if least}
-    publish(report, [*rates_table(report), *wanted_table(report["ratios"], wanted)], options.json)
+    report |= {"max_batch_tokens": budget, "rounds": options.rounds}
+    publish(report, tables(report), options.json)
     return 0
 
 
@@ -104,7 +118,7 @@ def prepare(threads: int) -> None:
 
 
 def ours(
-    backbone: Backbone, workload: Workload, folder: Path, precision: str, budget: int
+    backbone: Backbone, workload: Workload, folder: Path, precision: str, budget: int, device: str
 ) -> dict[str, System]:
     """This project's engine: every strategy, all tasks mixed and one task alone."""
     systems: dict[str, System] = {}
@@ -116,12 +130,12 @@ def ours(
         }
         write_deltas(backbone, root, list(TASKS), given)
         store = Store([root], backbone=backbone.ref)
-        engine = Engine(backbone, store, device="cpu", precision=precision)
+        engine = Engine(backbone, store, device=device, precision=precision)
         rows = mixed_rows(workload, store)
         separator = ", " if strategy == _TOP else " "
         systems[f"mixed{separator}{strategy}"] = run_engine(engine, rows, budget)
-        if strategy == "bitfit":
-            whole = Engine(backbone, store, device="cpu", precision="int8")
+        if strategy == "bitfit" and device == "cpu":
+            whole = Engine(backbone, store, device=device, precision="int8")
             systems[_INT8] = run_engine(whole, rows, budget)
         if strategy != _TOP:
             alone = [EngineRow(row.tokens, rows[0].record) for row in rows]
@@ -156,7 +170,7 @@ def cut(rows: Sequence[EngineRow], budget: int) -> list[list[EngineRow]]:
 
 
 def peers(
-    backbone: Backbone, workload: Workload, folder: Path, precision: str, budget: int
+    backbone: Backbone, workload: Workload, folder: Path, precision: str, budget: int, device: str
 ) -> dict[str, System]:
     """Everybody else, and the floor."""
     dtype = DTYPES[precision]
@@ -164,25 +178,54 @@ def peers(
     records = [store.resolve(name) for name in TASKS]
     rows = [EngineRow(row, records[0]) for row in workload.rows]
     sizes = [(sum(row.num_tokens for row in batch), len(batch)) for batch in cut(rows, budget)]
-    stock = Transformers(workload, [record.load() for record in records], dtype)
+    stock = Transformers(workload, [record.load() for record in records], dtype, device)
     systems: dict[str, System] = {
         "transformers, one row at a time": stock.one_by_one,
         "transformers, windows of 32": stock.in_windows,
         "transformers, sorted offline": stock.sorted_offline,
-        "PEFT LoRA, mixed batches of 32": Peft(workload, len(TASKS), dtype).mixed,
+        "PEFT LoRA, mixed batches of 32": Peft(workload, len(TASKS), dtype, device).mixed,
     }
-    if precision == "fp32":
+    if device == "cpu" and precision == "fp32":
         systems["ONNX Runtime, windows of 32"] = OnnxRuntime(workload).in_windows
-    onnx_int8 = OnnxRuntime(workload, int8=True)
-    systems["ONNX Runtime int8, windows of 32"] = onnx_int8.in_windows
-    for name, whole in (("all GEMMs of 6 layers", True), ("the GEMMs that we run", False)):
-        gemms = Gemms(backbone, dtype, whole_last_layer=whole)
+    if device == "cpu":
+        onnx_int8 = OnnxRuntime(workload, int8=True)
+        systems["ONNX Runtime int8, windows of 32"] = onnx_int8.in_windows
+    return systems | floors(backbone, sizes, dtype, device)
+
+
+def floors(
+    backbone: Backbone, sizes: Sequence[tuple[int, int]], dtype: torch.dtype, device: str
+) -> dict[str, System]:
+    """Matrix products alone, for batches of so many tokens and rows; on a GPU also with traffic."""
+    # Whether the last layer is whole, and whether results are read and written once more.
+    kinds = {"all GEMMs of 6 layers": (True, False), "the GEMMs that we run": (False, False)}
+    if device == "cuda":
+        kinds[_TRAFFIC] = (False, True)
+    record = cuda_recorder() if device == "cuda" else None
+    systems: dict[str, System] = {}
+    for name, (whole, traffic) in kinds.items():
+        gemms = Gemms(
+            backbone, dtype, device, whole_last_layer=whole, traffic=traffic, record=record
+        )
         systems[name] = lambda gemms=gemms: [gemms.run(*size) for size in sizes]  # type: ignore[misc]
     return systems
 
 
-def measure(systems: dict[str, System], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each system in each round, after one round that doesn't count."""
+def wait_for(device: str) -> System:
+    """What returns when the device has done all that it was given; a CPU has, always."""
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def measure(
+    systems: dict[str, System], rounds: int, wait: System = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each system in each round, after one round that doesn't count.
+
+    Args:
+        systems: by name.
+        rounds: that count.
+        wait: for the device, before the clock is stopped.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     names = list(systems)
     for number in range(rounds + 1):
@@ -191,6 +234,7 @@ def measure(systems: dict[str, System], rounds: int) -> dict[str, list[float]]:
             system = systems[name]
             started = time.perf_counter()
             system()
+            wait()
             if number:
                 seconds[name].append(time.perf_counter() - started)
         sys.stderr.write(f"round {number} of {rounds} done\n")
@@ -206,6 +250,14 @@ def summarise(seconds: dict[str, list[float]], workload: Workload) -> dict[str, 
         if mine in seconds and other in seconds
     }
     return {"systems": rates(seconds, workload), "ratios": ratios}
+
+
+def tables(report: dict[str, Any]) -> list[str]:
+    """Rates and ratios as lines of Markdown; what is wanted is wanted on CPUs."""
+    if "gpu" in report["machine"]:
+        return [*rates_table(report), *ratio_table(report["ratios"])]
+    wanted = {name: f"at least {least:g}" for name, (_, _, least) in RATIOS.items() if least}
+    return [*rates_table(report), *wanted_table(report["ratios"], wanted)]
 
 
 if __name__ == "__main__":

@@ -78,6 +78,23 @@ def test_performance_is_that_of_the_measurements(
         assert report["machine"]["cpu"] in block
 
 
+@pytest.mark.parametrize(
+    ("flags", "path"),
+    [
+        ("", "docs/performance/serving.json"),
+        ("--rounds 3", "docs/performance/serving.json"),
+        ("--device cuda", "runs/serving-cuda.json"),
+        ("--rounds 3 --device=cuda", "runs/serving-cuda.json"),
+    ],
+)
+def test_a_gpus_numbers_do_not_replace_those_of_the_readme(
+    flags: str, path: str, root: Path
+) -> None:
+    command = ["make", "--dry-run", "bench-serving", f"ARGS={flags}"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert f"tests.bench.serving --json {path} {flags}".strip() in result.stdout
+
+
 def test_precisions_are_shown_by_strategy(script: Callable[[str], ModuleType]) -> None:
     """A line a strategy, in the zoo's order; a task's name where something is lost."""
     lost = {"most_points_lost": 0.361, "task": "rte", "flips": 0.0042}
