@@ -26,6 +26,7 @@ from deltas import (
     DeltaError,
     DeltaFormatError,
     Record,
+    Size,
     Store,
     TokenizedRow,
     check_fit,
@@ -244,8 +245,8 @@ class Engine:
         if close[0]:
             self._run_pass(rows, *close, outcomes, exact=True)
 
-    def prepare(self, max_tokens: int, threads: int) -> int:
-        """Have ready what batches of so many tokens need, before rows come.
+    def prepare(self, max_tokens: int, threads: int, max_rows: int = 256) -> int:
+        """Have ready what batches of no more than that need, before rows come.
 
         On CPUs that is code for every number of lines, on GPUs a recorded pass for every size.
 
@@ -253,7 +254,9 @@ class Engine:
             how much was made.
         """
         torch.set_num_threads(threads)
-        return self._forward.prepare(max_tokens)
+        lengths = (record.manifest.task.max_length for record in self.store.records)
+        longest = max(lengths, default=1)
+        return self._forward.prepare(Size(max_tokens, max_rows, longest))
 
     def describe(self) -> dict[str, Any]:
         """What the engine runs on, for the log at start and for operators."""

@@ -13,16 +13,17 @@ from typing import Protocol
 import torch
 
 from app.bank import Bank
-from app.device_forward import DeviceForward, Tokens
+from app.device_forward import DeviceForward
 from app.fused_overlay import FusedOverlay
 from app.graphs import cuda_recorder
-from deltas import EncoderConfig, encode, pack, packed_sizes
+from deltas import EncoderConfig, Size, encode, pack, packed_sizes
+from deltas.flat_batch import Rows
 
 
 class Forward(Protocol):
     """A pass over rows of any slots."""
 
-    def run(self, tokens: Tokens, slots: Sequence[int], *, int8: bool = False) -> list[list[float]]:
+    def run(self, tokens: Rows, slots: Sequence[int], *, int8: bool = False) -> list[list[float]]:
         """Each row's logits, C numbers.
 
         Args:
@@ -31,15 +32,15 @@ class Forward(Protocol):
             int8: multiply whole numbers; on CPUs, and for slots without matrices of their own.
         """
 
-    def prepare(self, max_tokens: int) -> int:
-        """Have ready what passes of so many tokens need; returns how much was made."""
+    def prepare(self, needed: Size) -> int:
+        """Have ready what passes of no more than that need; returns how much was made."""
 
 
 def forward_of(config: EncoderConfig, bank: Bank) -> Forward:
     """The pass for the bank's device."""
     if bank.device.type == "cpu":
         return HostForward(config, bank)
-    return DeviceForward(config, bank, cuda_recorder())
+    return DeviceForward(config, bank, cuda_recorder)
 
 
 class HostForward:
@@ -49,13 +50,13 @@ class HostForward:
         self._config = config
         self._bank = bank
 
-    def run(self, tokens: Tokens, slots: Sequence[int], *, int8: bool = False) -> list[list[float]]:
+    def run(self, tokens: Rows, slots: Sequence[int], *, int8: bool = False) -> list[list[float]]:
         """Each row's logits."""
         batch = pack(tokens, keys=self._keys(tokens, slots), windows=False)
         overlay = FusedOverlay(self._bank, batch, slots, int8=int8)
         return overlay.head(encode(self._config, overlay, batch))
 
-    def prepare(self, max_tokens: int) -> int:
+    def prepare(self, needed: Size) -> int:
         """Have oneDNN compile its products for every size of batch.
 
         It compiles a bfloat16 product for each new number of lines, in 1 to 4 ms: several times
@@ -63,9 +64,9 @@ class HostForward:
         """
         if self._bank.dtype != torch.bfloat16:
             return 0
-        return self._bank.run_products(packed_sizes(max_tokens))
+        return self._bank.run_products(packed_sizes(needed.tokens))
 
-    def _keys(self, tokens: Tokens, slots: Sequence[int]) -> list[int]:
+    def _keys(self, tokens: Rows, slots: Sequence[int]) -> list[int]:
         """The slot of rows that must lie side by side, 0 for others."""
         num_tokens: Counter[int] = Counter()
         for (ids, _), slot in zip(tokens, slots, strict=True):

@@ -220,10 +220,9 @@ def _start_engine(settings: Settings, backbone: Backbone | None) -> tuple[Engine
     engine = build_engine(settings, backbone)
     threads, workers, tokens = settings.threads, settings.workers, settings.max_batch_tokens
     if settings.warm_up and engine.store.records:
-        return engine, warm_up(engine, threads, workers, tokens)
+        return engine, warm_up(engine, threads, workers, tokens, settings.max_batch_rows)
     threads = threads or torch.get_num_threads()
-    fitting = fitting_workers(workers or 1, threads if engine.device.type == "cpu" else 1)
-    workers = engine.slots.share(fitting)
+    workers = engine.slots.share(fitting_workers(engine, workers or 1, threads))
     return engine, Tuning(threads, workers, max(1, threads // workers), tokens or DEFAULT_BUDGET)
 
 

@@ -90,14 +90,30 @@ class SparseSlot:
         asked = ids[lines].int()
         first = torch.searchsorted(self.rows, asked)
         end = torch.searchsorted(self.rows, asked, right=True)
-        # As many places for each line as the fullest row needs: a device that was asked how many
-        # there are would have to finish all it does first.
-        place = first[:, None] + torch.arange(self.most_in_row, device=ids.device)
+        if ids.device.type == "cpu":
+            self._add_each(out, lines, first, end - first)
+        else:
+            self._add_filled_up(out, lines, first, end)
+
+    def _add_each(self, out: Tensor, lines: Tensor, first: Tensor, counts: Tensor) -> None:
+        """Add so many values from a first one on to each line, one by one."""
+        which = torch.arange(len(lines), device=lines.device).repeat_interleave(counts)
+        within = torch.arange(len(which), device=lines.device) - (counts.cumsum(0) - counts)[which]
+        place = first[which] + within
+        own = lines[which], self.columns[place].long()  # no place comes twice
+        out[own] = (out[own] + self.differences[place]).to(out.dtype)
+
+    def _add_filled_up(self, out: Tensor, lines: Tensor, first: Tensor, end: Tensor) -> None:
+        """The same with as many places for each line as the fullest row needs.
+
+        To ask a GPU how many there are it would have to finish all that it does first.
+        """
+        place = first[:, None] + torch.arange(self.most_in_row, device=lines.device)
         is_own = place < end[:, None]
         place = place.clamp(max=len(self.rows) - 1)
-        where = lines[:, None].expand_as(place), self.columns[place].long()
-        values = (self.differences[place] * is_own).to(out.dtype)
-        out.index_put_(where, values, accumulate=True)
+        added = torch.zeros(len(lines), out.shape[1], device=out.device)
+        added.scatter_add_(1, self.columns[place].long(), self.differences[place] * is_own)
+        out[lines] = (out[lines] + added).to(out.dtype)
 
 
 @dataclass(frozen=True)

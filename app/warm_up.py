@@ -25,7 +25,11 @@ _IN_A_ROW = 2
 
 
 def warm_up(
-    engine: Engine, threads: int = 0, workers: int = 0, max_batch_tokens: int = 0
+    engine: Engine,
+    threads: int = 0,
+    workers: int = 0,
+    max_batch_tokens: int = 0,
+    max_batch_rows: int = 256,
 ) -> Tuning:
     """Choose what is left open and compile; call it in a thread that ends before the server starts.
 
@@ -34,6 +38,7 @@ def warm_up(
         threads: of the forward pass; 0 lets this choose.
         workers: passes side by side; 0 lets this choose.
         max_batch_tokens: 0 lets this choose.
+        max_batch_rows: of a batch, at most.
     """
     on_cpu = engine.device.type == "cpu"
     # Passes side by side may use processors that a pass by itself gains nothing from.
@@ -41,7 +46,7 @@ def warm_up(
     if not threads:
         threads = _choose_threads(engine) if on_cpu else shared
     if workers:
-        workers = fitting_workers(workers, shared if on_cpu else 1)
+        workers = fitting_workers(engine, workers, shared)
     else:
         workers = _choose_workers(engine, shared) if on_cpu and shared > 1 else 1
     engine.slots.share(1)  # as it is for a batch by itself
@@ -52,25 +57,29 @@ def warm_up(
         logger.info("tokens a batch: %s", budget)
     workers = engine.slots.share(workers)
     tuning = Tuning(threads, workers, max(1, shared // workers), max_batch_tokens)
-    _prepare(engine, tuning)
+    _prepare(engine, tuning, max_batch_rows)
     engine.forget_counts()
     return tuning
 
 
-def fitting_workers(workers: int, threads: int) -> int:
-    """So many workers as there are threads for, at most."""
+def fitting_workers(engine: Engine, workers: int, threads: int) -> int:
+    """So many workers as there are threads for, at most; one on a GPU."""
+    if engine.device.type != "cpu":
+        if workers > 1:
+            logger.warning("one batch at a time, not %d: the server runs on a GPU", workers)
+        return 1
     if workers > threads:
         logger.warning("%d batches side by side, not %d: threads are %d", threads, workers, threads)
     return min(workers, threads)
 
 
-def _prepare(engine: Engine, tuning: Tuning) -> None:
+def _prepare(engine: Engine, tuning: Tuning, max_rows: int) -> None:
     """OneDNN's code is made for a certain number of threads; graphs on a GPU for any."""
     started = time.perf_counter()
     most: dict[int, int] = {tuning.threads: tuning.batch_tokens}
     share = max(1, tuning.batch_tokens // tuning.workers)
     most[tuning.share_threads] = max(most.get(tuning.share_threads, 0), share)
-    if made := sum(engine.prepare(tokens, count) for count, tokens in most.items()):
+    if made := sum(engine.prepare(tokens, count, max_rows) for count, tokens in most.items()):
         kind = "products compiled" if engine.device.type == "cpu" else "passes recorded"
         logger.info("%d %s in %.1f s", made, kind, time.perf_counter() - started)
 

@@ -20,19 +20,32 @@ from torch import Tensor
 
 from deltas.packing import PackedBatch, Span
 
+Rows = Sequence[tuple[Sequence[int], Sequence[int]]]  # input ids, token type ids
+
 _NONE = torch.empty(0, dtype=torch.int64)
 
 
 class Size(NamedTuple):
-    """What a batch is filled up to: N tokens, P packed rows."""
+    """What a batch is filled up to: N tokens, P packed rows, and the tokens of a row at most."""
 
     tokens: int
     rows: int
+    longest: int
 
     @property
     def num_numbers(self) -> int:
         """How many numbers describe a batch of that size."""
-        return 4 * self.tokens + 4 * self.rows + 1
+        return 2 * self.tokens + 4 * self.rows + 1
+
+    def fits(self, needed: Size) -> bool:
+        """Whether a batch that needs so much can be filled up to this."""
+        return all(own >= other for own, other in zip(self, needed, strict=True))
+
+    @classmethod
+    def of(cls, rows: Rows) -> Size:
+        """What rows need."""
+        lengths = [len(ids) for ids, _ in rows]
+        return cls(sum(lengths), len(rows), max(lengths, default=0))
 
 
 @dataclass(frozen=True)
@@ -43,17 +56,15 @@ class FlatBatch:
         numbers: int64, `size.num_numbers` of them and then what else was given.
         size: what the rows are filled up to.
         spans: by key, where its rows lie.
-        longest: tokens of the longest row.
     """
 
     numbers: Tensor
     size: Size
     spans: dict[int, Span]
-    longest: int
 
 
 def flatten(
-    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rows: Rows,
     size: Size | None = None,
     keys: Sequence[int] | None = None,
     along: Iterable[Sequence[int]] = (),
@@ -69,38 +80,29 @@ def flatten(
     Raises:
         ValueError: the rows don't fit the size.
     """
-    lengths = [len(ids) for ids, _ in rows]
-    size = size or Size(sum(lengths), len(rows))
-    if sum(lengths) > size.tokens or len(rows) > size.rows:
-        raise ValueError(f"{sum(lengths)} tokens in {len(rows)} rows don't fit {size}")
-    order = sorted(range(len(rows)), key=keys.__getitem__) if keys else list(range(len(rows)))
-    ids, types, positions, row_of_token = (array("q") for _ in range(4))
-    first, packed_row = array("q"), array("q", bytes(8 * size.rows))
+    needed = Size.of(rows)
+    size = size or needed
+    if not size.fits(needed):
+        raise ValueError(f"{needed} does not fit {size}")
+    order = sorted(range(len(rows)), key=keys.__getitem__) if keys else range(len(rows))
+    ids, types, first = array("q"), array("q"), array("q")
+    packed_row = array("q", bytes(8 * size.rows))
     spans: dict[int, Span] = {}
     for place, row in enumerate(order):
-        start = len(ids)
+        first.append(len(ids))
         ids.extend(rows[row][0])
         types.extend(rows[row][1])
-        positions.extend(range(lengths[row]))
-        row_of_token.extend([row] * lengths[row])
-        first.append(start)
         packed_row[row] = place
         key = keys[row] if keys else 0
-        before = spans.get(key, Span(slice(start, start), slice(place, place)))
-        spans[key] = Span(slice(before.tokens.start, len(ids)), slice(before.rows.start, place + 1))
+        start = spans[key] if key in spans else Span(slice(first[-1], 0), slice(place, 0))
+        spans[key] = Span(slice(start.tokens.start, len(ids)), slice(start.rows.start, place + 1))
     bounds = first + array("q", [len(ids)] * (size.rows - len(rows) + 1))
-    numbers = array("q")
-    for part in (ids, types, positions, row_of_token):
-        numbers += _filled(part, size.tokens)
-    for part in (array("q", order), first):
-        numbers += _filled(part, size.rows)
-    numbers += packed_row
-    numbers += bounds
+    numbers = _filled(ids, size.tokens) + _filled(types, size.tokens)
+    numbers += _filled(array("q", order), size.rows) + _filled(first, size.rows)
+    numbers += packed_row + bounds
     for more in along:
         numbers.extend(more)
-    return FlatBatch(
-        torch.frombuffer(numbers, dtype=torch.int64), size, spans, max(lengths, default=0)
-    )
+    return FlatBatch(torch.frombuffer(numbers, dtype=torch.int64), size, spans)
 
 
 def _filled(numbers: array[int], count: int) -> array[int]:
@@ -108,25 +110,25 @@ def _filled(numbers: array[int], count: int) -> array[int]:
     return numbers + array("q", bytes(8 * (count - len(numbers))))
 
 
-def unflatten(
-    numbers: Tensor, size: Size, longest: int, spans: dict[int, Span] | None = None
-) -> PackedBatch:
-    """A batch as the encoder reads it: views of its numbers, wherever these are.
+def unflatten(numbers: Tensor, size: Size, spans: dict[int, Span] | None = None) -> PackedBatch:
+    """A batch as the encoder reads it: views of its numbers, and what follows from these there.
 
     Args:
         numbers: int64, `size.num_numbers` of them at least.
         size: of the batch.
-        longest: tokens of a row, at most.
         spans: by key, where its rows lie.
     """
-    counts = [size.tokens] * 4 + [size.rows] * 3 + [size.rows + 1]
+    counts = [size.tokens] * 2 + [size.rows] * 3 + [size.rows + 1]
     parts = torch.split(numbers[: size.num_numbers], counts)
-    ids, types, positions, row_of_token, row_of_packed, first, packed_row, bounds = parts
+    input_ids, token_type_ids, row_of_packed, first, packed_row, bounds = parts
+    # Tokens behind the rows count as further ones of the last packed row.
+    place = torch.arange(size.tokens, device=numbers.device)
+    packed = torch.searchsorted(bounds, place, right=True).sub_(1).clamp_(max=size.rows - 1)
     return PackedBatch(
-        input_ids=ids,
-        token_type_ids=types,
-        position_ids=positions,
-        row_of_token=row_of_token,
+        input_ids=input_ids,
+        token_type_ids=token_type_ids,
+        position_ids=(place - first[packed]).clamp_(max=size.longest - 1),
+        row_of_token=row_of_packed[packed],
         row_of_packed=row_of_packed,
         first=first,
         packed_row=packed_row,
@@ -135,5 +137,5 @@ def unflatten(
         blocks=(),
         spans=spans or {},
         bounds=bounds,
-        longest=longest,
+        longest=size.longest,
     )

@@ -49,7 +49,7 @@ def pick_precision(wanted: str, device: torch.device) -> str:
 
     Raises:
         BackboneError: int8 on another device than a CPU, or on one that does not multiply whole
-            numbers exactly.
+            numbers exactly; bfloat16 on a GPU that has none.
     """
     if wanted == "int8" and device.type != "cpu":
         raise BackboneError(f"precision 'int8' runs on CPUs only, not on {device.type!r}")
@@ -61,10 +61,16 @@ def pick_precision(wanted: str, device: torch.device) -> str:
     has_tiles = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
     if wanted == "int8" and has_tiles:
         logger.warning("this CPU multiplies bfloat16 in tiles (AMX): 'bf16' is faster than 'int8'")
+    on_gpu = device.type == "cuda"
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted == "bf16" and on_gpu and not has_bf16:
+        raise BackboneError(
+            "this GPU has no bfloat16 (Ampere and newer have); use 'auto' or 'fp32'"
+        )
     if wanted != "auto":
         return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if on_gpu:
+        return "bf16" if has_bf16 else "fp32"
     is_fast = has_tiles or (torch.cpu._is_avx512_bf16_supported() and _is_amd())
     return "bf16" if is_fast else "fp32"
 

@@ -257,9 +257,7 @@ def test_committed_measurements_have_what_the_readme_shows(name: str) -> None:
         assert len(report["deltas"]) == len(Store([zoo_path()]).records)
         assert report["rows_a_dev_set"] == "all"
     if name == "serving":
-        elsewhere = {"mixed_vs_traffic"}  # on GPUs
-        elsewhere |= {"mixed_vs_onnx"} if report["precision"] != "fp32" else set()
-        assert set(report["ratios"]) == set(RATIOS) - elsewhere
+        assert set(report["ratios"]) == set(RATIOS) - {"mixed_vs_traffic"}  # on GPUs
 
 
 def test_training_ratios_are_of_medians_and_memory() -> None:

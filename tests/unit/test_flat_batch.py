@@ -24,13 +24,14 @@ def test_rows_are_found_again(
     rows = [row(length, mark) for mark, (length, _) in enumerate(shapes)]
     keys = [key for _, key in shapes] if keyed else None
     tokens = sum(length for length, _ in shapes)
-    size = Size(tokens + more[0], len(rows) + more[1])
+    longest = max(length for length, _ in shapes)
+    size = Size(tokens + more[0], len(rows) + more[1], longest + more[1])
     flat = flatten(rows, size, keys, along=[[7, 8], [9]])
     assert flat.numbers.dtype == torch.int64
     assert flat.numbers[size.num_numbers :].tolist() == [7, 8, 9]
-    assert flat.longest == max(length for length, _ in shapes)
-    batch = unflatten(flat.numbers, size, flat.longest, flat.spans)
+    batch = unflatten(flat.numbers, size, flat.spans)
     assert batch.bounds is not None
+    assert batch.longest == size.longest
     bounds = batch.bounds.tolist()
     for mark, (ids, types) in enumerate(rows):
         packed = int(batch.packed_row[mark])
@@ -42,9 +43,14 @@ def test_rows_are_found_again(
         assert batch.position_ids[own].tolist() == list(range(len(ids)))
         assert batch.row_of_token[own].tolist() == [mark] * len(ids)
     assert bounds[len(rows) :] == [tokens] * (1 + more[1])
-    for name in ("input_ids", "token_type_ids", "position_ids", "row_of_token"):
+    for name in ("input_ids", "token_type_ids"):
         assert getattr(batch, name).shape == (size.tokens,)
         assert not getattr(batch, name)[tokens:].any()
+    # What fills up reads what is always there.
+    for name, end in (("position_ids", size.longest), ("row_of_token", len(rows))):
+        values = getattr(batch, name)
+        assert values.shape == (size.tokens,)
+        assert bool(((values >= 0) & (values < end)).all())
     for name in ("first", "row_of_packed", "packed_row"):
         assert getattr(batch, name).shape == (size.rows,)
         assert not getattr(batch, name)[len(rows) :].any()
@@ -55,7 +61,7 @@ def test_rows_of_a_key_lie_side_by_side(shapes: list[tuple[int, int]]) -> None:
     """Lowest key first, and in the order of the input; nothing lies between."""
     keys = [key for _, key in shapes]
     flat = flatten([row(length, mark) for mark, (length, _) in enumerate(shapes)], keys=keys)
-    batch = unflatten(flat.numbers, flat.size, flat.longest, flat.spans)
+    batch = unflatten(flat.numbers, flat.size, flat.spans)
     assert list(batch.spans) == sorted(set(keys))
     token = packed = 0
     for key, span in batch.spans.items():
@@ -64,14 +70,14 @@ def test_rows_of_a_key_lie_side_by_side(shapes: list[tuple[int, int]]) -> None:
         assert batch.row_of_packed[span.rows].tolist() == marks
         assert sorted(set(batch.row_of_token[span.tokens].tolist())) == marks
         token, packed = span.tokens.stop, span.rows.stop
-    assert (token, packed) == flat.size
+    assert (token, packed) == flat.size[:2]
 
 
 def test_a_size_is_just_enough_if_none_is_given() -> None:
-    assert flatten([row(3, 0), row(4, 1)]).size == Size(7, 2)
+    assert flatten([row(3, 0), row(4, 1)]).size == Size(7, 2, 4)
 
 
-@pytest.mark.parametrize("size", [Size(6, 2), Size(7, 1)])
+@pytest.mark.parametrize("size", [Size(6, 2, 4), Size(7, 1, 4), Size(7, 2, 3)])
 def test_what_does_not_fit_is_said(size: Size) -> None:
-    with pytest.raises(ValueError, match=r"7 tokens in 2 rows don't fit Size\(tokens=\d, rows="):
+    with pytest.raises(ValueError, match=r"Size\(tokens=7, rows=2, longest=4\) does not fit Size"):
         flatten([row(3, 0), row(4, 1)], size)

@@ -60,6 +60,23 @@ def test_whole_numbers_run_on_cpus_only() -> None:
         pick_precision("int8", torch.device("cuda"))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "has", "given"), [("bf16", True, "bf16"), ("auto", False, "fp32")]
+)
+def test_a_gpu_gets_bfloat16_if_it_has_it(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, has: bool, given: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: has)
+    assert pick_precision(wanted, torch.device("cuda")) == given
+
+
+def test_a_gpu_without_bfloat16_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention's kernels would fail in the midst of a pass."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: False)
+    with pytest.raises(BackboneError, match=r"this GPU has no bfloat16.*use 'auto' or 'fp32'"):
+        pick_precision("bf16", torch.device("cuda"))
+
+
 @pytest.mark.parametrize("amx", [True, False])
 def test_int8_is_discouraged_where_bfloat16_is_faster(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, amx: bool

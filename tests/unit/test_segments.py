@@ -23,13 +23,13 @@ DEVICES = [
 ]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 LENGTHS = [20, 1, 33, 128, 7, 64]
-FILLED = Size(sum(LENGTHS) + 40, len(LENGTHS) + 5)
+FILLED = Size(sum(LENGTHS) + 40, len(LENGTHS) + 5, max(LENGTHS) + 3)
 
 
 def seen(device: str, size: Size | None, per_row: bool) -> tuple[Segments, Tensor]:
     """What a batch of these lengths looks at, and where its rows begin."""
     flat = flatten([([1] * length, [0] * length) for length in LENGTHS], size)
-    batch = unflatten(flat.numbers.to(device), flat.size, flat.longest)
+    batch = unflatten(flat.numbers.to(device), flat.size)
     found = sight(batch, torch.float32)
     segments = found.of_rows if per_row else found.of_tokens
     assert isinstance(segments, Segments)
@@ -45,6 +45,9 @@ def test_each_row_gets_what_pytorch_gives_it(
     device: str, dtype: torch.dtype, per_row: bool, size: Size | None, heads: int, depth: int
 ) -> None:
     """As views of one product, like the encoder's; NaN behind the rows reaches none of them."""
+    is_bf16 = dtype == torch.bfloat16
+    if device == "cuda" and is_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this GPU has no bfloat16")
     segments, first = seen(device, size, per_row)
     num_tokens, width = sum(LENGTHS), heads * depth
     mixed = torch.randn(num_tokens, 3 * width, generator=torch.Generator().manual_seed(0))
@@ -61,6 +64,18 @@ def test_each_row_gets_what_pytorch_gives_it(
             mine, wanted[:1] if per_row else wanted, atol=TOLERANCE[dtype], rtol=0
         )
         done += len(row)
+
+
+@pytest.mark.parametrize("size", [None, FILLED])
+def test_kernels_are_told_how_long_segments_may_be(size: Size | None) -> None:
+    """A kernel leaves out what is longer than it was told."""
+    longest = size.longest if size else max(LENGTHS)
+    (tokens, _), (rows, _) = (seen("cpu", size, per_row=per_row) for per_row in (False, True))
+    assert (tokens.most_asking, tokens.most_tokens) == (longest, longest)
+    assert (rows.most_asking, rows.most_tokens) == (1, longest)
+    for segments in (tokens, rows):
+        assert int(segments.asking.diff().max()) <= segments.most_asking
+        assert int(segments.tokens.diff().max()) <= segments.most_tokens
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
