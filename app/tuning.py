@@ -14,7 +14,7 @@ from functools import partial
 BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)
 DEFAULT_BUDGET = 4096
 _LONGEST_BATCH_S = 0.25  # what the next request would wait for
-_GOOD_ENOUGH = 0.95  # of the best speed: then smaller batches, or fewer threads, are worth more
+_GOOD_ENOUGH = 0.95  # of the best speed: smaller batches, or fewer threads, are worth the rest
 _TIMES = 2
 
 
@@ -65,7 +65,7 @@ def choose_budget(seconds_for: Callable[[int], float], budgets: Sequence[int] = 
         if speeds and seconds > _LONGEST_BATCH_S:
             break
         speeds[budget] = budget / seconds
-    return Choice(_smallest_good(speeds), speeds)
+    return Choice(min(_nearly_fastest(speeds)), speeds)
 
 
 def choose_threads(seconds_with: Callable[[int], float], tokens: int, cpus: int) -> Choice:
@@ -78,11 +78,14 @@ def choose_threads(seconds_with: Callable[[int], float], tokens: int, cpus: int)
     """
     counts = sorted({max(cpus >> halvings, 1) for halvings in range(cpus.bit_length())})
     speeds = {count: tokens / best_of(partial(seconds_with, count)) for count in counts}
-    return Choice(_smallest_good(speeds), speeds)
+    return Choice(min(_nearly_fastest(speeds)), speeds)
 
 
 def choose_workers(seconds_with: Callable[[int], float], tokens: int, threads: int) -> Choice:
-    """The fewest workers that are nearly as fast as the fastest: one, two, four, and so on.
+    """The most workers that are nearly as fast as the fastest: one, two, four, and so on.
+
+    The most, since this is measured while nothing else runs: beside a busy event loop the threads
+    of one pass wait for whichever of them lost its processor, those of several do not.
 
     Args:
         seconds_with: runs batches in so many workers at a time, with so many tokens in all; returns
@@ -92,7 +95,7 @@ def choose_workers(seconds_with: Callable[[int], float], tokens: int, threads: i
     """
     counts = [2**doublings for doublings in range(threads.bit_length())]
     speeds = {count: tokens / min(seconds_with(count) for _ in range(_TIMES)) for count in counts}
-    return Choice(_smallest_good(speeds), speeds)
+    return Choice(max(_nearly_fastest(speeds)), speeds)
 
 
 def best_of(seconds: Callable[[], float], times: int = _TIMES) -> float:
@@ -101,6 +104,6 @@ def best_of(seconds: Callable[[], float], times: int = _TIMES) -> float:
     return min(seconds() for _ in range(times))
 
 
-def _smallest_good(speeds: dict[int, float]) -> int:
+def _nearly_fastest(speeds: dict[int, float]) -> list[int]:
     best = max(speeds.values())
-    return min(size for size, speed in speeds.items() if speed >= _GOOD_ENOUGH * best)
+    return [size for size, speed in speeds.items() if speed >= _GOOD_ENOUGH * best]

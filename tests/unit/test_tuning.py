@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.tuning import BUDGETS, best_of, choose_budget, choose_threads
+from app.tuning import BUDGETS, best_of, choose_budget, choose_threads, choose_workers
 
 
 def test_the_smallest_nearly_fastest_budget_is_chosen() -> None:
@@ -41,6 +41,27 @@ def test_the_fewest_nearly_fastest_threads_are_chosen() -> None:
 @pytest.mark.parametrize("cpus", [1, 2, 3, 6, 12])
 def test_all_processors_are_among_the_candidates(cpus: int) -> None:
     assert choose_threads(lambda count: 1.0 / count, 1, cpus).value == cpus
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({1: 1.0, 2: 0.97}, 2),
+        ({1: 1.0, 2: 1.04}, 2),  # side by side they lose less to a busy event loop
+        ({1: 1.0, 2: 1.06}, 1),
+        ({1: 1.0, 2: 0.8, 4: 0.83, 8: 0.9}, 4),
+    ],
+)
+def test_the_most_nearly_fastest_workers_are_chosen(
+    seconds: dict[int, float], expected: int
+) -> None:
+    choice = choose_workers(seconds.__getitem__, 1000, max(seconds))
+    assert choice.value == expected
+    assert list(choice.tokens_per_s) == list(seconds)
+
+
+def test_one_thread_has_one_worker() -> None:
+    assert choose_workers({1: 1.0}.__getitem__, 1000, 1).value == 1
 
 
 def test_the_first_run_and_disturbed_ones_do_not_count() -> None:
