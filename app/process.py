@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 
-from deltas import keep_freed_memory
+from deltas import keep_compiled_products, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +25,7 @@ def prepare_process() -> None:
     """Before anything is loaded."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     keep_freed_memory()
-    # oneDNN keeps 1,024 compiled products unless told otherwise, and the sizes of batches, for two
-    # numbers of threads, are more. One takes half a millisecond to compile and some kB to keep.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+    keep_compiled_products()
     # A single row with two texts is enough for the tokenizer to wake threads of its own, one a
     # core. They take longer than one does (74 to 114 us against 57), and the cores are torch's.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -20,7 +20,14 @@ from deltas.errors import (
 )
 from deltas.flat_batch import FlatBatch, Size, flatten, unflatten
 from deltas.format import check_delta, check_fit, read_delta, read_manifest, write_delta
-from deltas.hardware import DTYPES, dtype_of, keep_freed_memory, pick_device, pick_precision
+from deltas.hardware import (
+    DTYPES,
+    dtype_of,
+    keep_compiled_products,
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+)
 from deltas.layout import EncoderConfig, encoder_layout
 from deltas.manifest import (
     BackboneRef,
@@ -73,6 +80,7 @@ __all__ = [
     "encode",
     "encoder_layout",
     "flatten",
+    "keep_compiled_products",
     "keep_freed_memory",
     "load_backbone",
     "make_backbone",

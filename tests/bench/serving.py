@@ -27,6 +27,7 @@ from deltas import (
     DTYPES,
     Backbone,
     Store,
+    keep_compiled_products,
     keep_freed_memory,
     load_backbone,
     pick_device,
@@ -113,9 +114,9 @@ def main() -> int:
 
 def prepare(threads: int) -> None:
     """Set up this process for many systems in turn; call it before anything is computed."""
-    # All systems together need more kernels than oneDNN keeps, and would compile them every round.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
-    keep_freed_memory()  # for every system, ours and the peers
+    # For every system, ours and the peers: together they would compile their products every round.
+    keep_compiled_products()
+    keep_freed_memory()
     torch.set_num_threads(threads)
 
 

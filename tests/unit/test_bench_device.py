@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deltas import Backbone, TokenizedRow
+from deltas import DTYPES, Backbone, TokenizedRow
 from tests.bench import peers, serving
 from tests.bench.peers import Peft, Transformers, answers, padded
 from tests.bench.report import machine
@@ -97,30 +97,41 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, Any]]:
     return made
 
 
-def names_of(backbone: Backbone, workload: Workload, folder: Path, *where: str) -> list[str]:
-    """All systems in their order, for a precision and a device."""
-    precision, device = where
-    systems = serving.ours(backbone, workload, folder, precision, 16, device)
-    systems |= serving.peers(backbone, workload, folder, precision, 16, device)
-    return list(systems)
-
-
 def ratios_of(names: list[str], workload: Workload) -> set[str]:
     return set(serving.summarise({name: [1.0] for name in names}, workload)["ratios"])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_on_a_cpu_there_is_int8_and_no_traffic(
+@pytest.fixture(params=["fp32", "bf16"])
+def precision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def names_on(
     precision: str,
     tiny_backbone: Backbone,
     workload: Workload,
     stand_ins: Counter[tuple[str, Any]],
     tmp_path: Path,
+) -> Callable[[str], list[str]]:
+    """A function (device) -> all systems there, in their order; `stand_ins` has who was made."""
+
+    def names(device: str) -> list[str]:
+        given = tiny_backbone, workload, tmp_path, precision, 16, device
+        return list(serving.ours(*given) | serving.peers(*given))
+
+    return names
+
+
+def test_on_a_cpu_there_is_int8_and_no_traffic(
+    precision: str,
+    names_on: Callable[[str], list[str]],
+    workload: Workload,
+    stand_ins: Counter[tuple[str, Any]],
 ) -> None:
-    names = names_of(tiny_backbone, workload, tmp_path, precision, "cpu")
+    names, dtype = names_on("cpu"), DTYPES[precision]
     assert names == [*OURS, *TORCH_PEERS, *ONNX, *GEMMS]
     assert ratios_of(names, workload) == set(serving.RATIOS) - {"mixed_vs_traffic"}
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     assert stand_ins == {
         ("engine", ("cpu", precision)): 5,
         ("engine", ("cpu", "int8")): 1,
@@ -133,20 +144,17 @@ def test_on_a_cpu_there_is_int8_and_no_traffic(
     }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_on_a_gpu_all_is_there_but_int8_and_onnx(
     precision: str,
-    tiny_backbone: Backbone,
+    names_on: Callable[[str], list[str]],
     workload: Workload,
     stand_ins: Counter[tuple[str, Any]],
-    tmp_path: Path,
 ) -> None:
     """And beside the products alone are those with memory traffic, all of them recorded."""
-    names = names_of(tiny_backbone, workload, tmp_path, precision, "cuda")
+    names, dtype = names_on("cuda"), DTYPES[precision]
     float_ours = [name for name in OURS if "int8" not in name]
     assert names == [*float_ours, *TORCH_PEERS, *GEMMS, TRAFFIC]
     assert ratios_of(names, workload) == set(serving.RATIOS) - INT8_RATIOS - {"mixed_vs_onnx"}
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     assert stand_ins == {
         ("engine", ("cuda", precision)): 5,
         ("transformers", ("cuda", dtype)): 1,

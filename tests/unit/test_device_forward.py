@@ -191,10 +191,9 @@ def test_a_gpu_gets_a_copy_that_nobody_waits_for() -> None:
     assert done == ["pinned", ("cuda", True)]
 
 
-def test_many_labels_take_no_more_than_their_scores(
+def test_a_task_of_many_labels_mixes_with_one_of_two(
     tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
 ) -> None:
-    """Next to a task with two."""
     labels = tuple(f"label{number}" for number in range(300))
     many = toy_tasks["toy2"].model_copy(update={"labels": labels})
     bank = bank_of(

@@ -36,6 +36,13 @@ def doubled(numbers: Tensor, size: Size) -> Tensor:
     return 2.0 * numbers
 
 
+def check(graphs: Graphs, *in_turn: Size, start: int = 0) -> None:
+    """Passes of these sizes give what they should."""
+    for size in in_turn:
+        numbers = torch.arange(start, start + size.tokens)
+        assert graphs.run(numbers, size).tolist() == (2.0 * numbers).tolist()
+
+
 def test_sizes_grow_by_a_half_at_most() -> None:
     found = sorted({size.tokens for size in sizes(512)})
     assert found[:6] == [64, 96, 128, 192, 256, 384]
@@ -76,9 +83,7 @@ def test_a_size_is_recorded_once_and_reads_new_numbers() -> None:
     recorder = Recorder()
     graphs = Graphs(doubled, lambda: recorder)
     for start in range(3):
-        for size in (SMALL, LARGE):
-            numbers = torch.arange(start, start + size.tokens)
-            assert graphs.run(numbers, size).tolist() == (2.0 * numbers).tolist()
+        check(graphs, SMALL, LARGE, start=start)
     assert recorder.times == graphs.num_recorded == 2
 
 
@@ -124,9 +129,7 @@ def test_what_can_not_be_recorded_is_run_as_it_is(caplog: pytest.LogCaptureFixtu
     """And not tried again, since it takes time; it is said once. Nothing recorded is kept."""
     recorder = Failing(NotRecordedError("operation not permitted when stream is capturing"))
     graphs = Graphs(doubled, lambda: recorder)
-    for size in (SMALL, LARGE, SMALL, LARGE):
-        numbers = torch.arange(size.tokens)
-        assert graphs.run(numbers, size).tolist() == (2.0 * numbers).tolist()
+    check(graphs, SMALL, LARGE, SMALL, LARGE)
     assert recorder.times == 2
     assert graphs.num_recorded == 0
     assert len(caplog.records) == 1
@@ -136,9 +139,7 @@ def test_what_can_not_be_recorded_is_run_as_it_is(caplog: pytest.LogCaptureFixtu
 def test_a_size_without_memory_leaves_the_others(caplog: pytest.LogCaptureFixture) -> None:
     recorder = Failing(torch.OutOfMemoryError("tried to allocate 2 GiB"))
     graphs = Graphs(doubled, lambda: recorder)
-    for size in (LARGE, SMALL, LARGE, SMALL):
-        numbers = torch.arange(size.tokens)
-        assert graphs.run(numbers, size).tolist() == (2.0 * numbers).tolist()
+    check(graphs, LARGE, SMALL, LARGE, SMALL)
     assert recorder.times == 2
     assert graphs.num_recorded == 1
     assert "no memory to record passes of 3 tokens: tried to allocate 2 GiB" in caplog.text
