@@ -24,17 +24,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from app.jobs import THE_REQUEST, WaitLimit
 from deltas import DeltaNotFoundError
 
+THE_SERVER = "the server (DELTABERT_MAX_QUEUE_S)"
+THE_REQUEST = "the request's deadline (its own, or DELTABERT_DEADLINE_S)"
+
+
+class WaitLimit(NamedTuple):
+    """How long rows may wait, and who says so."""
+
+    seconds: float
+    whose: str
+
+
 MAX_LISTED = 100
-UNKNOWN_FIELD = "unknown_field"  # type of the error that `app.schemas` raises for one
+UNKNOWN_FIELD = "unknown_field"  # type of the error that `app.http.schemas` raises for one
 
 
 class Problem(TypedDict):

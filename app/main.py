@@ -1,7 +1,7 @@
 """Wires the server: `create_app` makes the app, its lifespan loads the backbone and the deltas.
 
 `python -m app` runs it; so does `uvicorn --factory app.main:create_app`. What answers a request is
-listed in `app`; read `app.routes.predict` next.
+listed in `app`; read `app.http.routes` next.
 """
 
 from __future__ import annotations
@@ -22,27 +22,29 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from app.admission import Admission
-from app.batcher import Batcher
-from app.catalogue import Catalogue
-from app.crew import Runners
-from app.edge import REQUEST_ID_HEADER, Edge
-from app.engine import Engine, EngineRow, Outcome
+from app.batching.batcher import Batcher
+from app.batching.queue import BatchLimits
+from app.batching.workers import Runners
+from app.engine.engine import Engine, EngineRow, Outcome
+from app.engine.tuning import DEFAULT_BUDGET, Tuning
+from app.engine.warm_up import fitting_workers, warm_up
 from app.errors import STATUSES, error_response
-from app.jobs import BatchLimits
-from app.limits import BodyLimit
-from app.logs import configure_logging
-from app.metrics import Metrics
-from app.openapi import openapi_of
+from app.http import routes
+from app.http.catalogue import Catalogue
+from app.http.context import Serving
+from app.http.metrics import Metrics
+from app.http.middleware import REQUEST_ID_HEADER, Admission, BodyLimit, Edge
+from app.http.openapi import openapi_of
+from app.http.readiness import Readiness
 from app.pipeline import Pipeline, RequestLimits
-from app.process import prepare_process, settle_process, warn_of_spinning
-from app.readiness import Readiness
-from app.routes import catalogue, health, predict
-from app.serving import Serving
+from app.process import (
+    configure_logging,
+    prepare_process,
+    run_in_own_thread,
+    settle_process,
+    warn_of_spinning,
+)
 from app.settings import PREFIX, Settings, SettingsError, load_settings
-from app.tuning import DEFAULT_BUDGET, Tuning
-from app.warm_up import fitting_workers, warm_up
-from app.worker import run_in_own_thread
 from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
 
 logger = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
     app.state.serving = None
     app.state.owns_process = owns_process
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
-    for router in (predict.router, catalogue.router, health.router):
+    for router in (routes.predictions, routes.catalogue, routes.operation):
         app.include_router(router)
     for kind in (*STATUSES, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)

@@ -16,12 +16,10 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from app.logs import configure_logging
+from app.http.context import Serving
 from app.main import create_app, open_store, pinned_records
-from app.process import prepare_process, settle_process
-from app.serving import Serving
+from app.process import configure_logging, prepare_process, run_in_own_thread, settle_process
 from app.settings import PREFIX, Settings, SettingsError, load_settings
-from app.worker import run_in_own_thread
 from deltas import DeltaError, load_backbone, pick_device
 
 logger = logging.getLogger("app")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.tuning import DEFAULT_BUDGET
+from app.engine.tuning import DEFAULT_BUDGET
 from deltas.errors import near_matches
 
 PREFIX = "DELTABERT_"

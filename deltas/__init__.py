@@ -4,12 +4,17 @@ A *backbone* is a pretrained encoder whose weights never change. A *delta* holds
 few parameters that training changed, a task's *head*, and a *manifest*; one file. Laid over the
 backbone during a forward pass, a delta's *entries* form an *overlay*. A *store* knows the deltas
 below several folders, among them the *zoo* that is shipped here. The forward pass itself is
-`deltas.encoder`: read it next.
+`deltas.encoder.encoder`: read it next.
 """
 
-from deltas.backbone import DEFAULT_BACKBONE, Backbone, load_backbone, make_backbone
+from deltas.backbone.backbone import DEFAULT_BACKBONE, Backbone, load_backbone, make_backbone
+from deltas.backbone.layout import EncoderConfig, encoder_layout
+from deltas.backbone.tokenizer import TokenizedRow, tokenize_rows, tokenize_texts
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry, task_scores
-from deltas.encoder import Overlay, encode
+from deltas.encoder.encoder import Overlay, encode
+from deltas.encoder.flat_batch import FlatBatch, Size, flatten, unflatten
+from deltas.encoder.packing import PackedBatch, pack, packed_sizes
+from deltas.encoder.single_overlay import SingleOverlay
 from deltas.errors import (
     BackboneError,
     DeltaError,
@@ -18,7 +23,6 @@ from deltas.errors import (
     DeltaNotFoundError,
     InvalidTextError,
 )
-from deltas.flat_batch import FlatBatch, Size, flatten, unflatten
 from deltas.format import check_delta, check_fit, read_delta, read_manifest, write_delta
 from deltas.hardware import (
     DTYPES,
@@ -28,7 +32,6 @@ from deltas.hardware import (
     pick_device,
     pick_precision,
 )
-from deltas.layout import EncoderConfig, encoder_layout
 from deltas.manifest import (
     BackboneRef,
     EntryInfo,
@@ -38,9 +41,6 @@ from deltas.manifest import (
     TaskSpec,
     TrainingFacts,
 )
-from deltas.overlay import SingleOverlay
-from deltas.packing import PackedBatch, pack, packed_sizes
-from deltas.rows import TokenizedRow, tokenize_rows, tokenize_texts
 from deltas.store import Record, Store, delta_path, zoo_path
 
 __all__ = [

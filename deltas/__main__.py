@@ -12,14 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deltas.atomic_write import write_atomically
-from deltas.backbone import load_backbone
-from deltas.card import card_path, render_card
+from deltas.backbone.backbone import load_backbone
 from deltas.delta import Delta
 from deltas.errors import DeltaError
-from deltas.export import export_folder
-from deltas.format import check_delta, read_delta, read_manifest
+from deltas.format import check_delta, read_delta, read_manifest, write_atomically
 from deltas.manifest import DataSetRef, EntryInfo, Manifest
+from deltas.publish.card import card_path, render_card
+from deltas.publish.export import export_folder
 from deltas.store import Store, zoo_path
 
 _MOST_LABELS = 12

@@ -14,12 +14,16 @@ only:
     digest                   sha256 over all of it: manifest text, version, and every tensor's name,
                              dtype, shape and bytes
 Two runs that give the same values give the same version, whenever, wherever and how long they ran.
+
+Writing a file in one step: readers see the old one or the whole new one, never a part.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,11 +36,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from deltas.atomic_write import write_atomically
-from deltas.backbone import Backbone
+from deltas.backbone.backbone import Backbone
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
 from deltas.errors import DeltaFormatError, DeltaMismatchError
 from deltas.manifest import FORMAT_VERSION, BackboneRef, EntryInfo, Manifest
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step that survives a crash at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        # mkstemp makes it private; a server may be another user.
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
 
 SUFFIX = ".safetensors"
 HEAD_WEIGHT, HEAD_BIAS = "classifier.weight", "classifier.bias"

@@ -1,7 +1,7 @@
 """Typed client of the HTTP API: one method a route, one exception tree, a timeout on every call.
 
 Takes its session as an argument, so that tests and proxies can bring their own; `open_session`
-makes the usual one. Answers are in `frontend.answers`, what goes wrong in `frontend.errors`.
+makes the usual one. Answers are in `frontend.models`, what goes wrong in `frontend.errors`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from urllib.parse import quote, urlsplit
 
 import requests
 
-from frontend.answers import Benchmark, DeltaDetails, Prediction, TaskInfo, parse_list
 from frontend.errors import ServerError, UnreachableError, explain_error
+from frontend.models import Benchmark, DeltaDetails, Prediction, TaskInfo, parse_list
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _CONNECT_TIMEOUT_S = 3.0

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import streamlit as st
 
-from frontend.answers import TaskInfo
-from frontend.benchmark_panel import show_full_benchmark, show_task_benchmark
 from frontend.client import Client
 from frontend.errors import UnreachableError
-from frontend.fan_out_panel import show_fan_out_panel
 from frontend.glossary import task_words
-from frontend.notices import show_error
+from frontend.models import TaskInfo
+from frontend.panels.benchmark import show_full_benchmark, show_task_benchmark
+from frontend.panels.fan_out import show_fan_out_panel
+from frontend.panels.inputs import show_error
+from frontend.panels.task import show_task_panel
 from frontend.state import Catalogue, Connection, connect, session_client
-from frontend.task_panel import show_task_panel
 
 _POLL_S = 5.0
 _RETRY_S = 2.0

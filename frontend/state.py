@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from frontend.answers import Benchmark, BenchmarkRow, DeltaDetails, TaskInfo
 from frontend.client import DEFAULT_URL, Answer, Client, Row, Target, open_session
 from frontend.errors import ServerError, UnreachableError
+from frontend.models import Benchmark, BenchmarkRow, DeltaDetails, TaskInfo
 
 _GET_TTL_S = 10
 _NOT_READY = 503

@@ -35,7 +35,7 @@ from deltas import (
     load_backbone,
     write_delta,
 )
-from training import strategies
+from training.strategies import grammar
 
 # A shell that runs the tests in the background has them ignore these, and all that they start too.
 for number in (signal.SIGINT, signal.SIGHUP):
@@ -194,7 +194,7 @@ def _make_delta(
     generator = torch.Generator().manual_seed(seed * 7919 + sum(map(ord, task.name + strategy)))
     shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
     entries: dict[str, Entry] = {}
-    for name, indices in strategies.select(strategy, shapes, seed).items():
+    for name, indices in grammar.select(strategy, shapes, seed).items():
         value = backbone.parameters[name]
         if indices is None:
             entries[name] = DenseEntry(value + 0.1 * torch.randn(value.shape, generator=generator))
@@ -210,7 +210,7 @@ def _make_delta(
     facts: dict[str, object] = {
         "backbone": backbone.ref,
         "task": task,
-        "strategy": StrategySpec(name=strategies.canonical(strategy), seed=seed),
+        "strategy": StrategySpec(name=grammar.canonical(strategy), seed=seed),
         "entries": described,
         "trainable_parameters": sum(info.count for info in described)
         + weight.numel()

@@ -1,47 +1,58 @@
 """One training run: `python -m training.fit --task qnli --freeze bitfit`.
 
 Reads rows, trains the selected values over the frozen backbone, writes them as a delta, prints a
-summary. Reading order: `main` (command line), `fit` (the run), then `training.loop`.
+summary. Reading order: `main` (command line), `fit` (the run), then `training.run.loop`.
+
+What a run records about itself beyond its options: software, commit, command line.
+
+The progress bar of a run: loss, best metric so far, time left; on standard error.
+
+Command line of `training.fit`: flags made from `FitConfig`, errors, the closing summary.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import importlib.metadata
+import json
+import math
+import platform
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ValidationError
+from tqdm import tqdm
 
-from deltas.backbone import Backbone, load_backbone
+from deltas.backbone.backbone import Backbone, load_backbone
+from deltas.backbone.tokenizer import tokenize_texts
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
 from deltas.errors import DeltaError
 from deltas.format import check_delta, write_delta
 from deltas.hardware import keep_freed_memory, pick_device, pick_precision
 from deltas.manifest import Manifest, SplitMetrics, StrategySpec, TaskSpec, TrainingFacts
-from deltas.rows import tokenize_texts
 from deltas.store import delta_path
-from training import processes, strategies
-from training.command import parse_arguments, print_summary
-from training.config import FitConfig
-from training.data import load_task
-from training.dataset import load_data_set
-from training.errors import ConfigError, TaskError, TrainingError
-from training.evaluation import judge
-from training.facts import git_commit, versions
-from training.files import load_files
-from training.loop import Outcome, Progress, Report, train
-from training.own import OwnTask
-from training.progress import progress_bar
-from training.reinit import entries_over, reinitialise
-from training.resume import state_path, told_of
-from training.rows import Rows, TaskData, hold_out
-from training.schedule import LoopConfig
-from training.start import (
+from training.data.custom import OwnTask, load_files
+from training.data.glue import load_task
+from training.data.hub_dataset import load_data_set
+from training.data.rows import Rows, TaskData, hold_out
+from training.data.tasks import TASKS, Task
+from training.errors import ConfigError, TaskError, TrainingError, listing
+from training.options import FitConfig
+from training.run import distributed
+from training.run.checkpoint import state_path, told_of
+from training.run.evaluation import judge
+from training.run.loop import CLIP_NORM, Outcome, Progress, Report, train
+from training.run.prepare import (
     label_weights,
     loop_config,
     make_trainee,
@@ -49,8 +60,178 @@ from training.start import (
     read_start,
     refuse_seen_rows,
 )
-from training.tasks import TASKS, Task
-from training.trainee import Split, Trainee
+from training.run.schedule import LoopConfig
+from training.run.task_model import Split, Trainee
+from training.strategies import grammar
+from training.strategies.reinit import entries_over, reinitialise
+
+_PACKAGES = ("deltabert", "torch", "transformers", "tokenizers", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of this code, or None when it doesn't run from a checkout."""
+    folder = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@contextmanager
+def progress_bar(
+    steps: int, title: str, metric: str, instead: Report | None = None
+) -> Iterator[Report]:
+    """Show a bar while the block runs; the block reports each step to what it gets.
+
+    With `instead` no bar is shown, and it gets the reports.
+    """
+    if instead is not None:
+        yield instead
+        return
+    smooth, best = math.nan, math.nan
+    with tqdm(total=steps, desc=title, unit="step", file=sys.stderr, mininterval=0.5) as bar:
+
+        def report(progress: Progress) -> None:
+            nonlocal smooth, best
+            smooth = progress.loss if math.isnan(smooth) else 0.95 * smooth + 0.05 * progress.loss
+            if progress.metric is not None:
+                best = progress.metric if math.isnan(best) else max(best, progress.metric)
+            if progress.step > bar.n + 1:  # resumed: time left counts from where the run goes on
+                bar.initial = bar.n = progress.step - 1
+            shown = {"loss": f"{smooth:.3f}"}
+            if not math.isnan(best):
+                shown[metric] = f"{best:.3f}"
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+
+        yield report
+
+
+_MOST_LABELS = 20  # of a summary; the manifest has all
+
+
+def parse_arguments(words: Sequence[str]) -> FitConfig | int:
+    """Turn words into options, or into an exit code: 0 after help, 2 after misuse."""
+    parser = _parser()
+    try:
+        given = vars(parser.parse_args(list(words)))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    if given.get("freeze") == "help":
+        sys.stdout.write(
+            f"--freeze takes one of these, or several joined by +:\n{grammar.describe_rules()}\n"
+        )
+        return 0
+    try:
+        return FitConfig.model_validate(given)
+    except ValidationError as error:
+        for problem in error.errors():
+            flag = "".join(f"--{str(part).replace('_', '-')}: " for part in problem["loc"][:1])
+            value = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r})"
+            sys.stderr.write(
+                f"error: {flag}{problem['msg'].removeprefix('Value error, ')}{value}\n"
+            )
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.fit",
+        description="Fine-tune a task over the frozen backbone and write its delta. The optimiser "
+        f"is AdamW; each step's gradient, of overlay and head together, is cut to a norm of "
+        f"{CLIP_NORM}.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for name, field in FitConfig.model_fields.items():
+        flag = f"--{(field.alias or name).replace('_', '-')}"
+        default = field.default
+        if isinstance(default, bool):
+            parser.add_argument(
+                flag, dest=field.alias or name, action="store_true", help=field.description
+            )
+            continue
+        told = "" if default in (None, "") else f" (default: {default})"
+        help_text = f"{field.description}{told}".replace("%", "%%")
+        parser.add_argument(flag, dest=field.alias or name, metavar=name.upper(), help=help_text)
+    return parser
+
+
+def summary(path: Path, delta: Delta) -> dict[str, Any]:
+    """What a user wants to know of a finished run."""
+    manifest = delta.manifest
+    return {
+        "file": str(path),
+        "bytes": delta.num_bytes,
+        "version": delta.version,
+        "task": manifest.task.name,
+        "kind": manifest.task.kind,
+        "labels": list(manifest.task.labels),
+        "strategy": manifest.strategy.served_as,
+        "trained_parameters": manifest.trainable_parameters,
+        "total_parameters": manifest.total_parameters,
+        "duration_s": manifest.training.duration_s,
+        "learning_rate": manifest.training.learning_rate,
+        "data_note": manifest.training.data_note,
+        "metrics": {split: part.model_dump() for split, part in manifest.metrics.items()},
+    }
+
+
+def print_summary(path: Path, delta: Delta, *, as_json: bool) -> None:
+    """Print the summary to standard output, for people or as one JSON object."""
+    facts = summary(path, delta)
+    if as_json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+        return
+    trained, total = facts["trained_parameters"], facts["total_parameters"]
+    lines = [
+        f"delta      {facts['file']}  ({facts['bytes'] / 1000:,.1f} kB, "
+        f"version {facts['version']})",
+        f"task       {facts['task']}  "
+        f"({facts['kind']}: {listing(facts['labels'] or ['a number'])})",
+        f"trained    {trained:,} of {total:,} parameters ({100 * trained / total:.3f} %), "
+        "head included",
+        f"time       {facts['duration_s']:,.0f} s",
+    ]
+    if facts["data_note"]:
+        lines.append(f"data       {facts['data_note']}")
+    for split, part in facts["metrics"].items():
+        values = "  ".join(f"{name} {value:.4f}" for name, value in part["values"].items())
+        note = f"  [{part['note']}]" if part["note"] else ""
+        lines.append(f"{split:10} {values}  ({part['rows']:,} rows){note}")
+        lines += _label_lines(part["by_label"])
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _label_lines(by_label: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A line for each label, the worst answered first; of many only those."""
+    worst = sorted(by_label, key=lambda label: (by_label[label]["f1"], label))
+    if not worst:
+        return []
+    shown = worst[:_MOST_LABELS]
+    width = max(len(label) for label in shown)
+    lines = [
+        f"  {label:{width}}  precision {found['precision']:.3f}  recall {found['recall']:.3f}  "
+        f"f1 {found['f1']:.3f}  ({found['rows']:,} rows)"
+        for label in shown
+        for found in [by_label[label]]
+    ]
+    more = len(worst) - len(shown)
+    return [*lines, f"  and {more} more labels in the manifest"] if more else lines
+
 
 _MOST_SELECTION_ROWS = 2000
 _NOT_PART_OF_A_RUN = {"resume", "overwrite", "json_", "out"}
@@ -64,10 +245,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return config
     keep_freed_memory()
     try:
-        with processes.joined(config.device):
+        with distributed.joined(config.device):
             command = shlex.join(["python", "-m", "training.fit", *words])
             path, delta = fit(config, command=command)
-            talks = processes.is_first()
+            talks = distributed.is_first()
     except (TrainingError, DeltaError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigError | TaskError) else 1
@@ -101,7 +282,7 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
         DeltaError: a backbone that can't be used.
     """
     _make_repeatable()
-    freeze = strategies.canonical(config.freeze)
+    freeze = grammar.canonical(config.freeze)
     config = config.model_copy(update={"freeze": freeze})
     strategy = StrategySpec(name=freeze, reinit=config.reinit, seed=config.seed)
     data = _load_rows(config)
@@ -157,12 +338,12 @@ def _train(
     report: Report | None,
 ) -> Outcome:
     """Run the loop; the first process shows how far it is."""
-    if report is None and processes.is_first():
+    if report is None and distributed.is_first():
         sys.stderr.write(
             "".join(f"note: {line}\n" for line in told_of(state, resume=config.resume))
         )
     weights = label_weights(config, task, parts[0])
-    silent = None if processes.is_first() else _say_nothing
+    silent = None if distributed.is_first() else _say_nothing
     title = f"{task.name} {config.freeze}"
     with progress_bar(loop.steps, title, task.primary_metric, report or silent) as told:
         return train(trainee, task, parts, loop, state_path=state, report=told, weights=weights)
@@ -170,7 +351,7 @@ def _train(
 
 def _write(delta: Delta, path: Path, state: Path) -> Delta:
     """Write the delta, in the first process, and remove what could resume the run."""
-    if not processes.is_first():
+    if not distributed.is_first():
         return delta
     written = write_delta(delta, path)
     state.unlink(missing_ok=True)
@@ -237,7 +418,7 @@ def _facts(
         class_weights=config.class_weights,
         patience=loop.patience,
         stopped_early=steps < loop.steps,
-        processes=processes.count(),
+        processes=distributed.count(),
         precision=pick_precision(config.precision, device),
         seed=config.seed,
         duration_s=0.0,
@@ -323,10 +504,10 @@ def _state_of(path: Path, config: FitConfig, data: TaskData, backbone: Backbone)
     options = config.model_copy(update=resolved).model_dump_json(exclude=_NOT_PART_OF_A_RUN)
     ref, start = backbone.ref, path_digest(config.init_from)
     sources = f"{data.digest} {ref.fingerprint} {ref.tokenizer_fingerprint} {start}"
-    software = f"torch {versions()['torch']} in {processes.count()}"
+    software = f"torch {versions()['torch']} in {distributed.count()}"
     key = hashlib.sha256(f"{options} {sources} {software}".encode()).hexdigest()[:12]
     state = state_path(path, key)
-    if not config.resume and processes.is_first():
+    if not config.resume and distributed.is_first():
         state.unlink(missing_ok=True)
     return state
 

@@ -3,8 +3,8 @@
 Reads the committed lines of `training.sweep` (runs.jsonl), the earlier study's numbers
 (earlier_study.csv) and the conclusions that a person wrote (conclusions.md, if it is there); writes
 README.md, CSV files and figures beside them, and the rows that the server's `/benchmark` serves.
-Equal lines give equal files. Reading order: `training.cells`, `training.tables`,
-`training.sections`, then here.
+Equal lines give equal files. Reading order: `training.study.aggregates`, `training.study.tables`,
+`training.study.tables`, then here.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from deltas.atomic_write import write_atomically
-from deltas.benchmark import StudyRow, study_path, write_study
-from training import tables
-from training.cells import Cell, make_cells
+from deltas.format import write_atomically
+from deltas.publish.study import StudyRow, study_path, write_study
 from training.errors import ConfigError, TrainingError
-from training.mixed import not_comparable
-from training.results import Outcome, Run, read_runs
-from training.sections import (
+from training.study import tables
+from training.study.aggregates import Cell, make_cells, not_comparable
+from training.study.plan import num_missing, plan, read_study
+from training.study.results import Outcome, Run, read_runs
+from training.study.significance import compare_parts
+from training.study.tables import (
     by_backbone,
     costs_sections,
     earlier_sections,
@@ -33,8 +34,6 @@ from training.sections import (
     significance_sections,
     sized,
 )
-from training.significance import compare_parts
-from training.study import num_missing, plan, read_study
 
 RESULTS = Path("docs/results")
 _CAPTIONS = {
@@ -106,7 +105,7 @@ def report(results: Path, out: Path, benchmark: Path) -> list[Path]:
             f"{results / 'runs.jsonl'} has no finished run; make some: python -m training.sweep"
         )
     try:
-        from training import figures
+        from training.study import figures
     except ImportError as error:
         raise ConfigError(
             f"figures need matplotlib ({error}); install it with "

@@ -21,16 +21,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deltas.atomic_write import write_atomically
-from deltas.backbone import Backbone, load_backbone
+from deltas.backbone.backbone import Backbone, load_backbone
+from deltas.backbone.tokenizer import tokenize_texts
 from deltas.errors import DeltaError
+from deltas.format import write_atomically
 from deltas.hardware import DTYPES, pick_device, pick_precision
-from deltas.rows import tokenize_texts
 from deltas.store import Record, Store
+from training.data.tasks import find_task
 from training.errors import ConfigError, DataError, TrainingError, listing
-from training.evaluation import decisions, predict
-from training.tasks import find_task
-from training.trainee import Trainee
+from training.run.evaluation import decisions, predict
+from training.run.task_model import Trainee
 
 _CODES = {"cola", "sst2", "mrpc", "qqp", "wnli"}  # the leaderboard wants 0 and 1 for these
 

@@ -3,7 +3,7 @@
 One JSON line a finished run is added to --out; a run that is there already is not repeated, so the
 command may be stopped at any time (Ctrl-C, kill -9) and started again: runs that were stopped go on
 from their last evaluation. A run that fails is recorded with its error, and the others go on.
-Reading order: `training.study` (which runs), `training.trial` (one run), then here.
+Reading order: `training.study.plan` (which runs), `training.study.trial` (one run), then here.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from training.data import load_task
+from training.data.glue import load_task
 from training.errors import ConfigError, TaskError, TrainingError
-from training.estimate import Estimate, in_words
-from training.pool import Pool
-from training.results import Run, read_runs
-from training.study import Planned, Study, make_study, plan, read_study
+from training.study.plan import Planned, Study, make_study, plan, read_study
+from training.study.results import Run, read_runs
+from training.study.run_pool import Estimate, Pool, in_words
 
 STUDY = Path("docs/results/study.toml")
 RUNS = Path("docs/results/runs.jsonl")

@@ -15,17 +15,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltas.atomic_write import write_atomically
-from deltas.backbone import DEFAULT_BACKBONE
-from deltas.card import card_path, render_card
+from deltas.backbone.backbone import DEFAULT_BACKBONE
 from deltas.errors import DeltaError
-from deltas.format import read_delta, read_manifest
+from deltas.format import read_delta, read_manifest, write_atomically
 from deltas.manifest import Manifest
+from deltas.publish.card import card_path, render_card
 from deltas.store import delta_path, zoo_path
+from training.data.tasks import TASKS
 from training.errors import DataError, TrainingError
-from training.results import Run, read_runs
+from training.study.results import Run, read_runs
 from training.sweep import RUNS, WORK
-from training.tasks import TASKS
 
 STRATEGIES = ("bitfit", "layernorm", "random:0.001", "head")
 

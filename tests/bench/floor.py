@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.graphs import Recorder
+from app.engine.cuda import Recorder
 from deltas import Backbone
 
 _MOST_LINES = 1 << 15

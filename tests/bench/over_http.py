@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from app.engine import Engine, EngineRow
+from app.engine.engine import Engine, EngineRow
 from deltas import (
     DTYPES,
     Store,
@@ -42,7 +42,7 @@ from tests.bench.load import percentile
 from tests.bench.report import machine, publish, ratio_table
 from tests.bench.serving import cut
 from tests.bench.workload import Workload, load_workload, write_deltas
-from training.tasks import TASKS
+from training.data.tasks import TASKS
 
 _LIST_ROWS = 32
 _LIST_CONNECTIONS = 8

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deltas import Delta, TokenizedRow
-from deltas.backbone import _packaged_folder
+from deltas.backbone.backbone import _packaged_folder
 from tests.bench.workload import Workload
 
 WINDOW = 32

@@ -20,16 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine import Engine, EngineRow
+from app.engine.engine import Engine, EngineRow
 from app.errors import DeltaUnavailableError
 from deltas import Backbone, Record, Store, load_backbone, zoo_path
 from tests.bench.report import machine, publish, rates, rates_table, speed, wanted_table
 from tests.bench.serving import cut, measure, mixed_rows, prepare, run_engine
 from tests.bench.workload import Workload, data_source, dev_rows, load_workload, write_deltas
-from training.data import Rows
-from training.evaluation import decisions
-from training.metrics import compute_metrics
-from training.tasks import TASKS, Task, find_task
+from training.data.glue import Rows
+from training.data.tasks import TASKS, Task, find_task
+from training.run.evaluation import compute_metrics, decisions
 
 EXACT = "fp32"
 ROUNDED = ("bf16", "int8")

@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
-from app.bank import Bank
-from app.engine import Engine, EngineRow
-from app.loader import Loader
+from app.engine.bank import Bank
+from app.engine.engine import Engine, EngineRow
+from app.engine.loader import Loader
 from deltas import (
     DTYPES,
     Backbone,

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from app.engine import Engine, EngineRow
-from app.graphs import cuda_recorder
+from app.engine.cuda import cuda_recorder
+from app.engine.engine import Engine, EngineRow
 from deltas import (
     DTYPES,
     Backbone,
@@ -45,7 +45,7 @@ from tests.bench.report import (
     wanted_table,
 )
 from tests.bench.workload import Workload, load_workload, write_deltas
-from training.tasks import TASKS
+from training.data.tasks import TASKS
 
 _INT8 = "mixed bitfit, int8"
 _ONNX = "ONNX Runtime float32, windows of 32"  # it has no bfloat16 on CPUs

@@ -20,13 +20,14 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from app import fused_overlay
-from app.engine import Engine, EngineRow
-from deltas import Store, attention, load_backbone
+from app.engine import cpu
+from app.engine.engine import Engine, EngineRow
+from deltas import Store, load_backbone
+from deltas.encoder import window_attention
 from tests.bench.report import machine, publish
 from tests.bench.serving import cut, mixed_rows, prepare
 from tests.bench.workload import load_workload, write_deltas
-from training.tasks import TASKS
+from training.data.tasks import TASKS
 
 _EPILOGUE, _ATTENTION = "epilogue", "row attention"
 _PARTS = {
@@ -70,8 +71,8 @@ def main() -> int:
 
 def mark_kernels() -> None:
     """Let the profiler see what is not PyTorch's."""
-    _mark(fused_overlay, "finish", _EPILOGUE)
-    _mark(attention, "attend_in_stretches", _ATTENTION)
+    _mark(cpu, "finish", _EPILOGUE)
+    _mark(window_attention, "attend_in_stretches", _ATTENTION)
 
 
 def _mark(module: Any, name: str, part: str) -> None:

@@ -26,12 +26,11 @@ from torch import Tensor
 from deltas import Backbone, load_backbone, tokenize_texts
 from deltas.hardware import DTYPES, keep_freed_memory
 from tests.bench.peers import padded
-from training import strategies
-from training.data import load_task
-from training.loop import make_optimizer, train_batch
-from training.losses import task_loss
-from training.schedule import LoopConfig, batches
-from training.trainee import Split, Trainee, initial_entries, initial_head
+from training.data.glue import load_task
+from training.run.loop import make_optimizer, train_batch
+from training.run.schedule import LoopConfig, batches
+from training.run.task_model import Split, Trainee, initial_entries, initial_head, task_loss
+from training.strategies import grammar
 
 BATCH_SIZE = 32
 MAX_LENGTH = 128
@@ -85,7 +84,7 @@ class Ours:
     def _start(self) -> None:
         backbone, device = self._backbone, torch.device("cpu")
         shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
-        entries = initial_entries(backbone, strategies.select(self._freeze, shapes, 0), device)
+        entries = initial_entries(backbone, grammar.select(self._freeze, shapes, 0), device)
         head = initial_head(2, backbone.config.hidden_size, 0)
         self.trainee = Trainee(backbone, entries, head, device, self._dtype)
         self._config = LoopConfig(
@@ -215,7 +214,7 @@ def stock_trainable(dtype: torch.dtype, attention: str) -> Any:
     """`BertForSequenceClassification` on the packaged weights, ready to train, without dropout."""
     from transformers import AutoModelForSequenceClassification
 
-    from deltas.backbone import _packaged_folder
+    from deltas.backbone.backbone import _packaged_folder
 
     network = AutoModelForSequenceClassification.from_pretrained(
         _packaged_folder(),

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from app.pace import Pace
-from app.row_queue import RowQueue, Ticket
+from app.batching.admission import Pace
+from app.batching.queue import RowQueue, Ticket
 
 LENGTHS = (12, 16, 20, 23, 25, 28, 30, 33, 36, 40, 48, 60, 80, 100)  # tokens; mean as GLUE's, 39
 MEAN_TOKENS = sum(LENGTHS) / len(LENGTHS)
@@ -122,13 +122,13 @@ def simulate(
     seconds: float,
     short: ShortBudget | None = None,
 ) -> Outcome:
-    """Have rows come and be answered, as `app.batcher` does it.
+    """Have rows come and be answered, as `app.batching.batcher` does it.
 
     Args:
         engine: what batches cost.
         rates: rows a second of each task; the first one is the busy one.
         seconds: for how long rows come.
-        short: how far one task alone may fill a batch; None: as `app.pace` says.
+        short: how far one task alone may fill a batch; None: as `app.batching.admission` says.
     """
     pace, outcome, now = Pace(), Outcome({task: [] for task in range(len(rates))}), 0.0
     queue: RowQueue[Ticket[Row]] = RowQueue(short or pace.short_budget)

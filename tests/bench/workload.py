@@ -30,9 +30,9 @@ from deltas import (
     tokenize_texts,
     write_delta,
 )
-from training import strategies
-from training.data import Rows, load_task
-from training.tasks import TASKS
+from training.data.glue import Rows, load_task
+from training.data.tasks import TASKS
+from training.strategies import grammar
 
 MAX_LENGTH = 128
 _ROWS_A_TASK = 114
@@ -101,7 +101,7 @@ def noisy_delta(backbone: Backbone, task: TaskSpec, strategy: str, seed: int) ->
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
     entries: dict[str, Entry] = {}
-    for name, indices in strategies.select(strategy, shapes, seed).items():
+    for name, indices in grammar.select(strategy, shapes, seed).items():
         values = backbone.parameters[name]
         if indices is not None:
             values = values.reshape(-1)[indices]
@@ -116,7 +116,7 @@ def noisy_delta(backbone: Backbone, task: TaskSpec, strategy: str, seed: int) ->
     manifest = Manifest(
         backbone=backbone.ref,
         task=task,
-        strategy=StrategySpec(name=strategies.canonical(strategy), seed=seed),
+        strategy=StrategySpec(name=grammar.canonical(strategy), seed=seed),
         entries=described,
         trainable_parameters=sum(info.count for info in described) + in_head,
         total_parameters=sum(map(prod, shapes.values())) + in_head,

@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 
 from frontend.client import Client, Target, open_session
 from frontend.examples import examples_of
-from frontend.wording import disagreement
+from frontend.glossary import disagreement
 
 MAIN = Path(__file__).parents[2] / "frontend" / "main.py"
 Open = Callable[..., AppTest]
@@ -332,7 +332,7 @@ def test_another_program_at_the_address(open_page: Open, monkeypatch: pytest.Mon
 
 
 def test_the_csv_is_the_api_as_a_table(url: str) -> None:
-    from frontend.tables import benchmark_csv
+    from frontend.panels.tables import benchmark_csv
 
     benchmark = Client(open_session(url), url).benchmark()
     rows = list(csv.DictReader(io.StringIO(benchmark_csv(benchmark))))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine import Engine, EngineRow
+from app.engine.engine import Engine, EngineRow
 from deltas import (
     Backbone,
     Delta,
@@ -26,8 +26,8 @@ from deltas import (
     pack,
     tokenize_rows,
 )
-from deltas.backbone import weights_fingerprint
-from deltas.rows import row_texts
+from deltas.backbone.backbone import weights_fingerprint
+from deltas.backbone.tokenizer import row_texts
 
 STRATEGIES = [
     "full", "head", "bitfit", "bitfit:intermediate,query", "layernorm", "random:0.001",

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from app.engine import Engine
+from app.engine.engine import Engine
 from deltas import (
     Backbone,
     BackboneRef,
@@ -39,7 +39,7 @@ from deltas import (
     read_manifest,
     write_delta,
 )
-from deltas.rows import row_texts
+from deltas.backbone.tokenizer import row_texts
 
 DATA = Path(__file__).parent / "data"
 CONFIG = EncoderConfig(2, 20, 2, 28, 70, 48)

@@ -11,9 +11,9 @@ from fastapi.testclient import TestClient
 from app.main import create_app
 from app.settings import Settings
 from deltas import Backbone, Record, Store, check_delta, zoo_path
-from training.data import load_task
-from training.metrics import compute_metrics
-from training.tasks import TASKS
+from training.data.glue import load_task
+from training.data.tasks import TASKS
+from training.run.evaluation import compute_metrics
 from training.zoo import STRATEGIES
 
 SAMPLED = {"mnli", "qqp", "qnli"}

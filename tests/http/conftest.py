@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.types import Message
 
-from app.engine import Engine, EngineRow, Outcome
+from app.engine.engine import Engine, EngineRow, Outcome
 from app.main import create_app
 from app.settings import Settings
 from deltas import Backbone

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app import catalogue
+from app.http import catalogue
 from deltas import Backbone, TaskSpec, delta_path, read_delta, read_manifest, write_delta
-from deltas.benchmark import StudyRow, write_study
 from deltas.manifest import DataSetRef
+from deltas.publish.study import StudyRow, write_study
 
 CheckError = Callable[..., dict[str, Any]]
 STRATEGIES = ["bitfit", "head", "layernorm", "random:0.05", "top:1"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from deltas.backbone import weights_fingerprint
+from deltas.backbone.backbone import weights_fingerprint
 
 NUM_CLIENTS = 64
 STRATEGIES = ("bitfit", "layernorm", "random:0.05", "head", "top:1")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.engine import Engine, EngineRow, Outcome
+from app.engine.engine import Engine, EngineRow, Outcome
 
 CheckError = Callable[..., dict[str, Any]]
 SECRET = "the secret ingredient is cardamom"
@@ -156,7 +156,9 @@ def test_the_log_line_says_much_and_never_the_text(
     client.post("/predict/toy2", json={"inputs": {SECRET: SECRET}}, headers=headers)
     client.post("/predict/toy2?q=" + SECRET, content=SECRET, headers=headers)
     client.get(f"/{SECRET}", headers=headers)
-    lines = [record.getMessage() for record in caplog.records if record.name == "app.edge"]
+    lines = [
+        record.getMessage() for record in caplog.records if record.name == "app.http.middleware"
+    ]
     assert len(lines) == 5
     assert lines[0].startswith("POST /predict/{task} 200 rows=2 tokens=")
     for word in ("queue=", "compute=", "total="):
@@ -168,9 +170,9 @@ def test_the_log_line_says_much_and_never_the_text(
 def test_the_log_line_carries_numbers_for_json(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "app.edge")
+    caplog.set_level(logging.INFO, "app.http.middleware")
     client.post("/predict/toy2", json={"inputs": "good film"})
-    (record,) = [record for record in caplog.records if record.name == "app.edge"]
+    (record,) = [record for record in caplog.records if record.name == "app.http.middleware"]
     facts = record.__dict__["facts"]
     assert facts["rows"] == 1
     assert facts["tokens"] > 3

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app import close_calls
-from app.engine import Engine
-from app.metrics import Metrics
+from app.engine import engine as engine_module
+from app.engine.engine import Engine
+from app.http.metrics import Metrics
 from deltas.hardware import multiplies_int8_exactly
 
 CheckError = Callable[..., dict[str, Any]]
@@ -112,11 +112,11 @@ def test_liveness_is_fast_under_load(client: TestClient) -> None:
 def test_close_calls_are_counted_by_delta(
     start: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(close_calls, "LIMIT", math.inf)
+    monkeypatch.setattr(engine_module, "LIMIT", math.inf)
     client = start(precision="int8", warm_up=True)
     assert "deltabert_close_calls_total{" not in client.get("/metrics").text, "of the warm-up"
     for limit in (0.0, math.inf):
-        monkeypatch.setattr(close_calls, "LIMIT", limit)
+        monkeypatch.setattr(engine_module, "LIMIT", limit)
         body = {"inputs": ["a good film", "not very bad"], "strategy": "bitfit"}
         assert client.post("/predict/toy2", json=body).status_code == 200
     text = client.get("/metrics").text

@@ -13,8 +13,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.jobs import BatchLimits
-from app.pace import Pace
+from app.batching.admission import Pace
+from app.batching.queue import BatchLimits
 
 CheckError = Callable[..., dict[str, Any]]
 WaitForQueue = Callable[[TestClient, int], None]

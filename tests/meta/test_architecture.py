@@ -69,7 +69,7 @@ def test_imports_point_one_way(modules: dict[str, Path]) -> None:
     [
         ("deltas", "import app.settings"),
         ("deltas", "def f():\n    from training import loop"),
-        ("app", "from training.tasks import TASKS"),
+        ("app", "from training.data.tasks import TASKS"),
         ("app", "def f():\n    import datasets"),
         ("training", "from fastapi import FastAPI"),
         ("frontend", "import deltas"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 # Read by their own programs, and only there; matplotlib makes folders when it is imported.
-RUN_NOT_IMPORTED = {"frontend.main", "training.figures"}
+RUN_NOT_IMPORTED = {"frontend.main", "training.study.figures"}
 
 
 def test_deltas_says_what_it_offers() -> None:

@@ -15,15 +15,15 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batcher import Batcher
-from app.crew import Runners
+from app.batching.batcher import Batcher
+from app.batching.queue import BatchLimits
+from app.batching.workers import Runners
 from app.errors import (
     BatchFailedError,
     DeadlineExceededError,
     DeadlineTooShortError,
     OverloadedError,
 )
-from app.jobs import BatchLimits
 
 FAR = 10**6
 LIMITS = BatchLimits(

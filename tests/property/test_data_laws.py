@@ -14,11 +14,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.columns import Columns, read_columns
+from training.data.columns import Columns, read_columns
+from training.data.labels import collect_labels, encode_labels
+from training.data.rows import Rows, TaskData, digest_rows, hold_out
+from training.data.tasks import TASKS
 from training.errors import ConfigError, DataError
-from training.labels import collect_labels, encode_labels
-from training.rows import Rows, TaskData, digest_rows, hold_out
-from training.tasks import TASKS
 
 # No deadline: how long an example takes depends on what else the machine does.
 LAW = settings(deadline=None, max_examples=60)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.metrics import METRICS, compute_metrics
+from training.run.evaluation import METRICS, compute_metrics
 
 # No deadline: how long an example takes depends on what else the machine does.
 LAW = settings(deadline=None, max_examples=50)

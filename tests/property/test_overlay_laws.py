@@ -11,10 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app import close_calls
-from app.engine import Engine, EngineRow
+from app.engine import engine as engine_module
+from app.engine.engine import Engine, EngineRow
 from deltas import Backbone, SingleOverlay, Store, TokenizedRow, encode, pack
-from deltas.backbone import weights_fingerprint
+from deltas.backbone.backbone import weights_fingerprint
 from deltas.hardware import dtype_of, multiplies_int8_exactly
 
 # Machines that run tests are busy: how long an example takes says nothing.
@@ -96,7 +96,7 @@ def whole_engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Iterator[Engine]
         pytest.skip("this CPU's products of whole numbers are not exact")
     store = Store([tiny_deltas], backbone=tiny_backbone.ref)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(close_calls, "LIMIT", 0.0)
+        patch.setattr(engine_module, "LIMIT", 0.0)
         yield Engine(tiny_backbone, store, device="cpu", precision="int8")
 
 

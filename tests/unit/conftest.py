@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.bank import Bank
+from app.engine.bank import Bank
 from deltas import Backbone, Store
 
 ROOT = Path(__file__).parents[2]

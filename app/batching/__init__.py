@@ -1,0 +1,1 @@
+"""Batching: queues requests, admits or refuses them, and runs batches on worker threads."""

@@ -1,0 +1,1 @@
+"""The engine: holds deltas on the device and runs the forward pass; knows torch, not HTTP."""

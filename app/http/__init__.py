@@ -1,0 +1,1 @@
+"""HTTP: routes, middleware and schemas; the only part of `app` that knows FastAPI."""

@@ -1,0 +1,299 @@
+"""Bodies of requests and responses, as promised in `/docs`.
+
+Rows of text are only outlined here: what a row must look like depends on the task, so `app.pipeline`
+checks them and names each wrong row and field.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from app.errors import UNKNOWN_FIELD
+from deltas.errors import near_matches
+from deltas.manifest import TaskKind
+from deltas.publish.study import StudyRow
+
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+_ROW_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "description": "The text, for tasks that take one."},
+        {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "The task's text fields by name, or `text` and `text_pair`.",
+        },
+    ]
+}
+Inputs: TypeAlias = Annotated[
+    Any,
+    WithJsonSchema({"anyOf": [*_ROW_SCHEMA["anyOf"], {"type": "array", "items": _ROW_SCHEMA}]}),
+    Field(description="One row, or a list of rows."),
+]
+TopK: TypeAlias = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        strict=True,
+        description="Give the scores of the k best labels only, best first; "
+        "more than there are gives all.",
+    ),
+]
+Strategy: TypeAlias = Annotated[
+    Name | None, Field(description="Which strategy's delta; unset takes the task's default.")
+]
+Version: TypeAlias = Annotated[
+    Name | None, Field(description="Which version of that delta; unset takes the default one.")
+]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_fields(cls, data: Any) -> Any:
+        """Like extra="forbid", with a suggestion."""
+        for name in data if isinstance(data, dict) else ():
+            if name not in cls.model_fields:
+                known = list(cls.model_fields)
+                shown = name[:64].encode(errors="replace").decode()  # half a surrogate pair: "?"
+                close = near_matches(shown, known)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise PydanticCustomError(
+                    UNKNOWN_FIELD,
+                    "is not a field of this request{hint} Allowed: {allowed}",
+                    {"field": shown, "hint": hint or ".", "allowed": ", ".join(known)},
+                )
+        return data
+
+
+class PredictRequest(_Request):
+    """Rows for one task."""
+
+    inputs: Inputs
+    strategy: Strategy = None
+    version: Version = None
+    top_k: TopK = None
+
+
+class Target(_Request):
+    """One delta of a fan-out."""
+
+    task: Name
+    strategy: Strategy = None
+    version: Version = None
+
+
+class FanOutRequest(_Request):
+    """The same rows for several deltas."""
+
+    inputs: Inputs
+    targets: Annotated[
+        list[Target], Field(min_length=1, max_length=256, description="Answered in this order.")
+    ]
+    top_k: TopK = None
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class LabelPrediction(_Response):
+    """Answer to one row of a single-label task."""
+
+    label: str
+    score: Annotated[float, Field(description="Probability of the label.")]
+    scores: Annotated[dict[str, float], Field(description="Probability by label; they sum to 1.")]
+    truncated: Annotated[bool, Field(description="Whether text was cut to the task's max_length.")]
+
+
+class LabelsPrediction(_Response):
+    """Answer to one row of a multi-label task."""
+
+    labels: Annotated[list[str], Field(description="Those with a probability of at least 0.5.")]
+    scores: Annotated[dict[str, float], Field(description="Probability of each label by itself.")]
+    truncated: bool
+
+
+class ValuePrediction(_Response):
+    """Answer to one row of a regression task."""
+
+    value: float
+    truncated: bool
+
+
+Prediction: TypeAlias = LabelPrediction | LabelsPrediction | ValuePrediction
+
+
+class TargetPredictions(_Response):
+    """Answers of one delta, in the order of the rows."""
+
+    task: str
+    strategy: str
+    version: str
+    kind: TaskKind
+    predictions: list[Prediction]
+
+
+class PredictResponse(_Response):
+    """Answers of one delta, in the order of the rows."""
+
+    task: str
+    strategy: str
+    version: str
+    backbone: Annotated[str, Field(description="Id of the backbone.")]
+    kind: TaskKind
+    predictions: list[Prediction]
+
+
+class FanOutResponse(_Response):
+    """Answers of several deltas, in the order of the targets."""
+
+    backbone: Annotated[str, Field(description="Id of the backbone.")]
+    results: list[TargetPredictions]
+
+
+class TaskInfo(_Response):
+    """One task that is served."""
+
+    task: str
+    kind: TaskKind
+    labels: Annotated[list[str], Field(description="In the order of the head; none in regression.")]
+    text_fields: Annotated[list[str], Field(description="Names of a row's fields, one or two.")]
+    max_length: Annotated[int, Field(description="Tokens that are read; the rest is cut.")]
+    strategies: list[str]
+    default_strategy: str
+
+
+class TaskList(_Response):
+    """All tasks that are served."""
+
+    tasks: list[TaskInfo]
+
+
+class SplitResult(_Response):
+    """Metrics on one split of the data."""
+
+    rows: int
+    values: dict[str, float]
+    note: str
+
+
+class DeltaInfo(_Response):
+    """One delta that is served."""
+
+    task: str
+    strategy: str
+    version: str
+    is_default: Annotated[bool, Field(description="Whether it answers when no version is named.")]
+    kind: TaskKind
+    labels: list[str]
+    size_bytes: int
+    trainable_parameters: int
+    total_parameters: int
+    trained_on: Annotated[str, Field(description="Where the rows came from.")]
+    metrics: dict[str, SplitResult]
+
+
+class RejectedFile(_Response):
+    """A file that is not served, and why."""
+
+    file: str
+    reason: str
+
+
+class DeltaList(_Response):
+    """All deltas that are served, and all files that could not be."""
+
+    deltas: list[DeltaInfo]
+    rejected: list[RejectedFile]
+
+
+class DeltaDetails(_Response):
+    """One delta with its manifest."""
+
+    version: str
+    size_bytes: int
+    is_default: bool
+    manifest: dict[str, Any]
+
+
+class BackboneInfo(_Response):
+    """The frozen encoder that all tasks share."""
+
+    id: str
+    fingerprint: str
+    parameters: int
+    size_bytes: int
+
+
+class BenchmarkRow(_Response):
+    """What one delta costs and how well it does; all from its manifest."""
+
+    task: str
+    strategy: str
+    version: str
+    metric: Annotated[str, Field(description="The task's primary metric.")]
+    value: float
+    split: Annotated[str, Field(description="The split that `value` was measured on.")]
+    split_rows: int
+    split_note: str
+    metrics: dict[str, SplitResult]
+    size_bytes: int
+    trainable_parameters: int
+    trained_share: Annotated[float, Field(description="Trainable over total parameters.")]
+    train_rows: int
+    train_note: str
+    learning_rate: float
+    epochs: float
+    seed: int
+    data: str
+
+
+class Benchmark(_Response):
+    """The benchmark table."""
+
+    backbone: BackboneInfo
+    rows: list[BenchmarkRow]
+    study: Annotated[
+        list[StudyRow],
+        Field(description="The study of this backbone: means and spreads over seeds."),
+    ]
+
+
+class Alive(_Response):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Ready(_Response):
+    """A prediction was made a moment ago."""
+
+    status: Literal["ready"] = "ready"
+    latency_ms: Annotated[float, Field(description="What that prediction took.")]
+
+
+class ErrorContent(_Response):
+    """What went wrong."""
+
+    code: Annotated[str, Field(description="A word for programs; stable.")]
+    message: Annotated[str, Field(description="A sentence for people.")]
+    details: Annotated[
+        Any,
+        Field(
+            description="422: a list of {row, field, problem}; 404: {suggestions, available}; "
+            "413: {found, allowed}; else null."
+        ),
+    ] = None
+    request_id: Annotated[str, Field(description="Also in the header X-Request-ID and the log.")]
+
+
+class ErrorBody(_Response):
+    """The shape of every error."""
+
+    error: ErrorContent

@@ -1,0 +1,1 @@
+"""The frozen part: weights, layout and tokenizer of a backbone."""

@@ -1,0 +1,1 @@
+"""The forward pass of the encoder, shared by training and serving."""

@@ -1,0 +1,1 @@
+"""Makes model cards, stock model folders and study rows from deltas."""

@@ -1,0 +1,177 @@
+"""What the deltas score and what they weigh: beside the predictions, and as a full table."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from frontend.client import Client
+from frontend.errors import ServerError
+from frontend.glossary import human_bytes, literal, metric_words, percent, task_words
+from frontend.models import Backbone, Benchmark, BenchmarkRow, TaskInfo
+from frontend.panels.cards import delta_table
+from frontend.panels.charts import benchmark_chart, size_chart, strategy_colors
+from frontend.panels.inputs import show_error
+from frontend.panels.tables import (
+    FORMATS,
+    benchmark_csv,
+    benchmark_records,
+    other_metrics,
+    sample_notes,
+    study_records,
+)
+from frontend.state import load_delta
+
+_STUDY_FIRST = ("Strategy", "Trained")
+_HIGHLIGHT = "background-color: rgba(76, 110, 245, 0.14)"
+
+
+def show_task_benchmark(client: Client, benchmark: Benchmark, task: TaskInfo) -> None:
+    """The chosen task's deltas, all tasks for comparison, and where the numbers come from."""
+    st.header("Benchmark", anchor=False)
+    rows = benchmark.of(task.name)
+    if not rows:
+        st.caption(f"No benchmark is recorded for {task.name}.")
+    else:
+        colors = strategy_colors([row.strategy for row in benchmark.rows])
+        st.html(delta_table(rows, benchmark.backbone.size_bytes, colors))
+        notes = [_size_sentence(rows, benchmark.backbone)]
+        notes += dict.fromkeys(
+            f"Train rows: {literal(row.train_note)}." for row in rows if row.train_note
+        )
+        st.caption("  \n".join(notes))
+    if benchmark.rows:
+        st.altair_chart(
+            benchmark_chart(benchmark.rows, task.name),
+            width="stretch",
+            alt=f"Dev-set metric of every task by strategy; {task.name} is highlighted",
+        )
+    with st.expander("Training facts and manifest"):
+        _show_details(client, rows, task)
+
+
+def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
+    """Every delta: totals, size against metric, the whole table and its CSV."""
+    backbone, rows = benchmark.backbone, benchmark.rows
+    total = sum(row.size_bytes for row in rows)
+    for column, (label, value, note) in zip(
+        st.columns(4),
+        (
+            ("Backbone", human_bytes(backbone.size_bytes), f"{backbone.parameters:,} parameters"),
+            ("Deltas", str(len(rows)), f"{len({row.task for row in rows})} tasks"),
+            ("All deltas together", human_bytes(total), _of_backbone(total, backbone)),
+            ("Backbone copies avoided", *_copies(len(rows), total, backbone)),
+        ),
+        strict=True,
+    ):
+        column.metric(label, value, note, delta_color="off", delta_arrow="off", border=True)
+    if not rows:
+        return
+    st.altair_chart(
+        size_chart(rows, chosen, backbone.size_bytes),
+        width="stretch",
+        alt=f"Dev-set metric against size of the delta; {chosen} is highlighted",
+    )
+    records = benchmark_records(benchmark)
+    st.dataframe(
+        _highlighted(records, task_words(chosen).title),
+        hide_index=True,
+        width="stretch",
+        height="content",
+        alt="Benchmark of every delta",
+    )
+    left, right = st.columns([3, 1], vertical_alignment="center")
+    left.caption(
+        "Scores are of each task's development set, taken once after training; see each delta's "
+        f"manifest. Backbone: {literal(backbone.id)}, "
+        f"fingerprint {_short(backbone.fingerprint)}.  \n" + "  \n".join(sample_notes(benchmark))
+    )
+    right.download_button(
+        "Download CSV",
+        benchmark_csv(benchmark),
+        file_name="benchmark.csv",
+        mime="text/csv",
+        on_click="ignore",
+        width="stretch",
+    )
+    if records := study_records(benchmark):
+        st.subheader("Study", anchor=False)
+        st.dataframe(
+            pd.DataFrame(records, columns=[*_STUDY_FIRST, *_tasks_of(records)]),
+            hide_index=True,
+            width="stretch",
+            height="content",
+            alt="Mean and spread over seeds, by strategy and task",
+        )
+        st.caption(
+            "Each task's metric on its development set: mean ± standard deviation over the seeds, "
+            "whose number stands in brackets; learning rates were chosen on held-out train rows. "
+            "All of the study: docs/results."
+        )
+
+
+def _tasks_of(records: list[dict[str, str]]) -> list[str]:
+    return [name for name in records[0] if name not in _STUDY_FIRST]
+
+
+def _size_sentence(rows: tuple[BenchmarkRow, ...], backbone: Backbone) -> str:
+    row = next((item for item in rows if item.strategy == "bitfit"), rows[0])
+    return (
+        f"{literal(row.strategy)}: {human_bytes(row.size_bytes)} vs "
+        f"{human_bytes(backbone.size_bytes)} = {_of_backbone(row.size_bytes, backbone)}. "
+        "The backbone is loaded once for all tasks."
+    )
+
+
+def _of_backbone(size_bytes: int, backbone: Backbone) -> str:
+    share = percent(size_bytes / backbone.size_bytes) if backbone.size_bytes else "n/a"
+    return f"{share} of the backbone"
+
+
+def _copies(num_deltas: int, total: int, backbone: Backbone) -> tuple[str, str]:
+    copies = max(num_deltas - 1, 0)
+    return human_bytes(max(copies * backbone.size_bytes - total, 0)), f"{copies} full copies"
+
+
+def _show_details(client: Client, rows: tuple[BenchmarkRow, ...], task: TaskInfo) -> None:
+    strategy = st.selectbox("Delta", task.strategies, key=f"details/{task.name}")
+    try:
+        details = load_delta(client.url, client, task.name, strategy)
+    except ServerError as error:
+        show_error(error)
+        return
+    row = next((item for item in rows if item.version == details.version), None)
+    if row is not None:
+        st.markdown("\n".join(f"- {name}: {value}" for name, value in _facts(row)))
+    st.caption(f"Manifest of version {details.version}, {details.size_bytes:,} bytes")
+    st.json(dict(details.manifest), expanded=1)
+
+
+def _short(fingerprint: str) -> str:
+    return fingerprint.rpartition(":")[2][:16]
+
+
+def _facts(row: BenchmarkRow) -> list[tuple[str, str]]:
+    train = f"{row.train_rows:,} rows" + _in_brackets(row.train_note)
+    dev = f"{row.split_rows:,} rows of {literal(row.split)}" + _in_brackets(row.split_note)
+    facts = [
+        (literal(metric_words(row.metric)), f"{row.value:.4f}, on {dev}"),
+        ("Trained on", train),
+        ("Trained", f"{row.trainable_parameters:,} parameters, {percent(row.trained_share)}"),
+        ("Learning rate", f"{row.learning_rate:g}, {row.epochs:.3g} epochs, seed {row.seed}"),
+    ]
+    more = other_metrics(row)
+    return [*facts[:1], ("Also measured", literal(more)), *facts[1:]] if more else facts
+
+
+def _in_brackets(note: str) -> str:
+    return f" ({literal(note)})" if note else ""
+
+
+def _highlighted(records: list[dict[str, object]], title: str) -> object:
+    """The table with the chosen task's rows tinted."""
+
+    def tint(record: pd.Series) -> list[str]:
+        return [_HIGHLIGHT if record["Task"] == title else ""] * len(record)
+
+    return pd.DataFrame(records).style.apply(tint, axis=1).format(FORMATS)

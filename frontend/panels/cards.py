@@ -1,0 +1,140 @@
+"""Pieces of HTML that Streamlit has no widget for: prediction cards and a small table.
+
+Pure functions from data to escaped HTML; the classes are styled in `page.css`. Whatever comes from
+the server or the user passes `html.escape`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from frontend.glossary import Scale, human_bytes, label_words, metric_words, percent, probability
+from frontend.models import BenchmarkRow, Prediction
+
+_MAX_BARS = 5
+_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Card:
+    """One prediction, ready to show.
+
+    Attributes:
+        title: what sets it apart from the cards beside it: a strategy, or a task.
+        note: small print under the title.
+        color: of its bars.
+        footer: small print at the bottom.
+        scale: of a regression value, where known.
+    """
+
+    title: str
+    note: str
+    color: str
+    prediction: Prediction
+    footer: str
+    scale: Scale | None = None
+
+
+def card_grid(cards: Sequence[Card], label: str) -> str:
+    """Cards side by side, as many columns as fit; `label` names the group for screen readers."""
+    inner = "".join(_card(card) for card in cards)
+    return f'<section class="db-grid" aria-label="{escape(label)}">{inner}</section>'
+
+
+def delta_footer(row: BenchmarkRow | None, version: str) -> str:
+    """A card's small print: the delta's size and what it scored on the dev set."""
+    if row is None:
+        return f"version {version[:8]}"
+    return f"{human_bytes(row.size_bytes)} · {metric_words(row.metric)} {row.value:.3f}"
+
+
+def delta_table(
+    rows: Sequence[BenchmarkRow], backbone_bytes: int, colors: Mapping[str, str]
+) -> str:
+    """The deltas of one task: metric, size, size as a share of the backbone's, trained share."""
+    metric = metric_words(rows[0].metric) if rows else "Metric"
+    heads = ("Strategy", metric, "Delta", "of backbone", "Trained")
+    best = max((row.value for row in rows), default=0.0)
+    body = "".join(
+        f"<tr{_best(row.value == best and len(rows) > 1)}>"
+        f'<th scope="row"><i style="background:{escape(colors.get(row.strategy, "gray"))}"></i>'
+        f"{escape(_row_name(row, rows))}</th>"
+        f"<td>{row.value:.3f}</td><td>{human_bytes(row.size_bytes)}</td>"
+        f"<td>{percent(row.size_bytes / backbone_bytes) if backbone_bytes else 'n/a'}</td>"
+        f"<td>{percent(row.trained_share)}</td></tr>"
+        for row in rows
+    )
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    return f'<table class="db-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _row_name(row: BenchmarkRow, rows: Sequence[BenchmarkRow]) -> str:
+    """The strategy; with its version where the strategy has several."""
+    is_alone = [other.strategy for other in rows].count(row.strategy) == 1
+    return row.strategy if is_alone else f"{row.strategy} ({row.version[:6]})"
+
+
+def _best(is_best: bool) -> str:
+    return ' class="db-best"' if is_best else ""
+
+
+def _card(card: Card) -> str:
+    item = card.prediction
+    answer = _scale_bar(item, card.scale) if item.value is not None else _bars(item)
+    return (
+        f'<article class="db-card" style="--db-color:{escape(card.color)}">'
+        f'<h3><i aria-hidden="true"></i>{escape(card.title)}</h3>'
+        f'<p class="db-note">{escape(card.note)}</p>'
+        f'<p class="db-verdict">{_verdict(item)}</p><div>{answer}</div>'
+        f'<p class="db-footer">{escape(card.footer)}</p></article>'
+    )
+
+
+def _verdict(item: Prediction) -> str:
+    if item.value is not None:
+        return f"<b>{item.value:.2f}</b>"
+    if item.kind == "multi_label":
+        found = ", ".join(escape(label_words(label)) for label in item.labels)
+        return f"<b>{found or 'none of the labels'}</b>"
+    score = f" <span>{probability(item.score)}</span>" if item.score is not None else ""
+    return f"<b>{escape(label_words(item.labels[0]))}</b>{score}"
+
+
+def _bars(item: Prediction) -> str:
+    """A bar for each label; the highest few, in the server's order, where there are many."""
+    kept = sorted(item.scores, key=lambda label: item.scores[label], reverse=True)[:_MAX_BARS]
+    bars = "".join(
+        _bar(label, score, is_winner=label in item.labels, is_multi=item.kind == "multi_label")
+        for label, score in item.scores.items()
+        if label in kept
+    )
+    more = len(item.scores) - len(kept)
+    rest = f'<li class="db-more">and {more} less likely</li>' if more else ""
+    return f'<ul class="db-bars">{bars}{rest}</ul>'
+
+
+def _bar(label: str, score: float, *, is_winner: bool, is_multi: bool) -> str:
+    mark = f'<u style="left:{_THRESHOLD:.0%}"></u>' if is_multi else ""
+    width = min(max(score, 0.0), 1.0)
+    winner = ' class="db-winner"' if is_winner else ""
+    return (
+        f"<li{winner}><span>{escape(label_words(label))}</span>"
+        f"<span>{probability(score)}</span>"
+        f'<div aria-hidden="true"><s style="width:{width:.1%}"></s>{mark}</div></li>'
+    )
+
+
+def _scale_bar(item: Prediction, scale: Scale | None) -> str:
+    """Where the value lies between the scale's ends; nothing where the scale isn't known."""
+    if scale is None or item.value is None:
+        return ""
+    share = (item.value - scale.low) / (scale.high - scale.low)
+    share = min(max(share, 0.0), 1.0)
+    return (
+        f'<div class="db-scale" aria-hidden="true"><s style="width:{share:.1%}"></s>'
+        f'<u style="left:{share:.1%}"></u></div>'
+        f'<p class="db-ends"><span>{scale.low:g} {escape(scale.low_means)}</span>'
+        f"<span>{scale.high:g} {escape(scale.high_means)}</span></p>"
+    )

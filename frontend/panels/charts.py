@@ -1,0 +1,176 @@
+"""Charts of the benchmark and the colours of strategies. Pure functions from rows to Altair charts.
+
+Colours are of middle lightness, so that they stand out on the light and on the dark theme alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from frontend.glossary import human_bytes, metric_words, percent, task_words
+from frontend.models import BenchmarkRow
+
+_COLORS = {
+    "bitfit": "#4c6ef5",
+    "layernorm": "#0ca678",
+    "random": "#f76707",
+    "head": "#868e96",
+    "full": "#be4bdb",
+    "top": "#e64980",
+    "attention": "#1098ad",
+    "ffn": "#b58105",
+    "params": "#7950f2",
+}
+_OTHER_COLORS = ("#d6336c", "#5c940d", "#1c7ed6", "#c2255c", "#087f5b", "#9c36b5")
+_BAND_COLOR = "#4c6ef5"
+_ROW_HEIGHT = 26
+_AXIS_HEIGHT = 70  # Streamlit fits legend and axis into the height
+_FAINT = 0.4
+_BYTES_LABEL = (  # a Vega expression: what `human_bytes` says, for the axis
+    "datum.value >= 1e9 ? datum.value / 1e9 + ' GB' : datum.value >= 1e6 ? "
+    "datum.value / 1e6 + ' MB' : datum.value / 1e3 + ' KB'"
+)
+
+
+# What `alt.layer` says it returns.
+Layers = alt.LayerChart | alt.FacetChart
+
+
+def strategy_colors(strategies: Sequence[str]) -> dict[str, str]:
+    """One colour a strategy; the same one everywhere as long as the same strategies are served."""
+    colors: dict[str, str] = {}
+    for strategy in dict.fromkeys(strategies):
+        color = _COLORS.get(strategy.partition(":")[0]) if "+" not in strategy else None
+        if color is None or color in colors.values():
+            spare = [other for other in _OTHER_COLORS if other not in colors.values()]
+            color = spare[0] if spare else _OTHER_COLORS[len(colors) % len(_OTHER_COLORS)]
+        colors[strategy] = color
+    return colors
+
+
+def benchmark_chart(rows: Sequence[BenchmarkRow], chosen: str) -> Layers:
+    """Each task's metric by strategy, one line a task, the chosen one highlighted.
+
+    Args:
+        rows: of all tasks, in the order to show.
+        chosen: name of the task to highlight.
+    """
+    low = min([0.0, *(row.value for row in rows)])
+    high = max([1.0, *(row.value for row in rows)])
+    x = alt.X(
+        "value:Q",
+        title=None,
+        scale=alt.Scale(domain=[low, high]),
+        axis=alt.Axis(tickCount=5, format=".1f", domain=False, ticks=False),
+    )
+    y = _task_axis(rows, chosen)
+    height = _ROW_HEIGHT * len({row.task for row in rows}) + _AXIS_HEIGHT
+    marked = {"task": task_words(chosen).title}
+    band = (
+        alt.Chart({"values": [marked] if any(row.task == chosen for row in rows) else []})
+        .mark_rect(color=_BAND_COLOR, opacity=0.14, cornerRadius=4)
+        .encode(y=y, x=alt.datum(low), x2=alt.datum(high))
+    )
+    base = alt.Chart({"values": _values(rows, chosen)})
+    spread = base.mark_rule(opacity=_FAINT, color="#868e96", strokeWidth=2).encode(
+        y=y, x=alt.X("min(value):Q", title=None), x2="max(value):Q"
+    )
+    points = base.mark_circle(size=110).encode(
+        y=y,
+        x=x,
+        color=_strategy_color(rows, columns=4),
+        opacity=alt.condition(alt.datum.chosen, alt.value(1.0), alt.value(0.65)),
+        tooltip=_tooltip(),
+    )
+    return alt.layer(band, spread, points).properties(height=height)
+
+
+def size_chart(rows: Sequence[BenchmarkRow], chosen: str, backbone_bytes: int) -> Layers:
+    """Metric against size of the delta on a logarithmic axis, with the backbone's size as a line.
+
+    Args:
+        rows: of all tasks.
+        chosen: name of the task to highlight.
+        backbone_bytes: what a copy of the whole backbone would take.
+    """
+    sizes = [row.size_bytes for row in rows] + [backbone_bytes]
+    x = alt.X(
+        "size_bytes:Q",
+        title="Size of the delta",
+        scale=alt.Scale(type="log", domain=[min(sizes) / 1.5, max(sizes) * 1.5]),
+        axis=alt.Axis(labelExpr=_BYTES_LABEL, tickCount=4, grid=False),
+    )
+    points = (
+        alt.Chart({"values": _values(rows, chosen)})
+        .mark_circle(size=110)
+        .encode(
+            x=x,
+            y=alt.Y("value:Q", title="Metric", scale=alt.Scale(zero=False)),
+            color=_strategy_color(rows, columns=3),
+            opacity=alt.condition(alt.datum.chosen, alt.value(1.0), alt.value(_FAINT)),
+            tooltip=_tooltip(),
+        )
+    )
+    mark = alt.Chart({"values": [{"size_bytes": backbone_bytes, "text": "backbone"}]})
+    line = mark.mark_rule(strokeDash=[4, 4], opacity=0.7, color="#868e96").encode(x=x)
+    label = mark.mark_text(
+        align="right", baseline="top", dx=-6, color="#868e96", fontSize=12
+    ).encode(x=x, y=alt.value(4), text="text:N")
+    return alt.layer(line, label, points).properties(height=280)
+
+
+def _task_axis(rows: Sequence[BenchmarkRow], chosen: str) -> alt.Y:
+    """One line a task in the order of the rows; the chosen task's name in bold."""
+    is_chosen = alt.datum.label == task_words(chosen).title
+    return alt.Y(
+        "task:N",
+        sort=list(dict.fromkeys(task_words(row.task).title for row in rows)),
+        title=None,
+        axis=alt.Axis(
+            domain=False,
+            ticks=False,
+            labelPadding=8,
+            labelFlush=False,
+            labelBaseline="middle",
+            labelFontWeight=alt.condition(is_chosen, alt.value("bold"), alt.value("normal")),
+        ),
+    )
+
+
+def _values(rows: Sequence[BenchmarkRow], chosen: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": task_words(row.task).title,
+            "strategy": row.strategy,
+            "value": row.value,
+            "metric": metric_words(row.metric),
+            "size_bytes": row.size_bytes,
+            "size": human_bytes(row.size_bytes),
+            "share": percent(row.trained_share),
+            "chosen": row.task == chosen,
+        }
+        for row in rows
+    ]
+
+
+def _strategy_color(rows: Sequence[BenchmarkRow], columns: int) -> alt.Color:
+    colors = strategy_colors([row.strategy for row in rows])
+    return alt.Color(
+        "strategy:N",
+        scale=alt.Scale(domain=list(colors), range=list(colors.values())),
+        legend=alt.Legend(title=None, orient="top", symbolType="circle", columns=columns),
+    )
+
+
+def _tooltip() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("task:N", title="Task"),
+        alt.Tooltip("strategy:N", title="Strategy"),
+        alt.Tooltip("metric:N", title="Metric"),
+        alt.Tooltip("value:Q", title="Value", format=".3f"),
+        alt.Tooltip("size:N", title="Delta"),
+        alt.Tooltip("share:N", title="Trained"),
+    ]

@@ -1,0 +1,352 @@
+"""Several batches at a time: who gets which share of the machine, and what ends with whom.
+
+The worker thread: order, errors, death, and a thread that never holds up an exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from app.batching.batcher import Batcher
+from app.batching.queue import BatchLimits
+from app.batching.workers import Runners, Worker, WorkerDiedError
+from app.errors import BatchFailedError, NotReadyError
+from app.process import request_id_var, run_in_own_thread
+
+
+def call_all(worker: Worker[int, int], *arguments: int) -> list[int | BaseException]:
+    async def run() -> list[int | BaseException]:
+        return await asyncio.gather(*map(worker.call, arguments), return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def test_runs_calls_in_order_in_one_other_thread() -> None:
+    seen: list[tuple[int, str]] = []
+
+    def double(number: int) -> int:
+        seen.append((number, threading.current_thread().name))
+        return number * 2
+
+    worker = Worker(double, name="doubler")
+    assert call_all(worker, 1, 2, 3) == [2, 4, 6]
+    assert seen == [(1, "doubler"), (2, "doubler"), (3, "doubler")]
+    worker.stop()
+    worker.join(5.0)
+    assert not worker.is_alive
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), StopIteration(), asyncio.CancelledError()])
+def test_errors_reach_the_caller_and_the_thread_lives(error: BaseException) -> None:
+    def fail(number: int) -> int:
+        if number == 1:
+            raise error
+        return number
+
+    worker = Worker(fail, name="failing")
+    failed = call_all(worker, 1)[0]
+    assert isinstance(failed, Exception)
+    if isinstance(error, Exception):
+        assert call_all(worker, 2) == [2]
+    worker.stop()
+
+
+def test_a_thread_told_to_end_is_dead_for_all_callers() -> None:
+    def end(_number: int) -> int:
+        raise SystemExit(3)
+
+    worker = Worker(end, name="ending")
+    (first,) = call_all(worker, 1)
+    assert isinstance(first, WorkerDiedError)
+    worker.join(5.0)
+    assert not worker.is_alive
+    (second,) = call_all(worker, 2)
+    assert isinstance(second, WorkerDiedError)
+
+
+def test_does_not_keep_the_process_alive() -> None:
+    never = threading.Event()
+    worker: Worker[int, bool] = Worker(lambda _: never.wait(), name="hanging")
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(worker.call(0), 0.05)
+
+    asyncio.run(give_up())
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "hanging"]
+    assert thread.daemon
+    never.set()  # its late result meets a closed loop, which must not be an error
+    worker.stop()
+    worker.join(5.0)
+    assert not worker.is_alive
+
+
+def test_a_thread_of_its_own_has_ended_when_its_result_is_there() -> None:
+    thread = run_in_own_thread(threading.current_thread)
+    assert thread is not threading.current_thread()
+    assert not thread.is_alive()
+
+
+def test_errors_of_a_thread_of_its_own_come_through() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_in_own_thread(lambda: 1 // 0)
+
+
+FAR = 1e9
+
+
+@dataclass(frozen=True)
+class Row:
+    value: int
+    num_tokens: int = 10
+
+
+@dataclass
+class Engine:
+    """Squares values, holds batches while closed, notes what ran where."""
+
+    is_open: threading.Event = field(default_factory=threading.Event)
+    batches: list[tuple[str, str, list[int]]] = field(default_factory=list)
+    running: int = 0
+    most_running: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, rows: Sequence[Row]) -> list[int]:
+        return self._run("share", rows)
+
+    def run_alone(self, rows: Sequence[Row]) -> list[int]:
+        return self._run("alone", rows)
+
+    def _run(self, how: str, rows: Sequence[Row]) -> list[int]:
+        with self.lock:
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+            self.batches.append((how, threading.current_thread().name, [r.value for r in rows]))
+        try:
+            assert self.is_open.wait(10)
+            if any(row.value < 0 for row in rows):
+                raise ValueError("poison")
+            if any(row.value == 666 for row in rows):
+                raise SystemExit(1)
+            return [row.value**2 for row in rows]
+        finally:
+            with self.lock:
+                self.running -= 1
+
+
+class Silent:
+    def on_batch(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+        pass
+
+    def on_answer(self, queue_s: float) -> None:
+        pass
+
+    def on_drop(self, reason: str) -> None:
+        pass
+
+
+@dataclass
+class Rig:
+    engine: Engine
+    batcher: Batcher[Row, int]
+
+    def submit(self, *values: int, tokens: int = 10) -> asyncio.Task[list[int]]:
+        async def results() -> list[int]:
+            rows = [Row(value, tokens) for value in values]
+            answer = await self.batcher.submit(rows, deadline=time.monotonic() + 100)
+            return answer.results
+
+        return asyncio.create_task(results())
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110 - threads make it true
+                await asyncio.sleep(0.001)
+
+
+def run(test: Callable[[Rig], Awaitable[None]], workers: int = 2, tokens: int = 1000) -> Engine:
+    engine = Engine()
+
+    async def main() -> None:
+        runners = Runners(engine.run, engine.run_alone, workers)
+        limits = BatchLimits(256, tokens, 10_000, 1_000_000)
+        batcher: Batcher[Row, int] = Batcher(runners, limits, Silent())
+        batcher.start()
+        try:
+            await test(Rig(engine, batcher))
+        finally:
+            engine.is_open.set()
+            await batcher.stop(5.0)
+
+    asyncio.run(main())
+    return engine
+
+
+def test_a_few_rows_by_themselves_get_all_of_the_machine() -> None:
+    async def test(rig: Rig) -> None:
+        rig.engine.is_open.set()
+        for value in range(5):
+            assert await rig.submit(value) == [value**2]
+
+    engine = run(test)
+    assert {(how, name) for how, name, _ in engine.batches} == {("alone", "batches-0")}
+
+
+def test_while_one_has_all_of_the_machine_others_wait_and_share_it_then() -> None:
+    async def test(rig: Rig) -> None:
+        first = rig.submit(0)
+        await rig.until(lambda: rig.engine.running == 1)
+        others = [rig.submit(value) for value in range(1, 21)]
+        await asyncio.sleep(0.02)
+        assert rig.engine.running == 1
+        rig.engine.is_open.set()
+        assert await first == [0]
+        assert [await other for other in others] == [[v**2] for v in range(1, 21)]
+
+    engine = run(test)
+    assert [(how, len(rows)) for how, _, rows in engine.batches] == [
+        ("alone", 1),
+        ("share", 10),
+        ("share", 10),
+    ]
+
+
+def test_a_free_share_takes_what_comes_at_once() -> None:
+    async def test(rig: Rig) -> None:
+        first = rig.submit(*range(8), tokens=100)
+        await rig.until(lambda: rig.engine.running == 2)
+        rig.engine.is_open.set()
+        await first
+        rig.engine.is_open.clear()
+        second = rig.submit(*range(4), tokens=100)
+        await rig.until(lambda: rig.engine.running == 2)
+        assert [len(rows) for _, _, rows in rig.engine.batches] == [4, 4, 2, 2]
+        rig.engine.is_open.set()
+        await second
+
+    run(test)
+
+
+def test_a_share_of_the_machine_gets_as_much_of_the_tokens() -> None:
+    async def test(rig: Rig) -> None:
+        everything = rig.submit(*range(100), tokens=100)
+        await rig.until(lambda: rig.engine.running == 4)
+        rig.engine.is_open.set()
+        assert await everything == [value**2 for value in range(100)]
+
+    engine = run(test, workers=4, tokens=2000)
+    assert max(len(rows) for _, _, rows in engine.batches) == 5
+    assert len({name for _, name, _ in engine.batches}) == 4
+
+
+def test_one_worker_runs_one_batch_at_a_time() -> None:
+    async def test(rig: Rig) -> None:
+        tasks = [rig.submit(value, tokens=100) for value in range(20)]
+        rig.engine.is_open.set()
+        await asyncio.gather(*tasks)
+
+    engine = run(test, workers=1)
+    assert engine.most_running == 1
+    assert {how for how, _, _ in engine.batches} == {"alone"}
+
+
+def test_a_bad_row_fails_its_own_request_beside_others() -> None:
+    async def test(rig: Rig) -> None:
+        bad = rig.submit(-1, tokens=100)
+        good = [rig.submit(value, tokens=100) for value in range(1, 12)]
+        await rig.until(lambda: rig.engine.running == 2)
+        rig.engine.is_open.set()
+        with pytest.raises(BatchFailedError):
+            await bad
+        assert [await task for task in good] == [[value**2] for value in range(1, 12)]
+
+    run(test)
+
+
+def test_a_dead_thread_is_the_end_for_all() -> None:
+    """Half a machine would look well and be at its limit."""
+
+    async def test(rig: Rig) -> None:
+        tasks = [rig.submit(value, tokens=100) for value in (1, 2, 666, 4)]
+        await rig.until(lambda: rig.engine.running == 2)
+        waiting = rig.submit(7)
+        rig.engine.is_open.set()
+        ended = await asyncio.gather(*tasks, waiting, return_exceptions=True)
+        assert isinstance(ended[2], NotReadyError)
+        assert not rig.batcher.is_alive
+        with pytest.raises(NotReadyError, match="died"):
+            await rig.submit(1)
+
+    run(test)
+
+
+def test_the_next_batch_starts_before_the_answers_of_the_last_are_written() -> None:
+    """Writing them takes the event loop milliseconds, in which the engine would stand still."""
+
+    async def test(rig: Rig) -> None:
+        first = rig.submit(1)
+        await rig.until(lambda: rig.engine.running == 1)
+        second = rig.submit(2)
+        await asyncio.sleep(0.01)
+        seen: list[int] = []
+        first.add_done_callback(lambda _: seen.append(len(rig.batcher._crew._running)))
+        rig.engine.is_open.set()
+        await asyncio.gather(first, second)
+        assert seen == [1]
+
+    run(test)
+
+
+def test_stopping_finishes_what_was_taken_in_every_thread() -> None:
+    async def test(rig: Rig) -> None:
+        tasks = [rig.submit(value, tokens=100) for value in range(8)]
+        await rig.until(lambda: rig.engine.running == 2)
+        stopping = asyncio.create_task(rig.batcher.stop(5.0))
+        await asyncio.sleep(0.01)
+        rig.engine.is_open.set()
+        assert [await task for task in tasks] == [[value**2] for value in range(8)]
+        await stopping
+
+    run(test)
+
+
+def test_one_long_row_gets_all_of_the_machine() -> None:
+    """The shares that it does not have would stand still."""
+
+    async def test(rig: Rig) -> None:
+        rig.engine.is_open.set()
+        await rig.submit(3, tokens=500)
+
+    assert [how for how, _, _ in run(test).batches] == ["alone"]
+
+
+def test_what_is_logged_of_a_batch_is_not_that_of_the_request_that_woke_the_crew() -> None:
+    seen: list[str] = []
+
+    class Noting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(request_id_var.get())
+
+    async def test(rig: Rig) -> None:
+        rig.engine.is_open.set()
+        before = request_id_var.get()
+        token = request_id_var.set("innocent")
+        innocent = rig.submit(1)
+        request_id_var.reset(token)
+        bad = rig.submit(-1)
+        await asyncio.gather(innocent, bad, return_exceptions=True)
+        assert set(seen) == {before}
+
+    handler = Noting()
+    logging.getLogger("app.batching.workers").addHandler(handler)
+    try:
+        run(test)
+    finally:
+        logging.getLogger("app.batching.workers").removeHandler(handler)

@@ -1,0 +1,411 @@
+"""The bank: each row sees its own slot's values at each site, however slots and kinds are mixed."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from app.engine.bank import Bank
+from app.engine.bank_overlay import BankOverlay
+from app.engine.cpu import FusedOverlay
+from deltas import Backbone, Delta, Overlay, SingleOverlay, TaskSpec, encoder_layout, pack
+from deltas.backbone.backbone import weights_fingerprint
+from deltas.kernels.int8 import mixed
+
+CPU = torch.device("cpu")
+STRATEGIES = [
+    "head",
+    "bitfit",
+    "layernorm",
+    "random:0.05",
+    "random:0.001",
+    "random:0.5",
+    "top:1",
+    "params:embeddings",
+    "random:0.1+params:query.weight",
+    "full",
+]
+
+
+@pytest.fixture(scope="module")
+def deltas(tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any) -> list[Delta]:
+    """One of each strategy; tasks of all widths in turn."""
+    tasks = list(toy_tasks.values())
+    return [
+        make_delta(tiny_backbone, tasks[number % len(tasks)], strategy)
+        for number, strategy in enumerate(STRATEGIES)
+    ]
+
+
+@pytest.fixture(scope="module")
+def bank(tiny_backbone: Backbone, deltas: list[Delta]) -> Bank:
+    """All of them; slot 0 is the backbone."""
+    made = Bank(tiny_backbone, CPU, torch.float32)
+    assert made.add(deltas) == list(range(1, 1 + len(deltas)))
+    return made
+
+
+@pytest.fixture(
+    params=[(BankOverlay, False), (FusedOverlay, False), (FusedOverlay, True)],
+    ids=["bank", "fused", "fused-loose"],
+)
+def layout(request: pytest.FixtureRequest) -> tuple[type[BankOverlay], bool]:
+    """An overlay, and whether rows of slots with few values of their own lie anywhere."""
+    chosen: tuple[type[BankOverlay], bool] = request.param
+    return chosen
+
+
+@pytest.fixture
+def overlay_type(layout: tuple[type[BankOverlay], bool]) -> type[BankOverlay]:
+    return layout[0]
+
+
+@pytest.fixture
+def batch(layout: tuple[type[BankOverlay], bool], bank: Bank) -> tuple[Any, list[int]]:
+    """Rows of several lengths in every slot, twice each, and the slots in packed order."""
+    draw = random.Random(2)
+    slots = [*range(len(STRATEGIES) + 1)] * 2
+    draw.shuffle(slots)
+    rows = []
+    for _ in slots:
+        length = draw.choice([2, 3, 7])
+        rows.append(([draw.randrange(101) for _ in range(length)], [0, *[1] * (length - 1)]))
+    keys = [slot if bank.has_whole_matrices(slot) else 0 for slot in slots]
+    return pack(rows, keys=keys if layout[1] else slots), slots
+
+
+def sites(backbone: Backbone, kind: str) -> list[str]:
+    """Site names of the encoder's matrices, norms or tables."""
+    names = sorted({name.rpartition(".")[0] for name in encoder_layout(backbone.config)})
+    tables = {"embeddings.word", "embeddings.position", "embeddings.token_type"}
+    norms = {name for name in names if name.endswith("norm")}
+    wanted = {"table": tables, "norm": norms, "matrix": set(names) - tables - norms}[kind]
+    return sorted(wanted)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_each_line_is_computed_with_its_own_slot(
+    tiny_backbone: Backbone,
+    bank: Bank,
+    deltas: list[Delta],
+    batch: Any,
+    per_row: bool,
+    overlay_type: type[BankOverlay],
+) -> None:
+    """At every site, against one overlay a slot."""
+    packed, slots = batch
+    mixed = overlay_type(bank, packed, slots)
+    alone = [SingleOverlay(tiny_backbone, {})]
+    alone += [SingleOverlay(tiny_backbone, delta.entries) for delta in deltas]
+    rows = packed.row_of_packed if per_row else packed.row_of_token
+    lines = torch.tensor(slots)[rows]
+    generator = torch.Generator().manual_seed(1)
+    for kind in ("matrix", "norm"):
+        for site in sites(tiny_backbone, kind):
+            width = bank.frozen[f"{site}.weight"].shape[-1]
+            x = torch.randn(len(lines), width, generator=generator)
+            call = "linear" if kind == "matrix" else "norm"
+            found = getattr(mixed, call)(site, x.clone(), per_row=per_row)
+            for slot, overlay in enumerate(alone):
+                mine = lines == slot
+                expected = getattr(overlay, call)(site, x[mine])
+                torch.testing.assert_close(
+                    found[mine], expected, atol=1e-5, rtol=1e-5, msg=f"{site} {slot}"
+                )
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_steps_that_may_be_fused_are_those_of_one_overlay(
+    tiny_backbone: Backbone,
+    bank: Bank,
+    deltas: list[Delta],
+    batch: Any,
+    per_row: bool,
+    overlay_type: type[BankOverlay],
+) -> None:
+    """Feed-forward of a layer: product, GELU, product, residual and LayerNorm."""
+    packed, slots = batch
+    mixed = overlay_type(bank, packed, slots)
+    lines = torch.tensor(slots)[packed.row_of_packed if per_row else packed.row_of_token]
+    x = torch.randn(len(lines), 36, generator=torch.Generator().manual_seed(4))
+    sites = "layer.0.output", "layer.0.output_norm"
+
+    def feed_forward(overlay: Overlay, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            inner = overlay.activate("layer.0.intermediate", x, "gelu", per_row=per_row)
+            return overlay.add_norm(sites, inner, x, 0.0, per_row=per_row)
+
+    found = feed_forward(mixed, x)
+    for slot in range(bank.num_slots):
+        mine = lines == slot
+        overlay = SingleOverlay(tiny_backbone, deltas[slot - 1].entries if slot else {})
+        expected = feed_forward(overlay, x[mine])
+        torch.testing.assert_close(found[mine], expected, atol=1e-5, rtol=1e-5, msg=str(slot))
+
+
+def test_serving_drops_nothing(bank: Bank, batch: Any) -> None:
+    packed, slots = batch
+    x = torch.randn(len(packed.input_ids), 36)
+    with pytest.raises(ValueError, match="nothing is dropped"):
+        FusedOverlay(bank, packed, slots).add_norm(
+            ("layer.0.attention_output", "layer.0.attention_norm"), x, x, 0.1
+        )
+
+
+def test_tables_are_looked_up_each_line_in_its_own_slot(
+    tiny_backbone: Backbone,
+    bank: Bank,
+    deltas: list[Delta],
+    batch: Any,
+    overlay_type: type[BankOverlay],
+) -> None:
+    packed, slots = batch
+    mixed = overlay_type(bank, packed, slots)
+    lines = torch.tensor(slots)[packed.row_of_token]
+    ids = {
+        "embeddings.word": packed.input_ids,
+        "embeddings.position": packed.position_ids,
+        "embeddings.token_type": packed.token_type_ids,
+    }
+    for site in sites(tiny_backbone, "table"):
+        found = mixed.embed(site, ids[site])
+        for slot in range(bank.num_slots):
+            entries = deltas[slot - 1].entries if slot else {}
+            mine = lines == slot
+            expected = SingleOverlay(tiny_backbone, entries).embed(site, ids[site][mine])
+            torch.testing.assert_close(found[mine], expected, atol=1e-6, rtol=1e-6)
+
+
+def test_heads_are_each_tasks_own(
+    bank: Bank, deltas: list[Delta], batch: Any, overlay_type: type[BankOverlay]
+) -> None:
+    packed, slots = batch
+    used = [slot or 1 for slot in slots]  # the bare backbone has no head
+    pooled = torch.randn(len(used), 36, generator=torch.Generator().manual_seed(2))
+    logits = overlay_type(bank, packed, used).head(pooled)
+    assert len(logits) == len(used)
+    for slot, row, found in zip(used, pooled, logits, strict=True):
+        delta = deltas[slot - 1]
+        expected = delta.head_weight @ row + delta.head_bias
+        assert found == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def tables(bank: Bank) -> dict[str, Tensor]:
+    """Vectors of all slots, by name."""
+    return {name: table for lines in bank.lines.values() for name, table in lines.tables.items()}
+
+
+def state(bank: Bank) -> list[Tensor]:
+    """Every tensor that the bank holds."""
+    held = [*bank.frozen.values(), *tables(bank).values()]
+    held += [matrix for slots in bank.matrices.values() for matrix in slots.values()]
+    for by_slot in bank.sparse.values():
+        for sparse in by_slot.values():
+            held += [sparse.rows, sparse.columns, sparse.differences]
+    held += [
+        matrix.multiply(torch.eye(bank.frozen[name].shape[1]))
+        for name, matrix in bank.products.items()
+    ]
+    return held + [tensor for head in bank.heads for tensor in head]
+
+
+def test_computing_writes_nothing(
+    tiny_backbone: Backbone, bank: Bank, batch: Any, overlay_type: type[BankOverlay]
+) -> None:
+    """No in-place operation reaches the slots: the same bits after every call."""
+    packed, slots = batch
+    before = [value.clone() for value in state(bank)]
+    mixed = overlay_type(bank, packed, slots)
+    for site in sites(tiny_backbone, "table"):
+        mixed.embed(site, packed.token_type_ids)
+    for per_row, count in ((False, len(packed.input_ids)), (True, len(packed.first))):
+        for site in sites(tiny_backbone, "matrix"):
+            width = bank.frozen[f"{site}.weight"].shape[1]
+            mixed.linear(site, torch.randn(count, width), per_row=per_row)
+        for site in sites(tiny_backbone, "norm"):
+            mixed.norm(site, torch.randn(count, 36), per_row=per_row)
+    assert all(map(torch.equal, state(bank), before))
+    assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
+
+
+def test_the_input_is_left_alone(bank: Bank, batch: Any, overlay_type: type[BankOverlay]) -> None:
+    packed, slots = batch
+    mixed = overlay_type(bank, packed, slots)
+    x = torch.randn(len(packed.input_ids), 36)
+    kept = x.clone()
+    mixed.linear("layer.0.intermediate", x)
+    mixed.norm("layer.0.output_norm", x)
+    inner = torch.randn(len(x), bank.frozen["layer.0.output.weight"].shape[1])
+    mixed.add_norm(("layer.0.output", "layer.0.output_norm"), inner, x, 0.0)
+    assert torch.equal(x, kept)
+
+
+def test_adding_later_is_adding_at_once(
+    tiny_backbone: Backbone, bank: Bank, deltas: list[Delta]
+) -> None:
+    """Slots that are there keep their number and bits."""
+    grown = Bank(tiny_backbone, CPU, torch.float32)
+    slots = [slot for delta in deltas for slot in grown.add([delta])]
+    assert slots == list(range(1, 1 + len(deltas)))
+    assert grown.add([]) == []
+    assert all(map(torch.equal, state(grown), state(bank)))
+
+
+def test_frozen_weights_are_held_once(tiny_backbone: Backbone, bank: Bank) -> None:
+    for name, weight in tiny_backbone.weights.items():
+        assert bank.frozen[name].data_ptr() == weight.data_ptr()
+
+
+def test_small_deltas_take_little_memory(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
+) -> None:
+    """A slot of biases or of few values never costs a matrix."""
+    smallest = 36 * 36
+    for strategy in ("head", "bitfit", "layernorm", "random:0.001"):
+        made = Bank(tiny_backbone, CPU, torch.float32)
+        first, second = (
+            make_delta(tiny_backbone, toy_tasks["toy2"], strategy, seed) for seed in (0, 1)
+        )
+        made.add([first])
+        before = sum(value.numel() for value in state(made))
+        made.add([second])
+        grown = sum(value.numel() for value in state(made)) - before
+        vectors = sum(v.numel() for v in tiny_backbone.weights.values() if v.ndim == 1)
+        assert grown < vectors + smallest
+        assert not any(made.matrices.values())
+
+
+def test_a_few_values_take_no_more_memory_than_all(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
+) -> None:
+    """Where lists of places and values would, the slot has matrices of its own."""
+    for dtype, few, many in ((torch.float32, 0.3, 0.4), (torch.bfloat16, 0.15, 0.2)):
+        made = Bank(tiny_backbone, CPU, dtype)
+        deltas = [
+            make_delta(tiny_backbone, toy_tasks["toy2"], f"random:{share}") for share in (few, many)
+        ]
+        sparse, whole = made.add(deltas)
+        table = "embeddings.word.weight"
+        assert (made.has_whole_matrices(sparse), made.has_whole_matrices(whole)) == (False, True)
+        assert (set(made.sparse[table]), set(made.matrices[table])) == ({sparse}, {whole})
+
+
+def test_a_failing_product_leaves_the_matrices_as_they_were(bank: Bank) -> None:
+    """Else everybody would answer with values of the sparse slot."""
+    sparse = 1 + STRATEGIES.index("random:0.05")
+    before = [value.clone() for value in state(bank)]
+    mixed = FusedOverlay(bank, pack([([1, 2], [0, 0])], keys=[sparse]), [sparse])
+    with pytest.raises(RuntimeError):
+        mixed.linear("layer.0.intermediate", torch.randn(2, 35))
+    assert all(map(torch.equal, state(bank), before))
+
+
+def test_rows_of_a_slot_with_matrices_must_lie_side_by_side(bank: Bank) -> None:
+    packed = pack([([1, 2], [0, 0])] * 3)
+    sparse = 1 + STRATEGIES.index("random:0.05")
+    BankOverlay(bank, packed, [1, 2, 1])
+    with pytest.raises(ValueError, match="don't lie side by side"):
+        BankOverlay(bank, packed, [sparse, 1, sparse])
+    whole = 1 + STRATEGIES.index("top:1")
+    FusedOverlay(bank, packed, [sparse, 1, sparse])
+    with pytest.raises(ValueError, match="don't lie side by side"):
+        FusedOverlay(bank, packed, [whole, 1, sparse])
+
+
+def test_many_values_or_lines_ask_for_rows_side_by_side(bank: Bank) -> None:
+    """Where merging a slot's values into a matrix of its own takes less time."""
+    sparse, whole = (1 + STRATEGIES.index(name) for name in ("random:0.05", "top:1"))
+    assert not bank.needs_span(0, 10**6)
+    assert not bank.needs_span(1, 10**6)
+    assert bank.needs_span(whole, 1)
+    assert not bank.needs_span(sparse, 15)
+    assert bank.needs_span(sparse, 25)  # 25 lines with a twentieth of a matrix
+
+
+def test_tasks_without_vectors_share_those_of_the_backbone(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
+) -> None:
+    """Thousands of heads cost their heads."""
+    made = Bank(tiny_backbone, CPU, torch.float32)
+    made.add([make_delta(tiny_backbone, toy_tasks["toy2"], "head", seed) for seed in range(5)])
+    made.add([make_delta(tiny_backbone, toy_tasks["toy2"], "bitfit")])
+    assert made.line_of == {"bias": [0, 0, 0, 0, 0, 0, 1], "weight": [0] * 7}
+    assert {len(table) for table in made.lines["bias"].tables.values()} == {2}
+    assert {len(table) for table in made.lines["weight"].tables.values()} == {1}
+
+
+def test_many_slots_keep_their_values_while_the_bank_grows(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
+) -> None:
+    made = Bank(tiny_backbone, CPU, torch.float32)
+    deltas = [
+        make_delta(tiny_backbone, toy_tasks["toy2"], "layernorm", seed) for seed in range(150)
+    ]
+    for delta in deltas:
+        made.add([delta])
+    for slot, delta in enumerate(deltas, start=1):
+        expected = delta.entries["bert.embeddings.LayerNorm.bias"].values
+        assert torch.equal(
+            made.vectors("embeddings.norm.bias")[made.line_of["bias"][slot]], expected
+        )
+
+
+def test_a_delta_has_lines_of_the_kinds_that_it_changes(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
+) -> None:
+    """Ten thousand tasks of biases need no LayerNorm's weights of their own."""
+    made = Bank(tiny_backbone, CPU, torch.float32)
+    wanted = ("bitfit", "layernorm", "head", "params:LayerNorm.weight", "bitfit")
+    made.add([make_delta(tiny_backbone, toy_tasks["toy2"], strategy) for strategy in wanted])
+    assert made.line_of == {"bias": [0, 1, 2, 0, 0, 3], "weight": [0, 0, 1, 0, 2, 0]}
+    made.remove(1)
+    made.remove(4)
+    made.add([make_delta(tiny_backbone, toy_tasks["toy2"], "layernorm", 1)])
+    assert sorted(made.line_of["bias"]) == [0, 0, 0, 1, 2, 3]
+    assert {len(table) for table in made.lines["bias"].tables.values()} == {4}
+    assert {len(table) for table in made.lines["weight"].tables.values()} == {3}
+
+
+def test_values_do_not_follow_the_caller(tiny_backbone: Backbone, deltas: list[Delta]) -> None:
+    """What a slot holds is its own: the delta's tensors may be changed or freed afterwards."""
+    copies = [
+        Delta(
+            delta.manifest,
+            {
+                name: type(entry)(**vars(entry) | {"values": entry.values.clone()})
+                for name, entry in delta.entries.items()
+            },
+            delta.head_weight.clone(),
+            delta.head_bias.clone(),
+        )
+        for delta in deltas
+    ]
+    made = Bank(tiny_backbone, CPU, torch.float32)
+    made.add(copies)
+    before = [value.clone() for value in state(made)]
+    for delta in copies:
+        for value in (
+            delta.head_weight,
+            delta.head_bias,
+            *(e.values for e in delta.entries.values()),
+        ):
+            value.fill_(9.0)
+    assert all(map(torch.equal, state(made), before))
+
+
+def test_whole_numbers_are_within_half_a_step_of_the_matrices(tiny_backbone: Backbone) -> None:
+    """Every layer's matrices, none else; each line has its own step."""
+    made = Bank(tiny_backbone, CPU, torch.float32, int8=True)
+    matrices = {n for n, w in tiny_backbone.weights.items() if w.ndim == 2}
+    layers = {name for name in matrices if name.startswith("layer.")}
+    assert set(made.quantised) == layers
+    for name, quantised in made.quantised.items():
+        weight = mixed(tiny_backbone.weights[name])
+        assert quantised.values.dtype == torch.int8
+        assert quantised.values.abs().amax(1).eq(127).all()
+        away = (quantised.values * quantised.steps[:, None] - weight).abs()
+        assert (away <= 0.501 * quantised.steps[:, None]).all(), name

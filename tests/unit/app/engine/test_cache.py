@@ -1,0 +1,408 @@
+"""Daemon threads: results, errors, order; and that they hold up neither an exit nor memory.
+
+Slots: who is in the bank, who gives way, and what is loaded ahead; with real files.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from app.engine.bank import Bank, Staged
+from app.engine.cache import DaemonThreads, Slots
+from app.engine.loader import Loader
+from app.errors import DeltaUnavailableError
+from deltas import Backbone, Record, Store
+
+
+class SlowLoader:
+    """A real loader that waits for a gate and notes what it was asked for."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self.gate = threading.Event()
+        self.gate.set()
+        self.asked: list[Record] = []
+        self.error: Exception | None = None
+
+    def load(self, record: Record) -> Staged:
+        self.asked.append(record)
+        assert self.gate.wait(30)
+        if self.error is not None:
+            raise self.error
+        return self._loader.load(record)
+
+
+@pytest.fixture
+def loader(tiny_backbone: Backbone, bank: Bank) -> SlowLoader:
+    return SlowLoader(Loader(tiny_backbone, bank, again=True))
+
+
+def claimed_by(
+    slots: Slots, records: list[Record]
+) -> dict[tuple[str, str, str], int | DeltaUnavailableError]:
+    """What a batch claims that ends at once."""
+    with slots.claim(records) as claimed:
+        return claimed
+
+
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_the_least_recently_used_gives_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load, max_slots=3)
+    one, two, three, four, five = store.records[:5]
+    claimed_by(slots, [one, two, three])
+    claimed_by(slots, [one])
+    claimed_by(slots, [four])
+    assert [r in slots for r in (one, two, three, four)] == [True, False, True, True]
+    slots.prefetch([three])  # its row is about to be queued
+    claimed_by(slots, [five])
+    assert [r in slots for r in (one, three, four, five)] == [False, True, True, True]
+    assert slots.counts.hits == 1
+    assert slots.counts.evicted == 2
+    assert slots.num_used == 3
+    assert bank.num_slots == 4
+
+
+def test_what_the_batch_needs_stays(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    """Also when it is the least recently used."""
+    slots = Slots(bank, loader.load, max_slots=2)
+    one, two, three = store.records[:3]
+    claimed_by(slots, [one])
+    claimed_by(slots, [two])
+    claimed = claimed_by(slots, [three, one])
+    assert set(claimed) == {one.key, three.key}
+    assert two not in slots
+
+
+def test_slots_are_used_again(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    """Whatever comes and goes, of all kinds, the bank grows no further than it must."""
+    slots = Slots(bank, loader.load, max_slots=2)
+    for record in store.records * 2:
+        claimed_by(slots, [record])
+    assert len(bank.heads) == 3
+    for lines in bank.lines.values():
+        assert {len(table) for table in lines.tables.values()} == {3}
+    held = sum(len(by_slot) for by_slot in bank.matrices.values())
+    held += sum(len(by_slot) for by_slot in bank.sparse.values())
+    assert held <= 2 * len(bank.frozen)
+    assert bank.matrix_slots <= {1, 2}
+
+
+def test_pinned_ones_never_give_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    pinned, *others = store.records[:6]
+    slots = Slots(bank, loader.load, max_slots=2, pinned={pinned.key})
+    claimed_by(slots, [pinned])
+    for record in others:
+        claimed_by(slots, [record])
+        assert pinned in slots
+
+
+def test_a_batch_of_more_deltas_than_slots_is_cut(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
+    """What is there comes first: else it would give way before its turn."""
+    records = store.records[:7]
+    slots = Slots(bank, loader.load, max_slots=3, pinned={records[6].key})
+    claimed_by(slots, [records[4]])
+    parts = slots.parts([*records, *records])
+    assert [[records.index(record) for record in part] for part in parts] == [
+        [6, 4, 0],
+        [1, 2],
+        [3, 5],
+    ]
+    assert slots.parts([]) == [[]]
+
+
+def test_all_slots_pinned_leave_none(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load, max_slots=1, pinned={store.records[0].key})
+    with pytest.raises(ValueError, match="none is left"):
+        slots.parts(store.records[:2])
+
+
+@pytest.mark.parametrize("max_slots", [3, 4])
+def test_all_deltas_may_be_pinned(
+    bank: Bank, loader: SlowLoader, store: Store, max_slots: int
+) -> None:
+    records = store.records[:3]
+    pinned = {record.key for record in records}
+    slots = Slots(bank, loader.load, max_slots=max_slots, pinned=pinned)
+    assert slots.parts(records) == [records]
+    assert [*claimed_by(slots, records)] == [record.key for record in records]
+
+
+def test_without_a_limit_nothing_gives_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load)
+    (part,) = slots.parts(store.records)
+    claimed = claimed_by(slots, part)
+    assert [*claimed.values()] == [*range(1, 26)]
+    assert claimed_by(slots, part) == claimed
+
+
+def test_loading_ahead_spares_the_wait(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load, max_slots=2)
+    record = store.records[0]
+    slots.prefetch([record, record])
+    wait_until(lambda: slots._coming[record.key].staged.done())
+    assert record not in slots
+    claimed_by(slots, [record])
+    slots.prefetch([record])
+    assert loader.asked == [record]
+    assert (slots.counts.prefetched, slots.counts.waited) == (1, 0)
+
+
+def test_a_file_that_hangs_does_not_hold_up_an_exit(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
+    daemons: list[bool] = []
+
+    def load(record: Record) -> Staged:
+        daemons.append(threading.current_thread().daemon)
+        return loader.load(record)
+
+    claimed_by(Slots(bank, load, max_slots=2), store.records[:1])
+    assert daemons == [True]
+
+
+def test_no_lock_is_held_while_a_file_is_read(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load, max_slots=2)
+    there, slow = store.records[:2]
+    claimed_by(slots, [there])
+    loader.gate.clear()
+    slots.prefetch([slow])
+    wait_until(lambda: slow in loader.asked)
+    slots.prefetch([there, slow])
+    assert claimed_by(slots, [there]) == {there.key: 1}
+    loader.gate.set()
+    assert claimed_by(slots, [slow]) == {slow.key: 2}
+    assert loader.asked.count(slow) == 1
+
+
+def test_no_more_is_loaded_ahead_than_the_bank_holds(
+    bank: Bank, loader: SlowLoader, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody came for makes room after a while."""
+    slots = Slots(bank, loader.load, max_slots=3)
+    slots.prefetch(store.records[:10])
+    wait_until(lambda: all(item.staged.done() for item in slots._coming.values()))
+    assert loader.asked == store.records[:3]
+    monkeypatch.setattr("app.engine.cache._KEEP_S", 0.0)
+    time.sleep(0.01)
+    slots.prefetch(store.records[10:11])
+    wait_until(lambda: store.records[10] in loader.asked)
+    assert len(slots._coming) == 1
+
+
+def test_a_file_that_takes_too_long_fails_alone(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
+    slots = Slots(bank, loader.load, max_slots=2, load_timeout_s=0.05)
+    there, slow = store.records[:2]
+    claimed_by(slots, [there])
+    loader.gate.clear()
+    claimed = claimed_by(slots, [slow, there])
+    assert claimed[there.key] == 1
+    assert "takes too long" in str(claimed[slow.key])
+    loader.gate.set()
+    wait_until(lambda: slots._coming[slow.key].staged.done())
+    assert claimed_by(slots, [slow]) == {slow.key: 2}
+    assert loader.asked.count(slow) == 1
+
+
+def test_unforeseen_errors_are_logged_not_told(
+    bank: Bank, loader: SlowLoader, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    slots = Slots(bank, loader.load, max_slots=2)
+    loader.error = MemoryError("secret")
+    (outcome,) = claimed_by(slots, store.records[:1]).values()
+    assert isinstance(outcome, DeltaUnavailableError)
+    assert "secret" not in str(outcome)
+    assert "secret" in caplog.text
+    assert slots.counts.failed == 1
+    loader.error = None
+    assert claimed_by(slots, store.records[:1]) == {store.records[0].key: 1}
+
+
+def test_only_free_slots_can_be_filled(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load, max_slots=1)
+    loaded = [(record, loader.load(record)) for record in store.records[:2]]
+    with pytest.raises(ValueError, match="2 deltas don't fit"):
+        slots.hold(loaded)
+    slots.hold(loaded[:1])
+    slots.drop(store.records[0])
+    slots.drop(store.records[0])
+    slots.hold(loaded[1:])
+    assert store.records[1] in slots
+    assert bank.num_slots == 2
+
+
+def test_what_another_batch_has_claimed_stays(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    """Also when it is the least recently used and its batch takes long."""
+    slots = Slots(bank, loader.load, max_slots=2)
+    assert slots.share(2) == 2
+    one, two, three = store.records[:3]
+    with slots.claim([one]) as long:
+        claimed_by(slots, [two])
+        claimed_by(slots, [three])
+        assert one in slots
+        assert two not in slots
+        with slots.claim([one]) as again:
+            assert again == long
+        claimed_by(slots, [two])
+        assert one in slots, "it is still the first one's"
+    claimed_by(slots, [three])
+    assert one not in slots
+
+
+def test_each_batch_gets_its_share_of_the_slots(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
+    pinned, *others = store.records[:7]
+    slots = Slots(bank, loader.load, max_slots=5, pinned={pinned.key})
+    assert slots.share(2) == 2
+    assert [len(part) for part in slots.parts([*others, pinned])] == [3, 2, 2]
+    assert slots.share(9) == 4, "there are no more slots for those that are not pinned"
+    assert [len(part) for part in slots.parts(others)] == [1] * 6
+
+
+def test_batches_side_by_side_never_wait_for_each_others_slots(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
+    slots = Slots(bank, loader.load, max_slots=4)
+    slots.share(4)
+    held: Counter[Any] = Counter()
+    lock = threading.Lock()
+
+    def play(first: int) -> None:
+        for number in range(60):
+            record = store.records[(first + number * (first + 1)) % 9]
+            for part in slots.parts([record, store.records[(first + number) % 9]]):
+                with slots.claim(part) as claimed:
+                    assert all(isinstance(slot, int) for slot in claimed.values())
+                    with lock:
+                        held.update(claimed.keys())
+                    assert all(record in slots for record in part)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(play, first) for first in range(4)]:
+            done.result(60)
+    assert len(held) == 9
+    assert slots.num_used == 4
+    assert bank.num_slots == 5
+
+
+def test_two_batches_that_wait_for_the_same_file_share_a_slot(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
+    slots = Slots(bank, loader.load, max_slots=4)
+    slots.share(2)
+    record = store.records[0]
+    loader.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(claimed_by, slots, [record]) for _ in range(2)]
+        wait_until(lambda: slots.counts.waited == 2)
+        loader.gate.set()
+        first, second = (done.result(30) for done in both)
+    assert first == second
+    assert bank.num_slots == 2
+
+
+def test_what_fails_keeps_no_slot(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    slots = Slots(bank, loader.load, max_slots=2)
+    one, two, three = store.records[:3]
+    with pytest.raises(RuntimeError, match="pass"), slots.claim([one, two]):
+        raise RuntimeError("the forward pass failed")
+    claimed_by(slots, [three])
+    assert one not in slots
+
+
+HANG = """
+import threading, time
+from app.engine.cache import DaemonThreads
+
+started = threading.Event()
+
+def hang(_):
+    started.set()
+    time.sleep(60)
+
+threads = DaemonThreads(1, "test")
+for number in range(3):
+    threads.submit(hang, number)
+assert started.wait(30)
+"""
+
+
+def test_results_errors_and_order() -> None:
+    threads = DaemonThreads(1, "test")
+    seen: list[int] = []
+
+    def work(number: int) -> int:
+        seen.append(number)
+        if number == 2:
+            raise SystemExit(2)
+        return number**2
+
+    futures = [threads.submit(work, number) for number in range(4)]
+    assert [futures[number].result(10) for number in (0, 1, 3)] == [0, 1, 9]
+    with pytest.raises(SystemExit):
+        futures[2].result(10)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_as_many_at_once_as_there_are_threads() -> None:
+    threads, both = DaemonThreads(2, "test"), threading.Barrier(2, timeout=10)
+    for future in [threads.submit(lambda _: both.wait(), None) for _ in range(2)]:
+        future.result(10)
+
+
+def test_what_hangs_does_not_hold_up_an_exit() -> None:
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", HANG], check=True, timeout=50)
+    assert time.monotonic() - started < 40
+
+
+def test_threads_end_with_their_owner_and_keep_nothing() -> None:
+    class Argument:
+        pass
+
+    threads, argument = DaemonThreads(2, "ending"), Argument()
+    gone = weakref.ref(argument)
+    threads.submit(id, argument).result(10)
+    del argument
+    wait_until(lambda: gone() is None)
+    del threads
+    wait_until(lambda: not any(t.name.startswith("ending") for t in threading.enumerate()))
+
+
+def test_threads_that_hang_are_replaced() -> None:
+    threads = DaemonThreads(1, "test", hangs_s=0.05)
+    is_open = threading.Event()
+    stuck = [threads.submit(lambda _: is_open.wait(30), None)]
+    for _ in range(3):
+        time.sleep(0.1)
+        assert threads.submit(lambda number: number + 1, 1).result(10) == 2
+        stuck.append(threads.submit(lambda _: is_open.wait(30), None))
+    assert not any(future.done() for future in stuck)
+    is_open.set()
+    assert all(future.result(10) for future in stuck)
+
+
+def test_work_does_not_add_threads() -> None:
+    threads = DaemonThreads(2, "test")
+    before = threading.active_count()
+    assert sum(threads.submit(lambda number: number, n).result(10) for n in range(50)) == 1225
+    assert threading.active_count() == before

@@ -1,0 +1,142 @@
+"""Loading: what is checked once in full, what later loads may skip, and how bad files are found."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.engine.bank import Bank, Staged
+from app.engine.cache import Slots
+from app.engine.loader import Loader
+from app.errors import DeltaUnavailableError
+from deltas import Backbone, DeltaFormatError, Record, Store
+
+CPU = torch.device("cpu")
+
+
+def same(one: Staged, other: Staged) -> bool:
+    """Bit for bit, of every kind."""
+    if one.vectors.keys() != other.vectors.keys():
+        return False
+    pairs = [(one.head_weight, other.head_weight), (one.head_bias, other.head_bias)]
+    pairs += [(vectors, other.vectors[kind]) for kind, vectors in one.vectors.items()]
+    pairs += [(one.matrices[name], other.matrices[name]) for name in one.matrices]
+    pairs += [(one.sparse[name].differences, other.sparse[name].differences) for name in one.sparse]
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_again_gives_the_same_bits(
+    tiny_backbone: Backbone, store: Store, dtype: torch.dtype
+) -> None:
+    loader = Loader(tiny_backbone, Bank(tiny_backbone, CPU, dtype), again=True)
+    first = [loader.load(record) for record in store.records]
+    # Recipes are for what has nothing but vectors and a head, in three widths.
+    known = {record.manifest.key[1] for record in store.records if record.path in loader._recipes}
+    assert known == {"bitfit", "layernorm", "head"}
+    assert len(loader._recipes) == 15
+    for record, expected in zip(store.records, first, strict=True):
+        assert same(loader.load(record), expected)
+
+
+def test_what_was_checked_is_not_checked_again(
+    tiny_backbone: Backbone, bank: Bank, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = Loader(tiny_backbone, bank, again=True)
+    record = store.resolve("toy2", "bitfit")
+    expected = loader.load(record)
+
+    def refuse(_record: Record, _content: bytes) -> None:
+        pytest.fail("checked in full again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "parse", refuse)
+        assert same(loader.load(record), expected)
+        os.utime(record.path, (1, 1))  # dates don't matter, bytes do
+        assert same(loader.load(record), expected)
+
+
+def flip(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def to_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: path.write_bytes(flip(path.read_bytes())), "damaged"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-3]), "not a readable safetensors"),
+        (lambda path: path.write_bytes(b""), "not a readable safetensors"),
+        (lambda path: path.unlink(), "no such file"),
+        (to_pipe, "not a file"),
+        (lambda path: shutil.copy(path.with_name("layernorm.safetensors"), path), "changed from"),
+    ],
+    ids=["flipped", "cut", "empty", "gone", "pipe", "another"],
+)
+def test_a_file_that_goes_bad_after_its_check_is_found_out(
+    tiny_backbone: Backbone, bank: Bank, store: Store, spoil: Any, reason: str
+) -> None:
+    loader = Loader(tiny_backbone, bank, again=True)
+    slots = Slots(bank, loader.load, max_slots=1)
+    record = store.resolve("toy2", "bitfit")
+    before = loader.load(record)
+    content = record.path.read_bytes()
+    spoil(record.path)
+    with slots.claim([record]) as claimed:
+        (outcome,) = claimed.values()
+    assert isinstance(outcome, DeltaUnavailableError)
+    assert re.search(reason, str(outcome)), str(outcome)
+    assert str(record.path) not in str(outcome)
+    record.path.unlink(missing_ok=True)
+    record.path.write_bytes(content)
+    assert same(loader.load(record), before)
+    with slots.claim([record]) as claimed:
+        assert claimed == {record.key: 1}
+
+
+def test_a_file_that_changes_while_it_is_checked_is_checked_again(
+    tiny_backbone: Backbone, bank: Bank, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is remembered are the bytes that were checked, not those that lie there by then."""
+    record, other = store.resolve("toy2", "bitfit"), store.resolve("toy2", "layernorm")
+    expected = Loader(tiny_backbone, bank, again=False).load(record)
+    parse = Record.parse
+    for change in (
+        lambda path: path.write_bytes(flip(path.read_bytes())),
+        lambda path: shutil.copy(other.path, path),
+        lambda path: path.write_bytes(b"\xff" * 1000),
+        lambda path: os.truncate(path, 5000),
+        lambda path: path.unlink(),
+    ):
+        loader = Loader(tiny_backbone, bank, again=True)
+        kept = record.path.read_bytes()
+
+        def parse_and_change(self: Record, content: bytes, change: Any = change) -> Any:
+            change(self.path)
+            return parse(self, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Record, "parse", parse_and_change)
+            assert same(loader.load(record), expected)
+        with pytest.raises(DeltaFormatError):
+            loader.load(record)
+        record.path.write_bytes(kept)
+        assert same(loader.load(record), expected)
+
+
+def test_one_load_needs_no_recipe(tiny_backbone: Backbone, bank: Bank, store: Store) -> None:
+    """An engine that holds everything reads each file once."""
+    loader = Loader(tiny_backbone, bank, again=False)
+    for record in store.records:
+        loader.load(record)
+    assert not loader._recipes

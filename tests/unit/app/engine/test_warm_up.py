@@ -1,0 +1,162 @@
+"""Warming up: the engine's own batches, what is measured and what is not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from app.engine.engine import Engine, EngineRow
+from app.engine.tuning import BUDGETS, DEFAULT_BUDGET, Tuning
+from app.engine.warm_up import made_up_rows, seconds_for, seconds_side_by_side, warm_up
+from app.main import create_app
+from app.process import run_in_own_thread
+from app.settings import Settings
+from deltas import Backbone, Store, packed_sizes
+
+
+@pytest.fixture
+def store(tiny_backbone: Backbone, tiny_deltas: Path) -> Store:
+    return Store([tiny_deltas], backbone=tiny_backbone.ref)
+
+
+@pytest.fixture
+def engine(tiny_backbone: Backbone, store: Store) -> Iterator[Engine]:
+    before = torch.get_num_threads()
+    yield Engine(tiny_backbone, store, device="cpu", precision="fp32")
+    torch.set_num_threads(before)
+
+
+def test_rows_are_made_up_to_the_size_asked_for(engine: Engine) -> None:
+    for size in (1, 16, 700):
+        rows = made_up_rows(engine, size)
+        assert sum(row.num_tokens for row in rows) == size
+    assert {row.record.manifest.task.name for row in rows} == set(engine.store.tasks[:9])
+
+
+def test_a_small_bank_is_not_thrashed(tiny_backbone: Backbone, store: Store) -> None:
+    small = Engine(tiny_backbone, store, device="cpu", precision="fp32", max_slots=1)
+    assert len({row.record.path for row in made_up_rows(small, 700)}) == 1
+
+
+def test_they_are_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Sequence[EngineRow]] = []
+    monkeypatch.setattr(engine, "run", seen.append)
+    seconds_for(engine, 700)
+    assert [sum(row.num_tokens for row in rows) for rows in seen] == [700]
+
+
+def test_threads_stay_as_they_were_set(engine: Engine) -> None:
+    seconds_for(engine, 64, 1)
+    assert torch.get_num_threads() == 1
+
+
+def test_the_batches_thread_takes_over_the_threads_chosen(engine: Engine) -> None:
+    """The thread in which they were chosen has ended by then."""
+    run_in_own_thread(lambda: seconds_for(engine, 64, 1))
+    assert run_in_own_thread(torch.get_num_threads) == 1
+
+
+def test_what_is_given_is_not_measured(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "run", None)
+    assert warm_up(engine, 1, 1, 777) == Tuning(1, 1, 1, 777)
+
+
+def test_the_choice_is_one_of_the_budgets_and_is_logged(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    tuning = warm_up(engine)
+    assert tuning.batch_tokens in BUDGETS
+    assert tuning.threads >= 1 <= tuning.workers
+    assert "threads: " in caplog.text
+    assert "batches side by side: " in caplog.text
+    assert "tokens a batch: " in caplog.text
+
+
+def test_products_are_compiled_in_bfloat16_on_the_cpu_only(
+    tiny_backbone: Backbone, store: Store, engine: Engine
+) -> None:
+    assert engine.prepare(64, 1) == 0
+    bf16 = Engine(tiny_backbone, store, device="cpu", precision="bf16")
+    # Of the tiny backbone's matrices: stacked in two ways, square, up and down.
+    assert bf16.prepare(64, 1) == 5 * len(packed_sizes(64))
+
+
+@pytest.mark.parametrize(
+    ("warms_up", "given", "expected"),
+    [(False, 0, DEFAULT_BUDGET), (False, 99, 99), (True, 99, 99), (True, 0, None)],
+)
+def test_the_server_warms_up_as_it_is_set(
+    tiny_backbone: Backbone,
+    tiny_deltas: Path,
+    caplog: pytest.LogCaptureFixture,
+    warms_up: bool,
+    given: int,
+    expected: int | None,
+) -> None:
+    caplog.set_level("INFO")
+    settings = Settings(
+        deltas=(tiny_deltas,), zoo=False, threads=1, max_batch_tokens=given, warm_up=warms_up
+    )
+    with TestClient(create_app(settings, backbone=tiny_backbone)):
+        pass
+    allowed = BUDGETS if expected is None else (expected,)
+    assert any(f"batch_tokens={budget}\n" in caplog.text for budget in allowed)
+    assert ("tokens a batch: " in caplog.text) == (warms_up and not given)
+
+
+def test_a_server_without_deltas_starts_without_measuring(
+    tiny_backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    settings = Settings(deltas=(tmp_path,), zoo=False)
+    with TestClient(create_app(settings, backbone=tiny_backbone)):
+        pass
+    assert f"batch_tokens={DEFAULT_BUDGET}\n" in caplog.text
+    assert "tokens a batch: " not in caplog.text
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_there_are_no_more_workers_than_threads(
+    engine: Engine, caplog: pytest.LogCaptureFixture, threads: int
+) -> None:
+    tuning = warm_up(engine, threads, 8, 64)
+    assert (tuning.threads, tuning.workers, tuning.share_threads) == (threads, threads, 1)
+    assert f"{threads} batches side by side, not 8: threads are {threads}" in caplog.text
+
+
+def test_a_failure_beside_others_is_raised_and_holds_up_nobody(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def run(rows: Sequence[EngineRow], threads: int) -> None:
+        names.append(threading.current_thread().name)
+        if len(names) == 2:
+            raise MemoryError("no room")
+
+    monkeypatch.setattr(engine, "run", run)
+    with pytest.raises(MemoryError, match="no room"):
+        seconds_side_by_side(engine, 64, 3, 1)
+
+
+def test_batches_side_by_side_take_as_long_as_the_slowest(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+
+    def run(rows: Sequence[EngineRow], threads: int) -> None:
+        name = threading.current_thread().name
+        calls[name] += 1
+        time.sleep(0.1 if name.endswith("_0") else 0.01)
+
+    monkeypatch.setattr(engine, "run", run)
+    assert 0.1 <= seconds_side_by_side(engine, 64, 2, 1) < 0.2
+    assert sorted(calls.values()) == [3, 3], "the first one of each doesn't count"

@@ -1,0 +1,152 @@
+"""Log records as text and as JSON, with the id of the request.
+
+The process around an app: what is set up for whom, and what is left to the user.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+
+import pytest
+
+from app import main, process
+from app.engine.tuning import BUDGETS
+from app.main import create_app
+from app.process import JsonFormatter, RequestIdFilter, configure_logging, request_id_var
+from app.settings import Settings
+from deltas import packed_sizes
+
+
+@pytest.fixture(autouse=True)
+def _keep_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    monkeypatch.setattr(process, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(main, "configure_logging", lambda *_: None)
+    monkeypatch.setattr(os, "environ", {})
+    yield
+    sys.setswitchinterval(interval)
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+
+
+def test_uvicorns_factory_sets_up_the_process(caplog: pytest.LogCaptureFixture) -> None:
+    app = create_app()
+    assert sys.getswitchinterval() == pytest.approx(0.0005)
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    # Five shapes of products, for all processors and for a share of them.
+    most = 5 * 2 * len(packed_sizes(BUDGETS[-1]))
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) >= most
+    assert app.state.owns_process
+    (line,) = caplog.messages
+    assert line.startswith("GOMP_SPINCOUNT is not set: ")
+    assert "python -m app" in line
+
+
+def test_an_app_in_somebody_elses_process_leaves_it_alone(caplog: pytest.LogCaptureFixture) -> None:
+    before = sys.getswitchinterval()
+    assert not create_app(Settings()).state.owns_process
+    assert sys.getswitchinterval() == before
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
+    assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" not in os.environ
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_who_has_chosen_is_not_warned(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    os.environ[name] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "7"
+    create_app()
+    assert not caplog.messages
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+
+
+def test_what_is_loaded_is_not_searched_for_garbage() -> None:
+    gc.unfreeze()
+    process.settle_process()
+    assert gc.get_freeze_count() > 0
+    assert gc.get_threshold()[0] == 50_000
+
+
+@pytest.fixture
+def _restored_logging() -> Iterator[None]:
+    """What `configure_logging` changes is put back."""
+    root = logging.getLogger()
+    names = ("app", "deltas", "uvicorn", "uvicorn.error", "uvicorn.access")
+    loggers = [root, *map(logging.getLogger, names)]
+    before = [(one, one.level, one.handlers[:], one.propagate) for one in loggers]
+    yield
+    for one, level, handlers, propagate in before:
+        one.setLevel(level)
+        one.handlers[:] = handlers
+        one.propagate = propagate
+
+
+def record(message: str = "answer %d", *args: object) -> logging.LogRecord:
+    made = logging.LogRecord("app.x", logging.INFO, "x.py", 1, message, args or (42,), None)
+    RequestIdFilter().filter(made)
+    return made
+
+
+def test_json_is_one_object_a_line() -> None:
+    made = record()
+    made.facts = {"rows": 3}
+    line = JsonFormatter().format(made)
+    assert "\n" not in line
+    document = json.loads(line)
+    assert document["message"] == "answer 42"
+    assert (document["level"], document["logger"], document["rows"]) == ("info", "app.x", 3)
+    assert datetime.fromisoformat(document["time"]).timestamp() == pytest.approx(
+        made.created, abs=0.01
+    )
+
+
+def test_json_holds_the_traceback() -> None:
+    made = record()
+    try:
+        raise ValueError("no")
+    except ValueError as error:
+        made.exc_info = (ValueError, error, error.__traceback__)
+    assert "ValueError: no" in json.loads(JsonFormatter().format(made))["exception"]
+
+
+def test_the_request_id_is_that_of_the_context() -> None:
+    assert vars(record())["request_id"] == "-"
+    token = request_id_var.set("id-7")
+    try:
+        assert json.loads(JsonFormatter().format(record()))["request_id"] == "id-7"
+    finally:
+        request_id_var.reset(token)
+
+
+@pytest.mark.usefixtures("_restored_logging")
+def test_a_message_can_not_pass_for_another_record(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("text", "info")
+    logging.getLogger("app.test").info("odd: %s", "x\n2026-01-01 INFO - app: all is well\x1b[2J")
+    assert capsys.readouterr().err.endswith("odd: x\\n2026-01-01 INFO - app: all is well\\x1b[2J\n")
+
+
+@pytest.mark.usefixtures("_restored_logging")
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_configured_records_go_to_stderr(
+    log_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(log_format, "info")
+    logging.getLogger("app.test").info("seen")
+    logging.getLogger("app.test").debug("not seen")
+    logging.getLogger("uvicorn.access").info("not seen")
+    logging.getLogger("another").info("not seen")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    if log_format == "json":
+        assert json.loads(line)["message"] == "seen"
+    else:
+        assert line.endswith("INFO    - app.test: seen")

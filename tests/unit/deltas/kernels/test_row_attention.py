@@ -1,0 +1,122 @@
+"""Attention in rows that lie end to end: what PyTorch's gives for each row by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deltas.encoder.packing import pack
+from deltas.encoder.window_attention import attend, sight
+
+# Machines that run tests are busy: how long an example takes says nothing.
+LAW = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}  # relative to values of about 1
+
+lengths = st.lists(st.integers(1, 150), min_size=1, max_size=12)
+heads = st.sampled_from([(1, 16), (12, 32), (2, 64), (3, 4), (2, 24)])  # A, D
+
+
+def reference(mixed: Tensor, num_heads: int) -> Tensor:
+    """Of one row's query, key and value side by side, [L, 3H]: [L, H], in float64."""
+    query, key, value = mixed.double().view(len(mixed), 3, num_heads, -1).permute(1, 2, 0, 3)
+    return F.scaled_dot_product_attention(query, key, value).transpose(0, 1).flatten(1)
+
+
+def attended(mixed: Tensor, sizes: list[int], num_heads: int, *, per_row: bool) -> Tensor:
+    """What ours gives for the rows' tokens, or for their first ones; padding is cut off."""
+    batch = pack([([1] * size, [0] * size) for size in sizes], windows=False)
+    seen = sight(batch, mixed.dtype)
+    padded = torch.full((len(batch.input_ids), mixed.shape[1]), 3.0, dtype=mixed.dtype)
+    padded[: len(mixed)] = mixed
+    width = mixed.shape[1] // 3
+    query, key_value = padded[:, :width], padded[:, width:]
+    if per_row:
+        rows = attend(query[batch.first], key_value, seen.of_rows, num_heads)
+        assert rows.shape == (len(batch.first), width)
+        return rows[batch.packed_row]
+    out = attend(query, key_value, seen.of_tokens, num_heads)
+    assert out.shape == query.shape
+    assert bool(out[len(mixed) :].isfinite().all())
+    return out[: len(mixed)]
+
+
+def mixed_of(sizes: list[int], width: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(sizes))
+    return (scale * torch.randn(sum(sizes), 3 * width, generator=generator)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("per_row", [False, True])
+@LAW
+@given(sizes=lengths, shape=heads, scale=st.sampled_from([0.1, 1.0, 6.0]))
+def test_each_row_gets_what_pytorch_gives_it(
+    sizes: list[int], shape: tuple[int, int], scale: float, dtype: torch.dtype, per_row: bool
+) -> None:
+    """With a scale of 6 scores are in the hundreds: all but the largest weights vanish."""
+    num_heads, depth = shape
+    mixed = mixed_of(sizes, num_heads * depth, dtype, scale)
+    wanted = [reference(row, num_heads) for row in mixed.split(sizes)]
+    expected = torch.cat([row[:1] for row in wanted] if per_row else wanted)
+    found = attended(mixed, sizes, num_heads, per_row=per_row)
+    assert found.dtype == dtype
+    # Larger scores are rounded more coarsely, and weights follow them.
+    tolerance = TOLERANCE[dtype] * scale * max(scale, 1) ** 2
+    torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["query", "key", "value"])
+def test_numbers_that_are_none_stay_in_their_row(bad: float, place: str) -> None:
+    sizes, num_heads = [20, 33, 5], 2
+    mixed = mixed_of(sizes, 32, torch.float32)
+    sound = attended(mixed, sizes, num_heads, per_row=False)
+    column = {"query": 0, "key": 32, "value": 64}[place]
+    mixed[25, column : column + 32] = bad  # in the second row
+    found = attended(mixed, sizes, num_heads, per_row=False)
+    others = torch.ones(sum(sizes), dtype=torch.bool)
+    others[20:53] = False
+    assert torch.equal(found[others], sound[others])
+    own = found[20:53]
+    assert not bool((own[5] if place == "query" else own).isfinite().all())
+
+
+@LAW
+@given(sizes=lengths)
+def test_what_lies_beside_a_row_changes_no_bit(sizes: list[int]) -> None:
+    mixed = mixed_of(sizes, 32, torch.bfloat16)
+    together = attended(mixed, sizes, 1, per_row=False).split(sizes)
+    for row, size, found in zip(mixed.split(sizes), sizes, together, strict=True):
+        assert torch.equal(attended(row, [size], 1, per_row=False), found)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_any_number_of_threads_gives_the_same(threads: int) -> None:
+    sizes = [50, 3, 128, 90, 17] * 6
+    mixed = mixed_of(sizes, 64, torch.float32)
+    before = torch.get_num_threads()
+    alone = attended(mixed, sizes, 2, per_row=False)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(attended(mixed, sizes, 2, per_row=False), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    batch = pack([([1] * 16, [0] * 16)], windows=False)
+    seen = sight(batch, torch.float32).of_tokens
+    query, key_value = torch.ones(16, 8), torch.ones(16, 16)
+    with pytest.raises(ValueError, match="of one kind"):
+        attend(query, key_value.bfloat16(), seen, 2)
+    with pytest.raises(ValueError, match="of one kind"):
+        attend(query.double(), key_value.double(), seen, 2)
+    with pytest.raises(ValueError, match="neighbouring values"):
+        attend(query, torch.ones(16, 16).t(), seen, 2)
+    with pytest.raises(ValueError, match="for inference"):
+        attend(query.requires_grad_(), key_value, seen, 2)
+    with pytest.raises(ValueError, match="for inference"):
+        attend(query.detach(), key_value, seen, 2, 0.1)

@@ -1,0 +1,92 @@
+"""The gradient of selected values: the dense gradient's values at their places, at any size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from deltas.kernels import sparse_gradient
+from deltas.kernels.sparse_gradient import selected_products
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor made while it is active."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.size = max([self.size, *sizes])
+        return result
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lines=st.integers(1, 200),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    share=st.floats(0, 1),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+def test_equals_the_dense_gradient_there(
+    lines: int, height: int, width: int, share: float, dtype: torch.dtype, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    grad = torch.randn(lines, height, generator=generator).to(dtype)
+    x = torch.randn(lines, width, generator=generator).to(dtype)
+    places = torch.randperm(height * width, generator=generator)
+    places = places[: max(1, round(share * len(places)))]
+    found = selected_products(grad, x, places)
+    dense = grad.double().t() @ x.double()
+    expected = dense.view(-1)[places]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=1e-5 * lines**0.5 + 1e-5, rtol=1e-5)
+    gathered = sparse_gradient._gathered(grad.float(), x.float(), places // width, places % width)
+    torch.testing.assert_close(gathered, found, atol=1e-5 * lines**0.5 + 1e-5, rtol=1e-5)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    """Else a resumed run could differ from the one that was never stopped."""
+    generator = torch.Generator().manual_seed(1)
+    grad, x = (torch.randn(1000, 40, generator=generator) for _ in range(2))
+    places = torch.randperm(1600, generator=generator)[:700]
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(selected_products(grad, x, places))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_few_lines(lines: int) -> None:
+    found = selected_products(torch.ones(lines, 2), torch.ones(lines, 3), torch.tensor([0]))
+    assert found.tolist() == [float(lines)]
+
+
+@pytest.mark.parametrize("way", ["_read_in_place", "_gathered"])
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """In fewer blocks, or more pieces, the gradient of a large selection is the same."""
+    grad, x = torch.randn(2, 1000, 100, generator=torch.Generator().manual_seed(1))
+    places = torch.arange(100 * 100)
+    rows, columns = (places // 100).int(), (places % 100).int()
+    found, most = [], []
+    for values in (1 << 20, 20_000):
+        monkeypatch.setattr(sparse_gradient, "_VALUES_AT_ONCE", values)
+        with Largest() as largest:
+            found.append(getattr(sparse_gradient, way)(grad, x, rows, columns))
+        most.append(largest.size)
+    assert most[0] > grad.numel()
+    assert most[1] <= grad.numel()
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-5)

@@ -1,0 +1,93 @@
+"""Model cards: each delta of the zoo has the one that its manifest makes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deltas import Backbone, Delta, Manifest, TaskSpec, delta_path, write_delta, zoo_path
+from deltas.__main__ import main
+from deltas.manifest import DataSetRef, InitialDelta
+from deltas.publish.card import card_path, render_card
+
+MakeDelta = Callable[..., Delta]
+FILES = sorted(zoo_path().rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_delta_of_the_zoo_has_its_card(path: Path) -> None:
+    assert card_path(path).read_text(encoding="utf-8") == render_card(path), "run make zoo"
+
+
+def test_no_card_is_left_over() -> None:
+    cards = {path for path in zoo_path().rglob("*.md") if path.parent.parent.parent == zoo_path()}
+    assert cards == {card_path(path) for path in FILES}
+
+
+@pytest.mark.parametrize("name", ["toy2", "toy3", "toyreg", "toymulti"])
+def test_a_card_says_what_the_manifest_says(
+    tiny_backbone: Backbone,
+    toy_tasks: dict[str, TaskSpec],
+    make_delta: MakeDelta,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    path = delta_path(tmp_path, "tiny", name, "bitfit")
+    delta = write_delta(make_delta(tiny_backbone, toy_tasks[name], "bitfit"), path)
+    card = render_card(path)
+    manifest = delta.manifest
+    for said in (
+        delta.version,
+        manifest.backbone.fingerprint,
+        *(f"`{label}`" for label in manifest.task.labels),
+        f"{manifest.trainable_parameters:,} of {manifest.total_parameters:,}",
+        "learning rate 0.001",
+        manifest.training.command,
+    ):
+        assert said in card
+    assert f"| validation | {manifest.primary_metric} | 0.2500 | 20 |" in card
+    (request,) = re.findall(r"-d '(.*)'", card)
+    inputs = json.loads(request)["inputs"]
+    fields = manifest.task.text_fields
+    assert inputs == ("..." if len(fields) == 1 else dict.fromkeys(fields, "..."))
+
+
+def test_a_sample_says_so(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: MakeDelta, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    delta = make_delta(tiny_backbone, toy_tasks["toy2"], "head")
+
+    def card_with(**facts: object) -> str:
+        training = delta.manifest.training.model_copy(update=facts)
+        manifest: Manifest = delta.manifest.model_copy(update={"training": training})
+        write_delta(Delta(manifest, delta.entries, delta.head_weight, delta.head_bias), path)
+        return render_card(path)
+
+    assert "Trained on generated rows" not in card_with()
+    assert "Trained on generated rows" in card_with(data="sample")
+    named = DataSetRef(name="owner/films", config="en", revision="c" * 40, train_split="all")
+    assert f"of owner/films:en@{'c' * 40}, split all" in card_with(data="hub", data_set=named)
+    start = {"task": "mnli", "strategy": "bitfit", "version": "0123456789abcdef"}
+    facts = InitialDelta(**start, digest="a" * 64, with_head=False)
+    assert "| start | the delta mnli/bitfit, version `0123456789abcdef` |" in card_with(
+        init_from=facts
+    )
+    assert "| start |" not in card_with()
+    noted = card_with(data_note="sample of the GLUE train set: 5 of 9 rows")
+    assert "not the whole published set: sample of the GLUE train set: 5 of 9 rows." in noted
+
+
+def test_cards_are_written_beside_their_deltas(
+    tiny_deltas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_deltas, tmp_path / "deltas")
+    assert main(["cards", str(tmp_path / "deltas")]) == 0
+    files = sorted((tmp_path / "deltas").rglob("*.safetensors"))
+    assert len(capsys.readouterr().out.splitlines()) == len(files)
+    assert all(card_path(path).read_text().startswith("# toy") for path in files)

@@ -1,0 +1,177 @@
+"""Where and how to compute: what is picked, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from deltas import DTYPES, BackboneError, hardware, pick_device, pick_precision
+
+
+def test_cpu_is_always_there() -> None:
+    assert pick_device("cpu").type == "cpu"
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert pick_device().type == expected
+
+
+def test_missing_cuda_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(BackboneError, match=r"'cuda' was asked for.*use 'auto' or 'cpu'"):
+        pick_device("cuda")
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+def test_the_user_has_the_last_word(wanted: str) -> None:
+    assert pick_precision(wanted, torch.device("cpu")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amd", "amx", "expected"),
+    [
+        (False, False, False, "fp32"),
+        (False, True, False, "fp32"),
+        (True, False, False, "fp32"),
+        (True, True, False, "bf16"),
+        (True, False, True, "bf16"),
+    ],
+)
+def test_bfloat16_where_the_cpu_multiplies_it_faster(
+    monkeypatch: pytest.MonkeyPatch, avx512: bool, amd: bool, amx: bool, expected: str
+) -> None:
+    monkeypatch.setattr(hardware, "_is_amd", lambda: amd)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert pick_precision("auto", torch.device("cpu")) == expected
+
+
+def test_this_machine_has_an_answer() -> None:
+    assert pick_precision("auto", torch.device("cpu")) in DTYPES
+    expected = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    assert expected == DTYPES
+
+
+def test_whole_numbers_run_on_cpus_only() -> None:
+    with pytest.raises(BackboneError, match="'int8' runs on CPUs only, not on 'cuda'"):
+        pick_precision("int8", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "has", "given"), [("bf16", True, "bf16"), ("auto", False, "fp32")]
+)
+def test_a_gpu_gets_bfloat16_if_it_has_it(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, has: bool, given: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: has)
+    assert pick_precision(wanted, torch.device("cuda")) == given
+
+
+def test_a_gpu_without_bfloat16_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention's kernels would fail in the midst of a pass."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: False)
+    with pytest.raises(BackboneError, match=r"this GPU has no bfloat16.*use 'auto' or 'fp32'"):
+        pick_precision("bf16", torch.device("cuda"))
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_int8_is_discouraged_where_bfloat16_is_faster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, amx: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(hardware, "multiplies_int8_exactly", lambda: True)
+    assert pick_precision("int8", torch.device("cpu")) == "int8"
+    assert ("'bf16' is faster than 'int8'" in caplog.text) == amx
+
+
+def add_in_16_bits(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """As CPUs without VNNI do it: x made positive, and sums of two products cut off."""
+    products = (x.int() + 128).unsqueeze(2) * y.int()
+    pairs = products.unflatten(1, (-1, 2)).sum(2).clamp(-(2**15), 2**15 - 1)
+    return pairs.sum(1) - 128 * y.int().sum(0)
+
+
+def test_whole_numbers_need_exact_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = hardware.multiplies_int8_exactly
+    monkeypatch.setattr(hardware, "multiplies_int8_exactly", check.__wrapped__)
+    monkeypatch.setattr(torch, "_int_mm", lambda x, y: (x.double() @ y.double()).int())
+    assert pick_precision("int8", torch.device("cpu")) == "int8"
+    monkeypatch.setattr(torch, "_int_mm", add_in_16_bits)
+    with pytest.raises(BackboneError, match="needs a CPU that multiplies whole numbers exactly"):
+        pick_precision("int8", torch.device("cpu"))
+
+
+ASK_FOR_INT8 = """
+import torch
+from deltas import BackboneError, pick_precision
+try:
+    print(pick_precision("int8", torch.device("cpu")))
+except BackboneError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_whole_numbers_are_refused_where_sums_are_cut_off(isa: str) -> None:
+    """On a CPU without VNNI, or one that is told to do without: answers would be wrong."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    command = [sys.executable, "-c", ASK_FOR_INT8]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "needs a CPU that multiplies whole numbers exactly" in done.stdout
+
+
+FAULTS = """
+import resource, sys, torch
+from deltas import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def work():
+    return [torch.empty(16 << 20, dtype=torch.uint8).fill_(1) for _ in range(8)][:0]
+work(), work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_used_again() -> None:
+    """Fresh pages cost a fault each: 32,768 each time, where these blocks are given back."""
+    command = [sys.executable, "-c", FAULTS, "keep"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 32_768
+
+
+GIVEN_BACK = """
+import torch
+from app.engine.bank import Lines
+from deltas.hardware import give_back_freed_memory, keep_freed_memory
+from tests.bench.scale import resident_bytes
+keep_freed_memory()
+held, pins = [], []
+for _ in range(50):
+    held.append(torch.ones(1 << 19))
+    pins.append(bytearray(5000))
+lines = Lines({"bias": torch.zeros(500)})
+before = resident_bytes()
+held.clear()
+lines.reserve(10_000)
+give_back_freed_memory()
+print(before - resident_bytes())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_given_back_at_the_end_of_a_start() -> None:
+    """100 MB in blocks with something in use between them; room for lines doesn't hold it either.
+
+    20 MB of it are room that nobody has written to.
+    """
+    command = [sys.executable, "-c", GIVEN_BACK]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 95_000_000

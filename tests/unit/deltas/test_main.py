@@ -1,0 +1,164 @@
+"""`python -m deltas`: what it prints, what it refuses, how it exits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltas import Backbone, delta_path, read_delta, write_delta
+from deltas.__main__ import main
+
+
+@pytest.fixture
+def delta_file(tiny_deltas: Path, tiny_backbone: Backbone) -> Path:
+    return delta_path(tiny_deltas, tiny_backbone.ref.id, "toy3", "bitfit")
+
+
+def test_list_names_every_delta(tiny_deltas: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", str(tiny_deltas)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(list(tiny_deltas.rglob("*.safetensors")))
+    assert any(line.startswith("toymulti   random:0.05") for line in lines)
+
+
+def test_list_as_json(tiny_deltas: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json", str(tiny_deltas)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (row,) = [row for row in rows if (row["task"], row["strategy"]) == ("toyreg", "head")]
+    assert row["metric"] == "pearson"
+    assert row["value"] == 0.25
+    assert row["bytes"] == Path(row["file"]).stat().st_size
+
+
+def test_list_reports_what_it_refuses(
+    tiny_deltas: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_deltas, tmp_path / "all")
+    (tmp_path / "all" / "torn.safetensors").write_bytes(b"\x80\x04pickle")
+    assert main(["list", str(tmp_path / "all")]) == 1
+    captured = capsys.readouterr()
+    assert "torn.safetensors: not a readable safetensors file" in captured.err
+    assert len(captured.out.splitlines()) == 25
+
+
+def test_show(delta_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(delta_file)]) == 0
+    shown = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert shown["labels"].strip() == "yes, maybe, no"
+    assert "fields premise, hypothesis; at most 40 tokens" in shown["task"]
+    assert read_delta(delta_file).version in shown["version"]
+
+
+def test_show_as_json_is_the_manifest(delta_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "--json", str(delta_file)]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(
+        read_delta(delta_file).manifest.model_dump_json()
+    )
+
+
+def test_verify(
+    tiny_deltas: Path, tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_deltas, tmp_path / "all")
+    arguments = ["verify", str(tmp_path / "all"), "--backbone", str(tiny_backbone_dir)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("ok ") == 25
+    victim = next((tmp_path / "all").rglob("top-1.safetensors"))
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    assert main(arguments) == 1
+    output = capsys.readouterr().out
+    assert output.count("ok ") == 24
+    assert "WRONG" in output
+    assert "the file is damaged" in output
+
+
+def test_verify_refuses_another_backbone(
+    delta_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(delta_file)]) == 1
+    output = capsys.readouterr().out
+    assert "backbone fingerprint does not match" in output
+    assert "tiny-bert" in output
+    assert "all-MiniLM-L6-v2" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["show", "nowhere.safetensors"], "no such file"),
+        (["show", "weights.bin"], "ends in .safetensors"),
+        (["list", "nowhere"], "nowhere is not a folder"),
+        (["verify", "."], "no delta files there"),
+    ],
+)
+def test_complaints(
+    arguments: list[str],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    assert complaint in capsys.readouterr().err
+
+
+def test_misuse_exits_with_2() -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["prune"])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("task", ["toy3", "toyreg", "toymulti"])
+def test_export_loads_in_stock_transformers(
+    task: str, tiny_deltas: Path, tiny_backbone: Backbone, tiny_backbone_dir: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    path = delta_path(tiny_deltas, tiny_backbone.ref.id, task, "random:0.05")
+    folder = tmp_path / "exported"
+    assert main(["export", str(path), str(folder), "--backbone", str(tiny_backbone_dir)]) == 0
+    network: Any = AutoModelForSequenceClassification.from_pretrained(folder)
+    delta = read_delta(path)
+    labels = delta.manifest.task.labels or ("score",)
+    assert tuple(network.config.id2label[number] for number in range(len(labels))) == labels
+    assert network.config.label2id == {label: number for number, label in enumerate(labels)}
+    assert AutoTokenizer.from_pretrained(folder).model_max_length == delta.manifest.task.max_length
+    parameters = dict(network.named_parameters())
+    for name, frozen in tiny_backbone.parameters.items():
+        entry = delta.entries.get(name)
+        expected = frozen if entry is None else entry.resolve(frozen)
+        assert torch.equal(parameters[name], expected), name
+    assert torch.equal(network.classifier.weight, delta.head_weight)
+
+
+def test_export_refuses_a_full_folder(
+    delta_file: Path, tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    arguments = ["export", str(delta_file), str(tmp_path), "--backbone", str(tiny_backbone_dir)]
+    assert main(arguments) == 1
+    assert "not an empty folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_tokenizer_of_the_backbone_is_not_changed_by_export(
+    delta_file: Path, tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    from deltas.publish.export import export_folder
+
+    before = tiny_backbone.tokenizer.model_max_length
+    export_folder(read_delta(delta_file), tiny_backbone, tmp_path / "out")
+    assert tiny_backbone.tokenizer.model_max_length == before
+
+
+def test_written_delta_has_no_trace_of_a_temporary_file(delta_file: Path, tmp_path: Path) -> None:
+    write_delta(read_delta(delta_file), tmp_path / "copy.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy.safetensors"]

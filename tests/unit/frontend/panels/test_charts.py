@@ -1,0 +1,151 @@
+"""The benchmark's charts: what they show, in which colours, and what they highlight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import altair as alt
+import pytest
+
+from frontend.models import BenchmarkRow
+from frontend.panels.charts import benchmark_chart, size_chart, strategy_colors
+
+MakeRow = Callable[..., BenchmarkRow]
+
+
+@pytest.fixture
+def make_row() -> MakeRow:
+    """A function (task, strategy, value, size_bytes) -> benchmark row."""
+
+    def make(
+        task: str = "cola", strategy: str = "bitfit", value: float = 0.5, size_bytes: int = 100_000
+    ) -> BenchmarkRow:
+        return BenchmarkRow(
+            task=task,
+            strategy=strategy,
+            version="0" * 16,
+            metric="matthews",
+            value=value,
+            split="validation",
+            split_rows=10,
+            split_note="",
+            metrics={},
+            size_bytes=size_bytes,
+            trainable_parameters=10,
+            trained_share=0.001,
+            train_rows=100,
+            train_note="",
+            learning_rate=0.001,
+            epochs=3.0,
+            seed=0,
+            data="folder",
+        )
+
+    return make
+
+
+def layers(chart: alt.LayerChart | alt.FacetChart) -> list[dict[str, Any]]:
+    """The layers of the validated Vega-Lite specification, each with its own rows."""
+    spec = chart.to_dict()
+    found: list[dict[str, Any]] = spec["layer"]
+    for layer in found:
+        data = layer.get("data") or spec["data"]
+        name = data.get("name")
+        layer["rows"] = spec["datasets"][name] if name else data["values"]
+    return found
+
+
+def layer_of(chart: alt.LayerChart | alt.FacetChart, mark: str) -> dict[str, Any]:
+    (found,) = [layer for layer in layers(chart) if layer["mark"]["type"] == mark]
+    return found
+
+
+def test_every_delta_is_a_point_on_its_tasks_line(make_row: MakeRow) -> None:
+    rows = [make_row("rte"), make_row("rte", "head", 0.1), make_row("cola", value=0.7)]
+    points = layer_of(benchmark_chart(rows, "cola"), "circle")
+    shown = {(row["task"], row["strategy"], row["value"]) for row in points["rows"]}
+    assert shown == {("RTE", "bitfit", 0.5), ("RTE", "head", 0.1), ("CoLA", "bitfit", 0.7)}
+    assert points["encoding"]["y"]["sort"] == ["RTE", "CoLA"], "lines follow the server's order"
+    assert {tip["title"] for tip in points["encoding"]["tooltip"]} >= {"Value", "Delta", "Trained"}
+
+
+def test_the_chosen_task_is_highlighted(make_row: MakeRow) -> None:
+    rows = [make_row("rte"), make_row("cola"), make_row("mytask")]
+    for chosen, title in (("cola", "CoLA"), ("mytask", "mytask")):
+        chart = benchmark_chart(rows, chosen)
+        assert [row["task"] for row in layer_of(chart, "rect")["rows"]] == [title]
+        points = layer_of(chart, "circle")["rows"]
+        assert [row["task"] for row in points if row["chosen"]] == [title]
+
+
+def test_a_task_without_a_benchmark_highlights_nothing(make_row: MakeRow) -> None:
+    chart = benchmark_chart([make_row("rte")], "cola")
+    assert layer_of(chart, "rect")["rows"] == []
+
+
+def test_metrics_below_zero_and_above_one_are_on_the_chart(make_row: MakeRow) -> None:
+    for value in (-0.2, 0.4, 1.7):
+        points = layer_of(benchmark_chart([make_row(value=value)], "cola"), "circle")
+        low, high = points["encoding"]["x"]["scale"]["domain"]
+        assert low <= min(value, 0)
+        assert high >= max(value, 1)
+
+
+def test_it_grows_with_the_number_of_tasks(make_row: MakeRow) -> None:
+    few = benchmark_chart([make_row("rte"), make_row("rte", "head")], "rte").to_dict()
+    many = benchmark_chart([make_row(f"task{n}") for n in range(30)], "rte").to_dict()
+    assert many["height"] - few["height"] >= 29 * 20
+
+
+def test_sizes_stand_beside_the_backbone(make_row: MakeRow) -> None:
+    rows = [make_row(size_bytes=4_000), make_row("rte", "top:1", size_bytes=8_000_000)]
+    chart = size_chart(rows, "rte", 91_000_000)
+    points = layer_of(chart, "circle")
+    assert [row["size_bytes"] for row in points["rows"]] == [4_000, 8_000_000]
+    low, high = points["encoding"]["x"]["scale"]["domain"]
+    assert low < 4_000
+    assert high > 91_000_000
+    assert layer_of(chart, "rule")["rows"][0]["size_bytes"] == 91_000_000
+    assert [row["task"] for row in points["rows"] if row["chosen"]] == ["RTE"]
+
+
+def test_a_strategy_has_the_same_colour_in_both_charts(make_row: MakeRow) -> None:
+    rows = [make_row(strategy="random:0.001"), make_row(strategy="bitfit")]
+    scales = [
+        layer_of(chart, "circle")["encoding"]["color"]["scale"]
+        for chart in (benchmark_chart(rows, "cola"), size_chart(rows, "cola", 10**8))
+    ]
+    assert scales[0] == scales[1]
+    colors = strategy_colors(["random:0.001", "bitfit"])
+    assert scales[0]["domain"] == list(colors)
+    assert scales[0]["range"] == list(colors.values())
+
+
+def test_strategies_are_told_apart_by_colour() -> None:
+    names = ["bitfit", "bitfit:query", "random:0.001", "random:0.01", "head", "bitfit+top:1", "odd"]
+    colors = strategy_colors([*names, "bitfit"])
+    assert list(colors) == names
+    assert len(set(colors.values())) == len(names)
+    assert all(strategy_colors([name, *names])[name] for name in names)
+
+
+def test_more_strategies_than_colours_still_have_one_each() -> None:
+    names = [f"params:{n}" for n in range(40)]
+    assert list(strategy_colors(names)) == names
+
+
+def _luminance(color: str) -> float:
+    channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("background", ["#fbfbfd", "#13161c"])
+def test_colours_stand_out_on_both_themes(background: str) -> None:
+    known = ["bitfit", "layernorm", "random", "head", "full", "top", "attention", "ffn", "rows"]
+    extra = [f"params:{n}" for n in range(7)]
+    for name, color in strategy_colors([*known, *extra]).items():
+        light, dark = sorted((_luminance(color), _luminance(background)), reverse=True)
+        contrast = (light + 0.05) / (dark + 0.05)
+        assert contrast >= 2.8, f"{name} {color} on {background}: {contrast:.2f}"

@@ -1,0 +1,126 @@
+"""The full benchmark table and its CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from frontend.glossary import literal
+from frontend.models import Backbone, Benchmark, BenchmarkRow, StudyRow
+from frontend.panels.tables import (
+    FORMATS,
+    benchmark_csv,
+    benchmark_records,
+    other_metrics,
+    sample_notes,
+    study_records,
+)
+
+SAMPLE = "sample of the GLUE train set: 19,190 of 392,702 rows"
+MNLI = BenchmarkRow(
+    task="mnli",
+    strategy="bitfit",
+    version="0123456789abcdef",
+    metric="accuracy",
+    value=0.7123456,
+    split="validation_matched",
+    split_rows=9815,
+    split_note="",
+    metrics={
+        "selection": {"rows": 900, "values": {"accuracy": 0.75}, "note": ""},
+        "validation_matched": {"rows": 9815, "values": {"accuracy": 0.7123456}, "note": ""},
+        "validation_mismatched": {"rows": 1000, "values": {"accuracy": 0.7}, "note": ""},
+    },
+    size_bytes=102_400,
+    trainable_parameters=50_000,
+    trained_share=0.0022,
+    train_rows=19_190,
+    train_note=SAMPLE,
+    learning_rate=0.001,
+    epochs=2.5,
+    seed=3,
+    data="folder",
+)
+MRPC = replace(
+    MNLI,
+    task="mrpc",
+    split="validation",
+    metrics={"validation": {"values": {"accuracy": 0.8, "f1": 0.9}}},
+    train_note="",
+)
+BENCHMARK = Benchmark(Backbone("a backbone", "f" * 64, 22_713_216, 91_000_000), (MNLI, MRPC))
+
+
+def test_records_have_what_a_reader_asks_for() -> None:
+    first, second = benchmark_records(BENCHMARK)
+    assert (first["Task"], first["Metric"], first["Value"]) == ("MNLI", "Accuracy", 0.7123456)
+    assert (first["Train rows"], first["Note"]) == (19_190, SAMPLE)
+    assert (first["Learning rate"], first["Seed"]) == (0.001, 3)
+    assert second["Note"] == ""
+
+
+def test_numbers_stay_numbers_and_are_written_short() -> None:
+    records = benchmark_records(BENCHMARK)
+    assert set(FORMATS) <= set(records[0])
+    html = pd.DataFrame(records).style.format(FORMATS).to_html()
+    for text in ("0.7123", "102 KB", "0.11 %", "0.22 %", "0.001", "2.5", "19,190"):
+        assert f">{text}<" in html, text
+
+
+def test_further_metrics_and_splits_are_named() -> None:
+    assert other_metrics(MNLI) == "Accuracy (mismatched) 0.700"
+    assert other_metrics(MRPC) == "F1 0.900"
+    assert other_metrics(replace(MNLI, metrics={})) == ""
+
+
+def test_the_study_has_a_line_for_each_strategy_and_a_column_for_each_task() -> None:
+    def row(task: str, strategy: str, mean: float, **fields: Any) -> StudyRow:
+        known: dict[str, Any] = {
+            "part": "main",
+            "spread": 0.0123,
+            "seeds": 3,
+            "trained_share": 0.0012,
+        }
+        return StudyRow(task=task, strategy=strategy, mean=mean, **(known | fields))
+
+    rows = (
+        row("mnli", "full", 0.7, trained_share=1.0),
+        row("mnli", "bitfit", 0.65),
+        row("mrpc", "bitfit", 0.8, spread=None, seeds=1),
+        row("cola", "bitfit", 0.2, part="low-data"),
+    )
+    assert study_records(replace(BENCHMARK, study=rows)) == [
+        {"MNLI": "0.700 ± 0.012 (3)", "MRPC": "", "Strategy": "full", "Trained": "100 %"},
+        {
+            "MNLI": "0.650 ± 0.012 (3)",
+            "MRPC": "0.800 (1)",
+            "Strategy": "bitfit",
+            "Trained": "0.12 %",
+        },
+    ]
+    assert study_records(BENCHMARK) == []
+
+
+def test_samples_are_said_once_with_their_tasks() -> None:
+    twice = replace(BENCHMARK, rows=(MNLI, replace(MNLI, strategy="head"), MRPC))
+    assert sample_notes(twice) == [f"MNLI: {literal(SAMPLE)}."]
+
+
+def test_the_csv_has_every_row_with_raw_numbers() -> None:
+    rows = list(csv.DictReader(io.StringIO(benchmark_csv(BENCHMARK))))
+    assert [row["task"] for row in rows] == ["mnli", "mrpc"]
+    assert rows[0]["value"] == "0.7123456"
+    assert rows[0]["size_bytes"] == "102400"
+    assert float(rows[0]["share_of_backbone"]) == 102_400 / 91_000_000
+    assert rows[0]["train_note"] == SAMPLE
+    assert rows[0]["learning_rate"] == "0.001"
+
+
+def test_an_empty_benchmark_is_a_header() -> None:
+    empty = replace(BENCHMARK, rows=())
+    assert benchmark_records(empty) == []
+    assert benchmark_csv(empty).count("\n") == 1

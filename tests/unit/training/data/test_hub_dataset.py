@@ -1,0 +1,508 @@
+"""A data set as a task of one's own: real ones in folders, and a server that answers like the hub.
+
+`datasets` reads its settings at import, so each case with a hub is a process of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from deltas import read_delta
+from deltas.__main__ import main as deltas_main
+from tests.unit.training.data.test_glue_hub import COMMIT, Ask, Hub, serve
+from training import fit
+from training.data.custom import OwnTask, load_files
+from training.data.hub_dataset import Address, load_data_set, parse_address
+from training.data.rows import TaskData
+from training.errors import ConfigError, DataError
+
+ROWS = 40
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `datasets` makes of files stays in the test's folder, and no progress is shown."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def rows_of(labels: list[Any], feature: Any = None) -> Dataset:
+    """As many rows, with two texts each; the label's type is guessed unless given."""
+    values = {
+        "text": [f"text {n} says {label}" for n, label in enumerate(labels)],
+        "other": [f"other {n}" for n in range(len(labels))],
+        "label": labels,
+    }
+    text = Value("string")
+    features = feature and Features({"text": text, "other": text, "label": feature})
+    return Dataset.from_dict(values, features=features)
+
+
+NAMES = rows_of(["no", "yes"] * (ROWS // 2))
+
+
+def write(folder: Path, **splits: Dataset) -> str:
+    """A folder with a parquet file for each split."""
+    folder.mkdir()
+    for split, rows in splits.items():
+        rows.to_parquet(folder / f"{split}.parquet")
+    return str(folder)
+
+
+def load(
+    text: str, train_split: str = "train", validation_split: str | None = None, **changes: Any
+) -> TaskData:
+    options: dict[str, Any] = {"text_columns": ("text",), "label_column": "label", "name": "mine"}
+    return load_data_set(text, (train_split, validation_split), OwnTask(**(options | changes)))
+
+
+def refused(*args: Any, **options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        load(*args, **options)
+    return str(caught.value)
+
+
+def test_the_same_rows_as_from_a_file(tmp_path: Path) -> None:
+    """String labels, and a split that is made: the digest says that all is as with files."""
+    folder = write(tmp_path / "rows", train=NAMES)
+    data = load(folder)
+    files = load_files(Path(folder) / "train.parquet", None, OwnTask(("text",), "label", "mine"))
+    assert (data.digest, data.task, data.train) == (files.digest, files.task, files.train)
+    assert data.source == "folder"
+    assert data.task.labels == ("no", "yes")
+    assert data.validation_notes == {
+        "validation": "8 rows held out of data set rows, split train (seed 0)"
+    }
+    assert data.data_set is not None
+    assert data.data_set.model_dump() == {
+        "name": "rows",
+        "config": None,
+        "revision": None,
+        "train_split": "train",
+        "validation_split": None,
+    }
+    assert str(tmp_path) not in json.dumps([data.validation_notes, data.data_set.model_dump()])
+
+
+def test_class_labels_have_their_names_in_their_order(tmp_path: Path) -> None:
+    feature = ClassLabel(names=["worse", "better", "never"])
+    data = load(write(tmp_path / "rows", train=rows_of([0, 1, 1, 0] * 10, feature)))
+    assert data.task.labels == ("worse", "better")
+    for (text,), label in zip(data.train.texts, data.train.labels, strict=True):
+        assert text.endswith(f"says {label}")
+
+
+def test_pairs(tmp_path: Path) -> None:
+    data = load(write(tmp_path / "rows", train=NAMES), text_columns=("other", "text"))
+    assert data.task.text_fields == ("other", "text")
+    assert all(re.match(r"other \d+", first) for first, _ in data.train.texts)
+
+
+def test_regression(tmp_path: Path) -> None:
+    data = load(write(tmp_path / "rows", train=rows_of([n / 8 for n in range(ROWS)])))
+    assert (data.task.kind, data.task.labels) == ("regression", ())
+    assert all(
+        text.endswith(f"says {y}")
+        for (text,), y in zip(data.train.texts, data.train.labels, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature"),
+    [
+        ([["b"], ["a", "b"], [], ["c"]], List(Value("string"))),
+        ([[1], [0, 1], [], [2]], List(ClassLabel(names=["a", "b", "c"]))),
+    ],
+)
+def test_several_labels_a_row(tmp_path: Path, labels: list[Any], feature: Any) -> None:
+    data = load(write(tmp_path / "rows", train=rows_of(labels * 10, feature)))
+    assert (data.task.kind, data.task.labels) == ("multi_label", ("a", "b", "c"))
+    wanted = {
+        str(names): cells
+        for names, cells in zip(labels, [[0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]], strict=True)
+    }
+    for (text,), cells in zip(data.train.texts, data.train.labels, strict=True):
+        assert cells == wanted[text.partition(" says ")[2]]
+
+
+def test_a_validation_split_is_taken_if_there_is_one(tmp_path: Path) -> None:
+    others = rows_of(["yes"] * 5)
+    folder = write(tmp_path / "rows", train=NAMES, validation=others, test=NAMES.select(range(9)))
+    data = load(folder)
+    assert [len(data.train), len(data.validation["validation"])] == [ROWS, 5]
+    assert data.data_set is not None
+    assert data.data_set.validation_split == "validation"
+    assert len(load(folder, validation_split="test").validation["validation"]) == 9
+    assert len(load(folder, "test", "train").train) == 9
+    assert len(load(folder, "test").validation["validation"]) == 5
+
+
+def test_what_is_trained_on_is_not_taken_to_judge(tmp_path: Path) -> None:
+    data = load(write(tmp_path / "rows", validation=NAMES), "validation")
+    assert len(data.train) + len(data.validation["validation"]) == ROWS
+    assert data.data_set is not None
+    assert data.data_set.validation_split is None
+
+
+def test_jsonl_with_labels_of_two_types(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    lines = [{"text": f"text {n}", "label": [1, "x"][n % 2]} for n in range(ROWS)]
+    (tmp_path / "rows" / "train.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
+    assert load(str(tmp_path / "rows")).task.labels == ("1", "x")
+
+
+def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
+    NAMES.save_to_disk(tmp_path / "one")
+    DatasetDict(train=NAMES, dev=NAMES.select(range(10))).save_to_disk(tmp_path / "two")
+    assert load(str(tmp_path / "one")).digest == load(str(tmp_path / "two")).digest
+    data = load(str(tmp_path / "two"), validation_split="dev")
+    assert (len(data.train), len(data.validation["validation"])) == (ROWS, 10)
+    assert "no configuration 'x'; it has none" in refused(f"{tmp_path / 'one'}:x")
+    (tmp_path / "one" / "state.json").write_text("{")
+    assert refused(str(tmp_path / "one")).startswith("data set one: can't be read: ")
+
+
+CONFIGS = b"""---
+configs:
+- config_name: films
+  data_files: films/*.parquet
+- config_name: books
+  data_files: books/*.parquet
+---
+"""
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> str:
+    """A folder with two configurations."""
+    write(tmp_path / "two")
+    write(tmp_path / "two" / "films", train=NAMES)
+    write(tmp_path / "two" / "books", train=rows_of([1, 2, 3] * 10))
+    (tmp_path / "two" / "README.md").write_bytes(CONFIGS)
+    return str(tmp_path / "two")
+
+
+def test_configurations(two: str) -> None:
+    data = load(f"{two}:books")
+    assert data.task.labels == ("1", "2", "3")
+    assert data.data_set is not None
+    assert data.data_set.spelled == "two:books"
+    assert refused(two) == (
+        "data set two: several configurations (films, books); add one to its name, like two:films"
+    )
+    assert refused(f"{two}:flims") == (
+        "data set two:flims: no configuration 'flims'; it has films, books. Did you mean 'films'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("splits", "options", "sentence"),
+    [
+        (
+            {"test": NAMES},
+            {},
+            ": no split 'train'; it has test; choose with --train-split",
+        ),
+        (
+            {"train": NAMES, "test": NAMES},
+            {"validation_split": "tests"},
+            ": no split 'tests'; it has train, test; choose with --validation-split. "
+            "Did you mean 'test'?",
+        ),
+        (
+            {"train": NAMES},
+            {"text_columns": ("texts",)},
+            ", split train, column 'texts': no such column; the split has text, other, "
+            "label. Did you mean 'text'?",
+        ),
+        (
+            {"train": NAMES},
+            {"label_column": "y"},
+            ", split train, column 'y': no such column; the split has text, other, label",
+        ),
+        (
+            {"train": NAMES, "validation": NAMES.select(range(0))},
+            {},
+            ", split validation: no rows; at least one is needed",
+        ),
+        (
+            {"train": NAMES, "validation": rows_of(["no", "maybe"])},
+            {},
+            ", split validation, row 2, column 'label': label 'maybe' does not occur in "
+            "the train split; allowed: no, yes. Did you mean 'yes'?",
+        ),
+        (
+            {"train": rows_of([0, 1] * 9 + [-1], ClassLabel(names=["a", "b"]))},
+            {},
+            ", split train, row 19, column 'label': no label; fill it in or drop the row",
+        ),
+        (
+            {"train": rows_of([-1] * 9, ClassLabel(names=["a", "b"]))},
+            {},
+            ", split train, row 1, column 'label': no row has a label here; is this the "
+            "right split and column?",
+        ),
+        (
+            {
+                "train": NAMES,
+                "validation": Dataset.from_dict(
+                    {"text": ["a", None], "other": ["b", ""], "label": ["no", "yes"]}
+                ),
+            },
+            {},
+            ", split validation, row 2, column 'text': no text; fill it in or drop the row",
+        ),
+        (
+            {"train": rows_of([0.5, 1.5, float("nan")])},
+            {},
+            ", split train, row 3, column 'label': nan is not a finite number",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_split_row_and_column(
+    tmp_path: Path, splits: dict[str, Dataset], options: dict[str, Any], sentence: str
+) -> None:
+    found = refused(write(tmp_path / "rows", **splits), **options)
+    assert found.startswith(f"data set rows{sentence}")
+
+
+def test_a_label_that_occurs_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(write(tmp_path / "rows", train=rows_of(["no", "yes"] * 10 + ["rare"])))
+    assert (
+        "data set rows, split train, row 21, column 'label': 1 of 3 labels occur in one row only"
+    ) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (
+            "train.jsonl",
+            '{"text": "a", "label": "b"}\n{"text": \n',
+            "can't be read: JSON parse error",
+        ),
+        ("train.csv", "text,label\na,b\na,b,c\n", "Expected 2 fields in line 3, saw 3"),
+        ("train.parquet", "PAR1", "can't be read: Parquet file size is 4 bytes"),
+        ("rows.py", "raise SystemExit", "can't be read: Dataset scripts are no longer supported"),
+        ("README.md", "---\nconfigs: [\n---\n", "can't be read: while parsing a flow node"),
+        ("train.xyz", "", "can't be read: No (supported) data files found"),
+        ("", "", "doesn't contain any data files"),
+    ],
+)
+def test_a_folder_that_holds_no_data_set(
+    tmp_path: Path, name: str, content: str, sentence: str
+) -> None:
+    """Whatever the library raises comes as one line."""
+    (tmp_path / "rows").mkdir()
+    if name:
+        (tmp_path / "rows" / name).write_text(content)
+    found = refused(str(tmp_path / "rows"))
+    assert found.startswith("data set rows: ")
+    assert sentence in found
+    assert "\n" not in found
+
+
+def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_address("imdb") == Address("imdb")
+    assert parse_address("a/b:c@refs/pr/1") == Address("a/b", "c", "refs/pr/1")
+    assert parse_address("a/b@v1.0") == Address("a/b", None, "v1.0")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a" / "b:c").mkdir(parents=True)
+    assert parse_address("a/b:c") == Address("a/b:c", is_folder=True)
+    assert parse_address("a:b") == Address("a", "b", is_folder=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a:b:c", "give owner/name, owner/name:config or owner/name:config@revision, or a folder"),
+        ("@main", "give owner/name"),
+        ("a/b/c", "no such folder, and no name that the hub could have"),
+        ("./a", "no such folder"),
+        ("-a/b", "no such folder"),
+        ("rows.csv", "that is a file; files go with --train-file"),
+        ("folder@main", "that is a folder, which has no revisions"),
+        ("csv", "is a format, not a data set; files go with --train-file"),
+    ],
+)
+def test_what_is_no_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    assert str(caught.value).startswith(f"--dataset {text!r}")
+    assert sentence in str(caught.value)
+
+
+def test_offline_and_not_cached() -> None:
+    found = refused("owner/rows")
+    assert found.startswith(
+        "data set owner/rows: no such folder, and the Hugging Face hub can't be"
+    )
+    assert "offline mode is on (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE). No copy is in its" in found
+
+
+@pytest.fixture
+def _torch_as_it_was() -> Iterator[None]:
+    """A run makes torch deterministic for its process; other tests share this one."""
+    yield
+    torch.use_deterministic_algorithms(mode=False)
+
+
+@pytest.mark.usefixtures("_torch_as_it_was")
+def test_a_run_from_a_data_set(
+    tmp_path: Path, tiny_backbone_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way to a delta, and what it says about its rows."""
+    feature = ClassLabel(names=["worse", "better"])
+    folder = write(
+        tmp_path / "films",
+        train=rows_of([0, 1] * 30, feature),
+        test=rows_of([0, 1, 1] * 4, feature),
+    )
+    words = ["--dataset", folder, "--validation-split", "test", "--text-columns", "text, other"]
+    words += ["--label-column", "label", "--name", "films", "--backbone", str(tiny_backbone_dir)]
+    words += ["--max-length", "24", "--epochs", "1", "--out", str(tmp_path / "out")]
+    assert fit.main(words) == 0, capsys.readouterr().err
+    (path,) = (tmp_path / "out").rglob("*.safetensors")
+    manifest = read_delta(path).manifest
+    facts = manifest.training
+    assert (facts.data, facts.train_rows + facts.selection_rows) == ("folder", 60)
+    assert facts.data_set is not None
+    assert (facts.data_set.spelled, facts.data_set.validation_split) == ("films", "test")
+    assert re.fullmatch("[0-9a-f]{64}", facts.data_digest)
+    assert manifest.task.labels == ("worse", "better")
+    assert {
+        name: found.rows for name, found in manifest.metrics["validation"].by_label.items()
+    } == {
+        "worse": 4,
+        "better": 8,
+    }
+    capsys.readouterr()
+    assert deltas_main(["show", str(path)]) == 0
+    assert f"folder films (train), {facts.train_rows} train rows" in capsys.readouterr().out
+    assert fit.main([*words, "--train-split", "trian", "--overwrite"]) == 1
+    err = capsys.readouterr().err
+    assert "error: data set films: no split 'trian'; it has train, test; choose with" in err
+
+
+SCRIPT = """
+import json, time
+import datasets
+from training.data.hub_dataset import load_data_set
+from training.errors import TrainingError
+from training.data.custom import OwnTask
+start = time.perf_counter()
+try:
+    data = load_data_set({text!r}, ("train", None), OwnTask(("text",), "label", "mine"))
+    answer = dict(source=data.source, digest=data.digest, labels=data.task.labels)
+    answer |= dict(data_set=data.data_set.spelled, rows=len(data.train))
+except TrainingError as error:
+    answer = dict(error=type(error).__name__, message=str(error))
+print(json.dumps(answer | dict(seconds=time.perf_counter() - start)))
+"""
+
+
+@pytest.fixture
+def ask(ask_afresh: Ask) -> Ask:
+    """A function (endpoint, text="Owner/MyRows", **settings) -> what is made of a data set."""
+
+    def load_rows(endpoint: str, text: str = "Owner/MyRows", **settings: str) -> dict[str, Any]:
+        return ask_afresh(SCRIPT.format(text=text), endpoint, **settings)
+
+    return load_rows
+
+
+def parquet(rows: Dataset) -> bytes:
+    buffer = io.BytesIO()
+    rows.to_parquet(buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A hub with a data set of class labels, which has no README."""
+    rows = rows_of([0, 1] * 20, ClassLabel(names=["worse", "better"]))
+    yield from serve(Hub({"train.parquet": parquet(rows)}, "Owner/MyRows"))
+
+
+@pytest.mark.slow
+def test_rows_from_the_hub_then_from_its_cache(hub: Hub, ask: Ask) -> None:
+    fresh = ask(hub.url)
+    assert (fresh["source"], fresh["labels"]) == ("hub", ["worse", "better"])
+    assert fresh["data_set"] == f"Owner/MyRows@{COMMIT}"
+    assert fresh["rows"] == 32
+    offline = ask(hub.url, HF_HUB_OFFLINE="1")
+    assert (offline["digest"], offline["data_set"]) == (fresh["digest"], fresh["data_set"])
+    assert f"taking the cached copy of commit {COMMIT}, since offline mode" in offline["warnings"]
+    before = hub.num_requests
+    pinned = ask(hub.url, f"Owner/MyRows@{COMMIT}")
+    assert pinned["digest"] == fresh["digest"]
+    assert hub.num_requests == before
+    tagged = ask(hub.url, "Owner/MyRows@v1", HF_HUB_OFFLINE="1")
+    assert "No copy of v1 is in its cache" in tagged["message"]
+    hub.repository = "Owner/Gone"
+    gone = ask(hub.url, "Owner/MyRows@v1")
+    assert "it does not give out this data set. No copy of v1 is in its cache" in gone["message"]
+
+
+@pytest.mark.slow
+def test_an_older_commit_in_the_cache(hub: Hub, ask: Ask) -> None:
+    """A pinned commit is found beside a newer one; without a pin the newest is taken."""
+    older = ask(hub.url)
+    hub.commit = "d" * 40
+    hub.files = {"train.parquet": parquet(rows_of(["no", "yes", "perhaps"] * 10))}
+    newer = ask(hub.url)
+    assert older["digest"] != newer["digest"]
+    offline = {"HF_HUB_OFFLINE": "1"}
+    for name, wanted in ((f"Owner/MyRows@{COMMIT}", older), ("Owner/MyRows", newer)):
+        found = ask(hub.url, name, **offline)
+        assert (found["digest"], found["data_set"]) == (wanted["digest"], wanted["data_set"])
+    missing = ask(hub.url, f"Owner/MyRows@{'e' * 40}", **offline)
+    assert f"No copy of {'e' * 40} is in its cache" in missing["message"]
+
+
+@pytest.mark.slow
+def test_a_name_that_the_hub_does_not_have(hub: Hub, ask: Ask) -> None:
+    found = ask(hub.url, "Owner/OtherRows")
+    assert found["error"] == "DataError"
+    assert found["message"].startswith("data set Owner/OtherRows: can't be read: Dataset")
+    assert "doesn't exist on the Hub or cannot be accessed. Check its name" in found["message"]
+
+
+@pytest.mark.slow
+def test_a_configuration_that_the_hub_does_not_have(ask: Ask) -> None:
+    files = {"README.md": CONFIGS}
+    files |= {f"{name}/train.parquet": parquet(NAMES) for name in ("films", "books")}
+    for hub in serve(Hub(files, "Owner/MyRows")):
+        assert ask(hub.url, "Owner/MyRows:books")["rows"] == 32
+        found = ask(hub.url)
+        assert "several configurations (films, books); add one to its name" in found["message"]
+        found = ask(hub.url, "Owner/MyRows:flims")
+        assert "no configuration 'flims'; it has films, books. Did you" in found["message"]
+
+
+@pytest.mark.slow
+def test_a_hub_that_never_answers_is_noticed_within_five_seconds(ask: Ask) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        found = ask(endpoint)
+    assert found["error"] == "HubUnreachableError"
+    assert endpoint in found["message"]
+    assert found["seconds"] < 5 + 1.5  # what loading takes besides the wait, on a busy machine

@@ -1,0 +1,104 @@
+"""What is computed once for each row is what would be computed anew in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from deltas import Backbone, TokenizedRow, tokenize_texts
+from training.run import feature_cache
+from training.run.feature_cache import lowest_trained
+from training.run.task_model import Trainee, initial_entries, initial_head
+from training.strategies import grammar
+
+FEATURES = 11 * 36 * 4  # bytes of a pooled output for each of `rows_of`, in float32
+WORDS = ["the", "film", "and", "very", "not"]
+
+
+def rows_of(backbone: Backbone) -> list[TokenizedRow]:
+    texts = [(" ".join(WORDS[: 1 + number % 5]) + f" {number}",) for number in range(11)]
+    return tokenize_texts(backbone.tokenizer, 16, texts)
+
+
+def trainee_of(backbone: Backbone, freeze: str) -> Trainee:
+    shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
+    selection = grammar.select(freeze, shapes, 0)
+    entries = initial_entries(backbone, selection, torch.device("cpu"))
+    head = initial_head(2, backbone.config.hidden_size, 0)
+    return Trainee(backbone, entries, head, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "steps"),
+    [
+        ("head", 3),
+        ("params:pooler", 2),
+        ("top:1", 1),
+        ("bitfit@1", 1),
+        ("top:2", 0),
+        ("bitfit", 0),
+        ("random:0.1", 0),
+    ],
+)
+def test_the_lowest_trained_step(tiny_backbone: Backbone, freeze: str, steps: int) -> None:
+    shapes = {name: tuple(value.shape) for name, value in tiny_backbone.parameters.items()}
+    names = list(grammar.select(freeze, shapes, 0))
+    assert lowest_trained(names, tiny_backbone.config) == steps
+
+
+@pytest.mark.parametrize("freeze", ["head", "params:pooler", "top:1", "bitfit@1"])
+def test_kept_results_give_the_same_answers_and_gradients(
+    tiny_backbone: Backbone, freeze: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(tiny_backbone)
+    found = []
+    for keeps in (True, False):
+        trainee = trainee_of(tiny_backbone, freeze)
+        if keeps:
+            trainee.keep_frozen(rows)
+            # From here on nothing below the lowest trained layer may be computed.
+            with monkeypatch.context() as patch:
+                patch.setattr(feature_cache, "embed", None)
+                logits = trainee.logits(rows[3:] + rows[:2])
+        else:
+            logits = trainee.logits(rows[3:] + rows[:2])
+        logits.square().sum().backward()
+        grads = [value.grad for value in trainee.parameters.values()]
+        found.append([logits.detach(), *(grad for grad in grads if grad is not None)])
+    for kept, anew in zip(*found, strict=True):
+        torch.testing.assert_close(kept, anew, atol=1e-5, rtol=1e-5)
+
+
+def test_too_much_to_keep_is_computed_anew(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: Sequence[TokenizedRow] = rows_of(tiny_backbone)
+    monkeypatch.setattr(feature_cache, "_MOST_BYTES", 1000)
+    trainee = trainee_of(tiny_backbone, "top:1")
+    trainee.keep_frozen(rows)
+    monkeypatch.setattr(feature_cache, "embed", None)
+    with pytest.raises(TypeError):
+        trainee.logits(rows)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "most_bytes", "expected"),
+    [
+        ("head", 11 * 36 * 4, True),
+        ("head", 11 * 36 * 4 - 1, False),
+        ("params:pooler", 2**31, False),
+    ],
+)
+def test_only_a_head_needs_only_features(
+    tiny_backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+    freeze: str,
+    most_bytes: int,
+    expected: bool,
+) -> None:
+    """All of them or none."""
+    monkeypatch.setattr(feature_cache, "_MOST_BYTES", most_bytes)
+    rows = rows_of(tiny_backbone)
+    assert trainee_of(tiny_backbone, freeze).needs_only_features(rows) is expected

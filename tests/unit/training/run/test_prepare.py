@@ -1,0 +1,83 @@
+"""What a run starts from: the rows that `fisher` looks at, and how long a run is by default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deltas import Backbone, DenseEntry, tokenize_texts
+from training.options import FitConfig
+from training.run import feature_cache, prepare
+from training.run.task_model import Split, Trainee, initial_head
+
+NAME = "bert.pooler.dense.bias"
+
+
+def trainee_of(backbone: Backbone) -> Trainee:
+    entry = DenseEntry(backbone.parameters[NAME].clone())
+    head = initial_head(2, backbone.config.hidden_size, 0)
+    return Trainee(backbone, {NAME: entry}, head, torch.device("cpu"), torch.float32)
+
+
+def sorted_split(backbone: Backbone, bad: int, good: int) -> Split:
+    """All rows of one label, then all of the other, as many files are."""
+    texts = [(f"the film {n}",) for n in range(bad + good)]
+    return Split(
+        tokenize_texts(backbone.tokenizer, 16, texts), torch.tensor([0] * bad + [1] * good)
+    )
+
+
+@pytest.fixture
+def labels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The labels that scores were computed of, in order."""
+    seen: list[int] = []
+    plain = prepare.task_loss  # type: ignore[attr-defined]
+
+    def spying(kind: str, logits: Tensor, given: Tensor, *rest: Any) -> Tensor:
+        seen.extend(given.tolist())
+        return plain(kind, logits, given, *rest)
+
+    monkeypatch.setattr(prepare, "task_loss", spying)
+    return seen
+
+
+def test_fisher_sees_all_labels_of_a_sorted_file(
+    tiny_backbone: Backbone, labels: list[int]
+) -> None:
+    trainee, split = trainee_of(tiny_backbone), sorted_split(tiny_backbone, 600, 300)
+    first = prepare.fisher_scores(trainee, "single_label", split, 3)
+    assert len(labels) == 256
+    assert 50 < sum(labels) < 120  # a third of them, not none
+    again, other = (prepare.fisher_scores(trainee, "single_label", split, seed) for seed in (3, 4))
+    assert torch.equal(first[NAME], again[NAME])
+    assert not torch.equal(first[NAME], other[NAME])
+
+
+def test_fisher_takes_all_rows_of_a_small_file(tiny_backbone: Backbone, labels: list[int]) -> None:
+    trainee, split = trainee_of(tiny_backbone), sorted_split(tiny_backbone, 4, 3)
+    scores = [prepare.fisher_scores(trainee, "single_label", split, seed) for seed in (0, 1)]
+    assert labels == [0, 0, 0, 0, 1, 1, 1] * 2
+    assert torch.equal(scores[0][NAME], scores[1][NAME])
+
+
+@pytest.mark.parametrize(("room", "epochs"), [(True, 40), (False, 20)])
+def test_a_head_alone_has_more_epochs_where_its_features_are_kept(
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, room: bool, epochs: int
+) -> None:
+    """Where there is no room for them, each of its epochs costs as much as any other's."""
+    monkeypatch.setattr(feature_cache, "_MOST_BYTES", 2**31 if room else 0)
+    head = initial_head(2, tiny_backbone.config.hidden_size, 0)
+    alone = Trainee(tiny_backbone, {}, head, torch.device("cpu"), torch.float32)
+    parts = sorted_split(tiny_backbone, 6, 6), sorted_split(tiny_backbone, 2, 2)
+    for options, trainee, expected in (
+        ({}, alone, epochs),
+        ({"epochs": 3}, alone, 3),
+        ({"freeze": "bitfit"}, trainee_of(tiny_backbone), 20),
+    ):
+        config = FitConfig.model_validate(
+            {"task": "rte", "freeze": "head", "batch_size": 4} | options
+        )
+        assert prepare.loop_config(config, trainee, parts).steps == 3 * expected

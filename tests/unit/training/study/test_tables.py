@@ -1,0 +1,54 @@
+"""Layers: which ones a strategy trains, and the table of one layer beside all others."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.training.test_report import run_of
+from training.study.aggregates import make_cells
+from training.study.tables import layers_of, layers_table, rule_of
+
+
+@pytest.mark.parametrize(
+    ("method", "layers"),
+    [
+        ("bitfit@2", {2}),
+        ("bitfit@0-4", {0, 1, 2, 3, 4}),
+        ("bitfit@0-1+bitfit@3-5", {0, 1, 3, 4, 5}),
+        ("bitfit:query@10-11", {10, 11}),
+    ],
+)
+def test_layers_are_read_from_the_name(method: str, layers: set[int]) -> None:
+    found = layers_of(method)
+    assert found is not None
+    assert found[1] == layers
+    assert rule_of(method) == method.partition("@")[0]
+
+
+@pytest.mark.parametrize(
+    "method", ["bitfit", "bitfit@0+layernorm@1", "bitfit@0+head", "initbias+bitfit@0"]
+)
+def test_what_is_no_single_rule_on_layers(method: str) -> None:
+    assert layers_of(method) is None
+    assert rule_of(method) is None
+
+
+def test_a_layer_stands_beside_all_others_and_what_is_missing_is_empty() -> None:
+    runs = [
+        run_of(method, score)
+        for method, score in (
+            ("bitfit@0", 0.1),
+            ("bitfit@1-2", 0.2),
+            ("bitfit@2", 0.3),
+            ("bitfit@0+bitfit@2", 0.4),
+        )
+    ]
+    table = layers_table(make_cells(runs), make_cells([run_of("bitfit", 0.5)]))
+    assert table.splitlines() == [
+        "| layer | rte (accuracy), this layer alone | rte (accuracy), all others |",
+        "| --- | ---: | ---: |",
+        "| 0 | 0.100 (1) | 0.200 (1) |",
+        "| 1 |  | 0.400 (1) |",
+        "| 2 | 0.300 (1) |  |",
+        "| all (`bitfit`) | 0.500 (1) | 0.500 (1) |",
+    ]

@@ -1,0 +1,85 @@
+"""One run of a sweep: the command that repeats it, and what a stopped sweep finds of it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.unit.training.study.test_results import outcome
+from training.fit import parse_arguments
+from training.options import FitConfig
+from training.study import trial
+from training.study.results import Outcome
+from training.study.trial import Trial, fit_command, forget_outcome, make_outcome
+
+
+@pytest.mark.parametrize("init_head", [True, False])
+def test_the_command_is_understood_and_states_the_same_options(*, init_head: bool) -> None:
+    options = {
+        "task": "rte",
+        "freeze": "bitfit:query,intermediate",
+        "init_from": "a folder/mnli.safetensors",
+        "init_head": init_head,
+        "lr": 0.002,
+        "seed": 3,
+    }
+    program, *words = shlex.split(fit_command(options))[1:]
+    assert program == "-m"
+    assert parse_arguments(words[1:]) == FitConfig.model_validate(options)
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FitConfig]:
+    """Stands in for the training; lists what was asked for."""
+    asked: list[FitConfig] = []
+
+    def fit(config: FitConfig, **_: Any) -> tuple[Path, Any]:
+        asked.append(config)
+        training = SimpleNamespace(data=config.data)
+        return tmp_path, SimpleNamespace(manifest=SimpleNamespace(training=training))
+
+    def made(delta: Any, *_: Any) -> Outcome:
+        source = "sample" if delta.manifest.training.data == "sample" else "folder"
+        return outcome(0.5, 0.5).model_copy(update={"data": source})
+
+    monkeypatch.setattr(trial, "fit", fit)
+    monkeypatch.setattr(trial, "_outcome", made)
+    return asked
+
+
+def run_of(folder: Path, data: str = "glue") -> Trial:
+    return Trial({"task": "rte", "freeze": "bitfit"}, data, folder, threads=1, workers=1)
+
+
+def test_an_outcome_that_was_not_recorded_is_picked_up(
+    fitted: list[FitConfig], tmp_path: Path
+) -> None:
+    first = make_outcome(run_of(tmp_path))
+    assert make_outcome(run_of(tmp_path)) == first
+    assert len(fitted) == 1, "a run that was finished was made again"
+    forget_outcome(tmp_path)
+    make_outcome(run_of(tmp_path))
+    assert len(fitted) == 2
+
+
+@pytest.mark.parametrize(("first", "second"), [("sample", "glue"), ("glue", "sample")])
+def test_an_outcome_on_other_rows_is_not_picked_up(
+    fitted: list[FitConfig], tmp_path: Path, first: str, second: str
+) -> None:
+    make_outcome(run_of(tmp_path, first))
+    assert (make_outcome(run_of(tmp_path, second)).data == "sample") == (second == "sample")
+    assert len(fitted) == 2
+
+
+def test_a_kept_outcome_that_cannot_be_read_is_made_again(
+    fitted: list[FitConfig], tmp_path: Path
+) -> None:
+    make_outcome(run_of(tmp_path))
+    (kept,) = tmp_path.glob("*.json")
+    kept.write_text("{}")
+    make_outcome(run_of(tmp_path))
+    assert len(fitted) == 2

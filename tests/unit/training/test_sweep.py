@@ -1,0 +1,360 @@
+"""Real sweeps over the tiny backbone: lines, choice of rates, failures, stopping and going on."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.unit.training.study.test_results import make_run
+from training import sweep
+from training.study.results import History, Run, append_run, read_runs
+from training.study.run_pool import Estimate, in_words, visited_rows
+
+WORDS = ["the", "film", "and", "very", "not", "a", "b"]
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small RTE."""
+    folder = tmp_path_factory.mktemp("glue")
+    draw = random.Random(0)
+    for split, count in (("train", 120), ("validation", 30)):
+        labels = [draw.randrange(2) for _ in range(count)]
+        first = [" ".join([*draw.choices(WORDS, k=4), ["good", "bad"][n]]) for n in labels]
+        second = [" ".join(draw.choices(WORDS, k=3)) for _ in labels]
+        table = pa.table({"sentence1": first, "sentence2": second, "label": labels})
+        path = folder / "rte" / f"{split}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(table, path)
+    return folder
+
+
+class Sweep:
+    """The command in a process of its own, as users run it."""
+
+    def __init__(self, glue: Path, backbone: Path, folder: Path) -> None:
+        self.out = folder / "runs.jsonl"
+        self.work = folder / "work"
+        self._words = [sys.executable, "-m", "training.sweep", "--tasks", "rte"]
+        self._words += ["--data", str(glue), "--backbone", str(backbone)]
+        self._words += ["--out", str(self.out), "--work", str(self.work)]
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self._words, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, *words: str) -> tuple[int, str]:
+        process = self.start(*words)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out + err
+
+
+@pytest.fixture
+def command(glue: Path, tiny_backbone_dir: Path, tmp_path: Path) -> Sweep:
+    return Sweep(glue, tiny_backbone_dir, tmp_path)
+
+
+SMALL = "epochs=2,evals=3,max_length=24,batch_size=8"
+
+
+@pytest.mark.slow
+def test_a_sweep_chooses_rates_records_failures_and_repeats_nothing(command: Sweep) -> None:
+    words = ["--freeze", "bitfit,random:0.05,layernorm", "--rates", "1e-3,1e37", "--seeds", "2"]
+    words += ["--set", SMALL, "--workers", "2"]
+    code, said = command.run(*words)
+    runs = list(read_runs(command.out).values())
+    assert code == 1, said
+    assert "3 runs failed; their errors are in" in said
+    assert len(runs) == 9
+    failed = [run for run in runs if run.error]
+    assert {run.options["lr"] for run in failed} == {1e37}
+    assert all("diverged" in str(run.error) for run in failed), [run.error for run in failed]
+    whole = [run for run in runs if run.outcome]
+    assert {(run.options["freeze"], run.options["seed"], run.options["lr"]) for run in whole} == {
+        (freeze, seed, 1e-3) for freeze in ("bitfit", "random:0.05", "layernorm") for seed in (0, 1)
+    }
+    for run in whole:
+        check_line(run)
+    before = command.out.read_bytes()
+    code, said = command.run(*words)
+    assert (code, command.out.read_bytes()) == (1, before), "nothing is left, and three failed"
+    assert "3 runs failed" in said
+    assert not list(command.work.glob("*/rte")), "deltas are not kept"
+
+
+def check_line(run: Run) -> None:
+    """A line holds what the report needs, measured."""
+    found = run.outcome
+    assert found is not None
+    assert found.scores["validation"].rows == 30
+    assert found.history.step[-1] == found.steps
+    assert len(found.history.step) == 3
+    best = found.scores["selection"].values["accuracy"]
+    assert best == pytest.approx(max(found.history.metric), abs=1e-6)
+    assert found.train_rows + found.selection_rows == 120
+    assert 0 < found.seconds < 100
+    assert found.cpu_seconds is not None
+    assert 0 < found.cpu_seconds < 100
+    assert 10**7 < found.peak_bytes < 10**10
+    assert 0 < found.trained < found.total
+    assert found.delta_bytes > 4 * found.trained
+    assert (found.data, found.resumed, found.machine.threads) == ("folder", False, 1)
+    assert "--seed" in run.command
+    assert run.command.startswith("python -m training.fit --")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_was_stopped_goes_on_to_the_same_lines(
+    command: Sweep, tmp_path: Path, end: signal.Signals
+) -> None:
+    words = ["--freeze", "bitfit", "--rates", "1e-3", "--seeds", "1"]
+    words += ["--set", "epochs=60,evals=100,max_length=24,batch_size=8"]
+    process = command.start(*words)
+    wait_for_states(command, process)
+    process.send_signal(end)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (-9 if end == signal.SIGKILL else 130), said
+    assert read_runs(command.out) == {}
+    (history,) = command.work.glob("*/history.jsonl")
+    time.sleep(1.0)
+    length = history.stat().st_size
+    time.sleep(1.0)
+    assert history.stat().st_size == length, "the run's process outlived the sweep"
+    assert command.run(*words)[0] == 0
+    (resumed,) = read_runs(command.out).values()
+    command.out, command._words = (
+        tmp_path / "other.jsonl",
+        [
+            str(tmp_path / "other.jsonl") if word == str(command.out) else word
+            for word in command._words
+        ],
+    )
+    assert command.run(*words)[0] == 0
+    (whole,) = read_runs(command.out).values()
+    assert resumed.outcome is not None
+    assert whole.outcome is not None
+    assert resumed.outcome.resumed
+    assert not whole.outcome.resumed
+    assert resumed.outcome.scores == whole.outcome.scores
+    assert resumed.outcome.history.step == whole.outcome.history.step
+    assert resumed.outcome.history.metric == whole.outcome.history.metric
+
+
+def wait_for_states(command: Sweep, process: subprocess.Popen[str]) -> None:
+    """Until the run has saved its state three times."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        histories = list(command.work.glob("*/history.jsonl"))
+        if histories and len(histories[0].read_text().splitlines()) >= 3:
+            return
+        time.sleep(0.01)
+    raise AssertionError("no run came to its third evaluation")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_recorded_and_the_sweep_goes_on(command: Sweep) -> None:
+    words = ["--freeze", "bitfit,head", "--rates", "1e-3", "--seeds", "1"]
+    words += ["--set", "epochs=60,evals=100,max_length=24,batch_size=8"]
+    process = command.start(*words)
+    wait_for_states(command, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        process.communicate()
+        pytest.skip("this system doesn't list a process's children")
+    # The tracker of resources, and the process from which the runs are forked.
+    for child in children.read_text().split():
+        for run in Path(f"/proc/{child}/task/{child}/children").read_text().split():
+            subprocess.run(["kill", "-9", run], check=True)
+    _, said = process.communicate(timeout=300)
+    first, second = read_runs(command.out).values()
+    assert process.returncode == 1, said
+    assert "exit code -9 (killed; perhaps there was not enough memory)" in str(first.error)
+    assert second.outcome is not None
+    lines = command.out.read_bytes()
+    assert command.run(*words)[0] == 1, "a failed run is not made good by asking again"
+    assert command.out.read_bytes() == lines, "nor made again"
+    assert command.run(*words, "--retry-failed")[0] == 0
+    assert all(run.outcome for run in read_runs(command.out).values())
+
+
+@pytest.mark.parametrize("option", ["--out", "--work"])
+def test_two_sweeps_do_not_share_results_nor_the_folder_of_their_runs(
+    glue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    shared = tmp_path / "shared"
+    words = ["--tasks", "rte", "--freeze", "head", "--data", str(glue)]
+    words += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    with sweep._alone(shared, option):
+        assert sweep.main([*words, option, str(shared)]) == 2
+    said = capsys.readouterr().err
+    assert f"another sweep is using {shared}; wait for it, or give another {option}" in said
+
+
+def dry_run(out: Path, num_seeds: int) -> list[str]:
+    """Arguments that list the runs of one strategy with two rates."""
+    words = ["--tasks", "rte", "--freeze", "bitfit", "--rates", "0.002,0.1"]
+    words += ["--seeds", str(num_seeds), "--set", "epochs=1"]
+    return [*words, "--out", str(out), "--dry-run"]
+
+
+def test_dry_run_lists_the_runs_and_their_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs.jsonl"
+    words = dry_run(out, num_seeds=2)
+    assert sweep.main(words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 4
+    assert said[2].split()[-7:-2] == ["lr", "best", "of", "0.002,", "0.1"]
+    assert said[3].startswith("3 of 3 runs to make, about 4 min with 1 worker (a guess")
+    append_run(out, make_run(freeze="bitfit", epochs=1.0, train_rows=None))
+    assert sweep.main(words) == 0
+    assert "(from the finished runs)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["--tasks", "rte", "--freeze", "head", "--rates", "0.1"], "1 of 1"),
+        (["--study", "study.toml"], "0 of 1"),
+        ([], "0 of 1"),
+    ],
+)
+def test_a_study_of_the_command_line_leaves_the_committed_results_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    missing: str,
+) -> None:
+    """One run is committed: who declares it anew looks for it elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    append_run(sweep.RUNS, make_run(freeze="head", lr=0.1))
+    declared = '[[part]]\nname = "a"\ntasks = ["rte"]\nfreeze = ["head"]\nrates = [0.1]\n'
+    for path in (sweep.STUDY, Path("study.toml")):
+        path.write_text(declared)
+    assert sweep.main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{missing} runs to make")
+
+
+@pytest.mark.parametrize(
+    ("freeze", "listed"),
+    [
+        ("bitfit,head", ["bitfit", "head"]),
+        ("bitfit:query,intermediate; head", ["bitfit:intermediate,query", "head"]),
+        ("bitfit:query,intermediate;", ["bitfit:intermediate,query"]),
+    ],
+)
+def test_a_strategy_may_have_a_comma(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], freeze: str, listed: list[str]
+) -> None:
+    words = ["--tasks", "rte", "--freeze", freeze, "--rates", "0.1"]
+    assert sweep.main([*words, "--out", str(tmp_path / "runs.jsonl"), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert [line.split("rte")[1].split()[0] for line in lines] == listed
+
+
+def test_dry_run_knows_a_rate_that_was_chosen_already(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run with the better rate of seed 0 was made: only that of the third seed is missing."""
+    out = tmp_path / "runs.jsonl"
+    for seed, rate, score in ((0, 0.002, 0.5), (0, 0.1, 0.6), (1, 0.1, 0.4)):
+        run = make_run(selection=score, epochs=1.0, seed=seed, lr=rate)
+        append_run(out, run)
+    assert sweep.main(dry_run(out, num_seeds=3)) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[2].split()[-5:] == ["seed", "1", "lr", "0.1", "done"]
+    assert " seed 2  lr 0.1  " in said[3]
+    assert said[-1].startswith("1 of 4 runs to make")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--tasks", "rte"], "a study without a file needs --tasks and --freeze"),
+        (["--study", "a.toml", "--tasks", "rte"], "--study declares the runs"),
+        (["--study", "a.toml"], "a.toml: can't be read as a study"),
+        (["--tasks", "rte", "--freeze", "head", "--set", "colour=red"], "colour: Extra inputs"),
+        (["--workers", "0"], "'0' is no whole number of at least 1"),
+        (["--tasks", "rte", "--freeze", "head", "--data", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_misuse(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(words) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_the_generated_sample_is_not_swept_by_accident(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.delenv("GLUE_DIR", raising=False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    words = ["--tasks", "wnli", "--freeze", "head", "--out", str(tmp_path / "runs.jsonl")]
+    assert sweep.main(words) == 2
+    assert "only the generated sample; set GLUE_DIR" in capsys.readouterr().err
+
+
+def test_estimates_come_from_the_most_alike() -> None:
+    def run(seconds: float, **options: object) -> Run:
+        stated: dict[str, Any] = {"epochs": 1.0, "train_rows": 100} | options
+        made = make_run(**stated)
+        fields = made.model_dump()
+        fields["outcome"]["seconds"] = seconds
+        return Run(**fields)
+
+    runs = [run(10, freeze="bitfit"), run(40, freeze="full"), run(1, task="cola", freeze="head")]
+    estimate = Estimate({run.key: run for run in runs})
+    options = {"task": "rte", "freeze": "bitfit", "train_rows": 200, "epochs": 2.0}
+    assert estimate.seconds(options) == pytest.approx(40)
+    assert estimate.seconds(options | {"freeze": "full"}) == pytest.approx(160)
+    assert estimate.seconds(options | {"freeze": "layernorm"}) == pytest.approx(100)
+    assert estimate.seconds(options | {"task": "cola"}) == pytest.approx(4)
+    assert visited_rows({"task": "rte", "freeze": "full", "epochs": 2}) == 2 * 2490
+    assert visited_rows({"task": "rte", "freeze": "head", "epochs": 2}) == 2490
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(4.4, "4 s"), (89, "89 s"), (600, "10 min"), (11_100, "3 h 5 min")]
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+def test_a_history_counts_the_last_line_of_a_step(tmp_path: Path) -> None:
+    from training.run.loop import Progress
+    from training.study.trial import Recorder
+
+    path = tmp_path / "history.jsonl"
+    recorder = Recorder(path)
+    recorder(Progress(1, 1.0, None))
+    recorder(Progress(2, 2.0, 0.5, {"loss": 0.7}))
+    recorder(Progress(3, 4.0, 0.6, {"loss": 0.6}))
+    again = Recorder(path)
+    again(Progress(3, 4.0, 0.6, {"loss": 0.6}))
+    again(Progress(4, 8.0, 0.1, {"loss": 0.123456789}))
+    assert again.first_step == 3
+    expected = History(
+        step=(2, 3, 4),
+        train_loss=(1.5, 4.0, 8.0),
+        loss=(0.7, 0.6, 0.123457),
+        metric=(0.5, 0.6, 0.1),
+    )
+    assert again.history() == expected
+    Recorder(path)(Progress(1, 1.0, None))
+    assert not path.exists(), "a run from the start begins a history of its own"
+    assert json.loads(expected.model_dump_json())["step"] == [2, 3, 4]

@@ -1,0 +1,192 @@
+"""The zoo's choice: the best run by its selection rows, of those that count, with its own delta."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltas import Backbone, SplitMetrics, TaskSpec, delta_path, read_delta, write_delta
+from deltas.backbone.backbone import DEFAULT_BACKBONE
+from deltas.publish.card import card_path, render_card
+from tests.unit.training.study.test_results import make_run
+from training import zoo
+from training.data.tasks import TASKS
+from training.study.plan import plan, read_study
+from training.study.results import Run, append_run
+
+ROOT = Path(__file__).parents[3]
+
+
+def run_with(selection: float, dev: float, *, rows: int = 200, **options: Any) -> Run:
+    """A finished run of the default backbone on real rows; options that change its outcome too."""
+    run = make_run(dev, selection, **options)
+    assert run.outcome is not None
+    fields: dict[str, Any] = {"backbone": DEFAULT_BACKBONE, "train_rows": rows - 20}
+    fields |= {name: options[name] for name in ("backbone", "data") if name in options}
+    if options.get("reinit") == "biases":
+        fields["strategy"] = "initbias+bitfit"
+    return run.model_copy(update={"outcome": run.outcome.model_copy(update=fields)})
+
+
+class Sweep:
+    """A results file and a folder of kept deltas."""
+
+    def __init__(self, folder: Path, make_delta: Any, backbone: Backbone, task: TaskSpec) -> None:
+        self.out, self.work, self.zoo = folder / "runs.jsonl", folder / "work", folder / "zoo"
+        self._make_delta = make_delta
+        self._backbone = backbone
+        self._task = task
+
+    def add(self, run: Run, *, keep: bool = True, **changes: Any) -> None:
+        append_run(self.out, run)
+        if keep and run.outcome is not None:
+            ref = self._backbone.ref.model_copy(update={"id": run.outcome.backbone})
+            facts: dict[str, Any] = {"backbone": ref, "metrics": run.outcome.scores} | changes
+            delta = self._make_delta(self._backbone, self._task, "bitfit")
+            manifest = delta.manifest.model_copy(update=facts)
+            path = delta_path(self.work / run.key, ref.id, "rte", run.outcome.strategy)
+            write_delta(replace(delta, manifest=manifest), path)
+
+    def ship(self) -> int:
+        words = ["--results", str(self.out), "--work", str(self.work), "--zoo", str(self.zoo)]
+        return zoo.main(words)
+
+    @property
+    def target(self) -> Path:
+        return delta_path(self.zoo, DEFAULT_BACKBONE, "rte", "bitfit")
+
+    def shipped(self) -> SplitMetrics:
+        return read_delta(self.target).manifest.metrics["selection"]
+
+
+@pytest.fixture
+def sweep(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any, tmp_path: Path
+) -> Sweep:
+    task = toy_tasks["toy2"].model_copy(update={"name": "rte"})
+    return Sweep(tmp_path, make_delta, tiny_backbone, task)
+
+
+def test_the_best_by_the_selection_rows_is_shipped_whatever_the_dev_rows_say(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for selection, dev, seed, rate in ((0.5, 0.9, 0, 0.1), (0.7, 0.1, 1, 0.2), (0.6, 0.8, 1, 0.1)):
+        sweep.add(run_with(selection, dev, seed=seed, lr=rate))
+    assert sweep.ship() == 0
+    said = capsys.readouterr().out
+    assert "rte bitfit: rate 0.2, seed 1: accuracy 0.7000 on 20 selection rows\n" in said
+    assert "rte head: none in the zoo; no finished run that counts\n" in said
+    assert len(said.splitlines()) == len(TASKS) * len(zoo.STRATEGIES)
+    assert sweep.shipped().values["accuracy"] == 0.7
+    assert card_path(sweep.target).read_text() == render_card(sweep.target)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        run_with(0.9, 0.9, rows=100, train_rows=100),
+        run_with(0.9, 0.9, reinit="biases"),
+        run_with(0.9, 0.9, backbone="another"),
+        run_with(0.9, 0.9, data="sample", rows=500),
+    ],
+    ids=["fewer rows", "re-initialised", "other backbone", "generated rows"],
+)
+def test_runs_that_are_another_recipe_do_not_count(sweep: Sweep, other: Run) -> None:
+    sweep.add(other)
+    sweep.add(run_with(0.6, 0.6))
+    assert sweep.ship() == 0
+    assert sweep.shipped().values["accuracy"] == 0.6
+
+
+def test_a_start_from_another_task_counts(sweep: Sweep) -> None:
+    """What it was trained from is in the delta; who is served cares for the score."""
+    sweep.add(run_with(0.9, 0.9, init_from="mnli.safetensors"))
+    sweep.add(run_with(0.6, 0.6))
+    assert sweep.ship() == 0
+    assert sweep.shipped().values["accuracy"] == 0.9
+
+
+def test_a_failed_run_does_not_count(sweep: Sweep) -> None:
+    failed = run_with(0.9, 0.9, seed=1).model_copy(update={"outcome": None, "error": "diverged"})
+    sweep.add(failed)
+    sweep.add(run_with(0.6, 0.6))
+    assert sweep.ship() == 0
+    assert sweep.shipped().values["accuracy"] == 0.6
+
+
+def test_a_best_run_without_its_delta_leaves_what_is_shipped(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second best is not the best: nothing takes its place silently."""
+    sweep.add(run_with(0.6, 0.6))
+    assert sweep.ship() == 0
+    before = sweep.target.read_bytes()
+    best = run_with(0.8, 0.8, seed=1)
+    sweep.add(best, keep=False)
+    capsys.readouterr()
+    assert sweep.ship() == 0
+    said = capsys.readouterr().out
+    assert (
+        "rte bitfit: kept the shipped one (accuracy 0.6000 on 20 selection rows); the delta of the "
+        f"best run is not there, repeat it: python -m training.fit --out {sweep.work / best.key}\n"
+    ) in said
+    assert sweep.target.read_bytes() == before
+
+
+def test_the_best_run_need_not_be_repeated_when_its_delta_is_shipped_already(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = run_with(0.6, 0.6)
+    sweep.add(best)
+    sweep.ship()
+    shutil.rmtree(sweep.work)
+    capsys.readouterr()
+    assert sweep.ship() == 0
+    assert (
+        "rte bitfit: the shipped one is the best run's (accuracy 0.6000 on 20 selection rows)\n"
+        in capsys.readouterr().out
+    )
+
+
+def test_what_is_replaced_is_said(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep.add(run_with(0.6, 0.6))
+    sweep.ship()
+    sweep.add(run_with(0.8, 0.8, seed=1))
+    sweep.ship()
+    assert "instead of accuracy 0.6000 on 20 selection rows" in capsys.readouterr().out
+    assert sweep.shipped().values["accuracy"] == 0.8
+
+
+def test_a_delta_of_another_run_is_refused_before_anything_is_shipped(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_with(0.6, 0.6)
+    sweep.add(run, metrics=run_with(0.5, 0.5).outcome.scores)  # type: ignore[union-attr]
+    assert sweep.ship() == 1
+    assert f"not the delta of run {run.key}: its scores differ" in capsys.readouterr().err
+    assert not sweep.zoo.exists()
+
+
+def test_a_damaged_delta_is_refused(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_with(0.6, 0.6)
+    sweep.add(run)
+    (path,) = (sweep.work / run.key).rglob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert sweep.ship() == 1
+    assert str(path) in capsys.readouterr().err
+    assert not sweep.zoo.exists()
+
+
+def test_the_studies_make_a_run_for_every_cell_of_the_zoo() -> None:
+    cells = {
+        (run.options["task"], run.options["freeze"])
+        for name in ("study.toml", "zoo.toml")
+        for run in plan(read_study(ROOT / "docs/results" / name))
+    }
+    assert {(task, strategy) for task in TASKS for strategy in zoo.STRATEGIES} <= cells

@@ -1,0 +1,1 @@
+"""Reads tasks and rows: GLUE, custom files, data sets of the hub, the built-in sample."""

@@ -1,0 +1,194 @@
+"""A task of the user's own: from columns to rows, wherever the columns come from.
+
+    infer or check labels -> rows -> hold out a validation split if none is given
+
+Columns come from `training.data.custom` or `training.data.hub_dataset`, labels are `training.data.labels`; the result
+is the same `TaskData` that GLUE tasks give.
+
+A task made of the user's own CSV, JSONL or parquet files.
+
+Reading is `training.data.columns`, what the columns mean is `training.data.custom`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+from deltas.manifest import NAME_PATTERN, TaskKind
+from training.data.columns import Columns, read_columns
+from training.data.labels import collect_labels, encode_labels, infer_kind
+from training.data.rows import Rows, TaskData, digest_rows, hold_out
+from training.data.tasks import TASKS, Task
+from training.errors import ConfigError, DataError
+
+
+def load_files(train_file: Path, validation_file: Path | None, own: OwnTask) -> TaskData:
+    """Load a task of the user's own from files.
+
+    Args:
+        train_file: .csv, .tsv, .jsonl, .ndjson or .parquet, UTF-8.
+        validation_file: the same columns; None holds out a fifth of the train file's rows.
+        own: which columns there are, and what they mean.
+
+    Raises:
+        DataError: the files can't be used; says which file, row and column.
+    """
+    train = read_columns(train_file, own.columns)
+    validation = None if validation_file is None else read_columns(validation_file, own.columns)
+    return own_data(own, train, validation, "files")
+
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_SHARE = 0.2
+# Not the run's seed: runs with different seeds must be judged on the same rows.
+_SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """What the user says about rows of their own.
+
+    Attributes:
+        text_columns: one or two.
+        label_column: names, integers (their text becomes the label), numbers (regression), or
+            several labels a row (a list; in CSV joined by "|").
+        name: the task's name in deltas and URLs.
+        kind: "single_label", "multi_label" or "regression"; None infers it from the train rows.
+
+    Raises:
+        ConfigError: a bad name, kind or choice of columns.
+    """
+
+    text_columns: tuple[str, ...]
+    label_column: str
+    name: str
+    kind: str | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(NAME_PATTERN, self.name):
+            raise ConfigError(
+                f"--name {self.name[:128]!r}: 1 to 128 of a-z, 0-9, dot, dash and underscore are "
+                "allowed, starting with a letter or digit"
+            )
+        if self.name in TASKS:
+            raise ConfigError(
+                f"--name {self.name!r} is a GLUE task; choose another, for example 'my-{self.name}'"
+            )
+        if len(self.text_columns) not in (1, 2) or "" in self.text_columns:
+            raise ConfigError(
+                f"--text-columns {','.join(self.text_columns)!r}: give one column, or two joined "
+                "by a comma"
+            )
+        if len(set(self.columns)) != len(self.columns):
+            raise ConfigError(
+                f"the columns {', '.join(self.columns)} are not distinct; each may be used once"
+            )
+        if self.kind is not None and self.kind not in get_args(TaskKind):
+            raise ConfigError(f"--kind {self.kind!r}: allowed are {', '.join(get_args(TaskKind))}")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return (*self.text_columns, self.label_column)
+
+
+def own_data(own: OwnTask, train: Columns, validation: Columns | None, source: str) -> TaskData:
+    """Turn columns into a task and its rows.
+
+    Args:
+        own: which columns they are, and what they mean.
+        train: rows to train on.
+        validation: rows to judge on; None holds out a fifth of the train rows.
+        source: what `TaskData.source` shall be.
+
+    Raises:
+        DataError: the rows can't be used; says which file or split, row and column.
+    """
+    kind = cast(TaskKind, own.kind) if own.kind else infer_kind(train, own.label_column)
+    labels = collect_labels(train, own.label_column, kind)
+    logger.info("%s: %s, labels: %s", own.name, kind, ", ".join(labels) or "numbers")
+    task = Task(own.name, kind, labels, own.text_columns, _metrics(kind, len(labels)))
+    train_rows = _rows(task, train, own.label_column)
+    if validation is None:
+        train_rows, judged, note = _held_out(train_rows, kind, train)
+    else:
+        judged = _rows(task, validation, own.label_column)
+        note = _overlap_note(train_rows, judged, train.noun)
+    return TaskData(
+        task=task,
+        source=source,
+        note="",
+        digest=digest_rows({task.train_split: train_rows, "validation": judged}),
+        train=train_rows,
+        validation={"validation": judged},
+        validation_notes={"validation": note} if note else {},
+    )
+
+
+def _held_out(rows: Rows, kind: TaskKind, columns: Columns) -> tuple[Rows, Rows, str]:
+    """Rows to train on, rows to judge on, and what to say about these."""
+    train, validation = hold_out(rows, kind, VALIDATION_SHARE, _SPLIT_SEED)
+    if not len(validation):
+        raise DataError(
+            f"{len(train)} rows are too few to hold out validation rows; add rows, or give "
+            f"--validation-{columns.noun}",
+            path=columns.path,
+        )
+    note = f"{len(validation):,} rows held out of {columns.name} (seed {_SPLIT_SEED})"
+    return train, validation, note
+
+
+def _metrics(kind: TaskKind, num_labels: int) -> tuple[str, ...]:
+    if kind == "regression":
+        return ("pearson", "spearman", "mse")
+    if kind == "multi_label":
+        return ("micro_f1", "macro_f1")
+    return ("accuracy", "f1" if num_labels == 2 else "macro_f1")
+
+
+def _rows(task: Task, columns: Columns, label_column: str) -> Rows:
+    texts = list(zip(*(columns.values[field] for field in task.text_fields), strict=True))
+    for field, column in zip(task.text_fields, zip(*texts, strict=True), strict=True):
+        bad = [row for row, value in enumerate(column, 1) if not _is_text(value)]
+        if bad:
+            raise DataError(
+                _text_problem(column[bad[0] - 1], bad, len(column)),
+                path=columns.path,
+                row=bad[0],
+                column=field,
+            )
+    return Rows(texts, encode_labels(columns, label_column, task.kind, task.labels))
+
+
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which tokenizers refuse
+        return False
+    return True
+
+
+def _text_problem(value: object, bad: list[int], num_rows: int) -> str:
+    if len(bad) == num_rows:
+        return "no row has a text here; is this the right column?"
+    blank = value is None or (isinstance(value, str) and not value.strip())
+    what = "no text" if blank else f"{value!r:.100} is not a text"
+    more = f" ({len(bad) - 1:,} more such rows follow)" if len(bad) > 1 else ""
+    return f"{what}{more}; fill it in or drop the row"
+
+
+def _overlap_note(train: Rows, validation: Rows, noun: str) -> str:
+    seen = set(train.texts)
+    shared = sum(texts in seen for texts in validation.texts)
+    if not shared:
+        return ""
+    note = f"{shared:,} of {len(validation):,} validation rows are in the train {noun} too"
+    logger.warning("%s; metrics on them measure memory", note)
+    return note

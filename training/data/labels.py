@@ -1,0 +1,270 @@
+"""What a label column means: its kind, its label names in order, and each row's code.
+
+Used for rows of the user's own (`training.data.custom`). GLUE's labels are a table instead:
+`training.data.tasks`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from deltas.errors import near_matches
+from deltas.manifest import TaskKind
+from training.data.columns import Columns
+from training.data.rows import Labels
+from training.errors import DataError, listing
+
+logger = logging.getLogger(__name__)
+
+SEPARATOR = "|"
+_INTEGER = re.compile(r"[+-]?\d+")
+_MOST_LABELS = 1000
+_LONGEST_LABEL = 256
+_LARGEST_NUMBER = 1e18  # float32 has no room for the squares of larger ones
+
+
+def infer_kind(columns: Columns, column: str) -> TaskKind:
+    """Lists are multi-label, numbers some of which have a fraction are regression, else labels.
+
+    1.0 has none: pandas writes integers like that where a column has gaps. In CSV a list is a text
+    with "|", and a number is any text that reads as one.
+
+    Raises:
+        DataError: most values are numbers with fractions, but not all: one of them is a mistake.
+    """
+    values = {
+        row: value for row, value in enumerate(columns.values[column], 1) if not _is_blank(value)
+    }
+    if columns.is_text_only:
+        if any(SEPARATOR in value for value in values.values()):
+            return "multi_label"
+        numbers = [_as_number(value) for value in values.values()]
+    elif any(isinstance(value, list) for value in values.values()):
+        return "multi_label"
+    else:
+        numbers = [{float: value, int: 0.0}.get(type(value)) for value in values.values()]
+    if not any(number is not None and not number.is_integer() for number in numbers):
+        return "single_label"
+    strays = [row for row, number in zip(values, numbers, strict=True) if number is None]
+    if 0 < 2 * len(strays) < len(values):
+        raise DataError(
+            f"{values[strays[0]]!r} is not a number, though most labels here are; mend or drop the "
+            "row, or say what is meant: --kind single_label takes all of them for names",
+            path=columns.path,
+            row=strays[0],
+            column=column,
+        )
+    return "single_label" if strays else "regression"
+
+
+def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, ...]:
+    """The label names of a train file: integers by value, names by letters.
+
+    A data set that states its labels has them in its own order; those without a row are left out.
+
+    Raises:
+        DataError: a value can't be a label, or there are too few or implausibly many labels.
+    """
+    if kind == "regression":
+        _check_numbers_differ(columns, column)
+        return ()
+    rows = _names(columns, column, kind)
+    if not any(rows):
+        raise _no_labels(columns, column)
+    counts = Counter(name for names in rows for name in names)
+    fewest = 2 if kind == "single_label" else 1
+    if len(counts) < fewest:
+        raise DataError(
+            f"{len(counts)} distinct label ({listing(counts)}); at least {fewest} needed to learn "
+            "anything",
+            path=columns.path,
+            column=column,
+        )
+    never_repeated = len(counts) > 10 and max(counts.values()) == 1
+    if len(counts) > _MOST_LABELS or never_repeated:
+        raise DataError(
+            f"{len(counts):,} distinct labels in {columns.num_rows:,} rows; is this the label "
+            "column? At most "
+            f"{_MOST_LABELS:,} are possible, and some must repeat. For numbers to be predicted use "
+            "--kind regression",
+            path=columns.path,
+            column=column,
+        )
+    once = sorted(name for name, count in counts.items() if count == 1)
+    if once:
+        logger.warning(
+            "%s, row %d, column %r: %d of %d labels occur in one row only and can't be judged: %s",
+            columns.name,
+            1 + next(number for number, names in enumerate(rows) if once[0] in names),
+            column,
+            len(once),
+            len(counts),
+            listing(once),
+        )
+    stated = [name.strip() for name in columns.label_names]
+    if set(counts) <= set(stated):
+        return tuple(name for name in stated if name in counts)
+    return tuple(sorted(counts, key=_sort_key(counts)))
+
+
+def encode_labels(columns: Columns, column: str, kind: TaskKind, labels: Sequence[str]) -> Labels:
+    """Each row's code, value, or list of 0 and 1.
+
+    Raises:
+        DataError: a value doesn't fit the kind, or isn't one of `labels`; names the first such row
+            and counts the rest.
+    """
+    if kind == "regression":
+        return _values(columns, column)
+    codes = {label: code for code, label in enumerate(labels)}
+    rows = _names(columns, column, kind)
+    unknown = [
+        (row, name) for row, names in enumerate(rows, 1) for name in names if name not in codes
+    ]
+    if unknown:
+        row, name = unknown[0]
+        close = near_matches(name, codes)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        more = f" ({len(unknown) - 1:,} more such labels follow)" if len(unknown) > 1 else ""
+        raise DataError(
+            f"label {name!r} does not occur in the train {columns.noun}{more}; allowed: "
+            f"{listing(codes)}.{hint}",
+            path=columns.path,
+            row=row,
+            column=column,
+        )
+    if kind == "single_label":
+        return [codes[names[0]] for names in rows]
+    return [[int(label in names) for label in labels] for names in rows]
+
+
+def _sort_key(names: Counter[str]) -> Any:
+    if all(_INTEGER.fullmatch(name) for name in names):
+        return lambda name: (int(name), name)
+    return lambda name: (name,)
+
+
+def _names(columns: Columns, column: str, kind: TaskKind) -> list[list[str]]:
+    """Label names of every row: exactly one for single label, any number for multi label."""
+    values = columns.values[column]
+    blank = [row for row, value in enumerate(values, 1) if _is_blank(value)]
+    if blank and kind == "single_label":
+        raise _no_labels(columns, column, blank)
+    rows = []
+    for row, value in enumerate(values, start=1):
+        parts = [value]
+        if kind == "multi_label":
+            parts = _parts(columns, column, row, value)
+        try:
+            rows.append(list(dict.fromkeys(_name(part) for part in parts)))
+        except ValueError as error:
+            raise DataError(str(error), path=columns.path, row=row, column=column) from error
+    return rows
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _no_labels(columns: Columns, column: str, blank: Sequence[int] = ()) -> DataError:
+    """The error for rows without a label; without `blank`, for a column of such rows."""
+    place = "column" if columns.noun == "file" else "split and column"
+    problem = f"no row has a label here; is this the right {place}?"
+    if 0 < len(blank) < columns.num_rows:
+        more = f" ({len(blank) - 1:,} more such rows follow)" if len(blank) > 1 else ""
+        problem = f"no label{more}; fill it in or drop the row"
+    return DataError(problem, path=columns.path, row=blank[0] if blank else 1, column=column)
+
+
+def _parts(columns: Columns, column: str, row: int, value: Any) -> list[Any]:
+    if columns.is_text_only:
+        return value.split(SEPARATOR) if value.strip() else []
+    if not isinstance(value, list):
+        raise DataError(
+            f"{value!r} is not a list; a multi-label row holds a list of labels, which may be "
+            "empty",
+            path=columns.path,
+            row=row,
+            column=column,
+        )
+    return value
+
+
+def _name(value: Any) -> str:
+    """A label's name; 1.0 is "1", because that is how pandas writes integers with gaps."""
+    if value is None or value == "":
+        raise ValueError("no label; fill it in or drop the row")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, list | dict | bytes) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
+        raise ValueError(
+            f"{value!r} can't be one label; use a text or a number (lists need --kind multi_label)"
+        )
+    name = str(value).strip()
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        raise ValueError(f"{name!r} has half a surrogate pair; labels must be valid Unicode")
+    if not 1 <= len(name) <= _LONGEST_LABEL:
+        raise ValueError(
+            f"a label of {len(name)} characters; from 1 to {_LONGEST_LABEL} are allowed. Is this "
+            "the label column?"
+        )
+    return name
+
+
+def _as_number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _check_numbers_differ(columns: Columns, column: str) -> None:
+    """A train file whose rows all have one number teaches nothing."""
+    values = columns.values[column]
+    if all(map(_is_blank, values)):
+        raise _no_labels(columns, column)
+    numbers = set(_values(columns, column))
+    if len(numbers) < 2:
+        raise DataError(
+            f"every row has the number {numbers.pop():g}; at least 2 different ones needed to "
+            "learn anything",
+            path=columns.path,
+            column=column,
+        )
+
+
+def _values(columns: Columns, column: str) -> list[float]:
+    values = []
+    for row, value in enumerate(columns.values[column], start=1):
+        number = _as_number(value)
+        if number is None:
+            raise DataError(
+                f"{value!r} is not a finite number, which a regression task needs; mend or drop "
+                "the row, or use "
+                "--kind single_label",
+                path=columns.path,
+                row=row,
+                column=column,
+            )
+        if abs(number) > _LARGEST_NUMBER:
+            raise DataError(
+                f"{number:g} is too large; numbers from -{_LARGEST_NUMBER:g} to "
+                f"{_LARGEST_NUMBER:g} can be learnt",
+                path=columns.path,
+                row=row,
+                column=column,
+            )
+        values.append(number)
+    return values

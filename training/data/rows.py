@@ -1,0 +1,163 @@
+"""Rows in memory: what every data source hands to training.
+
+`training.data.glue`, `training.data.custom` and `training.data.sample` make these; the training loop reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from deltas.manifest import DataSetRef, TaskKind
+from training.data.tasks import Task
+from training.errors import ConfigError
+
+Labels = list[int] | list[float] | list[list[int]]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts and labels of one split, in order.
+
+    Attributes:
+        texts: one tuple a row, one string for each of the task's text fields.
+        labels: codes (single label), values (regression), or lists of 0 and 1 as wide as the labels
+            (multi label).
+    """
+
+    texts: list[tuple[str, ...]]
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, positions: Iterable[int]) -> Rows:
+        """The rows at these positions, in this order."""
+        chosen = list(positions)
+        labels: list[object] = [self.labels[position] for position in chosen]
+        return Rows([self.texts[position] for position in chosen], labels)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """All rows of one task that a run may see.
+
+    Attributes:
+        task: what the rows mean.
+        source: "hub", "folder", "sample" or "files".
+        note: what a reader of results must know about the train rows; "" when they are the
+            published ones.
+        digest: SHA-256 of train and validation rows, the same whichever source they came from.
+        train: rows to train on (and to split a selection set from).
+        validation: rows to judge on, by split name.
+        validation_notes: like `note`, for each validation split that needs one.
+        data_set: which data set the rows are from, if the user named one.
+    """
+
+    task: Task
+    source: str
+    note: str
+    digest: str
+    train: Rows
+    validation: dict[str, Rows]
+    validation_notes: dict[str, str] = field(default_factory=dict)
+    data_set: DataSetRef | None = None
+
+    def subset(self, train_rows: int, seed: int) -> TaskData:
+        """Keep `train_rows` of the train rows, drawn by `seed`; validation stays whole.
+
+        Smaller subsets of the same seed are contained in larger ones, and every label of the train
+        set occurs, so that curves over the number of rows compare like with like.
+
+        Raises:
+            ConfigError: fewer rows than labels, or more than there are. Never rounded to what
+                exists: a point of a size curve must have the size that it says.
+        """
+        labels = [_label_key(label) for label in self.train.labels]
+        distinct = len(set(labels)) if self.task.kind == "single_label" else 1
+        if not distinct <= train_rows <= len(self.train):
+            raise ConfigError(
+                f"--train-rows {train_rows}: {self.task.name} has {len(self.train):,} train rows "
+                "and needs at least "
+                f"{distinct}; give a number from {distinct} to {len(self.train)}, or leave the "
+                "option out to use all"
+            )
+        order = list(range(len(self.train)))
+        random.Random(seed).shuffle(order)
+        if self.task.kind == "single_label":
+            first = {labels[position]: position for position in reversed(order)}
+            heads = set(first.values())
+            order.sort(key=lambda position: position not in heads)
+        train = self.train.take(sorted(order[:train_rows]))
+        note = f"{train_rows:,} of {len(self.train):,} train rows drawn with seed {seed}"
+        return replace(
+            self,
+            train=train,
+            note=f"{self.note}; {note}" if self.note else note,
+            digest=digest_rows({self.task.train_split: train, **self.validation}),
+        )
+
+
+def hold_out(rows: Rows, kind: TaskKind, share: float, seed: int) -> tuple[Rows, Rows]:
+    """Split rows in two: keep all but about `share` of each label's, drawn by the seed.
+
+    Rows with the same texts stay on one side, or the second part would judge memory. Every label
+    keeps a row, of several in a row too.
+
+    Returns:
+        The rows that are kept, and those held out, each in their order; the second may be empty.
+    """
+    by_text: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for position, texts in enumerate(rows.texts):
+        by_text[texts].append(position)
+    strata: dict[object, list[list[int]]] = defaultdict(list)
+    for positions in by_text.values():
+        strata[rows.labels[positions[0]] if kind == "single_label" else None].append(positions)
+    left = Counter(label for group in by_text.values() for label in _labels_of(rows, group, kind))
+    held: set[int] = set()
+    rng = random.Random(seed)
+    for _, groups in sorted(strata.items(), key=lambda item: str(item[0])):
+        rng.shuffle(groups)
+        most = len(groups) - 1
+        count = min(most, max(1, round(share * len(groups))))
+        for group in groups:
+            labels = _labels_of(rows, group, kind)
+            if count and all(left[label] > 1 for label in labels):
+                held.update(group)
+                left.subtract(labels)
+                count -= 1
+    kept = rows.take(position for position in range(len(rows)) if position not in held)
+    return kept, rows.take(sorted(held))
+
+
+def _labels_of(rows: Rows, group: Iterable[int], kind: TaskKind) -> set[object]:
+    """The labels that some rows have; numbers are none."""
+    labels = [rows.labels[position] for position in group]
+    if kind == "single_label":
+        return set(labels)
+    return {
+        place
+        for cells in labels
+        if isinstance(cells, list)
+        for place, cell in enumerate(cells)
+        if cell
+    }
+
+
+def _label_key(label: int | float | list[int]) -> object:
+    return tuple(label) if isinstance(label, list) else label
+
+
+def digest_rows(splits: Mapping[str, Rows]) -> str:
+    """SHA-256 over split names, texts and labels, in order; independent of platform and source."""
+    state = hashlib.sha256()
+    for split, rows in splits.items():
+        state.update(f"{split} {len(rows)}\n".encode())
+        for texts, label in zip(rows.texts, rows.labels, strict=True):
+            line = json.dumps([texts, label], ensure_ascii=True, separators=(",", ":"))
+            state.update(line.encode() + b"\n")
+    return state.hexdigest()

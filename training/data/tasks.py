@@ -1,0 +1,139 @@
+"""The nine GLUE tasks as a table, exactly as `nyu-mll/glue` on the Hugging Face hub has them.
+
+A label's position in `labels` is its code in the data and its output in the head; reordering would
+silently permute answers, so a test compares this table with real rows. Where rows come from:
+`training.data.glue`. Own tasks: `training.data.custom`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from deltas.manifest import TaskKind
+from training.errors import TaskError
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a row looks like, what its answer means and how answers are judged.
+
+    Attributes:
+        name: as users type it.
+        kind: "single_label", "multi_label" or "regression".
+        labels: names in the order of their codes; empty for regression.
+        text_fields: one or two column names.
+        metrics: names understood by `training.run.evaluation`; the first is the primary one.
+        validation_splits: judged, never trained on; the first stands for the task.
+        value_range: lowest and highest label allowed in regression; None is any finite number.
+        canonical_rows: rows of each split in the published data set, so that a sample of it can be
+            called one.
+    """
+
+    name: str
+    kind: TaskKind
+    labels: tuple[str, ...]
+    text_fields: tuple[str, ...]
+    metrics: tuple[str, ...]
+    train_split: str = "train"
+    validation_splits: tuple[str, ...] = ("validation",)
+    value_range: tuple[float, float] | None = None
+    canonical_rows: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric that selects the best state and stands for the task in tables."""
+        return self.metrics[0]
+
+
+def _glue(
+    name: str,
+    labels: tuple[str, ...],
+    text_fields: tuple[str, ...],
+    metrics: tuple[str, ...],
+    rows: dict[str, int],
+) -> Task:
+    return Task(
+        name=name,
+        kind="single_label" if labels else "regression",
+        labels=labels,
+        text_fields=text_fields,
+        metrics=metrics,
+        validation_splits=tuple(split for split in rows if split != "train"),
+        value_range=None if labels else (0.0, 5.0),
+        canonical_rows=rows,
+    )
+
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_PAIR = ("sentence1", "sentence2")
+# GLUE averages accuracy and F1 for MRPC and QQP; accuracy comes first here because it is defined
+# the same for every task with labels, so that one sweep can rank runs of all of them.
+_ACCURACY_F1 = ("accuracy", "f1")
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        _glue(
+            "cola",
+            ("unacceptable", "acceptable"),
+            ("sentence",),
+            ("matthews",),
+            {"train": 8551, "validation": 1043},
+        ),
+        _glue(
+            "sst2",
+            ("negative", "positive"),
+            ("sentence",),
+            ("accuracy",),
+            {"train": 67349, "validation": 872},
+        ),
+        _glue(
+            "mrpc",
+            ("not_equivalent", "equivalent"),
+            _PAIR,
+            _ACCURACY_F1,
+            {"train": 3668, "validation": 408},
+        ),
+        _glue("stsb", (), _PAIR, ("pearson", "spearman"), {"train": 5749, "validation": 1500}),
+        _glue(
+            "qqp",
+            ("not_duplicate", "duplicate"),
+            ("question1", "question2"),
+            _ACCURACY_F1,
+            {"train": 363846, "validation": 40430},
+        ),
+        _glue(
+            "mnli",
+            ("entailment", "neutral", "contradiction"),
+            ("premise", "hypothesis"),
+            ("accuracy",),
+            {"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832},
+        ),
+        _glue(
+            "qnli",
+            _ENTAILMENT,
+            ("question", "sentence"),
+            ("accuracy",),
+            {"train": 104743, "validation": 5463},
+        ),
+        _glue("rte", _ENTAILMENT, _PAIR, ("accuracy",), {"train": 2490, "validation": 277}),
+        _glue(
+            "wnli",
+            ("not_entailment", "entailment"),
+            _PAIR,
+            ("accuracy",),
+            {"train": 635, "validation": 71},
+        ),
+    )
+}
+
+
+def find_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        TaskError: there is none; names near matches and all that exist.
+    """
+    if name not in TASKS:
+        raise TaskError(name, TASKS)
+    return TASKS[name]

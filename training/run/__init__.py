@@ -1,0 +1,1 @@
+"""One training run: prepares it, trains it and evaluates it."""

@@ -1,0 +1,178 @@
+"""The training loop: optimises an overlay's values and the head, and nothing else.
+
+A run is a pure function of its data, its selection and its options. The order of rows and dropout
+are drawn from (seed, epoch) and (seed, step, process), never from a running generator, so a run
+that was killed continues bit for bit from its last saved state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.data.tasks import Task
+from training.errors import TrainingError
+from training.run import distributed
+from training.run.checkpoint import Best, load_state, save_state
+from training.run.evaluation import evaluate
+from training.run.schedule import LoopConfig, batches, evaluation_steps, rate
+from training.run.task_model import Split, Trainee, loss_sum, total_weight
+
+CLIP_NORM = 1.0  # of all gradients of a step together, as BERT was trained
+
+
+@dataclass
+class Progress:
+    """What a progress bar wants to know after a step; `metrics` has the selection loss as well."""
+
+    step: int
+    loss: float
+    metric: float | None
+    metrics: dict[str, float] | None = None
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: the best state's metrics on the selection rows, and the steps made."""
+
+    metrics: dict[str, float]
+    steps: int
+
+
+def train(
+    trainee: Trainee,
+    task: Task,
+    splits: tuple[Split, Split],
+    config: LoopConfig,
+    *,
+    state_path: Path,
+    report: Report,
+    weights: Tensor | None = None,
+) -> Outcome:
+    """Train in place and leave the best state, by the primary metric on the selection rows.
+
+    Args:
+        trainee: what to train.
+        task: kind, metrics.
+        splits: train rows, selection rows.
+        config: options.
+        state_path: resumable state is kept here and removed by the caller.
+        report: called after each step.
+        weights: float32 [C], how much each label's rows count.
+    """
+    train_rows, selection_rows = splits
+    trainee.keep_frozen([*train_rows.rows, *selection_rows.rows])
+    parameters = trainee.parameters
+    optimizer = make_optimizer(trainee, config)
+    first, best, stale = 0, Best(_copies(parameters), {}), 0
+    # The first process removes old states; who looks earlier would go on from one, alone.
+    if distributed.as_first_says(state_path.exists()):
+        first, best, stale = load_state(state_path, parameters, optimizer)
+    distributed.wait_for_all()  # nobody may replace the state while another still reads it
+    step, evaluations = first, evaluation_steps(config)
+    for number, positions in enumerate(batches(train_rows.rows, config), start=1):
+        if number <= first:
+            continue
+        if config.patience is not None and stale >= config.patience:
+            break
+        step = number
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * rate(step, config)
+        torch.manual_seed(_dropout_seed(config.seed, step))
+        loss = train_batch(trainee, task, train_rows, positions, optimizer, config, weights)
+        metric = metrics = None
+        if step in evaluations:
+            metrics = evaluate(trainee, task, selection_rows, with_loss=True)
+            metric = metrics[task.primary_metric]
+            stale += 1
+            if not best.metrics or _is_better(metrics, best.metrics, task.primary_metric):
+                best, stale = Best(_copies(parameters), metrics), 0
+        report(Progress(step, loss, metric, metrics))
+        # After the report, so that whoever keeps reports misses none when killed here.
+        if metrics and distributed.is_first():
+            save_state(state_path, step, parameters, optimizer, best, stale)
+        _check_finite(step, loss)
+    with torch.no_grad():
+        for name, value in parameters.items():
+            value.copy_(best.values[name])
+    return Outcome(best.metrics, step)
+
+
+def make_optimizer(trainee: Trainee, config: LoopConfig) -> torch.optim.Optimizer:
+    """AdamW over the overlay's values and the head; "peak" is each one's highest learning rate."""
+    values = [entry.values for entry in trainee.entries.values()]
+    groups = [
+        {"params": values, "peak": config.learning_rate},
+        {"params": list(trainee.head), "peak": config.head_learning_rate},
+    ]
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+
+
+def train_batch(
+    trainee: Trainee,
+    task: Task,
+    split: Split,
+    positions: list[int],
+    optimizer: torch.optim.Optimizer,
+    config: LoopConfig,
+    weights: Tensor | None = None,
+) -> float:
+    """Take one step on some rows of a split; returns their loss.
+
+    The rows are computed in `config.accumulate` parts, and each part's rows are shared between the
+    processes that train together.
+    """
+    optimizer.zero_grad()
+    labels = split.labels[positions]
+    total = total_weight(task.kind, labels, weights)
+    loss_so_far = torch.zeros(())
+    for start in range(0, len(positions), config.batch_size):
+        part = distributed.share(positions[start : start + config.batch_size])
+        if not part:
+            continue
+        logits = trainee.logits([split.rows[position] for position in part], config.dropout)
+        loss = loss_sum(
+            task.kind,
+            logits,
+            split.labels[list(part)].to(logits.device),
+            trainee.scale,
+            None if weights is None else weights.to(logits.device),
+            config.label_smoothing,
+        )
+        loss = loss / total
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss_so_far += loss.detach().cpu()
+    distributed.add_up_gradients(trainee.parameters.values())
+    torch.nn.utils.clip_grad_norm_(trainee.parameters.values(), CLIP_NORM)
+    optimizer.step()
+    return float(distributed.add_up(loss_so_far))
+
+
+def _dropout_seed(seed: int, step: int) -> int:
+    """Of this process's masks: rows that are computed elsewhere get masks of their own."""
+    # Only the lowest 32 bits count on CPUs, so the rank can't stand above them.
+    return seed * 1_000_003 + step + distributed.rank() * 15_485_863
+
+
+def _copies(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in parameters.items()}
+
+
+def _check_finite(step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"training diverged: the loss of step {step} is {loss}; try a lower --lr"
+        )
+
+
+def _is_better(new: dict[str, float], best: dict[str, float], metric: str) -> bool:
+    """Higher metric; lower loss where it ties (Matthews is 0 until the rarer label occurs)."""
+    return (new[metric], -new["loss"]) > (best[metric], -best["loss"])

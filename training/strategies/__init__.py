@@ -1,0 +1,1 @@
+"""Freezing strategies: parses `--freeze` and selects the parameters to train."""

@@ -1,0 +1,1 @@
+"""Studies: plans many runs, runs them and reports the results."""

@@ -1,0 +1,282 @@
+"""The study's figures, as PNG and SVG. Drawn from cells alone, equal on every call.
+
+Needs matplotlib: `pip install -c constraints.txt -e '.[report]'`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
+
+from training.study.aggregates import Cell, Cost, method_place
+
+# Okabe and Ito's colours, which colour-blind people can tell apart.
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+_STYLE: Any = {
+    "svg.hashsalt": "deltabert",
+    "svg.fonttype": "path",
+    "figure.dpi": 100,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+}
+_WIDTH, _HEIGHT = 3.4, 2.8  # of one panel, in inches
+_ABREAST = 3  # panels; more would be too small to read on a page
+
+
+def draw(
+    main: Sequence[Cell], low_data: Sequence[Cell], folder: Path, ending: str = ""
+) -> list[str]:
+    """Write every figure that the cells allow; returns their names, without `.svg` and `.png`.
+
+    Args:
+        main: one cell a task and method, at the task's full size; of one backbone.
+        low_data: cells of other sizes, of the same backbone.
+        folder: where the files go.
+        ending: of the names; tells backbones apart.
+    """
+    figures: dict[str, Callable[[], Figure]] = {}
+    if main:
+        figures = {
+            "scores": lambda: _by_task(main, _bars),
+            "spread": lambda: _by_task(main, _boxes),
+            "losses": lambda: _by_task(main, _loss_lines, rows=2),
+            "metric": lambda: _by_task(main, _metric_lines),
+            "costs": lambda: _costs(main),
+        }
+    if low_data:
+        tasks = {cell.task for cell in low_data}
+        methods = {cell.method for cell in low_data}
+        full = [cell for cell in main if cell.task in tasks and cell.method in methods]
+        figures["low_data"] = lambda: _by_task([*low_data, *full], _size_lines)
+    with mpl.rc_context(_STYLE):
+        plt.switch_backend("Agg")  # files only, on any machine
+        names = {f"{name}{ending}": make for name, make in figures.items()}
+        for name, make in names.items():
+            figure = make()
+            # Neither a date nor the library's version: equal results give equal files.
+            drawing = folder / f"{name}.svg"
+            figure.savefig(drawing, metadata={"Date": None, "Creator": None})
+            lines = drawing.read_text(encoding="utf-8").splitlines()
+            drawing.write_text("".join(line.rstrip() + "\n" for line in lines), encoding="utf-8")
+            figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+            plt.close(figure)
+    return list(names)
+
+
+def _by_task(
+    cells: Sequence[Cell], panel: Callable[[list[Axes], list[Cell]], None], rows: int = 1
+) -> Figure:
+    """`rows` panels a task, one below the other, at most three tasks abreast, and one legend."""
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    abreast = min(_ABREAST, len(tasks))
+    blocks = -(-len(tasks) // abreast)
+    figure, grid = plt.subplots(
+        rows * blocks,
+        abreast,
+        figsize=(_WIDTH * max(2, abreast), _HEIGHT * rows * blocks),
+        squeeze=False,
+        layout="constrained",
+    )
+    for place in range(abreast * blocks):
+        block, column = divmod(place, abreast)
+        axes = [grid[block * rows + row][column] for row in range(rows)]
+        if place < len(tasks):
+            axes[0].set_title(tasks[place])
+            panel(axes, [cell for cell in cells if cell.task == tasks[place]])
+        else:
+            for axis in axes:
+                axis.set_visible(False)
+    _legend(figure, cells)
+    return figure
+
+
+def _legend(figure: Figure, cells: Sequence[Cell]) -> None:
+    methods = sorted({cell.method for cell in cells}, key=method_place)
+    handles = [Line2D([], [], color=_colour(method), label=method) for method in methods]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(methods), frameon=False)
+
+
+def _colour(method: str) -> str:
+    place, name = method_place(method)
+    others = sum(name.encode()) if name else 0
+    return _COLOURS[place if not name else 5 + others % 3]
+
+
+def _bars(axes: list[Axes], cells: list[Cell]) -> None:
+    """Mean and standard deviation over the seeds."""
+    (axis,) = axes
+    for place, cell in enumerate(cells):
+        axis.bar(
+            place, cell.mean, yerr=cell.spread, color=_colour(cell.method), capsize=3,
+            alpha=0.85, error_kw={"ecolor": "#777777"},
+        )  # fmt: skip
+        top = (place, max(0.0, cell.mean + (cell.spread or 0.0)))
+        axis.annotate(
+            f"{cell.mean:.3f}", top, xytext=(0, 2), textcoords="offset points", ha="center"
+        )
+    _seed_ticks(axis, cells)
+    axis.set_ylabel(f"{cells[0].first.metric}, dev set")
+
+
+def _seed_ticks(axis: Axes, cells: list[Cell]) -> None:
+    """Below each method how many seeds it has; its colour says which it is."""
+    seeds = [len(cell.scores) for cell in cells]
+    words = [f"{count} seed{'s' * (count > 1)}" for count in seeds]
+    axis.set_xticks(range(len(cells)), words, fontsize=7)
+    axis.tick_params(axis="x", length=0)
+    axis.grid(visible=False, axis="x")
+
+
+def _boxes(axes: list[Axes], cells: list[Cell]) -> None:
+    """Median, quartiles and every seed."""
+    (axis,) = axes
+    for place, cell in enumerate(cells):
+        scores = list(cell.scores.values())
+        if len(scores) > 1:  # the points below show what would be outliers
+            axis.boxplot(
+                scores, positions=[place], widths=0.6, medianprops={"color": "black"},
+                showfliers=False,
+            )  # fmt: skip
+        axis.plot([place] * len(scores), scores, "o", color=_colour(cell.method), alpha=0.6)
+    _seed_ticks(axis, cells)
+    axis.set_ylabel(f"{cells[0].first.metric}, dev set")
+
+
+def _lines(axis: Axes, cell: Cell, column: str) -> None:
+    """One thin line a seed, and their median, against optimiser steps.
+
+    A selection slice may differ by a row between seeds, and so may the steps, by as little.
+    """
+    lines = []
+    for outcome in cell.outcomes.values():
+        steps, values = outcome.history.step, getattr(outcome.history, column)
+        lines.append((steps, values))
+        axis.plot(steps, values, color=_colour(cell.method), linewidth=0.5, alpha=0.4)
+    count = min(len(values) for _, values in lines)
+    middle = [median(values[at] for _, values in lines) for at in range(count)]
+    axis.plot(lines[0][0][:count], middle, color=_colour(cell.method), linewidth=1.8)
+
+
+def _step_axis(axis: Axes, cells: Sequence[Cell]) -> None:
+    """Logarithmic where some runs are many times as long: a head takes eight times the epochs."""
+    steps = [outcome.steps for cell in cells for outcome in cell.outcomes.values()]
+    if max(steps) > 4 * min(steps):
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_formatter("{x:,g}")
+    axis.set_xlabel("optimiser steps")
+
+
+def _loss_lines(axes: list[Axes], cells: list[Cell]) -> None:
+    for axis, column, title in zip(
+        axes, ("train_loss", "loss"), ("training loss", "selection loss"), strict=True
+    ):
+        for cell in cells:
+            _lines(axis, cell, column)
+        axis.set_ylabel(title)
+        _step_axis(axis, cells)
+
+
+def _metric_lines(axes: list[Axes], cells: list[Cell]) -> None:
+    (axis,) = axes
+    for cell in cells:
+        _lines(axis, cell, "metric")
+    axis.set_ylabel(f"{cells[0].first.metric}, selection rows")
+    _step_axis(axis, cells)
+
+
+# Points of one size are drawn a little to the right of each other, so that none hides another.
+_BESIDE = 1.04
+
+
+def _size_lines(axes: list[Axes], cells: list[Cell]) -> None:
+    """Mean and standard deviation against the number of train rows."""
+    (axis,) = axes
+    for place, method in enumerate(sorted({cell.method for cell in cells}, key=method_place)):
+        points = sorted(
+            (cell.first.train_rows + cell.first.selection_rows, cell.mean, cell.spread or 0.0)
+            for cell in cells
+            if cell.method == method
+        )
+        sizes, means, spreads = zip(*points, strict=True)
+        beside = [size * _BESIDE**place for size in sizes]
+        axis.errorbar(beside, means, yerr=spreads, color=_colour(method), marker="o", capsize=2)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:,g}")
+    axis.set_xlabel("train rows, those to select by included")
+    axis.set_ylabel(f"{cells[0].first.metric}, dev set")
+
+
+def _costs(cells: Sequence[Cell]) -> Figure:
+    """Metric against trained share, file and time: a row a task."""
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    size = (_WIDTH * 3, _HEIGHT * len(tasks))
+    figure, grid = plt.subplots(len(tasks), 3, figsize=size, squeeze=False, layout="constrained")
+    for task, row in zip(tasks, grid, strict=True):
+        of_task = [cell for cell in cells if cell.task == task]
+        time, measure = _time_measure(of_task)
+        measures: dict[str, Callable[[Cell], float | None]] = {
+            "trained, % of all parameters": lambda cell: 100 * cell.trained_share,
+            "file, KB": lambda cell: cell.first.delta_bytes / 1000,
+            time: measure,
+        }
+        axis: Any
+        for axis, (name, value_of) in zip(row, measures.items(), strict=True):
+            for cell in of_task:
+                value = value_of(cell)
+                if value is not None:
+                    axis.errorbar(
+                        value, cell.mean, yerr=cell.spread, color=_colour(cell.method),
+                        marker="o", capsize=2,
+                    )  # fmt: skip
+            if name == time:
+                axis.set_xlim(left=0)
+            else:  # over orders of magnitude
+                axis.set_xscale("log")
+                axis.xaxis.set_major_formatter("{x:,g}")
+            axis.set_xlabel(name)
+            axis.set_ylabel(f"{task}: {of_task[0].first.metric}, dev set")
+    _legend(figure, cells)
+    return figure
+
+
+def _time_measure(cells: Sequence[Cell]) -> tuple[str, Callable[[Cell], float | None]]:
+    """What to call the time of a task's cells, and how to get it.
+
+    Of one machine, that of most cells, then seeds, and of one measure: others would not compare.
+    """
+    cells_on, seeds_on = Counter[str](), Counter[str]()
+    for cell in cells:
+        for cost in cell.costs:
+            cells_on[cost.machine] += 1
+            seeds_on[cost.machine] += cost.seeds
+    machine = max(sorted(cells_on), key=lambda name: (cells_on[name], seeds_on[name]))
+
+    def on_it(cell: Cell) -> Cost | None:
+        return next((cost for cost in cell.costs if cost.machine == machine), None)
+
+    def seconds(cell: Cell) -> float | None:
+        cost = on_it(cell)
+        return None if cost is None else cost.seconds
+
+    def cpu_seconds(cell: Cell) -> float | None:
+        cost = on_it(cell)
+        return None if cost is None else cost.cpu_seconds
+
+    if all(cpu_seconds(cell) is not None for cell in cells if on_it(cell)):
+        return f"CPU seconds, {machine}", cpu_seconds
+    return f"training time, s, {machine}", seconds
