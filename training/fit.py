@@ -41,7 +41,7 @@ from deltas.format import check_delta, write_delta
 from deltas.hardware import keep_freed_memory, pick_device, pick_precision
 from deltas.manifest import Manifest, SplitMetrics, StrategySpec, TaskSpec, TrainingFacts
 from deltas.store import delta_path
-from training.data.custom import OwnTask, load_files
+from training.data.custom import CustomTask, load_files
 from training.data.glue import load_task
 from training.data.hub_dataset import load_data_set
 from training.data.rows import Rows, TaskData, hold_out
@@ -434,12 +434,14 @@ def _load_rows(config: FitConfig) -> TaskData:
         data = load_task(config.task, config.data)
     else:
         columns = (column.strip() for column in (config.text_columns or "").split(","))
-        own = OwnTask(tuple(columns), config.label_column or "", config.name or "", config.kind)
+        custom = CustomTask(
+            tuple(columns), config.label_column or "", config.name or "", config.kind
+        )
         if config.train_file is not None:
-            data = load_files(config.train_file, config.validation_file, own)
+            data = load_files(config.train_file, config.validation_file, custom)
         else:
             splits = config.train_split_name, config.validation_split
-            data = load_data_set(config.dataset or "", splits, own)
+            data = load_data_set(config.dataset or "", splits, custom)
     if config.class_weights == "balanced" and data.task.labels:
         data = replace(data, task=_judged_by_label(data.task))
     return data if config.train_rows is None else data.subset(config.train_rows, config.seed)

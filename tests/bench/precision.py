@@ -26,7 +26,7 @@ from deltas import Backbone, Record, Store, load_backbone, zoo_path
 from tests.bench.report import machine, publish, rates, rates_table, speed, wanted_table
 from tests.bench.serving import cut, measure, mixed_rows, prepare, run_engine
 from tests.bench.workload import Workload, data_source, dev_rows, load_workload, write_deltas
-from training.data.glue import Rows
+from training.data.rows import Rows
 from training.data.tasks import TASKS, Task, find_task
 from training.run.evaluation import compute_metrics, decisions
 

@@ -30,7 +30,8 @@ from deltas import (
     tokenize_texts,
     write_delta,
 )
-from training.data.glue import Rows, load_task
+from training.data.glue import load_task
+from training.data.rows import Rows
 from training.data.tasks import TASKS
 from training.strategies import grammar
 

@@ -26,20 +26,20 @@ from training.data.tasks import TASKS, Task
 from training.errors import ConfigError, DataError
 
 
-def load_files(train_file: Path, validation_file: Path | None, own: OwnTask) -> TaskData:
+def load_files(train_file: Path, validation_file: Path | None, custom: CustomTask) -> TaskData:
     """Load a task of the user's own from files.
 
     Args:
         train_file: .csv, .tsv, .jsonl, .ndjson or .parquet, UTF-8.
         validation_file: the same columns; None holds out a fifth of the train file's rows.
-        own: which columns there are, and what they mean.
+        custom: which columns there are, and what they mean.
 
     Raises:
         DataError: the files can't be used; says which file, row and column.
     """
-    train = read_columns(train_file, own.columns)
-    validation = None if validation_file is None else read_columns(validation_file, own.columns)
-    return own_data(own, train, validation, "files")
+    train = read_columns(train_file, custom.columns)
+    validation = None if validation_file is None else read_columns(validation_file, custom.columns)
+    return custom_data(custom, train, validation, "files")
 
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ _SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
-class OwnTask:
-    """What the user says about rows of their own.
+class CustomTask:
+    """What the user says about the rows of a custom task.
 
     Attributes:
         text_columns: one or two.
@@ -97,11 +97,13 @@ class OwnTask:
         return (*self.text_columns, self.label_column)
 
 
-def own_data(own: OwnTask, train: Columns, validation: Columns | None, source: str) -> TaskData:
+def custom_data(
+    custom: CustomTask, train: Columns, validation: Columns | None, source: str
+) -> TaskData:
     """Turn columns into a task and its rows.
 
     Args:
-        own: which columns they are, and what they mean.
+        custom: which columns they are, and what they mean.
         train: rows to train on.
         validation: rows to judge on; None holds out a fifth of the train rows.
         source: what `TaskData.source` shall be.
@@ -109,15 +111,15 @@ def own_data(own: OwnTask, train: Columns, validation: Columns | None, source: s
     Raises:
         DataError: the rows can't be used; says which file or split, row and column.
     """
-    kind = cast(TaskKind, own.kind) if own.kind else infer_kind(train, own.label_column)
-    labels = collect_labels(train, own.label_column, kind)
-    logger.info("%s: %s, labels: %s", own.name, kind, ", ".join(labels) or "numbers")
-    task = Task(own.name, kind, labels, own.text_columns, _metrics(kind, len(labels)))
-    train_rows = _rows(task, train, own.label_column)
+    kind = cast(TaskKind, custom.kind) if custom.kind else infer_kind(train, custom.label_column)
+    labels = collect_labels(train, custom.label_column, kind)
+    logger.info("%s: %s, labels: %s", custom.name, kind, ", ".join(labels) or "numbers")
+    task = Task(custom.name, kind, labels, custom.text_columns, _metrics(kind, len(labels)))
+    train_rows = _rows(task, train, custom.label_column)
     if validation is None:
         train_rows, judged, note = _held_out(train_rows, kind, train)
     else:
-        judged = _rows(task, validation, own.label_column)
+        judged = _rows(task, validation, custom.label_column)
         note = _overlap_note(train_rows, judged, train.noun)
     return TaskData(
         task=task,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from deltas.errors import near_matches
 from deltas.manifest import DataSetRef
 from training.data.columns import Columns, plain, require
-from training.data.custom import OwnTask, own_data
+from training.data.custom import CustomTask, custom_data
 from training.data.glue import HubUnreachableError, cached_builder, why_no_hub
 from training.data.rows import TaskData
 from training.errors import ConfigError, DataError, listing
@@ -59,14 +59,14 @@ class Found:
     commit: str | None = None
 
 
-def load_data_set(text: str, splits: tuple[str, str | None], own: OwnTask) -> TaskData:
+def load_data_set(text: str, splits: tuple[str, str | None], custom: CustomTask) -> TaskData:
     """Load a task of the user's own from a data set.
 
     Args:
         text: a name on the hub, `owner/name[:config][@revision]`, or `folder[:config]`.
         splits: to train on, and to judge on; None takes "validation", or where there is none holds
             out a fifth of the train split's rows.
-        own: which columns there are, and what they mean.
+        custom: which columns there are, and what they mean.
 
     Raises:
         ConfigError: the text is no name of a data set.
@@ -85,9 +85,9 @@ def load_data_set(text: str, splits: tuple[str, str | None], own: OwnTask) -> Ta
                 f"{_hint(split, found.splits)}",
                 path=_title(address),
             )
-    train = _columns(address, found, train_split, own)
-    validation = _columns(address, found, validation_split, own) if validation_split else None
-    data = own_data(own, train, validation, "folder" if address.is_folder else "hub")
+    train = _columns(address, found, train_split, custom)
+    validation = _columns(address, found, validation_split, custom) if validation_split else None
+    data = custom_data(custom, train, validation, "folder" if address.is_folder else "hub")
     known = DataSetRef(
         name=replace(address, config=None).shown,
         config=address.config,
@@ -230,17 +230,17 @@ def _config_problem(source: str, address: Address) -> str:
     return f"no configuration {address.config!r}; it has {listing(names)}{close}"
 
 
-def _columns(address: Address, found: Found, split: str, own: OwnTask) -> Columns:
+def _columns(address: Address, found: Found, split: str, custom: CustomTask) -> Columns:
     where = f"{_title(address)}, split {split}"
     try:
         dataset = found.read(split).with_format(None)
     except Exception as error:
         raise DataError(f"can't be read: {_reason(error)}", path=where) from error
-    require(where, own.columns, dataset.column_names)
+    require(where, custom.columns, dataset.column_names)
     if not len(dataset):
         raise DataError("no rows; at least one is needed", path=where)
-    values = {column: _values(dataset, column, where) for column in own.columns}
-    return Columns(where, len(dataset), values, _names(dataset.features[own.label_column]))
+    values = {column: _values(dataset, column, where) for column in custom.columns}
+    return Columns(where, len(dataset), values, _names(dataset.features[custom.label_column]))
 
 
 def _values(dataset: datasets.Dataset, column: str, where: str) -> list[Any]:

@@ -20,7 +20,7 @@ from tests.bench.load import encode_requests
 from tests.bench.report import wanted_table
 from tests.bench.serving import RATIOS, cut, summarise
 from tests.bench.workload import Workload
-from training.data.glue import Rows
+from training.data.rows import Rows
 from training.data.tasks import Task
 from training.run.task_model import Split
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from training.data.columns import Columns
-from training.data.custom import OwnTask, own_data
+from training.data.custom import CustomTask, custom_data
 from training.errors import ConfigError, DataError
 
 
-def own(**changes: Any) -> OwnTask:
+def custom(**changes: Any) -> CustomTask:
     options: dict[str, Any] = {"text_columns": ("text",), "label_column": "y", "name": "mine"}
-    return OwnTask(**(options | changes))
+    return CustomTask(**(options | changes))
 
 
 @pytest.mark.parametrize("name", ["", "A", "../x", "a b", "-a", "ä", "a" * 129, "a\n", "a/b", ".."])
@@ -21,12 +21,12 @@ def test_a_name_must_be_fit_for_files_and_urls(name: str) -> None:
     with pytest.raises(
         ConfigError, match=r"--name .* are allowed, starting with a letter or digit"
     ):
-        own(name=name)
+        custom(name=name)
 
 
 def test_the_names_of_glue_are_taken() -> None:
     with pytest.raises(ConfigError, match=r"'rte' is a GLUE task; choose another, .* 'my-rte'"):
-        own(name="rte")
+        custom(name="rte")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_the_names_of_glue_are_taken() -> None:
 )
 def test_options_that_can_not_be_meant(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        own(**changes)
+        custom(**changes)
     assert problem in str(caught.value)
 
 
@@ -58,22 +58,22 @@ def test_a_split_is_called_what_it_is() -> None:
     """The messages of files, with the name of the split where the file's would be."""
     train = columns("data set a, split train", ["x", "y"] * 10)
     with pytest.raises(DataError) as caught:
-        own_data(own(), train, columns("data set a, split dev", ["x", "z"]), "hub")
+        custom_data(custom(), train, columns("data set a, split dev", ["x", "z"]), "hub")
     assert str(caught.value).startswith(
         "data set a, split dev, row 2, column 'y': label 'z' does not occur in the train split"
     )
-    data = own_data(own(), train, None, "hub")
+    data = custom_data(custom(), train, None, "hub")
     assert data.source == "hub"
     assert data.validation_notes == {
         "validation": "4 rows held out of data set a, split train (seed 0)"
     }
-    twice = own_data(own(), train, train, "hub")
+    twice = custom_data(custom(), train, train, "hub")
     assert "20 of 20 validation rows are in the train split too" in str(twice.validation_notes)
     with pytest.raises(DataError, match=r"too few .*, or give --validation-split"):
-        own_data(own(), columns("data set a, split train", ["x", "y"]), None, "hub")
+        custom_data(custom(), columns("data set a, split train", ["x", "y"]), None, "hub")
 
 
 def test_what_is_no_text_is_shown_in_part() -> None:
     with pytest.raises(DataError) as caught:
-        own_data(own(), columns("s", ["x", "y"], ["a", b"\xff" * 9999]), None, "hub")
+        custom_data(custom(), columns("s", ["x", "y"], ["a", b"\xff" * 9999]), None, "hub")
     assert len(str(caught.value)) < 250

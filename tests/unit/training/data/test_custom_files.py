@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deltas import TaskSpec
-from training.data.custom import OwnTask, load_files
+from training.data.custom import CustomTask, load_files
 from training.data.rows import TaskData
 from training.errors import DataError
 
@@ -38,7 +38,7 @@ def load(train: Path, validation: Path | None = None, **changes: Any) -> TaskDat
     options: dict[str, Any] = {"text_columns": ["text"], "label_column": "y", "name": "mine"}
     options |= changes
     options["text_columns"] = tuple(options["text_columns"])
-    return load_files(train, validation, OwnTask(**options))
+    return load_files(train, validation, CustomTask(**options))
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])

@@ -22,7 +22,7 @@ from deltas import read_delta
 from deltas.__main__ import main as deltas_main
 from tests.unit.training.data.test_glue_hub import COMMIT, Ask, Hub, serve
 from training import fit
-from training.data.custom import OwnTask, load_files
+from training.data.custom import CustomTask, load_files
 from training.data.hub_dataset import Address, load_data_set, parse_address
 from training.data.rows import TaskData
 from training.errors import ConfigError, DataError
@@ -64,7 +64,7 @@ def load(
     text: str, train_split: str = "train", validation_split: str | None = None, **changes: Any
 ) -> TaskData:
     options: dict[str, Any] = {"text_columns": ("text",), "label_column": "label", "name": "mine"}
-    return load_data_set(text, (train_split, validation_split), OwnTask(**(options | changes)))
+    return load_data_set(text, (train_split, validation_split), CustomTask(**(options | changes)))
 
 
 def refused(*args: Any, **options: Any) -> str:
@@ -77,7 +77,7 @@ def test_the_same_rows_as_from_a_file(tmp_path: Path) -> None:
     """String labels, and a split that is made: the digest says that all is as with files."""
     folder = write(tmp_path / "rows", train=NAMES)
     data = load(folder)
-    files = load_files(Path(folder) / "train.parquet", None, OwnTask(("text",), "label", "mine"))
+    files = load_files(Path(folder) / "train.parquet", None, CustomTask(("text",), "label", "mine"))
     assert (data.digest, data.task, data.train) == (files.digest, files.task, files.train)
     assert data.source == "folder"
     assert data.task.labels == ("no", "yes")
@@ -407,10 +407,10 @@ import json, time
 import datasets
 from training.data.hub_dataset import load_data_set
 from training.errors import TrainingError
-from training.data.custom import OwnTask
+from training.data.custom import CustomTask
 start = time.perf_counter()
 try:
-    data = load_data_set({text!r}, ("train", None), OwnTask(("text",), "label", "mine"))
+    data = load_data_set({text!r}, ("train", None), CustomTask(("text",), "label", "mine"))
     answer = dict(source=data.source, digest=data.digest, labels=data.task.labels)
     answer |= dict(data_set=data.data_set.spelled, rows=len(data.train))
 except TrainingError as error:
