@@ -1,7 +1,8 @@
-"""Typed client of the HTTP API: one method a route, one exception tree, a timeout on every call.
+"""A typed client of the HTTP API: one method per route, one exception tree, always a timeout.
 
-Takes its session as an argument, so that tests and proxies can bring their own; `open_session`
-makes the usual one. Answers are in `frontend.models`, what goes wrong in `frontend.errors`.
+The client takes its `requests` session as an argument, so that tests and proxies can bring their
+own; `open_session` makes the usual one. `frontend.models` has the answers, `frontend.errors` the
+exceptions.
 """
 
 from __future__ import annotations
@@ -17,11 +18,19 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from frontend.errors import ServerError, UnreachableError, explain_error
-from frontend.models import Benchmark, DeltaDetails, Prediction, TaskInfo, parse_list
+from frontend.models import (
+    Benchmark,
+    DeltaDetails,
+    FanOut,
+    Prediction,
+    TaskInfo,
+    TaskList,
+    read_answer,
+)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _CONNECT_TIMEOUT_S = 3.0
-_READ_TIMEOUT_S = 40.0  # longer than the server's own deadline, whose 504 says more
+_READ_TIMEOUT_S = 40.0  # longer than the server's own deadline: its 504 explains more
 _PROBE_TIMEOUT_S = 2.0
 
 Row = str | Mapping[str, str]
@@ -29,23 +38,23 @@ Row = str | Mapping[str, str]
 
 @dataclass(frozen=True)
 class Target:
-    """A task and one of its strategies, to be asked in a fan-out call."""
+    """One target of a fan-out request: a task and, if given, one of its strategies."""
 
     task: str
     strategy: str | None = None
 
     def as_json(self) -> dict[str, str]:
-        """The entry of `targets`."""
+        """Return the entry for `targets` in the request body."""
         return {"task": self.task} | ({"strategy": self.strategy} if self.strategy else {})
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One row through several targets.
+    """The predictions of several targets for one row.
 
     Attributes:
         predictions: in target order.
-        latency_ms: of the whole call, as the page saw it.
+        latency_ms: duration of the whole call, measured by the page.
     """
 
     predictions: tuple[Prediction, ...]
@@ -53,11 +62,11 @@ class Answer:
 
 
 def open_session(url: str) -> requests.Session:
-    """A session for that server; one on this machine is never asked for through a proxy."""
+    """Open a session; a server on this machine is always called directly, never through a proxy."""
     session = requests.Session()
     try:
         host = urlsplit(url).hostname
-    except ValueError:  # not an address; the first call says so
+    except ValueError:  # not an address; the first call reports that
         host = None
     if host in ("127.0.0.1", "localhost", "::1"):
         session.trust_env = False
@@ -65,18 +74,22 @@ def open_session(url: str) -> requests.Session:
 
 
 class Client:
-    """The HTTP API as Python calls. They raise `ServerError`, or its child, and nothing else."""
+    """The HTTP API as Python calls, which raise `ServerError` or a subclass and nothing else."""
 
     def __init__(self, session: requests.Session, url: str = DEFAULT_URL) -> None:
         self.url = url.rstrip("/")
         self._session = session
 
     def probe(self) -> None:
-        """Return if the server lives; else raise why not, soon."""
+        """Check that the server is alive; the check gives up after two seconds.
+
+        Raises:
+            ServerError: the server is not alive.
+        """
         self._call("GET", "/health/live", read_timeout_s=_PROBE_TIMEOUT_S)
 
     def is_alive(self) -> bool:
-        """Whether the server lives; never raises."""
+        """Return True if the server is alive; never raises."""
         try:
             self.probe()
         except ServerError:
@@ -84,30 +97,29 @@ class Client:
         return True
 
     def tasks(self) -> list[TaskInfo]:
-        """What is served."""
-        return list(parse_list(self._call("GET", "/tasks"), "tasks", TaskInfo.parse))
+        """Return the served tasks."""
+        return list(read_answer(TaskList, self._call("GET", "/tasks")).tasks)
 
     def benchmark(self) -> Benchmark:
-        """Metrics, sizes and training facts of every delta served."""
-        return Benchmark.parse(self._call("GET", "/benchmark"))
+        """Return scores, sizes and training facts of every served delta."""
+        return read_answer(Benchmark, self._call("GET", "/benchmark"))
 
     def delta(self, task: str, strategy: str) -> DeltaDetails:
-        """The manifest of the version that answers by default."""
-        return DeltaDetails.parse(
-            self._call("GET", f"/deltas/{quote(task, safe='')}/{quote(strategy, safe='')}")
-        )
+        """Return the details of the version that answers by default."""
+        path = f"/deltas/{quote(task, safe='')}/{quote(strategy, safe='')}"
+        return read_answer(DeltaDetails, self._call("GET", path))
 
     def predict(self, row: Row, targets: Sequence[Target]) -> Answer:
-        """One row through all targets in one call."""
+        """Send one row to all targets in one request."""
         started = time.perf_counter()
         body = self._call("POST", "/predict", body=fan_out_body(row, targets))
         latency_ms = (time.perf_counter() - started) * 1000
-        return Answer(tuple(parse_list(body, "results", Prediction.parse)), latency_ms)
+        return Answer(read_answer(FanOut, body).predictions(), latency_ms)
 
     def _call(
         self, method: str, path: str, *, body: Any = None, read_timeout_s: float = _READ_TIMEOUT_S
     ) -> Mapping[str, Any]:
-        """The decoded body of a 2xx answer."""
+        """Return the decoded body of a 2xx answer."""
         try:
             response = self._session.request(
                 method, self.url + path, json=body, timeout=(_CONNECT_TIMEOUT_S, read_timeout_s)
@@ -120,7 +132,7 @@ class Client:
             ) from error
         except requests.RequestException as error:
             raise UnreachableError(
-                f"{self.url} is not an address this page can call: {error}."
+                f"{self.url} is not an address that this page can call: {error}."
             ) from error
         payload = _decode(response)
         if not response.ok or not isinstance(payload, Mapping):
@@ -129,12 +141,12 @@ class Client:
 
 
 def fan_out_body(row: Row, targets: Sequence[Target]) -> dict[str, Any]:
-    """The body of `POST /predict`."""
+    """Build the body of `POST /predict`."""
     return {"inputs": row, "targets": [target.as_json() for target in targets]}
 
 
 def curl_command(url: str, path: str, body: Mapping[str, Any]) -> str:
-    """A command to paste into a POSIX shell that sends the same request."""
+    """Build a command for a POSIX shell that sends the same request."""
     data = json.dumps(body, ensure_ascii=False)
     lines = (
         f"curl -s {shlex.quote(url.rstrip('/') + path)}",

@@ -1,9 +1,9 @@
-"""What can go wrong between the page and the server, each as a sentence that a person can act on.
+"""Errors between the page and the server, each with a sentence that a person can act on.
 
-    ServerError            the server answered with an error, or with something that isn't an answer
+    ServerError            the server answered with an error, or with an unexpected body
     └── UnreachableError   no answer at all: not running, wrong address, too slow
 
-`frontend.client` raises them; `frontend.main` shows `message` and `hints` and never a traceback.
+`frontend.client` raises them; the panels show `message` and `hints`, never a traceback.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _SENTENCES: dict[int, str] = {
 
 @dataclass(eq=False)
 class ServerError(Exception):
-    """An answer that isn't the one asked for.
+    """An answer of the server that is an error.
 
     Attributes:
-        message: one sentence for a person, with what to do next.
-        hints: more detail, one line each: problems of the input, near matches.
-        status: HTTP status; None where there was no HTTP answer.
-        code: the server's own word for the error.
-        request_id: what to look for in the server's log.
+        message: one sentence for a person, with the next step.
+        hints: details, one line each: problems of the input, near matches.
+        status: HTTP status; None if there was no HTTP answer.
+        code: the server's error code.
+        request_id: the id of the request in the server's log.
     """
 
     message: str
@@ -47,21 +47,21 @@ class ServerError(Exception):
     request_id: str | None = None
 
     def __str__(self) -> str:
-        """The sentence and its hints on one line, for logs."""
+        """Return the sentence and its hints on one line, for logs."""
         return " ".join((self.message, *self.hints))
 
 
 class UnreachableError(ServerError):
-    """Nothing answers at the address."""
+    """An address where no server answers."""
 
 
 def explain_error(status: int, payload: Any, retry_after: str | None) -> ServerError:
-    """The error of a response that isn't 2xx.
+    """Turn a response with an error status into an exception.
 
     Args:
         status: HTTP status.
-        payload: decoded JSON body, or None where the body wasn't JSON.
-        retry_after: the header, in seconds or as a date.
+        payload: decoded JSON body; None if the body wasn't JSON.
+        retry_after: the `Retry-After` header, in seconds or as a date.
     """
     error = payload.get("error") if isinstance(payload, Mapping) else None
     if not isinstance(error, Mapping):
@@ -93,7 +93,7 @@ def _sentence(status: int, said: str, retry_after: str | None) -> str:
 
 
 def _hints(details: Any, said: str) -> list[str]:
-    """Lines from `details`: problems of the input, or near matches that weren't said already."""
+    """List the problems of the input, or near matches that the message doesn't name already."""
     if isinstance(details, Mapping):
         lines = []
         for key, lead in (("suggestions", "Did you mean"), ("available", "Available")):

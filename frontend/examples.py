@@ -1,6 +1,6 @@
-"""Example inputs for the tasks this page knows; the texts are in `examples.toml`.
+"""Example inputs for the known tasks; the texts are in `examples.toml`.
 
-None of it is GLUE text. Tasks that aren't listed have no examples.
+None of the texts comes from GLUE. Other tasks have no examples.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 _MAX_TITLE_LENGTH = 76
 
-# For "all tasks on one text": something that makes sense to every task with so many text fields.
+# For "All tasks on one text", by number of text fields: a text that makes sense to every task.
 _SHARED = {
     1: (
         "The soup was cold, the waiter was colder, "
@@ -31,8 +31,8 @@ class Example:
 
     Attributes:
         texts: one for each text field of the task, in its order.
-        answer: what its author would say, a label or words for a value; no promise about any delta.
-        hard: what makes it hard; empty for plain ones.
+        answer: the author's answer, a label or words for a value; a delta may differ.
+        hard: the reason why the example is hard; empty for plain ones.
     """
 
     texts: tuple[str, ...]
@@ -41,19 +41,19 @@ class Example:
 
     @property
     def title(self) -> str:
-        """For a list of examples: what makes it hard, and the beginning of each text."""
-        room = _MAX_TITLE_LENGTH // len(self.texts)
-        text = " / ".join(_shorten(text, room) for text in self.texts)
+        """The reason why the example is hard, and the beginning of each text."""
+        length = _MAX_TITLE_LENGTH // len(self.texts)
+        text = " / ".join(_shorten(text, length) for text in self.texts)
         return f"{self.hard.capitalize()}: {text}" if self.hard else text
 
 
 def examples_of(task: str, num_fields: int) -> tuple[Example, ...]:
-    """Examples of a task we know, written for that many text fields; else none."""
+    """Return the examples of a task that have the given number of text fields."""
     return tuple(item for item in _all_examples().get(task, ()) if len(item.texts) == num_fields)
 
 
 def shared_example(num_fields: int) -> tuple[str, ...]:
-    """A text, or a pair, for every task with so many text fields; empty texts if we have none."""
+    """Return texts for every task with the given number of text fields; empty texts if unknown."""
     return _SHARED.get(num_fields, ("",) * num_fields)
 
 

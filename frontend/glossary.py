@@ -1,9 +1,7 @@
-"""What the page says in its own words about tasks, metrics and strategies it has heard of.
+"""The page's words for tasks, metrics, strategies and numbers.
 
-Everything the server serves is shown, known here or not: an unknown task gets its plain name and
-no remark. Example inputs are in `frontend.examples`.
-
-Numbers and verdicts as people read them: sizes, shares, and whether strategies disagree.
+The page shows everything that the server serves; a task that is unknown here gets its plain name.
+Example inputs are in `frontend.examples`.
 """
 
 from __future__ import annotations
@@ -16,12 +14,12 @@ from frontend.models import Prediction
 
 @dataclass(frozen=True)
 class TaskWords:
-    """How a task introduces itself.
+    """The page's words for one task.
 
     Attributes:
-        title: its name as its authors write it.
-        question: what it answers, as a question.
-        topic: the same in one word.
+        title: the name as the authors of the task write it.
+        question: the question that the task answers.
+        topic: the question in one word.
     """
 
     title: str
@@ -30,13 +28,13 @@ class TaskWords:
 
     @property
     def heading(self) -> str:
-        """Title and topic."""
+        """The title, followed by the topic if there is one."""
         return f"{self.title} · {self.topic}" if self.topic else self.title
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The range of a regression task's values and what its ends mean."""
+    """The range of a regression task's values, with the meaning of both ends."""
 
     low: float
     high: float
@@ -89,27 +87,27 @@ _BEGINNINGS = {
 
 
 def task_words(name: str) -> TaskWords:
-    """How the task introduces itself; its plain name where nothing is known."""
+    """Return the words for a task; only its plain name if the task is unknown."""
     return _TASKS.get(name, TaskWords(name, ""))
 
 
 def metric_words(name: str) -> str:
-    """The metric's name in full."""
+    """Return the full name of a metric."""
     return _METRICS.get(name, name.replace("_", " ").capitalize())
 
 
 def label_words(label: str) -> str:
-    """A label as read aloud: `not_entailment` is "not entailment"."""
+    """Return a label as people read it: `not_entailment` becomes "not entailment"."""
     return label.replace("_", " ")
 
 
 def value_scale(task: str) -> Scale | None:
-    """The range of a regression task; None where the page doesn't know it."""
+    """Return the range of a regression task; None if it is unknown."""
     return _SCALES.get(task)
 
 
 def strategy_words(strategy: str) -> str:
-    """What the strategy trains, in a few words; empty where it isn't known."""
+    """Describe in a few words which parameters a strategy trains; empty if it is unknown."""
     for prefix, words in _BEGINNINGS.items():
         if strategy.startswith(prefix):
             rest = strategy_words(strategy.removeprefix(prefix))
@@ -131,16 +129,16 @@ def _percent(share: str) -> str:
         return "share"
 
 
-_NOTABLE_SHARE_OF_SCALE = 0.1  # regression values further apart than this are called a disagreement
+_NOTABLE_SHARE_OF_SCALE = 0.1  # regression values further apart count as a disagreement
 
 
 def literal(text: str) -> str:
-    """Text from outside, with Markdown's special characters taken literally."""
+    """Escape the special characters of Markdown."""
     return "".join(f"\\{char}" if char in "\\`*_{}[]<>()#+!|~$:" else char for char in text)
 
 
 def human_bytes(count: int) -> str:
-    """Decimal units and two digits at least: "102 KB", "4.2 KB", "91 MB"."""
+    """Format a size in decimal units with at least two digits: "102 KB", "4.2 KB", "91 MB"."""
     size, unit = float(count), "B"
     for larger in ("KB", "MB", "GB", "TB"):
         if size < 999.5:
@@ -152,7 +150,7 @@ def human_bytes(count: int) -> str:
 
 
 def percent(share: float) -> str:
-    """Two significant digits below ten percent: "0.11 %", "3.4 %", "42 %"."""
+    """Format a share with two significant digits below ten percent: "0.11 %", "3.4 %", "42 %"."""
     value = share * 100
     if value == 0 or value >= 9.95:
         return f"{value:.0f} %"
@@ -160,7 +158,7 @@ def percent(share: float) -> str:
 
 
 def probability(value: float) -> str:
-    """Whole percents, but never 0 % or 100 % for something that is neither."""
+    """Format a probability in whole percents; 0 % and 100 % only if it is exactly that."""
     if value > 0.995:
         return ">99 %" if value < 1 else "100 %"
     if value < 0.005:
@@ -169,16 +167,16 @@ def probability(value: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Whole milliseconds, seconds from one second up."""
+    """Format a duration in milliseconds, or in seconds from one second up."""
     return f"{value / 1000:.1f} s" if value >= 1000 else f"{value:.0f} ms"
 
 
 def disagreement(predictions: Sequence[Prediction], scale: Scale | None) -> str:
-    """How the strategies of one task differ on one row; empty where they agree.
+    """Describe how the strategies of one task differ on one row; empty if they agree.
 
     Args:
-        predictions: all of one task.
-        scale: of a regression task; without it two values can't be called far apart.
+        predictions: the predictions of all strategies of one task.
+        scale: the range of a regression task; without it no two values count as far apart.
     """
     values = [item.value for item in predictions if item.value is not None]
     if values:

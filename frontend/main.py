@@ -1,7 +1,7 @@
-"""The page. `streamlit run frontend/main.py` runs this file from top to bottom on every click.
+"""The page: `streamlit run frontend/main.py` runs this file from top to bottom on every click.
 
-It only arranges: panels draw (`task_panel`, `fan_out_panel`, `benchmark_panel`), `state` remembers,
-`client` talks HTTP. No weights and no tokenizer live here.
+The file only arranges the page. `frontend.panels` draws, `frontend.state` remembers between reruns,
+`frontend.client` talks to the server. No weights and no tokenizer are loaded here.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _RETRY_S = 2.0
 
 
 def main() -> None:
-    """Draw the page once."""
-    folder = Path(str(files("frontend")))  # not __file__: the script may be started by a link
+    """Draw the page."""
+    folder = Path(str(files("frontend")))  # not __file__: a symbolic link may start the script
     st.set_page_config("DeltaBERT", page_icon=folder / "icon.svg", layout="wide")
     st.html(folder / "page.css")
     client = session_client()
     connection = connect(client)
     st.session_state["waiting"] = connection.should_retry
     _show_header(client, connection)
-    # Always there, also when empty: if it came and went, the browser would rebuild what is below,
-    # and lose what is being typed.
+    # The container is always there: if it came and went, the browser would rebuild everything below
+    # and lose half-typed text.
     with st.container():
         _show_trouble(client, connection)
     if connection.catalogue is None:
@@ -53,14 +53,14 @@ def _show_header(client: Client, connection: Connection) -> None:
             "<span>One frozen backbone, many tasks</span></div>",
             width="content",
         )
-        # Drawn by full reruns too; only a rerun by its own timer may ask the page to rerun.
+        # Full reruns draw the status, too; only a rerun by its own timer may rerun the page.
         st.session_state["full_rerun"] = True
         interval = _RETRY_S if connection.should_retry else _POLL_S
         st.fragment(_show_status, run_every=interval)(client, is_alive=connection.is_alive)
 
 
 def _show_status(client: Client, *, is_alive: bool) -> None:
-    """A dot that says whether the server answers; reruns the page when that changes."""
+    """Draw a dot that shows if the server answers; rerun the page when that changes."""
     is_full_rerun = st.session_state.pop("full_rerun", False)
     if not is_full_rerun:
         now = client.is_alive()
@@ -75,7 +75,7 @@ def _show_trouble(client: Client, connection: Connection) -> None:
         consequence = (
             "The page opens by itself as soon as it does."
             if connection.catalogue is None
-            else "What you typed is kept; predictions resume when it is back."
+            else "Your text is kept; predictions resume when the server is back."
         )
         st.warning(
             f"**The server at `{client.url}` does not answer.** {consequence}  \n"
@@ -108,7 +108,7 @@ def _show_tabs(client: Client, catalogue: Catalogue, *, is_alive: bool) -> None:
 
 
 def _chosen_task(catalogue: Catalogue) -> TaskInfo:
-    """The task picked before; at first the one with most strategies, as it shows most."""
+    """Return the task picked before; on the first visit the task with the most strategies."""
     by_name = {task.name: task for task in catalogue.tasks}
     first = max(catalogue.tasks, key=lambda task: len(task.strategies))
     return by_name.get(st.session_state.get("task", ""), first)

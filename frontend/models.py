@@ -1,14 +1,17 @@
-"""The HTTP API's answers as frozen dataclasses, checked while parsing.
+"""The answers of the HTTP API as frozen, validated dataclasses.
 
-Fields that a newer server adds are ignored; one that is missing or of another type is an error
-that names it. `frontend.client` asks for them.
+Fields that a newer server adds are ignored. A missing field, or one of another type, raises a
+`ServerError` that names the field. `frontend.client` asks for the answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from frontend.errors import ServerError
 
@@ -19,7 +22,7 @@ T = TypeVar("T")
 class TaskInfo:
     """One entry of `GET /tasks`."""
 
-    name: str
+    name: Annotated[str, Field(validation_alias="task")]
     kind: str
     labels: tuple[str, ...]
     text_fields: tuple[str, ...]
@@ -27,23 +30,17 @@ class TaskInfo:
     strategies: tuple[str, ...]
     default_strategy: str
 
-    @classmethod
-    def parse(cls, item: Mapping[str, Any]) -> TaskInfo:
-        """From an entry of `tasks`."""
-        return cls(
-            name=_get(item, "task", str),
-            kind=_get(item, "kind", str),
-            labels=tuple(_get(item, "labels", list)),
-            text_fields=tuple(_get(item, "text_fields", list)),
-            max_length=_get(item, "max_length", int),
-            strategies=tuple(_get(item, "strategies", list)),
-            default_strategy=_get(item, "default_strategy", str),
-        )
+
+@dataclass(frozen=True)
+class TaskList:
+    """`GET /tasks`."""
+
+    tasks: tuple[TaskInfo, ...]
 
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One delta and what its manifest says about it."""
+    """One delta: its score, its size, and the facts of its training."""
 
     task: str
     strategy: str
@@ -53,7 +50,7 @@ class BenchmarkRow:
     split: str
     split_rows: int
     split_note: str
-    metrics: Mapping[str, Any]
+    metrics: dict[str, Any]
     size_bytes: int
     trainable_parameters: int
     trained_share: float
@@ -63,30 +60,6 @@ class BenchmarkRow:
     epochs: float
     seed: int
     data: str
-
-    @classmethod
-    def parse(cls, item: Mapping[str, Any]) -> BenchmarkRow:
-        """From an entry of `rows`."""
-        return cls(
-            task=_get(item, "task", str),
-            strategy=_get(item, "strategy", str),
-            version=_get(item, "version", str),
-            metric=_get(item, "metric", str),
-            value=float(_get(item, "value", float)),
-            split=_get(item, "split", str),
-            split_rows=_get(item, "split_rows", int),
-            split_note=_get(item, "split_note", str),
-            metrics=_get(item, "metrics", dict),
-            size_bytes=_get(item, "size_bytes", int),
-            trainable_parameters=_get(item, "trainable_parameters", int),
-            trained_share=float(_get(item, "trained_share", float)),
-            train_rows=_get(item, "train_rows", int),
-            train_note=_get(item, "train_note", str),
-            learning_rate=float(_get(item, "learning_rate", float)),
-            epochs=float(_get(item, "epochs", float)),
-            seed=_get(item, "seed", int),
-            data=_get(item, "data", str),
-        )
 
 
 @dataclass(frozen=True)
@@ -100,19 +73,6 @@ class StudyRow:
     spread: float | None
     seeds: int
     trained_share: float
-
-    @classmethod
-    def parse(cls, item: Mapping[str, Any]) -> StudyRow:
-        """From an entry of `study`."""
-        return cls(
-            part=_get(item, "part", str),
-            task=_get(item, "task", str),
-            strategy=_get(item, "strategy", str),
-            mean=float(_get(item, "mean", float)),
-            spread=None if item.get("spread") is None else float(_get(item, "spread", float)),
-            seeds=_get(item, "seeds", int),
-            trained_share=float(_get(item, "trained_share", float)),
-        )
 
 
 @dataclass(frozen=True)
@@ -133,74 +93,10 @@ class Benchmark:
     rows: tuple[BenchmarkRow, ...]
     study: tuple[StudyRow, ...] = ()
 
-    @classmethod
-    def parse(cls, body: Mapping[str, Any]) -> Benchmark:
-        """From the whole body."""
-        backbone = _get(body, "backbone", dict)
-        return cls(
-            backbone=Backbone(
-                id=_get(backbone, "id", str),
-                fingerprint=_get(backbone, "fingerprint", str),
-                parameters=_get(backbone, "parameters", int),
-                size_bytes=_get(backbone, "size_bytes", int),
-            ),
-            rows=tuple(parse_list(body, "rows", BenchmarkRow.parse)),
-            study=tuple(parse_list(body, "study", StudyRow.parse)),
-        )
-
     def of(self, task: str, strategy: str | None = None) -> tuple[BenchmarkRow, ...]:
-        """The rows of a task, in the server's order; of one strategy where given."""
+        """Return the rows of a task, and of one strategy if given, in the server's order."""
         return tuple(
             row for row in self.rows if row.task == task and strategy in (None, row.strategy)
-        )
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What one delta says about one row.
-
-    Attributes:
-        labels: the winner, or in multi-label each label over one half; empty in regression.
-        scores: by label, in the server's order; empty in regression.
-        value: regression only.
-        truncated: the text was longer than the task reads.
-    """
-
-    task: str
-    strategy: str
-    version: str
-    kind: str
-    labels: tuple[str, ...]
-    scores: Mapping[str, float]
-    value: float | None
-    truncated: bool
-
-    @property
-    def score(self) -> float | None:
-        """The highest probability; None in regression."""
-        return max(self.scores.values(), default=None)
-
-    @classmethod
-    def parse(cls, item: Mapping[str, Any]) -> Prediction:
-        """From an entry of `results`, which carries one prediction because one row was sent."""
-        predictions = _get(item, "predictions", list)
-        if len(predictions) != 1:
-            raise _unexpected(f"{len(predictions)} predictions for 1 row")
-        row = predictions[0]
-        kind = _get(item, "kind", str)
-        is_regression = kind == "regression"
-        found = [_get(row, "label", str)] if kind == "single_label" else row.get("labels", [])
-        return cls(
-            task=_get(item, "task", str),
-            strategy=_get(item, "strategy", str),
-            version=_get(item, "version", str),
-            kind=kind,
-            labels=() if is_regression else tuple(found),
-            scores={}
-            if is_regression
-            else {k: float(v) for k, v in _get(row, "scores", dict).items()},
-            value=float(_get(row, "value", float)) if is_regression else None,
-            truncated=bool(row.get("truncated", False)),
         )
 
 
@@ -211,42 +107,106 @@ class DeltaDetails:
     version: str
     size_bytes: int
     is_default: bool
-    manifest: Mapping[str, Any]
+    manifest: dict[str, Any]
 
-    @classmethod
-    def parse(cls, body: Mapping[str, Any]) -> DeltaDetails:
-        """From the whole body."""
-        return cls(
-            version=_get(body, "version", str),
-            size_bytes=_get(body, "size_bytes", int),
-            is_default=_get(body, "is_default", bool),
-            manifest=_get(body, "manifest", dict),
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer of one delta to one row.
+
+    Attributes:
+        labels: the winner, or in multi-label tasks each label over one half; empty in regression.
+        scores: probability by label, in the server's order; empty in regression.
+        value: regression only.
+        truncated: True if the text was longer than the task reads.
+    """
+
+    task: str
+    strategy: str
+    version: str
+    kind: str
+    labels: tuple[str, ...]
+    scores: dict[str, float]
+    value: float | None
+    truncated: bool
+
+    @property
+    def score(self) -> float | None:
+        """The highest probability; None in regression."""
+        return max(self.scores.values(), default=None)
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str | None = None
+    labels: tuple[str, ...] = ()
+    scores: dict[str, float] = field(default_factory=dict)
+    value: float | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class _TargetResult:
+    task: str
+    strategy: str
+    version: str
+    kind: str
+    predictions: tuple[_Row, ...]
+
+    def only_prediction(self) -> Prediction:
+        """Return the one prediction of a request with one row."""
+        if len(self.predictions) != 1:
+            raise _unexpected(f"{len(self.predictions)} predictions for 1 row")
+        row, is_regression = self.predictions[0], self.kind == "regression"
+        if is_regression and row.value is None:
+            raise _unexpected("value is missing")
+        if self.kind == "single_label" and row.label is None:
+            raise _unexpected("label is missing")
+        labels = row.labels if row.label is None else (row.label,)
+        return Prediction(
+            task=self.task,
+            strategy=self.strategy,
+            version=self.version,
+            kind=self.kind,
+            labels=() if is_regression else labels,
+            scores={} if is_regression else row.scores,
+            value=row.value if is_regression else None,
+            truncated=row.truncated,
         )
 
 
-def parse_list(
-    body: Mapping[str, Any], name: str, parse: Callable[[Mapping[str, Any]], T]
-) -> Sequence[T]:
-    """Each object of the list `name`."""
-    items = _get(body, name, list)
-    for item in items:
-        if not isinstance(item, Mapping):
-            raise _unexpected(f"{name} holds {type(item).__name__}, not objects")
-    return [parse(item) for item in items]
+@dataclass(frozen=True)
+class FanOut:
+    """`POST /predict` with one row."""
+
+    results: tuple[_TargetResult, ...]
+
+    def predictions(self) -> tuple[Prediction, ...]:
+        """Return one prediction for each target, in the order of the targets.
+
+        Raises:
+            ServerError: a target has no prediction, several, or one without its answer.
+        """
+        return tuple(result.only_prediction() for result in self.results)
 
 
-def _get(item: Any, name: str, kind: type) -> Any:
-    """The field `name`, checked to be a `kind` (an int passes for a float)."""
-    if not isinstance(item, Mapping) or name not in item:
-        raise _unexpected(f"{name} is missing")
-    value = item[name]
-    if not isinstance(value, (int, float) if kind is float else kind):
-        raise _unexpected(f"{name} is {type(value).__name__}, not {kind.__name__}")
-    return value
+def read_answer(model: type[T], body: Mapping[str, Any]) -> T:
+    """Validate the decoded body of an answer.
+
+    Raises:
+        ServerError: a field is missing or has another type.
+    """
+    try:
+        return TypeAdapter(model).validate_python(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        problem = "is missing" if first["type"] == "missing" else f"is wrong: {first['msg']}"
+        raise _unexpected(f"{name} {problem}") from error
 
 
-def _unexpected(what: str) -> ServerError:
+def _unexpected(problem: str) -> ServerError:
     return ServerError(
-        f"The server's answer isn't one this page understands ({what}). "
-        "Are the page and the server of the same version?"
+        f"This page doesn't understand the server's answer ({problem}). "
+        "Check that the page and the server have the same version."
     )

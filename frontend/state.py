@@ -1,8 +1,8 @@
-"""What the page remembers between reruns: the server's catalogue and the last answer of each panel.
+"""The page's memory between reruns: the server's catalogue and the last answer of each panel.
 
-Streamlit runs the whole script on every click. GETs are cached for a few seconds, predictions are
-kept until their input changes, and what failed only because of the server is asked again once it
-is back. Nothing here draws.
+Streamlit runs the whole script on every click. GET requests are cached for a few seconds.
+Predictions are kept until their input changes. A request that failed because the server was away is
+sent again once the server is back. This module draws nothing; the panels do.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ _NOT_READY = 503
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What the server serves."""
+    """The tasks and the benchmark of a server."""
 
     tasks: tuple[TaskInfo, ...]
     benchmark: Benchmark
 
     def row(self, task: str, strategy: str, version: str) -> BenchmarkRow | None:
-        """What the benchmark says about exactly that delta."""
+        """Return the benchmark row of one version of a delta, if there is one."""
         rows = self.benchmark.of(task, strategy)
         return next((row for row in rows if row.version == version), None)
 
 
 @dataclass(frozen=True)
 class Connection:
-    """How things stand with the server in this rerun.
+    """The state of the server in this rerun.
 
     Attributes:
-        is_alive: it lives, so predictions can be asked for.
-        catalogue: current, or from before it went away; None if it never answered.
-        error: why it isn't alive or the catalogue isn't current.
+        is_alive: True if the server answers, so that it can predict.
+        catalogue: the latest one received; None if the server never answered.
+        error: the reason if the server isn't alive or the catalogue isn't current.
     """
 
     is_alive: bool
@@ -50,28 +50,28 @@ class Connection:
 
     @property
     def should_retry(self) -> bool:
-        """Whether asking again, without anything done by the user, may help."""
+        """True if a retry may succeed without any action of the user."""
         return self.error is not None
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """The answer to one question, or why there is none."""
+class PanelResult:
+    """The answer to a panel's request, or the error."""
 
-    question: tuple[object, ...]
+    request: tuple[object, ...]
     answer: Answer | None = None
     error: ServerError | None = None
 
     @property
     def can_heal(self) -> bool:
-        """It failed because of the server's state, so the same question may succeed later."""
+        """True if the server's state caused the error, so that a retry may succeed."""
         return isinstance(self.error, UnreachableError) or (
             self.error is not None and self.error.status == _NOT_READY
         )
 
 
 def session_client() -> Client:
-    """This browser session's client of the server at `FRONTEND_API_URL`."""
+    """Return the browser session's client of the server at `FRONTEND_API_URL`."""
     url = os.environ.get("FRONTEND_API_URL") or DEFAULT_URL
     client = st.session_state.get("client")
     if not isinstance(client, Client) or client.url != url.rstrip("/"):
@@ -81,7 +81,7 @@ def session_client() -> Client:
 
 
 def connect(client: Client) -> Connection:
-    """Look whether the server is there, and what it serves."""
+    """Probe the server and load its catalogue."""
     known: Catalogue | None = st.session_state.get("catalogue")
     try:
         client.probe()
@@ -97,23 +97,28 @@ def connect(client: Client) -> Connection:
 
 def ask(
     client: Client, panel: str, row: Row, targets: Sequence[Target], *, again: bool = False
-) -> Outcome:
-    """The panel's answer for that row: the one it has, or a new call where the question changed.
+) -> PanelResult:
+    """Return the panel's result for a row; call the server only if the request has changed.
 
-    With `again` the server is asked even if the question is the same.
+    Args:
+        client: the server to call.
+        panel: name under which the session keeps the result.
+        row: the input.
+        targets: the tasks and strategies to ask.
+        again: call the server even if the request is the same.
     """
-    question = (str(row), tuple(targets))
-    known: Outcome | None = st.session_state.get(f"outcome/{panel}")
-    if known is not None and known.question == question and not again and not known.can_heal:
+    request = (str(row), tuple(targets))
+    known: PanelResult | None = st.session_state.get(f"result/{panel}")
+    if known is not None and known.request == request and not again and not known.can_heal:
         return known
     try:
-        outcome = Outcome(question, answer=client.predict(row, targets))
+        result = PanelResult(request, answer=client.predict(row, targets))
     except ServerError as error:
-        outcome = Outcome(question, error=error)
-    st.session_state[f"outcome/{panel}"] = outcome
-    if outcome.can_heal:
-        st.session_state["waiting"] = True  # main's status line looks for the server's return
-    return outcome
+        result = PanelResult(request, error=error)
+    st.session_state[f"result/{panel}"] = result
+    if result.can_heal:
+        st.session_state["waiting"] = True  # the status in `main` watches for the server's return
+    return result
 
 
 @st.cache_data(ttl=_GET_TTL_S, show_spinner=False, max_entries=16)
@@ -123,5 +128,5 @@ def _load_catalogue(url: str, _client: Client) -> Catalogue:  # the URL is the c
 
 @st.cache_data(ttl=_GET_TTL_S, show_spinner=False, max_entries=256)
 def load_delta(url: str, _client: Client, task: str, strategy: str) -> DeltaDetails:
-    """The manifest of a delta, from a few seconds ago at most."""
+    """Return the details of a delta, at most a few seconds old."""
     return _client.delta(task, strategy)

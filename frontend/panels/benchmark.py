@@ -1,4 +1,4 @@
-"""What the deltas score and what they weigh: beside the predictions, and as a full table."""
+"""The benchmark panels: a short one beside the predictions, and the full table with charts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HIGHLIGHT = "background-color: rgba(76, 110, 245, 0.14)"
 
 
 def show_task_benchmark(client: Client, benchmark: Benchmark, task: TaskInfo) -> None:
-    """The chosen task's deltas, all tasks for comparison, and where the numbers come from."""
+    """Draw the scores of a task's deltas, all tasks for comparison, and the training facts."""
     st.header("Benchmark", anchor=False)
     rows = benchmark.of(task.name)
     if not rows:
@@ -51,7 +51,7 @@ def show_task_benchmark(client: Client, benchmark: Benchmark, task: TaskInfo) ->
 
 
 def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
-    """Every delta: totals, size against metric, the whole table and its CSV."""
+    """Draw totals, the chart of size against metric, the table of all deltas, and the study."""
     backbone, rows = benchmark.backbone, benchmark.rows
     total = sum(row.size_bytes for row in rows)
     for column, (label, value, note) in zip(
@@ -82,8 +82,8 @@ def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
     )
     left, right = st.columns([3, 1], vertical_alignment="center")
     left.caption(
-        "Scores are of each task's development set, taken once after training; see each delta's "
-        f"manifest. Backbone: {literal(backbone.id)}, "
+        "Scores are measured once after training, on each task's development set; the manifest of "
+        f"each delta has the details. Backbone: {literal(backbone.id)}, "
         f"fingerprint {_short(backbone.fingerprint)}.  \n" + "  \n".join(sample_notes(benchmark))
     )
     right.download_button(
@@ -104,9 +104,9 @@ def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
             alt="Mean and spread over seeds, by strategy and task",
         )
         st.caption(
-            "Each task's metric on its development set: mean ± standard deviation over the seeds, "
-            "whose number stands in brackets; learning rates were chosen on held-out train rows. "
-            "All of the study: docs/results."
+            "Metric on each task's development set: mean ± standard deviation over the seeds "
+            "(their number in brackets). Learning rates were chosen on held-out train rows. "
+            "The whole study is in docs/results."
         )
 
 
@@ -169,7 +169,7 @@ def _in_brackets(note: str) -> str:
 
 
 def _highlighted(records: list[dict[str, object]], title: str) -> object:
-    """The table with the chosen task's rows tinted."""
+    """Tint the rows of the chosen task."""
 
     def tint(record: pd.Series) -> list[str]:
         return [_HIGHLIGHT if record["Task"] == title else ""] * len(record)

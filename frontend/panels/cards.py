@@ -1,7 +1,7 @@
-"""Pieces of HTML that Streamlit has no widget for: prediction cards and a small table.
+"""HTML for prediction cards and a small table, which Streamlit has no widgets for.
 
-Pure functions from data to escaped HTML; the classes are styled in `page.css`. Whatever comes from
-the server or the user passes `html.escape`.
+Pure functions turn data into HTML; `page.css` styles the classes. Every text from the server or the
+user is escaped.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Card:
     """One prediction, ready to show.
 
     Attributes:
-        title: what sets it apart from the cards beside it: a strategy, or a task.
+        title: a strategy or a task.
         note: small print under the title.
-        color: of its bars.
+        color: color of the bars.
         footer: small print at the bottom.
-        scale: of a regression value, where known.
+        scale: range of a regression value, if known.
     """
 
     title: str
@@ -38,13 +38,13 @@ class Card:
 
 
 def card_grid(cards: Sequence[Card], label: str) -> str:
-    """Cards side by side, as many columns as fit; `label` names the group for screen readers."""
+    """Lay cards side by side; `label` names the group for screen readers."""
     inner = "".join(_card(card) for card in cards)
     return f'<section class="db-grid" aria-label="{escape(label)}">{inner}</section>'
 
 
 def delta_footer(row: BenchmarkRow | None, version: str) -> str:
-    """A card's small print: the delta's size and what it scored on the dev set."""
+    """Return a card's small print: the size of the delta and its score on the dev set."""
     if row is None:
         return f"version {version[:8]}"
     return f"{human_bytes(row.size_bytes)} · {metric_words(row.metric)} {row.value:.3f}"
@@ -53,7 +53,7 @@ def delta_footer(row: BenchmarkRow | None, version: str) -> str:
 def delta_table(
     rows: Sequence[BenchmarkRow], backbone_bytes: int, colors: Mapping[str, str]
 ) -> str:
-    """The deltas of one task: metric, size, size as a share of the backbone's, trained share."""
+    """Return a table of one task's deltas: metric, size, share of the backbone, trained share."""
     metric = metric_words(rows[0].metric) if rows else "Metric"
     heads = ("Strategy", metric, "Delta", "of backbone", "Trained")
     best = max((row.value for row in rows), default=0.0)
@@ -71,7 +71,7 @@ def delta_table(
 
 
 def _row_name(row: BenchmarkRow, rows: Sequence[BenchmarkRow]) -> str:
-    """The strategy; with its version where the strategy has several."""
+    """Return the strategy, with the version if the strategy has several."""
     is_alone = [other.strategy for other in rows].count(row.strategy) == 1
     return row.strategy if is_alone else f"{row.strategy} ({row.version[:6]})"
 
@@ -103,7 +103,7 @@ def _verdict(item: Prediction) -> str:
 
 
 def _bars(item: Prediction) -> str:
-    """A bar for each label; the highest few, in the server's order, where there are many."""
+    """Draw a bar for each of the most likely labels, in the server's order."""
     kept = sorted(item.scores, key=lambda label: item.scores[label], reverse=True)[:_MAX_BARS]
     bars = "".join(
         _bar(label, score, is_winner=label in item.labels, is_multi=item.kind == "multi_label")
@@ -127,7 +127,7 @@ def _bar(label: str, score: float, *, is_winner: bool, is_multi: bool) -> str:
 
 
 def _scale_bar(item: Prediction, scale: Scale | None) -> str:
-    """Where the value lies between the scale's ends; nothing where the scale isn't known."""
+    """Draw the position of the value between the ends of the scale; nothing without a scale."""
     if scale is None or item.value is None:
         return ""
     share = (item.value - scale.low) / (scale.high - scale.low)

@@ -1,6 +1,6 @@
-"""Charts of the benchmark and the colours of strategies. Pure functions from rows to Altair charts.
+"""Altair charts of the benchmark, and the colors of the strategies.
 
-Colours are of middle lightness, so that they stand out on the light and on the dark theme alike.
+Colors have a middle lightness, so that they stand out on the light and on the dark theme.
 """
 
 from __future__ import annotations
@@ -29,18 +29,17 @@ _BAND_COLOR = "#4c6ef5"
 _ROW_HEIGHT = 26
 _AXIS_HEIGHT = 70  # Streamlit fits legend and axis into the height
 _FAINT = 0.4
-_BYTES_LABEL = (  # a Vega expression: what `human_bytes` says, for the axis
+_BYTES_LABEL = (  # a Vega expression with the result of `human_bytes`, for the axis
     "datum.value >= 1e9 ? datum.value / 1e9 + ' GB' : datum.value >= 1e6 ? "
     "datum.value / 1e6 + ' MB' : datum.value / 1e3 + ' KB'"
 )
 
-
-# What `alt.layer` says it returns.
+# The declared result of `alt.layer`.
 Layers = alt.LayerChart | alt.FacetChart
 
 
 def strategy_colors(strategies: Sequence[str]) -> dict[str, str]:
-    """One colour a strategy; the same one everywhere as long as the same strategies are served."""
+    """Give each strategy a color, the same on the whole page."""
     colors: dict[str, str] = {}
     for strategy in dict.fromkeys(strategies):
         color = _COLORS.get(strategy.partition(":")[0]) if "+" not in strategy else None
@@ -52,10 +51,10 @@ def strategy_colors(strategies: Sequence[str]) -> dict[str, str]:
 
 
 def benchmark_chart(rows: Sequence[BenchmarkRow], chosen: str) -> Layers:
-    """Each task's metric by strategy, one line a task, the chosen one highlighted.
+    """Chart the metric by task and strategy.
 
     Args:
-        rows: of all tasks, in the order to show.
+        rows: benchmark rows of all tasks, in the order to show.
         chosen: name of the task to highlight.
     """
     low = min([0.0, *(row.value for row in rows)])
@@ -89,12 +88,12 @@ def benchmark_chart(rows: Sequence[BenchmarkRow], chosen: str) -> Layers:
 
 
 def size_chart(rows: Sequence[BenchmarkRow], chosen: str, backbone_bytes: int) -> Layers:
-    """Metric against size of the delta on a logarithmic axis, with the backbone's size as a line.
+    """Chart the metric against the size of the delta, with the size of the backbone as a line.
 
     Args:
-        rows: of all tasks.
+        rows: benchmark rows of all tasks.
         chosen: name of the task to highlight.
-        backbone_bytes: what a copy of the whole backbone would take.
+        backbone_bytes: size of the whole backbone.
     """
     sizes = [row.size_bytes for row in rows] + [backbone_bytes]
     x = alt.X(
@@ -123,7 +122,7 @@ def size_chart(rows: Sequence[BenchmarkRow], chosen: str, backbone_bytes: int) -
 
 
 def _task_axis(rows: Sequence[BenchmarkRow], chosen: str) -> alt.Y:
-    """One line a task in the order of the rows; the chosen task's name in bold."""
+    """Return an axis with the tasks in the order of the rows, the chosen task in bold."""
     is_chosen = alt.datum.label == task_words(chosen).title
     return alt.Y(
         "task:N",

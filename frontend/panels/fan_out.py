@@ -1,4 +1,4 @@
-"""One text through every task that can read it, in one call and one forward pass."""
+"""The panel that sends one text to every task that can read it, in one request."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ARITY_WORDS = {1: "One text", 2: "A pair of texts"}
 
 
 def show_fan_out_panel(client: Client, catalogue: Catalogue, *, is_alive: bool) -> None:
-    """Input above, a card for each task below."""
+    """Draw the panel: the input above, a card for each task below."""
     by_arity: dict[int, list[TaskInfo]] = {}
     for task in catalogue.tasks:
         by_arity.setdefault(len(task.text_fields), []).append(task)
@@ -46,11 +46,11 @@ def show_fan_out_panel(client: Client, catalogue: Catalogue, *, is_alive: bool) 
         return
     row = dict(zip(_FIELDS, sent.texts, strict=False))
     targets = [Target(task.name) for task in by_arity[arity]]
-    outcome = ask(client, f"fan_out/{arity}", row, targets, again=sent.is_new)
-    if outcome.error is not None:
-        show_error(outcome.error)
-    elif outcome.answer is not None:
-        _show_answer(catalogue, outcome.answer)
+    result = ask(client, f"fan_out/{arity}", row, targets, again=sent.is_new)
+    if result.error is not None:
+        show_error(result.error)
+    elif result.answer is not None:
+        _show_answer(catalogue, result.answer)
     show_curl(client, row, targets)
 
 
@@ -72,4 +72,4 @@ def _show_answer(catalogue: Catalogue, answer: Answer) -> None:
     st.html(card_grid(cards, "Predictions of all tasks"))
     cut = [task_words(item.task).title for item in answer.predictions if item.truncated]
     if cut:
-        st.warning(f"Longer than the task reads, so only the beginning counted: {', '.join(cut)}.")
+        st.warning(f"Only the beginning of the text was used by: {', '.join(cut)}.")

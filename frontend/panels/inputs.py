@@ -1,9 +1,7 @@
-"""Remarks below the input: errors as sentences, never tracebacks, and the request for a shell.
+"""Text fields with a Predict button, and the remarks below them: errors and the curl command.
 
-Text fields with a Predict button, as both panels use them.
-
-What is typed and what was sent are kept apart: a rerun for another reason (a tab, the server's
-return) keeps a half-typed text in its field and does not send it.
+The session keeps the typed texts and the sent texts apart: a rerun for another reason (a tab, the
+server's return) leaves a half-typed text in its field and does not send it.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from frontend.glossary import literal
 
 
 def show_error(error: ServerError) -> None:
-    """What went wrong, what to do, and what to look for in the server's log."""
+    """Show an error with its hints and the id of the request."""
     lines = [literal(error.message), *(f"- {literal(hint)}" for hint in error.hints)]
     if error.request_id:
         lines += ["", f":small[Request id: `{error.request_id.replace('`', '')}`]"]
@@ -27,7 +25,7 @@ def show_error(error: ServerError) -> None:
 
 
 def show_curl(client: Client, row: Row, targets: Sequence[Target]) -> None:
-    """The request that the page sent, to be copied."""
+    """Show the page's request as a command to copy."""
     with st.expander("The same request with curl"):
         command = curl_command(client.url, "/predict", fan_out_body(row, targets))
         st.code(command, language="bash", wrap_lines=True)
@@ -38,11 +36,11 @@ _HEIGHT = 88
 
 @dataclass(frozen=True)
 class Sent:
-    """What to ask the server.
+    """The texts to predict on.
 
     Attributes:
-        texts: of each field, as they were when Predict was pressed; at first the field's own start.
-        is_new: Predict was pressed just now.
+        texts: text of each field when Predict was last pressed; at first the initial texts.
+        is_new: True if Predict was pressed in this rerun.
     """
 
     texts: tuple[str, ...]
@@ -50,35 +48,40 @@ class Sent:
 
     @property
     def is_blank(self) -> bool:
-        """There is nothing to ask about."""
+        """True if all texts are blank."""
         return not any(text.strip() for text in self.texts)
 
 
 @dataclass(frozen=True)
 class TextInputs:
-    """The fields of one panel.
+    """The text fields of one panel.
 
     Attributes:
-        panel: name under which the session keeps what is typed and sent.
-        labels: one for each field.
+        panel: name under which the session keeps the texts.
+        labels: label of each field.
     """
 
     panel: str
     labels: tuple[str, ...]
 
     def prepare(self, texts: Sequence[str]) -> None:
-        """Give the fields a text to start with, which counts as sent; once a session."""
+        """Fill the fields with initial texts, which count as sent; once per session."""
         if self._sent_key not in st.session_state:
             self.fill(texts)
 
     def fill(self, texts: Sequence[str]) -> None:
-        """Replace what is typed and sent. In a callback, or before the fields are drawn."""
+        """Replace the typed and the sent texts; call it in a callback or before `show`."""
         for index, text in enumerate(texts):
             st.session_state[self._key(index)] = text
         st.session_state[self._sent_key] = tuple(texts)
 
     def show(self, *, enabled: bool, on_send: Callable[[tuple[str, ...]], None]) -> Sent:
-        """Draw them; `on_send` gets the texts before the page reruns because of Predict."""
+        """Draw the fields and the button; return the sent texts.
+
+        Args:
+            enabled: False disables the button.
+            on_send: receives the texts when Predict is pressed, before the page reruns.
+        """
 
         def send() -> None:
             texts = tuple(st.session_state[self._key(i)] for i in range(len(self.labels)))

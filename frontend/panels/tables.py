@@ -1,35 +1,14 @@
-"""The benchmark as a table: columns for the page, a CSV for everyone else. Pure functions."""
+"""The benchmark as tables: records for the page and a CSV file to download."""
 
 from __future__ import annotations
 
-import csv
-import io
+from dataclasses import fields
 from typing import Any
+
+import pandas as pd
 
 from frontend.glossary import human_bytes, literal, metric_words, percent, task_words
 from frontend.models import Benchmark, BenchmarkRow
-
-_CSV_COLUMNS = (
-    "task",
-    "strategy",
-    "version",
-    "metric",
-    "value",
-    "split",
-    "split_rows",
-    "split_note",
-    "size_bytes",
-    "share_of_backbone",
-    "trainable_parameters",
-    "trained_share",
-    "train_rows",
-    "train_note",
-    "learning_rate",
-    "epochs",
-    "seed",
-    "data",
-)
-
 
 FORMATS: dict[str, Any] = {
     "Value": "{:.4f}",
@@ -44,7 +23,7 @@ FORMATS: dict[str, Any] = {
 
 
 def benchmark_records(benchmark: Benchmark) -> list[dict[str, Any]]:
-    """One record a delta, raw numbers under the headings of the page's table."""
+    """Return one record per delta: raw numbers under the headings of the page's table."""
     return [
         {
             "Task": task_words(row.task).title,
@@ -67,19 +46,16 @@ def benchmark_records(benchmark: Benchmark) -> list[dict[str, Any]]:
 
 
 def benchmark_csv(benchmark: Benchmark) -> str:
-    """Every row with raw numbers, under the API's own field names."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=_CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in benchmark.rows:
-        record = {name: getattr(row, name) for name in _CSV_COLUMNS if hasattr(row, name)}
-        record["share_of_backbone"] = row.size_bytes / max(benchmark.backbone.size_bytes, 1)
-        writer.writerow(record)
-    return buffer.getvalue()
+    """Return every row with raw numbers as CSV, under the API's field names."""
+    columns = [field.name for field in fields(BenchmarkRow) if field.name != "metrics"]
+    columns.insert(columns.index("size_bytes") + 1, "share_of_backbone")
+    table = pd.DataFrame([vars(row) for row in benchmark.rows], columns=columns)
+    table["share_of_backbone"] = table["size_bytes"] / max(benchmark.backbone.size_bytes, 1)
+    return table.to_csv(index=False)
 
 
 def study_records(benchmark: Benchmark) -> list[dict[str, str]]:
-    """The study's main part: one record a strategy, one column a task."""
+    """Return the main part of the study: one record per strategy, one column per task."""
     records: dict[str, dict[str, str]] = {}
     rows = [row for row in benchmark.study if row.part == "main"]
     for row in rows:
@@ -92,7 +68,7 @@ def study_records(benchmark: Benchmark) -> list[dict[str, str]]:
 
 
 def other_metrics(row: BenchmarkRow) -> str:
-    """What was measured besides the primary metric: further metrics, further dev splits."""
+    """List the metrics besides the primary one, and the metrics of further dev splits."""
     found = []
     for split, measured in row.metrics.items():
         if split == "selection":
@@ -105,7 +81,7 @@ def other_metrics(row: BenchmarkRow) -> str:
 
 
 def sample_notes(benchmark: Benchmark) -> list[str]:
-    """One sentence for each way in which a train set isn't the whole one, with its tasks."""
+    """Return one sentence per kind of sampled train set, with the names of its tasks."""
     tasks: dict[str, dict[str, None]] = {}
     for row in benchmark.rows:
         if row.train_note:

@@ -1,4 +1,4 @@
-"""One task: type a text or pick an example, and see what each strategy's delta says about it."""
+"""The panel of one task: a text or an example above, the prediction of each strategy below."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from frontend.state import Catalogue, ask
 def show_task_panel(
     client: Client, catalogue: Catalogue, task: TaskInfo, *, is_alive: bool
 ) -> None:
-    """Input above, predictions below."""
+    """Draw the panel."""
     _introduce(task)
     examples = examples_of(task.name, len(task.text_fields))
     inputs = TextInputs(f"task/{task.name}", task.text_fields)
-    # On the first visit the fields hold the first example, so that there is something to see.
+    # On the first visit the fields hold the first example, so that the page shows predictions.
     inputs.prepare(examples[0].texts if examples else ("",) * len(task.text_fields))
     if examples:
         _show_examples(task, examples, inputs)
@@ -40,12 +40,12 @@ def show_task_panel(
         return
     row = dict(zip(task.text_fields, sent.texts, strict=True))
     targets = [Target(task.name, strategy) for strategy in task.strategies]
-    outcome = ask(client, f"task/{task.name}", row, targets, again=sent.is_new)
-    if outcome.error is not None:
-        show_error(outcome.error)
-    elif outcome.answer is not None:
+    result = ask(client, f"task/{task.name}", row, targets, again=sent.is_new)
+    if result.error is not None:
+        show_error(result.error)
+    elif result.answer is not None:
         written = next((item.answer for item in examples if item.texts == sent.texts), "")
-        _show_answer(catalogue, task, outcome.answer, written)
+        _show_answer(catalogue, task, result.answer, written)
     show_curl(client, row, targets)
 
 
@@ -88,7 +88,7 @@ def _show_examples(task: TaskInfo, examples: tuple[Example, ...], inputs: TextIn
 def _remember_example(
     task: TaskInfo, examples: tuple[Example, ...], texts: tuple[str, ...]
 ) -> None:
-    """The list of examples shows the one that was sent, or that it was the user's own text."""
+    """Select the sent example in the list; select nothing if the user typed another text."""
     known = [item.texts for item in examples]
     if known:
         st.session_state[_example_key(task)] = known.index(texts) if texts in known else None
@@ -123,6 +123,6 @@ def _show_answer(catalogue: Catalogue, task: TaskInfo, answer: Answer, written: 
     st.html(card_grid(cards, f"Predictions for {task.name}"))
     if any(item.truncated for item in answer.predictions):
         st.warning(
-            f"Only the beginning was read: this is longer than the {task.max_length} tokens "
-            f"that {task.name} reads."
+            f"The text is longer than the {task.max_length} tokens that {task.name} reads; "
+            "only its beginning was used."
         )

@@ -24,7 +24,7 @@ Open = Callable[..., AppTest]
 
 @pytest.fixture(autouse=True)
 def _clear_cache() -> Iterator[None]:
-    """What one test's server answered must not reach the next test."""
+    """Clear cached answers, so that no test sees the server of another test."""
     st.cache_data.clear()
     yield
     st.cache_data.clear()
@@ -92,7 +92,7 @@ def open_tab(page: AppTest, name: str) -> AppTest:
     return run(page)
 
 
-def test_the_first_view_is_useful_at_once(url: str, open_page: Open) -> None:
+def test_the_first_view_shows_predictions(url: str, open_page: Open) -> None:
     page = open_page(url)
     assert page.session_state["task"] == "cola", "the task with most strategies shows most"
     assert texts(page) == list(examples_of("cola", 1)[0].texts)
@@ -132,7 +132,7 @@ def test_a_task_that_the_page_has_never_heard_of(url: str, open_page: Open) -> N
     assert "&lt;b&gt;art&lt;/b&gt;" in html(page), "labels are text, not markup"
 
 
-def test_predict_sends_what_was_typed(url: str, open_page: Open) -> None:
+def test_predict_sends_the_typed_text(url: str, open_page: Open) -> None:
     page = open_page(url)
     before = html(page)
     predict(page, "the very bad film, $HOME 'quoted' 🙂")
@@ -158,7 +158,7 @@ def test_an_example_fills_the_fields_and_is_answered_at_once(url: str, open_page
     assert [box.value for box in page.selectbox if box.label == "Example"] == [3]
 
 
-def test_what_was_typed_survives_tabs_and_tasks(url: str, open_page: Open) -> None:
+def test_typed_text_survives_a_change_of_tab_and_task(url: str, open_page: Open) -> None:
     page = open_page(url)
     page.text_area[0].set_value("half a sentence")
     open_tab(page, "Benchmark")
@@ -185,7 +185,7 @@ def test_disagreement_has_a_badge(url: str, open_page: Open) -> None:
         assert verdict in words(page)
 
 
-def test_a_cut_text_is_pointed_out(url: str, open_page: Open) -> None:
+def test_a_truncated_text_is_pointed_out(url: str, open_page: Open) -> None:
     page = predict(open_page(url), "good " * 50)
     assert ["32 tokens" in warning.value for warning in page.warning] == [True]
     predict(page, "good")

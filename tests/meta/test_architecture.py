@@ -21,7 +21,7 @@ MUST_NOT_IMPORT = {
     "deltas": WEB | {"datasets", "sklearn", "pydantic_settings", "sentence_transformers"},
     "training": WEB | {"sentence_transformers"},
     "app": {"datasets", "sklearn", "streamlit", "altair", "transformers", "sentence_transformers"},
-    "frontend": {"torch", "transformers", "datasets", "fastapi", "safetensors", "pydantic"},
+    "frontend": {"torch", "transformers", "datasets", "fastapi", "safetensors"},
 }
 
 

@@ -171,7 +171,7 @@ def test_every_kind_of_task_is_understood(client: Client) -> None:
     assert set(several.labels) == {name for name, score in several.scores.items() if score >= 0.5}
 
 
-def test_a_long_text_is_reported_as_cut(client: Client) -> None:
+def test_a_long_text_is_reported_as_truncated(client: Client) -> None:
     (item,) = client.predict("good " * 100, [Target("toy2", "bitfit")]).predictions
     assert item.truncated
 
@@ -198,7 +198,7 @@ def test_a_strategy_with_odd_characters_stays_one_path_segment(client: Client) -
     assert "../head?x=1#" in str(caught.value)
 
 
-def test_too_long_a_text_is_refused_in_words(serve: Serve) -> None:
+def test_a_text_over_the_limit_is_refused_in_words(serve: Serve) -> None:
     with pytest.raises(ServerError, match="larger than the server accepts") as caught:
         serve(max_text_chars=10).predict("far too long", [Target("toy2")])
     assert caught.value.status == 413
@@ -224,14 +224,14 @@ def test_a_full_queue_and_a_missed_deadline_say_what_to_do(serve: Serve, stub: S
     assert (caught.value.code, caught.value.request_id) == ("overloaded", "r1")
 
 
-def test_nobody_listens(free_port: int) -> None:
+def test_no_server_listens(free_port: int) -> None:
     lost = connect(f"http://127.0.0.1:{free_port}")
     assert not lost.is_alive()
     with pytest.raises(UnreachableError, match=f"127.0.0.1:{free_port} can't be reached"):
         lost.tasks()
 
 
-def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_PROBE_TIMEOUT_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         silent = connect(f"http://127.0.0.1:{listener.getsockname()[1]}")
@@ -243,7 +243,7 @@ def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://127.0.0.1/"])
-def test_an_address_that_is_none(url: str) -> None:
+def test_an_invalid_address(url: str) -> None:
     with pytest.raises(UnreachableError, match="not an address"):
         connect(url).tasks()
 
@@ -261,8 +261,8 @@ def test_another_program_at_the_address(stub: Stub, status: int, body: bytes) ->
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
-        (b'{"tasks": 3}', "tasks is int, not list"),
-        (b'{"tasks": [3]}', "tasks holds int"),
+        (b'{"tasks": 3}', "tasks is wrong: Input should be a valid tuple"),
+        (b'{"tasks": [3]}', "tasks.0 is wrong: Input should be a dictionary"),
         (b'{"tasks": [{"task": "toy2"}]}', "kind is missing"),
         (b"{}", "tasks is missing"),
     ],
@@ -281,7 +281,7 @@ def test_a_local_server_is_not_asked_through_a_proxy(
     assert open_session("http://deltabert.example.org").trust_env
 
 
-def test_the_session_is_the_callers(client: Client) -> None:
+def test_the_client_uses_the_given_session(client: Client) -> None:
     seen: list[str] = []
 
     class Watched(requests.Session):

@@ -48,14 +48,14 @@ def test_problems_of_the_input_are_listed_by_field() -> None:
     assert str(error) == "The server can't use this input. sentence1: is missing is not JSON"
 
 
-def test_long_lists_are_cut() -> None:
+def test_long_lists_are_shortened() -> None:
     problems = [{"row": n, "field": "text", "problem": f"problem {n}"} for n in range(20)]
     hints = explain_error(422, body("", problems), None).hints
     assert len(hints) == 7
     assert hints[-1] == "and 14 more"
 
 
-def test_near_matches_are_said_once() -> None:
+def test_near_matches_are_named_once() -> None:
     details = {"suggestions": ["cola"], "available": ["cola", "rte"]}
     assert explain_error(404, body("unknown task 'coal'", details), None).hints == (
         "Did you mean: cola",
@@ -66,7 +66,7 @@ def test_near_matches_are_said_once() -> None:
 
 
 @pytest.mark.parametrize("payload", [None, [], "text", {}, {"error": "text"}, {"detail": "x"}])
-def test_what_is_not_ours_is_called_so(payload: object) -> None:
+def test_an_answer_of_another_program_is_recognised(payload: object) -> None:
     error = explain_error(502, payload, None)
     assert "HTTP 502" in error.message
     assert "FRONTEND_API_URL" in error.message

@@ -40,7 +40,7 @@ def test_answers_are_answers_of_the_task(name: str) -> None:
         assert scale.low <= float(number[1]) <= scale.high
 
 
-def test_nothing_is_made_up_for_other_tasks() -> None:
+def test_other_tasks_have_no_examples() -> None:
     assert examples_of("mytask", 1) == ()
     assert examples_of("cola", 2) == (), "the same name with other fields is another task"
 
@@ -60,7 +60,7 @@ def test_there_is_a_text_for_all_tasks_at_once() -> None:
 
 
 @pytest.mark.slow
-def test_none_of_it_is_glue_text(glue_dir: Path) -> None:
+def test_no_example_is_glue_text(glue_dir: Path) -> None:
     import pyarrow
     from pyarrow import compute, parquet
 

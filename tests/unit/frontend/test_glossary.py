@@ -25,7 +25,7 @@ from training.data.tasks import TASKS
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_each_glue_task_introduces_itself(name: str) -> None:
+def test_each_glue_task_has_words(name: str) -> None:
     words = task_words(name)
     assert words.title.lower().replace("-", "") == name
     assert words.question.endswith("?")
@@ -60,7 +60,7 @@ def test_a_strategy_says_what_it_trains(strategy: str, words: str) -> None:
     assert strategy_words(strategy) == words
 
 
-def test_text_from_outside_is_no_markdown() -> None:
+def test_text_from_outside_is_not_read_as_markdown() -> None:
     assert literal("![x](http://a/b.png) :red[y] $z$") == (
         r"\!\[x\]\(http\://a/b.png\) \:red\[y\] \$z\$"
     )

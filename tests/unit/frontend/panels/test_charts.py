@@ -92,7 +92,7 @@ def test_metrics_below_zero_and_above_one_are_on_the_chart(make_row: MakeRow) ->
         assert high >= max(value, 1)
 
 
-def test_it_grows_with_the_number_of_tasks(make_row: MakeRow) -> None:
+def test_the_chart_grows_with_the_number_of_tasks(make_row: MakeRow) -> None:
     few = benchmark_chart([make_row("rte"), make_row("rte", "head")], "rte").to_dict()
     many = benchmark_chart([make_row(f"task{n}") for n in range(30)], "rte").to_dict()
     assert many["height"] - few["height"] >= 29 * 20

@@ -55,7 +55,7 @@ MRPC = replace(
 BENCHMARK = Benchmark(Backbone("a backbone", "f" * 64, 22_713_216, 91_000_000), (MNLI, MRPC))
 
 
-def test_records_have_what_a_reader_asks_for() -> None:
+def test_records_have_metric_rows_and_training_facts() -> None:
     first, second = benchmark_records(BENCHMARK)
     assert (first["Task"], first["Metric"], first["Value"]) == ("MNLI", "Accuracy", 0.7123456)
     assert (first["Train rows"], first["Note"]) == (19_190, SAMPLE)
@@ -105,7 +105,7 @@ def test_the_study_has_a_line_for_each_strategy_and_a_column_for_each_task() -> 
     assert study_records(BENCHMARK) == []
 
 
-def test_samples_are_said_once_with_their_tasks() -> None:
+def test_sampled_train_sets_are_named_once_with_their_tasks() -> None:
     twice = replace(BENCHMARK, rows=(MNLI, replace(MNLI, strategy="head"), MRPC))
     assert sample_notes(twice) == [f"MNLI: {literal(SAMPLE)}."]
 
