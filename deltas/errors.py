@@ -36,6 +36,12 @@ def near_matches(name: str, known: Iterable[str]) -> list[str]:
     return [folded[match] for match in close]
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'a' or 'b'?" for known names that look like `name`, "" for none."""
+    close = near_matches(name, known)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
 class DeltaError(Exception):
     """Root of everything this package raises on purpose."""
 
