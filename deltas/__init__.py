@@ -11,10 +11,12 @@ from deltas.backbone.backbone import DEFAULT_BACKBONE, Backbone, load_backbone, 
 from deltas.backbone.layout import EncoderConfig, encoder_layout
 from deltas.backbone.tokenizer import TokenizedRow, tokenize_rows, tokenize_texts
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry, task_scores
-from deltas.encoder.encoder import Overlay, encode
+from deltas.encoder.encoder import Attention, Overlay, encode
 from deltas.encoder.flat_batch import FlatBatch, Size, flatten, unflatten
 from deltas.encoder.packing import PackedBatch, pack, packed_sizes
+from deltas.encoder.row_attention import RowAttention
 from deltas.encoder.single_overlay import SingleOverlay
+from deltas.encoder.window_attention import WindowAttention
 from deltas.errors import (
     BackboneError,
     DeltaError,
@@ -46,6 +48,7 @@ from deltas.store import Record, Store, delta_path, zoo_path
 __all__ = [
     "DEFAULT_BACKBONE",
     "DTYPES",
+    "Attention",
     "Backbone",
     "BackboneError",
     "BackboneRef",
@@ -64,6 +67,7 @@ __all__ = [
     "Overlay",
     "PackedBatch",
     "Record",
+    "RowAttention",
     "SingleOverlay",
     "Size",
     "SparseEntry",
@@ -73,6 +77,7 @@ __all__ = [
     "TaskSpec",
     "TokenizedRow",
     "TrainingFacts",
+    "WindowAttention",
     "check_delta",
     "check_fit",
     "delta_path",

@@ -21,6 +21,7 @@ from app.engine.bank_overlay import BankOverlay
 from deltas import EncoderConfig, PackedBatch, Size, encode, pack, packed_sizes
 from deltas.backbone.layout import ACTIVATIONS
 from deltas.encoder.flat_batch import Rows
+from deltas.encoder.row_attention import RowAttention
 from deltas.kernels.epilogue import Corrections, Norm, PerLine, Product, Target, finish
 from deltas.kernels.int8 import Quantised
 
@@ -175,7 +176,7 @@ class HostForward:
         """Each row's logits."""
         batch = pack(tokens, keys=self._keys(tokens, slots), windows=False)
         overlay = FusedOverlay(self._bank, batch, slots, int8=int8)
-        return overlay.head(encode(self._config, overlay, batch))
+        return overlay.head(encode(self._config, overlay, batch, RowAttention(batch)))
 
     def prepare(self, needed: Size) -> int:
         """Have oneDNN compile its products for every size of batch.

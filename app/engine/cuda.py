@@ -30,6 +30,7 @@ from app.engine.bank_overlay import BankOverlay
 from deltas import EncoderConfig, Size, encode, flatten, unflatten
 from deltas.encoder.flat_batch import Rows
 from deltas.encoder.packing import Span
+from deltas.encoder.segments import SegmentAttention
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +264,8 @@ class DeviceForward:
         """
         batch = unflatten(numbers, size, spans)
         lines = numbers[size.num_numbers :].view(len(KINDS), -1)
-        return encode(self._config, BankOverlay(self._bank, batch, slots, lines), batch)
+        overlay = BankOverlay(self._bank, batch, slots, lines)
+        return encode(self._config, overlay, batch, SegmentAttention(batch))
 
     def _lines(self, slots: Sequence[int], count: int) -> list[int]:
         """Each row's lines in the bank's vectors, kind after kind, filled up to so many rows."""

@@ -1,17 +1,14 @@
-"""The packed BERT forward pass, written once: training and serving both run this.
+"""The forward pass of BERT for a packed batch; training and serving both run it.
 
-It computes what `transformers.BertModel` computes for each row's pooled output (Devlin et al. 2018,
-arXiv:1810.04805), for rows that lie end to end (while serving) or in windows, with padding between
-them (in training); `deltas.encoder.packing` lays them, and `deltas.encoder.flat_batch` those that GPUs serve. Which
-weights a row sees is the overlay's business: the encoder says only *where* it is (a site name of
-`deltas.backbone.layout`), the overlay knows the values there. In the last layer only the first token of each
-row is computed, since the head reads nothing else; it costs no accuracy.
+It computes the pooled output of each row as `transformers.BertModel` does (Devlin et al. 2018,
+arXiv:1810.04805). In the last layer only the first token of each row is computed, because the head
+reads nothing else; the answers are the same.
 
-Legend: R rows; N tokens and P packed rows of the batch, padding included; H hidden width, A heads,
-D = H / A. A *piece* is a row, or padding, where it lies in the batch; end to end attention sees
-each as a *stretch*, whose tokens see each other and nobody else (on GPUs a *segment*, which is told
-of on the device). The *sight* of a batch says who sees whom, by stretches, by segments or by
-windows with masks, and is made once for all layers.
+The encoder chooses neither weights nor attention. An `Overlay` multiplies by the weights that each
+row sees, named by sites of `deltas.backbone.layout` (`deltas.encoder.single_overlay` in training,
+`app.engine.bank_overlay` in serving). An `Attention` knows which tokens attend to which
+(`deltas.encoder.window_attention`, `deltas.encoder.row_attention`); it is built once for a batch
+and reused by every layer. `deltas.encoder.packing` makes the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +21,6 @@ from torch import Tensor
 
 from deltas.backbone.layout import ACTIVATIONS, EncoderConfig
 from deltas.encoder.packing import PackedBatch
-from deltas.encoder.window_attention import attend, sight
 
 
 class Overlay(ABC):
@@ -73,22 +69,58 @@ class Overlay(ABC):
         return self.norm(sites[1], x.add_(residual), per_row=per_row)
 
 
+class Attention(ABC):
+    """Multi-head attention within the rows of one batch.
+
+    Both methods compute softmax(q k^T / sqrt(D)) v in each of A heads. They differ in which tokens
+    ask; keys and values are those of all tokens.
+    """
+
+    @abstractmethod
+    def tokens(
+        self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
+    ) -> Tensor:
+        """Attend from every token.
+
+        Args:
+            query: [N, H].
+            key_value: [N, 2H], key and value of each token side by side.
+            num_heads: A.
+            dropout: probability of dropping an attention weight.
+
+        Returns:
+            [N, H]
+        """
+
+    @abstractmethod
+    def first_tokens(
+        self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
+    ) -> Tensor:
+        """Attend from the first token of each position: query [P, H] gives [P, H]."""
+
+
 def encode(
-    config: EncoderConfig, overlay: Overlay, batch: PackedBatch, dropout: float = 0.0
+    config: EncoderConfig,
+    overlay: Overlay,
+    batch: PackedBatch,
+    attention: Attention,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Run the encoder.
 
     Args:
-        config: sizes.
-        overlay: the weights, for each row.
-        batch: the rows.
+        config: sizes of the encoder.
+        overlay: the weights that each row sees.
+        batch: the packed rows.
+        attention: attention within the rows of this batch.
         dropout: probability of dropping hidden values and attention weights; 0 outside training.
 
     Returns:
         [R, H] pooled output of each row, in the order of the input and in the overlay's dtype.
     """
     hidden = embed(overlay, batch, dropout)
-    hidden = run_layers(config, overlay, batch, hidden, range(config.num_layers), dropout)
+    numbers = range(config.num_layers)
+    hidden = run_layers(config, overlay, batch, attention, hidden, numbers, dropout)
     return pool(overlay, batch, hidden)
 
 
@@ -104,15 +136,12 @@ def run_layers(
     config: EncoderConfig,
     overlay: Overlay,
     batch: PackedBatch,
+    attention: Attention,
     hidden: Tensor,
     numbers: range,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Run consecutive layers on what the one before left, [N, H]; the last one leaves [P, H].
-
-    `attend` is softmax(q k^T / sqrt(D)) v in each of A heads, over what a token may see.
-    """
-    seen = sight(batch, hidden.dtype)
+    """Run consecutive layers on hidden values [N, H]; the encoder's last layer returns [P, H]."""
     last, width, heads = config.num_layers - 1, config.hidden_size, config.num_heads
     for number in numbers:
         residual = hidden
@@ -120,11 +149,11 @@ def run_layers(
             residual = hidden[batch.first]  # [P, H]
             query = overlay.linear(f"layer.{last}.query", residual, per_row=True)  # [P, H]
             key_value = overlay.linear(f"layer.{last}.key_value", hidden)  # [N, 2H]
-            attended = attend(query, key_value, seen.of_rows, heads, dropout)  # [P, H]
+            attended = attention.first_tokens(query, key_value, heads, dropout)  # [P, H]
         else:
             mixed = overlay.linear(f"layer.{number}.query_key_value", hidden)  # [N, 3H]
             query, key_value = torch.split(mixed, [width, 2 * width], dim=1)
-            attended = attend(query, key_value, seen.of_tokens, heads, dropout)  # [N, H]
+            attended = attention.tokens(query, key_value, heads, dropout)  # [N, H]
         layer, per_row = f"layer.{number}", number == last
         sites = f"{layer}.attention_output", f"{layer}.attention_norm"
         x = overlay.add_norm(sites, attended, residual, dropout, per_row=per_row)

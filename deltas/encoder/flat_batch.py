@@ -63,6 +63,20 @@ class FlatBatch:
     spans: dict[int, Span]
 
 
+@dataclass(frozen=True)
+class FlatPackedBatch(PackedBatch):
+    """A flat batch as the encoder and `deltas.encoder.segments` read it.
+
+    Attributes:
+        bounds: int64 [P + 1], where each packed row begins and the last one ends; packed rows that
+            only fill up are empty.
+        longest: most tokens of a row.
+    """
+
+    bounds: Tensor
+    longest: int
+
+
 def flatten(
     rows: Rows,
     size: Size | None = None,
@@ -110,7 +124,7 @@ def _filled(numbers: array[int], count: int) -> array[int]:
     return numbers + array("q", bytes(8 * (count - len(numbers))))
 
 
-def unflatten(numbers: Tensor, size: Size, spans: dict[int, Span] | None = None) -> PackedBatch:
+def unflatten(numbers: Tensor, size: Size, spans: dict[int, Span] | None = None) -> FlatPackedBatch:
     """A batch as the encoder reads it: views of its numbers, and what follows from these there.
 
     Args:
@@ -124,7 +138,7 @@ def unflatten(numbers: Tensor, size: Size, spans: dict[int, Span] | None = None)
     # Tokens behind the rows count as further ones of the last packed row.
     place = torch.arange(size.tokens, device=numbers.device)
     packed = torch.searchsorted(bounds, place, right=True).sub_(1).clamp_(max=size.rows - 1)
-    return PackedBatch(
+    return FlatPackedBatch(
         input_ids=input_ids,
         token_type_ids=token_type_ids,
         position_ids=(place - first[packed]).clamp_(max=size.longest - 1),

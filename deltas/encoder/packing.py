@@ -72,9 +72,6 @@ class PackedBatch:
         packed_lengths: int64 [P], tokens of each packed row; on the host. Empty in a flat batch.
         blocks: the windows; none where rows lie end to end.
         spans: by key.
-        bounds: int64 [P + 1], in a flat batch (`deltas.encoder.flat_batch`): where each packed row begins
-            and the last one ends; packed rows that only fill up are empty.
-        longest: in a flat batch, tokens of a row at most.
     """
 
     input_ids: Tensor
@@ -88,8 +85,6 @@ class PackedBatch:
     packed_lengths: Tensor
     blocks: tuple[Block, ...]
     spans: dict[int, Span]
-    bounds: Tensor | None = None
-    longest: int = 0
 
 
 @dataclass

@@ -16,7 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from deltas.kernels.row_attention import Stretches, attend_in_stretches
+from deltas.encoder.encoder import Attention
+from deltas.encoder.flat_batch import FlatPackedBatch
+from deltas.encoder.row_attention import require_inference
+from deltas.kernels.row_attention import RowSegments, attend
 
 _DEPTHS = 8  # the kernels read a head in pieces of so many numbers
 
@@ -38,6 +41,35 @@ class Segments:
     most_tokens: int
 
 
+class SegmentAttention(Attention):
+    """Attention within the rows of a flat batch, for inference only.
+
+    Args:
+        batch: the flat batch, on the device that computes.
+    """
+
+    def __init__(self, batch: FlatPackedBatch) -> None:
+        bounds, longest = batch.bounds.int(), batch.longest
+        # A packed row has one query, also one that only fills up and sees nothing.
+        one_each = torch.arange(len(bounds), dtype=torch.int32, device=bounds.device)
+        self.of_tokens = Segments(bounds, bounds, longest, longest)
+        self.of_first_tokens = Segments(one_each, bounds, 1, longest)
+
+    def tokens(
+        self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
+    ) -> Tensor:
+        """Attend from every token: [N, H]."""
+        require_inference(query, key_value, dropout)
+        return attend_in_segments(query, key_value, self.of_tokens, num_heads)
+
+    def first_tokens(
+        self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
+    ) -> Tensor:
+        """Attend from the first token of each packed row: [P, H]."""
+        require_inference(query, key_value, dropout)
+        return attend_in_segments(query, key_value, self.of_first_tokens, num_heads)
+
+
 def attend_in_segments(
     query: Tensor, key_value: Tensor, segments: Segments, num_heads: int
 ) -> Tensor:
@@ -53,7 +85,7 @@ def attend_in_segments(
         The queries' shape and dtype; anything in lines that belong to no segment.
     """
     if query.device.type == "cpu":
-        return attend_in_stretches(query, key_value, _stretches(segments), num_heads)
+        return attend(query, key_value, _row_segments(segments), num_heads)
     depth = query.shape[1] // num_heads
     q = query.view(-1, num_heads, depth)  # [N or P, A, D]
     k, v = key_value.view(-1, 2, num_heads, depth).unbind(1)  # [N, A, D]
@@ -76,9 +108,9 @@ def _attend_on_device(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale
     return out
 
 
-def _stretches(segments: Segments) -> Stretches:
+def _row_segments(segments: Segments) -> RowSegments:
     """The same for the kernel of CPUs, without what is empty."""
     asking, tokens = segments.asking.long(), segments.tokens.long()
     lengths, num_asking = tokens.diff(), asking.diff()
     some = lengths > 0
-    return Stretches(tokens[:-1][some], lengths[some], asking[:-1][some], num_asking[some])
+    return RowSegments(tokens[:-1][some], lengths[some], asking[:-1][some], num_asking[some])

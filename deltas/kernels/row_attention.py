@@ -5,7 +5,7 @@ fused attention wants rows of one length, or windows under a mask (`deltas.encod
 20 to 60 tokens it spends as long on calling its products as on them (measured:
 docs/performance.md).
 
-Legend: N tokens, P packed rows, Z stretches of tokens that see each other, L tokens of one, H
+Legend: N tokens, P packed rows, Z segments of tokens that see each other, L tokens of one, H
 hidden width, A heads, D = H / A.
 """
 
@@ -38,7 +38,7 @@ from deltas.kernels.simd import TILE_LINES, WIDTH, multiply_tile, read_floats, w
 
 
 @dataclass(frozen=True)
-class Stretches:
+class RowSegments:
     """Tokens that see each other, and who asks: all of them, or only a row's first token.
 
     Attributes:
@@ -55,7 +55,7 @@ class Stretches:
 
     @cached_property
     def longest(self) -> int:
-        """The most tokens of a stretch."""
+        """The most tokens of a segment."""
         return int(self.lengths.max())
 
     @cached_property
@@ -64,15 +64,13 @@ class Stretches:
         return int((self.lengths * self.num_asking).sum())
 
 
-def attend_in_stretches(
-    query: Tensor, key_value: Tensor, stretches: Stretches, num_heads: int
-) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v in each stretch; computed in float32.
+def attend(query: Tensor, key_value: Tensor, segments: RowSegments, num_heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v in each segment; computed in float32.
 
     Args:
-        query: float32 or bfloat16 [N or P, H], each of its lines in some stretch.
+        query: float32 or bfloat16 [N or P, H], each of its lines in some segment.
         key_value: the same dtype [N, 2H], key and value of each token side by side.
-        stretches: where to look.
+        segments: where to look.
         num_heads: A.
 
     Returns:
@@ -81,23 +79,23 @@ def attend_in_stretches(
     Raises:
         ValueError: a tensor has another dtype, or lines whose values don't lie side by side.
     """
-    count, width = len(stretches.starts), query.shape[1]
+    count, width = len(segments.starts), query.shape[1]
     out = torch.empty(query.shape, dtype=query.dtype)
     depth = width // num_heads
     key, key_stride = _lines_of(key_value, query.dtype)
-    of_stretches = (
-        stretches.starts,
-        stretches.lengths,
-        stretches.asking,
-        stretches.num_asking,
+    of_segments = (
+        segments.starts,
+        segments.lengths,
+        segments.asking,
+        segments.num_asking,
     )
     _kernel().run(
         count * num_heads,
-        stretches.num_scores * depth // count,
+        segments.num_scores * depth // count,
         num_heads,
         depth,
-        stretches.longest,
-        *(place_of(part, (count,), torch.int64) for part in of_stretches),
+        segments.longest,
+        *(place_of(part, (count,), torch.int64) for part in of_segments),
         FLOATS[query.dtype],
         *_lines_of(query, query.dtype),
         key,
@@ -218,11 +216,11 @@ def _powers(scores: Any, count: int) -> Any:
 
 
 @compiled
-def _load(a: Any, stretch: int, head: int, keys: Any, values: Any, line: Any) -> Any:
-    """Fill keys [D, L], transposed, and values [L, D] of a stretch; returns L."""
+def _load(a: Any, segment: int, head: int, keys: Any, values: Any, line: Any) -> Any:
+    """Fill keys [D, L], transposed, and values [L, D] of a segment; returns L."""
     kind, depth = a[_KIND], a[_DEPTH]
     bytes_each = 2 if kind == BF16 else 4
-    start, length = _number(a[_STARTS], stretch), _number(a[_LENGTHS], stretch)
+    start, length = _number(a[_STARTS], segment), _number(a[_LENGTHS], segment)
     for j in range(length):
         place = bytes_each * (head * depth + (start + j) * a[_KEY_STRIDE])
         _read(kind, a[_KEY] + place, depth, line, _ONE)
@@ -242,12 +240,12 @@ def _multiply(out: Any, lines: Any, matrix: Any, size: int, depth: int) -> None:
 
 
 def _attend(arguments: Any) -> None:
-    """The kernel; a line of `Kernel.run` is one head of one stretch here."""
+    """The kernel; a line of `Kernel.run` is one head of one segment here."""
     a = carray(arguments, _NUM_ARGUMENTS, np.int64)
     heads, depth, kind = a[_HEADS], a[_DEPTH], a[_KIND]
     bytes_each = 2 if kind == BF16 else 4
     most, padded = _rounded_up(a[_LONGEST]), _rounded_up(depth)
-    # What lies beyond a stretch or a head is left from another one, and not used.
+    # What lies beyond a segment or a head is left from another one, and not used.
     keys, values = np.zeros((depth, most), np.float32), np.zeros((most, padded), np.float32)
     queries, out = np.zeros((2, TILE_LINES, padded), np.float32)
     scores, shares = np.zeros((TILE_LINES, most), np.float32), np.empty(TILE_LINES, np.float32)
@@ -257,9 +255,9 @@ def _attend(arguments: Any) -> None:
         if first >= a[1]:
             break
         for item in range(first, min(first + a[2], a[1])):
-            stretch, head = item // heads, item % heads
-            length = _load(a, stretch, head, keys, values, out[0])
-            asking, num_asking = _number(a[_ASKING], stretch), _number(a[_NUM_ASKING], stretch)
+            segment, head = item // heads, item % heads
+            length = _load(a, segment, head, keys, values, out[0])
+            asking, num_asking = _number(a[_ASKING], segment), _number(a[_NUM_ASKING], segment)
             for i in range(asking, asking + num_asking, TILE_LINES):
                 count = min(TILE_LINES, asking + num_asking - i)
                 for n in range(count):

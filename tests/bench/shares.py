@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from app.engine import cpu
 from app.engine.engine import Engine, EngineRow
 from deltas import Store, load_backbone
-from deltas.encoder import window_attention
+from deltas.encoder import row_attention
 from tests.bench.report import machine, publish
 from tests.bench.serving import cut, mixed_rows, prepare
 from tests.bench.workload import load_workload, write_deltas
@@ -72,7 +72,7 @@ def main() -> int:
 def mark_kernels() -> None:
     """Let the profiler see what is not PyTorch's."""
     _mark(cpu, "finish", _EPILOGUE)
-    _mark(window_attention, "attend_in_stretches", _ATTENTION)
+    _mark(row_attention, "attend", _ATTENTION)
 
 
 def _mark(module: Any, name: str, part: str) -> None:

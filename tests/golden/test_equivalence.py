@@ -28,6 +28,7 @@ from deltas import (
 )
 from deltas.backbone.backbone import weights_fingerprint
 from deltas.backbone.tokenizer import row_texts
+from deltas.encoder.window_attention import WindowAttention
 
 STRATEGIES = [
     "full", "head", "bitfit", "bitfit:intermediate,query", "layernorm", "random:0.001",
@@ -97,7 +98,7 @@ def test_single_overlay_equals_stock_transformers(
     batch = pack([(row.input_ids, row.token_type_ids) for row in rows])
     overlay = SingleOverlay(tiny_backbone, delta.entries)
     with torch.no_grad():
-        pooled = encode(tiny_backbone.config, overlay, batch)
+        pooled = encode(tiny_backbone.config, overlay, batch, WindowAttention(batch))
     logits = torch.nn.functional.linear(pooled, delta.head_weight, delta.head_bias)
     torch.testing.assert_close(logits, stock_logits(tiny_backbone, delta, rows), atol=1e-5, rtol=0)
 

@@ -15,6 +15,7 @@ from app.engine import engine as engine_module
 from app.engine.engine import Engine, EngineRow
 from deltas import Backbone, SingleOverlay, Store, TokenizedRow, encode, pack
 from deltas.backbone.backbone import weights_fingerprint
+from deltas.encoder.window_attention import WindowAttention
 from deltas.hardware import dtype_of, multiplies_int8_exactly
 
 # Machines that run tests are busy: how long an example takes says nothing.
@@ -57,7 +58,7 @@ def pooled(backbone: Backbone, overlay: SingleOverlay, rows: Any) -> torch.Tenso
     """Pooled outputs in input order."""
     batch = pack(rows)
     with torch.inference_mode():
-        return encode(backbone.config, overlay, batch)
+        return encode(backbone.config, overlay, batch, WindowAttention(batch))
 
 
 @LAW

@@ -18,6 +18,7 @@ from deltas.backbone.layout import EncoderConfig
 from deltas.backbone.tokenizer import TokenizedRow
 from deltas.encoder.encoder import Overlay, embed, pool, run_layers
 from deltas.encoder.packing import PackedBatch, pack
+from deltas.encoder.window_attention import WindowAttention
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,8 @@ class FrozenPart:
     def _compute(self, batch: PackedBatch) -> Tensor:
         numbers = range(min(self.steps, self._config.num_layers))
         hidden = embed(self._overlay, batch)
-        hidden = run_layers(self._config, self._overlay, batch, hidden, numbers)
+        attention = WindowAttention(batch, hidden.dtype)
+        hidden = run_layers(self._config, self._overlay, batch, attention, hidden, numbers)
         return pool(self._overlay, batch, hidden) if self.is_whole else hidden
 
 

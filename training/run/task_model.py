@@ -25,6 +25,7 @@ from deltas.delta import DenseEntry, Entry, SparseEntry
 from deltas.encoder.encoder import embed, pool, run_layers
 from deltas.encoder.packing import PackedBatch, pack
 from deltas.encoder.single_overlay import SingleOverlay
+from deltas.encoder.window_attention import WindowAttention
 from training.run.feature_cache import FrozenPart, lowest_trained
 from training.strategies.rules import Selection
 
@@ -184,7 +185,8 @@ class Trainee:
         else:
             hidden = embed(self._overlay, batch, dropout)
         numbers = range(self._frozen.steps, self._config.num_layers)
-        hidden = run_layers(self._config, self._overlay, batch, hidden, numbers, dropout)
+        attention = WindowAttention(batch, hidden.dtype)
+        hidden = run_layers(self._config, self._overlay, batch, attention, hidden, numbers, dropout)
         return pool(self._overlay, batch, hidden)
 
 

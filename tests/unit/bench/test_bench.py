@@ -13,7 +13,7 @@ import torch
 from app.engine import cpu
 from app.engine.engine import Engine
 from deltas import Backbone, Store, TokenizedRow, load_backbone, tokenize_texts, zoo_path
-from deltas.encoder import window_attention
+from deltas.encoder import row_attention
 from deltas.hardware import multiplies_int8_exactly
 from tests.bench import over_http, precision, scale, shares, trainers, training
 from tests.bench.load import encode_requests
@@ -291,7 +291,7 @@ def test_trainers_learn(system: str) -> None:
 def test_a_pass_is_divided_among_products_attention_and_what_is_between(
     engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name in ((cpu, "finish"), (window_attention, "attend_in_stretches")):
+    for module, name in ((cpu, "finish"), (row_attention, "attend")):
         monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
     shares.mark_kernels()
     engine = engines["fp32"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from deltas import Backbone, EncoderConfig, SingleOverlay, encode, make_backbone, pack
+from deltas.encoder.window_attention import WindowAttention
 
 ROWS = [
     ([2, 7, 9, 3], [0, 0, 0, 0]),
@@ -51,7 +52,7 @@ def pooled(backbone: Backbone, **options: Any) -> Tensor:
     batch = pack(ROWS)
     with torch.no_grad():
         overlay = SingleOverlay(backbone, {})
-        return encode(backbone.config, overlay, batch, **options)
+        return encode(backbone.config, overlay, batch, WindowAttention(batch), **options)
 
 
 @pytest.mark.parametrize(
@@ -101,5 +102,6 @@ def test_padding_is_no_different_from_none(tiny_backbone: Backbone) -> None:
     together = pooled(tiny_backbone)
     for row, expected in zip(ROWS, together, strict=True):
         with torch.no_grad():
-            alone = encode(tiny_backbone.config, overlay, pack([row]))[0]
+            batch = pack([row])
+            alone = encode(tiny_backbone.config, overlay, batch, WindowAttention(batch))[0]
         torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)

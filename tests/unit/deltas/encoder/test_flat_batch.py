@@ -30,7 +30,6 @@ def test_rows_are_found_again(
     assert flat.numbers.dtype == torch.int64
     assert flat.numbers[size.num_numbers :].tolist() == [7, 8, 9]
     batch = unflatten(flat.numbers, size, flat.spans)
-    assert batch.bounds is not None
     assert batch.longest == size.longest
     bounds = batch.bounds.tolist()
     for mark, (ids, types) in enumerate(rows):

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltas import Size, flatten, unflatten
-from deltas.encoder.segments import Segments
-from deltas.encoder.window_attention import attend, sight
+from deltas.encoder.segments import SegmentAttention, Segments, attend_in_segments
 
 DEVICES = [
     "cpu",
@@ -30,10 +29,8 @@ def seen(device: str, size: Size | None, per_row: bool) -> tuple[Segments, Tenso
     """What a batch of these lengths looks at, and where its rows begin."""
     flat = flatten([([1] * length, [0] * length) for length in LENGTHS], size)
     batch = unflatten(flat.numbers.to(device), flat.size)
-    found = sight(batch, torch.float32)
-    segments = found.of_rows if per_row else found.of_tokens
-    assert isinstance(segments, Segments)
-    return segments, batch.first
+    attention = SegmentAttention(batch)
+    return attention.of_first_tokens if per_row else attention.of_tokens, batch.first
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -54,7 +51,8 @@ def test_each_row_gets_what_pytorch_gives_it(
     filled = torch.full((FILLED.tokens if size else num_tokens, 3 * width), float("nan"))
     filled[:num_tokens] = mixed
     query, key_value = filled.to(device, dtype).split([width, 2 * width], 1)
-    out = attend(query[first] if per_row else query, key_value, segments, heads).cpu().double()
+    asking = query[first] if per_row else query
+    out = attend_in_segments(asking, key_value, segments, heads).cpu().double()
     done = 0
     for number, row in enumerate(mixed.to(dtype).double().split(LENGTHS)):
         q, k, v = row.view(len(row), 3, heads, depth).permute(1, 2, 0, 3)
@@ -89,12 +87,13 @@ def test_devices_other_than_the_cpu_are_told_where_rows_begin_and_wait_for_nothi
     query, key_value = torch.empty(FILLED.tokens, 36 * depth, device="meta", dtype=dtype).split(
         [12 * depth, 24 * depth], 1
     )
-    out = attend(query, key_value, segments, 12)
+    out = attend_in_segments(query, key_value, segments, 12)
     assert (out.shape, out.dtype, out.device.type) == (query.shape, dtype, "meta")
 
 
 def test_it_is_for_inference() -> None:
-    segments, _ = seen("cpu", None, per_row=False)
+    flat = flatten([([1] * length, [0] * length) for length in LENGTHS])
+    attention = SegmentAttention(unflatten(flat.numbers, flat.size))
     query = torch.randn(sum(LENGTHS), 24, requires_grad=True)
     with pytest.raises(ValueError, match="are for inference"):
-        attend(query, torch.randn(sum(LENGTHS), 48), segments, 2)
+        attention.tokens(query, torch.randn(sum(LENGTHS), 48), 2)

@@ -28,6 +28,7 @@ from deltas import (
     tokenize_rows,
 )
 from deltas.backbone.backbone import weights_fingerprint
+from deltas.encoder.window_attention import WindowAttention
 from training.run.task_model import Trainee, task_loss
 
 STRATEGIES = [
@@ -322,7 +323,8 @@ def test_overlay_never_writes_to_the_backbone(
     for strategy in STRATEGIES:
         delta = make_delta(tiny_backbone, task, strategy)
         batch = pack([(row.input_ids, row.token_type_ids) for row in rows])
-        encode(tiny_backbone.config, SingleOverlay(tiny_backbone, delta.entries), batch)
+        overlay = SingleOverlay(tiny_backbone, delta.entries)
+        encode(tiny_backbone.config, overlay, batch, WindowAttention(batch))
     assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 
 

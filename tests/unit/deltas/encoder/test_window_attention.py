@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from deltas.encoder.packing import pack
-from deltas.encoder.window_attention import _forward, attend, sight
+from deltas.encoder.packing import PackedBatch, pack
+from deltas.encoder.window_attention import WindowAttention
 
 HEADS, WIDTH = 3, 12
 
@@ -18,44 +19,57 @@ def rows_of(*lengths: int) -> list[tuple[list[int], list[int]]]:
     return [([7] * length, [0] * length) for length in lengths]
 
 
+def row_by_row(
+    query: Tensor, key_value: Tensor, batch: PackedBatch, lengths: tuple[int, ...], per_row: bool
+) -> Tensor:
+    """What PyTorch's attention gives for each row by itself; zeros elsewhere."""
+    out = torch.zeros_like(query)
+    for position, length in zip(batch.packed_row.tolist(), lengths, strict=True):
+        start = int(batch.first[position])
+        asking = slice(position, position + 1) if per_row else slice(start, start + length)
+        parts = query[asking], *key_value[start : start + length].split(WIDTH, 1)
+        q, k, v = (part.unflatten(1, (HEADS, -1)).transpose(0, 1) for part in parts)
+        out[asking] = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
+    return out
+
+
 @pytest.mark.parametrize("lengths", [(5,), (40, 40), (1, 2, 3, 64, 90, 128, 17), (200, 3, 3, 150)])
 @pytest.mark.parametrize("keyed", [False, True])
 @pytest.mark.parametrize("per_row", [False, True])
 def test_gradients_are_those_of_pytorch(
     lengths: tuple[int, ...], keyed: bool, per_row: bool
 ) -> None:
-    """Also where packed rows of several keys leave lines that belong to no window."""
+    """Also where rows of several keys leave positions that belong to no window."""
     keys = [number % 2 for number in range(len(lengths))] if keyed else None
     batch = pack(rows_of(*lengths), keys=keys)
     generator = torch.Generator().manual_seed(len(lengths))
     tokens = len(batch.input_ids)
     asking = len(batch.first) if per_row else tokens
-    seen = sight(batch, torch.float64)
-    windows = seen.of_rows if per_row else seen.of_tokens
-    assert isinstance(windows, tuple)
+    attention = WindowAttention(batch, torch.float64)
+    attend = attention.first_tokens if per_row else attention.tokens
     shapes = ((asking, WIDTH), (tokens, 2 * WIDTH), (asking, WIDTH))
     query, key_value, wanted = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
     )
-    found: list[list[Tensor]] = []
-    for function in (attend, _forward):
-        inputs = query.clone().requires_grad_(), key_value.clone().requires_grad_()
-        out = function(*inputs, windows, HEADS, 0.0)
-        out.backward(wanted)
-        found.append([out.detach(), *(part.grad for part in inputs if part.grad is not None)])
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+    inputs = query.clone().requires_grad_(), key_value.clone().requires_grad_()
+    theirs = row_by_row(*inputs, batch, lengths, per_row)
+    is_of_a_row = (theirs.detach() != 0).any(1, keepdim=True)  # neither padding nor repeated
+    their_grads = torch.autograd.grad(theirs, inputs, wanted)
+    ours = attend(*inputs, HEADS)
+    our_grads = torch.autograd.grad(ours, inputs, wanted * is_of_a_row)
+    ours_then_grads = (ours * is_of_a_row, *our_grads)
+    for found, expected in zip(ours_then_grads, (theirs, *their_grads), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+    with torch.no_grad():
+        assert torch.equal(attend(*inputs, HEADS), ours)
 
 
 def test_rows_do_not_see_each_other() -> None:
     """What lies beside a row in its window changes nothing, not even a gradient."""
     batch = pack(rows_of(10, 20, 30))
-    seen = sight(batch, torch.float32).of_tokens
-    assert isinstance(seen, tuple)
-    (windows,) = seen
     query = torch.randn(len(batch.input_ids), WIDTH)
     key_value = torch.randn(len(batch.input_ids), 2 * WIDTH, requires_grad=True)
-    out = attend(query, key_value, [windows], HEADS)
+    out = WindowAttention(batch).tokens(query, key_value, HEADS)
     starts = sorted([*batch.first[:3].tolist(), 60])
     for start, stop in pairwise(starts):
         (grad,) = torch.autograd.grad(out[start:stop].sum(), key_value, retain_graph=True)

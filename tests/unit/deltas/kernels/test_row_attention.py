@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deltas.encoder.packing import pack
-from deltas.encoder.window_attention import attend, sight
+from deltas.encoder.row_attention import RowAttention
 
 # Machines that run tests are busy: how long an example takes says nothing.
 LAW = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
@@ -29,16 +29,16 @@ def reference(mixed: Tensor, num_heads: int) -> Tensor:
 def attended(mixed: Tensor, sizes: list[int], num_heads: int, *, per_row: bool) -> Tensor:
     """What ours gives for the rows' tokens, or for their first ones; padding is cut off."""
     batch = pack([([1] * size, [0] * size) for size in sizes], windows=False)
-    seen = sight(batch, mixed.dtype)
+    attention = RowAttention(batch)
     padded = torch.full((len(batch.input_ids), mixed.shape[1]), 3.0, dtype=mixed.dtype)
     padded[: len(mixed)] = mixed
     width = mixed.shape[1] // 3
     query, key_value = padded[:, :width], padded[:, width:]
     if per_row:
-        rows = attend(query[batch.first], key_value, seen.of_rows, num_heads)
+        rows = attention.first_tokens(query[batch.first], key_value, num_heads)
         assert rows.shape == (len(batch.first), width)
         return rows[batch.packed_row]
-    out = attend(query, key_value, seen.of_tokens, num_heads)
+    out = attention.tokens(query, key_value, num_heads)
     assert out.shape == query.shape
     assert bool(out[len(mixed) :].isfinite().all())
     return out[: len(mixed)]
@@ -108,15 +108,15 @@ def test_any_number_of_threads_gives_the_same(threads: int) -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     batch = pack([([1] * 16, [0] * 16)], windows=False)
-    seen = sight(batch, torch.float32).of_tokens
+    attention = RowAttention(batch)
     query, key_value = torch.ones(16, 8), torch.ones(16, 16)
     with pytest.raises(ValueError, match="of one kind"):
-        attend(query, key_value.bfloat16(), seen, 2)
+        attention.tokens(query, key_value.bfloat16(), 2)
     with pytest.raises(ValueError, match="of one kind"):
-        attend(query.double(), key_value.double(), seen, 2)
+        attention.tokens(query.double(), key_value.double(), 2)
     with pytest.raises(ValueError, match="neighbouring values"):
-        attend(query, torch.ones(16, 16).t(), seen, 2)
+        attention.tokens(query, torch.ones(16, 16).t(), 2)
     with pytest.raises(ValueError, match="for inference"):
-        attend(query.requires_grad_(), key_value, seen, 2)
+        attention.tokens(query.requires_grad_(), key_value, 2)
     with pytest.raises(ValueError, match="for inference"):
-        attend(query.detach(), key_value, seen, 2, 0.1)
+        attention.tokens(query.detach(), key_value, 2, 0.1)

@@ -15,6 +15,7 @@ from deltas import (
     pack,
 )
 from deltas.backbone.backbone import weights_fingerprint
+from deltas.encoder.window_attention import WindowAttention
 from deltas.manifest import Reinit
 from training.strategies import grammar
 from training.strategies.reinit import entries_over, reinitialise
@@ -83,9 +84,12 @@ def test_entries_over_the_original_compute_the_same(
     trained = trained_over(started_from, strategy)
     batch = pack(ROWS)
     with torch.no_grad():
-        expected = encode(tiny_backbone.config, SingleOverlay(started_from, trained), batch)
+        attention = WindowAttention(batch)
+        overlay = SingleOverlay(started_from, trained)
+        expected = encode(tiny_backbone.config, overlay, batch, attention)
         entries = entries_over(tiny_backbone, started_from, mode, trained)
-        found = encode(tiny_backbone.config, SingleOverlay(tiny_backbone, entries), batch)
+        overlay = SingleOverlay(tiny_backbone, entries)
+        found = encode(tiny_backbone.config, overlay, batch, attention)
     assert torch.equal(found, expected)
     biases = {name for name in tiny_backbone.parameters if name.endswith(".bias")}
     held = {"none": set(), "biases": biases, "all": set(tiny_backbone.parameters)}[mode]
