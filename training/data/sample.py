@@ -1,12 +1,9 @@
-"""The built-in sample: generated rows for every GLUE task, for when no real data can be had.
+"""Generates rows for every GLUE task: the built-in sample, for when no real data can be had.
 
-Rows come from the project's own grammar and resemble the task enough to learn something, not enough
-to say anything about GLUE. The same on every machine. The grammar is in `training.data.sample`.
-
-One rule for each GLUE task that makes a row with a given label, for the generated sample.
-
-A rule makes what the label means and near misses of it, so that the words of one text alone give
-little away. Scenes and their sentences: `training.data.sample_grammar`; rows: `training.data.sample`.
+Rows resemble a task enough to learn something, not enough to say anything about GLUE. The same rows
+come out on every machine. Each task has one generator, which makes a row with a given label; rows
+of different labels look alike, so that the words of one text alone give little away. Scenes and
+their sentences are in `training.data.sample_grammar`, words and patterns in `sample.toml`.
 """
 
 from __future__ import annotations
@@ -17,24 +14,10 @@ from collections.abc import Callable
 
 from training.data.rows import Labels, Rows
 from training.data.sample_grammar import (
-    ACTIONS,
-    ADJECTIVES,
-    ASPECTS,
-    FEELINGS,
-    GRAMMAR_PATTERNS,
-    KINDS,
-    MEN,
-    OPINION_PATTERNS,
-    PEOPLE_SCHEMAS,
-    QUALIFIERS,
-    QUESTION_TEMPLATES,
-    SCHEMA_THINGS,
     SEA,
     SLOT_WEIGHTS,
-    THING_SCHEMAS,
+    TABLES,
     TOWN,
-    VERB_FORMS,
-    WOMEN,
     Grammar,
     Scene,
     refill,
@@ -44,17 +27,22 @@ from training.data.sample_grammar import (
 )
 from training.data.tasks import Task
 
+TRAIN_ROWS = 3000
+VALIDATION_ROWS = 400
+# Attempts at a row before giving up on finding a new one; tables that small are a mistake here.
+_MOST_REPEATS = 1000
+
 Row = tuple[tuple[str, ...], float]
-Rule = Callable[[Grammar, int], Row]
+RowGenerator = Callable[[Grammar, int], Row]
 
 _OPTIONAL = ("agent_trait", "patient_trait", "place", "time")
 _SOURCES = ("", "", "officials said that ", "according to a witness, ", "it is reported that ")
 
 
 def cola(grammar: Grammar, label: int) -> Row:
-    """1: every choice of a pattern is right. 0: exactly one is wrong."""
+    """Fill a pattern; label 1 makes the right choice at every spot, label 0 a wrong one at one."""
     rng = grammar.rng
-    pattern = _fill_grammar(grammar, rng.choice(GRAMMAR_PATTERNS))
+    pattern = _fill_grammar(grammar, rng.choice(TABLES["cola"]["patterns"]))
     spots = re.findall(r"\[[^\]]*\]", pattern)
     wrong = rng.randrange(len(spots)) if label == 0 else None
     for number, spot in enumerate(spots):
@@ -66,18 +54,18 @@ def cola(grammar: Grammar, label: int) -> Row:
 def _fill_grammar(grammar: Grammar, pattern: str) -> str:
     rng = grammar.rng
     people = [noun for noun in grammar.nouns("person") if not noun.endswith("man")]
-    base, third, past, participle, ing = rng.choice(VERB_FORMS)
+    base, third, past, participle, ing = rng.choice(TABLES["cola"]["verbs"]).split()
     things = rng.sample(grammar.nouns("thing"), 3)
     persons = rng.sample(people, 2)
     return pattern.format(
-        m=rng.choice(MEN),
-        f=rng.choice(WOMEN),
+        m=rng.choice(TABLES["men"]),
+        f=rng.choice(TABLES["women"]),
         p=persons[0],
         ps=persons[1] + "s",
         t=things[0],
         u=things[1],
         ts=re.sub(r"(s|ch|sh|x)$", r"\1e", things[2]) + "s",
-        a=rng.choice(ADJECTIVES),
+        a=rng.choice(TABLES["cola"]["adjectives"]),
         w=rng.choice(grammar.world.places),
         b=base,
         s=third,
@@ -88,24 +76,25 @@ def _fill_grammar(grammar: Grammar, pattern: str) -> str:
 
 
 def sst2(grammar: Grammar, label: int) -> Row:
-    """The feeling that the whole phrase leaves; half of the patterns also name the opposite."""
+    """Write an opinion that leaves the label's feeling; many patterns name the opposite, too."""
     rng = grammar.rng
-    pattern = rng.choice(OPINION_PATTERNS)
-    turned = pattern.startswith("! ")
-    wanted = 1 - label if turned else label
-    first, second = rng.sample(FEELINGS[wanted], 2)
+    tables = TABLES["sst2"]
+    feelings = (tables["negative"], tables["positive"])
+    pattern = rng.choice(tables["patterns"])
+    wanted = 1 - label if pattern.startswith("! ") else label
+    first, second = rng.sample(feelings[wanted], 2)
     text = pattern.removeprefix("! ").format(
         g=first,
         g2=second,
-        o=rng.choice(FEELINGS[1 - wanted]),
-        x=rng.choice(ASPECTS),
-        k=rng.choice(KINDS),
+        o=rng.choice(feelings[1 - wanted]),
+        x=rng.choice(tables["aspects"]),
+        k=rng.choice(tables["genres"]),
     )
     return (text,), label
 
 
 def mrpc(grammar: Grammar, label: int) -> Row:
-    """1: one scene in two wordings. 0: the scenes differ in one or two slots."""
+    """Word one scene twice (label 1), or two scenes that differ in one or two slots (label 0)."""
     rng = grammar.rng
     first = second = grammar.scene(detail=0.7)
     if label == 0:
@@ -118,7 +107,7 @@ def mrpc(grammar: Grammar, label: int) -> Row:
 
 
 def stsb(grammar: Grammar, _label: int) -> Row:
-    """From no slot changed to all, graded by what is left in common."""
+    """Change any number of a scene's slots, and grade the pair by what the scenes share."""
     rng = grammar.rng
     first = second = grammar.scene(detail=0.7)
     slots = grammar.filled(first)
@@ -128,34 +117,39 @@ def stsb(grammar: Grammar, _label: int) -> Row:
 
 
 def qqp(grammar: Grammar, label: int) -> Row:
-    """1: the same question in other words. 0: one of intent, action, object, condition differs."""
+    """Word one question twice (label 1), or two questions that differ in one part (label 0)."""
     rng = grammar.rng
-    first = _question_meaning(rng)
+    first = _question_parts(rng)
     second = list(first)
     if label == 0:
         part = rng.randrange(4)
         while second[part] == first[part]:
-            second = [*first[:part], _question_meaning(rng)[part], *first[part + 1 :]]
+            second = [*first[:part], _question_parts(rng)[part], *first[part + 1 :]]
         if part == 1:  # another action needs an object of its own
-            second[2] = rng.randrange(1, len(ACTIONS[second[1]]))
+            second[2] = rng.randrange(1, len(TABLES["qqp"]["actions"][second[1]]))
     return (_question(rng, first), _question(rng, second)), label
 
 
-def _question_meaning(rng: random.Random) -> list[int]:
-    sizes = (len(QUESTION_TEMPLATES), len(ACTIONS), 4, len(QUALIFIERS))
-    intent, action, thing, qualifier = (rng.randrange(size) for size in sizes)
-    return [intent, action, thing + 1, qualifier]
+def _question_parts(rng: random.Random) -> list[int]:
+    """Draw positions of an intent, an action, the action's object and a condition."""
+    tables = TABLES["qqp"]
+    sizes = (len(tables["templates"]), len(tables["actions"]), 4, len(tables["conditions"]))
+    intent, action, thing, condition = (rng.randrange(size) for size in sizes)
+    return [intent, action, thing + 1, condition]
 
 
-def _question(rng: random.Random, meaning: list[int]) -> str:
-    intent, action, thing, qualifier = meaning
-    words = (ACTIONS[action][0], ACTIONS[action][thing], QUALIFIERS[qualifier])
-    phrase = " ".join(rng.choice(word.split("/")) for word in words).strip()
-    return rng.choice(QUESTION_TEMPLATES[intent]).format(x=phrase)
+def _question(rng: random.Random, parts: list[int]) -> str:
+    tables = TABLES["qqp"]
+    intent, action, thing, condition = parts
+    words = tables["actions"][action]
+    chosen = (words[0], words[thing], tables["conditions"][condition])
+    phrase = " ".join(rng.choice(word.split("/")) for word in chosen).strip()
+    template: str = rng.choice(tables["templates"][intent])
+    return template.format(x=phrase)
 
 
 def mnli(grammar: Grammar, label: int) -> Row:
-    """0 follows, 1 may or may not be, 2 can't be."""
+    """Make a hypothesis that follows (0), may be true or not (1), or can't be true (2)."""
     rng = grammar.rng
     premise = grammar.scene(detail=0.7)
     if rng.random() < 0.25:
@@ -167,7 +161,7 @@ def mnli(grammar: Grammar, label: int) -> Row:
 
 
 def _negated_pair(grammar: Grammar, scene: Scene, label: int) -> tuple[str, str]:
-    """Both texts can hold a "not", so that the word itself tells nothing."""
+    """Make a pair in which both texts can hold a "not", so that the word itself tells nothing."""
     premise = grammar.text(scene, negated=True)
     if label == 0:
         return premise, grammar.text(scene, negated=True)
@@ -192,23 +186,23 @@ def _hypothesis(grammar: Grammar, premise: Scene, label: int) -> str:
 
 
 def _less(grammar: Grammar, scene: Scene, keep: str = "") -> Scene:
-    """The scene with fewer details, which is true whenever the scene is."""
+    """Drop details from a scene; the result is true whenever the scene is."""
     dropped = [slot for slot in _OPTIONAL if slot != keep and grammar.rng.random() < 0.3]
     return refill(scene, dict.fromkeys(dropped, ""))
 
 
 def rte(grammar: Grammar, label: int) -> Row:
-    """0: follows from one of two clauses. 1: contradicts it, adds to it, or mixes the two."""
+    """Make a hypothesis that follows from one of two clauses (0), or does not (1)."""
     rng = grammar.rng
     first, second = grammar.scene(detail=0.4), grammar.scene(detail=0.4)
-    about, mate = rng.choice(((first, second), (second, first)))
+    about, unrelated = rng.choice(((first, second), (second, first)))
     if label == 0:
         hypothesis = _hypothesis(grammar, about, 0)
     elif rng.random() < 0.5:
         hypothesis = _hypothesis(grammar, about, 2)
     else:
-        mixed = refill(about, {"agent": mate.agent, "agent_trait": ""})
-        if mate.agent in (about.agent, about.patient):
+        mixed = refill(about, {"agent": unrelated.agent, "agent_trait": ""})
+        if unrelated.agent in (about.agent, about.patient):
             mixed = grammar.change(refill(about, {"agent_trait": ""}), "agent")
         hypothesis = grammar.text(_less(grammar, mixed))
     joint = rng.choice((", and ", ", while ", "; meanwhile, "))
@@ -216,7 +210,7 @@ def rte(grammar: Grammar, label: int) -> Row:
 
 
 def qnli(grammar: Grammar, label: int) -> Row:
-    """0: the sentence holds the answer. 1: it is about the same people or things without it."""
+    """Make a sentence with the answer (0), or one about the same things without it (1)."""
     rng = grammar.rng
     asked = rng.choice(("agent", "patient", "place", "time"))
     told = grammar.scene(detail=0.6)
@@ -244,16 +238,16 @@ def _ask(grammar: Grammar, scene: Scene, asked: str) -> str:
 
 
 def wnli(grammar: Grammar, label: int) -> Row:
-    """1: the pronoun is replaced by what it stands for. 0: by the other noun."""
+    """Replace a pronoun by the noun that it stands for (1), or by the other noun (0)."""
     rng = grammar.rng
     if rng.random() < 0.7:
-        names, pronoun = rng.choice(((WOMEN, "she"), (MEN, "he")))
+        names, pronoun = rng.choice(((TABLES["women"], "she"), (TABLES["men"], "he")))
         nouns = rng.sample(names, 2)
-        link, *reasons = rng.choice(PEOPLE_SCHEMAS)
+        link, *reasons = rng.choice(TABLES["wnli"]["people"])
     else:
-        nouns = [f"the {noun}" for noun in rng.sample(SCHEMA_THINGS, 2)]
+        nouns = [f"the {noun}" for noun in rng.sample(TABLES["wnli"]["nouns"], 2)]
         pronoun = "it"
-        link, *reasons = rng.choice(THING_SCHEMAS)
+        link, *reasons = rng.choice(TABLES["wnli"]["things"])
     meant = rng.randrange(2)
     named = meant if label == 1 else 1 - meant
     joint = rng.choice(("because", "since", "as"))
@@ -261,20 +255,16 @@ def wnli(grammar: Grammar, label: int) -> Row:
     return (sentence(whole), sentence(f"{nouns[named]} {reasons[meant]}")), label
 
 
-RULES: dict[str, Rule] = {
-    rule.__name__: rule for rule in (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli)
+_GENERATORS: dict[str, RowGenerator] = {
+    generator.__name__: generator
+    for generator in (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli)
 }
-
-TRAIN_ROWS = 3000
-VALIDATION_ROWS = 400
-# Attempts at a row before giving up on finding a new one; tables that small are a mistake here.
-_MOST_REPEATS = 1000
 
 
 def sample_splits(task: Task) -> dict[str, Rows]:
-    """Train and validation rows of a GLUE task; no two rows have the same texts.
+    """Generate train and validation rows of a GLUE task; no two rows have the same texts.
 
-    As in MNLI, "validation_mismatched" is about other things than the train set.
+    As in MNLI, the rows of "validation_mismatched" are about other things than the train rows.
     """
     seen: set[tuple[str, ...]] = set()
     splits = {}
@@ -291,7 +281,7 @@ def _draw(task: Task, grammar: Grammar, size: int, seen: set[tuple[str, ...]]) -
     rows: list[tuple[tuple[str, ...], float]] = []
     repeats = 0
     while len(rows) < size:
-        texts, label = RULES[task.name](grammar, len(rows) % max(1, len(task.labels)))
+        texts, label = _GENERATORS[task.name](grammar, len(rows) % max(1, len(task.labels)))
         key = tuple(text.casefold() for text in texts)
         if key in seen or len(set(key)) < len(key):
             repeats += 1

@@ -1,4 +1,4 @@
-"""The generated sample: the same everywhere, without repeats, learnable, and nobody's text."""
+"""The generated sample is the same everywhere, never repeats a row, and can be learned."""
 
 from __future__ import annotations
 
@@ -121,14 +121,14 @@ def test_mismatched_rows_are_about_other_things(sample: dict[str, dict[str, Rows
 
 
 def accuracy(splits: dict[str, Rows], field: int, length: int) -> float:
-    """What counting runs of words in one text alone is worth on the first validation split."""
+    """Return the accuracy of a linear model of word n-grams of one text, on the validation split."""
     train, validation = list(splits.values())[:2]
-    judge = make_pipeline(
+    classifier = make_pipeline(
         CountVectorizer(ngram_range=(1, length), token_pattern=r"\S+"),
         SGDClassifier(loss="log_loss", random_state=0),
     )
-    judge.fit([texts[field] for texts in train.texts], train.labels)
-    return float(judge.score([texts[field] for texts in validation.texts], validation.labels))
+    classifier.fit([texts[field] for texts in train.texts], train.labels)
+    return float(classifier.score([texts[field] for texts in validation.texts], validation.labels))
 
 
 @pytest.mark.parametrize(("name", "length"), [("cola", 3), ("sst2", 2)])
