@@ -49,19 +49,19 @@ from training.data.tasks import TASKS, Task
 from training.errors import ConfigError, TaskError, TrainingError, listing
 from training.options import FitConfig
 from training.run import distributed
-from training.run.checkpoint import state_path, told_of
-from training.run.evaluation import judge
-from training.run.loop import CLIP_NORM, Outcome, Progress, Report, train
+from training.run.checkpoint import state_notes, state_path
+from training.run.evaluation import score_split
+from training.run.loop import CLIP_NORM, FitResult, Progress, Report, train
 from training.run.prepare import (
     label_weights,
     loop_config,
-    make_trainee,
+    make_task_model,
     path_digest,
-    read_start,
+    read_starting_point,
     refuse_seen_rows,
 )
 from training.run.schedule import LoopConfig
-from training.run.task_model import Split, Trainee
+from training.run.task_model import Split, TaskModel
 from training.strategies import grammar
 from training.strategies.reinit import entries_over, reinitialise
 
@@ -292,21 +292,21 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
     if path.exists() and not config.overwrite:
         raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
     state = _state_of(path, config, data, backbone)
-    start = read_start(config, backbone)
+    start = read_starting_point(config, backbone)
     started_from = reinitialise(backbone, config.reinit, config.seed)
     parts = _cut(config, spec, backbone, data)
     refuse_seen_rows(start, config, data, parts)
-    trainee = make_trainee(config, started_from, parts[0], data.task, start)
+    model = make_task_model(config, started_from, parts[0], data.task, start)
     _check_writable(path.parent)
-    loop = loop_config(config, trainee, parts)
+    loop = loop_config(config, model, parts)
     started = time.monotonic()
-    outcome = _train(config, data.task, trainee, parts, loop, state, report)
-    trainee.fold()
-    entries = entries_over(backbone, started_from, config.reinit, trainee.entries)
+    outcome = _train(config, data.task, model, parts, loop, state, report)
+    model.fold()
+    entries = entries_over(backbone, started_from, config.reinit, model.entries)
     held = {name: _detached(entry) for name, entry in entries.items()}
-    weight, bias = (part.detach().cpu() for part in trainee.head)
+    weight, bias = (part.detach().cpu() for part in model.head)
     selection = SplitMetrics(rows=len(parts[1].rows), values=outcome.metrics)
-    validation = _validate(trainee, spec, backbone, data)
+    validation = _validate(model, spec, backbone, data)
     known_last = {
         "duration_s": round(time.monotonic() - started, 1),
         "command": command,
@@ -317,7 +317,7 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
         task=spec,
         strategy=strategy,
         entries=tuple(entry.info(name) for name, entry in held.items()),
-        trainable_parameters=sum(value.numel() for value in trainee.parameters.values()),
+        trainable_parameters=sum(value.numel() for value in model.parameters.values()),
         total_parameters=backbone.num_parameters + weight.numel() + bias.numel(),
         training=_facts(config, data, parts, loop, outcome.steps).model_copy(update=known_last),
         primary_metric=data.task.primary_metric,
@@ -331,22 +331,22 @@ def fit(config: FitConfig, *, command: str, report: Report | None = None) -> tup
 def _train(
     config: FitConfig,
     task: Task,
-    trainee: Trainee,
+    model: TaskModel,
     parts: tuple[Split, Split],
     loop: LoopConfig,
     state: Path,
     report: Report | None,
-) -> Outcome:
+) -> FitResult:
     """Run the loop; the first process shows how far it is."""
     if report is None and distributed.is_first():
         sys.stderr.write(
-            "".join(f"note: {line}\n" for line in told_of(state, resume=config.resume))
+            "".join(f"note: {line}\n" for line in state_notes(state, resume=config.resume))
         )
     weights = label_weights(config, task, parts[0])
     silent = None if distributed.is_first() else _say_nothing
     title = f"{task.name} {config.freeze}"
     with progress_bar(loop.steps, title, task.primary_metric, report or silent) as told:
-        return train(trainee, task, parts, loop, state_path=state, report=told, weights=weights)
+        return train(model, task, parts, loop, state_path=state, report=told, weights=weights)
 
 
 def _write(delta: Delta, path: Path, state: Path) -> Delta:
@@ -380,7 +380,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _validate(
-    trainee: Trainee, spec: TaskSpec, backbone: Backbone, data: TaskData
+    model: TaskModel, spec: TaskSpec, backbone: Backbone, data: TaskData
 ) -> dict[str, SplitMetrics]:
     """Judge the selected state on the validation splits, which nothing has looked at before."""
     metrics = {}
@@ -388,7 +388,7 @@ def _validate(
         split = _tokenized(spec, backbone, rows, data)
         note = data.validation_notes.get(name, "")
         own = data.task.name not in TASKS
-        metrics[name] = judge(trainee, data.task, split, note, labels=own)
+        metrics[name] = score_split(model, data.task, split, note, labels=own)
     return metrics
 
 

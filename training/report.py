@@ -22,7 +22,7 @@ from training.errors import ConfigError, TrainingError
 from training.study import tables
 from training.study.aggregates import Cell, make_cells, not_comparable
 from training.study.plan import num_missing, plan, read_study
-from training.study.results import Outcome, Run, read_runs
+from training.study.results import Run, RunOutcome, read_runs
 from training.study.significance import compare_parts
 from training.study.tables import (
     by_backbone,
@@ -225,7 +225,7 @@ def _made_of(results: Path, runs: Sequence[Run], cells: Sequence[Cell]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _carried_out(found: Outcome) -> str:
+def _carried_out(found: RunOutcome) -> str:
     """Machine and precision of a run, in words."""
     machine = found.machine
     return (

@@ -30,7 +30,7 @@ from deltas.store import Record, Store
 from training.data.tasks import find_task
 from training.errors import ConfigError, DataError, TrainingError, listing
 from training.run.evaluation import decisions, predict
-from training.run.task_model import Trainee
+from training.run.task_model import TaskModel
 
 _CODES = {"cola", "sst2", "mrpc", "qqp", "wnli"}  # the leaderboard wants 0 and 1 for these
 
@@ -148,8 +148,8 @@ def _answers(backbone: Backbone, record: Record, texts: list[tuple[str, ...]]) -
     delta, spec, device = record.load(), record.manifest.task, pick_device()
     dtype = DTYPES[pick_precision("auto", device)]
     head = delta.head_weight, delta.head_bias
-    trainee = Trainee(backbone, dict(delta.entries), head, device, dtype)
-    logits = predict(trainee, tokenize_texts(backbone.tokenizer, spec.max_length, texts))
+    model = TaskModel(backbone, dict(delta.entries), head, device, dtype)
+    logits = predict(model, tokenize_texts(backbone.tokenizer, spec.max_length, texts))
     return answer_strings(spec.name, decisions(spec.kind, logits.numpy()).tolist())
 
 

@@ -20,9 +20,9 @@ from typing import Any
 
 from training.data.glue import load_task
 from training.errors import ConfigError, TaskError, TrainingError
-from training.study.plan import Planned, Study, make_study, plan, read_study
+from training.study.plan import PlannedRun, Study, make_study, plan, read_study
 from training.study.results import Run, read_runs
-from training.study.run_pool import Estimate, Pool, in_words
+from training.study.run_pool import Estimate, RunPool, format_duration
 
 STUDY = Path("docs/results/study.toml")
 RUNS = Path("docs/results/runs.jsonl")
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         _check_data(planned, options.data)
         with _alone(options.out, "--out"), _alone(options.work, "--work"), _stoppable():
-            return Pool(planned, options).work()
+            return RunPool(planned, options).work()
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on where it was\n")
         return 130
@@ -121,7 +121,7 @@ def _study(options: argparse.Namespace) -> Study:
     return make_study({"part": [part]}, "command line")
 
 
-def describe(planned: Sequence[Planned], finished: Mapping[str, Run], workers: int) -> str:
+def describe(planned: Sequence[PlannedRun], finished: Mapping[str, Run], workers: int) -> str:
     """One line a run, with what it is expected to take, and the sum of what is missing."""
     estimate = Estimate(finished)
     lines, left, missing = [], 0.0, 0
@@ -142,17 +142,17 @@ def describe(planned: Sequence[Planned], finished: Mapping[str, Run], workers: i
         lines.append(
             f"{run.part:12} {run.options['task']:5} {run.options['freeze']:24} "
             f"seed {run.options['seed']}  lr {told}{extra}  "
-            + (in_words(seconds) if made is None else "done" if made.outcome else "failed")
+            + (format_duration(seconds) if made is None else "done" if made.outcome else "failed")
         )
     basis = "a guess: nothing is measured yet" if estimate.is_guess else "from the finished runs"
     lines.append(
-        f"{missing} of {len(planned)} runs to make, about {in_words(left / workers)} with "
+        f"{missing} of {len(planned)} runs to make, about {format_duration(left / workers)} with "
         f"{workers} worker{'s' * (workers > 1)} ({basis})"
     )
     return "\n".join(lines) + "\n"
 
 
-def _check_data(planned: Sequence[Planned], data: str | None) -> None:
+def _check_data(planned: Sequence[PlannedRun], data: str | None) -> None:
     """Find out before the first run whether every task's rows are there, and real."""
     for task in sorted({str(run.options["task"]) for run in planned}):
         if load_task(task, data).source == "sample" and data != "sample":

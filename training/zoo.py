@@ -30,7 +30,7 @@ STRATEGIES = ("bitfit", "layernorm", "random:0.001", "head")
 
 
 @dataclass(frozen=True)
-class Choice:
+class ZooChoice:
     """What the zoo shall hold for a task and a strategy.
 
     Attributes:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def choose(runs: Iterable[Run], work: Sequence[Path]) -> list[Choice]:
+def choose(runs: Iterable[Run], work: Sequence[Path]) -> list[ZooChoice]:
     """The best run of each task and strategy, with its delta where that was kept.
 
     Args:
@@ -89,15 +89,15 @@ def choose(runs: Iterable[Run], work: Sequence[Path]) -> list[Choice]:
         for strategy in STRATEGIES:
             found = [run for run in counting if _cell(run) == (task, strategy)]
             if not found:
-                choices.append(Choice(task, strategy))
+                choices.append(ZooChoice(task, strategy))
                 continue
             best = max(found, key=_selection_score)
             folders = [folder / best.key for folder in work]
-            choices.append(Choice(task, strategy, best, folders[0], _kept(best, folders)))
+            choices.append(ZooChoice(task, strategy, best, folders[0], _kept(best, folders)))
     return choices
 
 
-def ship(choice: Choice, zoo: Path) -> str:
+def ship(choice: ZooChoice, zoo: Path) -> str:
     """Put a chosen delta and its model card into the zoo, if there is one; returns what was done.
 
     Each of both files is written whole or not at all.

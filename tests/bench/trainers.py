@@ -29,7 +29,7 @@ from tests.bench.peers import padded
 from training.data.glue import load_task
 from training.run.loop import make_optimizer, train_batch
 from training.run.schedule import LoopConfig, batches
-from training.run.task_model import Split, Trainee, initial_entries, initial_head, task_loss
+from training.run.task_model import Split, TaskModel, initial_entries, initial_head, task_loss
 from training.strategies import grammar
 
 BATCH_SIZE = 32
@@ -86,7 +86,7 @@ class Ours:
         shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
         entries = initial_entries(backbone, grammar.select(self._freeze, shapes, 0), device)
         head = initial_head(2, backbone.config.hidden_size, 0)
-        self.trainee = Trainee(backbone, entries, head, device, self._dtype)
+        self.model = TaskModel(backbone, entries, head, device, self._dtype)
         self._config = LoopConfig(
             steps=1 << 30,
             batch_size=BATCH_SIZE,
@@ -98,29 +98,29 @@ class Ours:
             evals=1,
             seed=0,
         )
-        self._optimizer = make_optimizer(self.trainee, self._config)
+        self._optimizer = make_optimizer(self.model, self._config)
         self._order = batches(self._split.rows, self._config)
 
     def epoch(self) -> None:
         for _ in range(0, len(self._split.rows), BATCH_SIZE):
             positions = next(self._order)
             train_batch(
-                self.trainee, self._task, self._split, positions, self._optimizer, self._config
+                self.model, self._task, self._split, positions, self._optimizer, self._config
             )
 
     def run(self, epochs: int) -> None:
         self._start()
-        self.trainee.keep_frozen(self._split.rows)
+        self.model.cache_features(self._split.rows)
         for _ in range(epochs):
             self.epoch()
 
     @torch.no_grad()
     def loss(self) -> float:
         part = Split(self._split.rows[:BATCH_SIZE], self._split.labels[:BATCH_SIZE])
-        return float(task_loss("single_label", self.trainee.logits(part.rows), part.labels))
+        return float(task_loss("single_label", self.model.logits(part.rows), part.labels))
 
     def optimizer_bytes(self) -> int:
-        values = [entry.values for entry in self.trainee.entries.values()]
+        values = [entry.values for entry in self.model.entries.values()]
         return _held_bytes(values, self._optimizer)
 
 

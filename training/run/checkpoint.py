@@ -23,7 +23,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a parameter
 
 
 @dataclass(frozen=True)
-class Best:
+class BestState:
     """The best state so far: its values by parameter name, its metrics ({} before the first)."""
 
     values: dict[str, Tensor]
@@ -35,7 +35,7 @@ def save_state(
     step: int,
     parameters: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
-    best: Best,
+    best: BestState,
     stale: int = 0,
 ) -> None:
     """Write the state after `step`, atomically; `stale` judgements were not better than `best`."""
@@ -53,7 +53,7 @@ def save_state(
 
 def load_state(
     path: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> tuple[int, Best, int]:
+) -> tuple[int, BestState, int]:
     """Put a saved state back into parameters and optimiser.
 
     Returns:
@@ -76,7 +76,7 @@ def load_state(
                 best[name] = tensors[f"best {name}"].to(value.device)
         _put_back(optimizer, parameters, tensors)
         metrics = json.loads(metadata["metrics"])
-        return int(metadata["step"]), Best(best, metrics), int(metadata.get("stale", 0))
+        return int(metadata["step"]), BestState(best, metrics), int(metadata.get("stale", 0))
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(f"can't resume from {path} ({error}); delete it to start anew") from error
 
@@ -103,7 +103,7 @@ def state_path(delta: Path, key: str) -> Path:
     return delta.with_name(f".{delta.stem}.{key}{_ENDING}")
 
 
-def told_of(state: Path, *, resume: bool) -> list[str]:
+def state_notes(state: Path, *, resume: bool) -> list[str]:
     """What a user should know before a run starts: that it does so anew, and what others left."""
     lines = []
     if resume and not state.exists():

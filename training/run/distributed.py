@@ -53,32 +53,32 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def share(items: Sequence[Item]) -> Sequence[Item]:
+def shard(items: Sequence[Item]) -> Sequence[Item]:
     """What this process is to do of what all have to."""
     return items[rank() :: count()]
 
 
-def add_up(tensor: Tensor) -> Tensor:
+def all_reduce(tensor: Tensor) -> Tensor:
     """The sum over all processes, bit-equal in each of them; changes the tensor."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
-def add_up_gradients(parameters: Iterable[Tensor]) -> None:
+def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
     """Give each parameter the sum of all processes' gradients."""
     if not dist.is_initialized():
         return
     trained = list(parameters)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    flat = add_up(torch.cat([grad.reshape(-1) for grad in grads]))
+    flat = all_reduce(torch.cat([grad.reshape(-1) for grad in grads]))
     for parameter, part in zip(
         trained, torch.split(flat, [p.numel() for p in trained]), strict=True
     ):
         parameter.grad = part.view_as(parameter)
 
 
-def as_first_says(answer: bool) -> bool:
+def broadcast_flag(answer: bool) -> bool:
     """The first process's answer, in every process; nobody gets it before the first has asked."""
     if not dist.is_initialized():
         return answer
@@ -87,7 +87,7 @@ def as_first_says(answer: bool) -> bool:
     return bool(told.item())
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return when every process has come here."""
     if dist.is_initialized():
         dist.barrier()

@@ -1,4 +1,4 @@
-"""How a trainee answers and how good its answers are. Legend: R rows, C head outputs.
+"""How a model answers and how good its answers are. Legend: R rows, C head outputs.
 
 The metrics that tasks are judged by, on top of scikit-learn and scipy.
 
@@ -25,7 +25,7 @@ from deltas.manifest import LabelMetrics, SplitMetrics
 from training.data.tasks import Task
 from training.errors import ConfigError, listing
 from training.run import distributed
-from training.run.task_model import Split, Trainee, task_loss
+from training.run.task_model import Split, TaskModel, task_loss
 
 Numbers = NDArray[Any]
 
@@ -150,25 +150,25 @@ _SCALE_FLOOR = 1e-3
 
 
 @torch.no_grad()
-def pooled_scale(trainee: Trainee, rows: Sequence[TokenizedRow]) -> float:
+def pooled_scale(model: TaskModel, rows: Sequence[TokenizedRow]) -> float:
     """Root mean square of the pooled output of some rows, before training.
 
     It differs tenfold between backbones (0.07 on all-MiniLM-L6-v2, whose pooler was never trained
     with the rest), and with it how fast a head's answers move at a given learning rate.
     """
-    return max(_SCALE_FLOOR, float(trainee.pooled(rows).square().mean().sqrt()))
+    return max(_SCALE_FLOOR, float(model.pooled(rows).square().mean().sqrt()))
 
 
 @torch.no_grad()
-def predict(trainee: Trainee, rows: Sequence[TokenizedRow]) -> Tensor:
+def predict(model: TaskModel, rows: Sequence[TokenizedRow]) -> Tensor:
     """Float32 logits [R, C] for any number of rows, computed in packed batches of bounded size.
 
     Several processes share the rows; each gets all answers.
     """
-    answers = torch.zeros(len(rows), len(trainee.head_bias))
-    for positions in distributed.share(list(_parts(rows))):
-        answers[positions] = trainee.logits([rows[index] for index in positions]).cpu()
-    return distributed.add_up(answers)
+    answers = torch.zeros(len(rows), len(model.head_bias))
+    for positions in distributed.shard(list(_parts(rows))):
+        answers[positions] = model.logits([rows[index] for index in positions]).cpu()
+    return distributed.all_reduce(answers)
 
 
 def _parts(rows: Sequence[TokenizedRow]) -> Iterator[list[int]]:
@@ -184,20 +184,22 @@ def _parts(rows: Sequence[TokenizedRow]) -> Iterator[list[int]]:
 
 
 def evaluate(
-    trainee: Trainee, task: Task, split: Split, *, with_loss: bool = False
+    model: TaskModel, task: Task, split: Split, *, with_loss: bool = False
 ) -> dict[str, float]:
     """The task's metrics on a split, and "loss" if asked for."""
-    logits = predict(trainee, split.rows)
+    logits = predict(model, split.rows)
     decided = decisions(task.kind, logits.numpy())
     metrics = compute_metrics(task.metrics, decided, split.labels.numpy())
     if with_loss:
-        metrics["loss"] = float(task_loss(task.kind, logits, split.labels, trainee.scale))
+        metrics["loss"] = float(task_loss(task.kind, logits, split.labels, model.scale))
     return metrics
 
 
-def judge(trainee: Trainee, task: Task, split: Split, note: str, *, labels: bool) -> SplitMetrics:
+def score_split(
+    model: TaskModel, task: Task, split: Split, note: str, *, labels: bool
+) -> SplitMetrics:
     """What the manifest says about a split; with `labels` also about each label."""
-    logits = predict(trainee, split.rows)
+    logits = predict(model, split.rows)
     decided, wanted = decisions(task.kind, logits.numpy()), split.labels.numpy()
     by_label = metrics_by_label(task.labels, decided, wanted) if labels and task.labels else {}
     return SplitMetrics(

@@ -27,7 +27,7 @@ _TOKENS_AT_ONCE = 4096
 _Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def lowest_trained(names: Collection[str], config: EncoderConfig) -> int:
+def frozen_depth(names: Collection[str], config: EncoderConfig) -> int:
     """How many steps of the encoder come before anything that trains.
 
     0 is none or only the embeddings, k the first k layers, one more than there are layers is all of
@@ -45,13 +45,13 @@ def lowest_trained(names: Collection[str], config: EncoderConfig) -> int:
     return lowest
 
 
-class FrozenPart:
+class FeatureCache:
     """The steps of the encoder below the lowest trained one.
 
     Args:
         config: of the encoder.
         overlay: the weights; below `steps` they are the backbone's.
-        steps: as `lowest_trained` counts them.
+        steps: as `frozen_depth` counts them.
         device: where to compute.
     """
 

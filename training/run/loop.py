@@ -18,10 +18,10 @@ from torch import Tensor
 from training.data.tasks import Task
 from training.errors import TrainingError
 from training.run import distributed
-from training.run.checkpoint import Best, load_state, save_state
+from training.run.checkpoint import BestState, load_state, save_state
 from training.run.evaluation import evaluate
 from training.run.schedule import LoopConfig, batches, evaluation_steps, rate
-from training.run.task_model import Split, Trainee, loss_sum, total_weight
+from training.run.task_model import Split, TaskModel, loss_sum, total_weight
 
 CLIP_NORM = 1.0  # of all gradients of a step together, as BERT was trained
 
@@ -40,7 +40,7 @@ Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FitResult:
     """How a run ended: the best state's metrics on the selection rows, and the steps made."""
 
     metrics: dict[str, float]
@@ -48,7 +48,7 @@ class Outcome:
 
 
 def train(
-    trainee: Trainee,
+    model: TaskModel,
     task: Task,
     splits: tuple[Split, Split],
     config: LoopConfig,
@@ -56,11 +56,11 @@ def train(
     state_path: Path,
     report: Report,
     weights: Tensor | None = None,
-) -> Outcome:
+) -> FitResult:
     """Train in place and leave the best state, by the primary metric on the selection rows.
 
     Args:
-        trainee: what to train.
+        model: what to train.
         task: kind, metrics.
         splits: train rows, selection rows.
         config: options.
@@ -69,14 +69,14 @@ def train(
         weights: float32 [C], how much each label's rows count.
     """
     train_rows, selection_rows = splits
-    trainee.keep_frozen([*train_rows.rows, *selection_rows.rows])
-    parameters = trainee.parameters
-    optimizer = make_optimizer(trainee, config)
-    first, best, stale = 0, Best(_copies(parameters), {}), 0
+    model.cache_features([*train_rows.rows, *selection_rows.rows])
+    parameters = model.parameters
+    optimizer = make_optimizer(model, config)
+    first, best, stale = 0, BestState(_copies(parameters), {}), 0
     # The first process removes old states; who looks earlier would go on from one, alone.
-    if distributed.as_first_says(state_path.exists()):
+    if distributed.broadcast_flag(state_path.exists()):
         first, best, stale = load_state(state_path, parameters, optimizer)
-    distributed.wait_for_all()  # nobody may replace the state while another still reads it
+    distributed.barrier()  # nobody may replace the state while another still reads it
     step, evaluations = first, evaluation_steps(config)
     for number, positions in enumerate(batches(train_rows.rows, config), start=1):
         if number <= first:
@@ -87,14 +87,14 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate(step, config)
         torch.manual_seed(_dropout_seed(config.seed, step))
-        loss = train_batch(trainee, task, train_rows, positions, optimizer, config, weights)
+        loss = train_batch(model, task, train_rows, positions, optimizer, config, weights)
         metric = metrics = None
         if step in evaluations:
-            metrics = evaluate(trainee, task, selection_rows, with_loss=True)
+            metrics = evaluate(model, task, selection_rows, with_loss=True)
             metric = metrics[task.primary_metric]
             stale += 1
             if not best.metrics or _is_better(metrics, best.metrics, task.primary_metric):
-                best, stale = Best(_copies(parameters), metrics), 0
+                best, stale = BestState(_copies(parameters), metrics), 0
         report(Progress(step, loss, metric, metrics))
         # After the report, so that whoever keeps reports misses none when killed here.
         if metrics and distributed.is_first():
@@ -103,21 +103,21 @@ def train(
     with torch.no_grad():
         for name, value in parameters.items():
             value.copy_(best.values[name])
-    return Outcome(best.metrics, step)
+    return FitResult(best.metrics, step)
 
 
-def make_optimizer(trainee: Trainee, config: LoopConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: TaskModel, config: LoopConfig) -> torch.optim.Optimizer:
     """AdamW over the overlay's values and the head; "peak" is each one's highest learning rate."""
-    values = [entry.values for entry in trainee.entries.values()]
+    values = [entry.values for entry in model.entries.values()]
     groups = [
         {"params": values, "peak": config.learning_rate},
-        {"params": list(trainee.head), "peak": config.head_learning_rate},
+        {"params": list(model.head), "peak": config.head_learning_rate},
     ]
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
 def train_batch(
-    trainee: Trainee,
+    model: TaskModel,
     task: Task,
     split: Split,
     positions: list[int],
@@ -135,25 +135,25 @@ def train_batch(
     total = total_weight(task.kind, labels, weights)
     loss_so_far = torch.zeros(())
     for start in range(0, len(positions), config.batch_size):
-        part = distributed.share(positions[start : start + config.batch_size])
+        part = distributed.shard(positions[start : start + config.batch_size])
         if not part:
             continue
-        logits = trainee.logits([split.rows[position] for position in part], config.dropout)
+        logits = model.logits([split.rows[position] for position in part], config.dropout)
         loss = loss_sum(
             task.kind,
             logits,
             split.labels[list(part)].to(logits.device),
-            trainee.scale,
+            model.scale,
             None if weights is None else weights.to(logits.device),
             config.label_smoothing,
         )
         loss = loss / total
         loss.backward()  # type: ignore[no-untyped-call]
         loss_so_far += loss.detach().cpu()
-    distributed.add_up_gradients(trainee.parameters.values())
-    torch.nn.utils.clip_grad_norm_(trainee.parameters.values(), CLIP_NORM)
+    distributed.all_reduce_gradients(model.parameters.values())
+    torch.nn.utils.clip_grad_norm_(model.parameters.values(), CLIP_NORM)
     optimizer.step()
-    return float(distributed.add_up(loss_so_far))
+    return float(distributed.all_reduce(loss_so_far))
 
 
 def _dropout_seed(seed: int, step: int) -> int:

@@ -28,7 +28,7 @@ from training.run.evaluation import pooled_scale
 from training.run.schedule import LoopConfig
 from training.run.task_model import (
     Split,
-    Trainee,
+    TaskModel,
     balanced_weights,
     initial_entries,
     initial_head,
@@ -44,14 +44,14 @@ _SCALE_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """A delta of another task or of the very same split, and how the manifest speaks of it."""
 
     delta: Delta
     facts: InitialDelta
 
 
-def read_start(config: FitConfig, backbone: Backbone) -> Start | None:
+def read_starting_point(config: FitConfig, backbone: Backbone) -> StartingPoint | None:
     """The delta of `--init-from`, if that is given.
 
     Raises:
@@ -72,11 +72,11 @@ def read_start(config: FitConfig, backbone: Backbone) -> Start | None:
         digest=f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
         with_head=config.init_head,
     )
-    return Start(delta, facts)
+    return StartingPoint(delta, facts)
 
 
 def refuse_seen_rows(
-    start: Start | None, config: FitConfig, data: TaskData, parts: tuple[Split, Split]
+    start: StartingPoint | None, config: FitConfig, data: TaskData, parts: tuple[Split, Split]
 ) -> None:
     """Refuse a start that was trained on rows that are to select this run's best state.
 
@@ -106,9 +106,9 @@ def refuse_seen_rows(
     )
 
 
-def make_trainee(
-    config: FitConfig, backbone: Backbone, split: Split, task: Task, start: Start | None
-) -> Trainee:
+def make_task_model(
+    config: FitConfig, backbone: Backbone, split: Split, task: Task, start: StartingPoint | None
+) -> TaskModel:
     """Overlay and head to train.
 
     Args:
@@ -131,8 +131,8 @@ def make_trainee(
 
     def scores() -> Mapping[str, Tensor]:
         every = initial_entries(backbone, dict.fromkeys(backbone.parameters), device)
-        trainee = Trainee(backbone, every, head, device, dtype, output)
-        return fisher_scores(trainee, task.kind, split, config.seed)
+        model = TaskModel(backbone, every, head, device, dtype, output)
+        return fisher_scores(model, task.kind, split, config.seed)
 
     shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
     selection = grammar.select(config.freeze, shapes, config.seed, backbone.parameters, scores)
@@ -141,10 +141,10 @@ def make_trainee(
         _take_values(entries, selection, start.delta, config)
         if config.init_head:
             head = _head_of(start.delta.manifest, start.delta, task, output)
-    return Trainee(backbone, entries, head, device, dtype, output)
+    return TaskModel(backbone, entries, head, device, dtype, output)
 
 
-def fisher_scores(trainee: Trainee, kind: str, split: Split, seed: int) -> dict[str, Tensor]:
+def fisher_scores(model: TaskModel, kind: str, split: Split, seed: int) -> dict[str, Tensor]:
     """Empirical Fisher information of every trained value: its squared gradient, summed over rows.
 
     Each row has its own gradient, of the loss of its own label (Sung et al. 2021,
@@ -154,14 +154,14 @@ def fisher_scores(trainee: Trainee, kind: str, split: Split, seed: int) -> dict[
     Returns:
         By parameter name, float32, the parameter's own shape.
     """
-    values = {name: entry.values for name, entry in trainee.entries.items()}
+    values = {name: entry.values for name, entry in model.entries.items()}
     scores = {name: torch.zeros_like(value) for name, value in values.items()}
     total = len(split.rows)
     drawn = random.Random(f"{seed} fisher").sample(range(total), min(total, _FISHER_ROWS))
     for position in sorted(drawn):
-        logits = trainee.logits([split.rows[position]])
+        logits = model.logits([split.rows[position]])
         labels = split.labels[[position]].to(logits.device)
-        loss = task_loss(kind, logits, labels, trainee.scale)
+        loss = task_loss(kind, logits, labels, model.scale)
         grads = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
         for score, grad in zip(scores.values(), grads, strict=True):
             if grad is not None:
@@ -186,18 +186,18 @@ def label_weights(config: FitConfig, task: Task, split: Split) -> Tensor | None:
     return balanced_weights(task.kind, split.labels, len(task.labels))
 
 
-def loop_config(config: FitConfig, trainee: Trainee, parts: tuple[Split, Split]) -> LoopConfig:
+def loop_config(config: FitConfig, model: TaskModel, parts: tuple[Split, Split]) -> LoopConfig:
     """Options of the loop as numbers; defaults depend on the train rows and on the head's input."""
     rows, selection = (part.rows for part in parts)
     train_rows = len(rows)
-    of_features = trainee.needs_only_features([*rows, *selection])
+    of_features = model.trains_head_only([*rows, *selection])
     epochs = config.epochs or default_epochs(train_rows, of_features=of_features)
     rows_a_step = config.batch_size * config.accumulate
     steps = max(1, math.ceil(epochs * math.ceil(train_rows / rows_a_step)))
     learning_rate = config.lr or grammar.default_learning_rate(config.freeze)
     head_rate = config.head_lr or (learning_rate if config.freeze == "head" else 0.0)
     if not head_rate:
-        head_rate = float(f"{_HEAD_RATE / pooled_scale(trainee, rows[:_SCALE_ROWS]):.3g}")
+        head_rate = float(f"{_HEAD_RATE / pooled_scale(model, rows[:_SCALE_ROWS]):.3g}")
     evals = config.evals or max(_FEWEST_EVALS, round(epochs))
     if config.evals_per_epoch is not None:
         evals = max(1, round(epochs * config.evals_per_epoch))

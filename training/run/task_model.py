@@ -26,7 +26,7 @@ from deltas.encoder.encoder import embed, pool, run_layers
 from deltas.encoder.packing import PackedBatch, pack
 from deltas.encoder.single_overlay import SingleOverlay
 from deltas.encoder.window_attention import WindowAttention
-from training.run.feature_cache import FrozenPart, lowest_trained
+from training.run.feature_cache import FeatureCache, frozen_depth
 from training.strategies.rules import Selection
 
 
@@ -104,7 +104,7 @@ class Split:
     labels: Tensor
 
 
-class Trainee:
+class TaskModel:
     """Frozen backbone + overlay + head for one task.
 
     A regression's head is trained towards standardised labels, whatever their range, and answers in
@@ -133,8 +133,8 @@ class Trainee:
         self._config = backbone.config
         self._device, self._dtype = device, dtype
         self._overlay = SingleOverlay(backbone, entries, device, dtype)
-        steps = lowest_trained(entries, backbone.config)
-        self._frozen = FrozenPart(backbone.config, self._overlay, steps, device)
+        steps = frozen_depth(entries, backbone.config)
+        self._frozen = FeatureCache(backbone.config, self._overlay, steps, device)
 
     @property
     def head(self) -> tuple[Tensor, Tensor]:
@@ -160,11 +160,11 @@ class Trainee:
         self.head_bias += self._shift
         self.scale, self._shift = 1.0, 0.0
 
-    def keep_frozen(self, rows: Sequence[TokenizedRow]) -> None:
+    def cache_features(self, rows: Sequence[TokenizedRow]) -> None:
         """Compute what nothing trained changes, for rows that will come again and again."""
         self._frozen.keep(rows, self._dtype.itemsize)
 
-    def needs_only_features(self, rows: Sequence[TokenizedRow]) -> bool:
+    def trains_head_only(self, rows: Sequence[TokenizedRow]) -> bool:
         """Whether only the head trains, and these rows' pooled outputs can all be kept for it."""
         return self._frozen.is_whole and self._frozen.can_keep(rows, self._dtype.itemsize)
 

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from statistics import fmean, median, stdev
 
 from training.study.plan import choose_rate
-from training.study.results import Machine, Outcome, Run
+from training.study.results import Machine, Run, RunOutcome
 
 MAIN = "main"
 ZOO = "zoo"  # one seed, on samples: what is served, beside the tasks that the study leaves out
@@ -80,12 +80,12 @@ class Cell:
         return self.method.removesuffix(f"{_APART}{self.variant}") if self.variant else self.method
 
     @cached_property
-    def outcomes(self) -> dict[int, Outcome]:
+    def outcomes(self) -> dict[int, RunOutcome]:
         """What the runs gave, by seed."""
         return {seed: run.outcome for seed, run in self.runs.items() if run.outcome}
 
     @property
-    def first(self) -> Outcome:
+    def first(self) -> RunOutcome:
         """Of the lowest seed; stands for what all seeds have in common."""
         return next(iter(self.outcomes.values()))
 
@@ -107,7 +107,7 @@ class Cell:
     @cached_property
     def costs(self) -> list[Cost]:
         """What the runs took, by machine; the fastest one first."""
-        machines: dict[str, list[Outcome]] = {}
+        machines: dict[str, list[RunOutcome]] = {}
         for outcome in self.outcomes.values():
             machines.setdefault(machine_name(outcome.machine), []).append(outcome)
         costs = [_cost(name, outcomes) for name, outcomes in machines.items()]
@@ -130,7 +130,7 @@ def machine_name(machine: Machine) -> str:
     return f"{machine.cpu}{threads}"
 
 
-def _cost(machine: str, outcomes: Sequence[Outcome]) -> Cost:
+def _cost(machine: str, outcomes: Sequence[RunOutcome]) -> Cost:
     whole = [outcome for outcome in outcomes if not outcome.resumed]
     in_cpu = [outcome.cpu_seconds for outcome in whole if outcome.cpu_seconds is not None]
     return Cost(
@@ -177,7 +177,7 @@ def make_cells(runs: Iterable[Run]) -> list[Cell]:
         key=lambda cell: (
             parts.index(cell.part),
             tasks.index(cell.task),
-            method_place(cell.method),
+            method_order(cell.method),
             cell.train_rows or 0,
         ),
     )
@@ -215,7 +215,7 @@ def _selection_mean(runs: Iterable[Run]) -> float:
     return fmean(run.outcome.selection_score[0] for run in runs if run.outcome)
 
 
-def method_place(method: str) -> tuple[int, str]:
+def method_order(method: str) -> tuple[int, str]:
     """Where a method stands in tables and figures."""
     strategy, _, variant = method.partition(_APART)
     known = strategy in _ORDER
@@ -275,5 +275,5 @@ def _mixed_weights(cells: Iterable[Cell]) -> list[str]:
     ]
 
 
-def _outcomes(cells: Iterable[Cell]) -> Iterable[Outcome]:
+def _outcomes(cells: Iterable[Cell]) -> Iterable[RunOutcome]:
     return (outcome for cell in cells for outcome in cell.outcomes.values())

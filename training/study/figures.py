@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from training.study.aggregates import Cell, Cost, method_place
+from training.study.aggregates import Cell, Cost, method_order
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -105,13 +105,13 @@ def _by_task(
 
 
 def _legend(figure: Figure, cells: Sequence[Cell]) -> None:
-    methods = sorted({cell.method for cell in cells}, key=method_place)
+    methods = sorted({cell.method for cell in cells}, key=method_order)
     handles = [Line2D([], [], color=_colour(method), label=method) for method in methods]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(methods), frameon=False)
 
 
 def _colour(method: str) -> str:
-    place, name = method_place(method)
+    place, name = method_order(method)
     others = sum(name.encode()) if name else 0
     return _COLOURS[place if not name else 5 + others % 3]
 
@@ -206,7 +206,7 @@ _BESIDE = 1.04
 def _size_lines(axes: list[Axes], cells: list[Cell]) -> None:
     """Mean and standard deviation against the number of train rows."""
     (axis,) = axes
-    for place, method in enumerate(sorted({cell.method for cell in cells}, key=method_place)):
+    for place, method in enumerate(sorted({cell.method for cell in cells}, key=method_order)):
         points = sorted(
             (cell.first.train_rows + cell.first.selection_rows, cell.mean, cell.spread or 0.0)
             for cell in cells

@@ -82,7 +82,7 @@ class Study(_Declared):
 
 
 @dataclass(frozen=True)
-class Choice:
+class RateChoice:
     """Which rate to take: the keys of the runs that decide, by rate."""
 
     candidates: tuple[tuple[float, tuple[str, ...]], ...]
@@ -112,7 +112,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """A run of the plan; its learning rate may still depend on others.
 
     Attributes:
@@ -123,7 +123,7 @@ class Planned:
 
     part: str
     options: Options
-    rate: Choice
+    rate: RateChoice
 
     def with_rate(self, rate: float) -> Options:
         """All options of the run."""
@@ -180,7 +180,7 @@ def make_study(declared: Mapping[str, Any], origin: str) -> Study:
         raise ConfigError(f"{origin}: {'; '.join(problems)}") from error
 
 
-def plan(study: Study, only: Iterable[str] = ()) -> list[Planned]:
+def plan(study: Study, only: Iterable[str] = ()) -> list[PlannedRun]:
     """Every run of a study, in the order in which to make them; each run once.
 
     Args:
@@ -194,9 +194,9 @@ def plan(study: Study, only: Iterable[str] = ()) -> list[Planned]:
     wanted = set(only)
     if unknown := sorted(wanted - set(names)):
         raise ConfigError(f"no part is called {unknown[0]!r}; there are: {listing(names)}")
-    planned: list[Planned] = []
+    planned: list[PlannedRun] = []
     seen: set[str] = set()
-    choices: dict[tuple[str, ...], Choice] = {}
+    choices: dict[tuple[str, ...], RateChoice] = {}
     lenders = {part.rates_from for part in study.part if part.name in wanted}
     for part in study.part:
         if wanted and part.name not in wanted | lenders:
@@ -209,30 +209,30 @@ def plan(study: Study, only: Iterable[str] = ()) -> list[Planned]:
     return planned
 
 
-def num_missing(planned: Iterable[Planned], finished: Mapping[str, Run]) -> int:
+def num_missing(planned: Iterable[PlannedRun], finished: Mapping[str, Run]) -> int:
     """How many planned runs were not made; those whose rates all failed can't be, and count too."""
     return sum(run.find(finished) is None for run in planned)
 
 
 def _plan_part(
-    study: Study, part: Part, choices: dict[tuple[str, ...], Choice]
-) -> Iterator[Planned]:
+    study: Study, part: Part, choices: dict[tuple[str, ...], RateChoice]
+) -> Iterator[PlannedRun]:
     """The runs of a part, task by task: first those that choose rates, then seed by seed."""
     for task in part.tasks:
         cells = [_cell(study, part, task, variant) for variant in _variants(part)]
-        seeds: list[Planned] = []
+        seeds: list[PlannedRun] = []
         for options in cells:
             choice = _choice(study, part, options, choices)
             if len(choice.candidates) > 1 and not part.rates_from:
                 for seed in range(part.rate_seeds):
                     yield from (
-                        Planned(part.name, options | {"seed": seed}, Choice(((rate, ()),)))
+                        PlannedRun(part.name, options | {"seed": seed}, RateChoice(((rate, ()),)))
                         for rate, _ in choice.candidates
                     )
                 rest = range(part.rate_seeds, part.seeds)
             else:
                 rest = range(part.seeds)
-            seeds += [Planned(part.name, options | {"seed": seed}, choice) for seed in rest]
+            seeds += [PlannedRun(part.name, options | {"seed": seed}, choice) for seed in rest]
         yield from sorted(seeds, key=lambda run: int(run.options["seed"]))
 
 
@@ -269,8 +269,8 @@ def _cell(study: Study, part: Part, task: str, variant: Options) -> Options:
 
 
 def _choice(
-    study: Study, part: Part, options: Options, choices: dict[tuple[str, ...], Choice]
-) -> Choice:
+    study: Study, part: Part, options: Options, choices: dict[tuple[str, ...], RateChoice]
+) -> RateChoice:
     """What gives the rate of a cell; remembered for parts that take their rates from this one."""
     task, freeze = str(options["task"]), str(options["freeze"])
     if part.rates_from:
@@ -290,7 +290,7 @@ def _choice(
         )
         for rate in dict.fromkeys(rates)
     )
-    choice = Choice(candidates)
+    choice = RateChoice(candidates)
     return choices.setdefault((part.name, task, freeze), choice) if _is_plain(options) else choice
 
 

@@ -60,7 +60,7 @@ class History(_Part):
         return self
 
 
-class Outcome(_Part):
+class RunOutcome(_Part):
     """What a finished run gave and what it cost.
 
     Attributes:
@@ -134,7 +134,7 @@ class Run(_Part):
     options: dict[str, Any]
     command: str
     error: str | None = None
-    outcome: Outcome | None = None
+    outcome: RunOutcome | None = None
 
     @model_validator(mode="after")
     def _ended_one_way(self) -> Run:

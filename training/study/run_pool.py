@@ -24,9 +24,9 @@ from tqdm import tqdm
 from training.data.tasks import TASKS
 from training.errors import ConfigError
 from training.options import default_epochs
-from training.study.plan import Planned
-from training.study.results import Outcome, Run, append_run, read_runs, run_key
-from training.study.trial import Trial, fit_command, forget_outcome, last_words, run_trial
+from training.study.plan import PlannedRun
+from training.study.results import Run, RunOutcome, append_run, read_runs, run_key
+from training.study.trial import Trial, fit_command, forget_outcome, last_log_line, run_trial
 
 # Seconds for a row in a training step where nothing was measured yet; a guess, and called one.
 GUESSED_SECONDS_A_ROW = 0.03
@@ -72,7 +72,7 @@ def _likenesses(options: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     return [(task, freeze, rows), (task, kind, rows), (task, kind), (task,), ()]
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration for people: "45 s", "12 min", "3 h 5 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -84,8 +84,8 @@ _POLL_S = 30.0
 
 
 @dataclass(frozen=True)
-class _Running:
-    planned: Planned
+class _RunningTrial:
+    planned: PlannedRun
     options: dict[str, Any]
     key: str
     folder: Path
@@ -93,7 +93,7 @@ class _Running:
     answer: Connection
 
 
-class Pool:
+class RunPool:
     """Makes the planned runs, several at a time.
 
     Args:
@@ -102,14 +102,14 @@ class Pool:
             command.
     """
 
-    def __init__(self, planned: Sequence[Planned], options: argparse.Namespace) -> None:
+    def __init__(self, planned: Sequence[PlannedRun], options: argparse.Namespace) -> None:
         self._options = options
         self._planned = planned
         self._waiting = list(planned)
         self._runs = read_runs(options.out)
         if options.retry_failed:
             self._runs = {key: run for key, run in self._runs.items() if run.outcome}
-        self._running: list[_Running] = []
+        self._running: list[_RunningTrial] = []
         self._hopeless: list[str] = []
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
         # Each run is forked from a process that has loaded everything and computed nothing.
@@ -159,7 +159,7 @@ class Pool:
             waiting.append(planned)
         self._waiting = waiting
 
-    def _next_run(self) -> tuple[Planned, dict[str, Any]] | None:
+    def _next_run(self) -> tuple[PlannedRun, dict[str, Any]] | None:
         """Take the first run whose rate is known off the list.
 
         The plan can't always tell that two parts ask for the same run; what is being made is left.
@@ -173,7 +173,7 @@ class Pool:
             return planned, planned.with_rate(rate)
         return None
 
-    def _start(self, planned: Planned, options: dict[str, Any]) -> _Running:
+    def _start(self, planned: PlannedRun, options: dict[str, Any]) -> _RunningTrial:
         key = run_key(options)
         folder = self._options.work / key
         trial = Trial(
@@ -183,9 +183,9 @@ class Pool:
         process = self._context.Process(target=run_trial, args=(trial, question), daemon=True)
         process.start()
         question.close()
-        return _Running(planned, options, key, folder, process, answer)
+        return _RunningTrial(planned, options, key, folder, process, answer)
 
-    def _ended(self) -> list[_Running]:
+    def _ended(self) -> list[_RunningTrial]:
         """Wait until at least one run has answered or died."""
         ready: list[object] = []
         while not ready:
@@ -194,7 +194,7 @@ class Pool:
         self._running = [running for running in self._running if running not in ended]
         return ended
 
-    def _record(self, running: _Running, bar: tqdm[Any]) -> None:
+    def _record(self, running: _RunningTrial, bar: tqdm[Any]) -> None:
         try:
             said = json.loads(running.answer.recv_bytes())
         except EOFError:
@@ -203,7 +203,7 @@ class Pool:
         running.process.join()
         if said is None:
             said = {"error": _death(running)}
-        outcome = Outcome.model_validate(said["outcome"]) if "outcome" in said else None
+        outcome = RunOutcome.model_validate(said["outcome"]) if "outcome" in said else None
         run = Run(
             key=running.key,
             part=running.planned.part,
@@ -232,11 +232,11 @@ class Pool:
         how = f"failed: {run.error}"
         if run.outcome is not None:
             score = f"{run.outcome.metric} {run.outcome.dev_score:.3f}"
-            how = f"{score}  {in_words(run.outcome.seconds)}"
+            how = f"{score}  {format_duration(run.outcome.seconds)}"
         about = f"{run.options['lr']:g} seed {run.options['seed']}"
         tqdm.write(
             f"[{total - len(rest)}/{total}] {' '.join(filter(None, names))} lr {about}  {how}  "
-            f"({len(rest)} to make, about {in_words(left)} left)",
+            f"({len(rest)} to make, about {format_duration(left)} left)",
             file=sys.stderr,
         )
 
@@ -271,14 +271,14 @@ class Pool:
             )
         return 1 if failed or self._hopeless or self._waiting else 0
 
-    def _failed(self, planned: Planned) -> Run | None:
+    def _failed(self, planned: PlannedRun) -> Run | None:
         """The run, if it failed, now or in an earlier sweep, and was not made good since."""
         run = planned.find(self._runs)
         return run if run is not None and run.error else None
 
 
-def _death(running: _Running) -> str:
+def _death(running: _RunningTrial) -> str:
     code = running.process.exitcode
-    words = last_words(running.folder)
+    words = last_log_line(running.folder)
     hint = " (killed; perhaps there was not enough memory)" if code == -9 else ""
     return f"its process ended with exit code {code}{hint}{': ' if words else ''}{words}"

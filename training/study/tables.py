@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.study.aggregates import MAIN, ZOO, Cell, method_place
+from training.study.aggregates import MAIN, ZOO, Cell, method_order
 from training.study.significance import FEWEST_SEEDS, Comparison, compare_parts
 
 Record = Mapping[str, Any]
@@ -86,7 +86,7 @@ def score(cell: Cell | None) -> str:
 def methods_table(cells: Sequence[Cell]) -> str:
     """One row a method, one column a task; cells of one part, of the task's full size."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
-    methods = sorted({cell.method for cell in cells}, key=method_place)
+    methods = sorted({cell.method for cell in cells}, key=method_order)
     metrics = {cell.task: cell.first.metric for cell in cells}
     found = {(cell.method, cell.task): cell for cell in cells}
     return markdown_table(
@@ -101,7 +101,7 @@ def methods_table(cells: Sequence[Cell]) -> str:
 def sizes_table(cells: Sequence[Cell]) -> str:
     """One row a method, one column a train size; cells of one task."""
     sizes = sorted({_size(cell) for cell in cells})
-    methods = sorted({cell.method for cell in cells}, key=method_place)
+    methods = sorted({cell.method for cell in cells}, key=method_order)
     found = {(cell.method, _size(cell)): cell for cell in cells}
     return markdown_table(
         ["strategy", *(f"{size:,} rows" for size in sizes)],
@@ -175,7 +175,7 @@ def rates_table(cells: Sequence[Cell]) -> str:
     """
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     found = {(cell.method, cell.task): cell for cell in cells}
-    methods = sorted({cell.method for cell in cells}, key=method_place)
+    methods = sorted({cell.method for cell in cells}, key=method_order)
 
     def shown(cell: Cell | None, rate: float) -> str:
         if cell is None or rate not in cell.tried:
@@ -273,7 +273,7 @@ def _beside_earlier(cells: Sequence[Cell]) -> dict[tuple[str, str, str], Cell]:
 def _earlier_place(item: tuple[tuple[str, str, str], Record]) -> tuple[str, float, tuple[int, str]]:
     """By task, all rows first, then by size and method."""
     (task, strategy, size), _ = item
-    return task, float(size or -1), method_place(strategy)
+    return task, float(size or -1), method_order(strategy)
 
 
 def by_backbone(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:

@@ -33,7 +33,7 @@ from training.errors import ConfigError, TrainingError
 from training.fit import fit
 from training.options import FitConfig
 from training.run.loop import Progress
-from training.study.results import History, Machine, Outcome
+from training.study.results import History, Machine, RunOutcome
 
 _LOG = "log.txt"
 _OUTCOME = "outcome.json"
@@ -81,7 +81,7 @@ def run_trial(trial: Trial, answer: Connection) -> None:
     torch.set_num_threads(trial.threads)
     keep_freed_memory()
     try:
-        said: dict[str, Any] = {"outcome": make_outcome(trial).model_dump(mode="json")}
+        said: dict[str, Any] = {"outcome": run_outcome(trial).model_dump(mode="json")}
     except (TrainingError, DeltaError, OSError) as error:
         said = {"error": str(error)}
     except Exception as error:  # noqa: BLE001 - the other runs go on, whatever it is
@@ -90,7 +90,7 @@ def run_trial(trial: Trial, answer: Connection) -> None:
     answer.send_bytes(json.dumps(said).encode())
 
 
-def last_words(folder: Path) -> str:
+def last_log_line(folder: Path) -> str:
     """The last line that a run's process wrote, "" if there is none."""
     try:
         lines = (folder / _LOG).read_text(encoding="utf-8", errors="replace").split("\n")
@@ -144,7 +144,7 @@ class Recorder:
         return History(step=tuple(steps), train_loss=train_loss, loss=loss, metric=metric)
 
 
-def make_outcome(trial: Trial) -> Outcome:
+def run_outcome(trial: Trial) -> RunOutcome:
     """Carry the run out, or what is left of it.
 
     The outcome is kept in the run's folder until the sweep has recorded it: a sweep that is stopped
@@ -171,13 +171,13 @@ def make_outcome(trial: Trial) -> Outcome:
     return outcome
 
 
-def _kept_outcome(trial: Trial) -> Outcome | None:
+def _kept_outcome(trial: Trial) -> RunOutcome | None:
     """What an earlier process of this run ended with, if it was not recorded."""
     path = trial.folder / _OUTCOME
     if not path.is_file():
         return None
     try:
-        outcome = Outcome.model_validate_json(path.read_bytes())
+        outcome = RunOutcome.model_validate_json(path.read_bytes())
     except ValidationError:  # of another version: the run is made again
         return None
     # Rows are no part of a run's key: a kept outcome on generated ones is none on real ones.
@@ -189,10 +189,10 @@ def forget_outcome(folder: Path) -> None:
     (folder / _OUTCOME).unlink(missing_ok=True)
 
 
-def _outcome(delta: Delta, delta_bytes: int, recorder: Recorder, trial: Trial) -> Outcome:
+def _outcome(delta: Delta, delta_bytes: int, recorder: Recorder, trial: Trial) -> RunOutcome:
     manifest = delta.manifest
     facts = manifest.training
-    return Outcome(
+    return RunOutcome(
         task=manifest.task.name,
         strategy=manifest.strategy.served_as,
         metric=manifest.primary_metric,

@@ -245,9 +245,9 @@ def test_selection_rows_are_not_trained_on(
     seen: list[tuple[Split, Split]] = []
     plain = fit.train  # type: ignore[attr-defined]
 
-    def spying(trainee: Any, task: Any, parts: tuple[Split, Split], *rest: Any, **more: Any) -> Any:
+    def spying(model: Any, task: Any, parts: tuple[Split, Split], *rest: Any, **more: Any) -> Any:
         seen.append(parts)
-        return plain(trainee, task, parts, *rest, **more)
+        return plain(model, task, parts, *rest, **more)
 
     monkeypatch.setattr(fit, "train", spying)
     run(selection_share=share, **own)

@@ -158,7 +158,7 @@ def test_a_run_that_stopped_early_stays_so_when_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "judge", killed)
+        patch.setattr(fit, "score_split", killed)
         assert fit.main(words(**flags)) == 130
     assert fit.main(words(**flags, resume=True)) == 0
     (path,) = (tmp_path / "out").rglob("*.safetensors")
@@ -416,14 +416,15 @@ def test_two_processes_make_what_one_makes(
 THREE_RUNS = """
 import sys
 from pathlib import Path
-from training import fit, loop, processes
+from training import fit
+from training.run import distributed, loop
 
 def stopping(step, loss):
     if step == 12:
         raise KeyboardInterrupt
 
 whole, resumed, *words = sys.argv[1:]
-with processes.joined("cpu"):
+with distributed.joined("cpu"):
     assert fit.main([*words, "--out", whole]) == 0
     going_on, loop._check_finite = loop._check_finite, stopping
     assert fit.main([*words, "--out", resumed]) == 130

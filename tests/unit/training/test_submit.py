@@ -116,7 +116,7 @@ def test_answers_are_those_of_the_best_delta_in_the_order_of_the_index(
 ) -> None:
     from deltas import DTYPES, pick_device, pick_precision, tokenize_texts
     from training.run.evaluation import predict
-    from training.run.task_model import Trainee
+    from training.run.task_model import TaskModel
 
     assert submit.main([*words, "--partial"]) == 0
     given = lines_of(tmp_path / "submission.zip", "STS-B.tsv")[1:]
@@ -124,12 +124,12 @@ def test_answers_are_those_of_the_best_delta_in_the_order_of_the_index(
     for strategy, is_taken in (("layernorm", True), ("bitfit", False)):
         delta = in_range(make_delta(tiny_backbone, spec_of("stsb"), strategy))
         head = delta.head_weight, delta.head_bias
-        trainee = Trainee(
+        model = TaskModel(
             tiny_backbone, dict(delta.entries), head, device, DTYPES[pick_precision("auto", device)]
         )
         texts = [(f"the film sentence1 {n}", f"the film sentence2 {n}") for n in range(1379)]
         rows = tokenize_texts(tiny_backbone.tokenizer, 24, texts)
-        values = predict(trainee, rows)[:, 0].clamp(0, 5)
+        values = predict(model, rows)[:, 0].clamp(0, 5)
         expected = [[str(n), f"{float(value):.3f}"] for n, value in enumerate(values)]
         assert len({value for _, value in expected}) > 10
         assert (expected == given) is is_taken

@@ -18,7 +18,7 @@ import pytest
 from tests.unit.training.study.test_results import make_run
 from training import sweep
 from training.study.results import History, Run, append_run, read_runs
-from training.study.run_pool import Estimate, in_words, visited_rows
+from training.study.run_pool import Estimate, format_duration, visited_rows
 
 WORDS = ["the", "film", "and", "very", "not", "a", "b"]
 
@@ -332,7 +332,7 @@ def test_estimates_come_from_the_most_alike() -> None:
     ("seconds", "words"), [(4.4, "4 s"), (89, "89 s"), (600, "10 min"), (11_100, "3 h 5 min")]
 )
 def test_durations_in_words(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_a_history_counts_the_last_line_of_a_step(tmp_path: Path) -> None:

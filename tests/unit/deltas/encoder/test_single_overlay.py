@@ -29,7 +29,7 @@ from deltas import (
 )
 from deltas.backbone.backbone import weights_fingerprint
 from deltas.encoder.window_attention import WindowAttention
-from training.run.task_model import Trainee, task_loss
+from training.run.task_model import TaskModel, task_loss
 
 STRATEGIES = [
     "full",
@@ -89,7 +89,7 @@ def rows(tiny_backbone: Backbone, task: TaskSpec) -> list[TokenizedRow]:
 LABELS = torch.tensor([0, 2, 1, 1, 0])
 
 
-def trainee_of(backbone: Backbone, delta: Delta, dtype: torch.dtype = torch.float32) -> Trainee:
+def model_of(backbone: Backbone, delta: Delta, dtype: torch.dtype = torch.float32) -> TaskModel:
     """What training optimises, starting from a delta's values."""
     entries: dict[str, Entry] = {}
     for name, entry in delta.entries.items():
@@ -99,7 +99,7 @@ def trainee_of(backbone: Backbone, delta: Delta, dtype: torch.dtype = torch.floa
             SparseEntry(entry.indices, values, entry.shape) if sparse else DenseEntry(values)  # type: ignore[union-attr]
         )
     head = (delta.head_weight.clone(), delta.head_bias.clone())
-    return Trainee(backbone, entries, head, torch.device("cpu"), dtype)
+    return TaskModel(backbone, entries, head, torch.device("cpu"), dtype)
 
 
 def stock_gradients(
@@ -150,15 +150,15 @@ def test_gradients_equal_those_of_stock_transformers(
     tiny_backbone: Backbone, task: TaskSpec, rows: Any, make_delta: Any, strategy: str
 ) -> None:
     delta = make_delta(tiny_backbone, task, strategy)
-    trainee = trainee_of(tiny_backbone, delta)
-    loss = task_loss(task.kind, trainee.logits(rows), LABELS)
+    model = model_of(tiny_backbone, delta)
+    loss = task_loss(task.kind, model.logits(rows), LABELS)
     loss.backward()
     expected_loss, expected = stock_gradients(tiny_backbone, delta, rows)
     assert float(loss.detach()) == pytest.approx(expected_loss, abs=1e-5)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     assert largest > 0.1
-    for name, value in trainee.parameters.items():
-        entry = trainee.entries.get(name)
+    for name, value in model.parameters.items():
+        entry = model.entries.get(name)
         wanted = expected[name]
         if isinstance(entry, SparseEntry):
             wanted = wanted.reshape(-1)[entry.indices]
@@ -188,12 +188,12 @@ def test_nothing_else_trains(
 ) -> None:
     """Leaves of the graph, gradients and the optimiser's state are the delta, value by value."""
     delta = make_delta(tiny_backbone, task, strategy)
-    trainee = trainee_of(tiny_backbone, delta)
-    parameters = trainee.parameters
+    model = model_of(tiny_backbone, delta)
+    parameters = model.parameters
     count = delta.manifest.trainable_parameters
     assert sum(value.numel() for value in parameters.values()) == count
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
-    loss = task_loss(task.kind, trainee.logits(rows), LABELS)
+    loss = task_loss(task.kind, model.logits(rows), LABELS)
     assert {id(leaf) for leaf in leaves(loss.grad_fn)} == {id(v) for v in parameters.values()}
     loss.backward()
     optimizer.step()
@@ -249,15 +249,15 @@ def test_no_dense_gradient_exists(
     tiny_backbone: Backbone, task: TaskSpec, rows: Any, make_delta: Any, strategy: str
 ) -> None:
     """In forward, backward and the optimiser's step nothing is made that could hold one."""
-    trainee = trainee_of(tiny_backbone, make_delta(tiny_backbone, task, strategy))
-    optimizer = torch.optim.AdamW(trainee.parameters.values(), lr=1e-3)
+    model = model_of(tiny_backbone, make_delta(tiny_backbone, task, strategy))
+    optimizer = torch.optim.AdamW(model.parameters.values(), lr=1e-3)
     forbidden = matrix_sizes(tiny_backbone)
     # So many that no mask and no hidden values are as large as some matrix: one window of 64 tokens
     # has as many values as the table of positions.
     with Recorder() as recorder:
-        loss = task_loss(task.kind, trainee.logits(rows * 3), LABELS.repeat(3))
+        loss = task_loss(task.kind, model.logits(rows * 3), LABELS.repeat(3))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainee.parameters.values(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters.values(), 1.0)
         optimizer.step()
     assert len(recorder.made) > 20
     assert [made for made in recorder.made if made[1] in forbidden] == []
@@ -268,8 +268,8 @@ def test_the_recorder_sees_dense_gradients(
 ) -> None:
     """Where one matrix is selected whole, exactly its size appears: the spy is not blind."""
     strategy = "random:0.01+params:layer.0.output.dense.weight"
-    trainee = trainee_of(tiny_backbone, make_delta(tiny_backbone, task, strategy))
-    loss = task_loss(task.kind, trainee.logits(rows), LABELS)
+    model = model_of(tiny_backbone, make_delta(tiny_backbone, task, strategy))
+    loss = task_loss(task.kind, model.logits(rows), LABELS)
     with Recorder() as recorder:
         loss.backward()
     sizes = {size for _, size in recorder.made} & matrix_sizes(tiny_backbone)
@@ -283,10 +283,10 @@ def test_bfloat16_computes_and_float32_learns(
     delta = make_delta(tiny_backbone, task, strategy)
     gradients = []
     for dtype in (torch.float32, torch.bfloat16):
-        trainee = trainee_of(tiny_backbone, delta, dtype)
-        task_loss(task.kind, trainee.logits(rows), LABELS).backward()
-        assert {value.dtype for value in trainee.parameters.values()} == {torch.float32}
-        found = [value.grad for value in trainee.parameters.values()]
+        model = model_of(tiny_backbone, delta, dtype)
+        task_loss(task.kind, model.logits(rows), LABELS).backward()
+        assert {value.dtype for value in model.parameters.values()} == {torch.float32}
+        found = [value.grad for value in model.parameters.values()]
         flat = [gradient.reshape(-1) for gradient in found if gradient is not None]
         assert {part.dtype for part in flat} == {torch.float32}
         gradients.append(torch.cat(flat))
@@ -297,16 +297,16 @@ def test_new_values_are_taken_up(
     tiny_backbone: Backbone, task: TaskSpec, rows: Any, make_delta: Any
 ) -> None:
     """After a step the next forward pass equals a fresh overlay of the new values."""
-    trainee = trainee_of(tiny_backbone, make_delta(tiny_backbone, task, "random:0.05+layernorm"))
-    first = trainee.logits(rows).detach()
+    model = model_of(tiny_backbone, make_delta(tiny_backbone, task, "random:0.05+layernorm"))
+    first = model.logits(rows).detach()
     with torch.no_grad():
-        for value in trainee.parameters.values():
+        for value in model.parameters.values():
             value.mul_(1.1)
-    second = trainee.logits(rows).detach()
+    second = model.logits(rows).detach()
     assert not torch.allclose(first, second, atol=1e-3)
-    entries = {name: _copy(entry) for name, entry in trainee.entries.items()}
-    head = (trainee.head_weight.detach().clone(), trainee.head_bias.detach().clone())
-    fresh = Trainee(tiny_backbone, entries, head, torch.device("cpu"), torch.float32)
+    entries = {name: _copy(entry) for name, entry in model.entries.items()}
+    head = (model.head_weight.detach().clone(), model.head_bias.detach().clone())
+    fresh = TaskModel(tiny_backbone, entries, head, torch.device("cpu"), torch.float32)
     assert torch.equal(fresh.logits(rows), second)
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.errors import ConfigError
-from training.run.checkpoint import Best, load_state, save_state
+from training.run.checkpoint import BestState, load_state, save_state
 
 
 def parameters(seed: int, device: str = "cpu") -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ def state(tmp_path: Path) -> Path:
     stepped(trained, optimizer, 3)
     best = {name: value.detach() + 1 for name, value in trained.items()}
     path = tmp_path / "state.safetensors"
-    save_state(path, 3, trained, optimizer, Best(best, {"accuracy": 0.5, "loss": 1.25}), 2)
+    save_state(path, 3, trained, optimizer, BestState(best, {"accuracy": 0.5, "loss": 1.25}), 2)
     return path
 
 
@@ -55,7 +55,7 @@ def test_going_on_is_bit_equal_to_never_having_stopped(tmp_path: Path, device: s
     optimizer = adam(whole)
     stepped(whole, optimizer, 3)
     best = {name: value.detach() + 1 for name, value in whole.items()}
-    save_state(path, 3, whole, optimizer, Best(best, {"accuracy": 0.5, "loss": 1.25}), 2)
+    save_state(path, 3, whole, optimizer, BestState(best, {"accuracy": 0.5, "loss": 1.25}), 2)
     stepped(whole, optimizer, 4)
 
     resumed = parameters(2, device)

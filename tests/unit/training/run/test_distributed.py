@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[4]
 
 def torchrun(script: Path, code: str) -> list[dict[str, Any]]:
     """What two processes print, one JSON line each, ordered by rank."""
-    script.write_text(f"import json\nfrom training import processes\n{code}\n")
+    script.write_text(f"import json\nfrom training.run import distributed\n{code}\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [*command, "--nproc-per-node", "2", str(script)],
@@ -69,8 +69,8 @@ def test_no_gpu_is_touched_unasked(gpus: list[int], monkeypatch: pytest.MonkeyPa
 
 
 def test_alone_there_is_nobody_to_ask() -> None:
-    assert distributed_module.as_first_says(answer=True)
-    assert not distributed_module.as_first_says(answer=False)
+    assert distributed_module.broadcast_flag(answer=True)
+    assert not distributed_module.broadcast_flag(answer=False)
     assert distributed_module.is_first()
     assert distributed_module.count() == 1
 
@@ -82,13 +82,13 @@ def test_the_first_process_decides_for_all(tmp_path: Path) -> None:
 import time, pathlib
 left = pathlib.Path(__file__).with_name("state")
 left.touch()
-with processes.joined("cpu"):
-    if processes.is_first():
+with distributed.joined("cpu"):
+    if distributed.is_first():
         time.sleep(1)
         left.unlink()
     seen = left.exists()
-    told = processes.as_first_says(seen)
-    line = {"rank": processes.rank(), "seen": seen, "told": told}
+    told = distributed.broadcast_flag(seen)
+    line = {"rank": distributed.rank(), "seen": seen, "told": told}
     print(json.dumps(line), flush=True)
 """
     assert torchrun(tmp_path / "script.py", code) == [

@@ -9,8 +9,8 @@ import torch
 
 from deltas import Backbone, TokenizedRow, tokenize_texts
 from training.run import feature_cache
-from training.run.feature_cache import lowest_trained
-from training.run.task_model import Trainee, initial_entries, initial_head
+from training.run.feature_cache import frozen_depth
+from training.run.task_model import TaskModel, initial_entries, initial_head
 from training.strategies import grammar
 
 FEATURES = 11 * 36 * 4  # bytes of a pooled output for each of `rows_of`, in float32
@@ -22,12 +22,12 @@ def rows_of(backbone: Backbone) -> list[TokenizedRow]:
     return tokenize_texts(backbone.tokenizer, 16, texts)
 
 
-def trainee_of(backbone: Backbone, freeze: str) -> Trainee:
+def model_of(backbone: Backbone, freeze: str) -> TaskModel:
     shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
     selection = grammar.select(freeze, shapes, 0)
     entries = initial_entries(backbone, selection, torch.device("cpu"))
     head = initial_head(2, backbone.config.hidden_size, 0)
-    return Trainee(backbone, entries, head, torch.device("cpu"), torch.float32)
+    return TaskModel(backbone, entries, head, torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def trainee_of(backbone: Backbone, freeze: str) -> Trainee:
 def test_the_lowest_trained_step(tiny_backbone: Backbone, freeze: str, steps: int) -> None:
     shapes = {name: tuple(value.shape) for name, value in tiny_backbone.parameters.items()}
     names = list(grammar.select(freeze, shapes, 0))
-    assert lowest_trained(names, tiny_backbone.config) == steps
+    assert frozen_depth(names, tiny_backbone.config) == steps
 
 
 @pytest.mark.parametrize("freeze", ["head", "params:pooler", "top:1", "bitfit@1"])
@@ -55,17 +55,17 @@ def test_kept_results_give_the_same_answers_and_gradients(
     rows = rows_of(tiny_backbone)
     found = []
     for keeps in (True, False):
-        trainee = trainee_of(tiny_backbone, freeze)
+        model = model_of(tiny_backbone, freeze)
         if keeps:
-            trainee.keep_frozen(rows)
+            model.cache_features(rows)
             # From here on nothing below the lowest trained layer may be computed.
             with monkeypatch.context() as patch:
                 patch.setattr(feature_cache, "embed", None)
-                logits = trainee.logits(rows[3:] + rows[:2])
+                logits = model.logits(rows[3:] + rows[:2])
         else:
-            logits = trainee.logits(rows[3:] + rows[:2])
+            logits = model.logits(rows[3:] + rows[:2])
         logits.square().sum().backward()
-        grads = [value.grad for value in trainee.parameters.values()]
+        grads = [value.grad for value in model.parameters.values()]
         found.append([logits.detach(), *(grad for grad in grads if grad is not None)])
     for kept, anew in zip(*found, strict=True):
         torch.testing.assert_close(kept, anew, atol=1e-5, rtol=1e-5)
@@ -76,11 +76,11 @@ def test_too_much_to_keep_is_computed_anew(
 ) -> None:
     rows: Sequence[TokenizedRow] = rows_of(tiny_backbone)
     monkeypatch.setattr(feature_cache, "_MOST_BYTES", 1000)
-    trainee = trainee_of(tiny_backbone, "top:1")
-    trainee.keep_frozen(rows)
+    model = model_of(tiny_backbone, "top:1")
+    model.cache_features(rows)
     monkeypatch.setattr(feature_cache, "embed", None)
     with pytest.raises(TypeError):
-        trainee.logits(rows)
+        model.logits(rows)
 
 
 @pytest.mark.parametrize(
@@ -101,4 +101,4 @@ def test_only_a_head_needs_only_features(
     """All of them or none."""
     monkeypatch.setattr(feature_cache, "_MOST_BYTES", most_bytes)
     rows = rows_of(tiny_backbone)
-    assert trainee_of(tiny_backbone, freeze).needs_only_features(rows) is expected
+    assert model_of(tiny_backbone, freeze).trains_head_only(rows) is expected

@@ -23,7 +23,7 @@ from training.run import distributed
 from training.run.evaluation import decisions, evaluate, predict
 from training.run.loop import Progress, train
 from training.run.schedule import LoopConfig, batches, rate
-from training.run.task_model import Split, Trainee, task_loss
+from training.run.task_model import Split, TaskModel, task_loss
 
 # Machines that run tests are busy: how long an example takes says nothing.
 LAW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -123,7 +123,7 @@ def split_of(backbone: Backbone, count: int, shift: int = 0) -> Split:
     return Split(tokenize_texts(backbone.tokenizer, 16, texts), labels)
 
 
-def trainee_of(backbone: Backbone, wanted: str = ".bias", outputs: int = 2) -> Trainee:
+def model_of(backbone: Backbone, wanted: str = ".bias", outputs: int = 2) -> TaskModel:
     """Trains all parameters of that ending; the head starts from a fixed seed."""
     entries: dict[str, Entry] = {
         name: DenseEntry(value.clone())
@@ -132,29 +132,29 @@ def trainee_of(backbone: Backbone, wanted: str = ".bias", outputs: int = 2) -> T
     }
     weight = torch.randn(outputs, 36, generator=torch.Generator().manual_seed(1)) * 0.02
     head = (weight, torch.zeros(outputs))
-    return Trainee(backbone, entries, head, torch.device("cpu"), torch.float32)
+    return TaskModel(backbone, entries, head, torch.device("cpu"), torch.float32)
 
 
-def run(backbone: Backbone, path: Path, **changes: Any) -> tuple[Trainee, list[Progress], Any]:
+def run(backbone: Backbone, path: Path, **changes: Any) -> tuple[TaskModel, list[Progress], Any]:
     """One short run; returns what was trained, its progress and its metrics."""
-    trainee, seen = trainee_of(backbone), []  # type: ignore[var-annotated]
+    model, seen = model_of(backbone), []  # type: ignore[var-annotated]
     splits = split_of(backbone, 40), split_of(backbone, 12, shift=2)
     options = replace(OPTIONS, **changes)
-    outcome = train(trainee, TASK, splits, options, state_path=path, report=seen.append)
-    return trainee, seen, outcome.metrics
+    outcome = train(model, TASK, splits, options, state_path=path, report=seen.append)
+    return model, seen, outcome.metrics
 
 
-def flat(trainee: Trainee) -> Tensor:
+def flat(model: TaskModel) -> Tensor:
     """All trained values in one vector."""
-    return torch.cat([value.detach().reshape(-1) for value in trainee.parameters.values()])
+    return torch.cat([value.detach().reshape(-1) for value in model.parameters.values()])
 
 
 def test_it_learns(tiny_backbone: Backbone, tmp_path: Path) -> None:
-    before = flat(trainee_of(tiny_backbone))
-    trainee, seen, metrics = run(tiny_backbone, tmp_path / "s.safetensors", steps=60)
+    before = flat(model_of(tiny_backbone))
+    model, seen, metrics = run(tiny_backbone, tmp_path / "s.safetensors", steps=60)
     assert metrics["accuracy"] > 0.9
     assert seen[-1].loss < 0.5 * seen[0].loss
-    assert not torch.equal(flat(trainee), before)
+    assert not torch.equal(flat(model), before)
     assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 
 
@@ -167,8 +167,8 @@ def test_the_same_seed_is_bit_equal(
     for number in range(2):
         torch.manual_seed(number)
         path = tmp_path / f"{number}.safetensors"
-        trainee, seen, metrics = run(tiny_backbone, path, dropout=dropout)
-        runs.append((flat(trainee), [step.loss for step in seen], metrics))
+        model, seen, metrics = run(tiny_backbone, path, dropout=dropout)
+        runs.append((flat(model), [step.loss for step in seen], metrics))
     assert torch.equal(runs[0][0], runs[1][0])
     assert runs[0][1:] == runs[1][1:]
 
@@ -179,7 +179,7 @@ def test_a_state_that_the_first_process_does_not_see_is_not_taken_up(
     path = tmp_path / "s.safetensors"
     fresh = flat(run(tiny_backbone, path)[0])
     assert [progress.step for progress in run(tiny_backbone, path)[1]] == []
-    monkeypatch.setattr(distributed, "as_first_says", lambda answer: False)
+    monkeypatch.setattr(distributed, "broadcast_flag", lambda answer: False)
     again, seen, _ = run(tiny_backbone, path)
     assert seen[0].step == 1
     assert torch.equal(flat(again), fresh)
@@ -195,7 +195,7 @@ def test_each_process_draws_masks_of_its_own(
 ) -> None:
     alone = run(tiny_backbone, tmp_path / "0.safetensors", dropout=dropout, steps=3)[0]
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    monkeypatch.setattr(distributed, "share", lambda items: items)
+    monkeypatch.setattr(distributed, "shard", lambda items: items)
     second = run(tiny_backbone, tmp_path / "1.safetensors", dropout=dropout, steps=3)[0]
     assert torch.equal(flat(alone), flat(second)) is same
 
@@ -221,20 +221,20 @@ def test_the_best_state_is_kept_and_not_the_last(
 
     kept: list[tuple[tuple[float, float], Tensor]] = []
 
-    def recording(trainee: Trainee, task: Task, split: Split, **options: Any) -> dict[str, float]:
-        metrics = evaluate(trainee, task, split, **options)
-        kept.append(((metrics["accuracy"], -metrics["loss"]), flat(trainee).clone()))
+    def recording(model: TaskModel, task: Task, split: Split, **options: Any) -> dict[str, float]:
+        metrics = evaluate(model, task, split, **options)
+        kept.append(((metrics["accuracy"], -metrics["loss"]), flat(model).clone()))
         return metrics
 
     monkeypatch.setattr(loop, "evaluate", recording)
     # So large a rate that the metric goes up and down.
-    trainee, _, metrics = run(
+    model, _, metrics = run(
         tiny_backbone, tmp_path / "s.safetensors", steps=24, evals=24, learning_rate=2.0, warmup=0.0
     )
     assert len(kept) == 24
     best, values = max(kept, key=lambda entry: entry[0])
     assert best != kept[-1][0]
-    assert torch.equal(flat(trainee), values)
+    assert torch.equal(flat(model), values)
     assert (metrics["accuracy"], -metrics["loss"]) == best
 
 
@@ -243,21 +243,21 @@ def test_dropout_is_on_in_every_step_and_off_in_every_evaluation(
 ) -> None:
     """The project that this one grew from left it off after the first evaluation."""
     seen: list[tuple[int, float]] = []
-    plain = Trainee.logits
+    plain = TaskModel.logits
 
-    def spying(self: Trainee, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
+    def spying(self: TaskModel, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
         seen.append((len(rows), dropout))
         return plain(self, rows, dropout)
 
-    monkeypatch.setattr(Trainee, "logits", spying)
+    monkeypatch.setattr(TaskModel, "logits", spying)
     run(tiny_backbone, tmp_path / "s.safetensors", dropout=0.3, steps=9, evals=3)
     # 40 rows in batches of 4 to train on, 12 to judge on.
     assert seen == [(4, 0.3), (4, 0.3), (4, 0.3), (12, 0.0)] * 3
 
 
 def test_judging_twice_gives_the_same(tiny_backbone: Backbone) -> None:
-    trainee, split = trainee_of(tiny_backbone), split_of(tiny_backbone, 30)
-    assert evaluate(trainee, TASK, split) == evaluate(trainee, TASK, split)
+    model, split = model_of(tiny_backbone), split_of(tiny_backbone, 30)
+    assert evaluate(model, TASK, split) == evaluate(model, TASK, split)
 
 
 @pytest.mark.parametrize("limit", [1, 20, 4096])
@@ -265,12 +265,12 @@ def test_predicting_in_parts_keeps_the_order(
     tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     monkeypatch.setattr("training.run.evaluation._EVAL_TOKENS", limit)
-    trainee = trainee_of(tiny_backbone)
+    model = model_of(tiny_backbone)
     texts = [(" ".join(WORDS[: 1 + number % 5]),) for number in range(23)]
     rows = tokenize_texts(tiny_backbone.tokenizer, 16, texts)
-    together = predict(trainee, rows)
+    together = predict(model, rows)
     with torch.no_grad():
-        alone = torch.cat([trainee.logits([row]) for row in rows])
+        alone = torch.cat([model.logits([row]) for row in rows])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
     assert not together.requires_grad
 
@@ -281,13 +281,13 @@ def test_kept_features_are_those_of_their_row(tiny_backbone: Backbone) -> None:
     MNLI is judged on two sets, one after the other; the first set's rows are freed in between,
     so the second's may lie at their addresses.
     """
-    trainee = trainee_of(tiny_backbone, wanted="nothing")
-    assert trainee.entries == {}
+    model = model_of(tiny_backbone, wanted="nothing")
+    assert model.entries == {}
     for number in range(200):
         texts = [(f"{WORDS[number % 5]} {number} {place}",) for place in range(3)]
         rows = tokenize_texts(tiny_backbone.tokenizer, 16, texts)
-        fresh = trainee_of(tiny_backbone, wanted="nothing")
-        found, expected = predict(trainee, rows), predict(fresh, rows)
+        fresh = model_of(tiny_backbone, wanted="nothing")
+        found, expected = predict(model, rows), predict(fresh, rows)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
         del rows, fresh
 

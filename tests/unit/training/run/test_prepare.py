@@ -11,15 +11,15 @@ from torch import Tensor
 from deltas import Backbone, DenseEntry, tokenize_texts
 from training.options import FitConfig
 from training.run import feature_cache, prepare
-from training.run.task_model import Split, Trainee, initial_head
+from training.run.task_model import Split, TaskModel, initial_head
 
 NAME = "bert.pooler.dense.bias"
 
 
-def trainee_of(backbone: Backbone) -> Trainee:
+def model_of(backbone: Backbone) -> TaskModel:
     entry = DenseEntry(backbone.parameters[NAME].clone())
     head = initial_head(2, backbone.config.hidden_size, 0)
-    return Trainee(backbone, {NAME: entry}, head, torch.device("cpu"), torch.float32)
+    return TaskModel(backbone, {NAME: entry}, head, torch.device("cpu"), torch.float32)
 
 
 def sorted_split(backbone: Backbone, bad: int, good: int) -> Split:
@@ -47,18 +47,18 @@ def labels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_fisher_sees_all_labels_of_a_sorted_file(
     tiny_backbone: Backbone, labels: list[int]
 ) -> None:
-    trainee, split = trainee_of(tiny_backbone), sorted_split(tiny_backbone, 600, 300)
-    first = prepare.fisher_scores(trainee, "single_label", split, 3)
+    model, split = model_of(tiny_backbone), sorted_split(tiny_backbone, 600, 300)
+    first = prepare.fisher_scores(model, "single_label", split, 3)
     assert len(labels) == 256
     assert 50 < sum(labels) < 120  # a third of them, not none
-    again, other = (prepare.fisher_scores(trainee, "single_label", split, seed) for seed in (3, 4))
+    again, other = (prepare.fisher_scores(model, "single_label", split, seed) for seed in (3, 4))
     assert torch.equal(first[NAME], again[NAME])
     assert not torch.equal(first[NAME], other[NAME])
 
 
 def test_fisher_takes_all_rows_of_a_small_file(tiny_backbone: Backbone, labels: list[int]) -> None:
-    trainee, split = trainee_of(tiny_backbone), sorted_split(tiny_backbone, 4, 3)
-    scores = [prepare.fisher_scores(trainee, "single_label", split, seed) for seed in (0, 1)]
+    model, split = model_of(tiny_backbone), sorted_split(tiny_backbone, 4, 3)
+    scores = [prepare.fisher_scores(model, "single_label", split, seed) for seed in (0, 1)]
     assert labels == [0, 0, 0, 0, 1, 1, 1] * 2
     assert torch.equal(scores[0][NAME], scores[1][NAME])
 
@@ -70,14 +70,14 @@ def test_a_head_alone_has_more_epochs_where_its_features_are_kept(
     """Where there is no room for them, each of its epochs costs as much as any other's."""
     monkeypatch.setattr(feature_cache, "_MOST_BYTES", 2**31 if room else 0)
     head = initial_head(2, tiny_backbone.config.hidden_size, 0)
-    alone = Trainee(tiny_backbone, {}, head, torch.device("cpu"), torch.float32)
+    alone = TaskModel(tiny_backbone, {}, head, torch.device("cpu"), torch.float32)
     parts = sorted_split(tiny_backbone, 6, 6), sorted_split(tiny_backbone, 2, 2)
-    for options, trainee, expected in (
+    for options, model, expected in (
         ({}, alone, epochs),
         ({"epochs": 3}, alone, 3),
-        ({"freeze": "bitfit"}, trainee_of(tiny_backbone), 20),
+        ({"freeze": "bitfit"}, model_of(tiny_backbone), 20),
     ):
         config = FitConfig.model_validate(
             {"task": "rte", "freeze": "head", "batch_size": 4} | options
         )
-        assert prepare.loop_config(config, trainee, parts).steps == 3 * expected
+        assert prepare.loop_config(config, model, parts).steps == 3 * expected

@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.training.study.test_results import make_run, outcome
 from training.errors import ConfigError, TaskError
-from training.study.plan import Choice, Study, choose_rate, make_study, plan, read_study
+from training.study.plan import RateChoice, Study, choose_rate, make_study, plan, read_study
 from training.study.results import Run, run_key
 
 STUDY: dict[str, Any] = {
@@ -109,7 +109,7 @@ def test_equal_metrics_are_told_apart_by_their_loss_then_the_lower_rate_wins() -
 
 def test_a_rate_that_diverged_is_out() -> None:
     low, high = make_run(lr=0.1), make_run(lr=0.2)
-    choice = Choice(((0.1, (low.key,)), (0.2, (high.key,))))
+    choice = RateChoice(((0.1, (low.key,)), (0.2, (high.key,))))
     assert choice.resolve({low.key: low, high.key: failed(high)}) == 0.1
     with pytest.raises(ConfigError, match="every learning rate diverged"):
         choice.resolve({run.key: failed(run) for run in (low, high)})
@@ -118,7 +118,7 @@ def test_a_rate_that_diverged_is_out() -> None:
 def test_a_killed_run_does_not_choose_the_other_rate() -> None:
     """The other seeds would silently run with a rate that was not the best."""
     low, high = make_run(lr=0.1), make_run(lr=0.2)
-    choice = Choice(((0.1, (low.key,)), (0.2, (high.key,))))
+    choice = RateChoice(((0.1, (low.key,)), (0.2, (high.key,))))
     killed = failed(high, "its process ended with exit code -9 (killed)")
     assert choice.resolve({low.key: low, high.key: killed}) is None
 

@@ -9,14 +9,14 @@ import pytest
 
 from deltas import SplitMetrics
 from training.errors import DataError
-from training.study.results import History, Machine, Outcome, Run, append_run, read_runs, run_key
+from training.study.results import History, Machine, Run, RunOutcome, append_run, read_runs, run_key
 
 MakeRun = Any
 
 
-def outcome(score: float, selection: float, loss: float = 0.5) -> Outcome:
+def outcome(score: float, selection: float, loss: float = 0.5) -> RunOutcome:
     """What a run of rte with bitfit may give."""
-    return Outcome(
+    return RunOutcome(
         task="rte",
         strategy="bitfit",
         metric="accuracy",

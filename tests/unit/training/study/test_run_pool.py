@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.unit.training.study.test_results import make_run, outcome
-from training.study.plan import Planned, make_study, plan
+from training.study.plan import PlannedRun, make_study, plan
 from training.study.results import append_run, read_runs, run_key
-from training.study.run_pool import Pool, _Running
+from training.study.run_pool import RunPool, _RunningTrial
 
 
 class Ended:
@@ -25,7 +25,7 @@ class Ended:
         """Return at once."""
 
 
-class StandIn(Pool):
+class StandIn(RunPool):
     """A pool whose runs have answered before anyone asks.
 
     Attributes:
@@ -34,7 +34,12 @@ class StandIn(Pool):
     """
 
     def __init__(
-        self, planned: list[Planned], folder: Path, workers: int = 1, *, retry_failed: bool = False
+        self,
+        planned: list[PlannedRun],
+        folder: Path,
+        workers: int = 1,
+        *,
+        retry_failed: bool = False,
     ) -> None:
         options = argparse.Namespace(
             out=folder / "runs.jsonl", work=folder / "work", workers=workers, threads=1,
@@ -44,7 +49,7 @@ class StandIn(Pool):
         self.started: list[dict[str, Any]] = []
         self.answers: dict[float, dict[str, Any]] = {}
 
-    def _start(self, planned: Planned, options: dict[str, Any]) -> _Running:
+    def _start(self, planned: PlannedRun, options: dict[str, Any]) -> _RunningTrial:
         self.started.append(options)
         key = run_key(options)
         said = {"outcome": outcome(0.5, 0.5).model_dump(mode="json")}
@@ -53,14 +58,14 @@ class StandIn(Pool):
         question.close()
         folder = self._options.work / key
         process: Any = Ended()
-        return _Running(planned, options, key, folder, process, answer)
+        return _RunningTrial(planned, options, key, folder, process, answer)
 
 
 def part(name: str, **fields: Any) -> dict[str, Any]:
     return {"name": name, "tasks": ["rte"], "freeze": ["bitfit"]} | fields
 
 
-def planned(*parts: dict[str, Any]) -> list[Planned]:
+def planned(*parts: dict[str, Any]) -> list[PlannedRun]:
     return plan(make_study({"options": {"epochs": 1.0}, "part": list(parts)}, "here"))
 
 

@@ -13,8 +13,8 @@ from tests.unit.training.study.test_results import outcome
 from training.fit import parse_arguments
 from training.options import FitConfig
 from training.study import trial
-from training.study.results import Outcome
-from training.study.trial import Trial, fit_command, forget_outcome, make_outcome
+from training.study.results import RunOutcome
+from training.study.trial import Trial, fit_command, forget_outcome, run_outcome
 
 
 @pytest.mark.parametrize("init_head", [True, False])
@@ -42,7 +42,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FitConfig]:
         training = SimpleNamespace(data=config.data)
         return tmp_path, SimpleNamespace(manifest=SimpleNamespace(training=training))
 
-    def made(delta: Any, *_: Any) -> Outcome:
+    def made(delta: Any, *_: Any) -> RunOutcome:
         source = "sample" if delta.manifest.training.data == "sample" else "folder"
         return outcome(0.5, 0.5).model_copy(update={"data": source})
 
@@ -58,11 +58,11 @@ def run_of(folder: Path, data: str = "glue") -> Trial:
 def test_an_outcome_that_was_not_recorded_is_picked_up(
     fitted: list[FitConfig], tmp_path: Path
 ) -> None:
-    first = make_outcome(run_of(tmp_path))
-    assert make_outcome(run_of(tmp_path)) == first
+    first = run_outcome(run_of(tmp_path))
+    assert run_outcome(run_of(tmp_path)) == first
     assert len(fitted) == 1, "a run that was finished was made again"
     forget_outcome(tmp_path)
-    make_outcome(run_of(tmp_path))
+    run_outcome(run_of(tmp_path))
     assert len(fitted) == 2
 
 
@@ -70,16 +70,16 @@ def test_an_outcome_that_was_not_recorded_is_picked_up(
 def test_an_outcome_on_other_rows_is_not_picked_up(
     fitted: list[FitConfig], tmp_path: Path, first: str, second: str
 ) -> None:
-    make_outcome(run_of(tmp_path, first))
-    assert (make_outcome(run_of(tmp_path, second)).data == "sample") == (second == "sample")
+    run_outcome(run_of(tmp_path, first))
+    assert (run_outcome(run_of(tmp_path, second)).data == "sample") == (second == "sample")
     assert len(fitted) == 2
 
 
 def test_a_kept_outcome_that_cannot_be_read_is_made_again(
     fitted: list[FitConfig], tmp_path: Path
 ) -> None:
-    make_outcome(run_of(tmp_path))
+    run_outcome(run_of(tmp_path))
     (kept,) = tmp_path.glob("*.json")
     kept.write_text("{}")
-    make_outcome(run_of(tmp_path))
+    run_outcome(run_of(tmp_path))
     assert len(fitted) == 2
