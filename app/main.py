@@ -134,7 +134,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     labels = {key: str(value) for key, value in described.items()}
     metrics.describe({"version": app.version, **labels}, len(engine.store.records))
     metrics.watch_queue(lambda: batcher.queued_rows, lambda: batcher.queued_tokens)
-    metrics.watch_slots(lambda: engine.slots.num_used, engine.slots.counts)
+    metrics.watch_slots(lambda: engine.cache.num_used, engine.cache.counts)
     metrics.watch_int8(engine.int8_counts)
     batcher.start()
     app.state.serving = Serving(
@@ -179,8 +179,8 @@ def build_engine(settings: Settings, backbone: Backbone | None = None) -> Engine
 def runners_of(engine: Engine, tuning: Tuning) -> Runners[EngineRow, Outcome]:
     """How the batcher runs batches, by themselves or side by side."""
     return Runners(
-        run=partial(engine.run, threads=tuning.share_threads),
-        run_alone=partial(engine.run, threads=tuning.threads),
+        run=partial(engine.predict, threads=tuning.share_threads),
+        run_alone=partial(engine.predict, threads=tuning.threads),
         num_workers=tuning.workers,
     )
 
@@ -224,7 +224,7 @@ def _start_engine(settings: Settings, backbone: Backbone | None) -> tuple[Engine
     if settings.warm_up and engine.store.records:
         return engine, warm_up(engine, threads, workers, tokens, settings.max_batch_rows)
     threads = threads or torch.get_num_threads()
-    workers = engine.slots.share(fitting_workers(engine, workers or 1, threads))
+    workers = engine.cache.set_concurrency(fitting_workers(engine, workers or 1, threads))
     return engine, Tuning(threads, workers, max(1, threads // workers), tokens or DEFAULT_BUDGET)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from anyio import CapacityLimiter, to_thread
 
 from app.batching.batcher import Batcher
-from app.engine.cache import TOO_SLOW, Coming, Key, Slots
+from app.engine.cache import TOO_SLOW, DeltaCache, Key, PendingLoad
 from app.engine.engine import Engine, EngineRow, Outcome
 from app.errors import (
     MAX_LISTED,
@@ -206,7 +206,7 @@ class Pipeline:
         )
 
 
-async def _wait_for(coming: Mapping[Key, Coming], slots: Slots) -> None:
+async def _wait_for(coming: Mapping[Key, PendingLoad], slots: DeltaCache) -> None:
     """Wait for deltas that are being loaded, here, where nobody else's rows wait for them.
 
     Raises:

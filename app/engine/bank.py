@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.engine.sparse import BYTES_A_VALUE, SparseSlot
+from app.engine.sparse import BYTES_A_VALUE, SparseWeights
 from deltas import Backbone, Delta, DenseEntry, Entry, SparseEntry, encoder_layout
 from deltas.kernels.int8 import QuantisedMatrix
 from deltas.kernels.linear import PackedMatrix, PlainMatrix, matrix_of
@@ -103,7 +103,7 @@ _NO_HEAD = torch.empty(0), torch.empty(0)
 
 
 @dataclass(frozen=True)
-class Staged:
+class StagedDelta:
     """A delta on the host, in the form that goes into a slot.
 
     Attributes:
@@ -117,7 +117,7 @@ class Staged:
 
     vectors: dict[str, Tensor]
     matrices: dict[str, Tensor]
-    sparse: dict[str, SparseSlot]
+    sparse: dict[str, SparseWeights]
     head_weight: Tensor
     head_bias: Tensor
 
@@ -162,7 +162,7 @@ class Bank:
         # Each slot's line in the vectors of each kind.
         self.line_of: dict[str, list[int]] = {kind: [0] for kind in KINDS}
         self.matrices: dict[str, dict[int, Tensor]] = {name: {} for name in self.frozen}
-        self.sparse: dict[str, dict[int, SparseSlot]] = {name: {} for name in self.frozen}
+        self.sparse: dict[str, dict[int, SparseWeights]] = {name: {} for name in self.frozen}
         self.heads: list[tuple[Tensor, Tensor]] = [_NO_HEAD]
         self.matrix_slots: set[int] = set()  # slots with more than vectors and a head
         # How many values slots without whole matrices have of their own in layers and pooler.
@@ -209,7 +209,7 @@ class Bank:
                     matrix.multiply(x[:size])
         return len(products) * len(sizes)
 
-    def stage(self, delta: Delta) -> Staged:
+    def stage(self, delta: Delta) -> StagedDelta:
         """Bring a delta into the form of a slot; thread-safe, nothing of the bank changes."""
         vector_names = [info.name for info in delta.manifest.entries if len(info.shape) == 1]
         own = {name.rpartition(".")[2] for name in vector_names}
@@ -219,7 +219,7 @@ class Bank:
             if kind in own
         }
         matrices: dict[str, Tensor] = {}
-        sparse: dict[str, SparseSlot] = {}
+        sparse: dict[str, SparseWeights] = {}
         for name, weight in self.frozen.items():
             if weight.ndim == 2:
                 parts = self._layout[name]
@@ -231,7 +231,7 @@ class Bank:
                     sparse[name] = self._sparse_slot(name, parts, delta)
         # Heads are small and read last: they stay float32, so no label flips because of them.
         head = delta.head_weight.clone(), delta.head_bias.clone()
-        return Staged(vectors, matrices, sparse, *head)
+        return StagedDelta(vectors, matrices, sparse, *head)
 
     def lay_out(
         self, kind: str, entries: Mapping[str, Entry], frozen: Mapping[str, Tensor]
@@ -260,7 +260,7 @@ class Bank:
             if weight.ndim == 1 and name.endswith(f".{kind}")
         }
 
-    def put(self, staged: Sequence[Staged]) -> list[int]:
+    def put(self, staged: Sequence[StagedDelta]) -> list[int]:
         """Give each a slot; returns the slots in order. From one thread at a time."""
         slots = [self._take_slot() for _ in staged]
         for kind, held in self.lines.items():
@@ -322,7 +322,7 @@ class Bank:
             lines.append(0)
         return len(self.heads) - 1
 
-    def _sparse_slot(self, name: str, parts: Sequence[str], delta: Delta) -> SparseSlot:
+    def _sparse_slot(self, name: str, parts: Sequence[str], delta: Delta) -> SparseWeights:
         places, values = [], []
         above = 0
         for part in parts:
@@ -331,7 +331,7 @@ class Bank:
                 places.append(entry.indices + above)
                 values.append(entry.values)
             above += self._backbone.parameters[part].numel()
-        return SparseSlot.of(
+        return SparseWeights.of(
             torch.cat(places), torch.cat(values), self._backbone.weights[name], self.dtype
         )
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.engine.bank import KINDS, Bank
-from app.engine.sparse import SparseSlot
+from app.engine.sparse import SparseWeights
 from deltas import Overlay, PackedBatch
 
 # What a slot has of its own in place of a frozen matrix, and its lines in the batch.
-OwnMatrix = tuple[Tensor | SparseSlot, slice]
+OwnMatrix = tuple[Tensor | SparseWeights, slice]
 
 
 class BankOverlay(Overlay):
@@ -124,7 +124,7 @@ class BankOverlay(Overlay):
             if lines.start > done:
                 yield frozen, slice(done, lines.start)
             if lines.stop > lines.start:
-                if isinstance(matrix, SparseSlot):
+                if isinstance(matrix, SparseWeights):
                     matrix = matrix.merged_with(frozen)
                 yield matrix, lines
             done = lines.stop

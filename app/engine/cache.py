@@ -32,7 +32,7 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import Any, TypeVar
 
-from app.engine.bank import Bank, Staged
+from app.engine.bank import Bank, StagedDelta
 from app.errors import DeltaUnavailableError
 from deltas import DeltaError, DeltaFormatError, Record
 
@@ -47,7 +47,7 @@ _MOST = 32  # threads that hang, at most, before work waits for them
 _HANGS_S = 1.0
 
 
-class DaemonThreads:
+class IoThreads:
     """Runs what it is given, in order; its threads end with it.
 
     Args:
@@ -124,7 +124,7 @@ _AHEAD_UNLIMITED = 64
 
 
 @dataclass
-class SlotCounts:
+class CacheCounts:
     """What happened so far, counted once a batch for each delta that the batch needs.
 
     Attributes:
@@ -152,7 +152,7 @@ class Coming:
         until: nobody waits for it any longer.
     """
 
-    staged: Future[Staged]
+    staged: Future[StagedDelta]
     asked_at: float
     until: float
 
@@ -161,7 +161,7 @@ class Coming:
         return self.staged.done() or now <= self.until
 
 
-class Slots:
+class DeltaCache:
     """Who is in the bank.
 
     Args:
@@ -175,26 +175,26 @@ class Slots:
     def __init__(
         self,
         bank: Bank,
-        load: Callable[[Record], Staged],
+        load: Callable[[Record], StagedDelta],
         *,
         max_slots: int | None = None,
         pinned: Collection[Key] = (),
         load_timeout_s: float = 10.0,
     ) -> None:
-        self.counts = SlotCounts()
+        self.counts = CacheCounts()
         self.max_slots = max_slots
         self._bank = bank
         self._load = load
         self._pinned = frozenset(pinned)
         self.load_timeout_s = load_timeout_s
         self._max_ahead = max_slots or _AHEAD_UNLIMITED
-        self._threads = DaemonThreads(_THREADS, "deltas")
+        self._threads = IoThreads(_THREADS, "deltas")
         self._lock = Lock()
         self._bank_lock = Lock()  # taken before the other one
         self._num_claims = 1
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
         self._claimed: Counter[Key] = Counter()  # by how many batches
-        self._coming: dict[Key, Coming] = {}
+        self._pending: dict[Key, PendingLoad] = {}
 
     @property
     def num_used(self) -> int:
@@ -207,9 +207,9 @@ class Slots:
 
     def forget_counts(self) -> None:
         """Begin to count anew."""
-        self.counts = SlotCounts()
+        self.counts = CacheCounts()
 
-    def hold(self, loaded: Sequence[tuple[Record, Staged]]) -> None:
+    def insert(self, loaded: Sequence[tuple[Record, StagedDelta]]) -> None:
         """Put loaded deltas into free slots, before anything is claimed."""
         if self.max_slots is not None and self.num_used + len(loaded) > self.max_slots:
             raise ValueError(f"{len(loaded)} deltas don't fit: {self.num_used} are there already")
@@ -218,7 +218,7 @@ class Slots:
             for (record, _), slot in zip(loaded, slots, strict=True):
                 self._slot_of[record.key] = slot
 
-    def drop(self, record: Record) -> None:
+    def evict(self, record: Record) -> None:
         """Free a delta's slot, if it has one."""
         with self._bank_lock:
             with self._lock:
@@ -226,7 +226,7 @@ class Slots:
             if slot is not None:
                 self._bank.remove(slot)
 
-    def share(self, num_claims: int) -> int:
+    def set_concurrency(self, num_claims: int) -> int:
         """Let so many batches claim slots at a time, or fewer if there are not enough slots.
 
         Returns:
@@ -241,7 +241,7 @@ class Slots:
         """Slots for deltas that are not pinned; None for as many as there are deltas."""
         return None if self.max_slots is None else self.max_slots - len(self._pinned)
 
-    def prefetch(self, records: Iterable[Record]) -> dict[Key, Coming]:
+    def prefetch(self, records: Iterable[Record]) -> dict[Key, PendingLoad]:
         """Begin to load what will be claimed soon; returns at once. From any thread.
 
         Loads nothing when as many deltas as the bank has slots are on their way already.
@@ -250,16 +250,16 @@ class Slots:
             those of them that are on their way, or wait on the host.
         """
         now = time.monotonic()
-        coming: dict[Key, Coming] = {}
+        coming: dict[Key, PendingLoad] = {}
         with self._lock:
             for record in records:
                 key = record.key
                 if key in self._slot_of:
                     self._slot_of.move_to_end(key)  # it will be needed: others give way first
-                elif key not in self._coming and self._has_room_ahead(now):
-                    self._coming[key] = self._begin_to_load(record)
-                if key in self._coming:
-                    coming[key] = self._coming[key]
+                elif key not in self._pending and self._has_room_ahead(now):
+                    self._pending[key] = self._begin_to_load(record)
+                if key in self._pending:
+                    coming[key] = self._pending[key]
         return coming
 
     def replace_hanging(self) -> None:
@@ -268,17 +268,17 @@ class Slots:
 
     def _begin_to_load(self, record: Record) -> Coming:
         now = time.monotonic()
-        return Coming(self._threads.submit(self._load, record), now, now + self.load_timeout_s)
+        return PendingLoad(self._threads.submit(self._load, record), now, now + self.load_timeout_s)
 
     def _has_room_ahead(self, now: float) -> bool:
-        if len(self._coming) >= self._max_ahead:
-            stale = [key for key, item in self._coming.items() if now - item.asked_at > _KEEP_S]
+        if len(self._pending) >= self._max_ahead:
+            stale = [key for key, item in self._pending.items() if now - item.asked_at > _KEEP_S]
             for key in stale:
-                del self._coming[key]
+                del self._pending[key]
         # What hangs takes nobody's room.
-        return sum(item.takes_room(now) for item in self._coming.values()) < self._max_ahead
+        return sum(item.takes_room(now) for item in self._pending.values()) < self._max_ahead
 
-    def parts(self, records: Iterable[Record]) -> list[list[Record]]:
+    def split(self, records: Iterable[Record]) -> list[list[Record]]:
         """Cut a batch's deltas into parts of which each fits its share, what is there first."""
         distinct = {record.key: record for record in records}
         if self._room is None:
@@ -295,7 +295,9 @@ class Slots:
         return [held + first, *(rest[at : at + room] for at in range(0, len(rest), room))]
 
     @contextmanager
-    def claim(self, records: Sequence[Record]) -> Iterator[dict[Key, int | DeltaUnavailableError]]:
+    def acquire(
+        self, records: Sequence[Record]
+    ) -> Iterator[dict[Key, int | DeltaUnavailableError]]:
         """Each delta's slot, or why it has none; the slots stay theirs until the end.
 
         Args:
@@ -317,11 +319,11 @@ class Slots:
     def _wait(
         self,
         records: Sequence[Record],
-        coming: dict[Key, Coming],
+        coming: dict[Key, PendingLoad],
         outcomes: dict[Key, int | DeltaUnavailableError],
-    ) -> dict[Key, Staged]:
+    ) -> dict[Key, StagedDelta]:
         """Wait for files; writes into `outcomes` what went wrong."""
-        staged: dict[Key, Staged] = {}
+        staged: dict[Key, StagedDelta] = {}
         for record in records:
             if record.key in coming:
                 try:
@@ -332,7 +334,7 @@ class Slots:
         return staged
 
     def _put(
-        self, staged: dict[Key, Staged], coming: dict[Key, Coming], claimed: list[Key]
+        self, staged: dict[Key, StagedDelta], coming: dict[Key, PendingLoad], claimed: list[Key]
     ) -> dict[Key, int]:
         """Put what was loaded into slots; returns these, and adds to what the batch has claimed."""
         with self._bank_lock:
@@ -351,15 +353,15 @@ class Slots:
                 claimed += put
                 for key, item in coming.items():
                     if item.staged.done():  # one that was too slow may be there for the next batch
-                        self._coming.pop(key, None)
+                        self._pending.pop(key, None)
                 self.counts.failed += len(coming) - len(staged)
         return slots | put
 
     def _find(
         self, records: Sequence[Record], outcomes: dict[Key, int | DeltaUnavailableError]
-    ) -> dict[Key, Coming]:
+    ) -> dict[Key, PendingLoad]:
         """Write the slots of those in the bank into `outcomes`; returns the others, loading."""
-        coming: dict[Key, Coming] = {}
+        coming: dict[Key, PendingLoad] = {}
         with self._lock:
             for record in records:
                 key = record.key
@@ -369,9 +371,9 @@ class Slots:
                     self._claimed[key] += 1
                     self.counts.hits += 1
                     continue
-                if key not in self._coming:
-                    self._coming[key] = self._begin_to_load(record)
-                coming[key] = self._coming[key]
+                if key not in self._pending:
+                    self._pending[key] = self._begin_to_load(record)
+                coming[key] = self._pending[key]
                 if coming[key].staged.done():
                     self.counts.prefetched += 1
                 else:

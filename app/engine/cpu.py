@@ -26,7 +26,7 @@ from deltas.kernels.epilogue import Corrections, Norm, PerLine, Product, Target,
 from deltas.kernels.int8 import Quantised
 
 
-class FusedOverlay(BankOverlay):
+class CpuOverlay(BankOverlay):
     """What one packed batch sees of the bank: each row its own slot.
 
     Args:
@@ -165,7 +165,7 @@ class FusedOverlay(BankOverlay):
         return Norm(scale, self._vectors(site, "bias", per_row=per_row), self._bank.eps)
 
 
-class HostForward:
+class CpuForward:
     """On a CPU."""
 
     def __init__(self, config: EncoderConfig, bank: Bank) -> None:
@@ -175,7 +175,7 @@ class HostForward:
     def run(self, tokens: Rows, slots: Sequence[int], *, int8: bool = False) -> list[list[float]]:
         """Each row's logits."""
         batch = pack(tokens, keys=self._keys(tokens, slots), windows=False)
-        overlay = FusedOverlay(self._bank, batch, slots, int8=int8)
+        overlay = CpuOverlay(self._bank, batch, slots, int8=int8)
         return overlay.head(encode(self._config, overlay, batch, RowAttention(batch)))
 
     def prepare(self, needed: Size) -> int:

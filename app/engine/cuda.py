@@ -174,7 +174,7 @@ def _captured(
         raise NotRecordedError(str(error)) from error
 
 
-class DeviceForward:
+class CudaForward:
     """Passes on a GPU; from one thread at a time.
 
     Args:

@@ -25,10 +25,10 @@ from typing import Any, Protocol
 
 import torch
 
-from app.engine.bank import Bank, Staged
-from app.engine.cache import Coming, Key, Slots
-from app.engine.cpu import HostForward
-from app.engine.cuda import DeviceForward, cuda_recorder
+from app.engine.bank import Bank, StagedDelta
+from app.engine.cache import DeltaCache, Key, PendingLoad
+from app.engine.cpu import CpuForward
+from app.engine.cuda import CudaForward, cuda_recorder
 from app.engine.loader import Loader
 from app.errors import DeltaUnavailableError
 from deltas import (
@@ -52,10 +52,10 @@ from deltas.manifest import Manifest, TaskKind
 
 # On the packaged backbone rounding moves the margin between two labels by 0.05 (root mean square;
 # docs/performance.md). Two labels that far apart score 0.5125 and 0.4875.
-LIMIT = 0.05
+LOW_MARGIN = 0.05
 
 
-def is_close(kind: TaskKind, logits: Sequence[float]) -> bool:
+def has_low_margin(kind: TaskKind, logits: Sequence[float]) -> bool:
     """Whether a row's labels would be others if its logits moved by a little.
 
     Args:
@@ -65,9 +65,9 @@ def is_close(kind: TaskKind, logits: Sequence[float]) -> bool:
     if kind == "regression" or not all(map(math.isfinite, logits)):
         return False
     if kind == "multi_label":
-        return any(abs(logit) < LIMIT for logit in logits)
+        return any(abs(logit) < LOW_MARGIN for logit in logits)
     best, second = heapq.nlargest(2, logits)
-    return best - second < LIMIT
+    return best - second < LOW_MARGIN
 
 
 @dataclass
@@ -76,20 +76,20 @@ class Int8Counts:
 
     Attributes:
         rows: of all kinds, the readiness check's and those that nobody waited for any more too.
-        close_calls: those of them that were computed once more.
+        low_margin: those of them that were computed once more.
     """
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
-    close_calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    low_margin: Counter[tuple[str, str]] = field(default_factory=Counter)
     _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
-    def judge(self, manifest: Manifest, logits: Sequence[float]) -> bool:
+    def needs_recompute(self, manifest: Manifest, logits: Sequence[float]) -> bool:
         """Count a row that int8 computed; gives whether it is a close call."""
-        close = is_close(manifest.task.kind, logits)
+        close = has_low_margin(manifest.task.kind, logits)
         with self._lock:
             self.rows[manifest.key] += 1
             if close:
-                self.close_calls[manifest.key] += 1
+                self.low_margin[manifest.key] += 1
         return close
 
 
@@ -112,8 +112,8 @@ class Forward(Protocol):
 def forward_of(config: EncoderConfig, bank: Bank) -> Forward:
     """The pass for the bank's device."""
     if bank.device.type == "cpu":
-        return HostForward(config, bank)
-    return DeviceForward(config, bank, cuda_recorder)
+        return CpuForward(config, bank)
+    return CudaForward(config, bank, cuda_recorder)
 
 
 _TRIAL_TEXT = "ready?"
@@ -173,16 +173,16 @@ class Engine:
         self._loader = Loader(backbone, self._bank, again=max_slots > 0)
         self._pinned = {record.key for record in pinned}
         most = max_slots if 0 < max_slots < len(store.records) else None
-        self.slots = Slots(self._bank, self._loader.load, max_slots=most, pinned=self._pinned)
+        self.cache = DeltaCache(self._bank, self._loader.load, max_slots=most, pinned=self._pinned)
         self._check_manifests()
         self._fill()
-        self._try_out([record for record in store.records if record in self.slots])
+        self._try_out([record for record in store.records if record in self.cache])
         self.forget_counts()
         give_back_freed_memory()
 
     def forget_counts(self) -> None:
         """Begin to count anew: what is run at the start is nobody's."""
-        self.slots.forget_counts()
+        self.cache.forget_counts()
         self.int8_counts = Int8Counts()
 
     def _check_manifests(self) -> None:
@@ -195,9 +195,9 @@ class Engine:
     def _fill(self) -> None:
         """Load as many deltas as there are slots for, the pinned ones first."""
         tried: set[Path] = set()
-        most = self.slots.max_slots or len(self.store.records)
+        most = self.cache.max_slots or len(self.store.records)
         self._bank.reserve(min(most, len(self.store.records)))
-        while free := most - self.slots.num_used:
+        while free := most - self.cache.num_used:
             new = [record for record in self.store.records if record.path not in tried]
             if not new:
                 break
@@ -209,14 +209,14 @@ class Engine:
             tried |= {record.path for record in new}
 
     def _load(self, records: Sequence[Record]) -> None:
-        loaded: list[tuple[Record, Staged]] = []
+        loaded: list[tuple[Record, StagedDelta]] = []
         for record in records:
             try:
                 loaded.append((record, self._loader.load(record)))
             except DeltaError as error:
                 reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
                 self.store.reject(record, reason)
-        self.slots.hold(loaded)
+        self.cache.insert(loaded)
 
     def _try_out(self, records: Sequence[Record]) -> None:
         """Reject deltas whose values are finite but whose answers are not."""
@@ -227,7 +227,7 @@ class Engine:
                 if isinstance(logits, list) and not all(map(math.isfinite, logits)):
                     reason = f"answers NaN or infinite numbers in {self.precision}; train it again"
                     self.store.reject(row.record, reason, with_copies=True)
-                    self.slots.drop(row.record)
+                    self.cache.evict(row.record)
 
     @staticmethod
     def trial(record: Record) -> tuple[str, ...]:
@@ -240,13 +240,13 @@ class Engine:
         tokenized = tokenize_texts(self.backbone.tokenizer, max_length, texts)
         return [EngineRow(tokens, record) for tokens in tokenized]
 
-    def prefetch(self, records: Sequence[Record]) -> dict[Key, Coming]:
+    def prefetch(self, records: Sequence[Record]) -> dict[Key, PendingLoad]:
         """Begin to load what rows will need that are about to be queued; from any thread.
 
         Returns:
             what is being loaded; a batch with these rows would wait for it.
         """
-        return self.slots.prefetch(records)
+        return self.cache.prefetch(records)
 
     def run(self, rows: Sequence[EngineRow], threads: int = 0) -> list[Outcome]:
         """Logits of each row, in order. In as many threads at a time as `slots.share` was told.
@@ -270,8 +270,8 @@ class Engine:
         for number, row in enumerate(rows):
             of_delta.setdefault(row.record.key, []).append(number)
         with torch.inference_mode():
-            for part in self.slots.parts([rows[own[0]].record for own in of_delta.values()]):
-                with self.slots.claim(part) as claimed:
+            for part in self.cache.split([rows[own[0]].record for own in of_delta.values()]):
+                with self.cache.acquire(part) as claimed:
                     slot_of: dict[tuple[str, str, str], int] = {}
                     for key, slot in claimed.items():
                         if isinstance(slot, DeltaUnavailableError):
@@ -318,7 +318,7 @@ class Engine:
         close: tuple[list[int], list[int]] = [], []
         for number, slot, logits in zip(chosen, slots, answers, strict=True):
             outcomes[number] = logits
-            if int8 and self.int8_counts.judge(rows[number].record.manifest, logits):
+            if int8 and self.int8_counts.needs_recompute(rows[number].record.manifest, logits):
                 close[0].append(number)
                 close[1].append(slot)
         if close[0]:
@@ -343,7 +343,7 @@ class Engine:
             "device": str(self.device),
             "precision": self.precision,
             "deltas": len(self.store.records),
-            "slots": self.slots.max_slots or "all",
+            "slots": self.cache.max_slots or "all",
             "backbone": self.backbone.ref.id,
             "fingerprint": self.backbone.ref.fingerprint,
         }

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.engine.bank import KINDS, Bank, Staged
+from app.engine.bank import KINDS, Bank, StagedDelta
 from deltas import Backbone, Delta, DenseEntry, Entry, Record, check_delta
 from deltas.format import read_content
 
@@ -73,7 +73,7 @@ class Loader:
         self._frozen = {k: bank.lay_out(k, {}, vectors).to(bank.vector_dtype) for k in KINDS}
         self._nowhere = {name: torch.full(w.shape, -1) for name, w in vectors.items()}
 
-    def load(self, record: Record) -> Staged:
+    def load(self, record: Record) -> StagedDelta:
         """Read a delta.
 
         Raises:
@@ -95,7 +95,7 @@ class Loader:
         self._remember(record.path, content, delta, staged)
         return staged
 
-    def _follow(self, recipe: _Recipe, content: bytes) -> Staged:
+    def _follow(self, recipe: _Recipe, content: bytes) -> StagedDelta:
         plan = recipe.plan
         # A copy, since PyTorch warns of memory that can't be written to.
         data = torch.frombuffer(bytearray(content), dtype=torch.float32, offset=recipe.start)
@@ -107,9 +107,9 @@ class Loader:
             data[start : start + torch.Size(shape).numel()].view(shape).clone()
             for start, shape in plan.head
         )
-        return Staged(vectors, {}, {}, weight, bias)
+        return StagedDelta(vectors, {}, {}, weight, bias)
 
-    def _remember(self, path: Path, content: bytes, delta: Delta, checked: Staged) -> None:
+    def _remember(self, path: Path, content: bytes, delta: Delta, checked: StagedDelta) -> None:
         start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
         header = json.loads(content[_LENGTH_BYTES:start])
         header.pop("__metadata__")
@@ -141,7 +141,7 @@ def _is_vector(entry: Entry) -> bool:
     return isinstance(entry, DenseEntry) and entry.values.ndim == 1
 
 
-def _same(one: Staged, other: Staged) -> bool:
+def _same(one: StagedDelta, other: StagedDelta) -> bool:
     pairs = [(one.head_weight, other.head_weight), (one.head_bias, other.head_bias)]
     if one.vectors.keys() != other.vectors.keys():
         return False

@@ -21,7 +21,7 @@ BYTES_A_VALUE = 12  # of a sparse slot: row, column and difference
 
 
 @dataclass(frozen=True)
-class SparseSlot:
+class SparseWeights:
     """A slot's own values in one matrix or table.
 
     Attributes:
@@ -37,7 +37,9 @@ class SparseSlot:
     most_in_row: int
 
     @classmethod
-    def of(cls, places: Tensor, values: Tensor, frozen: Tensor, dtype: torch.dtype) -> SparseSlot:
+    def of(
+        cls, places: Tensor, values: Tensor, frozen: Tensor, dtype: torch.dtype
+    ) -> SparseWeights:
         """Values at flat places of a matrix.
 
         Args:
@@ -52,10 +54,10 @@ class SparseSlot:
         most_in_row = int(rows.bincount().max()) if len(rows) else 0
         return cls(rows.int(), (places % width).int(), differences, most_in_row)
 
-    def to(self, device: torch.device) -> SparseSlot:
+    def to(self, device: torch.device) -> SparseWeights:
         """The same on a device."""
         rows, columns, differences = self.rows, self.columns, self.differences
-        return SparseSlot(
+        return SparseWeights(
             rows.to(device), columns.to(device), differences.to(device), self.most_in_row
         )
 

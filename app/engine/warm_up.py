@@ -49,13 +49,13 @@ def warm_up(
         workers = fitting_workers(engine, workers, shared)
     else:
         workers = _choose_workers(engine, shared) if on_cpu and shared > 1 else 1
-    engine.slots.share(1)  # as it is for a batch by itself
+    engine.cache.set_concurrency(1)  # as it is for a batch by itself
     torch.set_num_threads(threads)
     if not max_batch_tokens:
         budget = choose_budget(lambda tokens: seconds_for(engine, tokens))
         max_batch_tokens = budget.value
         logger.info("tokens a batch: %s", budget)
-    workers = engine.slots.share(workers)
+    workers = engine.cache.set_concurrency(workers)
     tuning = Tuning(threads, workers, max(1, shared // workers), max_batch_tokens)
     _prepare(engine, tuning, max_batch_rows)
     engine.forget_counts()
@@ -114,20 +114,20 @@ def seconds_side_by_side(engine: Engine, num_tokens: int, workers: int, threads:
     Raises:
         Exception: whatever a batch raised.
     """
-    workers = engine.slots.share(workers)
+    workers = engine.cache.set_concurrency(workers)
     rows = made_up_rows(engine, num_tokens // workers)
     start = Barrier(workers)
 
     def run() -> tuple[float, float]:
         try:
-            engine.run(rows, threads)  # the first one in a thread starts its team
+            engine.predict(rows, threads)  # the first one in a thread starts its team
         except BaseException:
             start.abort()  # the others would wait for it
             raise
         start.wait()
         started = time.perf_counter()
         for _ in range(_IN_A_ROW):
-            engine.run(rows, threads)
+            engine.predict(rows, threads)
         return started, time.perf_counter()
 
     with ThreadPoolExecutor(workers) as pool:
@@ -151,14 +151,14 @@ def seconds_for(engine: Engine, num_tokens: int, threads: int | None = None) -> 
         torch.set_num_threads(threads)
     rows = made_up_rows(engine, num_tokens)
     started = time.perf_counter()
-    engine.run(rows)
+    engine.predict(rows)
     return time.perf_counter() - started
 
 
 def made_up_rows(engine: Engine, num_tokens: int) -> list[EngineRow]:
     """Rows of mixed lengths, so many tokens together, for the default deltas of some tasks."""
     tasks = engine.store.tasks[:_MOST_TASKS]
-    most = min(len(tasks), engine.slots.max_slots or len(tasks))
+    most = min(len(tasks), engine.cache.max_slots or len(tasks))
     records = [engine.store.resolve(task) for task in tasks[:most]]
     rows: list[EngineRow] = []
     while num_tokens > 0:

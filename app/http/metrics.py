@@ -20,7 +20,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from app.engine.cache import SlotCounts
+from app.engine.cache import CacheCounts
 from app.engine.engine import Int8Counts
 
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
@@ -92,7 +92,7 @@ class Metrics:
         self._queue_rows.set_function(num_rows)
         self._queue_tokens.set_function(num_tokens)
 
-    def watch_slots(self, num_used: Callable[[], int], counts: SlotCounts) -> None:
+    def watch_slots(self, num_used: Callable[[], int], counts: CacheCounts) -> None:
         """Show who is in the bank and who came and went, read when the metrics are."""
         self._slots.set_function(num_used)
         self.registry.register(_SlotCollector(counts))
@@ -138,7 +138,7 @@ class Metrics:
 class _SlotCollector(Collector):
     """Counters that `app.engine.cache` keeps: the hit rate is hits over all lookups."""
 
-    def __init__(self, counts: SlotCounts) -> None:
+    def __init__(self, counts: CacheCounts) -> None:
         self._counts = counts
 
     def collect(self) -> Iterator[CounterMetricFamily]:
@@ -181,7 +181,7 @@ class _Int8Collector(Collector):
             (
                 "deltabert_close_calls",
                 "Rows of those that were computed once more without it, by delta.",
-                self._counts.close_calls,
+                self._counts.low_margin,
             ),
         ):
             family = CounterMetricFamily(name, help_text, labels=("task", "strategy"))

@@ -166,7 +166,7 @@ class EngineAlone:
         self._batches = cut(self._rows, 4096)
         engine.prepare(4096, torch.get_num_threads())
         for batch in self._batches[:2]:
-            engine.run(batch)
+            engine.predict(batch)
 
     @property
     def num_tokens(self) -> list[int]:
@@ -178,14 +178,14 @@ class EngineAlone:
         started, done = time.perf_counter(), 0
         while time.perf_counter() - started < seconds:
             for batch in self._batches:
-                self._engine.run(batch)
+                self._engine.predict(batch)
             done += len(self._rows)
         rate = done / (time.perf_counter() - started)
         tokens = rate * statistics.mean(self.num_tokens)
         single = []
         for row in self._rows[:_LATENCY_ROWS]:
             started = time.perf_counter()
-            self._engine.run([row])
+            self._engine.predict([row])
             single.append(time.perf_counter() - started)
         return {
             "rows_per_s": round(rate, 1),

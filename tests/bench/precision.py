@@ -135,7 +135,7 @@ def compare(
 
 def logits_of(engine: Engine, rows: Sequence[EngineRow], budget: int) -> NDArray[Any]:
     """The logits of all rows of one delta, computed in packed batches."""
-    outcomes = [outcome for batch in cut(rows, budget) for outcome in engine.run(batch)]
+    outcomes = [outcome for batch in cut(rows, budget) for outcome in engine.predict(batch)]
     for outcome in outcomes:
         if isinstance(outcome, DeltaUnavailableError):
             raise outcome

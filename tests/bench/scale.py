@@ -108,7 +108,7 @@ def scale(
         "systems": rates(seconds, workload),
         "ratios": summarise(seconds, memory, register, options.tasks),
         "memory": memory,
-        "slots": {"cliff": vars(few.slots.counts)},
+        "slots": {"cliff": vars(few.cache.counts)},
         "rows": len(workload.rows),
         "tokens": workload.num_tokens,
         "data": workload.source,
@@ -174,7 +174,7 @@ def _run_ahead(engine: Engine, draws: list[list[EngineRow]], budget: int) -> Sys
         for number, batch in enumerate(batches):
             for row in batches[number + 1] if number + 1 < len(batches) else ():
                 engine.prefetch([row.record])
-            engine.run(batch)
+            engine.predict(batch)
 
     return run
 
@@ -221,12 +221,12 @@ def memory_of(root: Path, max_slots: int) -> dict[str, float]:
         records = engine.store.records
         rows = [row for each in records for row in engine.tokenize(each, [engine.trial(each)])]
         for start in range(0, len(rows), max_slots):
-            engine.run(rows[start : start + max_slots])
+            engine.predict(rows[start : start + max_slots])
     return {
         "backbone_resident_bytes": before,
         "resident_bytes": resident_bytes(),
         "delta_bytes": sum(record.num_bytes for record in engine.store.records),
-        "slots_used": engine.slots.num_used,
+        "slots_used": engine.cache.num_used,
         "start_s": round(start_s, 1),
     }
 

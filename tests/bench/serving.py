@@ -156,7 +156,7 @@ def mixed_rows(workload: Workload, store: Store) -> list[EngineRow]:
 def run_engine(engine: Engine, rows: Sequence[EngineRow], budget: int) -> System:
     """The engine on these rows, as a system to be measured."""
     batches = cut(rows, budget)
-    return lambda: [engine.run(batch) for batch in batches]
+    return lambda: [engine.predict(batch) for batch in batches]
 
 
 def cut(rows: Sequence[EngineRow], budget: int) -> list[list[EngineRow]]:

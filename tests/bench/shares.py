@@ -90,14 +90,14 @@ def shares(engine: Engine, batches: Sequence[Sequence[EngineRow]]) -> dict[str, 
     batches = _some(batches)
     num_tokens = sum(row.num_tokens for batch in batches for row in batch)
     for batch in batches:
-        engine.run(batch)
+        engine.predict(batch)
     started = time.perf_counter()
     for batch in batches:
-        engine.run(batch)
+        engine.predict(batch)
     whole = (time.perf_counter() - started) * 1e6 / num_tokens
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for batch in batches:
-            engine.run(batch)
+            engine.predict(batch)
     parts: Counter[str] = Counter()
     for event in profiler.key_averages():
         parts[_PARTS.get(event.key, event.key)] += event.self_cpu_time_total / num_tokens

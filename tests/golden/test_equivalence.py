@@ -140,7 +140,7 @@ def test_mixed_batch_equals_stock_transformers(
     rows = [
         tokenized(engine, record, draw.choice(rows_for(record.manifest.task))) for record in chosen
     ]
-    for record, row, logits in zip(chosen, rows, engine.run(rows), strict=True):
+    for record, row, logits in zip(chosen, rows, engine.predict(rows), strict=True):
         expected = stock_logits(tiny_backbone, record.load(), [row.tokens])[0]
         torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-5, rtol=0)
         if record.manifest.task.kind == "single_label":
@@ -153,7 +153,7 @@ def test_mates_do_not_matter(tiny_backbone: Backbone, mixed_store: Store) -> Non
     draw = random.Random(5)
     record: Record = mixed_store.resolve("toy3", "random:0.05")
     mine = tokenized(engine, record, {"premise": "the film", "hypothesis": "not good"})
-    alone = torch.tensor(engine.run([mine])[0])
+    alone = torch.tensor(engine.predict([mine])[0])
     for size in (2, 8, 40):
         others = [draw.choice(mixed_store.records) for _ in range(size)]
         rows = [
@@ -161,7 +161,9 @@ def test_mates_do_not_matter(tiny_backbone: Backbone, mixed_store: Store) -> Non
         ]
         place = draw.randrange(size)
         rows[place] = mine
-        torch.testing.assert_close(torch.tensor(engine.run(rows)[place]), alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor(engine.predict(rows)[place]), alone, atol=1e-5, rtol=0
+        )
 
 
 def test_store_on_disk_is_what_was_trained(mixed_store: Store, tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def answers(backbone: Backbone, folder: Path, task: str) -> list[list[float]]:
     engine = Engine(backbone, store, device="cpu", precision="fp32")
     record = store.resolve(task)
     texts = [row_texts(record.manifest.task, row, 0) for row in ROWS[task]]
-    outcomes = engine.run(engine.tokenize(record, texts))
+    outcomes = engine.predict(engine.tokenize(record, texts))
     return [logits for logits in outcomes if isinstance(logits, list)]
 
 

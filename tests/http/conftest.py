@@ -102,7 +102,7 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """A gate in front of every engine; open at first."""
-    gate, run = Gate(), Engine.run
+    gate, run = Gate(), Engine.predict
 
     def run_gated(engine: Engine, rows: Sequence[EngineRow], threads: int = 0) -> list[Outcome]:
         gate.batches.append(list(rows))
@@ -110,7 +110,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         assert gate.is_open.wait(30)
         return run(engine, rows, threads)
 
-    monkeypatch.setattr(Engine, "run", run_gated)
+    monkeypatch.setattr(Engine, "predict", run_gated)
     yield gate
     gate.is_open.set()
 

@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.engine.bank import Staged
+from app.engine.bank import StagedDelta
 from app.engine.loader import Loader
 from app.main import create_app
 from app.settings import Settings, SettingsError
@@ -121,14 +121,14 @@ def test_a_file_that_hangs_holds_up_nobody_else(
     """Neither rows that are in the same batch, nor the batches after it, nor the health check."""
     is_open, load = threading.Event(), Loader.load
 
-    def hang(loader: Loader, record: Record) -> Staged:
+    def hang(loader: Loader, record: Record) -> StagedDelta:
         if record.key[:2] == ("toymulti", "bitfit"):
             assert is_open.wait(60)
         return load(loader, record)
 
     monkeypatch.setattr(Loader, "load", hang)
     few = start(max_slots=4, pinned=("toy68", "toyreg"))
-    few.app.state.serving.engine.slots.load_timeout_s = 6.0  # type: ignore[attr-defined]
+    few.app.state.serving.engine.cache.load_timeout_s = 6.0  # type: ignore[attr-defined]
     hung = {"task": "toymulti", "strategy": "bitfit"}
     others = [target for target in ALL if target != hung and target["task"] != "toy2"]
     try:

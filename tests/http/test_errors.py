@@ -52,12 +52,12 @@ def test_errors_carry_the_request_id(client: TestClient, check_error: CheckError
 
 
 def break_engine(monkeypatch: pytest.MonkeyPatch, result: Callable[[Any], Any]) -> None:
-    run = Engine.run
+    run = Engine.predict
 
     def broken(engine: Engine, rows: Sequence[EngineRow], threads: int) -> Any:
         return result(run(engine, rows, threads))
 
-    monkeypatch.setattr(Engine, "run", broken)
+    monkeypatch.setattr(Engine, "predict", broken)
 
 
 def fail(_logits: Any) -> Any:
@@ -105,7 +105,7 @@ def test_a_bad_row_of_another_request_does_not_spoil_mine(
     wait_for_queue: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = Engine.run
+    run = Engine.predict
 
     def poisoned(engine: Engine, rows: Sequence[EngineRow], threads: int) -> list[Outcome]:
         answers = run(engine, rows, threads)
@@ -113,7 +113,7 @@ def test_a_bad_row_of_another_request_does_not_spoil_mine(
             raise RuntimeError("toy68 is poison here")
         return answers
 
-    monkeypatch.setattr(Engine, "run", poisoned)
+    monkeypatch.setattr(Engine, "predict", poisoned)
     client = start()
     body = {"inputs": ["good"] * 3}
     gate.close()

@@ -39,7 +39,7 @@ def test_probes_are_no_load(start: Callable[..., TestClient], gate: Any) -> None
 def test_a_dead_worker_is_seen_within_a_second(
     start: Callable[..., TestClient], check_error: CheckError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Engine.run
+    run = Engine.predict
     dying: list[bool] = []
 
     def die(engine: Engine, rows: Any, threads: int) -> Any:
@@ -47,7 +47,7 @@ def test_a_dead_worker_is_seen_within_a_second(
             raise SystemExit(1)
         return run(engine, rows, threads)
 
-    monkeypatch.setattr(Engine, "run", die)
+    monkeypatch.setattr(Engine, "predict", die)
     client = start()
     assert client.get("/health/ready").status_code == 200
     dying.append(True)
@@ -112,11 +112,11 @@ def test_liveness_is_fast_under_load(client: TestClient) -> None:
 def test_close_calls_are_counted_by_delta(
     start: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "LIMIT", math.inf)
+    monkeypatch.setattr(engine_module, "LOW_MARGIN", math.inf)
     client = start(precision="int8", warm_up=True)
     assert "deltabert_close_calls_total{" not in client.get("/metrics").text, "of the warm-up"
     for limit in (0.0, math.inf):
-        monkeypatch.setattr(engine_module, "LIMIT", limit)
+        monkeypatch.setattr(engine_module, "LOW_MARGIN", limit)
         body = {"inputs": ["a good film", "not very bad"], "strategy": "bitfit"}
         assert client.post("/predict/toy2", json=body).status_code == 200
     text = client.get("/metrics").text

@@ -86,10 +86,10 @@ def test_few_slots_answer_as_many(few: Engine, whole: Engine, batches: Any, ahea
         if ahead:
             following = batches[number + 1] if number + 1 < len(batches) else batch
             few.prefetch([row.record for row in engine_rows(whole.store, following)])
-        check_equal(few.run(rows), whole.run(rows))
-        most = few.slots.max_slots or NUM_DELTAS  # slots for more than there are is no limit
-        assert few.slots.num_used <= most
-        assert few._bank.num_slots - 1 == few.slots.num_used
+        check_equal(few.predict(rows), whole.predict(rows))
+        most = few.cache.max_slots or NUM_DELTAS  # slots for more than there are is no limit
+        assert few.cache.num_used <= most
+        assert few._bank.num_slots - 1 == few.cache.num_used
         assert len(few._bank.heads) <= most + 1
         most_lines = most + 1  # and the backbone's
         assert max(len(table) for table in few._bank.lines["bias"].tables.values()) <= most_lines
@@ -106,8 +106,8 @@ def test_pinned_deltas_stay(
     )
     for batch in batches:
         rows = engine_rows(store, batch)
-        check_equal(engine.run(rows), whole.run(rows))
-        assert all(record in engine.slots for record in pinned)
+        check_equal(engine.predict(rows), whole.predict(rows))
+        assert all(record in engine.cache for record in pinned)
 
 
 @LAW
@@ -118,11 +118,13 @@ def test_missing_files_harm_only_their_own_rows(
     """The others' answers come from the same calls; files that come back are served again."""
     engine = Engine(tiny_backbone, store, device="cpu", precision="fp32", max_slots=3)
     away = [record for n, record in enumerate(store.records) if n in gone]
-    away = [record for record in away if record not in engine.slots]
+    away = [record for record in away if record not in engine.cache]
     with hidden([record.path for record in away]):
         for batch in batches:
             rows = engine_rows(store, batch)
-            for row, mine, theirs in zip(rows, engine.run(rows), whole.run(rows), strict=True):
+            for row, mine, theirs in zip(
+                rows, engine.predict(rows), whole.predict(rows), strict=True
+            ):
                 if row.record in away:
                     assert isinstance(mine, DeltaUnavailableError)
                     assert "no such file" in str(mine)
@@ -131,7 +133,7 @@ def test_missing_files_harm_only_their_own_rows(
                     assert mine == pytest.approx(theirs, abs=TOLERANCE)
     for batch in batches:
         rows = engine_rows(store, batch)
-        check_equal(engine.run(rows), whole.run(rows))
+        check_equal(engine.predict(rows), whole.predict(rows))
 
 
 @contextmanager
@@ -170,7 +172,7 @@ def test_loading_ahead_and_running_at_the_same_time(prefetching: Engine, whole: 
     batch = [(number, [number + 5] * (1 + number % 4)) for number in range(NUM_DELTAS)]
     for _ in range(8):
         rows = engine_rows(whole.store, batch)
-        check_equal(prefetching.run(rows), whole.run(rows))
+        check_equal(prefetching.predict(rows), whole.predict(rows))
         batch = batch[7:] + batch[:7]
     counts = prefetching.slots.counts
     assert counts.prefetched > 0

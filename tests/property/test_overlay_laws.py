@@ -97,7 +97,7 @@ def whole_engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Iterator[Engine]
         pytest.skip("this CPU's products of whole numbers are not exact")
     store = Store([tiny_deltas], backbone=tiny_backbone.ref)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "LIMIT", 0.0)
+        patch.setattr(engine_module, "LOW_MARGIN", 0.0)
         yield Engine(tiny_backbone, store, device="cpu", precision="int8")
 
 
@@ -119,9 +119,9 @@ def test_whole_numbers_do_not_depend_on_company(whole_engine: Engine, rows: Any)
     for number, ids in rows:
         tokens = TokenizedRow([2, *ids, 3], [0] * (len(ids) + 2), truncated=False)
         made.append(EngineRow(tokens, whole_engine.store.records[number]))
-    together = whole_engine.run(made)
+    together = whole_engine.predict(made)
     for row, logits in zip(made, together, strict=True):
-        (alone,) = whole_engine.run([row])
+        (alone,) = whole_engine.predict([row])
         assert isinstance(alone, list)
         is_half = dtype_of("int8", whole_engine.device) == torch.bfloat16
         is_apart = is_half and row.record.key[1] in APART
@@ -145,9 +145,9 @@ def test_tasks_in_one_batch_do_not_meet(engine: Engine, wanted: Any, data: st.Da
         tokens = TokenizedRow([2, *ids, 3], [0] * (len(ids) + 2), truncated=False)
         rows.append(EngineRow(tokens, engine.store.records[number]))
     order = data.draw(st.permutations(range(len(rows))))
-    together = engine.run([rows[index] for index in order])
+    together = engine.predict([rows[index] for index in order])
     for index, logits in zip(order, together, strict=True):
-        (alone,) = engine.run([rows[index]])
+        (alone,) = engine.predict([rows[index]])
         assert isinstance(alone, list)
         assert isinstance(logits, list)
         assert logits == pytest.approx(alone, abs=TOLERANCE)

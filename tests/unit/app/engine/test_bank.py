@@ -11,7 +11,7 @@ from torch import Tensor
 
 from app.engine.bank import Bank
 from app.engine.bank_overlay import BankOverlay
-from app.engine.cpu import FusedOverlay
+from app.engine.cpu import CpuOverlay
 from deltas import Backbone, Delta, Overlay, SingleOverlay, TaskSpec, encoder_layout, pack
 from deltas.backbone.backbone import weights_fingerprint
 from deltas.kernels.int8 import mixed
@@ -50,7 +50,7 @@ def bank(tiny_backbone: Backbone, deltas: list[Delta]) -> Bank:
 
 
 @pytest.fixture(
-    params=[(BankOverlay, False), (FusedOverlay, False), (FusedOverlay, True)],
+    params=[(BankOverlay, False), (CpuOverlay, False), (CpuOverlay, True)],
     ids=["bank", "fused", "fused-loose"],
 )
 def layout(request: pytest.FixtureRequest) -> tuple[type[BankOverlay], bool]:
@@ -151,7 +151,7 @@ def test_serving_drops_nothing(bank: Bank, batch: Any) -> None:
     packed, slots = batch
     x = torch.randn(len(packed.input_ids), 36)
     with pytest.raises(ValueError, match="nothing is dropped"):
-        FusedOverlay(bank, packed, slots).add_norm(
+        CpuOverlay(bank, packed, slots).add_norm(
             ("layer.0.attention_output", "layer.0.attention_norm"), x, x, 0.1
         )
 
@@ -247,7 +247,7 @@ def test_the_input_is_left_alone(bank: Bank, batch: Any, overlay_type: type[Bank
 def test_adding_later_is_adding_at_once(
     tiny_backbone: Backbone, bank: Bank, deltas: list[Delta]
 ) -> None:
-    """Slots that are there keep their number and bits."""
+    """DeltaCache that are there keep their number and bits."""
     grown = Bank(tiny_backbone, CPU, torch.float32)
     slots = [slot for delta in deltas for slot in grown.add([delta])]
     assert slots == list(range(1, 1 + len(deltas)))
@@ -298,7 +298,7 @@ def test_a_failing_product_leaves_the_matrices_as_they_were(bank: Bank) -> None:
     """Else everybody would answer with values of the sparse slot."""
     sparse = 1 + STRATEGIES.index("random:0.05")
     before = [value.clone() for value in state(bank)]
-    mixed = FusedOverlay(bank, pack([([1, 2], [0, 0])], keys=[sparse]), [sparse])
+    mixed = CpuOverlay(bank, pack([([1, 2], [0, 0])], keys=[sparse]), [sparse])
     with pytest.raises(RuntimeError):
         mixed.linear("layer.0.intermediate", torch.randn(2, 35))
     assert all(map(torch.equal, state(bank), before))
@@ -311,9 +311,9 @@ def test_rows_of_a_slot_with_matrices_must_lie_side_by_side(bank: Bank) -> None:
     with pytest.raises(ValueError, match="don't lie side by side"):
         BankOverlay(bank, packed, [sparse, 1, sparse])
     whole = 1 + STRATEGIES.index("top:1")
-    FusedOverlay(bank, packed, [sparse, 1, sparse])
+    CpuOverlay(bank, packed, [sparse, 1, sparse])
     with pytest.raises(ValueError, match="don't lie side by side"):
-        FusedOverlay(bank, packed, [whole, 1, sparse])
+        CpuOverlay(bank, packed, [whole, 1, sparse])
 
 
 def test_many_values_or_lines_ask_for_rows_side_by_side(bank: Bank) -> None:

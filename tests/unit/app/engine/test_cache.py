@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from app.engine.bank import Bank, Staged
-from app.engine.cache import DaemonThreads, Slots
+from app.engine.bank import Bank, StagedDelta
+from app.engine.cache import DeltaCache, IoThreads
 from app.engine.loader import Loader
 from app.errors import DeltaUnavailableError
 from deltas import Backbone, Record, Store
@@ -33,7 +33,7 @@ class SlowLoader:
         self.asked: list[Record] = []
         self.error: Exception | None = None
 
-    def load(self, record: Record) -> Staged:
+    def load(self, record: Record) -> StagedDelta:
         self.asked.append(record)
         assert self.gate.wait(30)
         if self.error is not None:
@@ -46,11 +46,11 @@ def loader(tiny_backbone: Backbone, bank: Bank) -> SlowLoader:
     return SlowLoader(Loader(tiny_backbone, bank, again=True))
 
 
-def claimed_by(
-    slots: Slots, records: list[Record]
+def acquired_by(
+    cache: DeltaCache, records: list[Record]
 ) -> dict[tuple[str, str, str], int | DeltaUnavailableError]:
     """What a batch claims that ends at once."""
-    with slots.claim(records) as claimed:
+    with cache.acquire(records) as claimed:
         return claimed
 
 
@@ -62,37 +62,37 @@ def wait_until(condition: Any) -> None:
 
 
 def test_the_least_recently_used_gives_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
-    slots = Slots(bank, loader.load, max_slots=3)
+    cache = DeltaCache(bank, loader.load, max_slots=3)
     one, two, three, four, five = store.records[:5]
-    claimed_by(slots, [one, two, three])
-    claimed_by(slots, [one])
-    claimed_by(slots, [four])
-    assert [r in slots for r in (one, two, three, four)] == [True, False, True, True]
-    slots.prefetch([three])  # its row is about to be queued
-    claimed_by(slots, [five])
-    assert [r in slots for r in (one, three, four, five)] == [False, True, True, True]
-    assert slots.counts.hits == 1
-    assert slots.counts.evicted == 2
-    assert slots.num_used == 3
+    acquired_by(cache, [one, two, three])
+    acquired_by(cache, [one])
+    acquired_by(cache, [four])
+    assert [r in cache for r in (one, two, three, four)] == [True, False, True, True]
+    cache.prefetch([three])  # its row is about to be queued
+    acquired_by(cache, [five])
+    assert [r in cache for r in (one, three, four, five)] == [False, True, True, True]
+    assert cache.counts.hits == 1
+    assert cache.counts.evicted == 2
+    assert cache.num_used == 3
     assert bank.num_slots == 4
 
 
 def test_what_the_batch_needs_stays(bank: Bank, loader: SlowLoader, store: Store) -> None:
     """Also when it is the least recently used."""
-    slots = Slots(bank, loader.load, max_slots=2)
+    cache = DeltaCache(bank, loader.load, max_slots=2)
     one, two, three = store.records[:3]
-    claimed_by(slots, [one])
-    claimed_by(slots, [two])
-    claimed = claimed_by(slots, [three, one])
+    acquired_by(cache, [one])
+    acquired_by(cache, [two])
+    claimed = acquired_by(cache, [three, one])
     assert set(claimed) == {one.key, three.key}
-    assert two not in slots
+    assert two not in cache
 
 
 def test_slots_are_used_again(bank: Bank, loader: SlowLoader, store: Store) -> None:
     """Whatever comes and goes, of all kinds, the bank grows no further than it must."""
-    slots = Slots(bank, loader.load, max_slots=2)
+    cache = DeltaCache(bank, loader.load, max_slots=2)
     for record in store.records * 2:
-        claimed_by(slots, [record])
+        acquired_by(cache, [record])
     assert len(bank.heads) == 3
     for lines in bank.lines.values():
         assert {len(table) for table in lines.tables.values()} == {3}
@@ -104,11 +104,11 @@ def test_slots_are_used_again(bank: Bank, loader: SlowLoader, store: Store) -> N
 
 def test_pinned_ones_never_give_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
     pinned, *others = store.records[:6]
-    slots = Slots(bank, loader.load, max_slots=2, pinned={pinned.key})
-    claimed_by(slots, [pinned])
+    cache = DeltaCache(bank, loader.load, max_slots=2, pinned={pinned.key})
+    acquired_by(cache, [pinned])
     for record in others:
-        claimed_by(slots, [record])
-        assert pinned in slots
+        acquired_by(cache, [record])
+        assert pinned in cache
 
 
 def test_a_batch_of_more_deltas_than_slots_is_cut(
@@ -116,21 +116,21 @@ def test_a_batch_of_more_deltas_than_slots_is_cut(
 ) -> None:
     """What is there comes first: else it would give way before its turn."""
     records = store.records[:7]
-    slots = Slots(bank, loader.load, max_slots=3, pinned={records[6].key})
-    claimed_by(slots, [records[4]])
-    parts = slots.parts([*records, *records])
+    cache = DeltaCache(bank, loader.load, max_slots=3, pinned={records[6].key})
+    acquired_by(cache, [records[4]])
+    parts = cache.split([*records, *records])
     assert [[records.index(record) for record in part] for part in parts] == [
         [6, 4, 0],
         [1, 2],
         [3, 5],
     ]
-    assert slots.parts([]) == [[]]
+    assert cache.split([]) == [[]]
 
 
 def test_all_slots_pinned_leave_none(bank: Bank, loader: SlowLoader, store: Store) -> None:
-    slots = Slots(bank, loader.load, max_slots=1, pinned={store.records[0].key})
+    cache = DeltaCache(bank, loader.load, max_slots=1, pinned={store.records[0].key})
     with pytest.raises(ValueError, match="none is left"):
-        slots.parts(store.records[:2])
+        cache.split(store.records[:2])
 
 
 @pytest.mark.parametrize("max_slots", [3, 4])
@@ -139,29 +139,29 @@ def test_all_deltas_may_be_pinned(
 ) -> None:
     records = store.records[:3]
     pinned = {record.key for record in records}
-    slots = Slots(bank, loader.load, max_slots=max_slots, pinned=pinned)
-    assert slots.parts(records) == [records]
-    assert [*claimed_by(slots, records)] == [record.key for record in records]
+    cache = DeltaCache(bank, loader.load, max_slots=max_slots, pinned=pinned)
+    assert cache.split(records) == [records]
+    assert [*acquired_by(cache, records)] == [record.key for record in records]
 
 
 def test_without_a_limit_nothing_gives_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
-    slots = Slots(bank, loader.load)
-    (part,) = slots.parts(store.records)
-    claimed = claimed_by(slots, part)
+    cache = DeltaCache(bank, loader.load)
+    (part,) = cache.split(store.records)
+    claimed = acquired_by(cache, part)
     assert [*claimed.values()] == [*range(1, 26)]
-    assert claimed_by(slots, part) == claimed
+    assert acquired_by(cache, part) == claimed
 
 
 def test_loading_ahead_spares_the_wait(bank: Bank, loader: SlowLoader, store: Store) -> None:
-    slots = Slots(bank, loader.load, max_slots=2)
+    cache = DeltaCache(bank, loader.load, max_slots=2)
     record = store.records[0]
-    slots.prefetch([record, record])
-    wait_until(lambda: slots._coming[record.key].staged.done())
-    assert record not in slots
-    claimed_by(slots, [record])
-    slots.prefetch([record])
+    cache.prefetch([record, record])
+    wait_until(lambda: cache._pending[record.key].staged.done())
+    assert record not in cache
+    acquired_by(cache, [record])
+    cache.prefetch([record])
     assert loader.asked == [record]
-    assert (slots.counts.prefetched, slots.counts.waited) == (1, 0)
+    assert (cache.counts.prefetched, cache.counts.waited) == (1, 0)
 
 
 def test_a_file_that_hangs_does_not_hold_up_an_exit(
@@ -169,25 +169,25 @@ def test_a_file_that_hangs_does_not_hold_up_an_exit(
 ) -> None:
     daemons: list[bool] = []
 
-    def load(record: Record) -> Staged:
+    def load(record: Record) -> StagedDelta:
         daemons.append(threading.current_thread().daemon)
         return loader.load(record)
 
-    claimed_by(Slots(bank, load, max_slots=2), store.records[:1])
+    acquired_by(DeltaCache(bank, load, max_slots=2), store.records[:1])
     assert daemons == [True]
 
 
 def test_no_lock_is_held_while_a_file_is_read(bank: Bank, loader: SlowLoader, store: Store) -> None:
-    slots = Slots(bank, loader.load, max_slots=2)
+    cache = DeltaCache(bank, loader.load, max_slots=2)
     there, slow = store.records[:2]
-    claimed_by(slots, [there])
+    acquired_by(cache, [there])
     loader.gate.clear()
-    slots.prefetch([slow])
+    cache.prefetch([slow])
     wait_until(lambda: slow in loader.asked)
-    slots.prefetch([there, slow])
-    assert claimed_by(slots, [there]) == {there.key: 1}
+    cache.prefetch([there, slow])
+    assert acquired_by(cache, [there]) == {there.key: 1}
     loader.gate.set()
-    assert claimed_by(slots, [slow]) == {slow.key: 2}
+    assert acquired_by(cache, [slow]) == {slow.key: 2}
     assert loader.asked.count(slow) == 1
 
 
@@ -195,125 +195,125 @@ def test_no_more_is_loaded_ahead_than_the_bank_holds(
     bank: Bank, loader: SlowLoader, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What nobody came for makes room after a while."""
-    slots = Slots(bank, loader.load, max_slots=3)
-    slots.prefetch(store.records[:10])
-    wait_until(lambda: all(item.staged.done() for item in slots._coming.values()))
+    cache = DeltaCache(bank, loader.load, max_slots=3)
+    cache.prefetch(store.records[:10])
+    wait_until(lambda: all(item.staged.done() for item in cache._pending.values()))
     assert loader.asked == store.records[:3]
     monkeypatch.setattr("app.engine.cache._KEEP_S", 0.0)
     time.sleep(0.01)
-    slots.prefetch(store.records[10:11])
+    cache.prefetch(store.records[10:11])
     wait_until(lambda: store.records[10] in loader.asked)
-    assert len(slots._coming) == 1
+    assert len(cache._pending) == 1
 
 
 def test_a_file_that_takes_too_long_fails_alone(
     bank: Bank, loader: SlowLoader, store: Store
 ) -> None:
-    slots = Slots(bank, loader.load, max_slots=2, load_timeout_s=0.05)
+    cache = DeltaCache(bank, loader.load, max_slots=2, load_timeout_s=0.05)
     there, slow = store.records[:2]
-    claimed_by(slots, [there])
+    acquired_by(cache, [there])
     loader.gate.clear()
-    claimed = claimed_by(slots, [slow, there])
+    claimed = acquired_by(cache, [slow, there])
     assert claimed[there.key] == 1
     assert "takes too long" in str(claimed[slow.key])
     loader.gate.set()
-    wait_until(lambda: slots._coming[slow.key].staged.done())
-    assert claimed_by(slots, [slow]) == {slow.key: 2}
+    wait_until(lambda: cache._pending[slow.key].staged.done())
+    assert acquired_by(cache, [slow]) == {slow.key: 2}
     assert loader.asked.count(slow) == 1
 
 
 def test_unforeseen_errors_are_logged_not_told(
     bank: Bank, loader: SlowLoader, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    slots = Slots(bank, loader.load, max_slots=2)
+    cache = DeltaCache(bank, loader.load, max_slots=2)
     loader.error = MemoryError("secret")
-    (outcome,) = claimed_by(slots, store.records[:1]).values()
+    (outcome,) = acquired_by(cache, store.records[:1]).values()
     assert isinstance(outcome, DeltaUnavailableError)
     assert "secret" not in str(outcome)
     assert "secret" in caplog.text
-    assert slots.counts.failed == 1
+    assert cache.counts.failed == 1
     loader.error = None
-    assert claimed_by(slots, store.records[:1]) == {store.records[0].key: 1}
+    assert acquired_by(cache, store.records[:1]) == {store.records[0].key: 1}
 
 
 def test_only_free_slots_can_be_filled(bank: Bank, loader: SlowLoader, store: Store) -> None:
-    slots = Slots(bank, loader.load, max_slots=1)
+    cache = DeltaCache(bank, loader.load, max_slots=1)
     loaded = [(record, loader.load(record)) for record in store.records[:2]]
     with pytest.raises(ValueError, match="2 deltas don't fit"):
-        slots.hold(loaded)
-    slots.hold(loaded[:1])
-    slots.drop(store.records[0])
-    slots.drop(store.records[0])
-    slots.hold(loaded[1:])
-    assert store.records[1] in slots
+        cache.insert(loaded)
+    cache.insert(loaded[:1])
+    cache.evict(store.records[0])
+    cache.evict(store.records[0])
+    cache.insert(loaded[1:])
+    assert store.records[1] in cache
     assert bank.num_slots == 2
 
 
 def test_what_another_batch_has_claimed_stays(bank: Bank, loader: SlowLoader, store: Store) -> None:
     """Also when it is the least recently used and its batch takes long."""
-    slots = Slots(bank, loader.load, max_slots=2)
-    assert slots.share(2) == 2
+    cache = DeltaCache(bank, loader.load, max_slots=2)
+    assert cache.set_concurrency(2) == 2
     one, two, three = store.records[:3]
-    with slots.claim([one]) as long:
-        claimed_by(slots, [two])
-        claimed_by(slots, [three])
-        assert one in slots
-        assert two not in slots
-        with slots.claim([one]) as again:
+    with cache.acquire([one]) as long:
+        acquired_by(cache, [two])
+        acquired_by(cache, [three])
+        assert one in cache
+        assert two not in cache
+        with cache.acquire([one]) as again:
             assert again == long
-        claimed_by(slots, [two])
-        assert one in slots, "it is still the first one's"
-    claimed_by(slots, [three])
-    assert one not in slots
+        acquired_by(cache, [two])
+        assert one in cache, "it is still the first one's"
+    acquired_by(cache, [three])
+    assert one not in cache
 
 
 def test_each_batch_gets_its_share_of_the_slots(
     bank: Bank, loader: SlowLoader, store: Store
 ) -> None:
     pinned, *others = store.records[:7]
-    slots = Slots(bank, loader.load, max_slots=5, pinned={pinned.key})
-    assert slots.share(2) == 2
-    assert [len(part) for part in slots.parts([*others, pinned])] == [3, 2, 2]
-    assert slots.share(9) == 4, "there are no more slots for those that are not pinned"
-    assert [len(part) for part in slots.parts(others)] == [1] * 6
+    cache = DeltaCache(bank, loader.load, max_slots=5, pinned={pinned.key})
+    assert cache.set_concurrency(2) == 2
+    assert [len(part) for part in cache.split([*others, pinned])] == [3, 2, 2]
+    assert cache.set_concurrency(9) == 4, "there are no more slots for those that are not pinned"
+    assert [len(part) for part in cache.split(others)] == [1] * 6
 
 
 def test_batches_side_by_side_never_wait_for_each_others_slots(
     bank: Bank, loader: SlowLoader, store: Store
 ) -> None:
-    slots = Slots(bank, loader.load, max_slots=4)
-    slots.share(4)
+    cache = DeltaCache(bank, loader.load, max_slots=4)
+    cache.set_concurrency(4)
     held: Counter[Any] = Counter()
     lock = threading.Lock()
 
     def play(first: int) -> None:
         for number in range(60):
             record = store.records[(first + number * (first + 1)) % 9]
-            for part in slots.parts([record, store.records[(first + number) % 9]]):
-                with slots.claim(part) as claimed:
+            for part in cache.split([record, store.records[(first + number) % 9]]):
+                with cache.acquire(part) as claimed:
                     assert all(isinstance(slot, int) for slot in claimed.values())
                     with lock:
                         held.update(claimed.keys())
-                    assert all(record in slots for record in part)
+                    assert all(record in cache for record in part)
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(play, first) for first in range(4)]:
             done.result(60)
     assert len(held) == 9
-    assert slots.num_used == 4
+    assert cache.num_used == 4
     assert bank.num_slots == 5
 
 
 def test_two_batches_that_wait_for_the_same_file_share_a_slot(
     bank: Bank, loader: SlowLoader, store: Store
 ) -> None:
-    slots = Slots(bank, loader.load, max_slots=4)
-    slots.share(2)
+    cache = DeltaCache(bank, loader.load, max_slots=4)
+    cache.set_concurrency(2)
     record = store.records[0]
     loader.gate.clear()
     with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(claimed_by, slots, [record]) for _ in range(2)]
-        wait_until(lambda: slots.counts.waited == 2)
+        both = [pool.submit(acquired_by, cache, [record]) for _ in range(2)]
+        wait_until(lambda: cache.counts.waited == 2)
         loader.gate.set()
         first, second = (done.result(30) for done in both)
     assert first == second
@@ -321,17 +321,17 @@ def test_two_batches_that_wait_for_the_same_file_share_a_slot(
 
 
 def test_what_fails_keeps_no_slot(bank: Bank, loader: SlowLoader, store: Store) -> None:
-    slots = Slots(bank, loader.load, max_slots=2)
+    cache = DeltaCache(bank, loader.load, max_slots=2)
     one, two, three = store.records[:3]
-    with pytest.raises(RuntimeError, match="pass"), slots.claim([one, two]):
+    with pytest.raises(RuntimeError, match="pass"), cache.acquire([one, two]):
         raise RuntimeError("the forward pass failed")
-    claimed_by(slots, [three])
-    assert one not in slots
+    acquired_by(cache, [three])
+    assert one not in cache
 
 
 HANG = """
 import threading, time
-from app.engine.cache import DaemonThreads
+from app.engine.cache import IoThreads
 
 started = threading.Event()
 
@@ -339,7 +339,7 @@ def hang(_):
     started.set()
     time.sleep(60)
 
-threads = DaemonThreads(1, "test")
+threads = IoThreads(1, "test")
 for number in range(3):
     threads.submit(hang, number)
 assert started.wait(30)
@@ -347,7 +347,7 @@ assert started.wait(30)
 
 
 def test_results_errors_and_order() -> None:
-    threads = DaemonThreads(1, "test")
+    threads = IoThreads(1, "test")
     seen: list[int] = []
 
     def work(number: int) -> int:
@@ -364,7 +364,7 @@ def test_results_errors_and_order() -> None:
 
 
 def test_as_many_at_once_as_there_are_threads() -> None:
-    threads, both = DaemonThreads(2, "test"), threading.Barrier(2, timeout=10)
+    threads, both = IoThreads(2, "test"), threading.Barrier(2, timeout=10)
     for future in [threads.submit(lambda _: both.wait(), None) for _ in range(2)]:
         future.result(10)
 
@@ -379,7 +379,7 @@ def test_threads_end_with_their_owner_and_keep_nothing() -> None:
     class Argument:
         pass
 
-    threads, argument = DaemonThreads(2, "ending"), Argument()
+    threads, argument = IoThreads(2, "ending"), Argument()
     gone = weakref.ref(argument)
     threads.submit(id, argument).result(10)
     del argument
@@ -389,7 +389,7 @@ def test_threads_end_with_their_owner_and_keep_nothing() -> None:
 
 
 def test_threads_that_hang_are_replaced() -> None:
-    threads = DaemonThreads(1, "test", hangs_s=0.05)
+    threads = IoThreads(1, "test", hangs_s=0.05)
     is_open = threading.Event()
     stuck = [threads.submit(lambda _: is_open.wait(30), None)]
     for _ in range(3):
@@ -402,7 +402,7 @@ def test_threads_that_hang_are_replaced() -> None:
 
 
 def test_work_does_not_add_threads() -> None:
-    threads = DaemonThreads(2, "test")
+    threads = IoThreads(2, "test")
     before = threading.active_count()
     assert sum(threads.submit(lambda number: number, n).result(10) for n in range(50)) == 1225
     assert threading.active_count() == before

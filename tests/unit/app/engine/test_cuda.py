@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from app.engine.bank import Bank
-from app.engine.cpu import HostForward
+from app.engine.cpu import CpuForward
 from app.engine.cuda import (
-    DeviceForward,
+    CudaForward,
     Graphs,
     NotRecordedError,
     _on_device,
@@ -277,8 +277,8 @@ def test_answers_are_those_of_the_other_pass(
     bank = bank_of(tiny_backbone, deltas)
     slots = plain(bank) if which == "plain" else range(1, bank.num_slots)
     recorder = Fixed(bank)
-    device = DeviceForward(tiny_backbone.config, bank, (lambda: recorder) if records else None)
-    host = HostForward(tiny_backbone.config, bank)
+    device = CudaForward(tiny_backbone.config, bank, (lambda: recorder) if records else None)
+    host = CpuForward(tiny_backbone.config, bank)
     with torch.inference_mode():
         for seed in range(3):
             rows, chosen = some_rows(bank, seed, count, slots)
@@ -293,8 +293,8 @@ def test_a_record_serves_other_deltas_too(tiny_backbone: Backbone, deltas: list[
     """Also one that takes over a slot's lines; nothing is recorded anew until tables move."""
     bank = bank_of(tiny_backbone, deltas[: 2 * PLAIN])
     recorder = Fixed(bank)
-    device = DeviceForward(tiny_backbone.config, bank, lambda: recorder)
-    host = HostForward(tiny_backbone.config, bank)
+    device = CudaForward(tiny_backbone.config, bank, lambda: recorder)
+    host = CpuForward(tiny_backbone.config, bank)
     rows, _ = some_rows(bank, 0, 2, range(1))
 
     def agree(slots: list[int]) -> bool:
@@ -321,7 +321,7 @@ def test_all_sizes_are_recorded_before_rows_come(
 ) -> None:
     bank = bank_of(tiny_backbone, deltas)
     recorder = Fixed(bank)
-    device = DeviceForward(tiny_backbone.config, bank, lambda: recorder)
+    device = CudaForward(tiny_backbone.config, bank, lambda: recorder)
     made = device.prepare(most)
     assert made == recorder.times > 0
     for tokens in (1, most.tokens // 3, most.tokens):
@@ -330,7 +330,7 @@ def test_all_sizes_are_recorded_before_rows_come(
             lengths = [tokens // rows + (row < tokens % rows) for row in range(rows)]
             device.run([([1] * length, [0] * length) for length in lengths], [1] * rows)
     assert recorder.times == made
-    assert DeviceForward(tiny_backbone.config, bank).prepare(most) == 0
+    assert CudaForward(tiny_backbone.config, bank).prepare(most) == 0
 
 
 @pytest.mark.parametrize("records", [False, True])
@@ -348,7 +348,7 @@ def test_one_copy_brings_a_batch_there_and_nothing_waits(
     bank = Bank(tiny_backbone, torch.device("meta"), dtype)
     bank.add(deltas)
     slots = plain(bank) if which == "plain" else range(1, bank.num_slots)
-    device = DeviceForward(tiny_backbone.config, bank, Recorder if records else None)
+    device = CudaForward(tiny_backbone.config, bank, Recorder if records else None)
     rows, chosen = some_rows(bank, 1, 60, slots)
     make = torch.tensor
 
@@ -392,15 +392,15 @@ def test_a_task_of_many_labels_mixes_with_one_of_two(
         [make_delta(tiny_backbone, task, "head") for task in (many, toy_tasks["toy2"])],
     )
     rows, slots = some_rows(bank, 0, 9, range(1, 3))
-    found = DeviceForward(tiny_backbone.config, bank).run(rows, slots)
+    found = CudaForward(tiny_backbone.config, bank).run(rows, slots)
     with torch.inference_mode():
-        wanted = HostForward(tiny_backbone.config, bank).run(rows, slots)
+        wanted = CpuForward(tiny_backbone.config, bank).run(rows, slots)
     assert [len(logits) for logits in found] == [{1: 300, 2: 2}[slot] for slot in slots]
     for mine, theirs in zip(found, wanted, strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5)
 
 
 def test_int8_is_for_cpus(tiny_backbone: Backbone, deltas: list[Delta]) -> None:
-    device = DeviceForward(tiny_backbone.config, bank_of(tiny_backbone, deltas))
+    device = CudaForward(tiny_backbone.config, bank_of(tiny_backbone, deltas))
     with pytest.raises(ValueError, match="int8 is for CPUs"):
         device.run([([1], [0])], [1], int8=True)

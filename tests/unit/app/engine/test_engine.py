@@ -70,7 +70,7 @@ def logits_of(outcomes: list[Outcome]) -> list[list[float]]:
 
 def test_widths_follow_each_rows_task(engine: Engine) -> None:
     rows = rows_of(engine, 1, 40)
-    answers = logits_of(engine.run(rows))
+    answers = logits_of(engine.predict(rows))
     assert len(answers) == len(rows)
     for row, logits in zip(rows, answers, strict=True):
         assert len(logits) == row.record.manifest.task.num_outputs
@@ -78,20 +78,20 @@ def test_widths_follow_each_rows_task(engine: Engine) -> None:
 
 
 def test_nothing_to_do(engine: Engine) -> None:
-    assert engine.run([]) == []
+    assert engine.predict([]) == []
 
 
 def test_repeated_calls_are_bit_equal(engine: Engine) -> None:
     rows = rows_of(engine, 2, 30)
-    first = engine.run(rows)
-    engine.run(rows_of(engine, 3, 50))
-    assert engine.run(rows) == first
+    first = engine.predict(rows)
+    engine.predict(rows_of(engine, 3, 50))
+    assert engine.predict(rows) == first
 
 
 def test_a_second_engine_answers_the_same(engine: Engine, tiny_backbone: Backbone) -> None:
     rows = rows_of(engine, 4, 30)
     other = Engine(tiny_backbone, engine.store, device="cpu", precision="fp32")
-    assert other.run(rows) == engine.run(rows)
+    assert other.predict(rows) == engine.predict(rows)
 
 
 def test_order_of_deltas_does_not_matter(
@@ -103,7 +103,7 @@ def test_order_of_deltas_does_not_matter(
     store = Store([tmp_path], backbone=tiny_backbone.ref)
     other = Engine(tiny_backbone, store, device="cpu", precision="fp32")
     rows = rows_of(engine, 5, 40)
-    for mine, theirs in zip(engine.run(rows), other.run(rows), strict=True):
+    for mine, theirs in zip(engine.predict(rows), other.predict(rows), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5)
 
 
@@ -113,13 +113,13 @@ def test_thousands_of_rows_leave_the_backbone_as_it_was(
     for seed in range(10):
         rows = rows_of(engine, seed, 50)
         for _ in range(4):
-            engine.run(rows)
+            engine.predict(rows)
     assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 
 
 def test_tokenizing_in_threads_while_the_engine_runs(engine: Engine) -> None:
     """Rows come from many threads, one thread computes: every answer as if computed alone."""
-    expected = {seed: engine.run(rows_of(engine, seed, 10)) for seed in range(6)}
+    expected = {seed: engine.predict(rows_of(engine, seed, 10)) for seed in range(6)}
     made: dict[int, list[EngineRow]] = {}
     problems: list[BaseException] = []
 
@@ -134,12 +134,12 @@ def test_tokenizing_in_threads_while_the_engine_runs(engine: Engine) -> None:
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        engine.run(rows_of(engine, 99, 5))
+        engine.predict(rows_of(engine, 99, 5))
     for thread in threads:
         thread.join()
     assert problems == []
     for seed, answers in expected.items():
-        assert engine.run(made[seed]) == answers
+        assert engine.predict(made[seed]) == answers
 
 
 def test_multi_label_and_regression_and_68_classes_in_one_batch(engine: Engine) -> None:
@@ -148,9 +148,9 @@ def test_multi_label_and_regression_and_68_classes_in_one_batch(engine: Engine) 
         record = engine.store.resolve(task)
         texts = ("good film",) * len(record.manifest.task.text_fields)
         rows += engine.tokenize(record, [texts])
-    assert [len(logits) for logits in logits_of(engine.run(rows))] == [2, 3, 68, 4, 1]
-    alone = [engine.run([row])[0] for row in rows]
-    for together, single in zip(engine.run(rows), alone, strict=True):
+    assert [len(logits) for logits in logits_of(engine.predict(rows))] == [2, 3, 68, 4, 1]
+    alone = [engine.predict([row])[0] for row in rows]
+    for together, single in zip(engine.predict(rows), alone, strict=True):
         assert together == pytest.approx(single, abs=1e-5)
 
 
@@ -211,7 +211,7 @@ def test_what_goes_bad_is_rejected_and_all_others_answer(
         store.resolve("toy2", "bitfit")
     keys = {record.manifest.key for record in store.records}
     rows = [row for row in rows_of(engine, 7, 80) if row.record.manifest.key in keys]
-    for mine, theirs in zip(spoilt.run(rows), engine.run(rows), strict=True):
+    for mine, theirs in zip(spoilt.predict(rows), engine.predict(rows), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5)
 
 
@@ -238,10 +238,10 @@ def test_a_delta_that_overflows_takes_no_other_with_it(
     store = Store([folder], backbone=tiny_backbone.ref)
     good, bad = store.resolve("toy2", "bitfit"), store.resolve("toy68", "layernorm")
     few = Engine(tiny_backbone, store, device="cpu", precision=precision, max_slots=2)
-    assert bad not in few.slots
+    assert bad not in few.cache
     rows = few.tokenize(good, [("good film",)]) + few.tokenize(bad, [Engine.trial(bad)])
-    (alone,) = logits_of(few.run(rows[:1]))
-    mine, theirs = logits_of(few.run(rows))
+    (alone,) = logits_of(few.predict(rows[:1]))
+    mine, theirs = logits_of(few.predict(rows))
     assert mine == pytest.approx(alone, abs=1e-5)
     assert not all(map(math.isfinite, theirs))
 
@@ -287,7 +287,7 @@ def test_a_sound_copy_is_served_in_place_of_a_damaged_file(
     mended = Engine(tiny_backbone, store, device="cpu", precision="fp32")
     assert [path.is_relative_to(folder) for path, _ in store.rejected] == [True]
     rows = rows_of(engine, 11, 40)
-    assert mended.run(rows) == engine.run(rows)
+    assert mended.predict(rows) == engine.predict(rows)
 
 
 def test_finite_values_with_infinite_answers_are_rejected(
@@ -311,19 +311,19 @@ def test_a_delta_replaced_after_the_start_does_not_matter(
     store = Store([folder], backbone=tiny_backbone.ref)
     mine = Engine(tiny_backbone, store, device="cpu", precision="fp32")
     rows = rows_of(mine, 8, 60)
-    before = mine.run(rows)
+    before = mine.predict(rows)
     for path in folder.rglob("*.safetensors"):
         with path.open("r+b") as file:
             size = path.stat().st_size
             file.seek(size // 2)
             file.write(b"\1" * (size - size // 2))
-    assert mine.run(rows) == before
+    assert mine.predict(rows) == before
 
 
 def test_an_empty_store_is_served_as_empty(tiny_backbone: Backbone, tmp_path: Path) -> None:
     empty = Engine(tiny_backbone, Store([tmp_path], backbone=tiny_backbone.ref), device="cpu")
     assert empty.store.tasks == []
-    assert empty.run([]) == []
+    assert empty.predict([]) == []
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=INT8)])
@@ -333,7 +333,7 @@ def test_rougher_arithmetic_is_close(
     rough = Engine(tiny_backbone, engine.store, device="cpu", precision=precision)
     assert rough.precision == precision
     rows = rows_of(engine, 9, 60)
-    pairs = list(zip(logits_of(engine.run(rows)), logits_of(rough.run(rows)), strict=True))
+    pairs = list(zip(logits_of(engine.predict(rows)), logits_of(rough.predict(rows)), strict=True))
     worst = max(abs(a - b) for exact, close in pairs for a, b in zip(exact, close, strict=True))
     assert 0 < worst < 0.5
     equal = sum(torch.tensor(a).argmax() == torch.tensor(b).argmax() for a, b in pairs)
@@ -345,14 +345,14 @@ def test_in_int8_tasks_with_matrices_of_their_own_are_computed_without_it(
     engine: Engine, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their values are not those that were rounded, so they are multiplied as they are."""
-    monkeypatch.setattr(engine_module, "LIMIT", 0.0)
+    monkeypatch.setattr(engine_module, "LOW_MARGIN", 0.0)
     whole = Engine(tiny_backbone, engine.store, device="cpu", precision="int8")
     plain = Engine(tiny_backbone, engine.store, device="cpu", precision="auto")
     rows = rows_of(engine, 10, 60)
     exact = {"random:0.05", "top:1"}
     seen = set()
     for row, mine, theirs in zip(
-        rows, logits_of(whole.run(rows)), logits_of(plain.run(rows)), strict=True
+        rows, logits_of(whole.predict(rows)), logits_of(plain.predict(rows)), strict=True
     ):
         strategy = row.record.key[1]
         if strategy in exact:
@@ -368,25 +368,25 @@ def test_in_int8_close_calls_are_computed_once_more_without_it(
     engine: Engine, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As `auto` computes them, each by its own margin, whatever rows are beside it."""
-    monkeypatch.setattr(engine_module, "LIMIT", math.inf)  # of the trials at the start, too
+    monkeypatch.setattr(engine_module, "LOW_MARGIN", math.inf)  # of the trials at the start, too
     whole = Engine(tiny_backbone, engine.store, device="cpu", precision="int8")
     assert whole.int8_counts == engine_module.Int8Counts(), "trials are nobody's"
     plain = Engine(tiny_backbone, engine.store, device="cpu", precision="auto")
     rows = [row for row in rows_of(engine, 14, 200) if row.record.key[1] in {"bitfit", "head"}]
-    monkeypatch.setattr(engine_module, "LIMIT", 0.0)
-    rough = logits_of(whole.run(rows))
+    monkeypatch.setattr(engine_module, "LOW_MARGIN", 0.0)
+    rough = logits_of(whole.predict(rows))
     whole.forget_counts()
-    monkeypatch.setattr(engine_module, "LIMIT", 0.2)
+    monkeypatch.setattr(engine_module, "LOW_MARGIN", 0.2)
     seen, counts = set(), Counter[tuple[str, str]]()
     for row, mine, before, exact in zip(
-        rows, logits_of(whole.run(rows)), rough, logits_of(plain.run(rows)), strict=True
+        rows, logits_of(whole.predict(rows)), rough, logits_of(plain.predict(rows)), strict=True
     ):
         kind = row.record.manifest.task.kind
-        close = engine_module.is_close(kind, before)
+        close = engine_module.has_low_margin(kind, before)
         assert mine == (pytest.approx(exact, abs=0.02) if close else before)
         seen.add((kind, close))
         counts[row.record.manifest.key] += close
-    assert whole.int8_counts.close_calls == counts
+    assert whole.int8_counts.low_margin == counts
     assert whole.int8_counts.rows == Counter(row.record.manifest.key for row in rows)
     assert seen == {
         ("single_label", True),
@@ -402,13 +402,13 @@ def test_int8_on_the_packaged_backbone(
     packaged_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose lines are long enough to be mixed: without that the error is 0.14."""
-    monkeypatch.setattr(engine_module, "LIMIT", 0.0)
+    monkeypatch.setattr(engine_module, "LOW_MARGIN", 0.0)
     store = Store([zoo_path()], backbone=packaged_backbone.ref)
     exact = Engine(packaged_backbone, store, device="cpu", precision="fp32")
     whole = Engine(packaged_backbone, store, device="cpu", precision="int8")
     apart = {"random:0.001"}
     rows = [row for row in rows_of(exact, 3, 300) if row.record.key[1] not in apart]
-    pairs = zip(logits_of(exact.run(rows)), logits_of(whole.run(rows)), strict=True)
+    pairs = zip(logits_of(exact.predict(rows)), logits_of(whole.predict(rows)), strict=True)
     squares = [(a - b) ** 2 for one, other in pairs for a, b in zip(one, other, strict=True)]
     error = math.sqrt(sum(squares) / len(squares))
     assert 0 < error < 0.06
@@ -432,7 +432,7 @@ def test_int8_on_the_packaged_backbone(
     ],
 )
 def test_what_is_a_close_call(kind: TaskKind, logits: list[float], close: bool) -> None:
-    assert engine_module.is_close(kind, logits) == close
+    assert engine_module.has_low_margin(kind, logits) == close
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=INT8)])
@@ -443,24 +443,24 @@ def test_batches_side_by_side_answer_as_alone(
     """Bit for bit: a batch's numbers depend on its rows only, not on what runs beside it."""
     store = Store([tiny_deltas], backbone=tiny_backbone.ref)
     engine = Engine(tiny_backbone, store, device="cpu", precision=precision, max_slots=max_slots)
-    assert engine.slots.share(4) == 4
+    assert engine.cache.set_concurrency(4) == 4
     batches = [rows_of(engine, seed, 1 + 5 * (seed % 5)) for seed in range(24)]
-    alone = [run_in_own_thread(partial(engine.run, rows, 1)) for rows in batches]
+    alone = [run_in_own_thread(partial(engine.predict, rows, 1)) for rows in batches]
     engine.forget_counts()
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda rows: engine.run(rows, 1), batches * 3))
+        together = list(pool.map(lambda rows: engine.predict(rows, 1), batches * 3))
     assert together == alone * 3
     if precision == "int8" and not max_slots:
         assert sum(engine.int8_counts.rows.values()) > 0
-    assert engine.slots.num_used == (max_slots or len(store.records))
+    assert engine.cache.num_used == (max_slots or len(store.records))
 
 
 def test_slots_for_all_are_never_shared_out(tiny_backbone: Backbone, tiny_deltas: Path) -> None:
     """A batch of all deltas is one pass, however many run side by side."""
     store = Store([tiny_deltas], backbone=tiny_backbone.ref)
     engine = Engine(tiny_backbone, store, device="cpu", max_slots=len(store.records))
-    engine.slots.share(4)
-    assert len(engine.slots.parts(store.records)) == 1
+    engine.cache.set_concurrency(4)
+    assert len(engine.cache.split(store.records)) == 1
 
 
 def test_what_it_runs_on_is_told(engine: Engine, tiny_backbone: Backbone) -> None:
@@ -516,6 +516,6 @@ def test_cuda_answers_any_mix_of_deltas_as_the_cpu_does(
         rows = rows_of(engine, seed, count)
         vectors_only = [row for row in rows if row.record.manifest.strategy.name in VECTORS]
         for part in (rows, vectors_only):
-            for mine, theirs in zip(here.run(part), there.run(part), strict=True):
+            for mine, theirs in zip(here.predict(part), there.predict(part), strict=True):
                 assert theirs == pytest.approx(mine, abs=tolerance)
     assert "record" not in caplog.text

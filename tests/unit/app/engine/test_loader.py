@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from app.engine.bank import Bank, Staged
-from app.engine.cache import Slots
+from app.engine.bank import Bank, StagedDelta
+from app.engine.cache import DeltaCache
 from app.engine.loader import Loader
 from app.errors import DeltaUnavailableError
 from deltas import Backbone, DeltaFormatError, Record, Store
@@ -20,7 +20,7 @@ from deltas import Backbone, DeltaFormatError, Record, Store
 CPU = torch.device("cpu")
 
 
-def same(one: Staged, other: Staged) -> bool:
+def same(one: StagedDelta, other: StagedDelta) -> bool:
     """Bit for bit, of every kind."""
     if one.vectors.keys() != other.vectors.keys():
         return False
@@ -87,12 +87,12 @@ def test_a_file_that_goes_bad_after_its_check_is_found_out(
     tiny_backbone: Backbone, bank: Bank, store: Store, spoil: Any, reason: str
 ) -> None:
     loader = Loader(tiny_backbone, bank, again=True)
-    slots = Slots(bank, loader.load, max_slots=1)
+    cache = DeltaCache(bank, loader.load, max_slots=1)
     record = store.resolve("toy2", "bitfit")
     before = loader.load(record)
     content = record.path.read_bytes()
     spoil(record.path)
-    with slots.claim([record]) as claimed:
+    with cache.acquire([record]) as claimed:
         (outcome,) = claimed.values()
     assert isinstance(outcome, DeltaUnavailableError)
     assert re.search(reason, str(outcome)), str(outcome)
@@ -100,7 +100,7 @@ def test_a_file_that_goes_bad_after_its_check_is_found_out(
     record.path.unlink(missing_ok=True)
     record.path.write_bytes(content)
     assert same(loader.load(record), before)
-    with slots.claim([record]) as claimed:
+    with cache.acquire([record]) as claimed:
         assert claimed == {record.key: 1}
 
 

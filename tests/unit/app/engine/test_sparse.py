@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.sparse import SparseSlot
+from app.engine.sparse import SparseWeights
 
 ROWS, WIDTH = 7, 5
 
@@ -25,7 +25,7 @@ def test_looking_up_and_adding_is_looking_up_in_the_slots_own_table(
     generator = torch.Generator().manual_seed(len(places))
     table = torch.randn(ROWS, WIDTH, generator=generator)
     values = torch.randn(len(places), generator=generator)
-    slot = SparseSlot.of(torch.tensor(sorted(places)), values, table, dtype)
+    slot = SparseWeights.of(torch.tensor(sorted(places)), values, table, dtype)
     frozen, all_ids = table.to(dtype), torch.tensor(ids)
     own = data.draw(st.sets(st.integers(0, len(ids) - 1), min_size=1))
     lines = torch.tensor(sorted(own))
@@ -43,6 +43,6 @@ def test_looking_up_and_adding_is_looking_up_in_the_slots_own_table(
 
 def test_no_row_takes_more_places_than_the_fullest() -> None:
     places = torch.tensor([0, 1, 3, 12, 30, 31, 32, 33])
-    slot = SparseSlot.of(places, torch.ones(8), torch.zeros(ROWS, WIDTH), torch.float32)
+    slot = SparseWeights.of(places, torch.ones(8), torch.zeros(ROWS, WIDTH), torch.float32)
     assert slot.most_in_row == 4
     assert slot.to(torch.device("meta")).most_in_row == 4

@@ -47,7 +47,7 @@ def test_a_small_bank_is_not_thrashed(tiny_backbone: Backbone, store: Store) -> 
 
 def test_they_are_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Sequence[EngineRow]] = []
-    monkeypatch.setattr(engine, "run", seen.append)
+    monkeypatch.setattr(engine, "predict", seen.append)
     seconds_for(engine, 700)
     assert [sum(row.num_tokens for row in rows) for rows in seen] == [700]
 
@@ -64,7 +64,7 @@ def test_the_batches_thread_takes_over_the_threads_chosen(engine: Engine) -> Non
 
 
 def test_what_is_given_is_not_measured(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "run", None)
+    monkeypatch.setattr(engine, "predict", None)
     assert warm_up(engine, 1, 1, 777) == Tuning(1, 1, 1, 777)
 
 
@@ -142,7 +142,7 @@ def test_a_failure_beside_others_is_raised_and_holds_up_nobody(
         if len(names) == 2:
             raise MemoryError("no room")
 
-    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(engine, "predict", run)
     with pytest.raises(MemoryError, match="no room"):
         seconds_side_by_side(engine, 64, 3, 1)
 
@@ -157,6 +157,6 @@ def test_batches_side_by_side_take_as_long_as_the_slowest(
         calls[name] += 1
         time.sleep(0.1 if name.endswith("_0") else 0.01)
 
-    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(engine, "predict", run)
     assert 0.1 <= seconds_side_by_side(engine, 64, 2, 1) < 0.2
     assert sorted(calls.values()) == [3, 3], "the first one of each doesn't count"
