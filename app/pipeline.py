@@ -157,7 +157,7 @@ class Pipeline:
         async with self._batcher.announce(num_rows, key=key, deadline=deadline) as submit:
             coming = self._engine.prefetch(records)
             engine_rows = await self._tokenize(records, texts)
-            await _wait_for(coming, self._engine.slots)
+            await _wait_for(coming, self._engine.cache)
             trace.num_rows = len(engine_rows)
             trace.num_tokens = sum(row.num_tokens for row in engine_rows)
             answer = await submit(engine_rows)

@@ -143,7 +143,7 @@ class CacheCounts:
 
 
 @dataclass(frozen=True)
-class Coming:
+class PendingLoad:
     """A delta that is being loaded, or lies loaded on the host.
 
     Attributes:
@@ -266,7 +266,7 @@ class DeltaCache:
         """Have another thread load what waits behind a file that hangs; from any thread."""
         self._threads.replace_hanging()
 
-    def _begin_to_load(self, record: Record) -> Coming:
+    def _begin_to_load(self, record: Record) -> PendingLoad:
         now = time.monotonic()
         return PendingLoad(self._threads.submit(self._load, record), now, now + self.load_timeout_s)
 

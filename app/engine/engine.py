@@ -248,7 +248,7 @@ class Engine:
         """
         return self.cache.prefetch(records)
 
-    def run(self, rows: Sequence[EngineRow], threads: int = 0) -> list[Outcome]:
+    def predict(self, rows: Sequence[EngineRow], threads: int = 0) -> list[Outcome]:
         """Logits of each row, in order. In as many threads at a time as `slots.share` was told.
 
         One forward pass, or several if the rows need more deltas than there are slots. A row whose
@@ -264,7 +264,7 @@ class Engine:
         return self._answer(rows)
 
     def _answer(self, rows: Sequence[EngineRow]) -> list[Outcome]:
-        """`run`, also for the trials at the start, which are nobody's batches."""
+        """`predict`, also for the trials at the start, which are nobody's batches."""
         outcomes: list[Outcome] = [[]] * len(rows)
         of_delta: dict[tuple[str, str, str], list[int]] = {}
         for number, row in enumerate(rows):

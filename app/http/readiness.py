@@ -63,7 +63,7 @@ class Readiness:
         if not self._records:
             return "no deltas are served; the log of the start says why"
         # One that is loaded, if any: a file that went bad is not the whole server's trouble.
-        loaded = (record for record in self._records if record in self._engine.slots)
+        loaded = (record for record in self._records if record in self._engine.cache)
         smallest = next(loaded, self._records[0])
         texts = self._engine.trial(smallest)
         started = self._clock()

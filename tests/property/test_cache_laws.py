@@ -174,6 +174,6 @@ def test_loading_ahead_and_running_at_the_same_time(prefetching: Engine, whole: 
         rows = engine_rows(whole.store, batch)
         check_equal(prefetching.predict(rows), whole.predict(rows))
         batch = batch[7:] + batch[:7]
-    counts = prefetching.slots.counts
+    counts = prefetching.cache.counts
     assert counts.prefetched > 0
     assert counts.failed == 0

@@ -62,7 +62,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, Any]]:
 
     def engine(*_: Any, device: str, precision: str) -> Any:
         made["engine", (device, precision)] += 1
-        return SimpleNamespace(run=lambda batch: None)
+        return SimpleNamespace(predict=lambda batch: None)
 
     def peer(name: str) -> Callable[..., Any]:
         def make(workload: Workload, many: object, dtype: torch.dtype, device: str) -> Any:
