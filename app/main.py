@@ -24,7 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.batching.batcher import Batcher
 from app.batching.queue import BatchLimits
-from app.batching.workers import Runners
+from app.batching.workers import Parallelism
 from app.engine.engine import Engine, EngineRow, Outcome
 from app.engine.tuning import DEFAULT_BUDGET, Tuning
 from app.engine.warm_up import fitting_workers, warm_up
@@ -129,7 +129,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         max_queue_tokens=settings.max_queue_tokens,
         max_queue_s=settings.max_queue_s,
     )
-    batcher = Batcher(runners_of(engine, tuning), limits, metrics)
+    batcher = Batcher(parallelism_of(engine, tuning), limits, metrics)
     request_limits = RequestLimits(settings.max_rows_per_request, settings.max_text_chars)
     labels = {key: str(value) for key, value in described.items()}
     metrics.describe({"version": app.version, **labels}, len(engine.store.records))
@@ -176,11 +176,11 @@ def build_engine(settings: Settings, backbone: Backbone | None = None) -> Engine
     )
 
 
-def runners_of(engine: Engine, tuning: Tuning) -> Runners[EngineRow, Outcome]:
-    """How the batcher runs batches, by themselves or side by side."""
-    return Runners(
-        run=partial(engine.predict, threads=tuning.share_threads),
-        run_alone=partial(engine.predict, threads=tuning.threads),
+def parallelism_of(engine: Engine, tuning: Tuning) -> Parallelism[EngineRow, Outcome]:
+    """Return the functions that run batches on a share of the machine and on all of it."""
+    return Parallelism(
+        on_share=partial(engine.predict, threads=tuning.share_threads),
+        on_full_machine=partial(engine.predict, threads=tuning.threads),
         num_workers=tuning.workers,
     )
 

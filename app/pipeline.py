@@ -154,7 +154,7 @@ class Pipeline:
         rows = list_rows(inputs, self._limits.max_rows, len(records))
         texts = self._read(records, rows)
         num_rows = len(rows) * len(records)
-        async with self._batcher.announce(num_rows, key=key, deadline=deadline) as submit:
+        async with self._batcher.reserve(num_rows, key=key, deadline=deadline) as submit:
             coming = self._engine.prefetch(records)
             engine_rows = await self._tokenize(records, texts)
             await _wait_for(coming, self._engine.cache)

@@ -1,216 +1,210 @@
-"""Room in the queue: who may add rows, by how many wait, by how long they will, and until when.
+"""Decides whether a request may wait, from the queue, the measured throughput and the deadline.
 
-Up to the limits of rows and tokens anybody may. Beyond, up to twice as much, only those whose own
-lane has less than its share: else one task with a few long lists would shut the queue for all
-others, who would wait for one turn only. Rows that are still being tokenized are announced, and
-count like those waiting.
+A request is refused if its rows would wait too long, if they would end after the deadline, or if
+the queue is full. Up to the limits of rows and tokens any task may queue. Beyond them, up to twice
+the limits, only tasks that hold less than an equal share may: otherwise one task with a few long
+lists would close the queue to all others, although they would wait for one round only.
 
-The pace of the engine: how fast waiting tokens are worked off, and so how long a wait will be.
-
-Only batches that left rows waiting are measured, or are far faster than expected: one of a row says
-nothing about the speed under load.
+`app.http.middleware` asks before a body is read (load shedding), `app.batching.batcher` asks again
+before and after the rows are tokenized. Read `app.batching.workers` next.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from app.batching.queue import BatchLimits, BatchObserver, RowQueue
-from app.errors import THE_REQUEST, DeadlineTooShortError, OverloadedError, WaitLimit
+from app.errors import THE_REQUEST, THE_SERVER, DeadlineTooShortError, OverloadedError, WaitLimit
 
-_SHORT_S = 0.025
-_SHORT_PART = 8
-_SHORT_TOKENS = 512
-_KNOWN_S = 10.0  # so long a measurement is believed where nothing would put it right
-_FAR = 2
-_MEMORY = 0.8  # weight of the past in the running mean of tokens per second
+_SMALL_BATCH_S = 0.025  # time of a capped batch
+_SMALL_BATCH_PART = 8  # a capped batch is at most this part of a full one ...
+_SMALL_BATCH_TOKENS = 512  # ... or these tokens, if they are more
+_RECENT_S = 10.0  # age up to which a measurement may refuse requests by itself
+_SURPRISE = 2  # a batch that is faster by this factor counts even if nothing waited for it
+_MEMORY = 0.8  # weight of the past in the moving average of tokens per second
+_HARD_LIMIT = 2  # bound of the queue's memory, in multiples of its limits
+_MAX_RETRY_AFTER_S = 60
 
 
 @dataclass(eq=False)
-class Running:
+class BatchTiming:
     """A batch that runs.
 
     Attributes:
-        num_tokens: of it.
-        share: of the machine that it has.
-        began_at: on the clock of `now`.
-        is_telling: whether it says something about the speed under load.
+        num_tokens: tokens of the batch.
+        share: fraction of the machine that the batch runs on.
+        began_at: start, on the batcher's clock.
+        under_load: whether rows waited when the batch began.
     """
 
     num_tokens: int
     share: float
     began_at: float
-    is_telling: bool
+    under_load: bool
 
 
-class Pace:
-    """Measures tokens a second; `app.batching.workers` says when a batch begins and when it has ended.
+class Speed(NamedTuple):
+    """The throughput at one moment.
+
+    Attributes:
+        token_s: seconds a token; 0 while nothing is measured, so that nothing is refused for it.
+        busy_s: seconds until the batches that run now are done.
+        is_recent: whether the throughput was measured lately. An idle engine measures nothing, so
+            an old value could refuse the same request forever.
+    """
+
+    token_s: float
+    busy_s: float
+    is_recent: bool
+
+
+class ThroughputEstimate:
+    """An exponential moving average (EMA) of the tokens per second that the machine runs.
+
+    Only batches under load update it, because a batch of one row says nothing about the throughput
+    under load. Batches that are much faster than expected update it, too: if a stall made every
+    request look too slow, all would be refused and nothing would ever be measured again.
 
     Args:
-        num_workers: batches that run side by side under load, each at its share of the speed.
+        num_workers: number of batches that run at a time under load.
     """
 
     def __init__(self, num_workers: int = 1) -> None:
         self._num_workers = num_workers
         self._tokens_per_s: float | None = None
-        self._told_at = -math.inf
-        self._running: set[Running] = set()
+        self._measured_at = -math.inf
+        self._running: set[BatchTiming] = set()
 
-    def begin(self, num_tokens: int, now: float, share: float = 1.0, *, rows_wait: bool) -> Running:
-        """A batch of so many tokens begins, to be handed to `end`.
+    def begin(
+        self, num_tokens: int, now: float, share: float = 1.0, *, under_load: bool
+    ) -> BatchTiming:
+        """Note that a batch begins; returns what `end` takes."""
+        timing = BatchTiming(num_tokens, share, now, under_load)
+        self._running.add(timing)
+        return timing
 
-        Args:
-            num_tokens: of it.
-            now: when.
-            share: of the machine that it has; the rest has other batches.
-            rows_wait: others have to wait for it.
-        """
-        running = Running(num_tokens, share, now, rows_wait)
-        self._running.add(running)
-        return running
-
-    def end(self, running: Running, now: float) -> None:
-        """The batch is over and the next one can begin."""
-        self._running.discard(running)
-        speed = running.num_tokens / running.share / max(now - running.began_at, 1e-6)
+    def end(self, timing: BatchTiming, now: float) -> None:
+        """Note that a batch is done, and update the estimate if the batch tells about it."""
+        self._running.discard(timing)
+        speed = timing.num_tokens / timing.share / max(now - timing.began_at, 1e-6)
         past = self._tokens_per_s
-        # One that is far faster than expected is believed in any case: what is refused since all is
-        # taken to be slow leaves no rows waiting, and nothing would ever be measured again.
-        if running.is_telling or (past is not None and speed > _FAR * past):
+        if timing.under_load or (past is not None and speed > _SURPRISE * past):
             self._tokens_per_s = speed if past is None else _MEMORY * past + (1 - _MEMORY) * speed
-            self._told_at = now
+            self._measured_at = now
 
-    def is_known(self, now: float) -> bool:
-        """Whether the pace was measured lately.
-
-        A request that an idle engine refuses for an older one would be refused forever, as nothing
-        is measured then.
-        """
-        return now - self._told_at <= _KNOWN_S
-
-    def seconds(self, num_tokens: int, now: float) -> float:
-        """How long it takes until the running batches and so many tokens more are done.
-
-        0 as long as nothing was measured: who does not know must not refuse.
-        """
+    def at(self, now: float) -> Speed:
+        """Return the throughput at a time of the batcher's clock."""
         if self._tokens_per_s is None:
-            return 0.0
-        left = num_tokens / self._tokens_per_s
-        for running in self._running:
-            expected_s = running.num_tokens / self._tokens_per_s / running.share
-            left += running.share * max(expected_s - (now - running.began_at), 0.0)
-        return left
+            return Speed(0.0, 0.0, is_recent=False)
+        busy_s = 0.0
+        for timing in self._running:
+            expected_s = timing.num_tokens / self._tokens_per_s / timing.share
+            busy_s += timing.share * max(expected_s - (now - timing.began_at), 0.0)
+        return Speed(1 / self._tokens_per_s, busy_s, now - self._measured_at <= _RECENT_S)
 
-    def short_budget(self, max_tokens: int) -> int:
-        """How far one task alone may fill a batch that others will soon wait for.
+    def small_batch_tokens(self, max_tokens: int) -> int:
+        """Return how many tokens one task alone may fill of a batch that delays others.
 
-        They wait for a time, so it is what a worker does in `_SHORT_S`: at most an eighth of a full
-        batch, or its share of 512 tokens if that is more, and at least half of that most, since
-        batches that are shorter still take too much of a slow engine's speed.
+        The batch should take `_SMALL_BATCH_S` on a worker. It is at most an eighth of a full batch,
+        or the worker's part of 512 tokens if they are more, and at least half of that maximum,
+        because shorter batches waste too much of a slow engine's throughput.
 
         Args:
-            max_tokens: that it may have at most.
+            max_tokens: tokens of a full batch.
         """
-        least = _SHORT_TOKENS // self._num_workers
-        most = min(max(max_tokens // _SHORT_PART, least), max_tokens)
+        least = _SMALL_BATCH_TOKENS // self._num_workers
+        most = min(max(max_tokens // _SMALL_BATCH_PART, least), max_tokens)
         if self._tokens_per_s is None:
             return most
-        return int(max(min(most, _SHORT_S * self._tokens_per_s / self._num_workers), most / 2))
+        in_time = _SMALL_BATCH_S * self._tokens_per_s / self._num_workers
+        return int(max(min(most, in_time), most / 2))
 
 
-_HARD = 2  # what bounds the memory, in limits
-_MAX_RETRY_AFTER_S = 60
-
-
-class Room:
-    """Compares what waits, and what was announced, with the limits of a queue."""
+class AdmissionController:
+    """Admits or refuses requests, and reports the refused ones to the observer."""
 
     def __init__(
-        self, queue: RowQueue[Any], limits: BatchLimits, pace: Pace, observer: BatchObserver
+        self,
+        queue: RowQueue[Any],
+        limits: BatchLimits,
+        throughput: ThroughputEstimate,
+        observer: BatchObserver,
     ) -> None:
         self._queue = queue
         self._limits = limits
-        self._pace = pace
+        self._throughput = throughput
         self._observer = observer
-        self._announced: Counter[Hashable] = Counter()
 
-    @property
-    def num_announced(self) -> int:
-        """Rows that will come."""
-        return self._announced.total()
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that wait or will come."""
-        return self._queue.num_rows + self.num_announced
-
-    def announce(self, key: Hashable, num_rows: int) -> None:
-        """Hold room for rows; a negative number gives it back."""
-        self._announced[key] += num_rows
-        if not self._announced[key]:
-            del self._announced[key]
-
-    def check_wait(self, key: Hashable, deadline: float, now: float) -> None:
-        """Refuse rows that would wait too long.
-
-        Raises:
-            OverloadedError: at the pace measured they would not begin to run in time.
-        """
-        wait_s = self._pace.seconds(self._queue.tokens_before(key), now)
-        limit = self._limits.longest_wait(deadline - now)
-        if wait_s > limit.seconds and deadline > now:  # what is over already ends as such
-            self._refuse(wait_s, limit)
-
-    def check_end(
-        self, key: Hashable, num_rows: int, num_tokens: int, deadline: float, now: float
+    def admit(
+        self,
+        key: Hashable,
+        num_rows: int,
+        num_tokens: int,
+        deadline: float,
+        now: float,
+        *,
+        num_reserved: int = 0,
     ) -> None:
-        """Refuse rows that would begin in time but not end: what is done of them is for nobody.
+        """Refuse rows that cannot wait or cannot be answered in time.
+
+        A deadline that has passed is no reason to refuse: the request ends by it anyway.
+
+        Args:
+            key: lane that the rows would wait in.
+            num_rows: number of rows; 0 while it is not known.
+            num_tokens: tokens of the rows; 0 while they are not known.
+            deadline: time at which the answer must be there.
+            now: current time.
+            num_reserved: number of rows with a reservation. They have been admitted before, so
+                they are not refused for their wait or their number again.
 
         Raises:
-            DeadlineTooShortError: not even if nothing else waited.
-            OverloadedError: not behind what waits.
+            OverloadedError: the queue is full, or the rows would wait too long.
+            DeadlineTooShortError: the rows would take too long even if nothing else waited.
         """
-        if not self._pace.is_known(now):
-            return
-        own_s = self._pace.seconds(num_tokens, now) - self._pace.seconds(0, now)
+        speed = self._throughput.at(now)
+        queue, limits = self._queue, self._limits
+        wait_s = speed.busy_s + speed.token_s * queue.tokens_before(key)
+        run_s = speed.token_s * num_tokens
         left_s = deadline - now
-        if own_s > left_s > 0:  # what is over already ends as such
+        limit = min(WaitLimit(limits.max_queue_s, THE_SERVER), WaitLimit(left_s, THE_REQUEST))
+        if wait_s > limit.seconds and left_s > 0 and not num_reserved:
+            self._refuse(wait_s, limit)
+        new_rows = num_rows - num_reserved
+        free_rows = limits.max_queue_rows - queue.num_rows - queue.num_reserved
+        free_tokens = limits.max_queue_tokens - queue.num_tokens if queue.num_rows else math.inf
+        is_over = new_rows > max(free_rows, 0) or num_tokens > free_tokens
+        if num_rows and is_over and not self._fits_share(key, new_rows, num_tokens):
+            self._refuse(wait_s)
+        if run_s > left_s > 0 and speed.is_recent:
             self._observer.on_drop("rejected")
-            raise DeadlineTooShortError(num_rows, num_tokens, own_s, left_s)
-        wait_s = self._pace.seconds(self._queue.tokens_before(key), now)
-        if wait_s > left_s - own_s > 0:
-            self._refuse(wait_s, WaitLimit(left_s - own_s, THE_REQUEST))
+            raise DeadlineTooShortError(num_rows, num_tokens, run_s, left_s)
+        if wait_s > left_s - run_s > 0 and speed.is_recent:
+            self._refuse(wait_s, WaitLimit(left_s - run_s, THE_REQUEST))
 
-    def check_size(self, key: Hashable, num_rows: int, num_tokens: int, now: float) -> None:
-        """Refuse what is too much. Rows that were announced are 0 more.
+    def _fits_share(self, key: Hashable, num_rows: int, num_tokens: int) -> bool:
+        """Tell if rows fit beyond the limits because their lane holds less than its share."""
+        queue, limits = self._queue, self._limits
+        key_rows, key_tokens = queue.held_by(key)
+        all_rows = queue.num_rows + queue.num_reserved
+        num_shares = queue.count_keys(key) + 1  # one share stays free for the next task
 
-        Raises:
-            OverloadedError: there is no room.
-        """
-        rows, tokens = self._queue.held_by(key)
-        rows += self._announced[key]
-        limits, queue = self._limits, self._queue
-        if num_rows <= 0 or self._fits(key, num_rows, rows, self.num_rows, limits.max_queue_rows):
-            # A request that would not even fit an empty queue is taken when it is empty.
-            most = limits.max_queue_tokens
-            if not queue.num_rows or self._fits(key, num_tokens, tokens, queue.num_tokens, most):
-                return
-        self._refuse(self._pace.seconds(queue.tokens_before(key), now))
+        def fits(new: int, of_key: int, of_all: int, limit: int) -> bool:
+            is_share = of_key + new <= limit / num_shares and of_all + new <= _HARD_LIMIT * limit
+            return of_all + new <= limit or is_share
 
-    def _fits(self, key: Hashable, new: int, own: int, waiting: int, limit: int) -> bool:
-        if waiting + new <= limit:
-            return True
-        keys = {key, *self._announced} - self._queue.keys
-        share = limit / (len(self._queue.keys) + len(keys) + 1)  # one is left for who comes next
-        return own + new <= share and waiting + new <= _HARD * limit
+        # An empty queue takes a request of any number of tokens.
+        return (num_rows <= 0 or fits(num_rows, key_rows, all_rows, limits.max_queue_rows)) and (
+            not queue.num_rows
+            or fits(num_tokens, key_tokens, queue.num_tokens, limits.max_queue_tokens)
+        )
 
     def _refuse(self, wait_s: float, limit: WaitLimit | None = None) -> NoReturn:
-        """Come back when what waits now will have been worked off."""
+        """Refuse with the estimated time to drain the queue as Retry-After."""
         self._observer.on_drop("rejected")
         retry_after_s = min(max(math.ceil(wait_s), 1), _MAX_RETRY_AFTER_S)
-        num_tokens = self._queue.num_tokens
-        raise OverloadedError(self.num_rows, num_tokens, retry_after_s, wait_s, limit)
+        num_rows = self._queue.num_rows + self._queue.num_reserved
+        raise OverloadedError(num_rows, self._queue.num_tokens, retry_after_s, wait_s, limit)

@@ -1,19 +1,14 @@
-"""The crew: threads that run batches, side by side on shares of the machine, or one on all of it.
+"""Runs batches in a pool of threads: several on shares of the machine, or one on all of it.
 
-The processors of one forward pass wait for each other at each of its hundreds of steps, and all of
-them for one that the event loop or another program has taken. Batches side by side wait for nobody:
-under load each thread has one, on its share of the processors. A few rows alone are answered sooner
-by all of them together, so they get those while nothing else waits or runs.
+The cores of one forward pass wait for each other at each of its hundreds of steps, and for any core
+that the event loop or another program has taken. Batches on shares of the machine wait for nothing,
+so under load each worker thread runs one of them. A few rows by themselves are answered sooner by
+all cores together, so they get the full machine while nothing else waits or runs.
 
-When a batch raises, its requests are run again one by one, so that a request is not harmed by
-another one's bad row; what raises again is that request's own error.
+If a batch raises, its requests run again one by one. So a bad row fails its own request only, and
+the error of the second run belongs to that request.
 
-Knows no torch: a batch is run by any function from rows to as many results.
-
-One thread that runs one function, for an event loop that must never block.
-
-An executor of one thread would do, but the interpreter waits for those at exit: a forward pass that
-hangs would keep a server from stopping. This thread is a daemon.
+A batch is run by any function from rows to results. Read `app.engine.engine` for the real one.
 """
 
 from __future__ import annotations
@@ -29,44 +24,54 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
-from app.batching.admission import Pace, Running
-from app.batching.queue import BatchLimits, BatchObserver, Job, Row, RowQueue, count_tokens
-from app.errors import BatchFailedError, DeadlineExceededError
+from app.batching.admission import BatchTiming, ThroughputEstimate
+from app.batching.queue import Batch, BatchLimits, BatchObserver, PendingRequest, Row, RowQueue
+from app.errors import BatchFailedError
 
-A = TypeVar("A")
+logger = logging.getLogger(__name__)
+
 B = TypeVar("B")
+R = TypeVar("R", bound=Row)
+T = TypeVar("T")
+
+# Up to about three rows, two halves of a two-core machine are no faster than the full machine.
+_FULL_MACHINE_TOKENS = 96
 
 
 class WorkerDiedError(Exception):
-    """The function ended its thread (SystemExit and the like); nothing runs from now on."""
+    """A function has ended its thread (by SystemExit and the like); the thread runs no more."""
 
 
-class Worker(Generic[A, B]):
-    """Runs `function` on one argument at a time, in the order of the calls."""
+class WorkerThread:
+    """A daemon thread that runs functions for the event loop, in the order of the calls.
 
-    def __init__(self, function: Callable[[A], B], name: str) -> None:
+    A `ThreadPoolExecutor` with one thread would keep the process from exiting while a forward pass
+    hangs, because the interpreter waits for executors at exit.
+    """
+
+    def __init__(self, name: str) -> None:
         self.name = name
-        self._function = function
-        self._inbox: queue.SimpleQueue[tuple[A, asyncio.Future[B]] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[Callable[[], object], asyncio.Future[object]] | None]
+        self._inbox = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
     @property
     def is_alive(self) -> bool:
-        """Whether calls are still run."""
+        """Whether the thread still runs functions."""
         return self._thread.is_alive()
 
-    async def call(self, argument: A) -> B:
-        """Run the function in the thread.
+    async def call(self, function: Callable[[], B]) -> B:
+        """Run a function in the thread and return its result.
 
         Raises:
-            WorkerDiedError: the thread is gone.
-            Exception: whatever the function raised.
+            WorkerDiedError: the thread has ended.
+            Exception: any exception of the function.
         """
         if not self.is_alive:
-            raise WorkerDiedError(f"thread {self._thread.name!r} has ended")
+            raise WorkerDiedError(f"thread {self.name!r} has ended")
         future: asyncio.Future[B] = asyncio.get_running_loop().create_future()
-        self._inbox.put((argument, future))
+        self._inbox.put((function, future))  # type: ignore[arg-type]
         return await future
 
     def stop(self) -> None:
@@ -79,10 +84,10 @@ class Worker(Generic[A, B]):
 
     def _serve(self) -> None:
         while (item := self._inbox.get()) is not None:
-            argument, future = item
+            function, future = item
             try:
-                result = self._function(argument)
-            except Exception as error:  # noqa: BLE001 - the caller gets it, whatever it is
+                result = function()
+            except Exception as error:  # noqa: BLE001 - the caller gets it
                 _complete(future, None, error)
             except BaseException as error:  # noqa: BLE001 - the thread was told to end
                 _complete(future, None, WorkerDiedError(f"ended by {error!r}"))
@@ -91,119 +96,101 @@ class Worker(Generic[A, B]):
                 _complete(future, result, None)
 
 
-def _complete(future: asyncio.Future[B], result: B | None, error: Exception | None) -> None:
-    def set_outcome() -> None:
-        if future.done():  # cancelled in the meantime
+def _complete(future: asyncio.Future[object], result: object, error: Exception | None) -> None:
+    def complete() -> None:
+        if future.done():  # cancelled meanwhile
             return
-        if isinstance(error, StopIteration):  # a future refuses it, and its waiter would hang
+        if isinstance(error, StopIteration):  # a future refuses it, and its caller would hang
             future.set_exception(RuntimeError(f"the function raised {error!r}"))
         elif error is not None:
             future.set_exception(error)
         else:
-            future.set_result(result)  # type: ignore[arg-type]
+            future.set_result(result)
 
-    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        future.get_loop().call_soon_threadsafe(set_outcome)
+    with suppress(RuntimeError):  # the loop is closed, so no caller waits any more
+        future.get_loop().call_soon_threadsafe(complete)
 
 
-logger = logging.getLogger(__name__)
-
-R = TypeVar("R", bound=Row)
-T = TypeVar("T")
-
-_ALONE_TOKENS = 96  # measured: of about three rows on two cores halves are as fast as the whole
-
-_Batch = list[tuple[Job[R, T], int]]  # each row as its job and its position in there
+_Rows = list[tuple[PendingRequest[R, T], int]]  # each row as its request and its position there
 
 
 @dataclass(frozen=True)
-class Runners(Generic[R, T]):
-    """How batches are run.
+class Parallelism(Generic[R, T]):
+    """The ways to run a batch.
 
     Attributes:
-        run: on a share of the machine; called in several threads at a time.
-        run_alone: on all of it, while nothing else runs; None if that is the same.
-        num_workers: how many shares there are, and batches at a time.
+        on_share: function that runs rows on a share of the machine, in several threads at a time.
+        on_full_machine: function that runs rows on the full machine; None if it is the same.
+        num_workers: number of shares, and of batches that run at a time.
     """
 
-    run: Callable[[Sequence[R]], Sequence[T]]
-    run_alone: Callable[[Sequence[R]], Sequence[T]] | None = None
+    on_share: Callable[[Sequence[R]], Sequence[T]]
+    on_full_machine: Callable[[Sequence[R]], Sequence[T]] | None = None
     num_workers: int = 1
 
 
 @dataclass(eq=False)
-class _Run(Generic[R, T]):
-    """A batch on its way.
+class RunningBatch(Generic[R, T]):
+    """A batch that runs in a worker thread; `timing` is None until it is known if rows wait."""
 
-    Attributes:
-        share: of the machine.
-        pace: None until it is known whether rows wait for it.
-    """
-
-    batch: _Batch[R, T]
-    worker: Worker[Callable[[], Sequence[T]], Sequence[T]]
+    batch: Batch[PendingRequest[R, T]]
+    worker: WorkerThread
     share: float
-    pace: Running | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(job.rows[position].num_tokens for job, position in self.batch)
+    timing: BatchTiming | None = None
 
 
-class Crew(Generic[R, T]):
-    """Takes rows out of a queue and runs them.
+class WorkerPool(Generic[R, T]):
+    """Takes rows out of the queue and runs them.
 
     Args:
-        runners: how.
-        queue: filled by others, who call `wake` then.
-        limits: of a batch on all of the machine; on a share of it one gets as much of the tokens.
-        pace: told of every batch.
-        observer: told of every batch, too.
-        clock: of the deadlines.
+        parallelism: functions that run a batch.
+        queue: rows to run; whoever adds rows calls `wake`.
+        limits: limits of a batch on the full machine; a share gets its fraction of the tokens.
+        throughput: estimate that the pool updates.
+        observer: receiver of an event for each batch.
+        clock: source of the time that deadlines are compared with.
     """
 
     def __init__(
         self,
-        runners: Runners[R, T],
-        queue: RowQueue[Job[R, T]],
+        parallelism: Parallelism[R, T],
+        queue: RowQueue[PendingRequest[R, T]],
         limits: BatchLimits,
-        pace: Pace,
+        throughput: ThroughputEstimate,
         observer: BatchObserver,
         clock: Callable[[], float],
     ) -> None:
-        self._runners = runners
+        self._parallelism = parallelism
         self._queue = queue
         self._limits = limits
-        self._pace = pace
+        self._throughput = throughput
         self._observer = observer
         self._clock = clock
-        self._workers: list[Worker[Callable[[], Sequence[T]], Sequence[T]]] = [
-            Worker(_call, name=f"batches-{number}") for number in range(runners.num_workers)
-        ]
+        self._workers = [WorkerThread(f"batches-{n}") for n in range(parallelism.num_workers)]
         self._free = list(self._workers)
-        self._running: dict[_Run[R, T], asyncio.Task[None]] = {}
+        self._running: dict[RunningBatch[R, T], asyncio.Task[None]] = {}
         self._is_woken = False
-        # Of no request: what is logged of a batch is not that of the one which woke the crew.
+        # Log records of a batch must not carry the request id of the request that woke the pool.
         self._context = copy_context()
         self._on_end: Callable[[BaseException | None], None] | None = None
 
     def start(self, on_end: Callable[[BaseException | None], None]) -> None:
-        """Begin; `on_end` is called, with the reason, if no batch can be run any more."""
+        """Begin; `on_end` is called with the reason if batches can never run again."""
         self._on_end = on_end
 
     def wake(self) -> None:
-        """Look for rows soon: some were added, and others may be a moment later."""
+        """Start batches in the next round of the event loop, which may add more rows by then."""
         if not self._is_woken:
             self._is_woken = True
-            asyncio.get_running_loop().call_soon(self._start_all, context=self._context)
+            asyncio.get_running_loop().call_soon(self._start_batches, context=self._context)
 
     @property
     def is_alive(self) -> bool:
-        """False once no batch can be run any more, which only a restart of the process mends."""
+        """False if batches can never run again, which only a restart of the process mends."""
         return self._on_end is not None and all(worker.is_alive for worker in self._workers)
 
     async def stop(self) -> None:
-        """Run nothing more; what runs is left to its thread."""
+        """Start no more batches; the threads finish the batches that run."""
         self._on_end = None
         for task in self._running.values():
             task.cancel()
@@ -211,27 +198,29 @@ class Crew(Generic[R, T]):
             await asyncio.wait(self._running.values())
 
     async def join(self, timeout_s: float) -> None:
-        """End the threads, or leave those that don't end by themselves."""
+        """End the threads; threads that do not end in time are left behind."""
         for worker in self._workers:
             worker.stop()
         joins = (asyncio.to_thread(worker.join, timeout_s) for worker in self._workers)
         await asyncio.gather(*joins)
 
-    def _start_all(self) -> None:
-        """Start as many batches as there is room and rows for."""
+    def _start_batches(self) -> None:
+        """Start as many batches as there are rows and free workers for."""
         self._is_woken = False
         if self._on_end is None:
             return
         try:
             now = self._clock()
             started = []
-            while self._has_room and self._queue.num_rows:
-                if run := self._start_next(now):
-                    started.append(run)
-            for run in started:
-                rows_wait = self._queue.num_rows > 0
-                run.pace = self._pace.begin(run.num_tokens, now, run.share, rows_wait=rows_wait)
-        except Exception as error:  # noqa: BLE001 - nobody else would ever start a batch again
+            while self._queue.num_rows and self._has_free_worker:
+                if running := self._start_next(now):
+                    started.append(running)
+            under_load = self._queue.num_rows > 0
+            for running in started:
+                running.timing = self._throughput.begin(
+                    running.batch.num_tokens, now, running.share, under_load=under_load
+                )
+        except Exception as error:  # noqa: BLE001 - otherwise no batch would ever start again
             self._end(error)
 
     def _end(self, error: BaseException) -> None:
@@ -240,99 +229,98 @@ class Crew(Generic[R, T]):
             on_end(error)
 
     @property
-    def _has_room(self) -> bool:
-        return bool(self._free) and all(run.share < 1 for run in self._running)
+    def _has_free_worker(self) -> bool:
+        return bool(self._free) and all(running.share < 1 for running in self._running)
 
-    def _start_next(self, now: float) -> _Run[R, T] | None:
-        """Start a batch; None if all rows that would have been in it are too late."""
+    def _start_next(self, now: float) -> RunningBatch[R, T] | None:
+        """Start a batch; returns None if the deadlines of all its rows have passed."""
         batch_tokens, share = self._limits.max_batch_tokens, 1.0
-        waiting, num_workers = self._queue.num_tokens, self._runners.num_workers
-        many = waiting > _ALONE_TOKENS and self._queue.num_rows >= num_workers
-        if num_workers > 1 and (self._running or many):
-            # What waits is divided among those who are free.
+        waiting, num_workers = self._queue.num_tokens, self._parallelism.num_workers
+        is_much = waiting > _FULL_MACHINE_TOKENS and self._queue.num_rows >= num_workers
+        if num_workers > 1 and (self._running or is_much):
+            # The free workers divide the waiting tokens.
             share = 1 / num_workers
             batch_tokens = min(batch_tokens // num_workers, max(waiting // len(self._free), 1))
-        batch, expired = self._queue.take(self._limits.max_batch_rows, batch_tokens, now)
-        for job in expired:
-            job.fail(DeadlineExceededError(0.0))
-        if not batch:
+        batch = self._queue.take(self._limits.max_batch_rows, batch_tokens, now)
+        for request in batch.expired:
+            request.expire()
+        if not batch.rows:
             return None
-        # One thread only ever asks for all processors: OpenMP keeps a team for each that does. Else
-        # it is taken last, since it then has to make its team smaller and larger again.
+        # Only one thread ever uses the full machine, because OpenMP keeps a team of threads for
+        # each thread that does. That worker is the last to get a share, because it then has to
+        # shrink its team and grow it again.
         worker = self._workers[0] if share == 1 else self._free[-1]
         self._free.remove(worker)
-        run = _Run(batch, worker, share)
-        self._running[run] = asyncio.create_task(
-            self._serve(run), name=worker.name, context=self._context
+        running = RunningBatch(batch, worker, share)
+        self._running[running] = asyncio.create_task(
+            self._serve(running), name=worker.name, context=self._context
         )
-        return run
+        return running
 
-    async def _serve(self, run: _Run[R, T]) -> None:
-        """Run a batch and start the next ones, before those who waited for it write answers."""
+    async def _serve(self, running: RunningBatch[R, T]) -> None:
+        """Run a batch, then start the next ones before the callers write their answers."""
         try:
-            await self._run(run)
-        except Exception as error:  # noqa: BLE001 - a dead worker, or what nobody foresaw
+            await self._run_or_split(running)
+        except Exception as error:  # noqa: BLE001 - a dead worker, or a bug
             self._end(error)
         finally:
-            del self._running[run]
-            self._free.insert(0 if run.worker is self._workers[0] else 1, run.worker)
-            if run.pace is not None:
-                self._pace.end(run.pace, self._clock())
-            self._start_all()
+            del self._running[running]
+            is_first = running.worker is self._workers[0]
+            self._free.insert(0 if is_first else 1, running.worker)
+            if running.timing is not None:
+                self._throughput.end(running.timing, self._clock())
+            self._start_batches()
 
-    async def _run(self, run: _Run[R, T]) -> None:
-        """Run a batch; if that fails, each of its requests by itself."""
-        error = await self._try(run, run.batch)
+    async def _run_or_split(self, running: RunningBatch[R, T]) -> None:
+        """Run a batch; if it fails, run each of its requests by itself."""
+        error = await self._try(running, running.batch.rows)
         if error is None:
             return
-        parts: dict[Job[R, T], _Batch[R, T]] = {}
-        for job, position in run.batch:
-            parts.setdefault(job, []).append((job, position))
+        parts: dict[PendingRequest[R, T], _Rows[R, T]] = {}
+        for request, position in running.batch.rows:
+            parts.setdefault(request, []).append((request, position))
         if len(parts) == 1:
-            self._fail(run.batch[0][0], error)
+            self._fail(next(iter(parts)), error)
             return
         logger.warning("a batch of %d requests failed (%r); running each alone", len(parts), error)
-        for job, part in parts.items():
-            if job.deadline <= self._clock():
-                job.fail(DeadlineExceededError(0.0))
-            elif not job.future.done() and (error := await self._try(run, part)):
-                self._fail(job, error)
+        for request, rows in parts.items():
+            if request.deadline <= self._clock():
+                request.expire()
+            elif not request.future.done() and (error := await self._try(running, rows)):
+                self._fail(request, error)
 
-    async def _try(self, run: _Run[R, T], batch: _Batch[R, T]) -> Exception | None:
-        """Run rows; returns what was raised, unless it means that nothing can be run any more."""
+    async def _try(self, running: RunningBatch[R, T], rows: _Rows[R, T]) -> Exception | None:
+        """Run rows; returns the error unless it means that the thread has died."""
         try:
-            await self._forward(run, batch)
+            await self._forward(running, rows)
         except WorkerDiedError:
             raise
-        except Exception as error:  # noqa: BLE001 - the outermost loop of all batches must live
+        except Exception as error:  # noqa: BLE001 - the pool must survive any engine
             return error
         return None
 
-    async def _forward(self, run: _Run[R, T], batch: _Batch[R, T]) -> None:
-        rows = [job.rows[position] for job, position in batch]
-        jobs = {job: None for job, _ in batch}
-        started = self._clock()
-        for job in jobs:
-            job.started_at = started if job.started_at is None else job.started_at
-        whole = run.share == 1 and self._runners.run_alone
-        results = await run.worker.call(partial(whole or self._runners.run, rows))
-        seconds = self._clock() - started
+    async def _forward(self, running: RunningBatch[R, T], batch_rows: _Rows[R, T]) -> None:
+        rows = [request.rows[position] for request, position in batch_rows]
+        requests = dict.fromkeys(request for request, _ in batch_rows)
+        started_at = self._clock()
+        for request in requests:
+            request.started_at = started_at if request.started_at is None else request.started_at
+        on_full_machine = running.share == 1 and self._parallelism.on_full_machine
+        function = on_full_machine or self._parallelism.on_share
+        results = await running.worker.call(partial(function, rows))
+        seconds = self._clock() - started_at
         if len(results) != len(rows):
             raise RuntimeError(f"the engine gave {len(results)} results for {len(rows)} rows")
-        for (job, position), result in zip(batch, results, strict=True):
-            job.results[position] = result
-        for job in jobs:
-            job.compute_s += seconds
-            job.finish()
-        self._observer.on_batch(len(rows), count_tokens(rows), seconds)
+        for (request, position), result in zip(batch_rows, results, strict=True):
+            request.results[position] = result
+        for request in requests:
+            request.compute_s += seconds
+            request.finish()
+        self._observer.on_batch(len(rows), sum(row.num_tokens for row in rows), seconds)
 
-    def _fail(self, job: Job[R, T], error: Exception) -> None:
+    def _fail(self, request: PendingRequest[R, T], error: Exception) -> None:
         logger.error("the forward pass failed", exc_info=error)
-        self._queue.remove(job)
+        self._queue.remove(request)
         failure = BatchFailedError(f"the forward pass raised {type(error).__name__}")
         failure.__cause__ = error
-        job.fail(failure)
-
-
-def _call(run: Callable[[], Sequence[T]]) -> Sequence[T]:
-    return run()
+        request.fail(failure)

@@ -250,7 +250,9 @@ class Admission:
             if isinstance(serving, Serving):
                 try:
                     task = path.removeprefix(_ONE_TASK) if path != _FAN_OUT else None
-                    serving.batcher.check_wait(task, deadline_of(scope, serving))
+                    serving.batcher.admission.admit(
+                        task, 0, 0, deadline_of(scope, serving), serving.clock()
+                    )
                 except OverloadedError as error:
                     scope["state"]["trace"].route = _FAN_OUT + ("" if task is None else "/{task}")
                     self._tell(error, serving.clock())

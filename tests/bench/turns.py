@@ -1,10 +1,10 @@
-"""A simulation of the tasks' turns: the app's own queue before an engine that only counts time.
+"""Simulates the rounds of the tasks: the app's queue in front of an engine that only counts time.
 
     python -m tests.bench.turns [--seconds 60]
 
 Rows of nine tasks come at random times. One task sends as much as the others, then ten times as
-much; the table shows what that does to the others. No real time passes, and the same numbers come
-out every time. How fast a batch is: a constant and so much a token, as the encoder was measured.
+much; the table shows how much slower the others get. No real time passes, and the same numbers come
+out every time. A batch takes a constant time and a time per token, as measured on the encoder.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from app.batching.admission import Pace
-from app.batching.queue import RowQueue, Ticket
+from app.batching.admission import ThroughputEstimate
+from app.batching.queue import QueuedRequest, RowQueue
 
 LENGTHS = (12, 16, 20, 23, 25, 28, 30, 33, 36, 40, 48, 60, 80, 100)  # tokens; mean as GLUE's, 39
 MEAN_TOKENS = sum(LENGTHS) / len(LENGTHS)
 OTHERS = 8
-LIGHT_SHARE = 0.04  # of the capacity, for each task: nine send 36 %
-HEAVY = 10  # times as much is the busy task's: together 72 %
-BUSY = 0  # its number
-SIZES = (1024, 512, 384, 256)  # of short batches, to compare with the app's own
+LIGHT_SHARE = 0.04  # part of the capacity that each task uses: nine send 36 %
+HEAVY = 10  # factor of the busy task's traffic: together 72 %
+BUSY = 0  # number of the busy task
+SIZES = (1024, 512, 384, 256)  # tokens of capped batches, to compare with the app's choice
 _HEAD = """\
-| | short batch | others' p99 | ratio | busy task's p50 | p99 | refused | rows/s |
+| | capped batch | others' p99 | ratio | busy task's p50 | p99 | refused | rows/s |
 |---|---|---|---|---|---|---|---|
 """
-MAX_QUEUE_S = 2.0  # who would wait longer is refused
+MAX_QUEUE_S = 2.0  # rows that would wait longer are refused
 
 
-ShortBudget = Callable[[int], int]  # from the tokens of a full batch to those of a short one
+SmallBatchTokens = Callable[[int], int]  # from tokens of a full batch to those of a capped one
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What batches cost.
+    """The cost of a batch.
 
     Attributes:
-        batch_s: of every batch, in seconds.
-        token_s: of every token, in seconds.
-        max_tokens: of a full batch.
+        batch_s: seconds that every batch takes.
+        token_s: seconds that every token adds.
+        max_tokens: tokens of a full batch.
     """
 
     batch_s: float = 0.005
@@ -53,18 +53,18 @@ class Engine:
     max_tokens: int = 2048
 
     def seconds(self, num_tokens: int) -> float:
-        """How long a batch takes."""
+        """Return how long a batch takes."""
         return self.batch_s + num_tokens * self.token_s
 
     @property
     def rows_per_s(self) -> float:
-        """The capacity: full batches, one after the other."""
+        """Return the capacity: full batches, one after the other."""
         return self.max_tokens / self.seconds(self.max_tokens) / MEAN_TOKENS
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row that has come at a time and will take so many tokens."""
+    """A row with its arrival time and its length."""
 
     came: float
     num_tokens: int
@@ -72,13 +72,13 @@ class Row:
 
 @dataclass
 class Outcome:
-    """What came of a simulation.
+    """The result of a simulation.
 
     Attributes:
-        seconds: from each answered row's arrival to its answer, by task.
+        seconds: time from the arrival of each answered row to its answer, by task.
         refused: rows that would have waited too long, by task.
-        sizes: the tokens of each batch.
-        ended: when the last batch was done, in seconds.
+        sizes: tokens of each batch.
+        ended: time at which the last batch was done, in seconds.
     """
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
@@ -87,23 +87,23 @@ class Outcome:
     ended: float = 0.0
 
     def percentile(self, share: float, *tasks: int) -> float:
-        """Of the seconds of all rows of some tasks."""
+        """Return a percentile of the seconds of all rows of some tasks."""
         ordered = sorted(value for task in tasks for value in self.seconds[task])
         return ordered[int(share * (len(ordered) - 1))]
 
     @property
     def others(self) -> range:
-        """All tasks but the busy one."""
+        """Return the numbers of all tasks but the busy one."""
         return range(1, len(self.seconds))
 
     @property
     def tokens_per_s(self) -> float:
-        """What the engine got done."""
+        """Return the throughput of the engine."""
         return sum(self.sizes) / self.ended
 
 
 def arrivals(rates: list[float], seconds: float, seed: int = 0) -> Iterator[tuple[int, Row]]:
-    """Rows at random times, each task's independent of the others'."""
+    """Yield rows at random times, independent for each task."""
 
     def of_one(task: int, rate: float) -> Iterator[tuple[float, int, int]]:
         chance = random.Random(seed * 1000 + task)
@@ -120,18 +120,19 @@ def simulate(
     engine: Engine,
     rates: list[float],
     seconds: float,
-    short: ShortBudget | None = None,
+    capped: SmallBatchTokens | None = None,
 ) -> Outcome:
-    """Have rows come and be answered, as `app.batching.batcher` does it.
+    """Let rows come and be answered in the way of `app.batching.batcher`.
 
     Args:
-        engine: what batches cost.
-        rates: rows a second of each task; the first one is the busy one.
-        seconds: for how long rows come.
-        short: how far one task alone may fill a batch; None: as `app.batching.admission` says.
+        engine: cost of a batch.
+        rates: rows a second of each task; the first task is the busy one.
+        seconds: time during which rows come.
+        capped: tokens of a capped batch; None takes `ThroughputEstimate.small_batch_tokens`.
     """
-    pace, outcome, now = Pace(), Outcome({task: [] for task in range(len(rates))}), 0.0
-    queue: RowQueue[Ticket[Row]] = RowQueue(short or pace.short_budget)
+    throughput, now = ThroughputEstimate(), 0.0
+    outcome = Outcome({task: [] for task in range(len(rates))})
+    queue: RowQueue[QueuedRequest[Row]] = RowQueue(capped or throughput.small_batch_tokens)
     coming = arrivals(rates, seconds)
     following = next(coming, None)
     while following is not None or queue.num_rows:
@@ -139,32 +140,32 @@ def simulate(
             now = max(now, following[1].came)
         while following is not None and following[1].came <= now:
             task, row = following
-            if pace.seconds(queue.tokens_before(task), row.came) > MAX_QUEUE_S:
+            speed = throughput.at(row.came)
+            if speed.busy_s + speed.token_s * queue.tokens_before(task) > MAX_QUEUE_S:
                 outcome.refused[task] += 1
             else:
-                queue.add(Ticket([row], float("inf"), task))
+                queue.add(QueuedRequest([row], float("inf"), task))
             following = next(coming, None)
-        batch, _ = queue.take(256, engine.max_tokens, now)
-        size = sum(ticket.rows[0].num_tokens for ticket, _ in batch)
-        running = pace.begin(size, now, rows_wait=queue.num_rows > 0)
-        now += engine.seconds(size) if batch else 0.0
-        pace.end(running, now)
-        outcome.sizes.append(size)
-        for ticket, _ in batch:
-            outcome.seconds[int(str(ticket.key))].append(now - ticket.rows[0].came)
+        batch = queue.take(256, engine.max_tokens, now)
+        running = throughput.begin(batch.num_tokens, now, under_load=queue.num_rows > 0)
+        now += engine.seconds(batch.num_tokens) if batch.rows else 0.0
+        throughput.end(running, now)
+        outcome.sizes.append(batch.num_tokens)
+        for request, _ in batch.rows:
+            outcome.seconds[int(str(request.key))].append(now - request.rows[0].came)
     outcome.ended = now
     return outcome
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What comes before which engine.
+    """Traffic in front of an engine.
 
     Attributes:
-        name: for the table.
-        engine: what batches cost.
-        light: rows a second of a task; 0: `LIGHT_SHARE` of the capacity.
-        heavy: how many times as much the busy task sends.
+        name: label in the table.
+        engine: cost of a batch.
+        light: rows a second of a task; 0 means `LIGHT_SHARE` of the capacity.
+        heavy: factor of the busy task's traffic.
     """
 
     name: str
@@ -172,16 +173,18 @@ class Scene:
     light: float = 0.0
     heavy: float = HEAVY
 
-    def play(self, seconds: float, short: ShortBudget | None = None) -> tuple[Outcome, Outcome]:
-        """With nine equal tasks, and with the busy one among them; arguments as of `simulate`."""
+    def play(
+        self, seconds: float, capped: SmallBatchTokens | None = None
+    ) -> tuple[Outcome, Outcome]:
+        """Simulate nine equal tasks, then the same with a busy one; see `simulate`."""
         light = self.light or LIGHT_SHARE * self.engine.rows_per_s
         others = [light] * OTHERS
-        evenly = simulate(self.engine, [light, *others], seconds, short)
-        return evenly, simulate(self.engine, [self.heavy * light, *others], seconds, short)
+        evenly = simulate(self.engine, [light, *others], seconds, capped)
+        return evenly, simulate(self.engine, [self.heavy * light, *others], seconds, capped)
 
 
 def ratio(evenly: Outcome, busily: Outcome) -> float:
-    """How many times as long the others' slowest rows take beside the busy task."""
+    """Return the factor by which a busy task slows down the slowest rows of the others."""
     others = evenly.others
     return busily.percentile(0.99, *others) / evenly.percentile(0.99, *others)
 
@@ -197,22 +200,22 @@ SCENES = (
 
 
 def main() -> int:
-    """Print the table."""
+    """Print the table; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.turns", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     seconds = parser.parse_args().seconds
     sys.stdout.write(_HEAD)
     for scene in SCENES:
-        rules: dict[str, ShortBudget | None] = {"none": lambda max_tokens: max_tokens}
+        rules: dict[str, SmallBatchTokens | None] = {"none": lambda max_tokens: max_tokens}
         rules |= {f"{size:,}": partial(min, size) for size in SIZES}
         rules["the app's"] = None
-        for name, short in rules.items():
-            sys.stdout.write(line(scene, name, *scene.play(seconds, short)) + "\n")
+        for name, capped in rules.items():
+            sys.stdout.write(line(scene, name, *scene.play(seconds, capped)) + "\n")
     return 0
 
 
 def line(scene: Scene, rule: str, evenly: Outcome, busily: Outcome) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     others = [1000 * run.percentile(0.99, *run.others) for run in (evenly, busily)]
     own = [1000 * busily.percentile(share, BUSY) for share in (0.5, 0.99)]
     refused = busily.refused[BUSY] / (busily.refused[BUSY] + len(busily.seconds[BUSY]))

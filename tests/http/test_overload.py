@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.batching.admission import Pace
+from app.batching.admission import ThroughputEstimate
 from app.batching.queue import BatchLimits
 
 CheckError = Callable[..., dict[str, Any]]
@@ -74,9 +74,9 @@ def crowded(
         waiting = pool.submit(predict, client, 30)
         wait_for_queue(client, 30)
         batcher = client.app.state.serving.batcher  # type: ignore[attr-defined]
-        slow, now = Pace(), time.monotonic()
-        slow.end(slow.begin(batcher.queued_tokens, now - 60, rows_wait=True), now)
-        batcher._room._pace = slow
+        slow, now = ThroughputEstimate(), time.monotonic()
+        slow.end(slow.begin(batcher.queued_tokens, now - 60, under_load=True), now)
+        batcher.admission._throughput = slow
         yield client
         gate.is_open.set()
         assert running.result().status_code == waiting.result().status_code == 200
@@ -113,7 +113,7 @@ def test_another_tasks_turn_comes_sooner(crowded: TestClient, check_error: Check
 def test_what_can_not_be_answered_in_the_clients_own_time_is_refused(
     crowded: TestClient, check_error: CheckError
 ) -> None:
-    crowded.app.state.serving.batcher._room._limits = BatchLimits(1, 1, 99, 9999)  # type: ignore[attr-defined]
+    crowded.app.state.serving.batcher.admission._limits = BatchLimits(1, 1, 99, 9999)  # type: ignore[attr-defined]
     body = {"inputs": 7}
     late = crowded.post("/predict/toy2", json=body, headers={"X-Request-Timeout-Ms": "50000"})
     error = check_error(late, 429, "overloaded")

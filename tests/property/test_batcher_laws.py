@@ -1,4 +1,4 @@
-"""Laws of the batcher, whatever mix of submissions, cancels, expiries and failing batches.
+"""Laws of the batcher for any mix of submissions, cancels, expiries and failing batches.
 
 The engine is held at a gate: hypothesis decides what happens between one batch and the next.
 """
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from app.batching.batcher import Batcher
 from app.batching.queue import BatchLimits
-from app.batching.workers import Runners
+from app.batching.workers import Parallelism
 from app.errors import (
     BatchFailedError,
     DeadlineExceededError,
@@ -116,7 +116,7 @@ def test_nothing_is_lost_repeated_or_reordered(plan: list[tuple[str, Any, Any]])
 async def play(plan: list[tuple[str, Any, Any]]) -> World:
     world = World()
     batcher: Batcher[Row, int] = Batcher(
-        Runners(world.engine), LIMITS, world, clock=lambda: world.now
+        Parallelism(world.engine), LIMITS, world, clock=lambda: world.now
     )
     batcher.start()
     for name, amount, more in plan:

@@ -1,4 +1,4 @@
-"""Laws of the row queue, whatever is added, removed and taken: nothing lost, nobody starved."""
+"""Laws of the row queue for any mix of adding, removing and taking: no loss, no starvation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.batching.queue import QUANTUM_TOKENS, RECENT_BATCHES, RowQueue, Ticket
+from app.batching.queue import QUANTUM_TOKENS, RECENT_BATCHES, QueuedRequest, RowQueue
 
 LONGEST = 700
 MAX_ROWS = 6
@@ -29,11 +29,11 @@ actions = st.one_of(
 )
 
 
-# How much of a full batch a short one is.
+# A capped batch has this part of a full batch's tokens.
 shares = st.sampled_from([1, 2, 5, 1000])
 
 
-def queue_with(share: int) -> RowQueue[Ticket[Row]]:
+def queue_with(share: int) -> RowQueue[QueuedRequest[Row]]:
     return RowQueue(lambda max_tokens: max_tokens // share)
 
 
@@ -41,33 +41,33 @@ def queue_with(share: int) -> RowQueue[Ticket[Row]]:
 def test_each_row_is_taken_once_and_the_counts_are_right(
     plan: list[tuple[str, Any, Any]], share: int
 ) -> None:
-    line = queue_with(share)
-    tickets: list[Ticket[Row]] = []
-    removed: set[Ticket[Row]] = set()
-    taken: list[tuple[Ticket[Row], int]] = []
+    queue = queue_with(share)
+    requests: list[QueuedRequest[Row]] = []
+    removed: set[QueuedRequest[Row]] = set()
+    taken: list[tuple[QueuedRequest[Row], int]] = []
     for name, first, second in plan:
         if name in ("add", "urgent"):
-            tickets.append(Ticket([Row(length) for length in second], 1.0, first))
-            line.add(tickets[-1], urgent=name == "urgent")
-        elif name == "remove" and tickets:
-            removed.add(tickets[first % len(tickets)])
-            line.remove(tickets[first % len(tickets)])
+            requests.append(QueuedRequest([Row(length) for length in second], 1.0, first))
+            queue.add(requests[-1], urgent=name == "urgent")
+        elif name == "remove" and requests:
+            removed.add(requests[first % len(requests)])
+            queue.remove(requests[first % len(requests)])
         elif name == "take":
-            batch, expired = line.take(MAX_ROWS, first, now=0.0)
-            assert not expired
-            assert bool(batch) == any(one.num_taken for one, _ in batch)
-            taken += batch
+            batch = queue.take(MAX_ROWS, first, now=0.0)
+            assert not batch.expired
+            assert batch.num_tokens == sum(one.rows[n].num_tokens for one, n in batch.rows)
+            taken += batch.rows
         waiting = [
             row.num_tokens
-            for one in tickets
+            for one in requests
             if one not in removed
             for row in one.rows[one.num_taken :]
         ]
-        assert (line.num_rows, line.num_tokens) == (len(waiting), sum(waiting))
-    taken += line.take(10**6, 10**12, now=0.0)[0]
-    assert line.num_rows == 0
+        assert (queue.num_rows, queue.num_tokens) == (len(waiting), sum(waiting))
+    taken += queue.take(10**6, 10**12, now=0.0).rows
+    assert queue.num_rows == 0
     assert max(Counter(taken).values(), default=1) == 1, "a row was taken twice"
-    for one in tickets:
+    for one in requests:
         positions = [position for other, position in taken if other is one]
         assert positions == list(range(len(positions))), "rows of a request overtook each other"
         assert one in removed or len(positions) == len(one.rows), "a row was lost"
@@ -80,24 +80,23 @@ def test_each_row_is_taken_once_and_the_counts_are_right(
     budget=st.integers(1, 1000),
     share=shares,
 )
-def test_a_row_waits_for_one_turn_of_each_other_task(
+def test_a_row_waits_for_one_round_of_each_other_task(
     heavy: list[list[int]], others: int, light: int, budget: int, share: int
 ) -> None:
-    """Whatever the others have waiting and go on adding."""
-    line = queue_with(share)
+    queue = queue_with(share)
 
     def add_to_others() -> None:
         for key in range(others):
             for sizes in heavy:
-                line.add(Ticket([Row(size) for size in sizes], 1.0, key))
+                queue.add(QueuedRequest([Row(size) for size in sizes], 1.0, key))
 
     add_to_others()
-    line.take(MAX_ROWS, budget, now=0.0)
-    mine = Ticket([Row(light)], 1.0, "mine")
-    line.add(mine)
+    queue.take(MAX_ROWS, budget, now=0.0)
+    mine = QueuedRequest([Row(light)], 1.0, "mine")
+    queue.add(mine)
     before = 0
     while not mine.num_taken:
-        batch, _ = line.take(MAX_ROWS, budget, now=0.0)
+        batch = queue.take(MAX_ROWS, budget, now=0.0).rows
         before += sum(one.rows[position].num_tokens for one, position in batch if one is not mine)
         add_to_others()
     # The batch that it came with is no longer than the budget, or than one row.
@@ -106,19 +105,19 @@ def test_a_row_waits_for_one_turn_of_each_other_task(
 
 @dataclass
 class Ledger:
-    """Keeps the books of a queue's tasks beside it, to say when a batch must be a short one."""
+    """Keeps the books of a queue's tasks beside it, to say when a batch must be capped."""
 
-    tickets: list[Ticket[Row]] = field(default_factory=list)
+    requests: list[QueuedRequest[Row]] = field(default_factory=list)
     last: dict[str, int] = field(default_factory=dict)  # batch with rows of a task
     batches: int = 0
     given: Counter[str] = field(default_factory=Counter)  # tokens of each task in this batch
 
     def next_sizes(self) -> list[tuple[str, int]]:
         """Task and length of every row that may come next."""
-        waiting = [one for one in self.tickets if one.num_taken < len(one.rows)]
+        waiting = [one for one in self.requests if one.num_taken < len(one.rows)]
         return [(str(one.key), one.rows[one.num_taken].num_tokens) for one in waiting]
 
-    def must_be_short(self, left: set[str]) -> bool:
+    def must_be_capped(self, left: set[str]) -> bool:
         """One task is left, others were there lately, and it has had its share of this batch."""
         if len(left) != 1:
             return False
@@ -127,8 +126,8 @@ class Ledger:
         lately = any(self.batches - self.last[task] <= RECENT_BATCHES for task in others)
         return lately and 2 * self.given[alone] >= max(self.given.values(), default=1)
 
-    def check(self, batch: list[tuple[Ticket[Row], int]], budget: int, short: int) -> None:
-        """Row by row, as it was put together; `batch` has left the tickets already."""
+    def check(self, batch: list[tuple[QueuedRequest[Row], int]], budget: int, capped: int) -> None:
+        """Row by row, as it was put together; `batch` has left the requests already."""
         left = Counter(task for task, _ in self.next_sizes())
         left.update(str(one.key) for one, _ in batch)
         self.batches += 1
@@ -137,14 +136,14 @@ class Ledger:
             size = one.rows[position].num_tokens
             total = self.given.total() + size
             assert total <= budget or not self.given
-            if self.must_be_short({task for task, count in left.items() if count}):
-                assert total <= short, "one task has filled a batch that others wait for"
+            if self.must_be_capped({task for task, count in left.items() if count}):
+                assert total <= capped, "one task has filled a batch that others wait for"
             self.given[str(one.key)] += size
             self.last[str(one.key)] = self.batches
             left[str(one.key)] -= 1
         if coming := self.next_sizes():
             longest = max(size for _, size in coming)
-            allowed = short if self.must_be_short({task for task, _ in coming}) else budget
+            allowed = capped if self.must_be_capped({task for task, _ in coming}) else budget
             assert self.given.total() + longest > allowed, "a batch has ended too soon"
 
 
@@ -159,19 +158,19 @@ crowds = st.lists(
 
 
 @given(crowds, shares)
-def test_one_task_alone_fills_short_batches_and_all_others_are_full(
+def test_batches_are_capped_for_one_task_alone_and_full_otherwise(
     plan: list[tuple[str, int, int]], share: int
 ) -> None:
-    line, ledger = queue_with(share), Ledger()
+    queue, ledger = queue_with(share), Ledger()
     for name, size, count in plan:
         if name != "take":
-            ledger.tickets.append(Ticket([Row(size)] * count, 1.0, name))
-            line.add(ledger.tickets[-1])
+            ledger.requests.append(QueuedRequest([Row(size)] * count, 1.0, name))
+            queue.add(ledger.requests[-1])
             continue
         for _ in range(count):
-            if line.num_rows:
-                ledger.check(line.take(10**6, size, now=0.0)[0], size, size // share)
-    assert len(line._recent) <= len("abcd")
+            if queue.num_rows:
+                ledger.check(queue.take(10**6, size, now=0.0).rows, size, size // share)
+    assert len(queue._recent) <= len("abcd")
 
 
 @given(
@@ -182,17 +181,16 @@ def test_one_task_alone_fills_short_batches_and_all_others_are_full(
     budget=st.integers(1, 6000),
     share=shares,
 )
-def test_a_task_with_much_waiting_gets_its_part_of_every_batch(
+def test_a_busy_task_gets_its_part_of_every_batch(
     busy: int, quiet: list[tuple[str, int]], budget: int, share: int
 ) -> None:
-    """However much the others' rows fill of it."""
-    line = queue_with(share)
-    line.add(Ticket([Row(busy)] * 2000, 1.0, "a"))
+    queue = queue_with(share)
+    queue.add(QueuedRequest([Row(busy)] * 2000, 1.0, "a"))
     for _ in range(5):
         for key, size in quiet:
-            line.add(Ticket([Row(size)], 1.0, key))
+            queue.add(QueuedRequest([Row(size)], 1.0, key))
         given: Counter[str] = Counter()
-        for one, position in line.take(10**6, budget, now=0.0)[0]:
+        for one, position in queue.take(10**6, budget, now=0.0).rows:
             given[str(one.key)] += one.rows[position].num_tokens
         is_full = given.total() + LONGEST > budget
         assert is_full or 2 * given["a"] >= max(given.values())

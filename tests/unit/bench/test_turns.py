@@ -1,4 +1,4 @@
-"""What a busy task does to the others, simulated: with the rule of short batches and without."""
+"""Simulated effect of a busy task on the others, with capped batches and without."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.bench.turns import (
 )
 
 SECONDS = 60.0
-WANTED = 2.0  # times as long the others may take beside a task with ten times their traffic
+WANTED = 2.0  # factor by which a task with ten times the traffic may slow down the others
 
 
 def full(max_tokens: int) -> int:
-    """No short batches."""
+    """Cap no batch."""
     return max_tokens
 
 
@@ -35,7 +35,7 @@ def test_a_task_with_ten_times_the_traffic_does_not_double_the_others_p99(scene:
     evenly_full, busily_full = scene.play(SECONDS, full)
     assert ratio(evenly_full, busily_full) > 1.1 * WANTED, "the rule is not needed here"
     assert ratio(evenly, busily) < 0.95 * WANTED
-    # Nobody pays for it with more than time: no traffic is refused, and equal tasks notice nothing.
+    # The price is time only: no traffic is refused, and equal tasks notice nothing.
     assert not busily.refused
     assert busily.tokens_per_s == pytest.approx(busily_full.tokens_per_s, rel=0.005)
     assert lightest(evenly) == pytest.approx(lightest(evenly_full), rel=0.02)
@@ -43,14 +43,14 @@ def test_a_task_with_ten_times_the_traffic_does_not_double_the_others_p99(scene:
 
 
 @pytest.mark.parametrize("scene", SCENES[4:], ids=lambda scene: scene.name)
-def test_where_the_engine_is_full_the_busy_task_pays_and_little_is_lost(scene: Scene) -> None:
+def test_on_a_full_engine_the_busy_task_waits_and_little_throughput_is_lost(scene: Scene) -> None:
     evenly, busily = scene.play(SECONDS)
     _, busily_full = scene.play(SECONDS, full)
     assert ratio(evenly, busily) < 1.1 * WANTED
     assert lightest(busily) < 0.5 * lightest(busily_full)
     assert set(busily.refused) == {BUSY}
     assert busily.tokens_per_s > 0.82 * busily_full.tokens_per_s
-    # What it was told when it was let in is about what it then waits.
+    # The wait that admission estimated is about the real one.
     assert busily.percentile(0.99, BUSY) < 1.3 * MAX_QUEUE_S
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from app.batching.batcher import Batcher
 from app.batching.queue import QUANTUM_TOKENS, BatchLimits
-from app.batching.workers import Runners
+from app.batching.workers import Parallelism
 from app.errors import (
     BatchFailedError,
     DeadlineExceededError,
@@ -96,6 +96,10 @@ class Rig:
         rows = [Row(value) for value in values]
         return asyncio.create_task(self.batcher.submit(rows, deadline=deadline, **more))
 
+    def check_wait(self, key: str | None, deadline: float) -> None:
+        """Ask as the middleware does, which knows no rows."""
+        self.batcher.admission.admit(key, 0, 0, deadline, self.clock())
+
     async def stall(self) -> asyncio.Task[Any]:
         """Hold the engine with a row in it."""
         self.engine.gate.clear()
@@ -113,7 +117,7 @@ def run(test: Callable[[Rig], Awaitable[None]], run_batch: Any = None, **limits:
 
     async def main() -> Rig:
         batcher: Batcher[Row, int] = Batcher(
-            Runners(run_batch or engine),
+            Parallelism(run_batch or engine),
             BatchLimits(**given),  # type: ignore[arg-type]
             observer,
             clock=clock,
@@ -140,7 +144,7 @@ def test_results_come_in_the_order_of_the_rows() -> None:
     assert rig.observer.batches == [(4, 40), (4, 40), (2, 20)]
 
 
-def test_a_lone_request_does_not_wait_for_company() -> None:
+def test_a_lone_request_does_not_wait_for_others() -> None:
     async def test(rig: Rig) -> None:
         started = time.monotonic()
         await rig.submit(3)
@@ -149,7 +153,7 @@ def test_a_lone_request_does_not_wait_for_company() -> None:
     run(test)
 
 
-def test_what_waits_while_the_engine_is_busy_shares_a_batch() -> None:
+def test_rows_that_wait_while_the_engine_is_busy_share_a_batch() -> None:
     async def test(rig: Rig) -> None:
         first = await rig.stall()
         others = [rig.submit(value) for value in (1, 2, 3)]
@@ -220,8 +224,8 @@ class Steps:
         return await asyncio.to_thread(self.entered.get, timeout=10)
 
 
-async def paced(rig: Rig, steps: Steps) -> None:
-    """Leave 4 rows of "busy" in the engine, 4 waiting, and a pace of 20 tokens a second."""
+async def measured(rig: Rig, steps: Steps) -> None:
+    """Leave 4 rows of "busy" in the engine, 4 waiting, and 20 tokens a second measured."""
     tasks.append(rig.submit(*range(12), key="busy"))
     await steps.next_batch()
     rig.clock.now = 2.0  # 40 tokens took 2 s
@@ -232,21 +236,21 @@ async def paced(rig: Rig, steps: Steps) -> None:
 tasks: list[asyncio.Task[Any]] = []  # held, or they may be collected
 
 
-def run_paced(test: Callable[[Rig], Awaitable[None]], **limits: float) -> Rig:
-    """Run a test after `paced`."""
+def run_measured(test: Callable[[Rig], Awaitable[None]], **limits: float) -> Rig:
+    """Run a test after `measured`."""
     steps = Steps()
 
-    async def pace_then_test(rig: Rig) -> None:
-        await paced(rig, steps)
+    async def measure_then_test(rig: Rig) -> None:
+        await measured(rig, steps)
         try:
             await test(rig)
         finally:
             steps.permits.release(100)
 
-    return run(pace_then_test, steps, **limits)
+    return run(measure_then_test, steps, **limits)
 
 
-def test_retry_after_is_the_wait_at_the_pace_measured() -> None:
+def test_retry_after_is_the_wait_at_the_measured_speed() -> None:
     async def test(rig: Rig) -> None:
         rig.clock.now = 3.0
         with pytest.raises(OverloadedError, match=r"is full \(4 rows.* try again in 3 s") as caught:
@@ -254,7 +258,7 @@ def test_retry_after_is_the_wait_at_the_pace_measured() -> None:
         assert caught.value.retry_after_s == 3, "1 s for the running batch, 2 s for the waiting one"
         assert rig.observer.drops["rejected"] == 1
 
-    run_paced(test, max_queue_rows=13)
+    run_measured(test, max_queue_rows=13)
 
 
 def test_the_queue_is_bounded_by_the_time_to_work_it_off() -> None:
@@ -267,82 +271,84 @@ def test_the_queue_is_bounded_by_the_time_to_work_it_off() -> None:
             "(4 rows, 40 tokens queued); try again in 4 s"
         )
         with pytest.raises(OverloadedError):
-            rig.batcher.check_wait("busy", FAR)
+            rig.check_wait("busy", FAR)
         with pytest.raises(OverloadedError):
-            async with rig.batcher.announce(1, key="busy", deadline=FAR):
-                pytest.fail("announced")
+            async with rig.batcher.reserve(1, key="busy", deadline=FAR):
+                pytest.fail("reserved")
         assert rig.observer.drops["rejected"] == 3
         rig.clock.now = 2.6
-        rig.batcher.check_wait("busy", FAR)
+        rig.check_wait("busy", FAR)
         tasks.append(rig.submit(1, key="busy"))
         await asyncio.sleep(0)
         assert rig.batcher.queued_rows == 5
 
-    run_paced(test, max_queue_s=3.5)
+    run_measured(test, max_queue_s=3.5)
 
 
 ITS_OWN = r"the request's deadline \(its own, or DELTABERT_DEADLINE_S\) allows 3\.90 s"
 
 
-def test_what_can_not_begin_before_its_own_deadline_is_refused() -> None:
+def test_rows_that_cannot_begin_before_their_deadline_are_refused() -> None:
     async def test(rig: Rig) -> None:
         with pytest.raises(OverloadedError, match=ITS_OWN) as caught:
             await rig.submit(1, key="busy", deadline=rig.clock.now + 3.9)
         assert "would be 4.00 s, " in str(caught.value)
         with pytest.raises(DeadlineExceededError):  # which is no overload
             await rig.submit(1, key="busy", deadline=rig.clock.now - 1)
-        rig.batcher.check_wait("busy", rig.clock.now + 4.1)
+        rig.check_wait("busy", rig.clock.now + 4.1)
 
-    run_paced(test)
+    run_measured(test)
 
 
-def send(rig: Rig, announced: bool, num_rows: int, deadline: float) -> asyncio.Task[Any]:
-    """Rows of "other", announced first or not."""
+def send(rig: Rig, reserved: bool, num_rows: int, deadline: float) -> asyncio.Task[Any]:
+    """Send rows of "other", reserved first or not."""
 
-    async def announce() -> Any:
-        async with rig.batcher.announce(num_rows, key="other", deadline=deadline) as submit:
+    async def reserve() -> Any:
+        async with rig.batcher.reserve(num_rows, key="other", deadline=deadline) as submit:
             return await submit([Row(value) for value in range(num_rows)])
 
-    if announced:
-        return asyncio.create_task(announce())
+    if reserved:
+        return asyncio.create_task(reserve())
     return rig.submit(*range(num_rows), key="other", deadline=deadline)
 
 
-@pytest.mark.parametrize("announced", [False, True])
-def test_what_would_begin_but_not_end_before_its_deadline_is_refused(announced: bool) -> None:
-    """What was done of it would be for nobody."""
-
+@pytest.mark.parametrize("reserved", [False, True])
+def test_rows_that_cannot_end_before_their_deadline_are_refused(
+    reserved: bool,
+) -> None:
     async def test(rig: Rig) -> None:
-        rig.clock.now = 3.0  # 1 s for the running batch, 1.6 s for a turn, 2.5 s for its own rows
+        rig.clock.now = 3.0  # 1 s for the running batch, 1.6 s for a round, 2.5 s for its rows
         with pytest.raises(OverloadedError, match=r"would be 2\.60 s, .* allows 2\.50 s") as caught:
-            await send(rig, announced, 5, 3.0 + 5.0)
+            await send(rig, reserved, 5, 3.0 + 5.0)
         assert caught.value.retry_after_s == 3
         assert rig.observer.drops == {"rejected": 1}
-        tasks.append(send(rig, announced, 5, 3.0 + 5.2))
+        tasks.append(send(rig, reserved, 5, 3.0 + 5.2))
         await asyncio.sleep(0)
         assert rig.batcher.queued_rows == 9
 
-    run_paced(test)
+    run_measured(test)
 
 
-@pytest.mark.parametrize("announced", [False, True])
-def test_what_takes_longer_than_it_may_is_not_told_to_come_back(announced: bool) -> None:
+@pytest.mark.parametrize("reserved", [False, True])
+def test_rows_that_exceed_any_deadline_are_not_told_to_come_back(
+    reserved: bool,
+) -> None:
     async def test(rig: Rig) -> None:
         rig.clock.now = 3.0
         with pytest.raises(DeadlineTooShortError) as caught:
-            await send(rig, announced, 6, 3.0 + 2.9)
+            await send(rig, reserved, 6, 3.0 + 2.9)
         assert str(caught.value) == (
             "6 rows of 60 tokens would take 3.00 s at the speed measured, the request's deadline "
             "(its own, or DELTABERT_DEADLINE_S) leaves 2.90 s; send fewer rows at once, or allow "
             "more time"
         )
         assert rig.observer.drops == {"rejected": 1}
-        rig.clock.now = 30.0  # who knows how fast it is by now
-        tasks.append(send(rig, announced, 6, 30.0 + 2.9))
+        rig.clock.now = 30.0  # the measurement is too old by now
+        tasks.append(send(rig, reserved, 6, 30.0 + 2.9))
         await asyncio.sleep(0)
         assert rig.batcher.queued_rows == 10
 
-    run_paced(test)
+    run_measured(test)
 
 
 def test_a_busy_task_does_not_shut_the_queue_for_others() -> None:
@@ -351,15 +357,13 @@ def test_a_busy_task_does_not_shut_the_queue_for_others() -> None:
         tasks.append(rig.submit(*range(40), key="busy"))  # 20 s more
         await asyncio.sleep(0)
         with pytest.raises(OverloadedError):
-            rig.batcher.check_wait("busy", FAR)
-        rig.batcher.check_wait("other", FAR)  # waits for the running batch and one turn
+            rig.check_wait("busy", FAR)
+        rig.check_wait("other", FAR)  # waits for the running batch and one round
 
-    run_paced(test, max_queue_s=2.0 + QUANTUM_TOKENS / 20 + 0.1)
+    run_measured(test, max_queue_s=2.0 + QUANTUM_TOKENS / 20 + 0.1)
 
 
-def test_a_busy_tasks_rows_do_not_shut_the_queue_for_others() -> None:
-    """Though they are as many as may wait."""
-
+def test_a_task_that_fills_the_queue_does_not_shut_it_for_others() -> None:
     async def test(rig: Rig) -> None:
         first = await rig.stall()
         busy = [rig.submit(*range(25), key="busy") for _ in range(4)]
@@ -367,7 +371,7 @@ def test_a_busy_tasks_rows_do_not_shut_the_queue_for_others() -> None:
         with pytest.raises(OverloadedError, match=r"is full \(100 rows"):
             await rig.submit(1, key="busy")
         other = rig.submit(7, key="other")
-        async with rig.batcher.announce(30, key="another", deadline=FAR) as submit:
+        async with rig.batcher.reserve(30, key="another", deadline=FAR) as submit:
             late = [rig.submit(1, key=f"late{number}") for number in range(9)]
             await asyncio.sleep(0)
             rig.engine.gate.set()
@@ -378,13 +382,13 @@ def test_a_busy_tasks_rows_do_not_shut_the_queue_for_others() -> None:
     run(test)
 
 
-def test_nothing_is_refused_for_time_before_a_pace_is_known() -> None:
+def test_nothing_is_refused_for_its_wait_before_a_batch_was_measured() -> None:
     async def test(rig: Rig) -> None:
         stalled = await rig.stall()
         waiting = rig.submit(*range(50))
         await asyncio.sleep(0)
         rig.clock.now = 100.0
-        rig.batcher.check_wait(None, FAR)
+        rig.check_wait(None, FAR)
         rig.engine.gate.set()
         await asyncio.gather(stalled, waiting)
 
@@ -404,39 +408,39 @@ def test_the_queue_is_bounded_in_tokens_too_but_never_shut_when_empty() -> None:
     run(test, max_queue_tokens=50)
 
 
-def test_announced_rows_count_as_queued() -> None:
+def test_reserved_rows_count_as_queued() -> None:
     async def test(rig: Rig) -> None:
-        announce = rig.batcher.announce
-        async with announce(7, deadline=FAR):
+        reserve = rig.batcher.reserve
+        async with reserve(7, deadline=FAR):
             with pytest.raises(OverloadedError):
-                async with announce(4, deadline=FAR):
-                    pytest.fail("there was no room")
-            async with announce(3, deadline=FAR):
+                async with reserve(4, deadline=FAR):
+                    pytest.fail("the queue was full")
+            async with reserve(3, deadline=FAR):
                 pass
-        async with announce(10, deadline=FAR) as submit:
+        async with reserve(10, deadline=FAR) as submit:
             assert (await submit([Row(value) for value in range(10)])).results[9] == 81
 
     run(test, max_queue_rows=10)
 
 
-def test_the_deadline_covers_what_comes_before_the_queue() -> None:
+def test_the_deadline_covers_the_time_before_the_queue() -> None:
     async def test(rig: Rig) -> None:
         with pytest.raises(DeadlineExceededError, match=r"within 0\.05 s"):
-            async with rig.batcher.announce(7, deadline=0.05):
+            async with rig.batcher.reserve(7, deadline=0.05):
                 await asyncio.sleep(30)
-        async with rig.batcher.announce(100, deadline=FAR):
-            pass  # the room is free again
+        async with rig.batcher.reserve(100, deadline=FAR):
+            pass  # the queue is free again
 
     assert run(test).observer.drops == {"expired": 1}
 
 
 @pytest.mark.parametrize("submitted", [False, True])
-def test_a_cancelled_request_is_counted_once_whenever_that_is(submitted: bool) -> None:
+def test_a_cancelled_request_is_counted_once(submitted: bool) -> None:
     async def test(rig: Rig) -> None:
         first = await rig.stall()
 
         async def request() -> None:
-            async with rig.batcher.announce(1, deadline=FAR) as submit:
+            async with rig.batcher.reserve(1, deadline=FAR) as submit:
                 if submitted:
                     await submit([Row(1)])
                 await asyncio.sleep(30)
@@ -452,12 +456,12 @@ def test_a_cancelled_request_is_counted_once_whenever_that_is(submitted: bool) -
     assert run(test).observer.drops == {"cancelled": 1}
 
 
-def test_what_was_announced_is_finished_by_a_stop() -> None:
+def test_a_stop_finishes_reserved_rows() -> None:
     async def test(rig: Rig) -> None:
         tokenized = asyncio.Event()
 
         async def request() -> list[int]:
-            async with rig.batcher.announce(1, deadline=FAR) as submit:
+            async with rig.batcher.reserve(1, deadline=FAR) as submit:
                 await tokenized.wait()
                 return (await submit([Row(3)])).results
 
@@ -544,7 +548,7 @@ def test_rows_of_a_cancelled_caller_are_not_computed() -> None:
     assert rig.observer.drops == {"cancelled": 1}
 
 
-def test_a_caller_cancelled_while_its_row_runs_harms_nobody() -> None:
+def test_a_caller_cancelled_while_its_row_runs_harms_no_other() -> None:
     async def test(rig: Rig) -> None:
         first = await rig.stall()
         first.cancel()
@@ -576,7 +580,7 @@ def test_a_failing_batch_is_run_again_request_by_request(caplog: pytest.LogCaptu
     assert "poison -1" in caplog.text
 
 
-def test_a_caller_who_left_meanwhile_is_not_run_again() -> None:
+def test_a_request_cancelled_meanwhile_is_not_run_again() -> None:
     begun: list[list[int]] = []
     left: list[Callable[[], object]] = []
 
@@ -615,7 +619,7 @@ def test_a_wrong_number_of_results_is_a_failure(returned: Any) -> None:
     run(test, run_batch=lambda _rows: returned)
 
 
-def test_stop_finishes_what_was_accepted_and_takes_no_more() -> None:
+def test_stop_finishes_accepted_requests_and_accepts_no_more() -> None:
     async def test(rig: Rig) -> None:
         first = await rig.stall()
         waiting = rig.submit(2)
@@ -632,7 +636,7 @@ def test_stop_finishes_what_was_accepted_and_takes_no_more() -> None:
     run(test)
 
 
-def test_stop_fails_what_it_can_not_finish_in_time() -> None:
+def test_stop_fails_requests_that_it_cannot_finish_in_time() -> None:
     async def test(rig: Rig) -> None:
         first = await rig.stall()
         waiting = rig.submit(2)
@@ -650,7 +654,7 @@ def test_stop_fails_what_it_can_not_finish_in_time() -> None:
 def test_nothing_is_taken_before_the_start() -> None:
     async def main() -> None:
         limits = BatchLimits(1, 10, 1, 10)
-        batcher: Batcher[Row, int] = Batcher(Runners(Engine()), limits, Observer())
+        batcher: Batcher[Row, int] = Batcher(Parallelism(Engine()), limits, Observer())
         with pytest.raises(NotReadyError, match="starting"):
             await batcher.submit([Row(1)], deadline=FAR)
         await batcher.stop(0.0)

@@ -1,7 +1,4 @@
-"""Several batches at a time: who gets which share of the machine, and what ends with whom.
-
-The worker thread: order, errors, death, and a thread that never holds up an exit.
-"""
+"""The worker pool runs several batches at a time; worker threads never hold up an exit."""
 
 from __future__ import annotations
 
@@ -11,19 +8,23 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
 from app.batching.batcher import Batcher
 from app.batching.queue import BatchLimits
-from app.batching.workers import Runners, Worker, WorkerDiedError
+from app.batching.workers import Parallelism, WorkerDiedError, WorkerThread
 from app.errors import BatchFailedError, NotReadyError
 from app.process import request_id_var, run_in_own_thread
 
 
-def call_all(worker: Worker[int, int], *arguments: int) -> list[int | BaseException]:
+def call_all(
+    worker: WorkerThread, function: Callable[[int], int], *arguments: int
+) -> list[int | BaseException]:
     async def run() -> list[int | BaseException]:
-        return await asyncio.gather(*map(worker.call, arguments), return_exceptions=True)
+        calls = (worker.call(partial(function, argument)) for argument in arguments)
+        return await asyncio.gather(*calls, return_exceptions=True)
 
     return asyncio.run(run())
 
@@ -35,8 +36,8 @@ def test_runs_calls_in_order_in_one_other_thread() -> None:
         seen.append((number, threading.current_thread().name))
         return number * 2
 
-    worker = Worker(double, name="doubler")
-    assert call_all(worker, 1, 2, 3) == [2, 4, 6]
+    worker = WorkerThread("doubler")
+    assert call_all(worker, double, 1, 2, 3) == [2, 4, 6]
     assert seen == [(1, "doubler"), (2, "doubler"), (3, "doubler")]
     worker.stop()
     worker.join(5.0)
@@ -50,11 +51,11 @@ def test_errors_reach_the_caller_and_the_thread_lives(error: BaseException) -> N
             raise error
         return number
 
-    worker = Worker(fail, name="failing")
-    failed = call_all(worker, 1)[0]
+    worker = WorkerThread("failing")
+    failed = call_all(worker, fail, 1)[0]
     assert isinstance(failed, Exception)
     if isinstance(error, Exception):
-        assert call_all(worker, 2) == [2]
+        assert call_all(worker, fail, 2) == [2]
     worker.stop()
 
 
@@ -62,22 +63,22 @@ def test_a_thread_told_to_end_is_dead_for_all_callers() -> None:
     def end(_number: int) -> int:
         raise SystemExit(3)
 
-    worker = Worker(end, name="ending")
-    (first,) = call_all(worker, 1)
+    worker = WorkerThread("ending")
+    (first,) = call_all(worker, end, 1)
     assert isinstance(first, WorkerDiedError)
     worker.join(5.0)
     assert not worker.is_alive
-    (second,) = call_all(worker, 2)
+    (second,) = call_all(worker, end, 2)
     assert isinstance(second, WorkerDiedError)
 
 
 def test_does_not_keep_the_process_alive() -> None:
     never = threading.Event()
-    worker: Worker[int, bool] = Worker(lambda _: never.wait(), name="hanging")
+    worker = WorkerThread("hanging")
 
     async def give_up() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(worker.call(0), 0.05)
+            await asyncio.wait_for(worker.call(never.wait), 0.05)
 
     asyncio.run(give_up())
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "hanging"]
@@ -88,13 +89,13 @@ def test_does_not_keep_the_process_alive() -> None:
     assert not worker.is_alive
 
 
-def test_a_thread_of_its_own_has_ended_when_its_result_is_there() -> None:
+def test_a_separate_thread_has_ended_when_its_result_is_there() -> None:
     thread = run_in_own_thread(threading.current_thread)
     assert thread is not threading.current_thread()
     assert not thread.is_alive()
 
 
-def test_errors_of_a_thread_of_its_own_come_through() -> None:
+def test_errors_of_a_separate_thread_come_through() -> None:
     with pytest.raises(ZeroDivisionError):
         run_in_own_thread(lambda: 1 // 0)
 
@@ -118,11 +119,11 @@ class Engine:
     most_running: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, rows: Sequence[Row]) -> list[int]:
+    def run_share(self, rows: Sequence[Row]) -> list[int]:
         return self._run("share", rows)
 
-    def run_alone(self, rows: Sequence[Row]) -> list[int]:
-        return self._run("alone", rows)
+    def run_full(self, rows: Sequence[Row]) -> list[int]:
+        return self._run("full", rows)
 
     def _run(self, how: str, rows: Sequence[Row]) -> list[int]:
         with self.lock:
@@ -175,9 +176,9 @@ def run(test: Callable[[Rig], Awaitable[None]], workers: int = 2, tokens: int = 
     engine = Engine()
 
     async def main() -> None:
-        runners = Runners(engine.run, engine.run_alone, workers)
+        parallelism = Parallelism(engine.run_share, engine.run_full, workers)
         limits = BatchLimits(256, tokens, 10_000, 1_000_000)
-        batcher: Batcher[Row, int] = Batcher(runners, limits, Silent())
+        batcher: Batcher[Row, int] = Batcher(parallelism, limits, Silent())
         batcher.start()
         try:
             await test(Rig(engine, batcher))
@@ -189,17 +190,17 @@ def run(test: Callable[[Rig], Awaitable[None]], workers: int = 2, tokens: int = 
     return engine
 
 
-def test_a_few_rows_by_themselves_get_all_of_the_machine() -> None:
+def test_a_few_rows_by_themselves_get_the_full_machine() -> None:
     async def test(rig: Rig) -> None:
         rig.engine.is_open.set()
         for value in range(5):
             assert await rig.submit(value) == [value**2]
 
     engine = run(test)
-    assert {(how, name) for how, name, _ in engine.batches} == {("alone", "batches-0")}
+    assert {(how, name) for how, name, _ in engine.batches} == {("full", "batches-0")}
 
 
-def test_while_one_has_all_of_the_machine_others_wait_and_share_it_then() -> None:
+def test_while_a_batch_has_the_full_machine_others_wait_and_share_it_then() -> None:
     async def test(rig: Rig) -> None:
         first = rig.submit(0)
         await rig.until(lambda: rig.engine.running == 1)
@@ -212,13 +213,13 @@ def test_while_one_has_all_of_the_machine_others_wait_and_share_it_then() -> Non
 
     engine = run(test)
     assert [(how, len(rows)) for how, _, rows in engine.batches] == [
-        ("alone", 1),
+        ("full", 1),
         ("share", 10),
         ("share", 10),
     ]
 
 
-def test_a_free_share_takes_what_comes_at_once() -> None:
+def test_a_free_share_takes_new_rows_at_once() -> None:
     async def test(rig: Rig) -> None:
         first = rig.submit(*range(8), tokens=100)
         await rig.until(lambda: rig.engine.running == 2)
@@ -234,7 +235,7 @@ def test_a_free_share_takes_what_comes_at_once() -> None:
     run(test)
 
 
-def test_a_share_of_the_machine_gets_as_much_of_the_tokens() -> None:
+def test_a_share_of_the_machine_gets_its_part_of_the_tokens() -> None:
     async def test(rig: Rig) -> None:
         everything = rig.submit(*range(100), tokens=100)
         await rig.until(lambda: rig.engine.running == 4)
@@ -254,10 +255,10 @@ def test_one_worker_runs_one_batch_at_a_time() -> None:
 
     engine = run(test, workers=1)
     assert engine.most_running == 1
-    assert {how for how, _, _ in engine.batches} == {"alone"}
+    assert {how for how, _, _ in engine.batches} == {"full"}
 
 
-def test_a_bad_row_fails_its_own_request_beside_others() -> None:
+def test_a_bad_row_fails_only_its_request() -> None:
     async def test(rig: Rig) -> None:
         bad = rig.submit(-1, tokens=100)
         good = [rig.submit(value, tokens=100) for value in range(1, 12)]
@@ -270,8 +271,8 @@ def test_a_bad_row_fails_its_own_request_beside_others() -> None:
     run(test)
 
 
-def test_a_dead_thread_is_the_end_for_all() -> None:
-    """Half a machine would look well and be at its limit."""
+def test_a_dead_thread_ends_the_pool() -> None:
+    """A pool with half its threads would look healthy and be overloaded."""
 
     async def test(rig: Rig) -> None:
         tasks = [rig.submit(value, tokens=100) for value in (1, 2, 666, 4)]
@@ -296,7 +297,7 @@ def test_the_next_batch_starts_before_the_answers_of_the_last_are_written() -> N
         second = rig.submit(2)
         await asyncio.sleep(0.01)
         seen: list[int] = []
-        first.add_done_callback(lambda _: seen.append(len(rig.batcher._crew._running)))
+        first.add_done_callback(lambda _: seen.append(len(rig.batcher._pool._running)))
         rig.engine.is_open.set()
         await asyncio.gather(first, second)
         assert seen == [1]
@@ -304,7 +305,7 @@ def test_the_next_batch_starts_before_the_answers_of_the_last_are_written() -> N
     run(test)
 
 
-def test_stopping_finishes_what_was_taken_in_every_thread() -> None:
+def test_stopping_finishes_the_batches_of_every_thread() -> None:
     async def test(rig: Rig) -> None:
         tasks = [rig.submit(value, tokens=100) for value in range(8)]
         await rig.until(lambda: rig.engine.running == 2)
@@ -317,17 +318,15 @@ def test_stopping_finishes_what_was_taken_in_every_thread() -> None:
     run(test)
 
 
-def test_one_long_row_gets_all_of_the_machine() -> None:
-    """The shares that it does not have would stand still."""
-
+def test_one_long_row_gets_the_full_machine() -> None:
     async def test(rig: Rig) -> None:
         rig.engine.is_open.set()
         await rig.submit(3, tokens=500)
 
-    assert [how for how, _, _ in run(test).batches] == ["alone"]
+    assert [how for how, _, _ in run(test).batches] == ["full"]
 
 
-def test_what_is_logged_of_a_batch_is_not_that_of_the_request_that_woke_the_crew() -> None:
+def test_log_records_of_a_batch_do_not_carry_the_id_of_the_request_that_woke_the_pool() -> None:
     seen: list[str] = []
 
     class Noting(logging.Handler):
