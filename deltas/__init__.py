@@ -15,7 +15,7 @@ from deltas.encoder.encoder import Attention, Overlay, encode
 from deltas.encoder.flat_batch import FlatBatch, Size, flatten, unflatten
 from deltas.encoder.packing import PackedBatch, pack, packed_sizes
 from deltas.encoder.row_attention import RowAttention
-from deltas.encoder.single_overlay import SingleOverlay
+from deltas.encoder.single_overlay import TrainableOverlay
 from deltas.encoder.window_attention import WindowAttention
 from deltas.errors import (
     BackboneError,
@@ -44,6 +44,8 @@ from deltas.manifest import (
     TrainingFacts,
 )
 from deltas.store import Record, Store, delta_path, zoo_path
+
+SingleOverlay = TrainableOverlay  # the name of earlier releases
 
 __all__ = [
     "DEFAULT_BACKBONE",
@@ -76,6 +78,7 @@ __all__ = [
     "StrategySpec",
     "TaskSpec",
     "TokenizedRow",
+    "TrainableOverlay",
     "TrainingFacts",
     "WindowAttention",
     "check_delta",

@@ -19,7 +19,7 @@ room for more.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from app.engine.sparse import BYTES_A_VALUE, SparseWeights
 from deltas import Backbone, Delta, DenseEntry, Entry, SparseEntry, encoder_layout
-from deltas.kernels.int8 import QuantisedMatrix
-from deltas.kernels.linear import PackedMatrix, PlainMatrix, matrix_of
+from deltas.kernels.int8 import Int8Matrix
+from deltas.kernels.linear import prepack
 
 _FIRST_ROOM = 64  # lines
 
@@ -201,12 +201,12 @@ class Bank:
 
     def run_products(self, sizes: Sequence[int]) -> int:
         """Multiply so many lines of zeros by a matrix of every shape; returns how many products."""
-        products = {self.frozen[name].shape: matrix for name, matrix in self.products.items()}
+        products = {self.frozen[name].shape: multiply for name, multiply in self.products.items()}
         with torch.inference_mode():
-            for (_, width), matrix in products.items():
+            for (_, width), multiply in products.items():
                 x = torch.zeros(max(sizes), width, dtype=self.dtype)
                 for size in sizes:
-                    matrix.multiply(x[:size])
+                    multiply(x[:size])
         return len(products) * len(sizes)
 
     def stage(self, delta: Delta) -> StagedDelta:
@@ -299,17 +299,17 @@ class Bank:
         for held in self.lines.values():
             held.reserve(num_lines)
 
-    def _make_products(self) -> dict[str, PlainMatrix | PackedMatrix]:
+    def _make_products(self) -> dict[str, Callable[[Tensor], Tensor]]:
         return {
-            name: matrix_of(weight)
+            name: prepack(weight)
             for name, weight in self.frozen.items()
             if weight.ndim == 2 and _multiplies(name)
         }
 
-    def _quantise(self) -> dict[str, QuantisedMatrix]:
+    def _quantise(self) -> dict[str, Int8Matrix]:
         """The layers' matrices as whole numbers; the pooler is too small to gain."""
         return {
-            name: QuantisedMatrix.of(weight)
+            name: Int8Matrix.of(weight)
             for name, weight in self._backbone.weights.items()
             if weight.ndim == 2 and name.startswith("layer.")
         }

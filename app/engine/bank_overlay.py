@@ -37,28 +37,28 @@ class BankOverlay(Overlay):
         # Which line of the bank's vectors, biases and weights, each token and packed row sees.
         by_row = torch.tensor(bank.lines_of(slots), device=bank.device) if lines is None else lines
         self._lines = {
-            per_row: dict(zip(KINDS, by_row[:, rows], strict=True))
-            for per_row, rows in ((False, batch.row_of_token), (True, batch.row_of_packed))
+            per_position: dict(zip(KINDS, by_row[:, rows], strict=True))
+            for per_position, rows in ((False, batch.row_of_token), (True, batch.row_at_position))
         }
         self._rows: dict[int, list[int]] = {}
         for row, slot in enumerate(slots):
             self._rows.setdefault(slot, []).append(row)
         # Lines of each slot that has more than vectors: of tokens, of packed rows.
         own = sorted(bank.matrix_slots.intersection(self._rows))
-        self._loose = [slot for slot in own if slot not in batch.spans]
+        self._loose = [slot for slot in own if slot not in batch.key_spans]
         if astray := [slot for slot in self._loose if self._must_have_span(slot)]:
             raise ValueError(f"rows of slots {astray} don't lie side by side; pack with keys")
-        spans = {slot: batch.spans[slot] for slot in own if slot in batch.spans}
+        spans = {slot: batch.key_spans[slot] for slot in own if slot in batch.key_spans}
         self._spans = {
             False: {slot: span.tokens for slot, span in spans.items()},
-            True: {slot: span.rows for slot, span in spans.items()},
+            True: {slot: span.positions for slot, span in spans.items()},
         }
 
     def embed(self, site: str, ids: Tensor) -> Tensor:
         """Look up ids [N] in the table at `site`, each in its row's slot: [N, H]."""
         name = f"{site}.weight"
         out = F.embedding(ids, self._bank.frozen[name])
-        for own, lines in self._own(name, per_row=False):
+        for own, lines in self._own(name, per_position=False):
             if isinstance(own, Tensor):
                 out[lines] = F.embedding(ids[lines], own)
             else:
@@ -66,20 +66,22 @@ class BankOverlay(Overlay):
                 own.add_to_embedded(out, ids, where)
         return out
 
-    def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
+    def linear(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
         """Multiply x [T, in] by each line's own matrix at `site`, add its bias: [T, out]."""
         # The GEMM accumulates onto the gathered biases: no broadcast, no second pass.
-        out = self._gathered(site, "bias", per_row=per_row)
+        out = self._gathered(site, "bias", per_position=per_position)
         name = f"{site}.weight"
-        for matrix, lines in self._stretches(name, len(x), self._own(name, per_row=per_row)):
+        for matrix, lines in self._stretches(
+            name, len(x), self._own(name, per_position=per_position)
+        ):
             out[lines].addmm_(x[lines], matrix.t())
         return out
 
-    def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
+    def norm(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
         """Normalise x [T, H], then scale and shift each line by its slot's LayerNorm."""
         out = F.layer_norm(x, (x.shape[-1],), None, None, self._bank.eps)
-        scale = self._gathered(site, "weight", per_row=per_row)
-        return self._gathered(site, "bias", per_row=per_row).addcmul_(out, scale)
+        scale = self._gathered(site, "weight", per_position=per_position)
+        return self._gathered(site, "bias", per_position=per_position).addcmul_(out, scale)
 
     def head(self, pooled: Tensor) -> list[list[float]]:
         """Each row's logits, as many as its own task has labels; pooled is [R, H]."""
@@ -99,18 +101,18 @@ class BankOverlay(Overlay):
         del slot
         return True
 
-    def _gathered(self, site: str, kind: str, *, per_row: bool) -> Tensor:
+    def _gathered(self, site: str, kind: str, *, per_position: bool) -> Tensor:
         """Each line's own vector at a site: [T, O]."""
         return torch.index_select(
-            self._bank.vectors(f"{site}.{kind}"), 0, self._lines[per_row][kind]
+            self._bank.vectors(f"{site}.{kind}"), 0, self._lines[per_position][kind]
         )
 
-    def _own(self, name: str, *, per_row: bool) -> list[OwnMatrix]:
+    def _own(self, name: str, *, per_position: bool) -> list[OwnMatrix]:
         """What slots of this batch have of their own there, in the order of their lines."""
         matrices, sparse = self._bank.matrices[name], self._bank.sparse[name]
         found = [
             (own, lines)
-            for slot, lines in self._spans[per_row].items()
+            for slot, lines in self._spans[per_position].items()
             if (own := matrices.get(slot, sparse.get(slot))) is not None
         ]
         return sorted(found, key=lambda item: item[1].start)

@@ -22,8 +22,16 @@ from deltas import EncoderConfig, PackedBatch, Size, encode, pack, packed_sizes
 from deltas.backbone.layout import ACTIVATIONS
 from deltas.encoder.flat_batch import Rows
 from deltas.encoder.row_attention import RowAttention
-from deltas.kernels.epilogue import Corrections, Norm, PerLine, Product, Target, finish
-from deltas.kernels.int8 import Quantised
+from deltas.kernels.epilogue import (
+    NO_UPDATE,
+    EpilogueOutput,
+    LayerNormParams,
+    PerRowVector,
+    Product,
+    SparseCorrection,
+    apply_epilogue,
+)
+from deltas.kernels.int8 import Int8Rows
 
 
 class CpuOverlay(BankOverlay):
@@ -44,9 +52,9 @@ class CpuOverlay(BankOverlay):
         # Which of the slots whose rows lie anywhere each line belongs to, -1 for others.
         numbers = {slot: number for number, slot in enumerate(self._loose)}
         of_row = torch.tensor([numbers.get(slot, -1) for slot in slots])
-        self._loose_of = {False: of_row[batch.row_of_token], True: of_row[batch.row_of_packed]}
+        self._loose_of = {False: of_row[batch.row_of_token], True: of_row[batch.row_at_position]}
         # What was quantised on the way: the latest result, and its whole numbers.
-        self._latest: tuple[Tensor, Quantised] | None = None
+        self._latest: tuple[Tensor, Int8Rows] | None = None
 
     def embed(self, site: str, ids: Tensor) -> Tensor:
         """Look up ids [N] in the table at `site`, each in its row's slot: [N, H]."""
@@ -58,26 +66,32 @@ class CpuOverlay(BankOverlay):
                 sparse[slot].add_to_embedded(out, ids, lines)
         return out
 
-    def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
+    def linear(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
         """Multiply x [T, in] by each line's own matrix at `site`, add its bias: [T, out]."""
-        product = self._product(site, x, per_row=per_row)
+        product = self._product(site, x, per_position=per_position)
         out = self._room(product, x.dtype)
-        finish(product, Target(out), bias=self._vectors(site, "bias", per_row=per_row))
+        apply_epilogue(
+            product,
+            EpilogueOutput(out),
+            bias=self._vectors(site, "bias", per_position=per_position),
+        )
         return out
 
-    def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
+    def norm(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
         """Normalise x [T, H], then scale and shift each line by its slot's LayerNorm."""
-        target = Target(torch.empty_like(x), self._whole_room(x))
-        finish(Product(x), target, norm=self._norm(site, per_row=per_row))
+        target = EpilogueOutput(torch.empty_like(x), self._whole_room(x))
+        apply_epilogue(Product(x), target, norm=self._norm(site, per_position=per_position))
         return self._remember(target)
 
-    def activate(self, site: str, x: Tensor, activation: str, *, per_row: bool = False) -> Tensor:
+    def activate(
+        self, site: str, x: Tensor, activation: str, *, per_position: bool = False
+    ) -> Tensor:
         """GELU of `linear`; in int8 only as whole numbers."""
-        product = self._product(site, x, per_row=per_row)
+        product = self._product(site, x, per_position=per_position)
         quantised = self._whole_room(product.values)
-        target = Target(product.values if quantised is None else None, quantised)
-        bias = self._vectors(site, "bias", per_row=per_row)
-        finish(product, target, bias=bias, gelu=ACTIVATIONS[activation])
+        target = EpilogueOutput(product.values if quantised is None else None, quantised)
+        bias = self._vectors(site, "bias", per_position=per_position)
+        apply_epilogue(product, target, bias=bias, gelu=ACTIVATIONS[activation])
         return self._remember(target)
 
     def add_norm(
@@ -87,54 +101,56 @@ class CpuOverlay(BankOverlay):
         residual: Tensor,
         dropout: float,
         *,
-        per_row: bool = False,
+        per_position: bool = False,
     ) -> Tensor:
         """`linear` at the first site, the residual [T, H] added, `norm` at the second."""
         if dropout:
             raise ValueError("this overlay serves; nothing is dropped")
-        product = self._product(sites[0], x, per_row=per_row)
+        product = self._product(sites[0], x, per_position=per_position)
         out = self._room(product, residual.dtype)
-        target = Target(out, self._whole_room(product.values))
-        finish(
+        target = EpilogueOutput(out, self._whole_room(product.values))
+        apply_epilogue(
             product,
             target,
-            bias=self._vectors(sites[0], "bias", per_row=per_row),
+            bias=self._vectors(sites[0], "bias", per_position=per_position),
             residual=residual,
-            norm=self._norm(sites[1], per_row=per_row),
+            norm=self._norm(sites[1], per_position=per_position),
         )
         return self._remember(target)
 
-    def _product(self, site: str, x: Tensor, *, per_row: bool) -> Product:
+    def _product(self, site: str, x: Tensor, *, per_position: bool) -> Product:
         """Each line of x times its matrix: [T, out]."""
         name = f"{site}.weight"
         matrix = self._matrices.get(name)
         if matrix is None:
-            return self._float_product(name, x, per_row=per_row)
+            return self._float_product(name, x, per_position=per_position)
         quantised = self._quantised(x)
         values = torch._int_mm(quantised.values, matrix.values.t())
         return Product(values, (quantised, matrix))
 
-    def _float_product(self, name: str, x: Tensor, *, per_row: bool) -> Product:
+    def _float_product(self, name: str, x: Tensor, *, per_position: bool) -> Product:
         """What slots whose rows lie anywhere have of their own is left to the epilogue."""
-        if own := self._own(name, per_row=per_row):
+        if own := self._own(name, per_position=per_position):
             values = x.new_empty(len(x), len(self._bank.frozen[name]))
             for matrix, lines in self._stretches(name, len(x), own):
                 torch.mm(x[lines], matrix.t(), out=values[lines])
         else:
-            values = self._bank.products[name].multiply(x)
-        loose = [self._bank.sparse[name].get(slot) for slot in self._loose]
-        if not any(loose):
+            values = self._bank.products[name](x)
+        sparse = self._bank.sparse[name]
+        if not any(slot in sparse for slot in self._loose):
             return Product(values)
-        return Product(values, corrections=Corrections(x, loose, self._loose_of[per_row]))
+        updates = [sparse[slot].update if slot in sparse else NO_UPDATE for slot in self._loose]
+        correction = SparseCorrection(x, updates, self._loose_of[per_position])
+        return Product(values, correction=correction)
 
     def _must_have_span(self, slot: int) -> bool:
         return self._bank.has_whole_matrices(slot)
 
-    def _quantised(self, x: Tensor) -> Quantised:
+    def _quantised(self, x: Tensor) -> Int8Rows:
         if self._latest is not None and self._latest[0] is x:
             return self._latest[1]
-        quantised = Quantised.room_for(*x.shape)
-        finish(Product(x.contiguous()), Target(quantised=quantised))
+        quantised = Int8Rows.empty(*x.shape)
+        apply_epilogue(Product(x.contiguous()), EpilogueOutput(int8=quantised))
         return quantised
 
     @staticmethod
@@ -143,13 +159,13 @@ class CpuOverlay(BankOverlay):
         values = product.values
         return values.new_empty(values.shape, dtype=dtype) if product.factors else values
 
-    def _whole_room(self, x: Tensor) -> Quantised | None:
+    def _whole_room(self, x: Tensor) -> Int8Rows | None:
         """Where the whole numbers of lines like those of x shall go; None if there are none."""
-        return Quantised.room_for(*x.shape) if self._matrices else None
+        return Int8Rows.empty(*x.shape) if self._matrices else None
 
-    def _remember(self, target: Target) -> Tensor:
+    def _remember(self, target: EpilogueOutput) -> Tensor:
         """What was written, as the encoder passes it on; its whole numbers are kept beside it."""
-        whole = target.quantised
+        whole = target.int8
         if whole is None:
             assert target.out is not None
             return target.out
@@ -157,12 +173,14 @@ class CpuOverlay(BankOverlay):
         self._latest = (result, whole)
         return result
 
-    def _vectors(self, site: str, kind: str, *, per_row: bool) -> PerLine:
-        return PerLine(self._bank.vectors(f"{site}.{kind}"), self._lines[per_row][kind])
+    def _vectors(self, site: str, kind: str, *, per_position: bool) -> PerRowVector:
+        return PerRowVector(self._bank.vectors(f"{site}.{kind}"), self._lines[per_position][kind])
 
-    def _norm(self, site: str, *, per_row: bool) -> Norm:
-        scale = self._vectors(site, "weight", per_row=per_row)
-        return Norm(scale, self._vectors(site, "bias", per_row=per_row), self._bank.eps)
+    def _norm(self, site: str, *, per_position: bool) -> LayerNormParams:
+        scale = self._vectors(site, "weight", per_position=per_position)
+        return LayerNormParams(
+            scale, self._vectors(site, "bias", per_position=per_position), self._bank.eps
+        )
 
 
 class CpuForward:

@@ -29,7 +29,7 @@ from app.engine.bank import KINDS, Bank
 from app.engine.bank_overlay import BankOverlay
 from deltas import EncoderConfig, Size, encode, flatten, unflatten
 from deltas.encoder.flat_batch import Rows
-from deltas.encoder.packing import Span
+from deltas.encoder.packing import KeySpan
 from deltas.encoder.segments import SegmentAttention
 
 logger = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ class CudaForward:
         numbers: Tensor,
         size: Size,
         slots: Sequence[int] = (),
-        spans: dict[int, Span] | None = None,
+        spans: dict[int, KeySpan] | None = None,
     ) -> Tensor:
         """A pass: [P, H], the input's rows first. What it is made of are the size and the slots.
 

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deltas.kernels.runtime import place_of
+from deltas.kernels.epilogue import SparseUpdate, sparse_update
 
 BYTES_A_VALUE = 12  # of a sparse slot: row, column and difference
 
@@ -62,15 +62,9 @@ class SparseWeights:
         )
 
     @cached_property
-    def places(self) -> tuple[int, int, int, int]:
-        """K, and where rows, columns and differences lie: what a kernel on a CPU reads."""
-        shape = (len(self.rows),)
-        return (
-            len(self.rows),
-            place_of(self.rows, shape, torch.int32),
-            place_of(self.columns, shape, torch.int32),
-            place_of(self.differences, shape),
-        )
+    def update(self) -> SparseUpdate:
+        """Pointers to the values, which the epilogue's kernel reads on a CPU."""
+        return sparse_update(self.rows, self.columns, self.differences)
 
     def merged_with(self, frozen: Tensor) -> Tensor:
         """A copy of the frozen matrix with the slot's values in it."""

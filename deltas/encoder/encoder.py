@@ -26,7 +26,7 @@ from deltas.encoder.packing import PackedBatch
 class Overlay(ABC):
     """Weights as the rows of one batch see them.
 
-    `per_row` says that x has one line a packed row [P, ...] rather than one a token [N, ...].
+    `per_position` says that x has one line a packed row [P, ...] rather than one a token [N, ...].
     `activate` and `add_norm` are steps that an overlay may do in one pass over memory.
     """
 
@@ -35,20 +35,22 @@ class Overlay(ABC):
         """Look up int64 ids [N] in the table at `site`: [N, H]."""
 
     @abstractmethod
-    def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
+    def linear(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
         """Multiply x [N or P, in] by the matrix at `site` and add its bias: [N or P, out]."""
 
     @abstractmethod
-    def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
+    def norm(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
         """Normalise x [N or P, H] with the LayerNorm at `site`."""
 
-    def activate(self, site: str, x: Tensor, activation: str, *, per_row: bool = False) -> Tensor:
+    def activate(
+        self, site: str, x: Tensor, activation: str, *, per_position: bool = False
+    ) -> Tensor:
         """The activation of `linear`, [N or P, out], for `add_norm` alone.
 
         Only an overlay's own `add_norm` can read it: in int8 it holds whole numbers, whose factors
         the overlay keeps.
         """
-        x = self.linear(site, x, per_row=per_row)
+        x = self.linear(site, x, per_position=per_position)
         approximate = ACTIVATIONS[activation]
         if torch.is_inference_mode_enabled():  # nothing needs x again: less memory to touch
             activated: Tensor = torch.ops.aten.gelu_(x, approximate=approximate)
@@ -62,11 +64,11 @@ class Overlay(ABC):
         residual: Tensor,
         dropout: float,
         *,
-        per_row: bool = False,
+        per_position: bool = False,
     ) -> Tensor:
         """`linear` at the first site, the residual [N or P, H] added, `norm` at the second."""
-        x = F.dropout(self.linear(sites[0], x, per_row=per_row), dropout)
-        return self.norm(sites[1], x.add_(residual), per_row=per_row)
+        x = F.dropout(self.linear(sites[0], x, per_position=per_position), dropout)
+        return self.norm(sites[1], x.add_(residual), per_position=per_position)
 
 
 class Attention(ABC):
@@ -146,24 +148,26 @@ def run_layers(
     for number in numbers:
         residual = hidden
         if number == last:
-            residual = hidden[batch.first]  # [P, H]
-            query = overlay.linear(f"layer.{last}.query", residual, per_row=True)  # [P, H]
+            residual = hidden[batch.first_token]  # [P, H]
+            query = overlay.linear(f"layer.{last}.query", residual, per_position=True)  # [P, H]
             key_value = overlay.linear(f"layer.{last}.key_value", hidden)  # [N, 2H]
             attended = attention.first_tokens(query, key_value, heads, dropout)  # [P, H]
         else:
             mixed = overlay.linear(f"layer.{number}.query_key_value", hidden)  # [N, 3H]
             query, key_value = torch.split(mixed, [width, 2 * width], dim=1)
             attended = attention.tokens(query, key_value, heads, dropout)  # [N, H]
-        layer, per_row = f"layer.{number}", number == last
+        layer, per_position = f"layer.{number}", number == last
         sites = f"{layer}.attention_output", f"{layer}.attention_norm"
-        x = overlay.add_norm(sites, attended, residual, dropout, per_row=per_row)
-        inner = overlay.activate(f"{layer}.intermediate", x, config.activation, per_row=per_row)
+        x = overlay.add_norm(sites, attended, residual, dropout, per_position=per_position)
+        inner = overlay.activate(
+            f"{layer}.intermediate", x, config.activation, per_position=per_position
+        )
         sites = f"{layer}.output", f"{layer}.output_norm"
-        hidden = overlay.add_norm(sites, inner, x, dropout, per_row=per_row)
+        hidden = overlay.add_norm(sites, inner, x, dropout, per_position=per_position)
     return hidden
 
 
 def pool(overlay: Overlay, batch: PackedBatch, hidden: Tensor) -> Tensor:
     """Pooled output [R, H], in the order of the input, of what the last layer left [P, H]."""
-    pooled = torch.tanh(overlay.linear("pooler", hidden, per_row=True))
-    return pooled[batch.packed_row]
+    pooled = torch.tanh(overlay.linear("pooler", hidden, per_position=True))
+    return pooled[batch.position_of_row]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deltas.encoder.packing import PackedBatch, Span
+from deltas.encoder.packing import KeySpan, PackedBatch
 
 Rows = Sequence[tuple[Sequence[int], Sequence[int]]]  # input ids, token type ids
 
@@ -60,7 +60,7 @@ class FlatBatch:
 
     numbers: Tensor
     size: Size
-    spans: dict[int, Span]
+    spans: dict[int, KeySpan]
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,17 @@ def flatten(
     order = sorted(range(len(rows)), key=keys.__getitem__) if keys else range(len(rows))
     ids, types, first = array("q"), array("q"), array("q")
     packed_row = array("q", bytes(8 * size.rows))
-    spans: dict[int, Span] = {}
+    spans: dict[int, KeySpan] = {}
     for place, row in enumerate(order):
         first.append(len(ids))
         ids.extend(rows[row][0])
         types.extend(rows[row][1])
         packed_row[row] = place
         key = keys[row] if keys else 0
-        start = spans[key] if key in spans else Span(slice(first[-1], 0), slice(place, 0))
-        spans[key] = Span(slice(start.tokens.start, len(ids)), slice(start.rows.start, place + 1))
+        start = spans[key] if key in spans else KeySpan(slice(first[-1], 0), slice(place, 0))
+        spans[key] = KeySpan(
+            slice(start.tokens.start, len(ids)), slice(start.positions.start, place + 1)
+        )
     bounds = first + array("q", [len(ids)] * (size.rows - len(rows) + 1))
     numbers = _filled(ids, size.tokens) + _filled(types, size.tokens)
     numbers += _filled(array("q", order), size.rows) + _filled(first, size.rows)
@@ -124,7 +126,9 @@ def _filled(numbers: array[int], count: int) -> array[int]:
     return numbers + array("q", bytes(8 * (count - len(numbers))))
 
 
-def unflatten(numbers: Tensor, size: Size, spans: dict[int, Span] | None = None) -> FlatPackedBatch:
+def unflatten(
+    numbers: Tensor, size: Size, spans: dict[int, KeySpan] | None = None
+) -> FlatPackedBatch:
     """A batch as the encoder reads it: views of its numbers, and what follows from these there.
 
     Args:
@@ -134,7 +138,7 @@ def unflatten(numbers: Tensor, size: Size, spans: dict[int, Span] | None = None)
     """
     counts = [size.tokens] * 2 + [size.rows] * 3 + [size.rows + 1]
     parts = torch.split(numbers[: size.num_numbers], counts)
-    input_ids, token_type_ids, row_of_packed, first, packed_row, bounds = parts
+    input_ids, token_type_ids, row_at_position, first, packed_row, bounds = parts
     # Tokens behind the rows count as further ones of the last packed row.
     place = torch.arange(size.tokens, device=numbers.device)
     packed = torch.searchsorted(bounds, place, right=True).sub_(1).clamp_(max=size.rows - 1)
@@ -142,14 +146,14 @@ def unflatten(numbers: Tensor, size: Size, spans: dict[int, Span] | None = None)
         input_ids=input_ids,
         token_type_ids=token_type_ids,
         position_ids=(place - first[packed]).clamp_(max=size.longest - 1),
-        row_of_token=row_of_packed[packed],
-        row_of_packed=row_of_packed,
-        first=first,
-        packed_row=packed_row,
-        piece_lengths=_NONE,
-        packed_lengths=_NONE,
+        row_of_token=row_at_position[packed],
+        row_at_position=row_at_position,
+        first_token=first,
+        position_of_row=packed_row,
+        segment_lengths=_NONE,
+        position_lengths=_NONE,
         blocks=(),
-        spans=spans or {},
+        key_spans=spans or {},
         bounds=bounds,
         longest=size.longest,
     )

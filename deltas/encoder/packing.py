@@ -34,25 +34,25 @@ class Block:
 
     Attributes:
         tokens: where their C x W tokens lie.
-        rows: where their C x Q packed rows lie.
+        positions: where their C x Q packed rows lie.
         count: windows, C.
         width: tokens of a window, W.
         allowed: bool [C, 1, W, W], which token (third axis) sees which (last axis); None: all.
     """
 
     tokens: slice
-    rows: slice
+    positions: slice
     count: int
     width: int
     allowed: Tensor | None
 
 
 @dataclass(frozen=True)
-class Span:
+class KeySpan:
     """Where the rows of one key lie: tokens and packed rows, each from start to before stop."""
 
     tokens: slice
-    rows: slice
+    positions: slice
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class PackedBatch:
         token_type_ids: int64 [N].
         position_ids: int64 [N], 0 at the start of each row and in padding.
         row_of_token: int64 [N], which row of the input each token belongs to.
-        row_of_packed: int64 [P], which row of the input each packed row is; padding repeats one.
-        first: int64 [P], where each packed row's first token lies.
-        packed_row: int64 [R], where each row of the input is among the packed rows.
-        piece_lengths: int64 [Z], tokens of each row or stretch of padding, in the order they lie;
+        row_at_position: int64 [P], which row of the input each packed row is; padding repeats one.
+        first_token: int64 [P], where each packed row's first token lies.
+        position_of_row: int64 [R], where each row of the input is among the packed rows.
+        segment_lengths: int64 [Z], tokens of each row or stretch of padding, in the order they lie;
             on the host. Empty in a flat batch.
-        packed_lengths: int64 [P], tokens of each packed row; on the host. Empty in a flat batch.
+        position_lengths: int64 [P], tokens of each packed row; on the host. Empty in a flat batch.
         blocks: the windows; none where rows lie end to end.
         spans: by key.
     """
@@ -78,13 +78,13 @@ class PackedBatch:
     token_type_ids: Tensor
     position_ids: Tensor
     row_of_token: Tensor
-    row_of_packed: Tensor
-    first: Tensor
-    packed_row: Tensor
-    piece_lengths: Tensor
-    packed_lengths: Tensor
+    row_at_position: Tensor
+    first_token: Tensor
+    position_of_row: Tensor
+    segment_lengths: Tensor
+    position_lengths: Tensor
     blocks: tuple[Block, ...]
-    spans: dict[int, Span]
+    key_spans: dict[int, KeySpan]
 
 
 @dataclass
@@ -105,7 +105,7 @@ class _Layout:
         self.ids = array("q")
         self.types = array("q")
         self.positions = array("q")
-        self.piece_lengths: list[int] = []
+        self.segment_lengths: list[int] = []
         self.piece_rows: list[int] = []
         self.packed: list[int] = []
         self.first: list[int] = []
@@ -134,7 +134,7 @@ class _Layout:
             self.ids.extend(ids)
             self.types.extend(types)
             self.positions.extend(range(len(ids)))
-            self.piece_lengths.append(len(ids))
+            self.segment_lengths.append(len(ids))
             self.piece_rows.append(row)
 
     def add_padding(self, count: int) -> None:
@@ -144,7 +144,7 @@ class _Layout:
             self.ids += padding
             self.types += padding
             self.positions += padding
-            self.piece_lengths.append(count)
+            self.segment_lengths.append(count)
             self.piece_rows.append(self.packed[-1])
 
     def repeat_row(self, times: int) -> None:
@@ -187,7 +187,7 @@ def pack(
             layout.add_padding(_usual(count) - count)
         count = len(layout.packed) - packed
         layout.repeat_row(_round_up(count) - count)
-        spans[key] = Span(slice(tokens, len(layout.ids)), slice(packed, len(layout.packed)))
+        spans[key] = KeySpan(slice(tokens, len(layout.ids)), slice(packed, len(layout.packed)))
     return _to_tensors(layout, spans, torch.device(device))
 
 
@@ -243,9 +243,9 @@ def _round_up(count: int) -> int:
     return -(-count // 16) * 16 if count > 16 else 1 << (count - 1).bit_length()
 
 
-def _to_tensors(layout: _Layout, spans: dict[int, Span], device: torch.device) -> PackedBatch:
+def _to_tensors(layout: _Layout, spans: dict[int, KeySpan], device: torch.device) -> PackedBatch:
     """The batch on its device, brought there by a single copy."""
-    lengths = torch.tensor(layout.piece_lengths)
+    lengths = torch.tensor(layout.segment_lengths)
     piece = torch.arange(len(lengths)).repeat_interleave(lengths)  # [N]
     parts = [
         torch.frombuffer(layout.ids, dtype=torch.int64),
@@ -260,19 +260,19 @@ def _to_tensors(layout: _Layout, spans: dict[int, Span], device: torch.device) -
     if device.type != "cpu":
         whole = torch.cat(parts).to(device)
         parts = list(torch.split(whole, [len(part) for part in parts]))
-    ids, types, positions, row_of_token, row_of_packed, first, packed_row, on_device = parts
+    ids, types, positions, row_of_token, row_at_position, first, packed_row, on_device = parts
     return PackedBatch(
         input_ids=ids,
         token_type_ids=types,
         position_ids=positions,
         row_of_token=row_of_token,
-        row_of_packed=row_of_packed,
-        first=first,
-        packed_row=packed_row,
-        piece_lengths=lengths,
-        packed_lengths=torch.tensor([len(layout.rows[row][0]) for row in layout.packed]),
+        row_at_position=row_at_position,
+        first_token=first,
+        position_of_row=packed_row,
+        segment_lengths=lengths,
+        position_lengths=torch.tensor([len(layout.rows[row][0]) for row in layout.packed]),
         blocks=tuple(_with_allowed(block, piece, on_device) for block in layout.blocks),
-        spans=spans,
+        key_spans=spans,
     )
 
 

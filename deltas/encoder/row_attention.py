@@ -22,12 +22,14 @@ class RowAttention(Attention):
     """
 
     def __init__(self, batch: PackedBatch) -> None:
-        lengths = batch.piece_lengths
+        lengths = batch.segment_lengths
         starts = lengths.cumsum(0) - lengths
         self._tokens = RowSegments(starts, lengths, starts, lengths)
-        positions = torch.arange(len(batch.first))
-        one_each = torch.ones_like(batch.first)
-        self._first_tokens = RowSegments(batch.first, batch.packed_lengths, positions, one_each)
+        positions = torch.arange(len(batch.first_token))
+        one_each = torch.ones_like(batch.first_token)
+        self._first_tokens = RowSegments(
+            batch.first_token, batch.position_lengths, positions, one_each
+        )
 
     def tokens(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0

@@ -22,7 +22,7 @@ from deltas.backbone.backbone import Backbone
 from deltas.backbone.layout import encoder_layout
 from deltas.delta import DenseEntry, Entry, SparseEntry
 from deltas.encoder.encoder import Overlay
-from deltas.kernels.sparse_gradient import selected_products
+from deltas.kernels.sparse_gradient import sddmm
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Piece:
     offsets: Tensor | None = None
 
 
-class SingleOverlay(Overlay):
+class TrainableOverlay(Overlay):
     """The overlay of one delta, differentiable with respect to the entries' values.
 
     Args:
@@ -99,9 +99,9 @@ class SingleOverlay(Overlay):
             return found
         return F.embedding(ids, self._matrix(f"{site}.weight", piece))
 
-    def linear(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
+    def linear(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
         """Multiply x [T, in] by the site's matrix, add its bias: [T, out]."""
-        del per_row  # all rows see the same values
+        del per_position  # all rows see the same values
         pieces = self._pieces[f"{site}.weight"]
         bias = self._vectors[f"{site}.bias"]
         outs = []
@@ -115,9 +115,9 @@ class SingleOverlay(Overlay):
                 outs.append(F.linear(x, self._matrix(f"{site}.weight", piece), part))
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
 
-    def norm(self, site: str, x: Tensor, *, per_row: bool = False) -> Tensor:
+    def norm(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
         """Normalise x [T, H] with the site's LayerNorm."""
-        del per_row
+        del per_position
         weight, bias = self._vectors[f"{site}.weight"], self._vectors[f"{site}.bias"]
         return F.layer_norm(x, (x.shape[-1],), weight, bias, self._eps)
 
@@ -209,7 +209,7 @@ class _SparseLinear(torch.autograd.Function):
         needs_x, needs_bias, needs_values = ctx.needs_input_grad[:3]
         grad_x = grad @ ctx.patched if needs_x else None
         grad_bias = grad.sum(0) if needs_bias else None
-        grad_values = selected_products(grad, x, indices) if needs_values else None
+        grad_values = sddmm(grad, x, indices) if needs_values else None
         return grad_x, grad_bias, grad_values, None, None
 
 

@@ -57,11 +57,11 @@ class WindowAttention(Attention):
             if block.allowed is not None:
                 zeros = torch.zeros_like(block.allowed, dtype=dtype)
                 mask = zeros.masked_fill_(~block.allowed, -math.inf)  # [W, 1, L, L]
-                asking = batch.first[block.rows] - block.tokens.start
+                asking = batch.first_token[block.positions] - block.tokens.start
                 first = mask.view(-1, block.width)[asking].view(block.count, 1, -1, block.width)
             shape = block.tokens, block.count, block.width
             self._tokens.append(_Windows(block.tokens, *shape, mask))
-            self._first_tokens.append(_Windows(block.rows, *shape, first))
+            self._first_tokens.append(_Windows(block.positions, *shape, first))
 
     def tokens(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0

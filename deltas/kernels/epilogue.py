@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,19 +32,19 @@ from numba import carray
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
-from deltas.kernels.int8 import Quantised, QuantisedMatrix
+from deltas.kernels.int8 import Int8Matrix, Int8Rows
 from deltas.kernels.runtime import (
     FLOATS,
     KINDS,
     Kernel,
     address,
-    claim,
     compiled,
+    data_pointer,
+    dtype_and_pointer,
+    fetch_add,
     float_of_bits,
-    kind_and_place,
-    ordered,
-    place_of,
     read_line,
+    sortable_bits,
     write_line,
 )
 from deltas.kernels.simd import MIXED, mix_floats
@@ -113,11 +113,11 @@ def _mean(values: Any, size: int) -> Any:
 def _middle(values: Any, size: int) -> Any:
     """Halfway between a line's extremes."""
     bits = values.view(np.int32)
-    low = high = ordered(bits[0])
+    low = high = sortable_bits(bits[0])
     for o in range(size):  # of whole numbers, since extremes of floats are not vectorised
-        key = ordered(bits[o])
+        key = sortable_bits(bits[o])
         low, high = min(low, key), max(high, key)
-    return _HALF * (float_of_bits(ordered(low)) + float_of_bits(ordered(high)))
+    return _HALF * (float_of_bits(sortable_bits(low)) + float_of_bits(sortable_bits(high)))
 
 
 @compiled
@@ -275,7 +275,7 @@ def epilogue(arguments: Any) -> None:
     values, other = np.empty((_TOGETHER, size), np.float32), np.empty(size, np.float32)
     x = np.empty((2, a[_X_SIZE]), np.float32)
     while True:
-        start = claim(arguments, at_a_time)
+        start = fetch_add(arguments, at_a_time)
         if start >= lines:
             break
         stop = min(start + at_a_time, lines)
@@ -291,27 +291,46 @@ def epilogue(arguments: Any) -> None:
                 _store(a, first + i, values[i])
 
 
-class SparseValues(Protocol):
-    """Values of one slot in a matrix."""
+# K, and the addresses of a sparse update's rows, columns and values; see `sparse_update`.
+SparseUpdate = tuple[int, int, int, int]
+NO_UPDATE: SparseUpdate = 0, 0, 0, 0
 
-    @property
-    def places(self) -> tuple[int, int, int, int]:
-        """K, and where rows, columns and differences lie."""
+
+def sparse_update(rows: Tensor, columns: Tensor, values: Tensor) -> SparseUpdate:
+    """Return the pointers to a sparse update of a shared matrix, which the kernel reads.
+
+    The tensors must stay alive for as long as the pointers are in use.
+
+    Args:
+        rows: int32 [K], output rows of the matrix.
+        columns: int32 [K].
+        values: float32 [K], added to the shared matrix at (row, column).
+
+    Raises:
+        ValueError: a tensor has another shape or dtype, or is not contiguous.
+    """
+    shape = (len(rows),)
+    return (
+        len(rows),
+        data_pointer(rows, shape, torch.int32),
+        data_pointer(columns, shape, torch.int32),
+        data_pointer(values, shape),
+    )
 
 
 @dataclass(frozen=True)
-class Corrections:
-    """What products with a frozen matrix lack, where lines have values of their own.
+class SparseCorrection:
+    """Sparse updates of the shared matrix that a product with it does not contain yet.
 
     Attributes:
-        x: float32 or bfloat16 [T, I], what was multiplied.
-        own: of some slots; None for one that has nothing there.
-        of_line: int64 [T], which of them a line belongs to, -1 for none.
+        x: float32 or bfloat16 [N or P, I], the left side of the product.
+        updates: pointers to each update, `NO_UPDATE` for an empty one.
+        update_of: int64 [N or P], index of each row's update, -1 for none.
     """
 
     x: Tensor
-    own: Sequence[SparseValues | None]
-    of_line: Tensor
+    updates: Sequence[SparseUpdate]
+    update_of: Tensor
 
 
 _GELUS: dict[str, Callable[[float], float]] = {
@@ -327,57 +346,57 @@ class Product:
     Attributes:
         values: float32, bfloat16 or, of whole numbers, int32 [T, O].
         factors: what was multiplied, for whole numbers.
-        corrections: what the product lacks.
+        correction: what the product lacks.
     """
 
     values: Tensor
-    factors: tuple[Quantised, QuantisedMatrix] | None = None
-    corrections: Corrections | None = None
+    factors: tuple[Int8Rows, Int8Matrix] | None = None
+    correction: SparseCorrection | None = None
 
 
 @dataclass(frozen=True)
-class Target:
+class EpilogueOutput:
     """Where finished lines go; one or both.
 
     Attributes:
         out: float32 or bfloat16 [T, O]; may be the product's values.
-        quantised: the same as whole numbers.
+        int8: the same as whole numbers.
     """
 
     out: Tensor | None = None
-    quantised: Quantised | None = None
+    int8: Int8Rows | None = None
 
 
 @dataclass(frozen=True)
-class PerLine:
-    """A vector for each line: line t gets table[lines[t]].
+class PerRowVector:
+    """A vector for each line: row t gets table[row_of[t]].
 
     Attributes:
         table: float32 [S, O].
-        lines: int64 [T].
+        row_of: int64 [T].
     """
 
     table: Tensor
-    lines: Tensor
+    row_of: Tensor
 
 
 @dataclass(frozen=True)
-class Norm:
+class LayerNormParams:
     """A LayerNorm's scale and shift, for each line, and its epsilon."""
 
-    scale: PerLine
-    shift: PerLine
+    scale: PerRowVector
+    shift: PerRowVector
     eps: float
 
 
-def finish(
+def apply_epilogue(
     product: Product,
-    target: Target,
+    target: EpilogueOutput,
     *,
-    bias: PerLine | None = None,
+    bias: PerRowVector | None = None,
     residual: Tensor | None = None,
     gelu: str | None = None,
-    norm: Norm | None = None,
+    norm: LayerNormParams | None = None,
 ) -> None:
     """Finish a product, in this order: corrections, bias, residual, GELU, LayerNorm.
 
@@ -397,57 +416,60 @@ def finish(
     shape = lines, size = product.values.shape
     numbers, polynomial = _constants(gelu, norm.eps if norm else 0.0)
     x, matrix = product.factors or (None, None)
-    own = _table_of(product.corrections)  # in a variable, so that it outlives the kernel's run
-    whole = target.quantised
-    _kernel().run(
+    own = _table_of(product.correction)  # in a variable, so that it outlives the kernel's run
+    whole = target.int8
+    _kernel().launch(
         lines,
         size,
         size,
         numbers.data_ptr(),
-        *kind_and_place(product.values, shape, KINDS),
+        *dtype_and_pointer(product.values, shape, KINDS),
         *_places_of_lines(x, lines),
-        *((place_of(matrix.steps, (size,)), place_of(matrix.sums, (size,))) if matrix else (0, 0)),
-        *_places_of_own(product.corrections, own, lines),
+        *(
+            (data_pointer(matrix.scales, (size,)), data_pointer(matrix.row_sums, (size,)))
+            if matrix
+            else (0, 0)
+        ),
+        *_places_of_own(product.correction, own, lines),
         *_places_of(bias, shape),
-        *kind_and_place(residual, shape, FLOATS),
+        *dtype_and_pointer(residual, shape, FLOATS),
         polynomial.data_ptr() if gelu else 0,
         *_places_of(norm.scale if norm else None, shape),
         *_places_of(norm.shift if norm else None, shape),
-        *kind_and_place(target.out, shape, FLOATS),
-        place_of(whole.values, shape, torch.int8) if whole else 0,
+        *dtype_and_pointer(target.out, shape, FLOATS),
+        data_pointer(whole.values, shape, torch.int8) if whole else 0,
         *_places_of_lines(whole, lines),
     )
 
 
-def _places_of_lines(quantised: Quantised | None, lines: int) -> tuple[int, int]:
+def _places_of_lines(quantised: Int8Rows | None, lines: int) -> tuple[int, int]:
     """Of their steps and offsets."""
     if quantised is None:
         return 0, 0
-    return place_of(quantised.steps, (lines,)), place_of(quantised.offsets, (lines,))
+    return data_pointer(quantised.scales, (lines,)), data_pointer(quantised.offsets, (lines,))
 
 
-def _places_of(vectors: PerLine | None, shape: tuple[int, ...]) -> tuple[int, int]:
+def _places_of(vectors: PerRowVector | None, shape: tuple[int, ...]) -> tuple[int, int]:
     if vectors is None:
         return 0, 0
     lines, size = shape
-    table = place_of(vectors.table, (len(vectors.table), size))
-    return table, place_of(vectors.lines, (lines,), torch.int64)
+    table = data_pointer(vectors.table, (len(vectors.table), size))
+    return table, data_pointer(vectors.row_of, (lines,), torch.int64)
 
 
-def _table_of(corrections: Corrections | None) -> array[int]:
+def _table_of(corrections: SparseCorrection | None) -> array[int]:
     """Int64 [slots x 4], for each: K, and where rows, columns and differences lie."""
-    slots = corrections.own if corrections else ()
-    return array("q", chain.from_iterable(own.places if own else (0, 0, 0, 0) for own in slots))
+    return array("q", chain.from_iterable(corrections.updates if corrections else ()))
 
 
 def _places_of_own(
-    corrections: Corrections | None, table: array[int], lines: int
+    corrections: SparseCorrection | None, table: array[int], lines: int
 ) -> tuple[int, ...]:
     if corrections is None:
         return 0, 0, 0, 0, 0
     x = corrections.x
-    of_line = place_of(corrections.of_line, (lines,), torch.int64)
-    kind, place = kind_and_place(x, (lines, x.shape[1]), FLOATS)
+    of_line = data_pointer(corrections.update_of, (lines,), torch.int64)
+    kind, place = dtype_and_pointer(x, (lines, x.shape[1]), FLOATS)
     return table.buffer_info()[0], of_line, kind, x.shape[1], place
 
 

@@ -1,10 +1,10 @@
 """Whole numbers that stand for floats: what int8 multiplies.
 
-Made by `deltas.kernels.epilogue` on the way, line by line; matrices once, by the bank. Both are mixed first: a
+Made by `deltas.kernels.epilogue` on the way, line by line; matrices once, by the bank. Both are hadamard first: a
 few of an encoder's channels are many times as large as the others, and would leave these few of the
 255 steps. x W^T is the same for (x H) and (W H), if H is orthogonal; with a Hadamard matrix for H
-each mixed value is made of 64, and none is much larger than others (QuaRot, Ashkboos et al. 2024,
-arXiv:2404.00456). There H is worked into the weights; here lines are mixed when they are rounded,
+each hadamard value is made of 64, and none is much larger than others (QuaRot, Ashkboos et al. 2024,
+arXiv:2404.00456). There H is worked into the weights; here lines are hadamard when they are rounded,
 since each task has LayerNorms and biases of its own in between. A line's mean is taken out before:
 mixing would gather it in one value of 64.
 
@@ -23,53 +23,53 @@ from deltas.kernels.simd import MIXED
 
 
 @dataclass(frozen=True)
-class Quantised:
-    """Lines as whole numbers from -127 to 127: `mixed(x - offset)` is about step * number.
+class Int8Rows:
+    """Lines as whole numbers from -127 to 127: `hadamard(x - offset)` is about step * number.
 
     A line's step and offset depend on that line alone, so that its numbers don't depend on the rows
     beside it.
 
     Attributes:
         values: int8 [T, O].
-        steps: float32 [T].
-        offsets: float32 [T], the mean of each line of x; where lines are not mixed, halfway between
+        scales: float32 [T].
+        offsets: float32 [T], the mean of each line of x; where lines are not hadamard, halfway between
             the line's extremes.
     """
 
     values: Tensor
-    steps: Tensor
+    scales: Tensor
     offsets: Tensor
 
     @classmethod
-    def room_for(cls, lines: int, size: int) -> Quantised:
+    def empty(cls, lines: int, size: int) -> Int8Rows:
         """Memory for the whole numbers of T lines of O values."""
         steps, offsets = torch.empty(2, lines)
         return cls(torch.empty(lines, size, dtype=torch.int8), steps, offsets)
 
 
 @dataclass(frozen=True)
-class QuantisedMatrix:
-    """A frozen matrix as whole numbers: `mixed(W)` is about steps[:, None] * values.
+class Int8Matrix:
+    """A frozen matrix as whole numbers: `hadamard(W)` is about steps[:, None] * values.
 
     Attributes:
         values: int8 [O, I].
-        steps: float32 [O].
-        sums: float32 [O], of each line of W: what a line's offset adds to its products.
+        scales: float32 [O].
+        row_sums: float32 [O], of each line of W: what a line's offset adds to its products.
     """
 
     values: Tensor
-    steps: Tensor
-    sums: Tensor
+    scales: Tensor
+    row_sums: Tensor
 
     @classmethod
-    def of(cls, matrix: Tensor) -> QuantisedMatrix:
+    def of(cls, matrix: Tensor) -> Int8Matrix:
         """Mix a float32 matrix [O, I], round it to 255 steps of each line's largest value."""
-        sums, matrix = matrix.sum(1), mixed(matrix)
+        sums, matrix = matrix.sum(1), hadamard(matrix)
         steps = matrix.abs().amax(1) / 127 + 1e-30
         return cls((matrix / steps[:, None]).round().to(torch.int8), steps, sums)
 
 
-def mixed(lines: Tensor) -> Tensor:
+def hadamard(lines: Tensor) -> Tensor:
     """Each 64 neighbours of lines [T, O] times H_64 / 8, which is its own inverse.
 
     Lines of another length than a multiple of 64 (TinyBERT has 312 and 1,200) stay as they are.

@@ -10,7 +10,8 @@ Legend: T lines; a matrix is [O, I].
 from __future__ import annotations
 
 import logging
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -19,46 +20,37 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 
-class PlainMatrix:
-    """A matrix as it is: float32 or bfloat16 [O, I]."""
-
-    def __init__(self, matrix: Tensor) -> None:
-        self._matrix = matrix
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """Each line of x [T, I], of the matrix's dtype, times its transpose: [T, O]."""
-        return F.linear(x, self._matrix)
-
-
-class PackedMatrix:
-    """The same, packed by oneDNN.
+def prepack(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """Prepare a frozen weight on a CPU for multiplication.
 
     Args:
-        matrix: bfloat16 [O, I]; not kept.
+        weight: float32 or bfloat16 [O, I].
+
+    Returns:
+        A function from x [N or P, I], of the weight's dtype, to x W^T [N or P, O].
     """
+    if weight.dtype == torch.bfloat16 and can_prepack():
+        return _prepacked(weight)
+    return partial(F.linear, weight=weight)
 
-    def __init__(self, matrix: Tensor) -> None:
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), None)
 
-    def multiply(self, x: Tensor) -> Tensor:
-        """The same as a plain matrix does."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
+def _prepacked(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+
+    def multiply(x: Tensor) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
         return product
 
-
-def matrix_of(weight: Tensor) -> PlainMatrix | PackedMatrix:
-    """A frozen weight [O, I] on a CPU, ready to be multiplied by."""
-    packs = weight.dtype == torch.bfloat16 and can_pack()
-    return PackedMatrix(weight) if packs else PlainMatrix(weight)
+    return multiply
 
 
 @cache
-def can_pack() -> bool:
+def can_prepack() -> bool:
     """Whether this machine's PyTorch packs matrices, as a trial on a small one shows."""
     matrix = (torch.arange(48 * 40) % 13 - 6).view(48, 40).bfloat16()
     x = (torch.arange(3 * 40) % 7 - 3).view(3, 40).bfloat16()
     try:
-        product = PackedMatrix(matrix).multiply(x)
+        product = _prepacked(matrix)(x)
     except (AttributeError, RuntimeError) as error:  # no oneDNN, or one that doesn't do it
         logger.info("matrices stay as they are: %s", error)
         return False

@@ -26,12 +26,12 @@ from deltas.kernels.runtime import (
     FLOATS,
     Kernel,
     address,
-    claim,
     compiled,
+    data_pointer,
+    fetch_add,
     float_of_bits,
-    ordered,
-    place_of,
     read_line,
+    sortable_bits,
     write_line,
 )
 from deltas.kernels.simd import TILE_LINES, WIDTH, multiply_tile, read_floats, write_floats
@@ -89,13 +89,13 @@ def attend(query: Tensor, key_value: Tensor, segments: RowSegments, num_heads: i
         segments.asking,
         segments.num_asking,
     )
-    _kernel().run(
+    _kernel().launch(
         count * num_heads,
         segments.num_scores * depth // count,
         num_heads,
         depth,
         segments.longest,
-        *(place_of(part, (count,), torch.int64) for part in of_segments),
+        *(data_pointer(part, (count,), torch.int64) for part in of_segments),
         FLOATS[query.dtype],
         *_lines_of(query, query.dtype),
         key,
@@ -193,10 +193,10 @@ def _write(kind: int, line: Any, depth: int, place: int, factor: Any) -> None:
 def _powers(scores: Any, count: int) -> Any:
     """Make scores 2^(score - largest); returns 1 over their sum."""
     bits = scores.view(np.int32)
-    most = ordered(bits[0])
+    most = sortable_bits(bits[0])
     for j in range(count):  # of whole numbers, since extremes of floats are not vectorised
-        most = max(most, ordered(bits[j]))
-    largest = float_of_bits(ordered(most))
+        most = max(most, sortable_bits(bits[j]))
+    largest = float_of_bits(sortable_bits(most))
     for j in range(count):
         x = scores[j] - largest
         x = _LEAST if x < _LEAST else x  # NaN stays NaN
@@ -240,7 +240,7 @@ def _multiply(out: Any, lines: Any, matrix: Any, size: int, depth: int) -> None:
 
 
 def _attend(arguments: Any) -> None:
-    """The kernel; a line of `Kernel.run` is one head of one segment here."""
+    """The kernel; a line of `Kernel.launch` is one head of one segment here."""
     a = carray(arguments, _NUM_ARGUMENTS, np.int64)
     heads, depth, kind = a[_HEADS], a[_DEPTH], a[_KIND]
     bytes_each = 2 if kind == BF16 else 4
@@ -251,7 +251,7 @@ def _attend(arguments: Any) -> None:
     scores, shares = np.zeros((TILE_LINES, most), np.float32), np.empty(TILE_LINES, np.float32)
     scale = np.float32(_LOG2_E / np.sqrt(depth))
     while True:
-        first = claim(arguments, a[2])
+        first = fetch_add(arguments, a[2])
         if first >= a[1]:
             break
         for item in range(first, min(first + a[2], a[1])):

@@ -68,7 +68,7 @@ def _address(_context: Any, place: Any) -> Any:
     return types.voidptr(place), generate
 
 
-def _claim(_context: Any, counter: Any, step: Any) -> Any:
+def _fetch_add(_context: Any, counter: Any, step: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         place = builder.bitcast(arguments[0], ir.IntType(64).as_pointer())
         return builder.atomic_rmw("add", place, arguments[1], "monotonic")
@@ -86,7 +86,7 @@ def _float_of_bits(_context: Any, bits: Any) -> Any:
 # For kernels only.
 address: Any = intrinsic(_address)
 """(place): an int64 address as a pointer, for `numba.carray`."""
-claim: Any = intrinsic(_claim)
+fetch_add: Any = intrinsic(_fetch_add)
 """(counter, step): add to the int64 at a pointer, safe between threads; returns what was there."""
 float_of_bits: Any = intrinsic(_float_of_bits)
 """(bits): the float32 whose bits an int32 has."""
@@ -97,7 +97,7 @@ class Kernel:
 
     Args:
         function: takes a void pointer to its arguments; the first is the counter, the second the
-            number of lines, the third how many of them to claim at a time.
+            number of lines, the third how many of them to fetch_add at a time.
     """
 
     def __init__(self, function: Callable[[Any], None]) -> None:
@@ -110,7 +110,7 @@ class Kernel:
         self._made = made  # keeps the code alive
         self._address: int = made.address
 
-    def run(self, num_lines: int, values_a_line: int, *arguments: int) -> None:
+    def launch(self, num_lines: int, values_a_line: int, *arguments: int) -> None:
         """Run on so many lines, in as many threads as PyTorch has and the work is worth.
 
         Args:
@@ -163,7 +163,7 @@ def _loaded_openmp() -> str | None:
     return min(loaded, key=lambda path: (not path.startswith(home), path), default=None)
 
 
-def place_of(
+def data_pointer(
     tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> int:
     """Where a tensor's values lie, 0 for none.
@@ -181,7 +181,7 @@ def place_of(
     return tensor.data_ptr()
 
 
-def kind_and_place(
+def dtype_and_pointer(
     tensor: Tensor | None, shape: tuple[int, ...], kinds: Mapping[torch.dtype, int]
 ) -> tuple[int, int]:
     """The kind of a tensor's numbers, one of `kinds`, and where they lie; 0, 0 for none.
@@ -193,7 +193,7 @@ def kind_and_place(
         return 0, 0
     if tensor.dtype not in kinds:
         raise ValueError(f"needs one of {', '.join(map(str, kinds))}, got {tensor.dtype}")
-    return kinds[tensor.dtype], place_of(tensor, shape, tensor.dtype)
+    return kinds[tensor.dtype], data_pointer(tensor, shape, tensor.dtype)
 
 
 @compiled
@@ -232,6 +232,6 @@ def write_line(kind: int, place: int, line: int, size: int, values: Any) -> None
 
 
 @compiled
-def ordered(bits: Any) -> Any:
-    """A float32's bits as an int32 that is ordered as the floats are; its own inverse."""
+def sortable_bits(bits: Any) -> Any:
+    """A float32's bits as an int32 that is sortable_bits as the floats are; its own inverse."""
     return np.int32(bits ^ ((bits >> _SIGN) & _MAGNITUDE))

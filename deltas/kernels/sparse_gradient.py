@@ -21,10 +21,10 @@ from deltas.kernels.runtime import (
     FLOATS,
     Kernel,
     address,
-    claim,
     compiled,
-    kind_and_place,
-    place_of,
+    data_pointer,
+    dtype_and_pointer,
+    fetch_add,
     read_line,
 )
 
@@ -32,7 +32,7 @@ _BLOCK = 64  # lines, at least
 _VALUES_AT_ONCE = 1 << 20  # bounds the memory that a gradient takes on the way, whatever K is
 
 
-def selected_products(grad: Tensor, x: Tensor, places: Tensor) -> Tensor:
+def sddmm(grad: Tensor, x: Tensor, places: Tensor) -> Tensor:
     """Sum over T of grad[t, i] x[t, j] for each place (i, j).
 
     Args:
@@ -56,21 +56,21 @@ def _read_in_place(grad: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Te
     num_blocks = -(-len(x) // block)
     count = len(rows)
     sums = torch.empty(num_blocks, count)
-    kind, place = kind_and_place(x, x.shape, FLOATS)
-    _kernel().run(
+    kind, place = dtype_and_pointer(x, x.shape, FLOATS)
+    _kernel().launch(
         num_blocks,
         block * count,
         block,
         len(x),
         kind,
         grad.shape[1],
-        place_of(grad, (len(x), grad.shape[1]), x.dtype),
+        data_pointer(grad, (len(x), grad.shape[1]), x.dtype),
         x.shape[1],
         place,
         count,
-        place_of(rows, (count,), torch.int32),
-        place_of(columns, (count,), torch.int32),
-        place_of(sums, (num_blocks, count)),
+        data_pointer(rows, (count,), torch.int32),
+        data_pointer(columns, (count,), torch.int32),
+        data_pointer(sums, (num_blocks, count)),
     )
     return sums.sum(0)
 
@@ -116,7 +116,7 @@ def _add_products(grad: Any, x: Any, rows: Any, columns: Any, count: int, sums: 
 
 
 def _products(arguments: Any) -> None:
-    """The kernel; a line of `Kernel.run` is a block of lines here."""
+    """The kernel; a line of `Kernel.launch` is a block of lines here."""
     a = carray(arguments, _NUM_ARGUMENTS, np.int64)
     blocks, at_a_time = a[1], a[2]
     block, lines, kind, count = a[_LINES_A_BLOCK], a[_LINES], a[_KIND], a[_COUNT]
@@ -124,7 +124,7 @@ def _products(arguments: Any) -> None:
     columns = carray(address(a[_COLUMNS]), count, np.int32)
     grad, x = np.empty(a[_GRAD_SIZE], np.float32), np.empty(a[_X_SIZE], np.float32)
     while True:
-        start = claim(arguments, at_a_time)
+        start = fetch_add(arguments, at_a_time)
         if start >= blocks:
             break
         for number in range(start, min(start + at_a_time, blocks)):

@@ -71,7 +71,7 @@ def main() -> int:
 
 def mark_kernels() -> None:
     """Let the profiler see what is not PyTorch's."""
-    _mark(cpu, "finish", _EPILOGUE)
+    _mark(cpu, "apply_epilogue", _EPILOGUE)
     _mark(row_attention, "attend", _ATTENTION)
 
 

@@ -19,9 +19,9 @@ from deltas import (
     Backbone,
     Delta,
     Record,
-    SingleOverlay,
     Store,
     TaskSpec,
+    TrainableOverlay,
     encode,
     pack,
     tokenize_rows,
@@ -96,7 +96,7 @@ def test_single_overlay_equals_stock_transformers(
     delta = make_delta(tiny_backbone, task, strategy)
     rows = tokenize_rows(tiny_backbone.tokenizer, task, rows_for(task))
     batch = pack([(row.input_ids, row.token_type_ids) for row in rows])
-    overlay = SingleOverlay(tiny_backbone, delta.entries)
+    overlay = TrainableOverlay(tiny_backbone, delta.entries)
     with torch.no_grad():
         pooled = encode(tiny_backbone.config, overlay, batch, WindowAttention(batch))
     logits = torch.nn.functional.linear(pooled, delta.head_weight, delta.head_bias)

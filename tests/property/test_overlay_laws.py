@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.engine import engine as engine_module
 from app.engine.engine import Engine, EngineRow
-from deltas import Backbone, SingleOverlay, Store, TokenizedRow, encode, pack
+from deltas import Backbone, Store, TokenizedRow, TrainableOverlay, encode, pack
 from deltas.backbone.backbone import weights_fingerprint
 from deltas.encoder.window_attention import WindowAttention
 from deltas.hardware import dtype_of, multiplies_int8_exactly
@@ -45,16 +45,16 @@ def engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def overlays(tiny_backbone: Backbone, toy_tasks: Any, make_delta: Any) -> list[SingleOverlay]:
+def overlays(tiny_backbone: Backbone, toy_tasks: Any, make_delta: Any) -> list[TrainableOverlay]:
     """The bare backbone, and one overlay of each kind of entry."""
     names = ("layernorm", "random:0.05", "full")
     made = [make_delta(tiny_backbone, toy_tasks["toy2"], name) for name in names]
-    return [SingleOverlay(tiny_backbone, {})] + [
-        SingleOverlay(tiny_backbone, delta.entries) for delta in made
+    return [TrainableOverlay(tiny_backbone, {})] + [
+        TrainableOverlay(tiny_backbone, delta.entries) for delta in made
     ]
 
 
-def pooled(backbone: Backbone, overlay: SingleOverlay, rows: Any) -> torch.Tensor:
+def pooled(backbone: Backbone, overlay: TrainableOverlay, rows: Any) -> torch.Tensor:
     """Pooled outputs in input order."""
     batch = pack(rows)
     with torch.inference_mode():

@@ -69,7 +69,7 @@ class FeatureCache:
 
     def can_keep(self, rows: Sequence[TokenizedRow], itemsize: int) -> bool:
         """Whether the results of these rows need at most 2 GiB."""
-        lines = sum(1 if self._is_per_row else row.num_tokens for row in rows)
+        lines = sum(1 if self._is_per_position else row.num_tokens for row in rows)
         return lines * self._config.hidden_size * itemsize <= _MOST_BYTES
 
     def keep(self, rows: Sequence[TokenizedRow], itemsize: int) -> None:
@@ -96,8 +96,8 @@ class FeatureCache:
         if len(kept) < len(rows):
             return self._compute(batch)
         lines = torch.cat(kept)
-        if self._is_per_row:
-            return lines[batch.row_of_packed]
+        if self._is_per_position:
+            return lines[batch.row_at_position]
         # Padding is seen by nothing else, so that zeros do there.
         hidden = lines.new_zeros(len(batch.input_ids), self._config.hidden_size)
         return hidden.index_copy_(0, torch.cat(self._lines(rows, batch)), lines)
@@ -116,16 +116,16 @@ class FeatureCache:
         """Where each row's results lie among those of its batch."""
         if self.is_whole:
             return list(torch.arange(len(rows), device=self._device).unsqueeze(1))
-        if self._is_per_row:
-            return list(batch.packed_row.unsqueeze(1))
-        starts = batch.first[batch.packed_row].tolist()
+        if self._is_per_position:
+            return list(batch.position_of_row.unsqueeze(1))
+        starts = batch.first_token[batch.position_of_row].tolist()
         return [
             torch.arange(start, start + row.num_tokens, device=self._device)
             for start, row in zip(starts, rows, strict=True)
         ]
 
     @property
-    def _is_per_row(self) -> bool:
+    def _is_per_position(self) -> bool:
         return self.steps >= self._config.num_layers
 
     @torch.no_grad()

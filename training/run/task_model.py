@@ -24,7 +24,7 @@ from deltas.backbone.tokenizer import TokenizedRow
 from deltas.delta import DenseEntry, Entry, SparseEntry
 from deltas.encoder.encoder import embed, pool, run_layers
 from deltas.encoder.packing import PackedBatch, pack
-from deltas.encoder.single_overlay import SingleOverlay
+from deltas.encoder.single_overlay import TrainableOverlay
 from deltas.encoder.window_attention import WindowAttention
 from training.run.feature_cache import FeatureCache, frozen_depth
 from training.strategies.rules import Selection
@@ -132,7 +132,7 @@ class TaskModel:
         self.scale, self._shift = output
         self._config = backbone.config
         self._device, self._dtype = device, dtype
-        self._overlay = SingleOverlay(backbone, entries, device, dtype)
+        self._overlay = TrainableOverlay(backbone, entries, device, dtype)
         steps = frozen_depth(entries, backbone.config)
         self._frozen = FeatureCache(backbone.config, self._overlay, steps, device)
 

@@ -291,7 +291,7 @@ def test_trainers_learn(system: str) -> None:
 def test_a_pass_is_divided_among_products_attention_and_what_is_between(
     engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name in ((cpu, "finish"), (row_attention, "attend")):
+    for module, name in ((cpu, "apply_epilogue"), (row_attention, "attend")):
         monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
     shares.mark_kernels()
     engine = engines["fp32"]

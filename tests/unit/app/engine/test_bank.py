@@ -12,9 +12,9 @@ from torch import Tensor
 from app.engine.bank import Bank
 from app.engine.bank_overlay import BankOverlay
 from app.engine.cpu import CpuOverlay
-from deltas import Backbone, Delta, Overlay, SingleOverlay, TaskSpec, encoder_layout, pack
+from deltas import Backbone, Delta, Overlay, TaskSpec, TrainableOverlay, encoder_layout, pack
 from deltas.backbone.backbone import weights_fingerprint
-from deltas.kernels.int8 import mixed
+from deltas.kernels.int8 import hadamard
 
 CPU = torch.device("cpu")
 STRATEGIES = [
@@ -87,21 +87,21 @@ def sites(backbone: Backbone, kind: str) -> list[str]:
     return sorted(wanted)
 
 
-@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("per_position", [False, True])
 def test_each_line_is_computed_with_its_own_slot(
     tiny_backbone: Backbone,
     bank: Bank,
     deltas: list[Delta],
     batch: Any,
-    per_row: bool,
+    per_position: bool,
     overlay_type: type[BankOverlay],
 ) -> None:
     """At every site, against one overlay a slot."""
     packed, slots = batch
     mixed = overlay_type(bank, packed, slots)
-    alone = [SingleOverlay(tiny_backbone, {})]
-    alone += [SingleOverlay(tiny_backbone, delta.entries) for delta in deltas]
-    rows = packed.row_of_packed if per_row else packed.row_of_token
+    alone = [TrainableOverlay(tiny_backbone, {})]
+    alone += [TrainableOverlay(tiny_backbone, delta.entries) for delta in deltas]
+    rows = packed.row_at_position if per_position else packed.row_of_token
     lines = torch.tensor(slots)[rows]
     generator = torch.Generator().manual_seed(1)
     for kind in ("matrix", "norm"):
@@ -109,7 +109,7 @@ def test_each_line_is_computed_with_its_own_slot(
             width = bank.frozen[f"{site}.weight"].shape[-1]
             x = torch.randn(len(lines), width, generator=generator)
             call = "linear" if kind == "matrix" else "norm"
-            found = getattr(mixed, call)(site, x.clone(), per_row=per_row)
+            found = getattr(mixed, call)(site, x.clone(), per_position=per_position)
             for slot, overlay in enumerate(alone):
                 mine = lines == slot
                 expected = getattr(overlay, call)(site, x[mine])
@@ -118,31 +118,31 @@ def test_each_line_is_computed_with_its_own_slot(
                 )
 
 
-@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("per_position", [False, True])
 def test_steps_that_may_be_fused_are_those_of_one_overlay(
     tiny_backbone: Backbone,
     bank: Bank,
     deltas: list[Delta],
     batch: Any,
-    per_row: bool,
+    per_position: bool,
     overlay_type: type[BankOverlay],
 ) -> None:
     """Feed-forward of a layer: product, GELU, product, residual and LayerNorm."""
     packed, slots = batch
     mixed = overlay_type(bank, packed, slots)
-    lines = torch.tensor(slots)[packed.row_of_packed if per_row else packed.row_of_token]
+    lines = torch.tensor(slots)[packed.row_at_position if per_position else packed.row_of_token]
     x = torch.randn(len(lines), 36, generator=torch.Generator().manual_seed(4))
     sites = "layer.0.output", "layer.0.output_norm"
 
     def feed_forward(overlay: Overlay, x: Tensor) -> Tensor:
         with torch.inference_mode():
-            inner = overlay.activate("layer.0.intermediate", x, "gelu", per_row=per_row)
-            return overlay.add_norm(sites, inner, x, 0.0, per_row=per_row)
+            inner = overlay.activate("layer.0.intermediate", x, "gelu", per_position=per_position)
+            return overlay.add_norm(sites, inner, x, 0.0, per_position=per_position)
 
     found = feed_forward(mixed, x)
     for slot in range(bank.num_slots):
         mine = lines == slot
-        overlay = SingleOverlay(tiny_backbone, deltas[slot - 1].entries if slot else {})
+        overlay = TrainableOverlay(tiny_backbone, deltas[slot - 1].entries if slot else {})
         expected = feed_forward(overlay, x[mine])
         torch.testing.assert_close(found[mine], expected, atol=1e-5, rtol=1e-5, msg=str(slot))
 
@@ -176,7 +176,7 @@ def test_tables_are_looked_up_each_line_in_its_own_slot(
         for slot in range(bank.num_slots):
             entries = deltas[slot - 1].entries if slot else {}
             mine = lines == slot
-            expected = SingleOverlay(tiny_backbone, entries).embed(site, ids[site][mine])
+            expected = TrainableOverlay(tiny_backbone, entries).embed(site, ids[site][mine])
             torch.testing.assert_close(found[mine], expected, atol=1e-6, rtol=1e-6)
 
 
@@ -207,8 +207,7 @@ def state(bank: Bank) -> list[Tensor]:
         for sparse in by_slot.values():
             held += [sparse.rows, sparse.columns, sparse.differences]
     held += [
-        matrix.multiply(torch.eye(bank.frozen[name].shape[1]))
-        for name, matrix in bank.products.items()
+        multiply(torch.eye(bank.frozen[name].shape[1])) for name, multiply in bank.products.items()
     ]
     return held + [tensor for head in bank.heads for tensor in head]
 
@@ -222,12 +221,12 @@ def test_computing_writes_nothing(
     mixed = overlay_type(bank, packed, slots)
     for site in sites(tiny_backbone, "table"):
         mixed.embed(site, packed.token_type_ids)
-    for per_row, count in ((False, len(packed.input_ids)), (True, len(packed.first))):
+    for per_position, count in ((False, len(packed.input_ids)), (True, len(packed.first_token))):
         for site in sites(tiny_backbone, "matrix"):
             width = bank.frozen[f"{site}.weight"].shape[1]
-            mixed.linear(site, torch.randn(count, width), per_row=per_row)
+            mixed.linear(site, torch.randn(count, width), per_position=per_position)
         for site in sites(tiny_backbone, "norm"):
-            mixed.norm(site, torch.randn(count, 36), per_row=per_row)
+            mixed.norm(site, torch.randn(count, 36), per_position=per_position)
     assert all(map(torch.equal, state(bank), before))
     assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 
@@ -404,8 +403,8 @@ def test_whole_numbers_are_within_half_a_step_of_the_matrices(tiny_backbone: Bac
     layers = {name for name in matrices if name.startswith("layer.")}
     assert set(made.quantised) == layers
     for name, quantised in made.quantised.items():
-        weight = mixed(tiny_backbone.weights[name])
+        weight = hadamard(tiny_backbone.weights[name])
         assert quantised.values.dtype == torch.int8
         assert quantised.values.abs().amax(1).eq(127).all()
-        away = (quantised.values * quantised.steps[:, None] - weight).abs()
-        assert (away <= 0.501 * quantised.steps[:, None]).all(), name
+        away = (quantised.values * quantised.scales[:, None] - weight).abs()
+        assert (away <= 0.501 * quantised.scales[:, None]).all(), name

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from deltas import Backbone, EncoderConfig, SingleOverlay, encode, make_backbone, pack
+from deltas import Backbone, EncoderConfig, TrainableOverlay, encode, make_backbone, pack
 from deltas.encoder.window_attention import WindowAttention
 
 ROWS = [
@@ -51,7 +51,7 @@ def pooled(backbone: Backbone, **options: Any) -> Tensor:
     """Pooled outputs of all rows in one packed batch."""
     batch = pack(ROWS)
     with torch.no_grad():
-        overlay = SingleOverlay(backbone, {})
+        overlay = TrainableOverlay(backbone, {})
         return encode(backbone.config, overlay, batch, WindowAttention(batch), **options)
 
 
@@ -98,7 +98,7 @@ def test_dropout_is_drawn_anew_from_the_seed(tiny_backbone: Backbone) -> None:
 
 def test_padding_is_no_different_from_none(tiny_backbone: Backbone) -> None:
     """A row next to a longer one is the row alone: there is no padding to leak."""
-    overlay = SingleOverlay(tiny_backbone, {})
+    overlay = TrainableOverlay(tiny_backbone, {})
     together = pooled(tiny_backbone)
     for row, expected in zip(ROWS, together, strict=True):
         with torch.no_grad():

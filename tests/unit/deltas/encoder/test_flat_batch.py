@@ -33,9 +33,9 @@ def test_rows_are_found_again(
     assert batch.longest == size.longest
     bounds = batch.bounds.tolist()
     for mark, (ids, types) in enumerate(rows):
-        packed = int(batch.packed_row[mark])
-        assert batch.row_of_packed[packed] == mark
-        assert batch.first[packed] == bounds[packed]
+        packed = int(batch.position_of_row[mark])
+        assert batch.row_at_position[packed] == mark
+        assert batch.first_token[packed] == bounds[packed]
         own = slice(bounds[packed], bounds[packed + 1])
         assert batch.input_ids[own].tolist() == ids
         assert batch.token_type_ids[own].tolist() == types
@@ -50,7 +50,7 @@ def test_rows_are_found_again(
         values = getattr(batch, name)
         assert values.shape == (size.tokens,)
         assert bool(((values >= 0) & (values < end)).all())
-    for name in ("first", "row_of_packed", "packed_row"):
+    for name in ("first_token", "row_at_position", "position_of_row"):
         assert getattr(batch, name).shape == (size.rows,)
         assert not getattr(batch, name)[len(rows) :].any()
 
@@ -61,14 +61,14 @@ def test_rows_of_a_key_lie_side_by_side(shapes: list[tuple[int, int]]) -> None:
     keys = [key for _, key in shapes]
     flat = flatten([row(length, mark) for mark, (length, _) in enumerate(shapes)], keys=keys)
     batch = unflatten(flat.numbers, flat.size, flat.spans)
-    assert list(batch.spans) == sorted(set(keys))
+    assert list(batch.key_spans) == sorted(set(keys))
     token = packed = 0
-    for key, span in batch.spans.items():
-        assert (span.tokens.start, span.rows.start) == (token, packed)
+    for key, span in batch.key_spans.items():
+        assert (span.tokens.start, span.positions.start) == (token, packed)
         marks = [mark for mark, other in enumerate(keys) if other == key]
-        assert batch.row_of_packed[span.rows].tolist() == marks
+        assert batch.row_at_position[span.positions].tolist() == marks
         assert sorted(set(batch.row_of_token[span.tokens].tolist())) == marks
-        token, packed = span.tokens.stop, span.rows.stop
+        token, packed = span.tokens.stop, span.positions.stop
     assert (token, packed) == flat.size[:2]
 
 

@@ -37,9 +37,9 @@ def test_every_row_is_where_the_batch_says(sizes: list[int], windows: bool) -> N
     batch = pack(rows, windows=windows)
     assert int((batch.input_ids > 0).sum()) == sum(sizes)
     for mark, (ids, types) in enumerate(rows):
-        packed = batch.packed_row[mark]
-        assert batch.row_of_packed[packed] == mark
-        start = int(batch.first[packed])
+        packed = batch.position_of_row[mark]
+        assert batch.row_at_position[packed] == mark
+        start = int(batch.first_token[packed])
         place = slice(start, start + len(ids))
         assert batch.input_ids[place].tolist() == ids
         assert batch.token_type_ids[place].tolist() == types
@@ -71,10 +71,10 @@ def test_blocks_cover_the_tokens_and_hold_their_own_packed_rows(
     for block in batch.blocks:
         assert block.tokens == slice(token, token + block.count * block.width)
         token = block.tokens.stop
-        first = batch.first[block.rows].view(block.count, -1)
+        first = batch.first_token[block.positions].view(block.count, -1)
         window = (first - block.tokens.start) // block.width
         assert torch.equal(window, torch.arange(block.count)[:, None].expand_as(window))
-        held.update(batch.row_of_packed[block.rows].tolist())
+        held.update(batch.row_at_position[block.positions].tolist())
     assert token == len(batch.input_ids)
     assert held == set(range(len(rows)))
 
@@ -86,14 +86,14 @@ def test_rows_of_a_key_lie_side_by_side(pairs: list[tuple[int, int]], windows: b
     keys = torch.tensor([key for _, key in pairs])
     rows = [row(length, mark) for mark, (length, _) in enumerate(pairs)]
     batch = pack(rows, keys=keys.tolist(), windows=windows)
-    assert sorted(batch.spans) == sorted(set(keys.tolist()))
+    assert sorted(batch.key_spans) == sorted(set(keys.tolist()))
     token = packed = 0
-    for key, span in batch.spans.items():
-        assert (span.tokens.start, span.rows.start) == (token, packed)
+    for key, span in batch.key_spans.items():
+        assert (span.tokens.start, span.positions.start) == (token, packed)
         assert set(keys[batch.row_of_token[span.tokens]].tolist()) == {key}
-        assert set(keys[batch.row_of_packed[span.rows]].tolist()) == {key}
-        token, packed = span.tokens.stop, span.rows.stop
-    assert (token, packed) == (len(batch.input_ids), len(batch.first))
+        assert set(keys[batch.row_at_position[span.positions]].tolist()) == {key}
+        token, packed = span.tokens.stop, span.positions.stop
+    assert (token, packed) == (len(batch.input_ids), len(batch.first_token))
 
 
 @LAW
@@ -111,12 +111,12 @@ def test_end_to_end_pieces_cover_the_tokens(pairs: list[tuple[int, int]]) -> Non
     rows = [row(length, mark) for mark, (length, _) in enumerate(pairs)]
     batch = pack(rows, keys=[key for _, key in pairs], windows=False)
     assert batch.blocks == ()
-    assert int(batch.piece_lengths.sum()) == len(batch.input_ids)
-    starts = (batch.piece_lengths.cumsum(0) - batch.piece_lengths).tolist()
-    lengths_at = dict(zip(starts, batch.piece_lengths.tolist(), strict=True))
-    for packed, first in enumerate(batch.first.tolist()):
-        length = pairs[int(batch.row_of_packed[packed])][0]
-        assert lengths_at[first] == batch.packed_lengths[packed] == length
+    assert int(batch.segment_lengths.sum()) == len(batch.input_ids)
+    starts = (batch.segment_lengths.cumsum(0) - batch.segment_lengths).tolist()
+    lengths_at = dict(zip(starts, batch.segment_lengths.tolist(), strict=True))
+    for packed, first in enumerate(batch.first_token.tolist()):
+        length = pairs[int(batch.row_at_position[packed])][0]
+        assert lengths_at[first] == batch.position_lengths[packed] == length
 
 
 @LAW
@@ -125,7 +125,7 @@ def test_end_to_end_rows_have_hardly_any_padding(sizes: list[int]) -> None:
     batch = pack([row(length, mark) for mark, length in enumerate(sizes)], windows=False)
     assert len(batch.input_ids) - sum(sizes) <= max(3, min(31, 0.031 * sum(sizes)))
     assert len(batch.input_ids) in packed_sizes(sum(sizes))
-    assert len(batch.first) in packed_sizes(sum(sizes))
+    assert len(batch.first_token) in packed_sizes(sum(sizes))
 
 
 def test_a_batch_as_long_as_its_windows_has_no_padding_and_no_mask() -> None:
@@ -158,14 +158,16 @@ def test_numbers_of_tokens_are_few() -> None:
 
 def test_numbers_of_packed_rows_are_few() -> None:
     """A kernel compiled for each number costs milliseconds."""
-    found = {len(pack([row(128, mark) for mark in range(count)]).first) for count in range(1, 100)}
+    found = {
+        len(pack([row(128, mark) for mark in range(count)]).first_token) for count in range(1, 100)
+    }
     assert found == {1, 2, 4, 8, *range(16, 113, 16)}
 
 
 def test_everything_is_on_the_device_and_whole_numbers() -> None:
     batch: PackedBatch = pack([row(3, 0), row(1, 1)], torch.device("cpu"))
-    names = ["input_ids", "token_type_ids", "position_ids", "row_of_token", "row_of_packed"]
-    names += ["first", "packed_row"]
+    names = ["input_ids", "token_type_ids", "position_ids", "row_of_token", "row_at_position"]
+    names += ["first_token", "position_of_row"]
     assert {getattr(batch, name).dtype for name in names} == {torch.int64}
 
 
@@ -174,7 +176,7 @@ def test_the_sizes_compiled_are_those_that_batches_have(lengths: list[int]) -> N
     batch = pack([([1] * length, [0] * length) for length in lengths], windows=False)
     sizes = packed_sizes(sum(lengths))
     assert len(batch.input_ids) in sizes
-    assert len(batch.first) in sizes
+    assert len(batch.first_token) in sizes
 
 
 class Copies(TorchDispatchMode):
@@ -204,7 +206,7 @@ def test_one_copy_brings_a_batch_to_its_device() -> None:
         if isinstance(value, Tensor):
             there = getattr(batch, name)
             assert (there.shape, there.dtype) == (value.shape, value.dtype), name
-            stays = name in ("piece_lengths", "packed_lengths")
+            stays = name in ("segment_lengths", "position_lengths")
             assert there.device.type == ("cpu" if stays else "meta"), name
-    assert batch.spans == here.spans
+    assert batch.key_spans == here.key_spans
     assert [b.allowed is None for b in batch.blocks] == [b.allowed is None for b in here.blocks]

@@ -18,10 +18,10 @@ from deltas import (
     Delta,
     DenseEntry,
     Entry,
-    SingleOverlay,
     SparseEntry,
     TaskSpec,
     TokenizedRow,
+    TrainableOverlay,
     encode,
     encoder_layout,
     pack,
@@ -323,7 +323,7 @@ def test_overlay_never_writes_to_the_backbone(
     for strategy in STRATEGIES:
         delta = make_delta(tiny_backbone, task, strategy)
         batch = pack([(row.input_ids, row.token_type_ids) for row in rows])
-        overlay = SingleOverlay(tiny_backbone, delta.entries)
+        overlay = TrainableOverlay(tiny_backbone, delta.entries)
         encode(tiny_backbone.config, overlay, batch, WindowAttention(batch))
     assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 

@@ -20,13 +20,17 @@ def rows_of(*lengths: int) -> list[tuple[list[int], list[int]]]:
 
 
 def row_by_row(
-    query: Tensor, key_value: Tensor, batch: PackedBatch, lengths: tuple[int, ...], per_row: bool
+    query: Tensor,
+    key_value: Tensor,
+    batch: PackedBatch,
+    lengths: tuple[int, ...],
+    per_position: bool,
 ) -> Tensor:
     """What PyTorch's attention gives for each row by itself; zeros elsewhere."""
     out = torch.zeros_like(query)
-    for position, length in zip(batch.packed_row.tolist(), lengths, strict=True):
-        start = int(batch.first[position])
-        asking = slice(position, position + 1) if per_row else slice(start, start + length)
+    for position, length in zip(batch.position_of_row.tolist(), lengths, strict=True):
+        start = int(batch.first_token[position])
+        asking = slice(position, position + 1) if per_position else slice(start, start + length)
         parts = query[asking], *key_value[start : start + length].split(WIDTH, 1)
         q, k, v = (part.unflatten(1, (HEADS, -1)).transpose(0, 1) for part in parts)
         out[asking] = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
@@ -35,24 +39,24 @@ def row_by_row(
 
 @pytest.mark.parametrize("lengths", [(5,), (40, 40), (1, 2, 3, 64, 90, 128, 17), (200, 3, 3, 150)])
 @pytest.mark.parametrize("keyed", [False, True])
-@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("per_position", [False, True])
 def test_gradients_are_those_of_pytorch(
-    lengths: tuple[int, ...], keyed: bool, per_row: bool
+    lengths: tuple[int, ...], keyed: bool, per_position: bool
 ) -> None:
     """Also where rows of several keys leave positions that belong to no window."""
     keys = [number % 2 for number in range(len(lengths))] if keyed else None
     batch = pack(rows_of(*lengths), keys=keys)
     generator = torch.Generator().manual_seed(len(lengths))
     tokens = len(batch.input_ids)
-    asking = len(batch.first) if per_row else tokens
+    asking = len(batch.first_token) if per_position else tokens
     attention = WindowAttention(batch, torch.float64)
-    attend = attention.first_tokens if per_row else attention.tokens
+    attend = attention.first_tokens if per_position else attention.tokens
     shapes = ((asking, WIDTH), (tokens, 2 * WIDTH), (asking, WIDTH))
     query, key_value, wanted = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
     )
     inputs = query.clone().requires_grad_(), key_value.clone().requires_grad_()
-    theirs = row_by_row(*inputs, batch, lengths, per_row)
+    theirs = row_by_row(*inputs, batch, lengths, per_position)
     is_of_a_row = (theirs.detach() != 0).any(1, keepdim=True)  # neither padding nor repeated
     their_grads = torch.autograd.grad(theirs, inputs, wanted)
     ours = attend(*inputs, HEADS)
@@ -70,7 +74,7 @@ def test_rows_do_not_see_each_other() -> None:
     query = torch.randn(len(batch.input_ids), WIDTH)
     key_value = torch.randn(len(batch.input_ids), 2 * WIDTH, requires_grad=True)
     out = WindowAttention(batch).tokens(query, key_value, HEADS)
-    starts = sorted([*batch.first[:3].tolist(), 60])
+    starts = sorted([*batch.first_token[:3].tolist(), 60])
     for start, stop in pairwise(starts):
         (grad,) = torch.autograd.grad(out[start:stop].sum(), key_value, retain_graph=True)
         assert bool(grad[start:stop].any())

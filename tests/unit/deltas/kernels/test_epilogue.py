@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,9 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.engine.sparse import SparseSlot
-from deltas.kernels.epilogue import Corrections, Norm, PerLine, Product, Target, finish
-from deltas.kernels.int8 import Quantised, QuantisedMatrix, mixed
+from deltas.kernels.epilogue import (
+    NO_UPDATE,
+    EpilogueOutput,
+    LayerNormParams,
+    PerRowVector,
+    Product,
+    SparseCorrection,
+    apply_epilogue,
+    sparse_update,
+)
+from deltas.kernels.int8 import Int8Matrix, Int8Rows, hadamard
 
 EPS = 1e-12
 
@@ -23,57 +32,63 @@ EPS = 1e-12
 def reference(
     product: Product,
     *,
-    bias: PerLine | None = None,
+    bias: PerRowVector | None = None,
     residual: Tensor | None = None,
     gelu: str | None = None,
-    norm: Norm | None = None,
+    norm: LayerNormParams | None = None,
+    updates: Sequence[Update | None] = (),
 ) -> Tensor:
     """The same, step by step, in float64."""
     x = product.values.double()
     if product.factors:
         lines, matrix = product.factors
-        x = x * lines.steps.double()[:, None] * matrix.steps.double()
-        x = x + lines.offsets.double()[:, None] * matrix.sums.double()
-    if product.corrections:
-        x = x + lacking(product.corrections, x.shape[1])
+        x = x * lines.scales.double()[:, None] * matrix.scales.double()
+        x = x + lines.offsets.double()[:, None] * matrix.row_sums.double()
+    if product.correction:
+        x = x + lacking(product.correction, updates, x.shape[1])
     if bias is not None:
-        x = x + bias.table.double()[bias.lines]
+        x = x + bias.table.double()[bias.row_of]
     if residual is not None:
         x = x + residual.double()
     if gelu:
         x = F.gelu(x, approximate=gelu)
     if norm:
         x = F.layer_norm(x, (x.shape[1],), None, None, norm.eps)
-        scale, shift = (v.table.double()[v.lines] for v in (norm.scale, norm.shift))
+        scale, shift = (v.table.double()[v.row_of] for v in (norm.scale, norm.shift))
         x = x * scale + shift
     return x
 
 
-def lacking(corrections: Corrections, size: int) -> Tensor:
-    """Corrections, line by line, by whole matrices of differences."""
-    added = torch.zeros(len(corrections.x), size, dtype=torch.float64)
-    for line, (number, x) in enumerate(
-        zip(corrections.of_line.tolist(), corrections.x.double(), strict=True)
+class Update(NamedTuple):
+    """A sparse update of a shared matrix."""
+
+    rows: Tensor
+    columns: Tensor
+    values: Tensor
+
+
+def lacking(correction: SparseCorrection, updates: Sequence[Update | None], size: int) -> Tensor:
+    """The correction of each row, by dense matrices."""
+    added = torch.zeros(len(correction.x), size, dtype=torch.float64)
+    for row, (number, x) in enumerate(
+        zip(correction.update_of.tolist(), correction.x.double(), strict=True)
     ):
-        own = corrections.own[number] if number >= 0 else None
-        if own is not None:
+        update = updates[number] if number >= 0 else None
+        if update is not None:
             matrix = torch.zeros(size, len(x), dtype=torch.float64)
-            matrix[own.rows.long(), own.columns.long()] = own.differences.double()
-            added[line] = matrix @ x
+            matrix[update.rows.long(), update.columns.long()] = update.values.double()
+            added[row] = matrix @ x
     return added
 
 
-def some_corrections(lines: int, size: int, dtype: torch.dtype, seed: int) -> Corrections:
-    """Of four slots: two with values, one without, one that has nothing there."""
-    generator = torch.Generator().manual_seed(seed)
-    width = 5
-    own: list[SparseSlot | None] = [None]
+def some_updates(size: int, width: int, generator: torch.Generator) -> list[Update | None]:
+    """Updates of four slots: none, one without values, one with one, one of every value."""
+    updates: list[Update | None] = [None]
     for count in (0, 1, size * width):
-        places = torch.randperm(size * width, generator=generator)[:count].sort().values
-        differences = torch.randn(count, generator=generator)
-        own.append(SparseSlot((places // width).int(), (places % width).int(), differences, 5))
-    x = torch.randn(lines, width, generator=generator).to(dtype)
-    return Corrections(x, own, torch.randint(-1, 4, (lines,), generator=generator))
+        indices = torch.randperm(size * width, generator=generator)[:count].sort().values
+        values = torch.randn(count, generator=generator)
+        updates.append(Update((indices // width).int(), (indices % width).int(), values))
+    return updates
 
 
 @settings(deadline=None, max_examples=200)
@@ -98,42 +113,46 @@ def test_equals_pytorch(lines: int, size: int, dtype: torch.dtype, wanted: Any, 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    def vectors() -> PerLine:
-        return PerLine(normal(3, size), torch.randint(0, 3, (lines,), generator=generator))
+    def vectors() -> PerRowVector:
+        return PerRowVector(normal(3, size), torch.randint(0, 3, (lines,), generator=generator))
 
     given_: dict[str, Any] = {"gelu": wanted["gelu"]}
+    updates: list[Update | None] = []
     product = Product((normal(lines, size) * 3).to(dtype))
     if dtype == torch.int32:
         whole = (normal(lines, size) * 1000).to(dtype)
         nothing = torch.empty(0, dtype=torch.int8)
         factors = (
-            Quantised(nothing, normal(lines).abs() / 300, normal(lines)),
-            QuantisedMatrix(nothing, normal(size).abs(), normal(size)),
+            Int8Rows(nothing, normal(lines).abs() / 300, normal(lines)),
+            Int8Matrix(nothing, normal(size).abs(), normal(size)),
         )
         product = Product(whole, factors)
     if wanted["corrections"]:
-        corrections = some_corrections(lines, size, wanted["corrections"], seed)
-        product = replace(product, corrections=corrections)
+        x = normal(lines, 5).to(wanted["corrections"])
+        updates = some_updates(size, 5, generator)
+        update_of = torch.randint(-1, 4, (lines,), generator=generator)
+        pointers = [sparse_update(*update) if update else NO_UPDATE for update in updates]
+        product = replace(product, correction=SparseCorrection(x, pointers, update_of))
     if wanted["bias"]:
         given_["bias"] = vectors()
     if wanted["residual"]:
         given_["residual"] = normal(lines, size).to(wanted["residual"])
     if wanted["norm"] and size > 1:
-        given_["norm"] = Norm(vectors(), vectors(), EPS)
-    expected = reference(product, **given_)
+        given_["norm"] = LayerNormParams(vectors(), vectors(), EPS)
+    expected = reference(product, updates=updates, **given_)
     out, rough = torch.empty(lines, size), torch.empty(lines, size, dtype=torch.bfloat16)
-    quantised = Quantised.room_for(*out.shape)
-    finish(product, Target(out, quantised), **given_)
-    finish(product, Target(rough), **given_)
+    quantised = Int8Rows.empty(*out.shape)
+    apply_epilogue(product, EpilogueOutput(out, quantised), **given_)
+    apply_epilogue(product, EpilogueOutput(rough), **given_)
     size_of = expected.abs().amax(1, keepdim=True).float() + 1e-6
     error = (out - expected).abs()
     if "norm" in given_:  # divides what was wrong before by the deviation
-        before = reference(product, **{**given_, "norm": None})
+        before = reference(product, updates=updates, **{**given_, "norm": None})
         error *= before.std(1, keepdim=True, correction=0).clamp(max=1)
     assert (error <= 1e-5 * size_of + 5e-6).all()
     assert torch.equal(rough, out.bfloat16())
-    steps, offsets = quantised.steps[:, None], quantised.offsets[:, None]
-    what = mixed(out - offsets)
+    steps, offsets = quantised.scales[:, None], quantised.offsets[:, None]
+    what = hadamard(out - offsets)
     rounding = 1e-6 * out.abs().amax(1, keepdim=True)  # of the sums
     middle = (out.amax(1, keepdim=True) + out.amin(1, keepdim=True)) / 2
     expected = middle if size % 64 else out.mean(1, keepdim=True)
@@ -152,7 +171,7 @@ def test_gelu_at_any_size_of_its_argument(approximate: str) -> None:
     edges = torch.tensor([0.0, -1e-30, 1e-30, -1e4, -1e30, 1e30])
     x = torch.cat([torch.linspace(-30, 30, 60_001), edges])[None]
     out = torch.empty_like(x)
-    finish(Product(x), Target(out), gelu=approximate)
+    apply_epilogue(Product(x), EpilogueOutput(out), gelu=approximate)
     expected = F.gelu(x.double(), approximate=approximate)
     assert ((out - expected).abs() <= 1.5e-6 + 5e-7 * x.clamp(min=0)).all()
 
@@ -164,28 +183,28 @@ def test_a_line_does_not_depend_on_the_lines_beside_it(size: int) -> None:
     lines = torch.arange(64) % 2
     tables = torch.randn(2, 2, size, generator=torch.Generator().manual_seed(2))
 
-    def norm(lines: Tensor) -> Norm:
-        return Norm(PerLine(tables[0], lines), PerLine(tables[1], lines), EPS)
+    def norm(lines: Tensor) -> LayerNormParams:
+        return LayerNormParams(PerRowVector(tables[0], lines), PerRowVector(tables[1], lines), EPS)
 
-    together = Quantised.room_for(*product.shape)
-    finish(Product(product), Target(quantised=together), norm=norm(lines))
+    together = Int8Rows.empty(*product.shape)
+    apply_epilogue(Product(product), EpilogueOutput(int8=together), norm=norm(lines))
     for line in range(64):
         one = slice(line, line + 1)
-        alone = Quantised.room_for(1, size)
-        finish(Product(product[one]), Target(quantised=alone), norm=norm(lines[one]))
+        alone = Int8Rows.empty(1, size)
+        apply_epilogue(Product(product[one]), EpilogueOutput(int8=alone), norm=norm(lines[one]))
         assert torch.equal(alone.values[0], together.values[line])
-        assert torch.equal(alone.steps[0], together.steps[line])
+        assert torch.equal(alone.scales[0], together.scales[line])
         assert torch.equal(alone.offsets[0], together.offsets[line])
 
 
 @pytest.mark.parametrize("value", [0.0, -3.5])
 def test_a_line_of_equal_values_stays_what_it_is(value: float) -> None:
     x = torch.full((1, 8), value)
-    quantised = Quantised.room_for(*x.shape)
-    finish(Product(x), Target(quantised=quantised))
+    quantised = Int8Rows.empty(*x.shape)
+    apply_epilogue(Product(x), EpilogueOutput(int8=quantised))
     assert quantised.values.eq(0).all()
     assert quantised.offsets.item() == value
-    assert math.isfinite(quantised.steps.item())
+    assert math.isfinite(quantised.scales.item())
 
 
 @pytest.mark.parametrize("size", [48, 64, 384])
@@ -194,12 +213,12 @@ def test_a_product_of_whole_numbers_is_that_of_what_they_stand_for(size: int) ->
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(20, size, generator=generator) + 4
     weight = torch.randn(36, size, generator=generator)
-    lines, matrix = Quantised.room_for(*x.shape), QuantisedMatrix.of(weight)
-    finish(Product(x), Target(quantised=lines))
+    lines, matrix = Int8Rows.empty(*x.shape), Int8Matrix.of(weight)
+    apply_epilogue(Product(x), EpilogueOutput(int8=lines))
     out = torch.empty(20, 36)
     product = Product(torch._int_mm(lines.values, matrix.values.t()), (lines, matrix))
-    finish(product, Target(out))
-    numbers = (lines.values * lines.steps[:, None]) @ (matrix.values * matrix.steps[:, None]).t()
+    apply_epilogue(product, EpilogueOutput(out))
+    numbers = (lines.values * lines.scales[:, None]) @ (matrix.values * matrix.scales[:, None]).t()
     expected = numbers + lines.offsets[:, None] * weight.sum(1)
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(out, x @ weight.t(), atol=0.06 * size**0.5, rtol=0)
@@ -207,13 +226,13 @@ def test_a_product_of_whole_numbers_is_that_of_what_they_stand_for(size: int) ->
 
 def test_mixing_is_a_hadamard_matrix_and_its_own_inverse() -> None:
     pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
-    hadamard = torch.ones(1, 1)
+    matrix = torch.ones(1, 1)
     for _ in range(6):
-        hadamard = torch.kron(hadamard, pair)
-    assert torch.equal(mixed(torch.eye(64)), hadamard / 8)
+        matrix = torch.kron(matrix, pair)
+    assert torch.equal(hadamard(torch.eye(64)), matrix / 8)
     x = torch.randn(5, 192, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(mixed(mixed(x)), x)
-    assert torch.equal(mixed(x[:, :100]), x[:, :100])
+    torch.testing.assert_close(hadamard(hadamard(x)), x)
+    assert torch.equal(hadamard(x[:, :100]), x[:, :100])
 
 
 def test_a_few_large_channels_do_not_coarsen_the_others() -> None:
@@ -223,10 +242,13 @@ def test_a_few_large_channels_do_not_coarsen_the_others() -> None:
     x[:, [30, 200]] *= 20
     weight = torch.randn(50, 384, generator=generator) * 0.05
     weight[:, [30, 200]] *= 0.05
-    lines, matrix = Quantised.room_for(*x.shape), QuantisedMatrix.of(weight)
-    finish(Product(x), Target(quantised=lines))
+    lines, matrix = Int8Rows.empty(*x.shape), Int8Matrix.of(weight)
+    apply_epilogue(Product(x), EpilogueOutput(int8=lines))
     out = torch.empty(100, 50)
-    finish(Product(torch._int_mm(lines.values, matrix.values.t()), (lines, matrix)), Target(out))
+    apply_epilogue(
+        Product(torch._int_mm(lines.values, matrix.values.t()), (lines, matrix)),
+        EpilogueOutput(out),
+    )
     step = (x.amax(1) - x.amin(1)) / 254
     plain = step[:, None] * torch.round(x / step[:, None])
     error, plain_error = ((y - x @ weight.t()).square().mean() for y in (out, plain @ weight.t()))
@@ -235,9 +257,9 @@ def test_a_few_large_channels_do_not_coarsen_the_others() -> None:
 
 def test_nothing_but_contiguous_memory() -> None:
     product = Product(torch.zeros(8, 4).t())
-    target = Target(torch.zeros(4, 8))
+    target = EpilogueOutput(torch.zeros(4, 8))
     with pytest.raises(ValueError, match=r"contiguous memory, got strides \(1, 4\)"):
-        finish(product, target)
+        apply_epilogue(product, target)
 
 
 # Five lines of 8 values, products of 6 each, with all there is.
@@ -269,16 +291,16 @@ TENSORS = {
 def finish_all(tensors: dict[str, Tensor]) -> None:
     """Finish a product with everything that there can be."""
     t = tensors
-    lines = Quantised(t["whole"], t["steps"], t["offsets"])
-    matrix = QuantisedMatrix(t["whole"], t["matrix steps"], t["matrix sums"])
-    own = SparseSlot(t["rows"], t["columns"], t["differences"], most_in_row=1)
-    scale, shift = (PerLine(t[name], t[f"{name} lines"]) for name in ("scale", "shift"))
-    finish(
-        Product(t["product"], (lines, matrix), Corrections(t["x"], [None, own], t["of_line"])),
-        Target(t["out"], Quantised(t["whole"], t["whole steps"], t["whole offsets"])),
-        bias=PerLine(t["bias"], t["bias lines"]),
+    lines = Int8Rows(t["whole"], t["steps"], t["offsets"])
+    matrix = Int8Matrix(t["whole"], t["matrix steps"], t["matrix sums"])
+    updates = [NO_UPDATE, sparse_update(t["rows"], t["columns"], t["differences"])]
+    scale, shift = (PerRowVector(t[name], t[f"{name} lines"]) for name in ("scale", "shift"))
+    apply_epilogue(
+        Product(t["product"], (lines, matrix), SparseCorrection(t["x"], updates, t["of_line"])),
+        EpilogueOutput(t["out"], Int8Rows(t["whole"], t["whole steps"], t["whole offsets"])),
+        bias=PerRowVector(t["bias"], t["bias lines"]),
         residual=t["residual"],
-        norm=Norm(scale, shift, EPS),
+        norm=LayerNormParams(scale, shift, EPS),
     )
 
 
@@ -311,18 +333,18 @@ def test_what_is_not_finite_stays_so(value: float, step: str, size: int) -> None
     x = torch.zeros(1, size)
     x[0, 5] = value
     first = torch.zeros(1, dtype=torch.int64)
-    vectors = PerLine(torch.ones(1, size), first)
+    vectors = PerRowVector(torch.ones(1, size), first)
     out = torch.empty_like(x)
     if step == "bias":
-        finish(Product(x), Target(out), bias=vectors)
+        apply_epilogue(Product(x), EpilogueOutput(out), bias=vectors)
     elif step == "gelu":
-        finish(Product(x.abs() if value < 0 else x), Target(out), gelu="none")
+        apply_epilogue(Product(x.abs() if value < 0 else x), EpilogueOutput(out), gelu="none")
     elif step == "norm":
-        finish(Product(x), Target(out), norm=Norm(vectors, vectors, EPS))
+        apply_epilogue(Product(x), EpilogueOutput(out), norm=LayerNormParams(vectors, vectors, EPS))
     else:
-        whole, matrix = Quantised.room_for(*x.shape), QuantisedMatrix.of(torch.eye(size))
-        finish(Product(x), Target(quantised=whole))
-        finish(Product(whole.values.int(), (whole, matrix)), Target(out))
+        whole, matrix = Int8Rows.empty(*x.shape), Int8Matrix.of(torch.eye(size))
+        apply_epilogue(Product(x), EpilogueOutput(int8=whole))
+        apply_epilogue(Product(whole.values.int(), (whole, matrix)), EpilogueOutput(out))
     assert not out.isfinite().all()
 
 
@@ -331,5 +353,5 @@ def test_no_nan_is_rounded_to_a_number(bits: int) -> None:
     """Rounding adds to the bits: those of some would carry into a zero's, or infinity's."""
     x = torch.full((1, 8), bits, dtype=torch.int32).view(torch.float32)
     out = torch.zeros(1, 8, dtype=torch.bfloat16)
-    finish(Product(x), Target(out))
+    apply_epilogue(Product(x), EpilogueOutput(out))
     assert out.isnan().all()

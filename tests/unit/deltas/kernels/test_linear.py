@@ -1,19 +1,27 @@
-"""Matrices as CPUs multiply by them: packed ones compute what plain ones do."""
+"""Prepacked weights multiply as plain ones do."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from deltas.kernels import linear
-from deltas.kernels.linear import PackedMatrix, PlainMatrix, can_pack, matrix_of
+from deltas.kernels.linear import can_prepack, prepack
 
 
-@pytest.mark.skipif(not can_pack(), reason="this PyTorch packs no matrices")
+def is_plain(multiply: Callable[[Tensor], Tensor]) -> bool:
+    return isinstance(multiply, partial) and multiply.func is F.linear
+
+
+@pytest.mark.skipif(not can_prepack(), reason="this PyTorch packs no matrices")
 @settings(deadline=None, max_examples=60)
 @given(
     height=st.integers(1, 200),
@@ -21,7 +29,9 @@ from deltas.kernels.linear import PackedMatrix, PlainMatrix, can_pack, matrix_of
     lines=st.integers(0, 70),
     seed=st.integers(0, 1000),
 )
-def test_packed_multiplies_as_plain(height: int, width: int, lines: int, seed: int) -> None:
+def test_prepacked_weights_give_the_same_products(
+    height: int, width: int, lines: int, seed: int
+) -> None:
     """With whole numbers, so that both are exact; also of a view, and a part of the lines."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -30,22 +40,22 @@ def test_packed_multiplies_as_plain(height: int, width: int, lines: int, seed: i
 
     weight, x = whole(width, height).t(), whole(lines + 2, width)[1:-1]
     expected = x @ weight.t()
-    assert torch.equal(PackedMatrix(weight).multiply(x), expected)
-    assert torch.equal(PlainMatrix(weight).multiply(x), expected)
+    assert torch.equal(prepack(weight)(x), expected)
+    assert torch.equal(prepack(weight.float())(x.float()).bfloat16(), expected)
 
 
-def test_stays_plain_where_nothing_packs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_stay_plain_where_nothing_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise RuntimeError("no oneDNN")
 
-    can_pack.cache_clear()
-    monkeypatch.setattr(linear.PackedMatrix, "__init__", refuse)
+    can_prepack.cache_clear()
+    monkeypatch.setattr(linear, "_prepacked", refuse)
     try:
-        assert isinstance(matrix_of(torch.zeros(4, 4).bfloat16()), PlainMatrix)
+        assert is_plain(prepack(torch.zeros(4, 4).bfloat16()))
     finally:
-        can_pack.cache_clear()
+        can_prepack.cache_clear()
 
 
-def test_float32_stays_plain() -> None:
+def test_float32_weights_stay_plain() -> None:
     """Packed, it gains little, and oneDNN keeps 1.4 MB of code for every number of lines."""
-    assert isinstance(matrix_of(torch.zeros(4, 4)), PlainMatrix)
+    assert is_plain(prepack(torch.zeros(4, 4)))

@@ -26,7 +26,7 @@ def reference(mixed: Tensor, num_heads: int) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(0, 1).flatten(1)
 
 
-def attended(mixed: Tensor, sizes: list[int], num_heads: int, *, per_row: bool) -> Tensor:
+def attended(mixed: Tensor, sizes: list[int], num_heads: int, *, per_position: bool) -> Tensor:
     """What ours gives for the rows' tokens, or for their first ones; padding is cut off."""
     batch = pack([([1] * size, [0] * size) for size in sizes], windows=False)
     attention = RowAttention(batch)
@@ -34,10 +34,10 @@ def attended(mixed: Tensor, sizes: list[int], num_heads: int, *, per_row: bool) 
     padded[: len(mixed)] = mixed
     width = mixed.shape[1] // 3
     query, key_value = padded[:, :width], padded[:, width:]
-    if per_row:
-        rows = attention.first_tokens(query[batch.first], key_value, num_heads)
-        assert rows.shape == (len(batch.first), width)
-        return rows[batch.packed_row]
+    if per_position:
+        rows = attention.first_tokens(query[batch.first_token], key_value, num_heads)
+        assert rows.shape == (len(batch.first_token), width)
+        return rows[batch.position_of_row]
     out = attention.tokens(query, key_value, num_heads)
     assert out.shape == query.shape
     assert bool(out[len(mixed) :].isfinite().all())
@@ -50,18 +50,18 @@ def mixed_of(sizes: list[int], width: int, dtype: torch.dtype, scale: float = 1.
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("per_position", [False, True])
 @LAW
 @given(sizes=lengths, shape=heads, scale=st.sampled_from([0.1, 1.0, 6.0]))
 def test_each_row_gets_what_pytorch_gives_it(
-    sizes: list[int], shape: tuple[int, int], scale: float, dtype: torch.dtype, per_row: bool
+    sizes: list[int], shape: tuple[int, int], scale: float, dtype: torch.dtype, per_position: bool
 ) -> None:
     """With a scale of 6 scores are in the hundreds: all but the largest weights vanish."""
     num_heads, depth = shape
     mixed = mixed_of(sizes, num_heads * depth, dtype, scale)
     wanted = [reference(row, num_heads) for row in mixed.split(sizes)]
-    expected = torch.cat([row[:1] for row in wanted] if per_row else wanted)
-    found = attended(mixed, sizes, num_heads, per_row=per_row)
+    expected = torch.cat([row[:1] for row in wanted] if per_position else wanted)
+    found = attended(mixed, sizes, num_heads, per_position=per_position)
     assert found.dtype == dtype
     # Larger scores are rounded more coarsely, and weights follow them.
     tolerance = TOLERANCE[dtype] * scale * max(scale, 1) ** 2
@@ -73,10 +73,10 @@ def test_each_row_gets_what_pytorch_gives_it(
 def test_numbers_that_are_none_stay_in_their_row(bad: float, place: str) -> None:
     sizes, num_heads = [20, 33, 5], 2
     mixed = mixed_of(sizes, 32, torch.float32)
-    sound = attended(mixed, sizes, num_heads, per_row=False)
+    sound = attended(mixed, sizes, num_heads, per_position=False)
     column = {"query": 0, "key": 32, "value": 64}[place]
     mixed[25, column : column + 32] = bad  # in the second row
-    found = attended(mixed, sizes, num_heads, per_row=False)
+    found = attended(mixed, sizes, num_heads, per_position=False)
     others = torch.ones(sum(sizes), dtype=torch.bool)
     others[20:53] = False
     assert torch.equal(found[others], sound[others])
@@ -88,9 +88,9 @@ def test_numbers_that_are_none_stay_in_their_row(bad: float, place: str) -> None
 @given(sizes=lengths)
 def test_what_lies_beside_a_row_changes_no_bit(sizes: list[int]) -> None:
     mixed = mixed_of(sizes, 32, torch.bfloat16)
-    together = attended(mixed, sizes, 1, per_row=False).split(sizes)
+    together = attended(mixed, sizes, 1, per_position=False).split(sizes)
     for row, size, found in zip(mixed.split(sizes), sizes, together, strict=True):
-        assert torch.equal(attended(row, [size], 1, per_row=False), found)
+        assert torch.equal(attended(row, [size], 1, per_position=False), found)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -98,10 +98,10 @@ def test_any_number_of_threads_gives_the_same(threads: int) -> None:
     sizes = [50, 3, 128, 90, 17] * 6
     mixed = mixed_of(sizes, 64, torch.float32)
     before = torch.get_num_threads()
-    alone = attended(mixed, sizes, 2, per_row=False)
+    alone = attended(mixed, sizes, 2, per_position=False)
     try:
         torch.set_num_threads(threads)
-        assert torch.equal(attended(mixed, sizes, 2, per_row=False), alone)
+        assert torch.equal(attended(mixed, sizes, 2, per_position=False), alone)
     finally:
         torch.set_num_threads(before)
 

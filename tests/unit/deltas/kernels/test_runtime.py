@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from deltas.kernels import runtime, simd
-from deltas.kernels.runtime import Kernel, address, claim
+from deltas.kernels.runtime import Kernel, address, fetch_add
 
 
 def _count(arguments: Any) -> None:
     a = numba.carray(arguments, 4, np.int64)
     visits = numba.carray(address(a[3]), a[1], np.int64)
     while True:
-        start = claim(arguments, a[2])
+        start = fetch_add(arguments, a[2])
         if start >= a[1]:
             break
         for line in range(start, min(start + a[2], a[1])):
@@ -50,7 +50,7 @@ def two_threads() -> Iterator[None]:
 def test_every_line_is_done_once(counting: Kernel, num_lines: int) -> None:
     for _ in range(5):
         visits = np.zeros(num_lines + 1, np.int64)
-        counting.run(num_lines, 1000, visits.ctypes.data)
+        counting.launch(num_lines, 1000, visits.ctypes.data)
         assert visits[:num_lines].tolist() == [1] * num_lines
         assert visits[num_lines] == 0
 
@@ -62,7 +62,7 @@ def test_without_openmp_the_calling_thread_does_all(
     with monkeypatch.context() as patch:
         patch.setattr(runtime, "_loaded_openmp", lambda: None)
         visits = np.zeros(100, np.int64)
-        counting.run(100, 1000, visits.ctypes.data)
+        counting.launch(100, 1000, visits.ctypes.data)
     runtime._parallel.cache_clear()
     assert visits.tolist() == [1] * 100
 
@@ -101,7 +101,7 @@ def test_code_that_can_not_be_kept_or_read_is_compiled(
     monkeypatch.setattr(numba, "cfunc", refuse_cache)
     kernel = Kernel(_count)
     visits = np.zeros(3, np.int64)
-    kernel.run(3, 1, visits.ctypes.data)
+    kernel.launch(3, 1, visits.ctypes.data)
     assert visits.tolist() == [1, 1, 1]
     assert len(compiled) == 1
     assert "compiled code is not kept" in caplog.text

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from deltas.kernels import sparse_gradient
-from deltas.kernels.sparse_gradient import selected_products
+from deltas.kernels.sparse_gradient import sddmm
 
 
 class Largest(TorchDispatchMode):
@@ -45,7 +45,7 @@ def test_equals_the_dense_gradient_there(
     x = torch.randn(lines, width, generator=generator).to(dtype)
     places = torch.randperm(height * width, generator=generator)
     places = places[: max(1, round(share * len(places)))]
-    found = selected_products(grad, x, places)
+    found = sddmm(grad, x, places)
     dense = grad.double().t() @ x.double()
     expected = dense.view(-1)[places]
     assert found.dtype == torch.float32
@@ -63,7 +63,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append(selected_products(grad, x, places))
+        found.append(sddmm(grad, x, places))
     torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
@@ -71,7 +71,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 @pytest.mark.parametrize("lines", [0, 1])
 def test_few_lines(lines: int) -> None:
-    found = selected_products(torch.ones(lines, 2), torch.ones(lines, 3), torch.tensor([0]))
+    found = sddmm(torch.ones(lines, 2), torch.ones(lines, 3), torch.tensor([0]))
     assert found.tolist() == [float(lines)]
 
 

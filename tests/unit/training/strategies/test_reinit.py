@@ -9,8 +9,8 @@ from deltas import (
     Backbone,
     DenseEntry,
     Entry,
-    SingleOverlay,
     SparseEntry,
+    TrainableOverlay,
     encode,
     pack,
 )
@@ -85,10 +85,10 @@ def test_entries_over_the_original_compute_the_same(
     batch = pack(ROWS)
     with torch.no_grad():
         attention = WindowAttention(batch)
-        overlay = SingleOverlay(started_from, trained)
+        overlay = TrainableOverlay(started_from, trained)
         expected = encode(tiny_backbone.config, overlay, batch, attention)
         entries = entries_over(tiny_backbone, started_from, mode, trained)
-        overlay = SingleOverlay(tiny_backbone, entries)
+        overlay = TrainableOverlay(tiny_backbone, entries)
         found = encode(tiny_backbone.config, overlay, batch, attention)
     assert torch.equal(found, expected)
     biases = {name for name in tiny_backbone.parameters if name.endswith(".bias")}
