@@ -125,15 +125,11 @@ Outcome = list[float] | DeltaUnavailableError  # a row's logits, or why its delt
 
 @dataclass(frozen=True)
 class EngineRow:
-    """One tokenized row and the delta that shall answer it."""
+    """A tokenized row, the delta that answers it, and its length with special tokens."""
 
     tokens: TokenizedRow
     record: Record
-
-    @property
-    def num_tokens(self) -> int:
-        """Length, special tokens included: what the batcher's budget counts."""
-        return self.tokens.num_tokens
+    num_tokens: int
 
 
 class Engine:
@@ -238,7 +234,7 @@ class Engine:
         """Tokenize checked texts for one delta; thread-safe, nothing of it touches the bank."""
         max_length = record.manifest.task.max_length
         tokenized = tokenize_texts(self.backbone.tokenizer, max_length, texts)
-        return [EngineRow(tokens, record) for tokens in tokenized]
+        return [EngineRow(tokens, record, tokens.num_tokens) for tokens in tokenized]
 
     def prefetch(self, records: Sequence[Record]) -> dict[Key, PendingLoad]:
         """Begin to load what rows will need that are about to be queued; from any thread.

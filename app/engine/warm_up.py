@@ -166,7 +166,7 @@ def made_up_rows(engine: Engine, num_tokens: int) -> list[EngineRow]:
         longest = min(record.manifest.task.max_length, num_tokens)
         length = min(_LENGTHS[len(rows) % len(_LENGTHS)], longest)
         ids = [(len(rows) + place) % engine.backbone.config.vocab_size for place in range(length)]
-        rows.append(EngineRow(TokenizedRow(ids, [0] * length, False), record))
+        rows.append(EngineRow(TokenizedRow(ids, [0] * length, False), record, length))
         num_tokens -= length
     return rows
 

@@ -160,7 +160,7 @@ def traffic_of(
         weights = [1 / (rank + 1) ** _ZIPF for rank in range(len(names))]
     chosen = draw.choices(names, cum_weights=list(accumulate(weights)), k=len(workload.rows))
     return [
-        EngineRow(row, engine.store.resolve(name))
+        EngineRow(row, engine.store.resolve(name), row.num_tokens)
         for row, name in zip(workload.rows, chosen, strict=True)
     ]
 

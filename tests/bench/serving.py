@@ -141,7 +141,7 @@ def ours(
             whole = Engine(backbone, store, device=device, precision="int8")
             systems[_INT8] = run_engine(whole, rows, budget)
         if strategy != _TOP:
-            alone = [EngineRow(row.tokens, rows[0].record) for row in rows]
+            alone = [EngineRow(row.tokens, rows[0].record, row.num_tokens) for row in rows]
             systems[f"single {strategy}"] = run_engine(engine, alone, budget)
     return systems
 
@@ -150,7 +150,7 @@ def mixed_rows(workload: Workload, store: Store) -> list[EngineRow]:
     """The workload's rows, each for the store's delta of its own task."""
     records = [store.resolve(name) for name in TASKS]
     pairs = zip(workload.rows, workload.tasks, strict=True)
-    return [EngineRow(row, records[number]) for row, number in pairs]
+    return [EngineRow(row, records[number], row.num_tokens) for row, number in pairs]
 
 
 def run_engine(engine: Engine, rows: Sequence[EngineRow], budget: int) -> System:
@@ -179,7 +179,7 @@ def peers(
     dtype = DTYPES[precision]
     store = Store([folder / "bitfit"], backbone=backbone.ref)
     records = [store.resolve(name) for name in TASKS]
-    rows = [EngineRow(row, records[0]) for row in workload.rows]
+    rows = [EngineRow(row, records[0], row.num_tokens) for row in workload.rows]
     sizes = [(sum(row.num_tokens for row in batch), len(batch)) for batch in cut(rows, budget)]
     stock = Transformers(workload, [record.load() for record in records], dtype, device)
     systems: dict[str, System] = {

@@ -66,6 +66,7 @@ def engine_rows(store: Store, batch: list[tuple[int, list[int]]]) -> list[Engine
         EngineRow(
             TokenizedRow([2, *ids, 3], [0] * (len(ids) + 2), truncated=False),
             store.records[number],
+            len(ids) + 2,
         )
         for number, ids in batch
     ]

@@ -118,7 +118,7 @@ def test_whole_numbers_do_not_depend_on_company(whole_engine: Engine, rows: Any)
     made = []
     for number, ids in rows:
         tokens = TokenizedRow([2, *ids, 3], [0] * (len(ids) + 2), truncated=False)
-        made.append(EngineRow(tokens, whole_engine.store.records[number]))
+        made.append(EngineRow(tokens, whole_engine.store.records[number], tokens.num_tokens))
     together = whole_engine.predict(made)
     for row, logits in zip(made, together, strict=True):
         (alone,) = whole_engine.predict([row])
@@ -143,7 +143,7 @@ def test_tasks_in_one_batch_do_not_meet(engine: Engine, wanted: Any, data: st.Da
     rows = []
     for number, ids in wanted:
         tokens = TokenizedRow([2, *ids, 3], [0] * (len(ids) + 2), truncated=False)
-        rows.append(EngineRow(tokens, engine.store.records[number]))
+        rows.append(EngineRow(tokens, engine.store.records[number], tokens.num_tokens))
     order = data.draw(st.permutations(range(len(rows))))
     together = engine.predict([rows[index] for index in order])
     for index, logits in zip(order, together, strict=True):
