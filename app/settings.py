@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.engine.tuning import DEFAULT_BUDGET
-from deltas.errors import near_matches
+from deltas.errors import did_you_mean
 
 PREFIX = "DELTABERT_"
 
@@ -227,10 +227,9 @@ def load_settings() -> Settings:
 
 def _unknown(name: str) -> str:
     """pydantic-settings ignores a mistyped variable without a word; we do not."""
-    close = near_matches(name, Settings.model_fields)
-    hint = f"; did you mean {PREFIX}{close[0].upper()}?" if close else ""
+    hint = did_you_mean(name, Settings.model_fields, lambda field: PREFIX + field.upper())
     allowed = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
-    return f"{PREFIX}{name.upper()} is not a setting{hint or f'; there are: {allowed}'}"
+    return f"{PREFIX}{name.upper()} is not a setting.{hint or f' Allowed: {allowed}'}"
 
 
 def _problem(item: Any) -> str:

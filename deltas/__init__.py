@@ -1,107 +1,107 @@
-"""What a delta is: the leaf package that training writes through and serving reads through.
+"""The leaf package that training writes deltas through and serving reads them through.
 
-A *backbone* is a pretrained encoder whose weights never change. A *delta* holds the values of the
-few parameters that training changed, a task's *head*, and a *manifest*; one file. Laid over the
-backbone during a forward pass, a delta's *entries* form an *overlay*. A *store* knows the deltas
-below several folders, among them the *zoo* that is shipped here. The forward pass itself is
-`deltas.encoder.encoder`: read it next.
+A *backbone* is a pretrained encoder whose weights never change. A *delta* is one file with the
+values of the few parameters that training changed, a task's *head*, and a *manifest*. During a
+forward pass, a delta's *entries* are laid over the backbone as an *overlay*. A *store* lists the
+deltas below several folders; the *zoo* is the folder that is shipped with this package.
+
+The public names are loaded on first use, so that importing the package costs next to nothing.
+Read `deltas.encoder.encoder`, the forward pass, next.
 """
 
-from deltas.backbone.backbone import DEFAULT_BACKBONE, Backbone, load_backbone, make_backbone
-from deltas.backbone.layout import EncoderConfig, encoder_layout
-from deltas.backbone.tokenizer import TokenizedRow, tokenize_rows, tokenize_texts
-from deltas.delta import Delta, DenseEntry, Entry, SparseEntry, task_scores
-from deltas.encoder.encoder import Attention, Overlay, encode
-from deltas.encoder.flat_batch import FlatBatch, Size, flatten, unflatten
-from deltas.encoder.packing import PackedBatch, pack, packed_sizes
-from deltas.encoder.row_attention import RowAttention
-from deltas.encoder.single_overlay import TrainableOverlay
-from deltas.encoder.window_attention import WindowAttention
-from deltas.errors import (
-    BackboneError,
-    DeltaError,
-    DeltaFormatError,
-    DeltaMismatchError,
-    DeltaNotFoundError,
-    InvalidTextError,
-)
-from deltas.format import check_delta, check_fit, read_delta, read_manifest, write_delta
-from deltas.hardware import (
-    DTYPES,
-    dtype_of,
-    keep_compiled_products,
-    keep_freed_memory,
-    pick_device,
-    pick_precision,
-)
-from deltas.manifest import (
-    BackboneRef,
-    EntryInfo,
-    Manifest,
-    SplitMetrics,
-    StrategySpec,
-    TaskSpec,
-    TrainingFacts,
-)
-from deltas.store import Record, Store, delta_path, zoo_path
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-SingleOverlay = TrainableOverlay  # the name of earlier releases
+if TYPE_CHECKING:
+    from deltas.backbone.backbone import DEFAULT_BACKBONE as DEFAULT_BACKBONE
+    from deltas.backbone.backbone import Backbone as Backbone
+    from deltas.backbone.backbone import load_backbone as load_backbone
+    from deltas.backbone.backbone import make_backbone as make_backbone
+    from deltas.backbone.layout import EncoderConfig as EncoderConfig
+    from deltas.backbone.layout import encoder_layout as encoder_layout
+    from deltas.backbone.tokenizer import TokenizedRow as TokenizedRow
+    from deltas.backbone.tokenizer import tokenize_rows as tokenize_rows
+    from deltas.backbone.tokenizer import tokenize_texts as tokenize_texts
+    from deltas.delta import Delta as Delta
+    from deltas.delta import DenseEntry as DenseEntry
+    from deltas.delta import Entry as Entry
+    from deltas.delta import SparseEntry as SparseEntry
+    from deltas.delta import task_scores as task_scores
+    from deltas.encoder.encoder import Attention as Attention
+    from deltas.encoder.encoder import Overlay as Overlay
+    from deltas.encoder.encoder import encode as encode
+    from deltas.encoder.flat_batch import FlatBatch as FlatBatch
+    from deltas.encoder.flat_batch import Size as Size
+    from deltas.encoder.flat_batch import flatten as flatten
+    from deltas.encoder.flat_batch import unflatten as unflatten
+    from deltas.encoder.packing import PackedBatch as PackedBatch
+    from deltas.encoder.packing import pack as pack
+    from deltas.encoder.packing import packed_sizes as packed_sizes
+    from deltas.encoder.row_attention import RowAttention as RowAttention
+    from deltas.encoder.single_overlay import TrainableOverlay as SingleOverlay
+    from deltas.encoder.single_overlay import TrainableOverlay as TrainableOverlay
+    from deltas.encoder.window_attention import WindowAttention as WindowAttention
+    from deltas.errors import BackboneError as BackboneError
+    from deltas.errors import DeltaError as DeltaError
+    from deltas.errors import DeltaFormatError as DeltaFormatError
+    from deltas.errors import DeltaMismatchError as DeltaMismatchError
+    from deltas.errors import DeltaNotFoundError as DeltaNotFoundError
+    from deltas.errors import InvalidTextError as InvalidTextError
+    from deltas.format import check_delta as check_delta
+    from deltas.format import check_fit as check_fit
+    from deltas.format import read_delta as read_delta
+    from deltas.format import read_manifest as read_manifest
+    from deltas.format import write_delta as write_delta
+    from deltas.hardware import DTYPES as DTYPES
+    from deltas.hardware import dtype_of as dtype_of
+    from deltas.hardware import keep_compiled_products as keep_compiled_products
+    from deltas.hardware import keep_freed_memory as keep_freed_memory
+    from deltas.hardware import pick_device as pick_device
+    from deltas.hardware import pick_precision as pick_precision
+    from deltas.manifest import BackboneRef as BackboneRef
+    from deltas.manifest import EntryInfo as EntryInfo
+    from deltas.manifest import Manifest as Manifest
+    from deltas.manifest import SplitMetrics as SplitMetrics
+    from deltas.manifest import StrategySpec as StrategySpec
+    from deltas.manifest import TaskSpec as TaskSpec
+    from deltas.manifest import TrainingFacts as TrainingFacts
+    from deltas.store import Record as Record
+    from deltas.store import Store as Store
+    from deltas.store import delta_path as delta_path
+    from deltas.store import zoo_path as zoo_path
 
-__all__ = [
-    "DEFAULT_BACKBONE",
-    "DTYPES",
-    "Attention",
-    "Backbone",
-    "BackboneError",
-    "BackboneRef",
-    "Delta",
-    "DeltaError",
-    "DeltaFormatError",
-    "DeltaMismatchError",
-    "DeltaNotFoundError",
-    "DenseEntry",
-    "EncoderConfig",
-    "Entry",
-    "EntryInfo",
-    "FlatBatch",
-    "InvalidTextError",
-    "Manifest",
-    "Overlay",
-    "PackedBatch",
-    "Record",
-    "RowAttention",
-    "SingleOverlay",
-    "Size",
-    "SparseEntry",
-    "SplitMetrics",
-    "Store",
-    "StrategySpec",
-    "TaskSpec",
-    "TokenizedRow",
-    "TrainableOverlay",
-    "TrainingFacts",
-    "WindowAttention",
-    "check_delta",
-    "check_fit",
-    "delta_path",
-    "dtype_of",
-    "encode",
-    "encoder_layout",
-    "flatten",
-    "keep_compiled_products",
-    "keep_freed_memory",
-    "load_backbone",
-    "make_backbone",
-    "pack",
-    "packed_sizes",
-    "pick_device",
-    "pick_precision",
-    "read_delta",
-    "read_manifest",
-    "task_scores",
-    "tokenize_rows",
-    "tokenize_texts",
-    "unflatten",
-    "write_delta",
-    "zoo_path",
-]
+# The same names as above, by module.
+_PUBLIC = {
+    "backbone.backbone": "DEFAULT_BACKBONE Backbone load_backbone make_backbone",
+    "backbone.layout": "EncoderConfig encoder_layout",
+    "backbone.tokenizer": "TokenizedRow tokenize_rows tokenize_texts",
+    "delta": "Delta DenseEntry Entry SparseEntry task_scores",
+    "encoder.encoder": "Attention Overlay encode",
+    "encoder.flat_batch": "FlatBatch Size flatten unflatten",
+    "encoder.packing": "PackedBatch pack packed_sizes",
+    "encoder.row_attention": "RowAttention",
+    "encoder.single_overlay": "SingleOverlay TrainableOverlay",
+    "encoder.window_attention": "WindowAttention",
+    "errors": "BackboneError DeltaError DeltaFormatError DeltaMismatchError DeltaNotFoundError"
+    " InvalidTextError",
+    "format": "check_delta check_fit read_delta read_manifest write_delta",
+    "hardware": "DTYPES dtype_of keep_compiled_products keep_freed_memory pick_device"
+    " pick_precision",
+    "manifest": "BackboneRef EntryInfo Manifest SplitMetrics StrategySpec TaskSpec TrainingFacts",
+    "store": "Record Store delta_path zoo_path",
+}
+_MODULES = {name: f"deltas.{module}" for module, names in _PUBLIC.items() for name in names.split()}
+_ALIASES = {"SingleOverlay": "TrainableOverlay"}  # names of earlier releases
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), _ALIASES.get(name, name))
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

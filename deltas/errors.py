@@ -1,4 +1,4 @@
-"""What can go wrong with deltas and the backbone; `app.errors` maps these to statuses.
+"""The errors of deltas and of the backbone; `app.errors` maps them to HTTP statuses.
 
 DeltaError
 ├── DeltaNotFoundError    no such task, strategy or version (carries near matches)
@@ -12,45 +12,51 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-_MOST_LISTED = 20
-_MOST_COMPARED = 300
+_MAX_LISTED = 20
+_MAX_COMPARED = 300
 
 
 def near_matches(name: str, known: Iterable[str]) -> list[str]:
-    """Known names that look like `name`, best first, three at most; letter case is ignored.
+    """Return up to three known names that look like `name`, best first, ignoring letter case.
 
-    Of thousands only those are compared that stand near it in the alphabet: all of ten thousand
-    take a tenth of a second, and whoever asks for names that aren't there can ask for many.
+    Of thousands of names, only the closest in alphabetical order are compared: comparing ten
+    thousand takes 0.1 s, and a client may ask for many unknown names.
     """
     wanted = name.casefold()[:128]
     folded = {candidate.casefold(): candidate for candidate in known}
     candidates = sorted(folded)
-    if len(candidates) > _MOST_COMPARED:
+    if len(candidates) > _MAX_COMPARED:
         middle = bisect_left(candidates, wanted)
-        start = min(max(0, middle - _MOST_COMPARED // 2), len(candidates) - _MOST_COMPARED)
-        candidates = candidates[start : start + _MOST_COMPARED]
+        start = min(max(0, middle - _MAX_COMPARED // 2), len(candidates) - _MAX_COMPARED)
+        candidates = candidates[start : start + _MAX_COMPARED]
     close = difflib.get_close_matches(wanted, candidates, n=3, cutoff=0.5)
     return [folded[match] for match in close]
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'a' or 'b'?" for known names that look like `name`, "" for none."""
-    close = near_matches(name, known)
-    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = repr) -> str:
+    """Return " Did you mean 'a' or 'b'?" for an unknown name, or "" if no known name is near.
+
+    Args:
+        name: the unknown name.
+        known: all allowed names.
+        show: formats a suggestion.
+    """
+    close = [show(match) for match in near_matches(name, known)[:2]]
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 class DeltaError(Exception):
-    """Root of everything this package raises on purpose."""
+    """The root of all errors that this package raises on purpose."""
 
 
 class DeltaNotFoundError(DeltaError):
-    """Nothing is known under that name; never answered with something else instead.
+    """No task, strategy or version has this name; nothing else is ever used in its place.
 
     Attributes:
-        kind: what was looked for: "task", "strategy" or "version".
+        kind: "task", "strategy" or "version".
         name: the name as given.
         available: all known names, sorted.
         suggestions: known names that look like `name`, best first.
@@ -60,16 +66,16 @@ class DeltaNotFoundError(DeltaError):
         self.kind = kind
         self.name = name
         self.available = sorted(set(available))
-        self.suggestions = close = near_matches(name, self.available)
-        shown = ", ".join(self.available[:_MOST_LISTED]) or "none"
-        if len(self.available) > _MOST_LISTED:
-            shown += f" and {len(self.available) - _MOST_LISTED} more"
-        hint = f" Did you mean {' or '.join(map(repr, self.suggestions))}?" if close else ""
+        self.suggestions = near_matches(name, self.available)
+        shown = ", ".join(self.available[:_MAX_LISTED]) or "none"
+        if len(self.available) > _MAX_LISTED:
+            shown += f" and {len(self.available) - _MAX_LISTED} more"
+        hint = did_you_mean(name, self.available)
         super().__init__(f"unknown {kind} {name[:128]!r}.{hint} Available: {shown}")
 
 
 class DeltaFormatError(DeltaError):
-    """A file that claims to be a delta breaks the format; nothing of it is used."""
+    """A file that claims to be a delta breaks the format; nothing in it is used."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         self.path = Path(path)
@@ -78,7 +84,7 @@ class DeltaFormatError(DeltaError):
 
 
 class DeltaMismatchError(DeltaError):
-    """A sound delta that was trained on another backbone or tokenizer than the one loaded."""
+    """A sound delta was trained on another backbone or tokenizer than the one loaded."""
 
     def __init__(self, what: str, expected: object, found: object) -> None:
         self.what = what
@@ -100,8 +106,8 @@ class InvalidTextError(DeltaError):
 
     Attributes:
         row: 0-based position of the row in the request.
-        field: the offending field, or None when the row as a whole is wrong.
-        problem: what is wrong and what is allowed.
+        field: name of the wrong field; None if the whole row is wrong.
+        problem: a description of the mistake and of the allowed values.
     """
 
     def __init__(self, row: int, field: str | None, problem: str) -> None:

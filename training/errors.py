@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from deltas.errors import near_matches
+from deltas.errors import did_you_mean, near_matches
 
 _MOST_LISTED = 20
 
@@ -43,9 +43,7 @@ class TaskError(TrainingError):
         self.name = name
         self.available = list(available)
         self.suggestions = near_matches(name, self.available)
-        hint = ""
-        if self.suggestions:
-            hint = f" Did you mean {' or '.join(map(repr, self.suggestions))}?"
+        hint = did_you_mean(name, self.available)
         super().__init__(
             f"unknown task {name[:128]!r}.{hint} Available: {listing(self.available)}. "
             "For data of your own use --train-file or --dataset, --text-columns and --label-column"

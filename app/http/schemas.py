@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validat
 from pydantic_core import PydanticCustomError
 
 from app.errors import UNKNOWN_FIELD
-from deltas.errors import near_matches
+from deltas.errors import did_you_mean
 from deltas.manifest import TaskKind
 from deltas.publish.study import StudyRow
 
@@ -61,12 +61,11 @@ class _Request(BaseModel):
             if name not in cls.model_fields:
                 known = list(cls.model_fields)
                 shown = name[:64].encode(errors="replace").decode()  # half a surrogate pair: "?"
-                close = near_matches(shown, known)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(shown, known)
                 raise PydanticCustomError(
                     UNKNOWN_FIELD,
-                    "is not a field of this request{hint} Allowed: {allowed}",
-                    {"field": shown, "hint": hint or ".", "allowed": ", ".join(known)},
+                    "is not a field of this request.{hint} Allowed: {allowed}",
+                    {"field": shown, "hint": hint, "allowed": ", ".join(known)},
                 )
         return data
 

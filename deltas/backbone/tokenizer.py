@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from deltas.errors import InvalidTextError, near_matches
+from deltas.errors import InvalidTextError, did_you_mean
 from deltas.manifest import TaskSpec
 
 GENERIC_FIELDS = ("text", "text_pair")
@@ -150,9 +150,8 @@ def _json_type(value: object) -> str:
 
 
 def _unknown_field(name: str, task: TaskSpec) -> str:
-    close = near_matches(name, task.text_fields)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"is not a field of {task.name!r}, which takes {_listed(task.text_fields)}{hint}"
+    hint = did_you_mean(name, task.text_fields)
+    return f"is not a field of {task.name!r}, which takes {_listed(task.text_fields)}.{hint}"
 
 
 def _listed(fields: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ def test_a_thousand_rows_are_answered(client: TestClient) -> None:
 BODIES: list[tuple[Any, str | None, str]] = [
     ({}, "inputs", "is missing"),
     ({"inputs": []}, "inputs", "empty list"),
-    ({"inputs": "x", "strateg": "head"}, "strateg", "did you mean 'strategy'"),
+    ({"inputs": "x", "strateg": "head"}, "strateg", "Did you mean 'strategy'"),
     ({"inputs": "x", "qqqq": 1}, "qqqq", "Allowed: inputs, strategy, version, top_k"),
     ({"inputs": "x", "top_k": 0}, "top_k", "must be greater than or equal to 1"),
     ({"inputs": "x", "top_k": -3}, "top_k", "must be greater than or equal to 1"),
@@ -76,7 +76,7 @@ ROWS: list[tuple[str, Any, int, str | None, str]] = [
     ("toy2", ["ok", True], 1, None, "not a boolean"),
     ("toy2", [["nested"]], 0, None, "not an array"),
     ("toy2", {}, 0, "sentence", "is missing"),
-    ("toy2", {"sentense": "x"}, 0, "sentense", "did you mean 'sentence'"),
+    ("toy2", {"sentense": "x"}, 0, "sentense", "Did you mean 'sentence'"),
     ("toy2", {"sentence": 5}, 0, "sentence", "must be a string, not a number"),
     ("toy2", {"sentence": None}, 0, "sentence", "must be a string"),
     ("toy2", {"sentence": "x", "extra": "y"}, 0, "extra", "takes 'sentence'"),

@@ -220,7 +220,7 @@ def test_settings_that_can_not_be_used_are_one_line_each(run_server: Callable[..
         assert server.wait() == 2
     lines = server.output.splitlines()
     assert len(lines) == 3
-    assert "did you mean DELTABERT_PRECISION?" in lines[0]
+    assert "Did you mean DELTABERT_PRECISION?" in lines[0]
     assert any("DELTABERT_PORT is 'http'" in line for line in lines)
     assert any("'/no/such/folder' is not a folder" in line for line in lines)
 

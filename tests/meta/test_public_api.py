@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import subprocess
@@ -33,8 +34,6 @@ def test_everything_offered_has_a_docstring() -> None:
 
 
 def test_others_use_deltas_by_its_public_names(modules: dict[str, Path]) -> None:
-    import ast
-
     deltas = importlib.import_module("deltas")
     private = []
     for name, path in modules.items():
@@ -76,3 +75,27 @@ assert not torch.cuda.is_initialized()
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_importing_deltas_loads_nothing(modules: dict[str, Path]) -> None:
+    """A name is loaded when it is first used; the table of names is what type checkers see."""
+    program = """
+import sys, deltas
+assert "Store" in dir(deltas) and not {"torch", "pydantic"} & set(sys.modules)
+from deltas import DeltaError
+assert "torch" not in sys.modules
+try:
+    deltas.nothing
+except AttributeError as error:
+    assert "no attribute 'nothing'" in str(error)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    source = modules["deltas"].read_text(encoding="utf-8")
+    (block,) = [node for node in ast.parse(source).body if isinstance(node, ast.If)]
+    typed = {
+        alias.asname or alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == importlib.import_module("deltas")._MODULES

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from deltas.errors import near_matches
+from deltas.errors import did_you_mean
 from training.errors import DataError, listing
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": ""}
@@ -71,9 +71,8 @@ def read_columns(path: Path, wanted: Sequence[str]) -> Columns:
         raise DataError(f"ends in {suffix or 'nothing'}; known: {', '.join(SUFFIXES)}", path=path)
     if not path.is_file():
         beside = [item.name for item in path.parent.glob("*") if item.suffix.lower() in SUFFIXES]
-        close = near_matches(path.name, beside)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        problem = "is a folder; name a file in it" if path.is_dir() else f"no such file{hint}"
+        hint = did_you_mean(path.name, beside)
+        problem = "is a folder; name a file in it" if path.is_dir() else f"no such file.{hint}"
         raise DataError(problem, path=path)
     if suffix == ".parquet":
         values = _read_parquet(path, wanted)
@@ -113,10 +112,9 @@ def require(path: Path | str, wanted: Sequence[str], names: Sequence[str]) -> No
     noun = "file" if isinstance(path, Path) else "split"
     for column in wanted:
         if column not in names:
-            close = near_matches(column, names)
-            hint = f". Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            hint = did_you_mean(column, names)
             raise DataError(
-                f"no such column; the {noun} has {listing(names)}{hint}", path=path, column=column
+                f"no such column; the {noun} has {listing(names)}.{hint}", path=path, column=column
             )
         if list(names).count(column) > 1:
             raise DataError(
@@ -252,10 +250,9 @@ def _parse_line(path: Path, row: int, number: int, line: str) -> dict[str, Any]:
 def _require_keys(path: Path, row: int, wanted: Sequence[str], item: dict[str, Any]) -> None:
     for column in wanted:
         if column not in item:
-            close = near_matches(column, item)
-            hint = f". Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            hint = did_you_mean(column, item)
             raise DataError(
-                f"missing; the row has {listing(item)}{hint}", path=path, row=row, column=column
+                f"missing; the row has {listing(item)}.{hint}", path=path, row=row, column=column
             )
 
 

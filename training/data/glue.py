@@ -35,7 +35,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deltas.errors import near_matches
+from deltas.errors import did_you_mean
 from training.data.rows import Labels, Rows, TaskData, digest_rows
 from training.data.sample import sample_splits
 from training.data.tasks import find_task
@@ -232,10 +232,9 @@ def _load_sample(task: Task) -> TaskData:
 
 def _load_folder(task: Task, folder: Path, named_by: str) -> TaskData:
     if not folder.is_dir():
-        close = near_matches(str(folder), ("hub", "sample"))
-        hint = f", did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(str(folder), ("hub", "sample"))
         raise DataError(
-            f"no such folder{hint}; {named_by} takes a folder with "
+            f"no such folder.{hint} {named_by} takes a folder with "
             f"{task.name}/{task.train_split}.parquet"
             + ("" if named_by == "GLUE_DIR" else ", or hub, or sample"),
             path=folder,
@@ -318,10 +317,9 @@ def _rows(task: Task, table: pa.Table, path: Path | None) -> Rows:
     """Check a table against the task and turn it into rows."""
     for column in (*task.text_fields, "label"):
         if table.column_names.count(column) != 1:
-            close = near_matches(column, table.column_names)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = did_you_mean(column, table.column_names)
             raise DataError(
-                f"needed exactly once; the file has {listing(table.column_names)}{hint}",
+                f"needed exactly once; the file has {listing(table.column_names)}.{hint}",
                 path=path,
                 column=column,
             )

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltas.errors import near_matches
+from deltas.errors import did_you_mean
 from deltas.manifest import DataSetRef
 from training.data.columns import Columns, plain, require
 from training.data.custom import CustomTask, custom_data
@@ -81,8 +81,8 @@ def load_data_set(text: str, splits: tuple[str, str | None], custom: CustomTask)
     for flag, split in (("--train-split", train_split), ("--validation-split", validation_split)):
         if split is not None and split not in found.splits:
             raise DataError(
-                f"no split {split!r}; it has {listing(found.splits)}; choose with {flag}"
-                f"{_hint(split, found.splits)}",
+                f"no split {split!r}; it has {listing(found.splits)}; choose with {flag}."
+                f"{did_you_mean(split, found.splits)}",
                 path=_title(address),
             )
     train = _columns(address, found, train_split, custom)
@@ -226,8 +226,8 @@ def _config_problem(source: str, address: Address) -> str:
         return f"{several}; add one to its name, like {address.shown}:{names[0]}"
     if address.config is None or address.config in names:
         return ""
-    close = _hint(address.config, names)
-    return f"no configuration {address.config!r}; it has {listing(names)}{close}"
+    hint = did_you_mean(address.config, names)
+    return f"no configuration {address.config!r}; it has {listing(names)}.{hint}"
 
 
 def _columns(address: Address, found: Found, split: str, custom: CustomTask) -> Columns:
@@ -266,11 +266,6 @@ def _named(value: Any, names: tuple[str, ...]) -> Any:
 
 def _title(address: Address) -> str:
     return f"data set {address.shown}"
-
-
-def _hint(name: str, names: Sequence[str]) -> str:
-    close = near_matches(name, names)
-    return f". Did you mean {close[0]!r}?" if close else ""
 
 
 def _reason(error: Exception) -> str:

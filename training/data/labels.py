@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from deltas.errors import near_matches
+from deltas.errors import did_you_mean
 from deltas.manifest import TaskKind
 from training.data.columns import Columns
 from training.data.rows import Labels
@@ -128,8 +128,7 @@ def encode_labels(columns: Columns, column: str, kind: TaskKind, labels: Sequenc
     ]
     if unknown:
         row, name = unknown[0]
-        close = near_matches(name, codes)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, codes)
         more = f" ({len(unknown) - 1:,} more such labels follow)" if len(unknown) > 1 else ""
         raise DataError(
             f"label {name!r} does not occur in the train {columns.noun}{more}; allowed: "

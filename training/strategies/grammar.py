@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from deltas.errors import near_matches
+from deltas.errors import did_you_mean
 from training.errors import ConfigError
 from training.strategies.rules import RULES, Given, Scores, Selection, Shapes
 
@@ -177,8 +177,7 @@ def _parse_part(freeze: str, text: str) -> _Part:
     name, colon, argument = rest.partition(":")
     rule = RULES.get(name)
     if rule is None:
-        close = near_matches(name, RULES)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, RULES)
         raise ConfigError(
             f"--freeze {freeze}: unknown strategy {name!r}.{hint} Allowed:\n{describe_rules()}"
         )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deltas.errors import near_matches
+from deltas.errors import did_you_mean
 from training.errors import ConfigError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -94,8 +94,7 @@ def _terms(argument: str) -> list[str]:
     terms = [term.strip() for term in argument.split(",")] if argument else []
     for term in terms:
         if term not in BIAS_TERMS:
-            close = near_matches(term, BIAS_TERMS)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(term, BIAS_TERMS)
             raise ConfigError(
                 f"bitfit: unknown bias term {term!r}.{hint} Allowed: {', '.join(BIAS_TERMS)}"
             )

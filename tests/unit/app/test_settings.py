@@ -88,13 +88,14 @@ def test_a_bad_value_is_one_sentence(
 def test_a_mistyped_name_is_an_error_with_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
     (problem,) = problems(monkeypatch, MAX_BATCHTOKENS="9")
     assert problem == (
-        "DELTABERT_MAX_BATCHTOKENS is not a setting; did you mean DELTABERT_MAX_BATCH_TOKENS?"
+        "DELTABERT_MAX_BATCHTOKENS is not a setting. "
+        "Did you mean DELTABERT_MAX_BATCH_TOKENS or DELTABERT_MAX_BATCH_ROWS?"
     )
 
 
 def test_a_name_like_no_other_gets_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     (problem,) = problems(monkeypatch, XYZZY="9")
-    assert problem.startswith("DELTABERT_XYZZY is not a setting; there are: DELTABERT_HOST, ")
+    assert problem.startswith("DELTABERT_XYZZY is not a setting. Allowed: DELTABERT_HOST, ")
 
 
 def test_all_problems_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from deltas import (
     DeltaNotFoundError,
     InvalidTextError,
 )
+from deltas.errors import did_you_mean
 
 
 def test_near_matches_ignore_case_and_come_best_first() -> None:
@@ -51,6 +52,11 @@ def test_of_thousands_of_names_few_are_compared(monkeypatch: pytest.MonkeyPatch)
 def test_nothing_alike_and_nothing_there() -> None:
     assert "Did you mean" not in str(DeltaNotFoundError("task", "zzz", ["cola"]))
     assert str(DeltaNotFoundError("version", "x", [])).endswith("Available: none")
+
+
+def test_a_suggestion_can_be_shown_in_another_form() -> None:
+    assert did_you_mean("prot", ["port", "bind"], str.upper) == " Did you mean PORT?"
+    assert did_you_mean("zzz", ["port", "host"]) == ""
 
 
 def test_long_lists_and_long_names_are_capped() -> None:

@@ -32,8 +32,8 @@ def test_optional_fields_default_to_none() -> None:
         ({"inputs": "x", "top_k": 2.0}, "valid integer"),
         ({"inputs": "x", "strategy": 1}, "valid string"),
         ({"inputs": "x", "version": ""}, "at least 1 character"),
-        ({"inputs": "x", "topk": 1}, "did you mean 'top_k'"),
-        ({"input": "x"}, "did you mean 'inputs'"),
+        ({"inputs": "x", "topk": 1}, "Did you mean 'top_k'"),
+        ({"input": "x"}, "Did you mean 'inputs'"),
     ],
 )
 def test_what_is_not_taken(body: dict[str, Any], said: str) -> None:

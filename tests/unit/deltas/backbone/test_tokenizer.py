@@ -188,7 +188,7 @@ def test_a_tasks_own_names_come_first(tiny_backbone: Backbone, fields: tuple[str
         ("toy2", {}, "sentence", "is missing"),
         ("toy3", {"premise": "a"}, "hypothesis", "is missing; 'toy3' takes 'premise' and 'hypoth"),
         ("toy3", {"text": "a"}, "text", "is not a field of 'toy3'"),
-        ("toy3", {"premise": "a", "hypotesis": "b"}, "hypotesis", "did you mean 'hypothesis'?"),
+        ("toy3", {"premise": "a", "hypotesis": "b"}, "hypotesis", "Did you mean 'hypothesis'"),
         ("toy3", {"premise": "a", "hypothesis": "b", "x": "c"}, "x", "is not a field"),
         ("toy2", {"text": "a", "text_pair": "b"}, "text", "is not a field"),
         ("toy2", {"sentence": "a", "text": "b"}, "text", "is not a field"),

@@ -95,7 +95,7 @@ def test_a_missing_file_gets_near_matches(tmp_path: Path) -> None:
     write(tmp_path, "train.csv", CSV)
     error = refused(tmp_path / "trian.csv")
     assert error.path == tmp_path / "trian.csv"
-    assert "no such file; did you mean 'train.csv'?" in str(error)
+    assert "no such file. Did you mean 'train.csv'?" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -111,11 +111,11 @@ def test_an_unknown_task_is_refused_before_data_are_looked_for() -> None:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     error = refused(tmp_path / "nowhere")
-    assert "nowhere: no such folder; --data takes a folder with rte/train.parquet" in str(error)
+    assert "nowhere: no such folder. --data takes a folder with rte/train.parquet" in str(error)
 
 
 def test_a_mistyped_source_is_not_taken_for_a_folder() -> None:
-    with pytest.raises(DataError, match="sampel: no such folder, did you mean 'sample'"):
+    with pytest.raises(DataError, match="sampel: no such folder. Did you mean 'sample'"):
         load_task("rte", "sampel")
 
 
@@ -144,7 +144,10 @@ def test_a_missing_column_gets_near_matches(write_split: WriteSplit, tmp_path: P
     write_split("train", [0], sentence2=None, sentence_2=["x"])
     error = refused(tmp_path)
     assert error.column == "sentence2"
-    assert "the file has sentence1, label, sentence_2 (did you mean 'sentence_2'?)" in str(error)
+    assert (
+        "the file has sentence1, label, sentence_2. Did you mean 'sentence_2' or 'sentence1'?"
+        in str(error)
+    )
 
 
 def test_no_rows(write_split: WriteSplit, tmp_path: Path) -> None:
@@ -213,7 +216,7 @@ def test_glue_dir_is_taken_where_nothing_is_said(
     monkeypatch.setenv("GLUE_DIR", str(tmp_path))
     assert load_task("rte").source == "folder"
     monkeypatch.setenv("GLUE_DIR", str(tmp_path / "typo"))
-    with pytest.raises(DataError, match="no such folder; GLUE_DIR takes a folder with rte/train"):
+    with pytest.raises(DataError, match="no such folder. GLUE_DIR takes a folder with rte/train"):
         load_task("rte")
 
 
