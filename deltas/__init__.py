@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from deltas.encoder.packing import pack as pack
     from deltas.encoder.packing import packed_sizes as packed_sizes
     from deltas.encoder.row_attention import RowAttention as RowAttention
-    from deltas.encoder.single_overlay import TrainableOverlay as SingleOverlay
     from deltas.encoder.single_overlay import TrainableOverlay as TrainableOverlay
     from deltas.encoder.window_attention import WindowAttention as WindowAttention
     from deltas.errors import BackboneError as BackboneError
@@ -69,6 +68,8 @@ if TYPE_CHECKING:
     from deltas.store import Store as Store
     from deltas.store import delta_path as delta_path
     from deltas.store import zoo_path as zoo_path
+
+    SingleOverlay = TrainableOverlay
 
 # The same names as above, by module.
 _PUBLIC = {

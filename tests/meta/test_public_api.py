@@ -98,4 +98,8 @@ except AttributeError as error:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert typed == importlib.import_module("deltas")._MODULES
+    deltas = importlib.import_module("deltas")
+    assert typed == {
+        key: deltas._MODULES[key] for key in set(deltas.__all__) - set(deltas._ALIASES)
+    }
+    assert deltas.SingleOverlay is deltas.TrainableOverlay
