@@ -1,4 +1,4 @@
-"""What a user can do wrong before training starts.
+"""Errors that a user can cause, and the exit codes of the commands.
 
 Each message says what is wrong, which value, what is allowed and what to do next.
 
@@ -10,28 +10,51 @@ TrainingError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from deltas.errors import did_you_mean, near_matches
+from deltas.errors import DeltaError, did_you_mean, near_matches
 
-_MOST_LISTED = 20
+_MAX_LISTED = 20
+
+
+def run_command(command: Callable[[], int], interrupted: str = "stopped") -> int:
+    """Run a command and turn its errors into messages on standard error.
+
+    Args:
+        command: parses the arguments, does the work and returns the exit code.
+        interrupted: message after Ctrl-C.
+
+    Returns:
+        The exit code: the command's own, 1 after an error, 2 after misuse, 130 after Ctrl-C.
+    """
+    try:
+        return command()
+    except SystemExit as stop:  # argparse, after --help or a wrong flag
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{interrupted}\n")
+        return 130
+    except (TrainingError, DeltaError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, ConfigError | TaskError) else 1
 
 
 def listing(names: Iterable[str]) -> str:
-    """Names for a message, in their order, with a cap."""
+    """Join names for a message, in their order; after twenty names count the others."""
     shown = list(names)
-    if len(shown) <= _MOST_LISTED:
+    if len(shown) <= _MAX_LISTED:
         return ", ".join(shown) or "none"
-    return ", ".join(shown[:_MOST_LISTED]) + f" and {len(shown) - _MOST_LISTED} more"
+    return ", ".join(shown[:_MAX_LISTED]) + f" and {len(shown) - _MAX_LISTED} more"
 
 
 class TrainingError(Exception):
-    """Root of everything this package raises on purpose."""
+    """Root of all errors that this package raises on purpose."""
 
 
 class TaskError(TrainingError):
-    """No task has that name.
+    """No task has the given name.
 
     Attributes:
         name: the name as given.
@@ -43,23 +66,21 @@ class TaskError(TrainingError):
         self.name = name
         self.available = list(available)
         self.suggestions = near_matches(name, self.available)
-        hint = did_you_mean(name, self.available)
         super().__init__(
-            f"unknown task {name[:128]!r}.{hint} Available: {listing(self.available)}. "
-            "For data of your own use --train-file or --dataset, --text-columns and --label-column"
+            f"unknown task {name[:128]!r}.{did_you_mean(name, self.available)} Available: "
+            f"{listing(self.available)}. For your own data use --train-file or --dataset, "
+            "--text-columns and --label-column"
         )
 
 
 class DataError(TrainingError):
-    """Rows that can't be used; nothing of them is.
+    """Rows can't be used; none of them is.
 
     Attributes:
         problem: what is wrong, what is allowed, what to do next.
-        path: the file or folder, or what to call the split of a data set; None when the data don't
-            come from one.
-        row: 1-based number of the offending row, header not counted; None when it isn't about one
-            row.
-        column: the offending column, or None.
+        path: file or folder, or the name of a data set's split; None for rows from elsewhere.
+        row: 1-based number of the wrong row without the header; None if no single row is wrong.
+        column: the wrong column, or None.
     """
 
     def __init__(
@@ -81,4 +102,4 @@ class DataError(TrainingError):
 
 
 class ConfigError(TrainingError):
-    """Options that can't be meant together, or that the data at hand can't satisfy."""
+    """Options contradict each other, or the data can't satisfy them."""

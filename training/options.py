@@ -1,10 +1,14 @@
-"""Every option of a training run, once: type, range and help; the flags are made of them."""
+"""Defines the options of a training run once: name, type, range, default and help text.
+
+`training.fit` makes its flags from them, `training.study.plan` checks the options of a study with
+them. Read `training.run.train_delta` next, which carries them out.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -13,10 +17,11 @@ from deltas.manifest import REINIT_PATTERN, TaskKind
 Decay = Literal["linear", "cosine", "constant"]
 
 DEFAULT_OUT = Path("runs/deltas")
-# Enough for small tasks to settle and for large ones to finish.
-_ROWS_VISITED = 60_000
-_MOST_EPOCHS = 20
-# A head alone needs more, and they cost little: its features are computed once (DECISIONS.md).
+CLIP_NORM = 1.0  # largest norm of all gradients of a step together, as BERT was trained
+# Small tasks settle, and large ones finish, within this many rows.
+_VISITED_ROWS = 60_000
+_MAX_EPOCHS = 20
+# A head alone needs more epochs, and they cost little: its features are cached (DECISIONS.md).
 _HEAD_EPOCHS = 40
 
 
@@ -28,7 +33,7 @@ def _known_reinit(text: str) -> str:
     return text
 
 
-# Options of rows of the user's own: what they belong to, and which of them there must be.
+# Options of custom tasks: the source of rows that each belongs to, and those that are required.
 _GOES_WITH = {
     "validation_file": ("train_file",),
     "train_split": ("dataset",),
@@ -41,169 +46,136 @@ _GOES_WITH = {
 _NEEDED = ("text_columns", "label_column", "name")
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def flag_of(option: str) -> str:
+    """Return the flag of an option: "--batch-size" for "batch_size"."""
+    return f"--{option.replace('_', '-')}"
 
 
 class FitConfig(BaseModel):
-    """What `python -m training.fit` can be told."""
+    """Options of `python -m training.fit`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    task: Annotated[
-        str,
-        Field(description="one of GLUE's nine tasks: cola sst2 mrpc stsb qqp mnli qnli rte wnli"),
-    ] = ""
-    freeze: Annotated[
-        str,
-        Field(
-            description="what trains besides the head; 'help' lists the strategies; a+b unites two"
-        ),
-    ] = "bitfit"
-    reinit: Annotated[
-        str,
-        AfterValidator(_known_reinit),
-        Field(description="first set biases to 0, or draw all anew: none, biases, all, biases@0-3"),
-    ] = "none"
-    init_from: Annotated[
-        Path | None,
-        Field(
-            description="delta to start from, of another task or the very same rows and seed; "
-            "with the same selection"
-        ),
-    ] = None
-    init_head: Annotated[
-        bool, Field(description="start from its head, too; it must have as many labels")
-    ] = False
-    backbone: Annotated[
-        str | None,
-        Field(description="hub id, id@revision or folder of a BERT (default: packaged MiniLM)"),
-    ] = None
-    data: Annotated[
-        str | None,
-        Field(
-            description="hub, sample, or folder of <task>/<split>.parquet (default: $GLUE_DIR, hub)"
-        ),
-    ] = None
-    train_rows: Annotated[
-        int | None, Field(ge=2, description="use only so many train rows, drawn with the seed")
-    ] = None
-    epochs: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            description="passes over the train rows (default: about 60,000 rows, at most 20; "
-            "of a head alone 40)",
-        ),
-    ] = None
-    lr: Annotated[
-        float | None,
-        Field(gt=0, description="peak learning rate (default: depends on the strategy)"),
-    ] = None
-    head_lr: Annotated[
-        float | None,
-        Field(
-            gt=0, description="peak learning rate of the head (default: 0.001 / RMS of its input)"
-        ),
-    ] = None
-    batch_size: Annotated[int, Field(ge=1, description="rows in a step")] = 32
-    warmup: Annotated[
-        float, Field(ge=0, le=1, description="share of the steps in which the rate rises")
-    ] = 0.06
-    schedule: Annotated[
-        Decay,
-        Field(description="how the rate goes on after that: linear or cosine to 0, or constant"),
-    ] = "linear"
-    accumulate: Annotated[
-        int,
-        Field(ge=1, description="batches that make one step: less memory than one large batch"),
-    ] = 1
-    class_weights: Annotated[
-        Literal["none", "balanced"],
-        Field(description="balanced lets rare labels count as much as frequent ones"),
-    ] = "none"
-    label_smoothing: Annotated[
-        float, Field(ge=0, lt=1, description="share of a label that is spread over all labels")
-    ] = 0.0
-    weight_decay: Annotated[float, Field(ge=0, description="AdamW's decay; pulls values to 0")] = (
-        0.0
+    task: str = Field(
+        "", description="GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli"
     )
-    dropout: Annotated[
-        float,
-        Field(
-            ge=0,
-            lt=1,
-            description="probability of dropping values of the encoder and the head's input",
-        ),
-    ] = 0.0
-    selection_share: Annotated[
-        float,
-        Field(
-            gt=0,
-            lt=1,
-            description="share of the train rows kept back to select the best state, at most 2,000",
-        ),
-    ] = 0.1
-    evals: Annotated[
-        int | None,
-        Field(ge=1, description="evaluations on those rows (default: one an epoch, 4 at least)"),
-    ] = None
-    evals_per_epoch: Annotated[
-        float | None, Field(gt=0, description="the same, counted by epoch: 4 is every quarter")
-    ] = None
-    patience: Annotated[
-        int | None,
-        Field(ge=1, description="stop after so many evaluations without a better one"),
-    ] = None
-    seed: Annotated[
-        int,
-        Field(
-            ge=0, lt=2**31, description="draws the selection, the head, the order of rows, dropout"
-        ),
-    ] = 0
-    max_length: Annotated[int, Field(ge=8, description="tokens of a row; longer ones are cut")] = (
-        128
+    freeze: str = Field(
+        "bitfit",
+        description="strategy: what trains besides the head; 'help' lists all; a+b combines two",
     )
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        Field(description="of the frozen computation; deltas stay float32"),
-    ] = "auto"
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], Field(description="auto takes CUDA when it is there")
-    ] = "auto"
-    train_file: Annotated[
-        Path | None, Field(description="your own rows: CSV, JSONL or parquet")
-    ] = None
-    validation_file: Annotated[
-        Path | None, Field(description="rows to report on (default: a fifth of the train file)")
-    ] = None
-    dataset: Annotated[
-        str | None,
-        Field(description="your own rows: owner/name[:config][@revision] on the hub, or a folder"),
-    ] = None
-    train_split: Annotated[
-        str | None, Field(description="split of the data set to train on (default: train)")
-    ] = None
-    validation_split: Annotated[
-        str | None,
-        Field(description="split to report on (default: validation, else a fifth of the other)"),
-    ] = None
-    text_columns: Annotated[
-        str | None, Field(description="its one or two text columns: a or a,b")
-    ] = None
-    label_column: Annotated[str | None, Field(description="its label column")] = None
-    name: Annotated[str | None, Field(description="what the task shall be called")] = None
-    kind: Annotated[
-        TaskKind | None, Field(description="of your own task (default: seen from the labels)")
-    ] = None
-    out: Annotated[
-        Path, Field(description="folder to write <backbone>/<task>/<strategy>.safetensors into")
-    ] = DEFAULT_OUT
-    overwrite: Annotated[bool, Field(description="replace a delta that is already there")] = False
-    resume: Annotated[
-        bool, Field(description="go on where a run with the same options was stopped")
-    ] = False
-    json_: Annotated[bool, Field(alias="json", description="print the summary as JSON")] = False
+    reinit: Annotated[str, AfterValidator(_known_reinit)] = Field(
+        "none",
+        description="start from re-initialised values: none, biases (set to 0), all, biases@0-3",
+    )
+    init_from: Path | None = Field(
+        None,
+        description="start from this delta, of another task or of the same rows and seed; "
+        "same --freeze",
+    )
+    init_head: bool = Field(
+        False, description="with --init-from: start from its head, too (same number of labels)"
+    )
+    backbone: str | None = Field(
+        None, description="hub id, id@revision or folder of a BERT (default: packaged MiniLM)"
+    )
+    data: str | None = Field(
+        None,
+        description="hub, sample, or folder of <task>/<split>.parquet (default: $GLUE_DIR, hub)",
+    )
+    train_rows: int | None = Field(
+        None, ge=2, description="train on a sample of this many rows, drawn with --seed"
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="passes over the train rows (default: 60,000 rows, at most 20; head alone 40)",
+    )
+    lr: float | None = Field(
+        None, gt=0, description="peak learning rate (default: depends on the strategy)"
+    )
+    head_lr: float | None = Field(
+        None, gt=0, description="peak learning rate of the head (default: 0.001 / RMS of its input)"
+    )
+    batch_size: int = Field(32, ge=1, description="rows in a batch")
+    warmup: float = Field(
+        0.06, ge=0, le=1, description="share of the steps in which the learning rate rises"
+    )
+    schedule: Decay = Field(
+        "linear", description="learning rate after the warm-up: linear or cosine to 0, or constant"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="batches in a step; needs less memory than one large batch"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: rare labels count as much as frequent ones"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of each label that is spread over all labels"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout probability in the encoder and before the head"
+    )
+    selection_share: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="share of the train rows held out to select the best state, at most 2,000",
+    )
+    evals: int | None = Field(
+        None,
+        ge=1,
+        description="evaluations on the held-out rows (default: one an epoch, at least 4)",
+    )
+    evals_per_epoch: float | None = Field(
+        None, gt=0, description="evaluations in an epoch, instead of --evals; 4: every quarter"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after this many evaluations without an improvement"
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="seed of selection, head, order of rows and dropout"
+    )
+    max_length: int = Field(128, ge=8, description="tokens in a row; longer rows are cut")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="precision of the frozen computation; deltas stay float32"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto uses CUDA if it is available"
+    )
+    train_file: Path | None = Field(
+        None, description="custom task: file of train rows, CSV, JSONL or parquet"
+    )
+    validation_file: Path | None = Field(
+        None, description="file of validation rows (default: a fifth of the train file)"
+    )
+    dataset: str | None = Field(
+        None,
+        description="custom task: owner/name[:config][@revision] on the hub, or a folder",
+    )
+    train_split: str | None = Field(
+        None, description="split of the data set to train on (default: train)"
+    )
+    validation_split: str | None = Field(
+        None, description="split to validate on (default: validation, else a fifth of the other)"
+    )
+    text_columns: str | None = Field(
+        None, description="custom task: its one or two text columns, a or a,b"
+    )
+    label_column: str | None = Field(None, description="custom task: its label column")
+    name: str | None = Field(None, description="custom task: its name")
+    kind: TaskKind | None = Field(
+        None,
+        description="custom task: single_label, multi_label or regression (default: from labels)",
+    )
+    out: Path = Field(
+        DEFAULT_OUT, description="folder to write <backbone>/<task>/<strategy>.safetensors into"
+    )
+    overwrite: bool = Field(False, description="replace an existing delta")
+    resume: bool = Field(
+        False, description="continue a stopped run with the same options from its last evaluation"
+    )
+    json_: bool = Field(False, alias="json", description="print the summary as JSON")
 
     @model_validator(mode="after")
     def _fits_together(self) -> FitConfig:
@@ -220,42 +192,52 @@ class FitConfig(BaseModel):
         given = [name for name in ("task", "train_file", "dataset") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(
-                "give either --task, for a GLUE task, or --train-file or --dataset, for rows of "
-                "your own"
+                "give either --task for a GLUE task, or --train-file or --dataset for your own rows"
             )
         (source,) = given
         for name, sources in _GOES_WITH.items():
             if getattr(self, name) is not None and source not in sources:
-                raise ValueError(f"{_flag(name)} goes with {' or '.join(map(_flag, sources))}")
+                raise ValueError(f"{flag_of(name)} goes with {' or '.join(map(flag_of, sources))}")
         if source == "task":
             return self
-        missing = [_flag(name) for name in _NEEDED if getattr(self, name) is None]
+        missing = [flag_of(name) for name in _NEEDED if getattr(self, name) is None]
         if missing:
-            raise ValueError(f"{_flag(source)} needs {', '.join(missing)}")
+            raise ValueError(f"{flag_of(source)} needs {', '.join(missing)}")
         if self.data is not None:
             raise ValueError(
-                f"--data is where GLUE tasks come from; it does not go with {_flag(source)}"
+                f"--data is the source of GLUE tasks; it does not go with {flag_of(source)}"
             )
         if self.validation_split is not None and self.validation_split == self.train_split_name:
             raise ValueError(
-                f"--validation-split {self.validation_split}: that is what is trained on; name "
-                "another split, or leave it out to hold rows out"
+                f"--validation-split {self.validation_split} is the split to train on; name "
+                "another split, or leave the option out to hold rows out"
             )
         return self
 
     @property
     def train_split_name(self) -> str:
-        """The split of a data set to train on."""
+        """Name of the data set's split to train on."""
         return self.train_split or "train"
 
 
-def default_epochs(train_rows: int, *, of_features: bool = False) -> float:
-    """Passes over the train rows when the user names none.
+def default_epochs(train_rows: int, *, head_only: bool = False) -> float:
+    """Return the passes over the train rows if the user names none.
 
     Args:
-        train_rows: how many there are.
-        of_features: only a head trains, on features that were computed once.
+        train_rows: number of train rows.
+        head_only: True if only a head trains, on cached features.
     """
-    if of_features:
+    if head_only:
         return float(_HEAD_EPOCHS)
-    return min(float(_MOST_EPOCHS), round(_ROWS_VISITED / train_rows, 3))
+    return min(float(_MAX_EPOCHS), round(_VISITED_ROWS / train_rows, 3))
+
+
+def shared_fields(source: Any, target: Any) -> dict[str, Any]:
+    """Return the attributes of `source` that are fields of `target`, by name.
+
+    Args:
+        source: a model or dataclass instance.
+        target: a model class or dataclass.
+    """
+    names = getattr(target, "model_fields", None) or target.__dataclass_fields__
+    return {name: getattr(source, name) for name in names if hasattr(source, name)}

@@ -1,7 +1,8 @@
-"""Resumable training state (a checkpoint; never served): values, moments, best state so far.
+"""Saves and restores the state of a run: trained values, Adam's moments, best state so far.
 
-Stored as safetensors, so nothing is ever unpickled. Together with the run's options it determines
-the rest of the run bit for bit, because all random draws come from the seed and the step.
+A checkpoint is stored as safetensors, so nothing is ever unpickled; it is never served. Together
+with the run's options it determines the rest of the run bit for bit, because all random draws come
+from the seed and the step. Written and read by `training.run.loop`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a parameter
 
 @dataclass(frozen=True)
 class BestState:
-    """The best state so far: its values by parameter name, its metrics ({} before the first)."""
+    """The best state so far: values by parameter name, metrics ({} before the first evaluation)."""
 
     values: dict[str, Tensor]
     metrics: dict[str, float]
@@ -38,7 +39,16 @@ def save_state(
     best: BestState,
     stale: int = 0,
 ) -> None:
-    """Write the state after `step`, atomically; `stale` judgements were not better than `best`."""
+    """Write a checkpoint atomically.
+
+    Args:
+        path: file to write.
+        step: last finished step.
+        parameters: trained values by name.
+        optimizer: AdamW over the parameters.
+        best: best state so far.
+        stale: evaluations since the best one.
+    """
     tensors: dict[str, Tensor] = {}
     for name, value in parameters.items():
         tensors[f"value {name}"] = value.detach().cpu()
@@ -54,13 +64,13 @@ def save_state(
 def load_state(
     path: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> tuple[int, BestState, int]:
-    """Put a saved state back into parameters and optimiser.
+    """Restore parameters and optimiser from a checkpoint.
 
     Returns:
-        The last finished step, the best state, and judgements since then.
+        The last finished step, the best state, and the number of evaluations since then.
 
     Raises:
-        ConfigError: the file is damaged or belongs to a run of other shapes.
+        ConfigError: the file is damaged or belongs to a run with other shapes.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -74,51 +84,48 @@ def load_state(
             for name, value in parameters.items():
                 value.copy_(tensors[f"value {name}"])
                 best[name] = tensors[f"best {name}"].to(value.device)
-        _put_back(optimizer, parameters, tensors)
+        _restore_optimizer(optimizer, parameters, tensors)
         metrics = json.loads(metadata["metrics"])
         return int(metadata["step"]), BestState(best, metrics), int(metadata.get("stale", 0))
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(f"can't resume from {path} ({error}); delete it to start anew") from error
 
 
-def _put_back(
+def _restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], tensors: dict[str, Tensor]
 ) -> None:
-    """Give the optimiser its moments, each on the device where it looks for it.
-
-    PyTorch decides that: a fused Adam wants even the number of steps on the GPU, others do not.
-    """
+    # `load_state_dict` picks the device of each moment: a fused Adam keeps even the number of steps
+    # on the GPU, other optimisers do not.
     names = {value: name for name, value in parameters.items()}
-    ordered = [value for group in optimizer.param_groups for value in group["params"]]
+    in_order = [value for group in optimizer.param_groups for value in group["params"]]
     state = {
         number: {moment: tensors[f"{moment} {names[value]}"] for moment in _MOMENTS}
-        for number, value in enumerate(ordered)
+        for number, value in enumerate(in_order)
     }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def state_path(delta: Path, key: str) -> Path:
-    """The hidden file beside a delta in which the run of this key keeps its state."""
+    """Return the hidden file beside a delta in which the run with this key keeps its state."""
     return delta.with_name(f".{delta.stem}.{key}{_ENDING}")
 
 
 def state_notes(state: Path, *, resume: bool) -> list[str]:
-    """What a user should know before a run starts: that it does so anew, and what others left."""
-    lines = []
+    """Return notes for the user: nothing to resume from, and states that other runs left behind."""
+    notes = []
     if resume and not state.exists():
-        lines.append(
-            f"--resume: no state of this run in {state.parent} (the same options, rows, backbone, "
-            "torch and number of processes); it starts anew"
+        notes.append(
+            f"--resume: no state of this run in {state.parent} (same options, rows, backbone, "
+            "torch and number of processes); the run starts anew"
         )
-    found = sorted(state.parent.glob(f".*{_ENDING}"))
-    return lines + [
+    return notes + [
         f"{path} ({path.stat().st_size / 1e6:,.1f} MB) is the state of another run of this delta "
-        "(other options, rows or software); delete it, unless that one is to go on"
-        for path in found
-        if path != state and _delta_of(path) == _delta_of(state)
+        "(other options, rows or software); delete it unless you want to resume that run"
+        for path in sorted(state.parent.glob(f".*{_ENDING}"))
+        if path != state and _delta_name(path) == _delta_name(state)
     ]
 
 
-def _delta_of(state: Path) -> str:
+def _delta_name(state: Path) -> str:
     return state.name.removesuffix(_ENDING).rpartition(".")[0]

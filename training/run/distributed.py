@@ -1,7 +1,8 @@
-"""Several processes that train one delta together, started by `torchrun -m training.fit ...`.
+"""Data-parallel training of one delta, started by `torchrun -m training.fit ...`.
 
-Each computes its share of every batch; gradients are added up, and then all take the same step.
-With one process everything here does nothing. torchrun says through the environment who is who.
+Each process computes its shard of every batch; the gradients are summed over all processes, and
+then every process takes the same step. In a single process all of this does nothing. torchrun
+passes rank and number of processes through the environment. Used by `training.run.loop`.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ Item = TypeVar("Item")
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Belong to torchrun's group of processes while the block runs, if torchrun started this.
+    """Join torchrun's process group for the duration of the block, if torchrun started this.
 
-    With more than one GPU each process of a machine takes its own as "cuda", unless `device`, as
-    `--device` has it, is the CPU.
+    Each process of a machine with several GPUs uses its own GPU as "cuda".
+
+    Args:
+        device: value of `--device`; no GPU is touched for "cpu".
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
         return
     if device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    # gloo also carries CUDA tensors, and what is sent is small: the gradients of a delta.
+    # gloo carries CUDA tensors, too, and little is sent: the gradients of a delta.
     dist.init_process_group("gloo")
     try:
         yield
@@ -39,55 +42,54 @@ def joined(device: str) -> Iterator[None]:
 
 
 def count() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
+    """Return the number of this process, counted from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and talks."""
+    """Return whether this process is rank 0, which alone writes files and prints."""
     return rank() == 0
 
 
 def shard(items: Sequence[Item]) -> Sequence[Item]:
-    """What this process is to do of what all have to."""
+    """Return this process's part of the items: every `count()`-th one."""
     return items[rank() :: count()]
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
-    """The sum over all processes, bit-equal in each of them; changes the tensor."""
+    """Sum a tensor over all processes in place; the sum is bit-equal in each process."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
-    """Give each parameter the sum of all processes' gradients."""
+    """Replace each parameter's gradient by its sum over all processes."""
     if not dist.is_initialized():
         return
     trained = list(parameters)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     flat = all_reduce(torch.cat([grad.reshape(-1) for grad in grads]))
-    for parameter, part in zip(
-        trained, torch.split(flat, [p.numel() for p in trained]), strict=True
-    ):
+    parts = torch.split(flat, [parameter.numel() for parameter in trained])
+    for parameter, part in zip(trained, parts, strict=True):
         parameter.grad = part.view_as(parameter)
 
 
-def broadcast_flag(answer: bool) -> bool:
-    """The first process's answer, in every process; nobody gets it before the first has asked."""
+def broadcast_flag(flag: bool) -> bool:
+    """Broadcast rank 0's flag to all processes (acts as a barrier)."""
     if not dist.is_initialized():
-        return answer
-    told = torch.tensor([int(answer)])
-    dist.broadcast(told, src=0)
-    return bool(told.item())
+        return flag
+    sent = torch.tensor([int(flag)])
+    dist.broadcast(sent, src=0)
+    return bool(sent.item())
 
 
 def barrier() -> None:
-    """Return when every process has come here."""
+    """Wait until every process has called this function."""
     if dist.is_initialized():
         dist.barrier()

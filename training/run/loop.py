@@ -1,8 +1,9 @@
 """The training loop: optimises an overlay's values and the head, and nothing else.
 
-A run is a pure function of its data, its selection and its options. The order of rows and dropout
-are drawn from (seed, epoch) and (seed, step, process), never from a running generator, so a run
-that was killed continues bit for bit from its last saved state.
+A run is a pure function of its data, its selection and its options. The order of rows is drawn from
+(seed, epoch), dropout from (seed, step, process), never from a running generator, so a killed run
+continues bit for bit from its last checkpoint. The gradients of the overlay are computed in
+`deltas.encoder.single_overlay`: read it next.
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ from torch import Tensor
 
 from training.data.tasks import Task
 from training.errors import TrainingError
+from training.options import CLIP_NORM
 from training.run import distributed
 from training.run.checkpoint import BestState, load_state, save_state
 from training.run.evaluation import evaluate
-from training.run.schedule import LoopConfig, batches, evaluation_steps, rate
+from training.run.schedule import LoopConfig, batches, evaluation_steps, rate_factor
 from training.run.task_model import Split, TaskModel, loss_sum, total_weight
-
-CLIP_NORM = 1.0  # of all gradients of a step together, as BERT was trained
 
 
 @dataclass
 class Progress:
-    """What a progress bar wants to know after a step; `metrics` has the selection loss as well."""
+    """Progress of a run after a step.
+
+    Attributes:
+        step: number of the step, counted from 1.
+        loss: mean loss of the step's rows.
+        metric: primary metric on the selection rows; None if the step was not evaluated.
+        metrics: all metrics on the selection rows and "loss"; None if the step was not evaluated.
+    """
 
     step: int
     loss: float
@@ -41,7 +48,7 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended: the best state's metrics on the selection rows, and the steps made."""
+    """The best state's metrics on the selection rows, and the number of steps taken."""
 
     metrics: dict[str, float]
     steps: int
@@ -57,26 +64,28 @@ def train(
     report: Report,
     weights: Tensor | None = None,
 ) -> FitResult:
-    """Train in place and leave the best state, by the primary metric on the selection rows.
+    """Train a model in place and leave it in its best state.
+
+    The best state has the highest primary metric on the selection rows.
 
     Args:
-        model: what to train.
-        task: kind, metrics.
+        model: model to train.
+        task: kind and metrics.
         splits: train rows, selection rows.
-        config: options.
-        state_path: resumable state is kept here and removed by the caller.
+        config: options of the loop.
+        state_path: file of the checkpoint; the caller removes it.
         report: called after each step.
-        weights: float32 [C], how much each label's rows count.
+        weights: float32 [C], weight of each label's rows.
     """
     train_rows, selection_rows = splits
     model.cache_features([*train_rows.rows, *selection_rows.rows])
     parameters = model.parameters
     optimizer = make_optimizer(model, config)
     first, best, stale = 0, BestState(_copies(parameters), {}), 0
-    # The first process removes old states; who looks earlier would go on from one, alone.
+    # Rank 0 removes old checkpoints. A process that looked for itself, earlier, could resume alone.
     if distributed.broadcast_flag(state_path.exists()):
         first, best, stale = load_state(state_path, parameters, optimizer)
-    distributed.barrier()  # nobody may replace the state while another still reads it
+    distributed.barrier()  # the checkpoint must not be replaced while another process reads it
     step, evaluations = first, evaluation_steps(config)
     for number, positions in enumerate(batches(train_rows.rows, config), start=1):
         if number <= first:
@@ -85,18 +94,18 @@ def train(
             break
         step = number
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * rate(step, config)
+            group["lr"] = group["peak"] * rate_factor(step, config)
         torch.manual_seed(_dropout_seed(config.seed, step))
         loss = train_batch(model, task, train_rows, positions, optimizer, config, weights)
         metric = metrics = None
         if step in evaluations:
-            metrics = evaluate(model, task, selection_rows, with_loss=True)
+            metrics = evaluate(model, task, selection_rows)
             metric = metrics[task.primary_metric]
             stale += 1
             if not best.metrics or _is_better(metrics, best.metrics, task.primary_metric):
                 best, stale = BestState(_copies(parameters), metrics), 0
         report(Progress(step, loss, metric, metrics))
-        # After the report, so that whoever keeps reports misses none when killed here.
+        # After the report: a caller that stores reports has all of them if the run is killed here.
         if metrics and distributed.is_first():
             save_state(state_path, step, parameters, optimizer, best, stale)
         _check_finite(step, loss)
@@ -107,7 +116,7 @@ def train(
 
 
 def make_optimizer(model: TaskModel, config: LoopConfig) -> torch.optim.Optimizer:
-    """AdamW over the overlay's values and the head; "peak" is each one's highest learning rate."""
+    """Return AdamW over the overlay's values and the head; "peak" is a group's highest rate."""
     values = [entry.values for entry in model.entries.values()]
     groups = [
         {"params": values, "peak": config.learning_rate},
@@ -125,14 +134,13 @@ def train_batch(
     config: LoopConfig,
     weights: Tensor | None = None,
 ) -> float:
-    """Take one step on some rows of a split; returns their loss.
+    """Take one step on some rows of a split and return their mean loss.
 
-    The rows are computed in `config.accumulate` parts, and each part's rows are shared between the
-    processes that train together.
+    The rows are computed in `config.accumulate` parts; the processes that train together share the
+    rows of each part.
     """
     optimizer.zero_grad()
-    labels = split.labels[positions]
-    total = total_weight(task.kind, labels, weights)
+    total = total_weight(task.kind, split.labels[positions], weights)
     loss_so_far = torch.zeros(())
     for start in range(0, len(positions), config.batch_size):
         part = distributed.shard(positions[start : start + config.batch_size])
@@ -157,8 +165,8 @@ def train_batch(
 
 
 def _dropout_seed(seed: int, step: int) -> int:
-    """Of this process's masks: rows that are computed elsewhere get masks of their own."""
-    # Only the lowest 32 bits count on CPUs, so the rank can't stand above them.
+    """Return the seed of this process's dropout masks; other processes compute other rows."""
+    # CPUs use only the lowest 32 bits of a seed, so the rank can't stand above them.
     return seed * 1_000_003 + step + distributed.rank() * 15_485_863
 
 
@@ -174,5 +182,5 @@ def _check_finite(step: int, loss: float) -> None:
 
 
 def _is_better(new: dict[str, float], best: dict[str, float], metric: str) -> bool:
-    """Higher metric; lower loss where it ties (Matthews is 0 until the rarer label occurs)."""
+    # The lower loss breaks ties: Matthews stays 0 until the rarer label is predicted.
     return (new[metric], -new["loss"]) > (best[metric], -best["loss"])

@@ -1,6 +1,8 @@
-"""What a run starts from: the selected values of the backbone or of another delta, and a head.
+"""Prepares a training run: its model, the options of its loop, and the weights of its labels.
 
-Also here: the scores by which `fisher` selects. What happens next: `training.run.loop`.
+The model starts from the selected values of the backbone, or of another delta (`--init-from`), and
+a head. The scores by which the strategy `fisher` selects are computed here, too. Read
+`training.run.task_model` next, then `training.run.loop`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from deltas.backbone.backbone import Backbone
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
 from deltas.format import check_delta, read_delta
 from deltas.hardware import DTYPES, pick_device, pick_precision
-from deltas.manifest import InitialDelta, Manifest
+from deltas.manifest import InitialDelta
 from training.data.rows import TaskData
 from training.data.tasks import Task
 from training.errors import ConfigError, listing
-from training.options import FitConfig, default_epochs
+from training.options import FitConfig, default_epochs, shared_fields
 from training.run.evaluation import pooled_scale
 from training.run.schedule import LoopConfig
 from training.run.task_model import (
@@ -38,24 +40,24 @@ from training.strategies import grammar
 from training.strategies.rules import Selection
 
 _FISHER_ROWS = 256
-_FEWEST_EVALS = 4
+_MIN_EVALS = 4
 _HEAD_RATE = 1e-3
 _SCALE_ROWS = 64
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """A delta of another task or of the very same split, and how the manifest speaks of it."""
+    """The delta of `--init-from`, and its description in the manifest."""
 
     delta: Delta
     facts: InitialDelta
 
 
 def read_starting_point(config: FitConfig, backbone: Backbone) -> StartingPoint | None:
-    """The delta of `--init-from`, if that is given.
+    """Read the delta of `--init-from`, if that option is given.
 
     Raises:
-        DeltaError: it is no delta, or one of another backbone.
+        DeltaError: the file is not a delta, or its delta belongs to another backbone.
     """
     path = config.init_from
     if path is None:
@@ -64,62 +66,66 @@ def read_starting_point(config: FitConfig, backbone: Backbone) -> StartingPoint 
         raise ConfigError(f"--init-from {path}: no such file")
     delta = read_delta(path)
     check_delta(delta, backbone)
-    manifest = delta.manifest
     facts = InitialDelta(
-        task=manifest.task.name,
-        strategy=manifest.strategy.served_as,
+        task=delta.manifest.task.name,
+        strategy=delta.manifest.strategy.served_as,
         version=delta.version,
-        digest=f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
+        digest=f"sha256:{file_digest(path)}",
         with_head=config.init_head,
     )
     return StartingPoint(delta, facts)
 
 
-def refuse_seen_rows(
-    start: StartingPoint | None, config: FitConfig, data: TaskData, parts: tuple[Split, Split]
-) -> None:
-    """Refuse a start that was trained on rows that are to select this run's best state.
+def file_digest(path: Path | None) -> str:
+    """Return the SHA-256 of a file's content, "" without a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else ""
 
-    Another seed or share keeps other rows back, nine tenths of which the start has learnt: it would
-    score too well on them. Rows are told apart by the task's name and the digest of all rows; equal
-    seeds and numbers of rows then mean equal splits.
+
+def refuse_seen_rows(
+    start: StartingPoint | None, config: FitConfig, data: TaskData, splits: tuple[Split, Split]
+) -> None:
+    """Refuse a starting point that was trained on this run's selection rows.
+
+    With another seed or share, nine tenths of the selection rows are rows that the starting point
+    was trained on, and would score too well. Tasks are compared by name and by the digest of all
+    rows; with equal tasks, equal seeds and equal numbers of rows mean equal splits.
 
     Raises:
-        ConfigError: the same task or rows, and not surely the same split.
+        ConfigError: the same task or rows, but not certainly the same split.
     """
     if start is None:
         return
     task, facts = start.delta.manifest.task, start.delta.manifest.training
     if task.name != data.task.name and facts.data_digest != data.digest:
         return
-    train, selection = (len(part.rows) for part in parts)
-    mine = data.digest, config.seed, train, selection
-    if mine == (facts.data_digest, facts.seed, facts.train_rows, facts.selection_rows):
+    train, selection = (len(split.rows) for split in splits)
+    this_run = data.digest, config.seed, train, selection
+    if this_run == (facts.data_digest, facts.seed, facts.train_rows, facts.selection_rows):
         return
     raise ConfigError(
-        f"--init-from {config.init_from}: it has learnt rows of {task.name}, maybe also some that "
-        "select the best state here, which would score too well (its run: seed "
+        f"--init-from {config.init_from}: this delta was trained on rows of {task.name}, perhaps "
+        "on some of this run's selection rows, which would then score too well (its run: seed "
         f"{facts.seed}, {facts.train_rows:,} + {facts.selection_rows:,} rows; this one: seed "
-        f"{config.seed}, {train:,} + {selection:,}). Start from another task's delta, or with the "
-        "same --seed and --selection-share on the same rows; if your rows are really others, give "
-        "them another --name"
+        f"{config.seed}, {train:,} + {selection:,}). Start from the delta of another task, or use "
+        "the same --seed and --selection-share on the same rows. If your rows are really others, "
+        "give them another --name"
     )
 
 
 def make_task_model(
     config: FitConfig, backbone: Backbone, split: Split, task: Task, start: StartingPoint | None
 ) -> TaskModel:
-    """Overlay and head to train.
+    """Make the model to train.
 
     Args:
         config: strategy, seed, precision, device.
-        backbone: the one to train over, already re-initialised if that was asked for.
+        backbone: backbone to train over, already re-initialised if `--reinit` says so.
         split: train rows.
         task: kind and labels.
-        start: a delta whose values take the place of the backbone's.
+        start: delta whose values replace the backbone's.
 
     Raises:
-        ConfigError: a strategy that selects nothing, or another than the delta to start from has.
+        ConfigError: the strategy selects nothing, or differs from that of the starting point.
     """
     device = pick_device(config.device)
     dtype = DTYPES[pick_precision(config.precision, device)]
@@ -138,21 +144,21 @@ def make_task_model(
     selection = grammar.select(config.freeze, shapes, config.seed, backbone.parameters, scores)
     entries = initial_entries(backbone, selection, device)
     if start is not None:
-        _take_values(entries, selection, start.delta, config)
+        _copy_values(entries, selection, start.delta, config)
         if config.init_head:
-            head = _head_of(start.delta.manifest, start.delta, task, output)
+            head = _initial_head_from(start.delta, task, output)
     return TaskModel(backbone, entries, head, device, dtype, output)
 
 
 def fisher_scores(model: TaskModel, kind: str, split: Split, seed: int) -> dict[str, Tensor]:
-    """Empirical Fisher information of every trained value: its squared gradient, summed over rows.
+    """Compute the empirical Fisher information of every trained value.
 
-    Each row has its own gradient, of the loss of its own label (Sung et al. 2021,
-    arXiv:2111.09839). 256 rows are enough for an order, drawn by the seed: a file sorted by label
-    has one label only in its first rows.
+    That is the squared gradient of each row's own loss, summed over rows (Sung et al. 2021,
+    arXiv:2111.09839). 256 rows are enough to rank the values. They are drawn with the seed, because
+    the first rows of a file sorted by label have one label only.
 
     Returns:
-        By parameter name, float32, the parameter's own shape.
+        By parameter name, float32, in the parameter's shape.
     """
     values = {name: entry.values for name, entry in model.entries.items()}
     scores = {name: torch.zeros_like(value) for name, value in values.items()}
@@ -170,7 +176,7 @@ def fisher_scores(model: TaskModel, kind: str, split: Split, seed: int) -> dict[
 
 
 def label_weights(config: FitConfig, task: Task, split: Split) -> Tensor | None:
-    """Weights of the labels for `--class-weights`, float32 [C], or None where rows count alike.
+    """Return the label weights of `--class-weights`, float32 [C], or None for equal weights.
 
     Raises:
         ConfigError: the task has no labels.
@@ -186,52 +192,45 @@ def label_weights(config: FitConfig, task: Task, split: Split) -> Tensor | None:
     return balanced_weights(task.kind, split.labels, len(task.labels))
 
 
-def loop_config(config: FitConfig, model: TaskModel, parts: tuple[Split, Split]) -> LoopConfig:
-    """Options of the loop as numbers; defaults depend on the train rows and on the head's input."""
-    rows, selection = (part.rows for part in parts)
-    train_rows = len(rows)
-    of_features = model.trains_head_only([*rows, *selection])
-    epochs = config.epochs or default_epochs(train_rows, of_features=of_features)
+def loop_config(config: FitConfig, model: TaskModel, splits: tuple[Split, Split]) -> LoopConfig:
+    """Resolve the options of the loop; defaults depend on the train rows and the head's input."""
+    rows, selection = (split.rows for split in splits)
+    epochs = config.epochs or default_epochs(
+        len(rows), head_only=model.trains_head_only([*rows, *selection])
+    )
     rows_a_step = config.batch_size * config.accumulate
-    steps = max(1, math.ceil(epochs * math.ceil(train_rows / rows_a_step)))
+    steps = max(1, math.ceil(epochs * math.ceil(len(rows) / rows_a_step)))
     learning_rate = config.lr or grammar.default_learning_rate(config.freeze)
     head_rate = config.head_lr or (learning_rate if config.freeze == "head" else 0.0)
     if not head_rate:
         head_rate = float(f"{_HEAD_RATE / pooled_scale(model, rows[:_SCALE_ROWS]):.3g}")
-    evals = config.evals or max(_FEWEST_EVALS, round(epochs))
+    evals = config.evals or max(_MIN_EVALS, round(epochs))
     if config.evals_per_epoch is not None:
         evals = max(1, round(epochs * config.evals_per_epoch))
-    return LoopConfig(
-        steps=steps,
-        batch_size=config.batch_size,
-        learning_rate=learning_rate,
-        head_learning_rate=head_rate,
-        warmup=config.warmup,
-        weight_decay=config.weight_decay,
-        dropout=config.dropout,
-        evals=min(steps, evals),
-        seed=config.seed,
-        decay=config.schedule,
-        accumulate=config.accumulate,
-        label_smoothing=config.label_smoothing,
-        patience=config.patience,
-    )
+    resolved = {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "head_learning_rate": head_rate,
+        "evals": min(steps, evals),
+        "decay": config.schedule,
+    }
+    return LoopConfig(**shared_fields(config, LoopConfig) | resolved)
 
 
-def _take_values(
+def _copy_values(
     entries: dict[str, Entry], selection: Selection, delta: Delta, config: FitConfig
 ) -> None:
-    """Put a delta's values where the backbone's are.
+    """Overwrite the entries' values with those of a delta.
 
     Raises:
-        ConfigError: its selection is another one.
+        ConfigError: the delta has another selection.
     """
     found = delta.entries
     differing = sorted(set(entries) ^ set(found))
     differing += [
         name
         for name in selection
-        if name in found and not _same_places(selection[name], found[name])
+        if name in found and not _same_indices(selection[name], found[name])
     ]
     if differing:
         strategy = delta.manifest.strategy
@@ -245,18 +244,18 @@ def _take_values(
         entry.values.copy_(found[name].values)
 
 
-def _same_places(indices: Tensor | None, entry: Entry) -> bool:
+def _same_indices(indices: Tensor | None, entry: Entry) -> bool:
     if isinstance(entry, DenseEntry):
         return indices is None
     assert isinstance(entry, SparseEntry)
     return indices is not None and torch.equal(indices, entry.indices)
 
 
-def _head_of(
-    manifest: Manifest, delta: Delta, task: Task, output: tuple[float, float]
+def _initial_head_from(
+    delta: Delta, task: Task, output: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """The delta's head; for regression in units of the task's own labels, as it is trained."""
-    theirs = manifest.task
+    """Return the delta's head; for a regression in standardised units, as it is trained."""
+    theirs = delta.manifest.task
     if (theirs.kind, len(theirs.labels)) != (task.kind, len(task.labels)):
         raise ConfigError(
             f"--init-head: {theirs.name} is {theirs.kind} with {len(theirs.labels)} labels, "
@@ -264,8 +263,3 @@ def _head_of(
         )
     scale, shift = output
     return delta.head_weight.clone() / scale, (delta.head_bias.clone() - shift) / scale
-
-
-def path_digest(path: Path | None) -> str:
-    """SHA-256 of a file's content; "" without one."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path and path.is_file() else ""

@@ -1,6 +1,7 @@
-"""When what happens in a run: which rows each step sees, its learning rate, when it is judged.
+"""Batch order, learning-rate schedule and evaluation steps of a run.
 
-All of it is a function of the options: no generator runs along with the training.
+All are pure functions of the options: random draws are seeded anew from the seed and the epoch, so
+a resumed run needs no generator's state. The loop that uses them is `training.run.loop`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from deltas.backbone.tokenizer import TokenizedRow
 from training.options import Decay
 
-_POOL_BATCHES = 32  # batches whose rows are sorted by length together
+_BUCKET_BATCHES = 32  # batches whose rows are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -21,19 +22,19 @@ class LoopConfig:
     """Options of the loop, resolved to numbers.
 
     Attributes:
-        steps: of the optimiser.
+        steps: optimiser steps in the whole run.
         batch_size: rows that are computed together.
-        learning_rate: highest, of the overlay.
-        head_learning_rate: highest, of the head.
+        learning_rate: peak learning rate of the overlay.
+        head_learning_rate: peak learning rate of the head.
         warmup: share of the steps in which the rate rises.
-        weight_decay: AdamW's.
-        dropout: probability.
-        evals: judgements in the whole run.
-        seed: of the order of rows and of dropout.
-        decay: how the rate goes on after it has risen.
+        weight_decay: AdamW's weight decay.
+        dropout: probability of dropping a value.
+        evals: evaluations in the whole run.
+        seed: draws the order of rows and dropout.
+        decay: course of the rate after the warm-up.
         accumulate: batches that make one step.
-        label_smoothing: share of each label's probability that is spread over all.
-        patience: judgements without a better one after which the run ends; None is never.
+        label_smoothing: share of each label's probability that is spread over all labels.
+        patience: evaluations without an improvement after which the run ends; None: never.
     """
 
     steps: int
@@ -57,15 +58,15 @@ class LoopConfig:
 
 
 def evaluation_steps(config: LoopConfig) -> set[int]:
-    """The steps after which a run is judged; the last one is among them."""
+    """Return the steps after which a run is evaluated; the last step is one of them."""
     return {math.ceil(config.steps * (n + 1) / config.evals) for n in range(config.evals)}
 
 
-def rate(step: int, config: LoopConfig) -> float:
-    """Share of the peak learning rate at a step: a linear rise, then the decay.
+def rate_factor(step: int, config: LoopConfig) -> float:
+    """Return the learning rate of a step as a share of its peak: a linear rise, then the decay.
 
-    Linear falls to 0 a step after the last, cosine along half a wave (Loshchilov and Hutter 2017,
-    arXiv:1608.03983, without restarts), constant not at all.
+    Linear decay reaches 0 one step after the last. Cosine decay follows half a wave (Loshchilov and
+    Hutter 2017, arXiv:1608.03983, without restarts).
     """
     rising = max(1, round(config.warmup * config.steps))
     if step <= rising:
@@ -77,21 +78,35 @@ def rate(step: int, config: LoopConfig) -> float:
 
 
 def batches(rows: Sequence[TokenizedRow], config: LoopConfig) -> Iterator[list[int]]:
-    """Positions of each step's rows: each once an epoch, in random batches of like length."""
+    """Yield the positions of each step's rows: each row once an epoch, like lengths together."""
     size = config.step_rows
     made, epoch = 0, 0
     while made < config.steps:
         draw = random.Random(f"{config.seed} {epoch}")
         order = list(range(len(rows)))
         draw.shuffle(order)
-        pool = _POOL_BATCHES * size
+        bucket = _BUCKET_BATCHES * size
         cut: list[list[int]] = []
-        for start in range(0, len(order), pool):
+        for start in range(0, len(order), bucket):
             part = sorted(
-                order[start : start + pool], key=lambda position: rows[position].num_tokens
+                order[start : start + bucket], key=lambda position: rows[position].num_tokens
             )
             cut += [part[at : at + size] for at in range(0, len(part), size)]
         draw.shuffle(cut)
         yield from cut[: config.steps - made]
         made += len(cut)
         epoch += 1
+
+
+def length_batches(rows: Sequence[TokenizedRow], max_tokens: int) -> Iterator[list[int]]:
+    """Yield the positions of all rows, shortest rows first, in batches of at most `max_tokens`."""
+    part: list[int] = []
+    tokens = 0
+    for position in sorted(range(len(rows)), key=lambda index: rows[index].num_tokens):
+        if part and tokens + rows[position].num_tokens > max_tokens:
+            yield part
+            part, tokens = [], 0
+        part.append(position)
+        tokens += rows[position].num_tokens
+    if part:
+        yield part

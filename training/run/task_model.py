@@ -1,13 +1,8 @@
-"""What trains: a frozen backbone, an overlay of entries and a head, for one task.
+"""The model of one training run: a frozen backbone, an overlay of trained entries, and a head.
 
-The loop (`training.run.loop`) moves its values; `training.run.evaluation` asks it for answers. Legend: R
-rows, C head outputs, H hidden width.
-
-What training makes small: cross entropy, binary cross entropies, or squared error.
-
-Losses are sums, divided by what the whole step's rows weigh together, so that a step gives the same
-gradient in one batch, in several one after the other, or spread over processes. Legend: R rows, C
-head outputs.
+Also defines the losses. A loss is a sum over rows, divided by the total weight of all rows of the
+step, so a step has the same gradient whether its rows are computed in one batch, in several, or
+spread over processes. Read `training.run.loop` next, which trains the model.
 """
 
 from __future__ import annotations
@@ -29,70 +24,6 @@ from deltas.encoder.window_attention import WindowAttention
 from training.run.feature_cache import FeatureCache, frozen_depth
 from training.strategies.rules import Selection
 
-
-def balanced_weights(kind: str, labels: Tensor, num_labels: int) -> Tensor:
-    """Weights that let each label of a train set count alike.
-
-    Args:
-        kind: "single_label" or "multi_label".
-        labels: int64 [R], or float32 [R, C] of 0 and 1.
-        num_labels: C.
-
-    Returns:
-        float32 [C]. Single label: R / (C x rows of the label). Multi label: rows without it / rows
-        with it, by which its presence counts more.
-    """
-    if kind == "multi_label":
-        present = labels.sum(0)
-        return ((len(labels) - present) / present.clamp(min=1)).clamp(min=1e-3).float()
-    counts = torch.bincount(labels, minlength=num_labels)
-    return (len(labels) / (num_labels * counts.clamp(min=1))).float()
-
-
-def total_weight(kind: str, labels: Tensor, weights: Tensor | None = None) -> float:
-    """What the sum of some rows' losses is to be divided by."""
-    if kind == "single_label" and weights is not None:
-        return float(weights[labels].sum())
-    return float(labels.numel())
-
-
-def loss_sum(
-    kind: str,
-    logits: Tensor,
-    labels: Tensor,
-    scale: float = 1.0,
-    weights: Tensor | None = None,
-    smoothing: float = 0.0,
-) -> Tensor:
-    """Summed loss of some rows.
-
-    Args:
-        kind: of the task.
-        logits: float32 [R, C].
-        labels: int64 [R], float32 [R, C] of 0 and 1, or float32 [R] (regression).
-        scale: squared errors are in units of it, so that a rate suits labels of any range.
-        weights: float32 [C], see `balanced_weights`.
-        smoothing: share of each label that is spread over all labels (Szegedy et al. 2016,
-            arXiv:1512.00567).
-    """
-    if kind == "single_label":
-        return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
-    if kind == "multi_label":
-        wanted = labels * (1 - smoothing) + smoothing / 2
-        return F.binary_cross_entropy_with_logits(
-            logits, wanted, reduction="sum", pos_weight=weights
-        )
-    return F.mse_loss(logits[:, 0] / scale, labels / scale, reduction="sum")
-
-
-def task_loss(kind: str, logits: Tensor, labels: Tensor, scale: float = 1.0) -> Tensor:
-    """Mean loss of some rows, all alike: cross entropy, one binary cross entropy a label, or error.
-
-    Squared errors are in units of `scale`.
-    """
-    return loss_sum(kind, logits, labels, scale) / total_weight(kind, labels)
-
-
 _HEAD_DEVIATION = 0.02  # BERT's initializer_range
 
 
@@ -107,13 +38,22 @@ class Split:
 class TaskModel:
     """Frozen backbone + overlay + head for one task.
 
-    A regression's head is trained towards standardised labels, whatever their range, and answers in
-    the labels' own units: (head(pooled)) * scale + shift.
+    The head of a regression is trained on standardised labels, whatever their range. `logits`
+    returns the labels' original units: head(pooled) * scale + shift.
+
+    Args:
+        backbone: the frozen encoder.
+        entries: entries of the overlay; their values will require gradients.
+        head: weight [C, H] and bias [C].
+        device: device to compute on.
+        dtype: precision of the frozen computation.
+        output: scale and shift of a regression.
 
     Attributes:
-        entries: the overlay's entries; their values require gradients.
+        entries: entries of the overlay; their values require gradients.
         head_weight: float32 [C, H], requires gradients.
         head_bias: float32 [C], requires gradients.
+        scale: standard deviation of a regression's labels; 1 for other kinds.
     """
 
     def __init__(
@@ -133,8 +73,8 @@ class TaskModel:
         self._config = backbone.config
         self._device, self._dtype = device, dtype
         self._overlay = TrainableOverlay(backbone, entries, device, dtype)
-        steps = frozen_depth(entries, backbone.config)
-        self._frozen = FeatureCache(backbone.config, self._overlay, steps, device)
+        depth = frozen_depth(entries, backbone.config)
+        self._cache = FeatureCache(backbone.config, self._overlay, depth, device)
 
     @property
     def head(self) -> tuple[Tensor, Tensor]:
@@ -143,48 +83,48 @@ class TaskModel:
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """Everything that trains, by name: the entries' values and the head."""
+        """All trained tensors by name: the entries' values and the head."""
         named = {name: entry.values for name, entry in self.entries.items()}
         return named | {"classifier.weight": self.head_weight, "classifier.bias": self.head_bias}
 
     def logits(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
-        """Float32 logits [R, C] in the order of the rows."""
+        """Return float32 logits [R, C] in the order of the rows."""
         pooled = F.dropout(self.pooled(rows, dropout), dropout)
         return F.linear(pooled, self.head_weight, self.head_bias) * self.scale + self._shift
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Put scale and shift into the head, which answers alone from now on."""
+        """Fold scale and shift into the head, which gives the final answers from now on."""
         self.head_weight *= self.scale
         self.head_bias *= self.scale
         self.head_bias += self._shift
         self.scale, self._shift = 1.0, 0.0
 
     def cache_features(self, rows: Sequence[TokenizedRow]) -> None:
-        """Compute what nothing trained changes, for rows that will come again and again."""
-        self._frozen.keep(rows, self._dtype.itemsize)
+        """Compute the frozen layers' outputs of rows that will be used in every epoch."""
+        self._cache.fill(rows, self._dtype.itemsize)
 
     def trains_head_only(self, rows: Sequence[TokenizedRow]) -> bool:
-        """Whether only the head trains, and these rows' pooled outputs can all be kept for it."""
-        return self._frozen.is_whole and self._frozen.can_keep(rows, self._dtype.itemsize)
+        """Return whether only the head trains and the pooled outputs of all rows can be cached."""
+        return self._cache.is_whole_encoder and self._cache.fits(rows, self._dtype.itemsize)
 
     def pooled(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
-        """Float32 pooled outputs [R, H] in the order of the rows.
+        """Return float32 pooled outputs [R, H] in the order of the rows.
 
-        Dropout acts where something trains; the layers below are a fixed function of the row.
+        Dropout acts only in layers that train; the layers below are a fixed function of the row.
         """
-        if self._frozen.is_whole:
-            return self._frozen.pooled(rows).float()
+        if self._cache.is_whole_encoder:
+            return self._cache.pooled(rows).float()
         batch = pack([(row.input_ids, row.token_type_ids) for row in rows], self._device)
         self._overlay.refresh()
         return self._encode(rows, batch, dropout).float()
 
     def _encode(self, rows: Sequence[TokenizedRow], batch: PackedBatch, dropout: float) -> Tensor:
-        if self._frozen.steps:
-            hidden = self._frozen.run(rows, batch)
+        if self._cache.depth:
+            hidden = self._cache.hidden(rows, batch)
         else:
             hidden = embed(self._overlay, batch, dropout)
-        numbers = range(self._frozen.steps, self._config.num_layers)
+        numbers = range(self._cache.depth, self._config.num_layers)
         attention = WindowAttention(batch, hidden.dtype)
         hidden = run_layers(self._config, self._overlay, batch, attention, hidden, numbers, dropout)
         return pool(self._overlay, batch, hidden)
@@ -193,7 +133,7 @@ class TaskModel:
 def initial_entries(
     backbone: Backbone, selection: Selection, device: torch.device
 ) -> dict[str, Entry]:
-    """The backbone's own values at the selected places, as entries to train."""
+    """Return entries to train, filled with the backbone's values at the selected positions."""
     entries: dict[str, Entry] = {}
     for name, indices in selection.items():
         value = backbone.parameters[name]
@@ -206,7 +146,67 @@ def initial_entries(
 
 
 def initial_head(outputs: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
-    """A head drawn by the seed: weight [outputs, width], bias [outputs] of zeros."""
+    """Draw a head from the seed: a weight [C, H], and a bias [C] of zeros."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(outputs, width, generator=generator) * _HEAD_DEVIATION
     return weight, torch.zeros(outputs)
+
+
+def balanced_weights(kind: str, labels: Tensor, num_labels: int) -> Tensor:
+    """Return label weights with which each label of a train set counts alike.
+
+    Args:
+        kind: "single_label" or "multi_label".
+        labels: int64 [R], or float32 [R, C] of 0 and 1.
+        num_labels: number of labels, C.
+
+    Returns:
+        float32 [C]. Single label: R / (C x rows of the label). Multi label: rows without the label
+        / rows with it, the weight of the label's presence.
+    """
+    if kind == "multi_label":
+        present = labels.sum(0)
+        return ((len(labels) - present) / present.clamp(min=1)).clamp(min=1e-3).float()
+    counts = torch.bincount(labels, minlength=num_labels)
+    return (len(labels) / (num_labels * counts.clamp(min=1))).float()
+
+
+def total_weight(kind: str, labels: Tensor, weights: Tensor | None = None) -> float:
+    """Return the divisor that turns the summed loss of these rows into their mean loss."""
+    if kind == "single_label" and weights is not None:
+        return float(weights[labels].sum())
+    return float(labels.numel())
+
+
+def loss_sum(
+    kind: str,
+    logits: Tensor,
+    labels: Tensor,
+    scale: float = 1.0,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Return the summed loss of rows: cross entropy, binary cross entropies, or squared error.
+
+    Args:
+        kind: the task's kind.
+        logits: float32 [R, C].
+        labels: int64 [R], float32 [R, C] of 0 and 1, or float32 [R] (regression).
+        scale: unit of squared errors; makes a learning rate suit labels of any range.
+        weights: float32 [C], see `balanced_weights`.
+        smoothing: share of each label that is spread over all labels (Szegedy et al. 2016,
+            arXiv:1512.00567).
+    """
+    if kind == "single_label":
+        return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
+    if kind == "multi_label":
+        wanted = labels * (1 - smoothing) + smoothing / 2
+        return F.binary_cross_entropy_with_logits(
+            logits, wanted, reduction="sum", pos_weight=weights
+        )
+    return F.mse_loss(logits[:, 0] / scale, labels / scale, reduction="sum")
+
+
+def task_loss(kind: str, logits: Tensor, labels: Tensor, scale: float = 1.0) -> Tensor:
+    """Return the mean loss of rows that all count alike, see `loss_sum`."""
+    return loss_sum(kind, logits, labels, scale) / total_weight(kind, labels)

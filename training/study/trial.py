@@ -30,9 +30,9 @@ from deltas.errors import DeltaError
 from deltas.format import write_atomically
 from deltas.hardware import keep_freed_memory
 from training.errors import ConfigError, TrainingError
-from training.fit import fit
 from training.options import FitConfig
 from training.run.loop import Progress
+from training.run.train_delta import train_delta
 from training.study.results import History, Machine, RunOutcome
 
 _LOG = "log.txt"
@@ -162,7 +162,7 @@ def run_outcome(trial: Trial) -> RunOutcome:
     if kept is not None:
         return kept
     recorder = Recorder(trial.folder / "history.jsonl")
-    path, delta = fit(config, command=fit_command(trial.options), report=recorder)
+    path, delta = train_delta(config, command=fit_command(trial.options), report=recorder)
     manifest = delta.manifest
     if manifest.training.data == "sample" and trial.data != "sample":
         raise ConfigError("trained on the generated sample; set GLUE_DIR, or give --data")

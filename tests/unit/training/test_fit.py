@@ -23,6 +23,7 @@ import torch
 from app.engine.engine import Engine
 from deltas import Backbone, Delta, Store, read_delta
 from training import fit
+from training.run import train_delta
 from training.run.evaluation import compute_metrics, decisions
 from training.run.task_model import Split
 
@@ -131,7 +132,7 @@ def served_metrics(
     engine = Engine(backbone, store, device="cpu", precision="fp32")
     width = len(record.manifest.task.text_fields)
     given = [tuple(row[:width]) for row in rows]
-    logits = np.array(engine.run(engine.tokenize(record, given)))
+    logits = np.array(engine.predict(engine.tokenize(record, given)))
     names = list(record.manifest.metrics["selection"].values)
     names.remove("loss")
     kind = record.manifest.task.kind
@@ -243,13 +244,13 @@ def test_selection_rows_are_not_trained_on(
     run: Run, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     seen: list[tuple[Split, Split]] = []
-    plain = fit.train  # type: ignore[attr-defined]
+    plain = train_delta.train  # type: ignore[attr-defined]
 
     def spying(model: Any, task: Any, parts: tuple[Split, Split], *rest: Any, **more: Any) -> Any:
         seen.append(parts)
         return plain(model, task, parts, *rest, **more)
 
-    monkeypatch.setattr(fit, "train", spying)
+    monkeypatch.setattr(train_delta, "train", spying)
     run(selection_share=share, **own)
     ((train, selection),) = seen
     assert abs(len(selection.rows) - share * 90) < 4

@@ -37,7 +37,7 @@ def test_help_says_what_no_option_sets(capsys: Capture) -> None:
     assert parse_arguments(["--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "AdamW" in told
-    assert "each step's gradient, of overlay and head together, is cut to a norm of 1.0" in told
+    assert "each step's gradient, of overlay and head together, is clipped to a norm of 1.0" in told
 
 
 @pytest.mark.parametrize("words", [["--freeze", "help"], ["--task", "rte", "--freeze", "help"]])

@@ -17,6 +17,7 @@ from app.engine.engine import Engine
 from deltas import Backbone, Delta, Manifest, Store, read_delta
 from deltas.__main__ import main as deltas_main
 from training import fit
+from training.run import train_delta
 
 FILLERS = ["the", "film", "and", "very", "not", "a"]
 Run = Callable[..., Delta]
@@ -121,7 +122,7 @@ def test_what_a_strategy_makes_is_verified_and_served(
     engine = Engine(tiny_backbone, store, device="cpu", precision="fp32")
     lines = (tmp_path / "train.csv").read_text().splitlines()[1:]
     texts = [(line.split(",")[0],) for line in lines]
-    logits = engine.run(engine.tokenize(record, texts))
+    logits = engine.predict(engine.tokenize(record, texts))
     labels = record.manifest.task.labels
     right = [
         labels[int(torch.tensor(answer).argmax())] == line.split(",")[1]
@@ -158,7 +159,7 @@ def test_a_run_that_stopped_early_stays_so_when_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "score_split", killed)
+        patch.setattr(train_delta, "score_split", killed)
         assert fit.main(words(**flags)) == 130
     assert fit.main(words(**flags, resume=True)) == 0
     (path,) = (tmp_path / "out").rglob("*.safetensors")
@@ -274,7 +275,7 @@ def test_a_start_that_has_learnt_the_selection_rows_is_refused(
     (path,) = tmp_path.rglob("mine/*.safetensors")
     assert fit.main(words(init_from=path, **STILL, **flags)) == 2
     said = capsys.readouterr().err
-    assert f"--init-from {path}: it has learnt rows of mine, maybe also some that select" in said
+    assert f"--init-from {path}: this delta was trained on rows of mine, perhaps" in said
     assert "its run: seed 0, 81 + 9 rows" in said
     assert "the same --seed and --selection-share" in said
     assert not (tmp_path / "out").exists()

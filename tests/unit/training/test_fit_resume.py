@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from deltas import Delta, read_delta
 from training import fit
-from training.run import distributed
+from training.run import distributed, train_delta
 from training.run.loop import Progress
 
 ROWS = 90
@@ -122,7 +122,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
         yield report
 
-    monkeypatch.setattr(fit, "progress_bar", bar)
+    monkeypatch.setattr(train_delta, "progress_bar", bar)
 
 
 @pytest.mark.parametrize("step", [1, 6, 7, 21, 22])
@@ -137,7 +137,7 @@ def test_resumed_equals_uninterrupted(
     with monkeypatch.context() as patch:
         stop_at(step, patch)
         assert fit.main(words) == 130
-    assert "--resume goes on from the last evaluation" in capsys.readouterr().err
+    assert "stopped; to continue from the last evaluation" in capsys.readouterr().err
     assert bool(states(words)) == (step > EVALUATIONS[0])
     assert fit.main([*words, "--resume"]) == 0
     assert_same(result(words), uninterrupted(words))
@@ -223,7 +223,7 @@ def test_what_would_change_the_rest_of_a_run_makes_it_another(
         assert fit.main(words) == 130
     capsys.readouterr()
     if change == "torch":
-        monkeypatch.setattr(fit, "versions", lambda: {"torch": "1.0"})
+        monkeypatch.setattr(train_delta, "_versions", lambda: {"torch": "1.0"})
     elif change == "processes":
         monkeypatch.setattr(distributed, "count", lambda: 2)
     else:

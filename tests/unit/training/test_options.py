@@ -76,7 +76,7 @@ def test_values_out_of_range(name: str, bad: object) -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({}, "give either --task, for a GLUE task, or --train-file"),
+        ({}, "give either --task for a GLUE task, or --train-file"),
         ({"task": "rte"} | OWN, "give either --task"),
         ({"train_file": "x.csv"}, "--train-file needs --text-columns, --label-column, --name"),
         ({k: v for k, v in OWN.items() if k != "name"}, "--train-file needs --name"),
@@ -84,19 +84,19 @@ def test_values_out_of_range(name: str, bad: object) -> None:
         ({"task": "rte", "label_column": "x"}, "--label-column goes with --train-file"),
         ({"task": "rte", "validation_file": "x"}, "--validation-file goes with --train-file"),
         ({"task": "rte", "kind": "regression"}, "--kind goes with --train-file"),
-        (OWN | {"data": "hub"}, "--data is where GLUE tasks come from"),
-        ({}, "or --train-file or --dataset, for rows of your own"),
+        (OWN | {"data": "hub"}, "--data is the source of GLUE tasks"),
+        ({}, "or --train-file or --dataset for your own rows"),
         (OWN | HUB, "give either --task"),
         ({"task": "rte"} | HUB, "give either --task"),
         ({"dataset": ""}, "give either --task"),
         ({"dataset": "a/b"}, "--dataset needs --text-columns, --label-column, --name"),
-        (HUB | {"data": "hub"}, "GLUE tasks come from; it does not go with --dataset"),
+        (HUB | {"data": "hub"}, "GLUE tasks; it does not go with --dataset"),
         (HUB | {"validation_file": "x"}, "--validation-file goes with --train-file"),
         (OWN | {"train_split": "x"}, "--train-split goes with --dataset"),
         ({"task": "rte", "validation_split": "x"}, "--validation-split goes with --dataset"),
         ({"task": "rte", "kind": "regression"}, "--kind goes with --train-file or --dataset"),
-        (HUB | {"validation_split": "train"}, "train: that is what is trained on; name another"),
-        (HUB | {"train_split": "a", "validation_split": "a"}, "that is what is trained on"),
+        (HUB | {"validation_split": "train"}, "train is the split to train on; name another"),
+        (HUB | {"train_split": "a", "validation_split": "a"}, "a is the split to train on"),
     ],
 )
 def test_options_that_do_not_go_together(given: dict[str, Any], sentence: str) -> None:
@@ -110,7 +110,7 @@ def test_options_that_do_not_go_together(given: dict[str, Any], sentence: str) -
 )
 def test_epochs_follow_the_number_of_rows(rows: int, epochs: float) -> None:
     assert default_epochs(rows) == epochs
-    assert default_epochs(rows, of_features=True) == 40
+    assert default_epochs(rows, head_only=True) == 40
 
 
 def test_every_option_is_explained() -> None:

@@ -69,8 +69,8 @@ def test_no_gpu_is_touched_unasked(gpus: list[int], monkeypatch: pytest.MonkeyPa
 
 
 def test_alone_there_is_nobody_to_ask() -> None:
-    assert distributed_module.broadcast_flag(answer=True)
-    assert not distributed_module.broadcast_flag(answer=False)
+    assert distributed_module.broadcast_flag(flag=True)
+    assert not distributed_module.broadcast_flag(flag=False)
     assert distributed_module.is_first()
     assert distributed_module.count() == 1
 

@@ -75,7 +75,7 @@ def test_too_much_to_keep_is_computed_anew(
     tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: Sequence[TokenizedRow] = rows_of(tiny_backbone)
-    monkeypatch.setattr(feature_cache, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(feature_cache, "_MAX_BYTES", 1000)
     model = model_of(tiny_backbone, "top:1")
     model.cache_features(rows)
     monkeypatch.setattr(feature_cache, "embed", None)
@@ -99,6 +99,6 @@ def test_only_a_head_needs_only_features(
     expected: bool,
 ) -> None:
     """All of them or none."""
-    monkeypatch.setattr(feature_cache, "_MOST_BYTES", most_bytes)
+    monkeypatch.setattr(feature_cache, "_MAX_BYTES", most_bytes)
     rows = rows_of(tiny_backbone)
     assert model_of(tiny_backbone, freeze).trains_head_only(rows) is expected

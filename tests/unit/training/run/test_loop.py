@@ -22,7 +22,7 @@ from training.data.tasks import Task
 from training.run import distributed
 from training.run.evaluation import decisions, evaluate, predict
 from training.run.loop import Progress, train
-from training.run.schedule import LoopConfig, batches, rate
+from training.run.schedule import LoopConfig, batches, rate_factor
 from training.run.task_model import Split, TaskModel, task_loss
 
 # Machines that run tests are busy: how long an example takes says nothing.
@@ -96,7 +96,7 @@ def test_rows_of_a_batch_are_of_similar_length() -> None:
 @given(st.integers(1, 400), st.floats(0, 1))
 def test_rate_rises_then_falls(steps: int, warmup: float) -> None:
     options = replace(OPTIONS, steps=steps, warmup=warmup)
-    rates = [rate(step, options) for step in range(1, steps + 1)]
+    rates = [rate_factor(step, options) for step in range(1, steps + 1)]
     assert all(0 < value <= 1 for value in rates)
     peak = rates.index(1.0)
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
@@ -221,8 +221,8 @@ def test_the_best_state_is_kept_and_not_the_last(
 
     kept: list[tuple[tuple[float, float], Tensor]] = []
 
-    def recording(model: TaskModel, task: Task, split: Split, **options: Any) -> dict[str, float]:
-        metrics = evaluate(model, task, split, **options)
+    def recording(model: TaskModel, task: Task, split: Split) -> dict[str, float]:
+        metrics = evaluate(model, task, split)
         kept.append(((metrics["accuracy"], -metrics["loss"]), flat(model).clone()))
         return metrics
 
@@ -264,7 +264,7 @@ def test_judging_twice_gives_the_same(tiny_backbone: Backbone) -> None:
 def test_predicting_in_parts_keeps_the_order(
     tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr("training.run.evaluation._EVAL_TOKENS", limit)
+    monkeypatch.setattr("training.run.evaluation._BATCH_TOKENS", limit)
     model = model_of(tiny_backbone)
     texts = [(" ".join(WORDS[: 1 + number % 5]),) for number in range(23)]
     rows = tokenize_texts(tiny_backbone.tokenizer, 16, texts)

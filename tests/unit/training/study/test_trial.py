@@ -46,7 +46,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FitConfig]:
         source = "sample" if delta.manifest.training.data == "sample" else "folder"
         return outcome(0.5, 0.5).model_copy(update={"data": source})
 
-    monkeypatch.setattr(trial, "fit", fit)
+    monkeypatch.setattr(trial, "train_delta", fit)
     monkeypatch.setattr(trial, "_outcome", made)
     return asked
 

@@ -1,0 +1,349 @@
+"""One training run: reads rows, trains a delta over the frozen backbone, and writes its file.
+
+`training.fit` is the command in front of it, `training.study.trial` makes runs of a sweep with it.
+Read `training.run.prepare` next, then `training.run.task_model` and `training.run.loop`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import math
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from deltas.backbone.backbone import Backbone, load_backbone
+from deltas.backbone.tokenizer import tokenize_texts
+from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
+from deltas.format import check_delta, write_delta
+from deltas.hardware import pick_device, pick_precision
+from deltas.manifest import Manifest, SplitMetrics, StrategySpec, TaskSpec, TrainingFacts
+from deltas.store import delta_path
+from training.data.custom import CustomTask, load_files
+from training.data.glue import load_task
+from training.data.hub_dataset import load_data_set
+from training.data.rows import Rows, TaskData, hold_out
+from training.data.tasks import TASKS
+from training.errors import ConfigError
+from training.options import FitConfig, shared_fields
+from training.run import distributed
+from training.run.checkpoint import state_notes, state_path
+from training.run.evaluation import score_split
+from training.run.loop import FitResult, Progress, Report, train
+from training.run.prepare import (
+    file_digest,
+    label_weights,
+    loop_config,
+    make_task_model,
+    read_starting_point,
+    refuse_seen_rows,
+)
+from training.run.schedule import LoopConfig
+from training.run.task_model import Split, TaskModel
+from training.strategies import grammar
+from training.strategies.reinit import entries_over, reinitialise
+
+_MAX_SELECTION_ROWS = 2000
+_NOT_PART_OF_A_RUN = {"resume", "overwrite", "json_", "out"}
+_PACKAGES = ("deltabert", "torch", "transformers", "tokenizers", "safetensors")
+
+
+def train_delta(
+    config: FitConfig, *, command: str, report: Report | None = None
+) -> tuple[Path, Delta]:
+    """Train one delta and write its file.
+
+    Args:
+        config: options of the run.
+        command: command line that repeats the run, for the manifest.
+        report: called after each step; without it a progress bar is shown.
+
+    Returns:
+        The file and its content.
+
+    Raises:
+        TrainingError: unusable options or data.
+        DeltaError: an unusable backbone.
+    """
+    _make_repeatable()
+    config = config.model_copy(update={"freeze": grammar.canonical(config.freeze)})
+    strategy = StrategySpec(name=config.freeze, reinit=config.reinit, seed=config.seed)
+    data = _load_rows(config)
+    backbone = load_backbone(config.backbone)
+    spec = _task_spec(config, data, backbone)
+    path = delta_path(config.out, backbone.ref.id, spec.name, strategy.served_as)
+    if path.exists() and not config.overwrite:
+        raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
+    state = _state_file(path, config, data, backbone)
+    start = read_starting_point(config, backbone)
+    initial = reinitialise(backbone, config.reinit, config.seed)
+    splits = _cut(config, spec, backbone, data)
+    refuse_seen_rows(start, config, data, splits)
+    model = make_task_model(config, initial, splits[0], data.task, start)
+    _check_writable(path.parent)
+    loop = loop_config(config, model, splits)
+    started = time.monotonic()
+    result = _train(config, data, model, splits, loop, state, report)
+    model.fold()
+    trained = entries_over(backbone, initial, config.reinit, model.entries)
+    entries = {name: _detached(entry) for name, entry in trained.items()}
+    weight, bias = (part.detach().cpu() for part in model.head)
+    selection = SplitMetrics(rows=len(splits[1].rows), values=result.metrics)
+    metrics = {"selection": selection, **_validate(model, spec, backbone, data)}
+    facts = _training_facts(config, data, splits, loop, result.steps).model_copy(
+        update={
+            "duration_s": round(time.monotonic() - started, 1),
+            "command": command,
+            "init_from": start and start.facts,
+        }
+    )
+    manifest = Manifest(
+        backbone=backbone.ref,
+        task=spec,
+        strategy=strategy,
+        entries=tuple(entry.info(name) for name, entry in entries.items()),
+        trainable_parameters=sum(value.numel() for value in model.parameters.values()),
+        total_parameters=backbone.num_parameters + weight.numel() + bias.numel(),
+        training=facts,
+        primary_metric=data.task.primary_metric,
+        metrics=metrics,
+    )
+    delta = Delta(manifest, entries, weight, bias)
+    check_delta(delta, backbone)
+    return path, _write(delta, path, state)
+
+
+def _make_repeatable() -> None:
+    torch.use_deterministic_algorithms(mode=True)
+    # Filling fresh memory helps to find bugs, not to repeat runs, and is slow.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _load_rows(config: FitConfig) -> TaskData:
+    if config.task:
+        data = load_task(config.task, config.data)
+    else:
+        columns = (column.strip() for column in (config.text_columns or "").split(","))
+        custom = CustomTask(
+            tuple(columns), config.label_column or "", config.name or "", config.kind
+        )
+        if config.train_file is not None:
+            data = load_files(config.train_file, config.validation_file, custom)
+        else:
+            splits = config.train_split_name, config.validation_split
+            data = load_data_set(config.dataset or "", splits, custom)
+    if config.class_weights == "balanced" and data.task.labels:
+        # Labels count alike in training, so they count alike in the choice of the best state, too.
+        others = [name for name in data.task.metrics if name != "macro_f1"]
+        data = replace(data, task=replace(data.task, metrics=("macro_f1", *others)))
+    return data if config.train_rows is None else data.subset(config.train_rows, config.seed)
+
+
+def _task_spec(config: FitConfig, data: TaskData, backbone: Backbone) -> TaskSpec:
+    longest = backbone.config.max_positions
+    if config.max_length > longest:
+        raise ConfigError(
+            f"--max-length {config.max_length}: the backbone has positions for {longest} tokens"
+        )
+    return TaskSpec(max_length=config.max_length, **shared_fields(data.task, TaskSpec))
+
+
+def _state_file(path: Path, config: FitConfig, data: TaskData, backbone: Backbone) -> Path:
+    """Return the run's checkpoint file; only a run that gives the same values shares it."""
+    device = pick_device(config.device)
+    resolved = {"device": device.type, "precision": pick_precision(config.precision, device)}
+    options = config.model_copy(update=resolved).model_dump_json(exclude=_NOT_PART_OF_A_RUN)
+    ref, start = backbone.ref, file_digest(config.init_from)
+    sources = f"{data.digest} {ref.fingerprint} {ref.tokenizer_fingerprint} {start}"
+    software = f"torch {_versions()['torch']} in {distributed.count()}"
+    key = hashlib.sha256(f"{options} {sources} {software}".encode()).hexdigest()[:12]
+    state = state_path(path, key)
+    if not config.resume and distributed.is_first():
+        state.unlink(missing_ok=True)
+    return state
+
+
+def _cut(
+    config: FitConfig, spec: TaskSpec, backbone: Backbone, data: TaskData
+) -> tuple[Split, Split]:
+    """Hold selection rows out of the train rows; they select the best state."""
+    total = len(data.train)
+    share = min(config.selection_share, _MAX_SELECTION_ROWS / total)
+    train_rows, selection_rows = hold_out(data.train, data.task.kind, share, config.seed)
+    if not (len(train_rows) and len(selection_rows)):
+        raise ConfigError(
+            f"{total} train rows are too few to train on some and select on others, each label "
+            "on both sides; add rows, or change --selection-share"
+        )
+    return _tokenized(spec, backbone, train_rows), _tokenized(spec, backbone, selection_rows)
+
+
+def _tokenized(spec: TaskSpec, backbone: Backbone, rows: Rows) -> Split:
+    labels = torch.tensor(rows.labels)
+    if spec.kind != "single_label":
+        labels = labels.float()
+    return Split(tokenize_texts(backbone.tokenizer, spec.max_length, rows.texts), labels)
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out before the training whether its result can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"--out: can't write into {folder} ({reason})") from error
+
+
+def _train(
+    config: FitConfig,
+    data: TaskData,
+    model: TaskModel,
+    splits: tuple[Split, Split],
+    loop: LoopConfig,
+    state: Path,
+    report: Report | None,
+) -> FitResult:
+    """Run the loop; rank 0 shows a progress bar if there is no `report`."""
+    task = data.task
+    if report is None and not distributed.is_first():
+        report = _silent
+    if report is None:
+        notes = state_notes(state, resume=config.resume)
+        sys.stderr.write("".join(f"note: {note}\n" for note in notes))
+    weights = label_weights(config, task, splits[0])
+    title = f"{task.name} {config.freeze}"
+    with progress_bar(loop.steps, title, task.primary_metric, report) as shown:
+        return train(model, task, splits, loop, state_path=state, report=shown, weights=weights)
+
+
+def _silent(progress: Progress) -> None:
+    """Ignore a report."""
+
+
+@contextmanager
+def progress_bar(
+    steps: int, title: str, metric: str, instead: Report | None = None
+) -> Iterator[Report]:
+    """Show loss, best metric and time left on standard error while the block runs.
+
+    Args:
+        steps: steps in the whole run.
+        title: text before the bar.
+        metric: name of the primary metric.
+        instead: receives the reports in place of a bar.
+    """
+    if instead is not None:
+        yield instead
+        return
+    smooth, best = math.nan, math.nan
+    with tqdm(total=steps, desc=title, unit="step", file=sys.stderr, mininterval=0.5) as bar:
+
+        def report(progress: Progress) -> None:
+            nonlocal smooth, best
+            smooth = progress.loss if math.isnan(smooth) else 0.95 * smooth + 0.05 * progress.loss
+            if progress.metric is not None:
+                best = progress.metric if math.isnan(best) else max(best, progress.metric)
+            if progress.step > bar.n + 1:  # resumed: time left counts from the first new step
+                bar.initial = bar.n = progress.step - 1
+            shown = {"loss": f"{smooth:.3f}"}
+            if not math.isnan(best):
+                shown[metric] = f"{best:.3f}"
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+
+        yield report
+
+
+def _detached(entry: Entry) -> Entry:
+    values = entry.values.detach().cpu()
+    if isinstance(entry, SparseEntry):
+        return SparseEntry(entry.indices.cpu(), values, entry.shape)
+    return DenseEntry(values)
+
+
+def _validate(
+    model: TaskModel, spec: TaskSpec, backbone: Backbone, data: TaskData
+) -> dict[str, SplitMetrics]:
+    """Evaluate the selected state on the validation splits, which nothing has used before."""
+    custom = data.task.name not in TASKS
+    return {
+        name: score_split(
+            model,
+            data.task,
+            _tokenized(spec, backbone, rows),
+            data.validation_notes.get(name, ""),
+            by_label=custom,
+        )
+        for name, rows in data.validation.items()
+    }
+
+
+def _training_facts(
+    config: FitConfig, data: TaskData, splits: tuple[Split, Split], loop: LoopConfig, steps: int
+) -> TrainingFacts:
+    """Return all facts but those that are known only at the end of the run."""
+    device = pick_device(config.device)
+    train_rows, selection_rows = (len(split.rows) for split in splits)
+    shared: dict[str, Any] = shared_fields(loop, TrainingFacts) | {"steps": steps}
+    return TrainingFacts(
+        **shared,
+        data=data.source,
+        data_digest=data.digest,
+        data_note=data.note,
+        data_set=data.data_set,
+        train_rows=train_rows,
+        selection_rows=selection_rows,
+        epochs=round(steps * loop.step_rows / train_rows, 3),
+        class_weights=config.class_weights,
+        stopped_early=steps < loop.steps,
+        processes=distributed.count(),
+        precision=pick_precision(config.precision, device),
+        duration_s=0.0,
+        device=device.type,
+        versions=_versions(),
+        git_commit=_git_commit(),
+        command="",
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that affect a result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """Return the commit of this code, or None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _write(delta: Delta, path: Path, state: Path) -> Delta:
+    """Write the delta in rank 0 and remove the run's checkpoint."""
+    if not distributed.is_first():
+        return delta
+    written = write_delta(delta, path)
+    state.unlink(missing_ok=True)
+    return written
