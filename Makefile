@@ -7,7 +7,7 @@ IMAGE ?= deltabert
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# The README shows a CPU's numbers; those of a GPU don't replace them.
+# docs/performance.md shows numbers of a CPU; those of a GPU do not replace them.
 SERVING_JSON := $(if $(findstring cuda,$(ARGS)),runs/serving-cuda.json,docs/performance/serving.json)
 
 # Recipes are quiet: a user reads what a program says, not how it was called.
@@ -40,8 +40,8 @@ format: $(STAMP) ## fix style and formatting in place
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-docs: $(STAMP) ## write the generated parts of README.md
-	$(PY) .make/readme.py
+docs: $(STAMP) ## write the generated parts of the pages below docs/
+	$(PY) .make/docs.py
 
 zoo: $(STAMP) ## ship the best deltas of the study, verify every one, write the model cards (ARGS="--work ...")
 	$(PY) -m training.zoo $(ARGS)
