@@ -7,11 +7,12 @@ keeps its own prose; only the lines between the two markers are replaced. README
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import json
 import tomllib
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -26,8 +27,10 @@ END = "<!-- end of the generated part -->"
 STRATEGIES = ("bitfit", "layernorm", "random:0.001", "head")  # shown first, in this order
 COMMANDS = ("training.fit", "training.sweep", "training.report", "training.submit", "training.zoo")
 _SHOWN: dict[str, Callable[[Record], str]] = {
-    "trained": lambda record: f"{_share(record.manifest):.3%}",
-    "file": lambda record: f"{record.num_bytes / 1000:.0f} KB",
+    "trained": lambda one: (
+        f"{one.manifest.trainable_parameters / one.manifest.total_parameters:.3%}"
+    ),
+    "file": lambda one: f"{one.num_bytes / 1000:.0f} KB",
 }
 BENCHMARKS = ("serving", "precision", "scale", "http", "training")
 
@@ -57,18 +60,15 @@ def settings_page() -> str:
     return markdown(rows)
 
 
-def parser_of(module: str) -> argparse.ArgumentParser:
+def parser_of(module: str) -> ArgumentParser:
     """Return the parser that a module's `main` builds; the command itself does not run."""
-    found: list[argparse.ArgumentParser] = []
+    found: list[ArgumentParser] = []
 
-    def stop(parser: argparse.ArgumentParser, *_arguments: Any, **_options: Any) -> None:
+    def stop(parser: ArgumentParser, *_arguments: Any, **_options: Any) -> None:
         found.append(parser)
         raise SystemExit
 
-    with (
-        patch.object(argparse.ArgumentParser, "parse_known_args", stop),
-        contextlib.suppress(SystemExit),
-    ):
+    with suppress(SystemExit), patch.object(ArgumentParser, "parse_known_args", stop):
         importlib.import_module(module).main([])
     return found[0]
 
@@ -84,7 +84,7 @@ def commands_page() -> str:
     return "\n".join(parts)
 
 
-def _command(name: str, about: str | None, parser: argparse.ArgumentParser) -> str:
+def _command(name: str, about: str | None, parser: ArgumentParser) -> str:
     rows = [["argument", "meaning"]]
     for action in parser._actions:
         if not isinstance(action, argparse._HelpAction):
@@ -129,10 +129,6 @@ def _sorted_strategies(names: Iterable[str]) -> list[str]:
 
 def _dev(manifest: Manifest) -> dict[str, SplitMetrics]:
     return {name: part for name, part in manifest.metrics.items() if name != "selection"}
-
-
-def _share(manifest: Manifest) -> float:
-    return manifest.trainable_parameters / manifest.total_parameters
 
 
 def _scores(manifest: Manifest) -> str:
