@@ -91,8 +91,7 @@ def _command(name: str, about: str | None, parser: ArgumentParser) -> str:
             shown = " ".join(action.option_strings) or str(action.metavar or action.dest)
             told = parser._get_formatter()._expand_help(action) if action.help else ""
             rows.append([f"`{shown}`", told.replace("<", "&lt;")])
-    sentence = f"{about[:1].upper()}{about[1:].removesuffix('.')}." if about else ""
-    return f"## `python -m {name}`\n\n{sentence}\n\n{markdown(rows)}"
+    return f"## `python -m {name}`\n\n{about}\n\n{markdown(rows)}"
 
 
 def zoo_page() -> str:
@@ -193,12 +192,7 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
-def main() -> None:
-    """Write every page of `PAGES`."""
+if __name__ == "__main__":
     for name, make in PAGES.items():
         page = ROOT / name
         page.write_text(replace_generated(page.read_text("utf-8"), make()), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
