@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-PACKAGES = ("app", "deltas", "frontend", "training")
+from tests.meta.source import OURS, Source
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +23,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def packages() -> tuple[str, ...]:
     """The names of our four packages."""
-    return PACKAGES
+    return OURS
 
 
 @pytest.fixture(scope="session")
@@ -41,9 +41,31 @@ def modules(root: Path, project_files: list[Path]) -> dict[str, Path]:
     found = {}
     for path in project_files:
         parts = path.relative_to(root).with_suffix("").parts
-        if path.suffix == ".py" and parts[0] in PACKAGES:
+        if path.suffix == ".py" and parts[0] in OURS:
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
+
+
+def _parsed(root: Path, paths: list[Path]) -> dict[str, Source]:
+    made = [
+        Source.parse(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8"))
+        for path in paths
+        if path.suffix == ".py"
+    ]
+    return {source.module: source for source in made}
+
+
+@pytest.fixture(scope="session")
+def sources(root: Path, modules: dict[str, Path]) -> dict[str, Source]:
+    """The product's files, parsed, by dotted name."""
+    return _parsed(root, list(modules.values()))
+
+
+@pytest.fixture(scope="session")
+def test_sources(root: Path, project_files: list[Path]) -> dict[str, Source]:
+    """The files of the tests and benchmarks, parsed, by dotted name."""
+    tests = [path for path in project_files if path.relative_to(root).parts[0] == "tests"]
+    return _parsed(root, tests)
 
 
 @pytest.fixture(scope="session")

@@ -105,14 +105,34 @@ def test_we_are_installed_under_our_own_name() -> None:
     assert "Private :: Do Not Upload" in facts.get_all("Classifier", [])
 
 
-def test_no_module_is_called_like_a_library(modules: dict[str, Path]) -> None:
+def hiding_names(paths: list[str]) -> set[str]:
+    """Return the names that hide a library of that name, given the paths of all Python files.
+
+    The root is on the path in every program, and a script's own folder comes first when it runs:
+    that of the page (`streamlit run frontend/main.py`) and `.make`.
+    """
     others = set(metadata.packages_distributions()) | set(sys.stdlib_module_names)
-    others -= {"app", "deltas", "frontend", "training", "tests", "__main__"}
-    clashes = {name for name in modules if name.split(".")[-1] in others}
-    assert not clashes, (
-        "run as a script, or with its folder first on the path, these hide a library: "
-        f"{sorted(clashes)}"
-    )
+    others -= {"app", "deltas", "frontend", "training", "tests"}
+    names = {path.split("/")[0] for path in paths}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if folder in ("", "frontend", ".make"):
+            names.add(name.removesuffix(".py"))
+    return names & others - {"__main__"}
+
+
+def test_no_importable_name_hides_a_library(root: Path, project_files: list[Path]) -> None:
+    paths = [path.relative_to(root).as_posix() for path in project_files if path.suffix == ".py"]
+    assert not hiding_names(paths), "found before a library of the same name"
+
+
+def test_planted_names_that_hide_a_library_are_found() -> None:
+    assert hiding_names(["torch/a.py", "frontend/queue.py", ".make/json.py"]) == {
+        "torch",
+        "queue",
+        "json",
+    }
+    assert not hiding_names(["app/http/json.py", "app/queue.py", "frontend/panels/html.py"])
 
 
 def imported_distributions(modules: dict[str, Path]) -> dict[str, str]:
