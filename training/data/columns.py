@@ -1,30 +1,30 @@
-"""Named columns out of a CSV, JSONL or parquet file, with errors that name file, row and column.
+"""Reads named columns from a CSV, JSONL or parquet file.
 
-Rows are counted from 1, without a CSV's header and without blank lines. What the values mean:
-`training.data.labels`. Columns of a data set: `training.data.hub_dataset`.
+Each format has one reader. Errors name the file, the row and the column; rows are counted from 1,
+without a CSV's header and without blank lines. No value is changed on the way: `007`, `NA` and
+`true` stay texts in CSV. That is why pandas reads none of these: it fills short CSV rows up without
+an error, renames columns that occur twice, and turns integers with gaps into floats. The meaning of
+the values is decided in `training.data.labels`; columns of a data set come from
+`training.data.hub_dataset`.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
+from typing import Any, TextIO
 
 from deltas.errors import did_you_mean
 from training.errors import DataError, listing
 
-SUFFIXES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": "", ".parquet": ""}
-_OTHER_SEPARATORS = ",;\t|"
-_LARGEST_BLOCK = 2**31 - 1
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_OTHER_DELIMITERS = ",;\t|"
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Columns:
     """Some columns of one file, or of one split of a data set.
 
     Attributes:
-        path: the file, or what messages call the split.
+        path: the file, or the name of the split in messages.
         num_rows: length of every column.
-        values: by column name; strings only in CSV and TSV, whatever the file says elsewhere.
-        label_names: the label column's names in the order that the data set states, if it does.
+        values: by column name; only strings in CSV and TSV, any type elsewhere.
+        label_names: names of the label column in the data set's own order, if it states them.
     """
 
     path: Path | str
@@ -45,86 +45,77 @@ class Columns:
 
     @property
     def is_text_only(self) -> bool:
-        """True for formats without types, where numbers and lists arrive as text."""
-        return isinstance(self.path, Path) and bool(SUFFIXES[self.path.suffix.lower()])
+        """True for formats without types, in which numbers and lists arrive as text."""
+        return isinstance(self.path, Path) and self.path.suffix.lower() in _DELIMITERS
 
     @property
     def name(self) -> str:
-        """What notes call it: a file without its folders."""
+        """The name for notes: a file without its folders, or the split."""
         return self.path.name if isinstance(self.path, Path) else self.path
 
     @property
     def noun(self) -> str:
-        """The word for what it is."""
+        """Either "file" or "split"."""
         return "file" if isinstance(self.path, Path) else "split"
 
 
 def read_columns(path: Path, wanted: Sequence[str]) -> Columns:
-    """Read the wanted columns.
+    """Read the wanted columns of a file.
 
     Raises:
-        DataError: no such file, another format, not UTF-8, malformed, without rows, or a column is
-            missing.
+        DataError: the file is missing, in another format, not UTF-8, malformed or without rows, or
+            a column is missing.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise DataError(f"ends in {suffix or 'nothing'}; known: {', '.join(SUFFIXES)}", path=path)
+    if suffix not in _READERS:
+        raise DataError(f"ends in {suffix or 'nothing'}; known: {', '.join(_READERS)}", path=path)
+    if path.is_dir():
+        raise DataError("is a folder; name a file in it", path=path)
     if not path.is_file():
-        beside = [item.name for item in path.parent.glob("*") if item.suffix.lower() in SUFFIXES]
-        hint = did_you_mean(path.name, beside)
-        problem = "is a folder; name a file in it" if path.is_dir() else f"no such file.{hint}"
-        raise DataError(problem, path=path)
-    if suffix == ".parquet":
-        values = _read_parquet(path, wanted)
-    else:
-        _check_encoding(path)
-        values = _read_csv(path, wanted) if SUFFIXES[suffix] else _read_jsonl(path, wanted)
+        others = [item.name for item in path.parent.glob("*") if item.suffix.lower() in _READERS]
+        raise DataError(f"no such file.{did_you_mean(path.name, others)}", path=path)
+    values = _READERS[suffix](path, wanted)
     num_rows = len(values[wanted[0]])
     if num_rows == 0:
         raise DataError("no rows; at least one is needed", path=path)
     return Columns(path, num_rows, values)
 
 
-def _check_encoding(path: Path) -> None:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            for _ in lines:
-                pass
-    except UnicodeDecodeError as error:
-        start = path.read_bytes()[:2]
-        guess = "it looks like UTF-16; " if start in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise DataError(
-            f"not UTF-8 ({error.reason}, byte 0x{error.object[error.start]:02x}); {guess}save it "
-            "as UTF-8, for example "
-            f"with `iconv -f {'UTF-16' if guess else 'WINDOWS-1252'} -t UTF-8`",
-            path=path,
-        ) from error
-    except OSError as error:
-        raise DataError(f"can't be read: {error.strerror}", path=path) from error
-
-
 def require(path: Path | str, wanted: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse a choice of columns that a file or split with these names does not have.
+    """Check that a file or split with the columns `names` has each wanted column once.
 
     Raises:
-        DataError: a wanted column is missing, or is there more than once.
+        DataError: a wanted column is missing, or occurs more than once.
     """
     noun = "file" if isinstance(path, Path) else "split"
     for column in wanted:
-        if column not in names:
+        count = list(names).count(column)
+        if count == 1:
+            continue
+        problem = f"the {noun} has this column {count} times; rename one"
+        if not count:
             hint = did_you_mean(column, names)
-            raise DataError(
-                f"no such column; the {noun} has {listing(names)}.{hint}", path=path, column=column
-            )
-        if list(names).count(column) > 1:
-            raise DataError(
-                f"the {noun} has this column more than once; rename one", path=path, column=column
-            )
+            problem = f"no such column; the {noun} has {listing(names)}.{hint}"
+        raise DataError(problem, path=path, column=column)
 
 
 def plain(values: Sequence[Any]) -> list[Any]:
-    """Values as texts and numbers: some writers of parquet store texts as bytes, and decimals."""
+    """Return values with decimals as floats, and with bytes as text where they are UTF-8.
+
+    Some writers of parquet store texts as bytes and numbers as decimals.
+    """
     return [_plain(value) if isinstance(value, Decimal | bytes) else value for value in values]
+
+
+def parquet_label_names(path: Path, column: str) -> tuple[str, ...]:
+    """Return the label names that `datasets` writes into a parquet file's header, if it has any."""
+    import pyarrow.parquet as pq
+
+    try:
+        header = json.loads((pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}"))
+        return tuple(header["info"]["features"][column]["names"])
+    except (ValueError, KeyError, TypeError):
+        return ()
 
 
 def _plain(value: Decimal | bytes) -> float | str | bytes:
@@ -136,58 +127,56 @@ def _plain(value: Decimal | bytes) -> float | str | bytes:
         return value
 
 
-def _read_csv(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    delimiter = SUFFIXES[path.suffix.lower()]
-    _check_separator(path, delimiter)
+@contextmanager
+def _open_text(path: Path) -> Iterator[TextIO]:
+    """Open a text file for reading; text that isn't UTF-8 is an error that says how to mend it."""
     try:
-        try:
-            return _parse_csv(path, wanted, delimiter, block_size=2**20)
-        except pa.ArrowInvalid as error:
-            if "straddling" not in str(error):
-                raise
-        # A row is longer than a block: a long text, or a quote that is never closed.
-        size = min(path.stat().st_size + 1, _LARGEST_BLOCK)
-        return _parse_csv(path, wanted, delimiter, block_size=size)
-    except pa.ArrowInvalid as error:
-        raise _malformed(path, delimiter, str(error)) from error
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            yield lines
+    except UnicodeDecodeError as error:
+        start = path.read_bytes()[:2]
+        guess = "it looks like UTF-16; " if start in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise DataError(
+            f"not UTF-8 ({error.reason}, byte 0x{error.object[error.start]:02x}); {guess}save it "
+            f"as UTF-8, for example with `iconv -f {'UTF-16' if guess else 'WINDOWS-1252'} "
+            "-t UTF-8`",
+            path=path,
+        ) from error
+    except OSError as error:
+        raise DataError(f"can't be read: {error.strerror}", path=path) from error
 
 
-def _parse_csv(
-    path: Path, wanted: Sequence[str], delimiter: str, block_size: int
-) -> dict[str, list[Any]]:
-    parse = pa_csv.ParseOptions(
-        delimiter=delimiter, newlines_in_values=True, invalid_row_handler=None
-    )
-    # Threads would parse faster but lose the row numbers in errors.
-    read = pa_csv.ReadOptions(use_threads=False, block_size=block_size)
-    with pa_csv.open_csv(path, read_options=read, parse_options=parse) as reader:
-        names = reader.schema.names
-    require(path, wanted, names)
-    # Every column as text: guessed types would turn the label 01 into 1 and a text into a date.
-    convert = pa_csv.ConvertOptions(
-        include_columns=list(wanted),
-        column_types=dict.fromkeys(wanted, pa.string()),
-        strings_can_be_null=False,
-    )
-    table = pa_csv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)
-    return {column: table[column].to_pylist() for column in wanted}
+def _read_csv(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+    delimiter = _DELIMITERS[path.suffix.lower()]
+    values: dict[str, list[Any]] = {column: [] for column in wanted}
+    csv.field_size_limit(sys.maxsize)  # the module's default is 128 KiB
+    with _open_text(path) as lines:
+        rows = filter(None, csv.reader(lines, delimiter=delimiter))
+        header = next(rows, [])
+        _check_delimiter(path, header, delimiter)
+        require(path, wanted, header)
+        for row, fields in enumerate(rows, start=1):
+            if len(fields) != len(header):
+                raise DataError(
+                    f"{len(fields)} fields, the header has {len(header)}; a field with a "
+                    f"{delimiter!r}, a line break or a quote must stand in "
+                    '"double quotes", which must be closed',
+                    path=path,
+                    row=row,
+                )
+            for column in wanted:
+                values[column].append(fields[header.index(column)])
+    return values
 
 
-def _check_separator(path: Path, delimiter: str) -> None:
-    """Some programs write ";" into what they call CSV: then all the header is one name.
-
-    Read before the parser, which would stumble over the commas in the rows first.
-    """
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        try:
-            header = next((names for names in csv.reader(lines, delimiter=delimiter) if names), [])
-        except csv.Error:  # the parser says what is wrong
-            return
+def _check_delimiter(path: Path, header: list[str], delimiter: str) -> None:
+    """Refuse a header that has another delimiter: some programs write ";" into CSV files."""
+    if not header:
+        raise DataError("an empty file; a header with the columns' names is needed", path=path)
+    others = _OTHER_DELIMITERS.replace(delimiter, "")
+    found = [other for other in others if len(header) == 1 and other in header[0]]
     # A line break inside a name is a quote that is never closed, as a rule.
-    is_one = len(header) == 1 and "\n" not in header[0]
-    others = _OTHER_SEPARATORS.replace(delimiter, "")
-    found = [other for other in others if is_one and other in header[0]]
-    if found:
+    if found and "\n" not in header[0]:
         raise DataError(
             f"the header has no {delimiter!r}: {header[0]!r}; fields must be separated by "
             f"{delimiter!r}, not by {found[0]!r}",
@@ -195,72 +184,57 @@ def _check_separator(path: Path, delimiter: str) -> None:
         )
 
 
-def _malformed(path: Path, delimiter: str, reason: str) -> DataError:
-    """Turn the parser's message (which counts the header, and repeats the row) into ours."""
-    match = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", reason)
-    if match is None:
-        return DataError(f"not a {path.suffix[1:].upper()} file ({reason[:200]})", path=path)
-    row, expected, found = map(int, match.groups())
-    return DataError(
-        f"{found} fields, the header has {expected}; a field with a {delimiter!r}, a "
-        'line break or a quote must stand in "double quotes", which must be closed',
-        path=path,
-        row=row - 1,
-    )
-
-
 def _read_jsonl(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
     values: dict[str, list[Any]] = {column: [] for column in wanted}
-    row = 0
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            row += 1
-            item = _parse_line(path, row, number, line)
-            _require_keys(path, row, wanted, item)
+    with _open_text(path) as lines:
+        filled = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+        for row, (number, line) in enumerate(filled, start=1):
+            item, problem = _parse_line(line)
+            if problem:
+                raise DataError(f"line {number} {problem}", path=path, row=row)
             for column in wanted:
+                if column not in item:
+                    problem = f"missing; the row has {listing(item)}.{did_you_mean(column, item)}"
+                    raise DataError(problem, path=path, row=row, column=column)
                 values[column].append(item[column])
     return values
 
 
-def _parse_line(path: Path, row: int, number: int, line: str) -> dict[str, Any]:
+def _parse_line(line: str) -> tuple[dict[str, Any], str]:
+    """Return a line's object, and what is wrong with the line, or ""."""
     try:
         item = json.loads(line.strip())
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply, or a number without end"
+        reason = "nested too deeply, or a number with too many digits"
         if isinstance(error, json.JSONDecodeError):
             reason = f"{error.msg} at character {error.colno}"
-        raise DataError(
-            f"line {number} is not JSON ({reason}); each "
-            'line must hold one object like {"text": "...", "label": "..."}',
-            path=path,
-            row=row,
-        ) from error
+        example = '{"text": "...", "label": "..."}'
+        return {}, f"is not JSON ({reason}); each line must hold one object like {example}"
     if not isinstance(item, dict):
-        raise DataError(
-            f"line {number} holds a {type(item).__name__}; each line must hold one object (JSON "
-            "Lines, not one JSON array)",
-            path=path,
-            row=row,
-        )
-    return item
-
-
-def _require_keys(path: Path, row: int, wanted: Sequence[str], item: dict[str, Any]) -> None:
-    for column in wanted:
-        if column not in item:
-            hint = did_you_mean(column, item)
-            raise DataError(
-                f"missing; the row has {listing(item)}.{hint}", path=path, row=row, column=column
-            )
+        kind = type(item).__name__
+        return {}, f"holds a {kind}; each line must hold one object (JSON Lines, not an array)"
+    return item, ""
 
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         require(path, wanted, pq.read_schema(path).names)
         table = pq.read_table(path, columns=list(wanted), partitioning=None)
-        table.validate(full=True)
+        table.validate(full=True)  # text that isn't UTF-8 would fail much later, without a name
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"not a sound parquet file ({error})", path=path) from error
+        raise DataError(
+            f"not a sound parquet file ({error}); write or fetch it again", path=path
+        ) from error
     return {column: plain(table[column].to_pylist()) for column in wanted}
+
+
+_READERS: dict[str, Callable[[Path, Sequence[str]], dict[str, list[Any]]]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".parquet": _read_parquet,
+}

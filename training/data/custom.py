@@ -1,13 +1,9 @@
-"""A task of the user's own: from columns to rows, wherever the columns come from.
+"""Makes a custom task: one that users define by their own rows.
 
-    infer or check labels -> rows -> hold out a validation split if none is given
-
-Columns come from `training.data.custom` or `training.data.hub_dataset`, labels are `training.data.labels`; the result
-is the same `TaskData` that GLUE tasks give.
-
-A task made of the user's own CSV, JSONL or parquet files.
-
-Reading is `training.data.columns`, what the columns mean is `training.data.custom`.
+Columns come from files (`training.data.columns`) or from a data set (`training.data.hub_dataset`).
+Here they become a task and its rows: labels are interpreted (`training.data.labels`), texts are
+checked, and validation rows are held out if there are none. The result is the same `TaskData` as
+that of a GLUE task.
 """
 
 from __future__ import annotations
@@ -16,42 +12,27 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
-from deltas.manifest import NAME_PATTERN, TaskKind
 from training.data.columns import Columns, read_columns
 from training.data.labels import collect_labels, encode_labels, infer_kind
 from training.data.rows import Rows, TaskData, digest_rows, hold_out
 from training.data.tasks import TASKS, Task
 from training.errors import ConfigError, DataError
 
-
-def load_files(train_file: Path, validation_file: Path | None, custom: CustomTask) -> TaskData:
-    """Load a task of the user's own from files.
-
-    Args:
-        train_file: .csv, .tsv, .jsonl, .ndjson or .parquet, UTF-8.
-        validation_file: the same columns; None holds out a fifth of the train file's rows.
-        custom: which columns there are, and what they mean.
-
-    Raises:
-        DataError: the files can't be used; says which file, row and column.
-    """
-    train = read_columns(train_file, custom.columns)
-    validation = None if validation_file is None else read_columns(validation_file, custom.columns)
-    return custom_data(custom, train, validation, "files")
-
+if TYPE_CHECKING:
+    from deltas.manifest import TaskKind
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_SHARE = 0.2
-# Not the run's seed: runs with different seeds must be judged on the same rows.
+_VALIDATION_FRACTION = 0.2
+# Not the run's seed: runs with different seeds must be evaluated on the same rows.
 _SPLIT_SEED = 0
 
 
 @dataclass(frozen=True)
 class CustomTask:
-    """What the user says about the rows of a custom task.
+    """The user's description of a custom task.
 
     Attributes:
         text_columns: one or two.
@@ -70,6 +51,8 @@ class CustomTask:
     kind: str | None = None
 
     def __post_init__(self) -> None:
+        from deltas.manifest import NAME_PATTERN, TaskKind
+
         if not re.fullmatch(NAME_PATTERN, self.name):
             raise ConfigError(
                 f"--name {self.name[:128]!r}: 1 to 128 of a-z, 0-9, dot, dash and underscore are "
@@ -93,8 +76,24 @@ class CustomTask:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns that are read."""
+        """The columns to read: texts first, then the label."""
         return (*self.text_columns, self.label_column)
+
+
+def load_files(train_file: Path, validation_file: Path | None, custom: CustomTask) -> TaskData:
+    """Load a custom task from files.
+
+    Args:
+        train_file: .csv, .tsv, .jsonl, .ndjson or .parquet; texts are UTF-8.
+        validation_file: a file with the same columns; None holds out a fifth of the train rows.
+        custom: the columns to read, and their meaning.
+
+    Raises:
+        DataError: the files can't be used; names the file, row and column.
+    """
+    train = read_columns(train_file, custom.columns)
+    validation = None if validation_file is None else read_columns(validation_file, custom.columns)
+    return custom_data(custom, train, validation, "files")
 
 
 def custom_data(
@@ -103,38 +102,38 @@ def custom_data(
     """Turn columns into a task and its rows.
 
     Args:
-        custom: which columns they are, and what they mean.
+        custom: the user's description of the columns.
         train: rows to train on.
-        validation: rows to judge on; None holds out a fifth of the train rows.
-        source: what `TaskData.source` shall be.
+        validation: rows to evaluate on; None holds out a fifth of the train rows.
+        source: the value for `TaskData.source`.
 
     Raises:
-        DataError: the rows can't be used; says which file or split, row and column.
+        DataError: the rows can't be used; names the file or split, row and column.
     """
-    kind = cast(TaskKind, custom.kind) if custom.kind else infer_kind(train, custom.label_column)
+    kind = cast("TaskKind", custom.kind) if custom.kind else infer_kind(train, custom.label_column)
     labels = collect_labels(train, custom.label_column, kind)
     logger.info("%s: %s, labels: %s", custom.name, kind, ", ".join(labels) or "numbers")
     task = Task(custom.name, kind, labels, custom.text_columns, _metrics(kind, len(labels)))
     train_rows = _rows(task, train, custom.label_column)
     if validation is None:
-        train_rows, judged, note = _held_out(train_rows, kind, train)
+        train_rows, validation_rows, note = _held_out(train_rows, kind, train)
     else:
-        judged = _rows(task, validation, custom.label_column)
-        note = _overlap_note(train_rows, judged, train.noun)
+        validation_rows = _rows(task, validation, custom.label_column)
+        note = _overlap_note(train_rows, validation_rows, train.noun)
     return TaskData(
         task=task,
         source=source,
         note="",
-        digest=digest_rows({task.train_split: train_rows, "validation": judged}),
+        digest=digest_rows({task.train_split: train_rows, "validation": validation_rows}),
         train=train_rows,
-        validation={"validation": judged},
+        validation={"validation": validation_rows},
         validation_notes={"validation": note} if note else {},
     )
 
 
 def _held_out(rows: Rows, kind: TaskKind, columns: Columns) -> tuple[Rows, Rows, str]:
-    """Rows to train on, rows to judge on, and what to say about these."""
-    train, validation = hold_out(rows, kind, VALIDATION_SHARE, _SPLIT_SEED)
+    """Return train rows, validation rows, and a note on the latter."""
+    train, validation = hold_out(rows, kind, _VALIDATION_FRACTION, _SPLIT_SEED)
     if not len(validation):
         raise DataError(
             f"{len(train)} rows are too few to hold out validation rows; add rows, or give "
@@ -154,16 +153,13 @@ def _metrics(kind: TaskKind, num_labels: int) -> tuple[str, ...]:
 
 
 def _rows(task: Task, columns: Columns, label_column: str) -> Rows:
-    texts = list(zip(*(columns.values[field] for field in task.text_fields), strict=True))
-    for field, column in zip(task.text_fields, zip(*texts, strict=True), strict=True):
-        bad = [row for row, value in enumerate(column, 1) if not _is_text(value)]
+    for field in task.text_fields:
+        values = columns.values[field]
+        bad = [row for row, value in enumerate(values, 1) if not _is_text(value)]
         if bad:
-            raise DataError(
-                _text_problem(column[bad[0] - 1], bad, len(column)),
-                path=columns.path,
-                row=bad[0],
-                column=field,
-            )
+            problem = _text_problem(values[bad[0] - 1], bad, len(values))
+            raise DataError(problem, path=columns.path, row=bad[0], column=field)
+    texts = list(zip(*(columns.values[field] for field in task.text_fields), strict=True))
     return Rows(texts, encode_labels(columns, label_column, task.kind, task.labels))
 
 
@@ -181,9 +177,9 @@ def _text_problem(value: object, bad: list[int], num_rows: int) -> str:
     if len(bad) == num_rows:
         return "no row has a text here; is this the right column?"
     blank = value is None or (isinstance(value, str) and not value.strip())
-    what = "no text" if blank else f"{value!r:.100} is not a text"
+    found = "no text" if blank else f"{value!r:.100} is not a text"
     more = f" ({len(bad) - 1:,} more such rows follow)" if len(bad) > 1 else ""
-    return f"{what}{more}; fill it in or drop the row"
+    return f"{found}{more}; fill it in or drop the row"
 
 
 def _overlap_note(train: Rows, validation: Rows, noun: str) -> str:

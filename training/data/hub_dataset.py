@@ -1,13 +1,13 @@
-"""A task made of a data set of the Hugging Face hub, or of a folder that holds one.
+"""Loads a custom task from a data set: one of the Hugging Face hub, or a folder that holds one.
 
-    name -> hub, its cache, or folder -> the two splits' columns -> rows, as for files
-
-What columns mean is `training.data.custom`. No code of a data set is ever run: `datasets` reads data files
-only. Whether the hub answers: `training.data.glue`.
+The data set is fetched, or found in the cache of `datasets`, and two of its splits become columns.
+The columns' meaning is decided in `training.data.custom`, as for files. No code of a data set is
+ever run: `datasets` reads data files only. `training.data.glue` finds out if the hub answers.
 """
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltas.errors import did_you_mean
-from deltas.manifest import DataSetRef
 from training.data.columns import Columns, plain, require
 from training.data.custom import CustomTask, custom_data
-from training.data.glue import HubUnreachableError, cached_builder, why_no_hub
+from training.data.glue import HubUnreachableError, split_files, why_no_hub
 from training.data.rows import TaskData
 from training.errors import ConfigError, DataError, listing
 
-if TYPE_CHECKING:  # `datasets` takes seconds to import; only a run that needs it pays for it.
+if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
@@ -31,12 +30,15 @@ logger = logging.getLogger(__name__)
 _FORM = re.compile(r"(?P<name>[^:@]+)(:(?P<config>[^:@]+))?(@(?P<revision>[^:@]+))?")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LONGEST_REASON = 300
+# Names that `datasets` takes for a reader of the files in the current folder.
+_FORMATS = ("arrow", "csv", "json", "pandas", "parquet", "text")
+_HUB_TIMEOUT_S = 10.0
+_LONGEST_REASON = 300  # characters
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a data set is: what `--dataset` says, taken apart."""
+    """The place of a data set: the parts of the text after `--dataset`."""
 
     name: str
     config: str | None = None
@@ -45,14 +47,19 @@ class Address:
 
     @property
     def shown(self) -> str:
-        """For messages and notes: of a folder only its name."""
+        """The name for messages and notes; only the last part of a folder."""
         name = Path(self.name).resolve().name if self.is_folder else self.name
         return f"{name}:{self.config}" if self.config else name
 
+    @property
+    def title(self) -> str:
+        """The beginning of messages."""
+        return f"data set {self.shown}"
+
 
 @dataclass(frozen=True)
-class Found:
-    """A data set that is there: its splits, what reads one, and its commit where that is known."""
+class _DataSet:
+    """The splits of a data set, a function that reads one, and the commit, if it is known."""
 
     splits: Sequence[str]
     read: Callable[[str], datasets.Dataset]
@@ -60,52 +67,57 @@ class Found:
 
 
 def load_data_set(text: str, splits: tuple[str, str | None], custom: CustomTask) -> TaskData:
-    """Load a task of the user's own from a data set.
+    """Load a custom task from a data set.
 
     Args:
         text: a name on the hub, `owner/name[:config][@revision]`, or `folder[:config]`.
-        splits: to train on, and to judge on; None takes "validation", or where there is none holds
-            out a fifth of the train split's rows.
-        custom: which columns there are, and what they mean.
+        splits: the split to train on and the split to evaluate on. None takes "validation", or
+            holds out a fifth of the train split's rows if there is no such split.
+        custom: the columns to read, and their meaning.
 
     Raises:
-        ConfigError: the text is no name of a data set.
+        ConfigError: the text can't be a data set.
         HubUnreachableError: the hub doesn't answer, and nothing is cached.
-        DataError: the data set can't be used; says which split, row and column.
+        DataError: the data set can't be used; names the split, row and column.
     """
+    from deltas.manifest import DataSetRef
+
     address = parse_address(text)
-    found = _from_folder(address) if address.is_folder else _from_hub(address)
+    data_set = _from_folder(address) if address.is_folder else _from_hub(address)
     train_split, validation_split = splits
-    if validation_split is None and "validation" in found.splits and train_split != "validation":
+    if validation_split is None and "validation" in data_set.splits and train_split != "validation":
         validation_split = "validation"
     for flag, split in (("--train-split", train_split), ("--validation-split", validation_split)):
-        if split is not None and split not in found.splits:
+        if split is not None and split not in data_set.splits:
             raise DataError(
-                f"no split {split!r}; it has {listing(found.splits)}; choose with {flag}."
-                f"{did_you_mean(split, found.splits)}",
-                path=_title(address),
+                f"no split {split!r}; it has {listing(data_set.splits)}; choose with {flag}."
+                f"{did_you_mean(split, data_set.splits)}",
+                path=address.title,
             )
-    train = _columns(address, found, train_split, custom)
-    validation = _columns(address, found, validation_split, custom) if validation_split else None
+    train = _columns(address, data_set, train_split, custom)
+    validation = None
+    if validation_split is not None:
+        validation = _columns(address, data_set, validation_split, custom)
     data = custom_data(custom, train, validation, "folder" if address.is_folder else "hub")
-    known = DataSetRef(
+    ref = DataSetRef(
         name=replace(address, config=None).shown,
         config=address.config,
-        revision=found.commit,
+        revision=data_set.commit,
         train_split=train_split,
         validation_split=validation_split,
     )
-    return replace(data, data_set=known)
+    return replace(data, data_set=ref)
 
 
 def parse_address(text: str) -> Address:
-    """Take what `--dataset` says apart; a folder that is there comes before the hub.
+    """Take the text after `--dataset` apart; an existing folder comes before the hub.
 
     Raises:
-        ConfigError: it can't be a data set.
+        ConfigError: the text can't be a data set.
     """
     if Path(text).is_dir():
         return Address(text, is_folder=True)
+    problem = ""
     match = _FORM.fullmatch(text)
     if match is None:
         raise ConfigError(
@@ -114,76 +126,103 @@ def parse_address(text: str) -> Address:
         )
     address = Address(match["name"], match["config"], match["revision"])
     if Path(address.name).is_dir():
-        if address.revision:
-            raise ConfigError(f"--dataset {text!r}: that is a folder, which has no revisions")
-        return replace(address, is_folder=True)
-    if Path(address.name).exists():
-        raise ConfigError(f"--dataset {text!r}: that is a file; files go with --train-file")
-    if not _HUB_NAME.fullmatch(address.name):
-        raise ConfigError(
-            f"--dataset {text!r}: no such folder, and no name that the hub could have"
-        )
+        if not address.revision:
+            return replace(address, is_folder=True)
+        problem = "that is a folder, which has no revisions"
+    elif Path(address.name).exists():
+        problem = "that is a file; files go with --train-file"
+    elif not _HUB_NAME.fullmatch(address.name):
+        problem = "no such folder, and no name that the hub could have"
+    elif address.name in _FORMATS:
+        problem = "that is a format, not a data set; files go with --train-file"
+    if problem:
+        raise ConfigError(f"--dataset {text!r}: {problem}")
     return address
 
 
-def _from_folder(address: Address) -> Found:
+def _from_folder(address: Address) -> _DataSet:
     import datasets
 
     folder = Path(address.name)
-    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
-    if not saved:
+    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return _build(str(folder.resolve()), address)
     if address.config:
-        raise DataError(f"no configuration {address.config!r}; it has none", path=_title(address))
+        raise DataError(f"no configuration {address.config!r}; it has none", path=address.title)
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:
-        raise DataError(f"can't be read: {_reason(error)}", path=_title(address)) from error
+        raise DataError(f"can't be read: {_reason(error)}", path=address.title) from error
     by_split = {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
-    return Found(list(by_split), by_split.__getitem__)
+    return _DataSet(list(by_split), by_split.__getitem__)
 
 
-def _from_hub(address: Address) -> Found:
-    """From the cache if it has the commit that is asked for, or no hub is there."""
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+def _from_hub(address: Address) -> _DataSet:
+    """Fetch a data set, or use the cached copy of a pinned commit, or any copy without a hub."""
+    from huggingface_hub import HfApi
 
-    if address.name in _PACKAGED_DATASETS_MODULES:  # `datasets` would read the current folder
-        raise ConfigError(
-            f"--dataset {address.name!r} is a format, not a data set; files go with --train-file"
-        )
     if _COMMIT.fullmatch(address.revision or "") and (cached := _from_cache(address)):
         return cached
     reason = why_no_hub(address.name, address.revision or "main")
     if not reason:
-        return _build(address.name, address)
+        try:
+            commit = (
+                HfApi()
+                .dataset_info(address.name, revision=address.revision, timeout=_HUB_TIMEOUT_S)
+                .sha
+            )
+        except Exception as error:  # noqa: BLE001 - of the hub or of its HTTP client
+            reason = _reason(error)
+        else:
+            return _build(address.name, address, commit)
     cached = None if address.revision else _from_cache(address)
     if cached is None:
-        raise _unreachable(address, reason)
+        of_revision = f" of {address.revision}" if address.revision else ""
+        raise HubUnreachableError(
+            f"no such folder, and the Hugging Face hub can't be used: {reason}. No "
+            f"copy{of_revision} is in its cache. Check the name, give a folder that holds the data "
+            "set, or set HF_ENDPOINT to a mirror",
+            path=address.title,
+        )
     logger.warning(
-        "%s: taking the cached copy of commit %s, since %s", _title(address), cached.commit, reason
+        "%s: taking the cached copy of commit %s, since %s", address.title, cached.commit, reason
     )
     return cached
 
 
-def _from_cache(address: Address) -> Found | None:
-    """The copy of the commit that was asked for, or the latest one."""
-    builder = cached_builder(address.name, address.config, address.revision)
-    return builder and _found(builder)
+def _from_cache(address: Address) -> _DataSet | None:
+    """Return the copy of the pinned commit in the cache of `datasets`, or the latest copy."""
+    from datasets import Dataset, DatasetInfo, concatenate_datasets, config
+
+    owner, _, name = address.name.rpartition("/")
+    prefix = f"{owner}___" if owner else ""
+    chosen = glob.escape(address.config) if address.config else "*"
+    pattern = f"{prefix}*/{chosen}/*/{address.revision or '*'}/dataset_info.json"
+    copies: dict[Path, DatasetInfo] = {}
+    for path in Path(config.HF_DATASETS_CACHE).glob(pattern):
+        folder = path.parent
+        cached_name = folder.parts[-4].removeprefix(prefix)
+        # `datasets` writes MyRows as my_rows.
+        is_same = cached_name.replace("_", "").lower() == name.replace("_", "").lower()
+        if is_same and _COMMIT.fullmatch(folder.name):
+            info = DatasetInfo.from_directory(str(folder))
+            # A copy of some files, or with options, has a longer name than its configuration.
+            if info.config_name == folder.parts[-3]:
+                copies[folder] = info
+    if len({info.config_name for info in copies.values()}) != 1:
+        return None
+    latest = max(copies, key=lambda folder: folder.stat().st_mtime)
+    info = copies[latest]
+
+    def read(split: str) -> datasets.Dataset:
+        files = split_files(latest, f"{info.dataset_name}-{split}.arrow")
+        return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+
+    return _DataSet(list(info.splits or {}), read, latest.name)
 
 
-def _unreachable(address: Address, reason: str) -> HubUnreachableError:
-    of = f" of {address.revision}" if address.revision else ""
-    return HubUnreachableError(
-        f"no such folder, and the Hugging Face hub can't be used: {reason}. No copy{of} is in its "
-        "cache. Try again, give a folder that holds the data set, or set HF_ENDPOINT to a mirror",
-        path=_title(address),
-    )
-
-
-def _build(source: str, address: Address) -> Found:
-    """Have `datasets` fetch and read all splits; data of strangers can fail in any way."""
+def _build(source: str, address: Address, commit: str | None = None) -> _DataSet:
+    """Let `datasets` fetch and read all splits; foreign data can fail in any way."""
     import datasets
-    from datasets.packaged_modules.cache.cache import Cache
 
     try:
         builder = datasets.load_dataset_builder(source, address.config, revision=address.revision)
@@ -191,30 +230,23 @@ def _build(source: str, address: Address) -> Found:
     except Exception as error:
         problem = _config_problem(source, address) if type(error) is ValueError else ""
         raise DataError(
-            problem or f"can't be read: {_reason(error)}", path=_title(address)
+            problem or f"can't be read: {_reason(error)}", path=address.title
         ) from error
-    if isinstance(builder, Cache) and address.revision not in (None, builder.hash):
-        # `datasets` falls back to the cache when a repository is gone, whatever was asked for.
-        raise _unreachable(address, "it does not give out this data set")
-    return _found(builder)
-
-
-def _found(builder: Any) -> Found:
+    if commit not in (None, builder.hash):  # on any failure `datasets` takes what is in its cache
+        problem = f"can't be read: commit {commit} was asked for, {builder.hash} found; try again"
+        raise DataError(problem, path=address.title)
     splits = builder.info.splits or {}
 
     def read(split: str) -> datasets.Dataset:
         if splits[split].num_examples:
             return builder.as_dataset(split=split)
-        from datasets import Dataset
+        return datasets.Dataset.from_dict({name: [] for name in builder.info.features})
 
-        return Dataset.from_dict({name: [] for name in builder.info.features})
-
-    commit = str(builder.hash)
-    return Found(list(splits), read, commit if _COMMIT.fullmatch(commit) else None)
+    return _DataSet(list(splits), read, commit)
 
 
 def _config_problem(source: str, address: Address) -> str:
-    """What is wrong with the configuration that was asked for; "" when it is not that."""
+    """Return the problem with the configuration that was asked for, or "" if there is none."""
     import datasets
 
     try:
@@ -230,52 +262,51 @@ def _config_problem(source: str, address: Address) -> str:
     return f"no configuration {address.config!r}; it has {listing(names)}.{hint}"
 
 
-def _columns(address: Address, found: Found, split: str, custom: CustomTask) -> Columns:
-    where = f"{_title(address)}, split {split}"
+def _columns(address: Address, data_set: _DataSet, split: str, custom: CustomTask) -> Columns:
+    title = f"{address.title}, split {split}"
     try:
-        dataset = found.read(split).with_format(None)
+        rows = data_set.read(split).with_format(None)
     except Exception as error:
-        raise DataError(f"can't be read: {_reason(error)}", path=where) from error
-    require(where, custom.columns, dataset.column_names)
-    if not len(dataset):
-        raise DataError("no rows; at least one is needed", path=where)
-    values = {column: _values(dataset, column, where) for column in custom.columns}
-    return Columns(where, len(dataset), values, _names(dataset.features[custom.label_column]))
+        raise DataError(f"can't be read: {_reason(error)}", path=title) from error
+    require(title, custom.columns, rows.column_names)
+    if not len(rows):
+        raise DataError("no rows; at least one is needed", path=title)
+    values = {column: _values(rows, column, title) for column in custom.columns}
+    return Columns(title, len(rows), values, _label_names(rows.features[custom.label_column]))
 
 
-def _values(dataset: datasets.Dataset, column: str, where: str) -> list[Any]:
+def _values(rows: datasets.Dataset, column: str, title: str) -> list[Any]:
     try:
-        values = plain(dataset[column][:])
+        values = plain(rows[column][:])
     except Exception as error:  # decoding pictures and sounds needs libraries
-        raise DataError(f"can't be read: {_reason(error)}", path=where, column=column) from error
-    names = _names(dataset.features[column])
+        raise DataError(f"can't be read: {_reason(error)}", path=title, column=column) from error
+    names = _label_names(rows.features[column])
     return [_named(value, names) for value in values] if names else values
 
 
-def _names(feature: Any) -> tuple[str, ...]:
-    """The names of a column of class labels, or of lists of them; else none."""
+def _label_names(feature: Any) -> tuple[str, ...]:
+    """Return the names of a column of class labels, or of lists of them; () for other columns."""
     return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
 
 
 def _named(value: Any, names: tuple[str, ...]) -> Any:
-    """The name of a code; -1 means that a row has none, as in many test splits."""
+    """Return the name of a code; -1 means that a row has no label, as in many test splits."""
     if isinstance(value, list):
         return [_named(part, names) for part in value]
     return None if value is None or value < 0 else names[value]
 
 
-def _title(address: Address) -> str:
-    return f"data set {address.shown}"
-
-
 def _reason(error: Exception) -> str:
-    """The library's own words on one line; what went wrong in a file is the cause of its error."""
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    """Return a library's message on one line; a file's error is the cause of the library's."""
+    from datasets.exceptions import DatasetGenerationError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+    if isinstance(error, RevisionNotFoundError):
+        return "the data set has no such revision"
+    if isinstance(error, RepositoryNotFoundError):
+        return "there is no such data set, or you may not read it (try `hf auth login`)"
     found: BaseException = error
     if type(error) is DatasetGenerationError and error.__cause__:
         found = error.__cause__
     words = " ".join(str(found).split()) or type(found).__name__
-    if isinstance(error, DatasetNotFoundError):
-        words += " Check its name; a private one needs `hf auth login`"
     return words if len(words) <= _LONGEST_REASON else f"{words[:_LONGEST_REASON]}..."

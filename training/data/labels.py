@@ -1,7 +1,7 @@
-"""What a label column means: its kind, its label names in order, and each row's code.
+"""Interprets a label column: its kind, its label names in order, and each row's code.
 
-Used for rows of the user's own (`training.data.custom`). GLUE's labels are a table instead:
-`training.data.tasks`.
+Used for custom tasks (`training.data.custom`), whose columns come from `training.data.columns` or
+`training.data.hub_dataset`. The labels of GLUE are a table instead: `training.data.tasks`.
 """
 
 from __future__ import annotations
@@ -10,36 +10,36 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from deltas.errors import did_you_mean
-from deltas.manifest import TaskKind
 from training.data.columns import Columns
-from training.data.rows import Labels
 from training.errors import DataError, listing
+
+if TYPE_CHECKING:
+    from deltas.manifest import TaskKind
+    from training.data.rows import Labels
 
 logger = logging.getLogger(__name__)
 
 SEPARATOR = "|"
 _INTEGER = re.compile(r"[+-]?\d+")
 _MOST_LABELS = 1000
-_LONGEST_LABEL = 256
-_LARGEST_NUMBER = 1e18  # float32 has no room for the squares of larger ones
+_LONGEST_LABEL = 256  # characters
+_LARGEST_NUMBER = 1e18  # the squares of larger numbers overflow float32
 
 
 def infer_kind(columns: Columns, column: str) -> TaskKind:
-    """Lists are multi-label, numbers some of which have a fraction are regression, else labels.
+    """Infer a task's kind: lists are multi-label, numbers with fractions regression, else labels.
 
-    1.0 has none: pandas writes integers like that where a column has gaps. In CSV a list is a text
+    1.0 has no fraction: pandas writes integers so where a column has gaps. In CSV a list is a text
     with "|", and a number is any text that reads as one.
 
     Raises:
-        DataError: most values are numbers with fractions, but not all: one of them is a mistake.
+        DataError: most values are numbers with fractions, but not all; a value is a mistake.
     """
-    values = {
-        row: value for row, value in enumerate(columns.values[column], 1) if not _is_blank(value)
-    }
+    values = {row: v for row, v in enumerate(columns.values[column], 1) if not _is_blank(v)}
     if columns.is_text_only:
         if any(SEPARATOR in value for value in values.values()):
             return "multi_label"
@@ -52,20 +52,18 @@ def infer_kind(columns: Columns, column: str) -> TaskKind:
         return "single_label"
     strays = [row for row, number in zip(values, numbers, strict=True) if number is None]
     if 0 < 2 * len(strays) < len(values):
-        raise DataError(
+        problem = (
             f"{values[strays[0]]!r} is not a number, though most labels here are; mend or drop the "
-            "row, or say what is meant: --kind single_label takes all of them for names",
-            path=columns.path,
-            row=strays[0],
-            column=column,
+            "row, or use --kind single_label to take all of them for names"
         )
+        raise _bad(columns, column, problem, strays[0])
     return "single_label" if strays else "regression"
 
 
 def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, ...]:
-    """The label names of a train file: integers by value, names by letters.
+    """Return the label names of the train rows: integers by value, other names alphabetically.
 
-    A data set that states its labels has them in its own order; those without a row are left out.
+    A data set that states its labels keeps its own order; labels without a row are left out.
 
     Raises:
         DataError: a value can't be a label, or there are too few or implausibly many labels.
@@ -77,28 +75,12 @@ def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, 
     if not any(rows):
         raise _no_labels(columns, column)
     counts = Counter(name for names in rows for name in names)
-    fewest = 2 if kind == "single_label" else 1
-    if len(counts) < fewest:
-        raise DataError(
-            f"{len(counts)} distinct label ({listing(counts)}); at least {fewest} needed to learn "
-            "anything",
-            path=columns.path,
-            column=column,
-        )
-    never_repeated = len(counts) > 10 and max(counts.values()) == 1
-    if len(counts) > _MOST_LABELS or never_repeated:
-        raise DataError(
-            f"{len(counts):,} distinct labels in {columns.num_rows:,} rows; is this the label "
-            "column? At most "
-            f"{_MOST_LABELS:,} are possible, and some must repeat. For numbers to be predicted use "
-            "--kind regression",
-            path=columns.path,
-            column=column,
-        )
+    _check_counts(columns, column, counts, fewest=2 if kind == "single_label" else 1)
     once = sorted(name for name, count in counts.items() if count == 1)
     if once:
         logger.warning(
-            "%s, row %d, column %r: %d of %d labels occur in one row only and can't be judged: %s",
+            "%s, row %d, column %r: %d of %d labels occur in one row only and can't be evaluated: "
+            "%s",
             columns.name,
             1 + next(number for number, names in enumerate(rows) if once[0] in names),
             column,
@@ -113,14 +95,14 @@ def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, 
 
 
 def encode_labels(columns: Columns, column: str, kind: TaskKind, labels: Sequence[str]) -> Labels:
-    """Each row's code, value, or list of 0 and 1.
+    """Return each row's code, value, or list of 0 and 1.
 
     Raises:
         DataError: a value doesn't fit the kind, or isn't one of `labels`; names the first such row
-            and counts the rest.
+            and counts the others.
     """
     if kind == "regression":
-        return _values(columns, column)
+        return _numbers(columns, column)
     codes = {label: code for code, label in enumerate(labels)}
     rows = _names(columns, column, kind)
     unknown = [
@@ -128,28 +110,46 @@ def encode_labels(columns: Columns, column: str, kind: TaskKind, labels: Sequenc
     ]
     if unknown:
         row, name = unknown[0]
-        hint = did_you_mean(name, codes)
         more = f" ({len(unknown) - 1:,} more such labels follow)" if len(unknown) > 1 else ""
-        raise DataError(
+        problem = (
             f"label {name!r} does not occur in the train {columns.noun}{more}; allowed: "
-            f"{listing(codes)}.{hint}",
-            path=columns.path,
-            row=row,
-            column=column,
+            f"{listing(codes)}.{did_you_mean(name, codes)}"
         )
+        raise _bad(columns, column, problem, row)
     if kind == "single_label":
         return [codes[names[0]] for names in rows]
     return [[int(label in names) for label in labels] for names in rows]
 
 
-def _sort_key(names: Counter[str]) -> Any:
+def _bad(columns: Columns, column: str, problem: str, row: int | None = None) -> DataError:
+    return DataError(problem, path=columns.path, row=row, column=column)
+
+
+def _check_counts(columns: Columns, column: str, counts: Counter[str], fewest: int) -> None:
+    if len(counts) < fewest:
+        problem = (
+            f"{len(counts)} distinct label ({listing(counts)}); at least {fewest} needed to learn "
+            "anything"
+        )
+        raise _bad(columns, column, problem)
+    never_repeated = len(counts) > 10 and max(counts.values()) == 1
+    if len(counts) > _MOST_LABELS or never_repeated:
+        problem = (
+            f"{len(counts):,} distinct labels in {columns.num_rows:,} rows; is this the label "
+            f"column? At most {_MOST_LABELS:,} labels are possible, and some must repeat. To "
+            "predict numbers use --kind regression"
+        )
+        raise _bad(columns, column, problem)
+
+
+def _sort_key(names: Counter[str]) -> Callable[[str], Any]:
     if all(_INTEGER.fullmatch(name) for name in names):
         return lambda name: (int(name), name)
-    return lambda name: (name,)
+    return str
 
 
 def _names(columns: Columns, column: str, kind: TaskKind) -> list[list[str]]:
-    """Label names of every row: exactly one for single label, any number for multi label."""
+    """Return the label names of every row: exactly one for single label, any number otherwise."""
     values = columns.values[column]
     blank = [row for row, value in enumerate(values, 1) if _is_blank(value)]
     if blank and kind == "single_label":
@@ -162,7 +162,7 @@ def _names(columns: Columns, column: str, kind: TaskKind) -> list[list[str]]:
         try:
             rows.append(list(dict.fromkeys(_name(part) for part in parts)))
         except ValueError as error:
-            raise DataError(str(error), path=columns.path, row=row, column=column) from error
+            raise _bad(columns, column, str(error), row) from error
     return rows
 
 
@@ -171,31 +171,30 @@ def _is_blank(value: Any) -> bool:
 
 
 def _no_labels(columns: Columns, column: str, blank: Sequence[int] = ()) -> DataError:
-    """The error for rows without a label; without `blank`, for a column of such rows."""
-    place = "column" if columns.noun == "file" else "split and column"
-    problem = f"no row has a label here; is this the right {place}?"
+    """Make the error for blank rows; without `blank`, for a column in which no row has a label."""
+    checked = "column" if columns.noun == "file" else "split and column"
+    problem = f"no row has a label here; is this the right {checked}?"
     if 0 < len(blank) < columns.num_rows:
         more = f" ({len(blank) - 1:,} more such rows follow)" if len(blank) > 1 else ""
         problem = f"no label{more}; fill it in or drop the row"
-    return DataError(problem, path=columns.path, row=blank[0] if blank else 1, column=column)
+    return _bad(columns, column, problem, blank[0] if blank else 1)
 
 
 def _parts(columns: Columns, column: str, row: int, value: Any) -> list[Any]:
     if columns.is_text_only:
         return value.split(SEPARATOR) if value.strip() else []
     if not isinstance(value, list):
-        raise DataError(
-            f"{value!r} is not a list; a multi-label row holds a list of labels, which may be "
-            "empty",
-            path=columns.path,
-            row=row,
-            column=column,
-        )
+        problem = f"{value!r} is not a list; a multi-label row holds a list, which may be empty"
+        raise _bad(columns, column, problem, row)
     return value
 
 
 def _name(value: Any) -> str:
-    """A label's name; 1.0 is "1", because that is how pandas writes integers with gaps."""
+    """Return a label's name; 1.0 is "1", because pandas writes integers so in columns with gaps.
+
+    Raises:
+        ValueError: the value can't be a label's name.
+    """
     if value is None or value == "":
         raise ValueError("no label; fill it in or drop the row")
     if isinstance(value, bool):
@@ -230,40 +229,33 @@ def _as_number(value: Any) -> float | None:
 
 
 def _check_numbers_differ(columns: Columns, column: str) -> None:
-    """A train file whose rows all have one number teaches nothing."""
-    values = columns.values[column]
-    if all(map(_is_blank, values)):
+    if all(map(_is_blank, columns.values[column])):
         raise _no_labels(columns, column)
-    numbers = set(_values(columns, column))
+    numbers = set(_numbers(columns, column))
     if len(numbers) < 2:
-        raise DataError(
+        problem = (
             f"every row has the number {numbers.pop():g}; at least 2 different ones needed to "
-            "learn anything",
-            path=columns.path,
-            column=column,
+            "learn anything"
         )
+        raise _bad(columns, column, problem)
 
 
-def _values(columns: Columns, column: str) -> list[float]:
-    values = []
+def _numbers(columns: Columns, column: str) -> list[float]:
+    numbers = []
     for row, value in enumerate(columns.values[column], start=1):
         number = _as_number(value)
+        problem = ""
         if number is None:
-            raise DataError(
+            problem = (
                 f"{value!r} is not a finite number, which a regression task needs; mend or drop "
-                "the row, or use "
-                "--kind single_label",
-                path=columns.path,
-                row=row,
-                column=column,
+                "the row, or use --kind single_label"
             )
-        if abs(number) > _LARGEST_NUMBER:
-            raise DataError(
+        elif abs(number) > _LARGEST_NUMBER:
+            problem = (
                 f"{number:g} is too large; numbers from -{_LARGEST_NUMBER:g} to "
-                f"{_LARGEST_NUMBER:g} can be learnt",
-                path=columns.path,
-                row=row,
-                column=column,
+                f"{_LARGEST_NUMBER:g} can be learned"
             )
-        values.append(number)
-    return values
+        if number is None or problem:
+            raise _bad(columns, column, problem, row)
+        numbers.append(number)
+    return numbers

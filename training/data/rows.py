@@ -1,6 +1,7 @@
-"""Rows in memory: what every data source hands to training.
+"""Rows in memory: the form in which every data source hands its rows to training.
 
-`training.data.glue`, `training.data.custom` and `training.data.sample` make these; the training loop reads them.
+`training.data.glue`, `training.data.custom` and `training.data.sample` make them, and the training
+loop reads them. Drawing subsets, holding out rows and the digest of rows are here as well.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from deltas.manifest import DataSetRef, TaskKind
-from training.data.tasks import Task
 from training.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deltas.manifest import DataSetRef, TaskKind
+    from training.data.tasks import Task
 
 Labels = list[int] | list[float] | list[list[int]]
 
@@ -24,9 +28,9 @@ class Rows:
     """Texts and labels of one split, in order.
 
     Attributes:
-        texts: one tuple a row, one string for each of the task's text fields.
-        labels: codes (single label), values (regression), or lists of 0 and 1 as wide as the labels
-            (multi label).
+        texts: one tuple a row, with one string for each of the task's text fields.
+        labels: codes (single label), values (regression), or lists of 0 and 1, one for each label
+            of the task (multi label).
     """
 
     texts: list[tuple[str, ...]]
@@ -36,7 +40,7 @@ class Rows:
         return len(self.texts)
 
     def take(self, positions: Iterable[int]) -> Rows:
-        """The rows at these positions, in this order."""
+        """Return the rows at these positions, in this order."""
         chosen = list(positions)
         labels: list[object] = [self.labels[position] for position in chosen]
         return Rows([self.texts[position] for position in chosen], labels)  # type: ignore[arg-type]
@@ -44,18 +48,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class TaskData:
-    """All rows of one task that a run may see.
+    """All rows of one task that a run may use.
 
     Attributes:
-        task: what the rows mean.
+        task: the meaning of the rows.
         source: "hub", "folder", "sample" or "files".
-        note: what a reader of results must know about the train rows; "" when they are the
-            published ones.
-        digest: SHA-256 of train and validation rows, the same whichever source they came from.
-        train: rows to train on (and to split a selection set from).
-        validation: rows to judge on, by split name.
+        note: a remark on the train rows for readers of results; "" for the published rows.
+        digest: SHA-256 of train and validation rows; the same for every source.
+        train: rows to train on (a selection set is split from them).
+        validation: rows to evaluate on, by split name.
         validation_notes: like `note`, for each validation split that needs one.
-        data_set: which data set the rows are from, if the user named one.
+        data_set: the data set of the rows, if the user named one.
     """
 
     task: Task
@@ -71,27 +74,26 @@ class TaskData:
         """Keep `train_rows` of the train rows, drawn by `seed`; validation stays whole.
 
         Smaller subsets of the same seed are contained in larger ones, and every label of the train
-        set occurs, so that curves over the number of rows compare like with like.
+        set occurs, so that points of a curve over the number of rows are comparable.
 
         Raises:
-            ConfigError: fewer rows than labels, or more than there are. Never rounded to what
-                exists: a point of a size curve must have the size that it says.
+            ConfigError: fewer rows than labels, or more rows than there are. The number is never
+                rounded: a point of a size curve must have the size that it says.
         """
         labels = [_label_key(label) for label in self.train.labels]
         distinct = len(set(labels)) if self.task.kind == "single_label" else 1
         if not distinct <= train_rows <= len(self.train):
             raise ConfigError(
                 f"--train-rows {train_rows}: {self.task.name} has {len(self.train):,} train rows "
-                "and needs at least "
-                f"{distinct}; give a number from {distinct} to {len(self.train)}, or leave the "
-                "option out to use all"
+                f"and needs at least {distinct}; give a number from {distinct} to "
+                f"{len(self.train)}, or leave the option out to use all"
             )
         order = list(range(len(self.train)))
         random.Random(seed).shuffle(order)
         if self.task.kind == "single_label":
             first = {labels[position]: position for position in reversed(order)}
-            heads = set(first.values())
-            order.sort(key=lambda position: position not in heads)
+            one_of_each = set(first.values())
+            order.sort(key=lambda position: position not in one_of_each)
         train = self.train.take(sorted(order[:train_rows]))
         note = f"{train_rows:,} of {len(self.train):,} train rows drawn with seed {seed}"
         return replace(
@@ -102,14 +104,15 @@ class TaskData:
         )
 
 
-def hold_out(rows: Rows, kind: TaskKind, share: float, seed: int) -> tuple[Rows, Rows]:
-    """Split rows in two: keep all but about `share` of each label's, drawn by the seed.
+def hold_out(rows: Rows, kind: TaskKind, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Split rows in two: the rows that are kept, and about `fraction` of each label's, held out.
 
-    Rows with the same texts stay on one side, or the second part would judge memory. Every label
-    keeps a row, of several in a row too.
+    Rows with the same texts stay on one side; otherwise the held-out rows would measure memory.
+    Every label keeps a row, also where rows have several labels.
 
     Returns:
-        The rows that are kept, and those held out, each in their order; the second may be empty.
+        The rows that are kept and the rows that are held out, each in their order; the second part
+        may be empty.
     """
     by_text: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for position, texts in enumerate(rows.texts):
@@ -123,7 +126,7 @@ def hold_out(rows: Rows, kind: TaskKind, share: float, seed: int) -> tuple[Rows,
     for _, groups in sorted(strata.items(), key=lambda item: str(item[0])):
         rng.shuffle(groups)
         most = len(groups) - 1
-        count = min(most, max(1, round(share * len(groups))))
+        count = min(most, max(1, round(fraction * len(groups))))
         for group in groups:
             labels = _labels_of(rows, group, kind)
             if count and all(left[label] > 1 for label in labels):
@@ -135,17 +138,12 @@ def hold_out(rows: Rows, kind: TaskKind, share: float, seed: int) -> tuple[Rows,
 
 
 def _labels_of(rows: Rows, group: Iterable[int], kind: TaskKind) -> set[object]:
-    """The labels that some rows have; numbers are none."""
+    """Return the codes of the labels that a group of rows has; regression has none."""
     labels = [rows.labels[position] for position in group]
     if kind == "single_label":
         return set(labels)
-    return {
-        place
-        for cells in labels
-        if isinstance(cells, list)
-        for place, cell in enumerate(cells)
-        if cell
-    }
+    lists = [label for label in labels if isinstance(label, list)]
+    return {code for label in lists for code, is_set in enumerate(label) if is_set}
 
 
 def _label_key(label: int | float | list[int]) -> object:
@@ -153,7 +151,7 @@ def _label_key(label: int | float | list[int]) -> object:
 
 
 def digest_rows(splits: Mapping[str, Rows]) -> str:
-    """SHA-256 over split names, texts and labels, in order; independent of platform and source."""
+    """Return the SHA-256 of split names, texts and labels, in order, as manifests store it."""
     state = hashlib.sha256()
     for split, rows in splits.items():
         state.update(f"{split} {len(rows)}\n".encode())

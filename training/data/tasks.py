@@ -1,32 +1,36 @@
 """The nine GLUE tasks as a table, exactly as `nyu-mll/glue` on the Hugging Face hub has them.
 
-A label's position in `labels` is its code in the data and its output in the head; reordering would
-silently permute answers, so a test compares this table with real rows. Where rows come from:
-`training.data.glue`. Own tasks: `training.data.custom`.
+A label's position in `labels` is its code in the data and its output in the head. Another order
+would silently permute answers, so a test compares this table with real rows. Rows come from
+`training.data.glue`; tasks that users define are made in `training.data.custom`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from deltas.manifest import TaskKind
 from training.errors import TaskError
+
+if TYPE_CHECKING:
+    from deltas.manifest import TaskKind
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a row looks like, what its answer means and how answers are judged.
+    """A text-classification task: the form of its rows, its labels and its metrics.
 
     Attributes:
-        name: as users type it.
+        name: the name that users type.
         kind: "single_label", "multi_label" or "regression".
         labels: names in the order of their codes; empty for regression.
         text_fields: one or two column names.
-        metrics: names understood by `training.run.evaluation`; the first is the primary one.
-        validation_splits: judged, never trained on; the first stands for the task.
-        value_range: lowest and highest label allowed in regression; None is any finite number.
-        canonical_rows: rows of each split in the published data set, so that a sample of it can be
-            called one.
+        metrics: names that `training.run.evaluation` knows; the first is the primary one.
+        train_split: the split to train on.
+        validation_splits: evaluated, never trained on; the first stands for the task.
+        value_range: lowest and highest label allowed in regression; None allows any finite number.
+        canonical_rows: rows of each split in the published data set, so that a part of it can be
+            recognised.
     """
 
     name: str
@@ -43,6 +47,11 @@ class Task:
     def primary_metric(self) -> str:
         """The metric that selects the best state and stands for the task in tables."""
         return self.metrics[0]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All splits, the train split first."""
+        return (self.train_split, *self.validation_splits)
 
 
 def _glue(
@@ -66,7 +75,7 @@ def _glue(
 
 _ENTAILMENT = ("entailment", "not_entailment")
 _PAIR = ("sentence1", "sentence2")
-# GLUE averages accuracy and F1 for MRPC and QQP; accuracy comes first here because it is defined
+# GLUE averages accuracy and F1 for MRPC and QQP. Accuracy comes first here because it is defined
 # the same for every task with labels, so that one sweep can rank runs of all of them.
 _ACCURACY_F1 = ("accuracy", "f1")
 
@@ -117,22 +126,16 @@ TASKS: dict[str, Task] = {
             {"train": 104743, "validation": 5463},
         ),
         _glue("rte", _ENTAILMENT, _PAIR, ("accuracy",), {"train": 2490, "validation": 277}),
-        _glue(
-            "wnli",
-            ("not_entailment", "entailment"),
-            _PAIR,
-            ("accuracy",),
-            {"train": 635, "validation": 71},
-        ),
+        _glue("wnli", _ENTAILMENT[::-1], _PAIR, ("accuracy",), {"train": 635, "validation": 71}),
     )
 }
 
 
 def find_task(name: str) -> Task:
-    """The task of that name.
+    """Return the GLUE task of that name.
 
     Raises:
-        TaskError: there is none; names near matches and all that exist.
+        TaskError: no task has the name; lists near matches and all tasks.
     """
     if name not in TASKS:
         raise TaskError(name, TASKS)

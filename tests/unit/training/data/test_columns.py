@@ -1,4 +1,4 @@
-"""Reading CSV, JSONL and parquet: what arrives, and what is said about broken files."""
+"""Values arrive unchanged from CSV, JSONL and parquet, and broken files get clear errors."""
 
 from __future__ import annotations
 
@@ -166,7 +166,9 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_and_one_without_rows(tmp_path: Path) -> None:
-    assert "not a CSV file (Empty CSV file)" in str(refused(write(tmp_path, "a.csv", "")))
+    assert "an empty file; a header with the columns' names is needed" in str(
+        refused(write(tmp_path, "a.csv", ""))
+    )
     assert "no rows" in str(refused(write(tmp_path, "b.csv", "text,label\n")))
     assert "no rows" in str(refused(write(tmp_path, "c.jsonl", "\n")))
 
@@ -181,7 +183,7 @@ def test_a_missing_column_gets_near_matches(tmp_path: Path) -> None:
 
 def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
     error = refused(write(tmp_path, "a.csv", "text,text,label\na,b,1\n"))
-    assert "more than once" in str(error)
+    assert "has this column 2 times; rename one" in str(error)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
@@ -213,7 +215,7 @@ def test_a_broken_line(tmp_path: Path, line: str, problem: str) -> None:
 
 def test_a_json_array_is_not_jsonl(tmp_path: Path) -> None:
     error = refused(write(tmp_path, "a.jsonl", '[{"text": "a", "label": 1}]\n'))
-    assert "JSON Lines, not one JSON array" in str(error)
+    assert "JSON Lines, not an array" in str(error)
 
 
 def test_a_file_that_is_not_parquet(tmp_path: Path) -> None:

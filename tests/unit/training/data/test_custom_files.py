@@ -83,7 +83,7 @@ def test_a_label_with_one_row_stays_in_train(
     data = load(write(tmp_path / "train.jsonl", rows))
     assert data.task.metrics == ("accuracy", "macro_f1")
     assert ("only",) in data.train.texts
-    assert "can't be judged: rare" in caplog.text
+    assert "can't be evaluated: rare" in caplog.text
 
 
 def test_too_few_rows_to_hold_any_out(tmp_path: Path) -> None:

@@ -1,14 +1,9 @@
-"""A data set as a task of one's own: real ones in folders, and a server that answers like the hub.
-
-`datasets` reads its settings at import, so each case with a hub is a process of its own.
-"""
+"""A data set in a folder becomes a custom task; clear errors for everything else."""
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +15,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from deltas import read_delta
 from deltas.__main__ import main as deltas_main
-from tests.unit.training.data.test_glue_hub import COMMIT, Ask, Hub, serve
 from training import fit
 from training.data.custom import CustomTask, load_files
 from training.data.hub_dataset import Address, load_data_set, parse_address
@@ -32,9 +26,8 @@ ROWS = 40
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `datasets` makes of files stays in the test's folder, and no progress is shown."""
+    """Files that `datasets` writes stay in the test's folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
 def rows_of(labels: list[Any], feature: Any = None) -> Dataset:
@@ -335,7 +328,7 @@ def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("-a/b", "no such folder"),
         ("rows.csv", "that is a file; files go with --train-file"),
         ("folder@main", "that is a folder, which has no revisions"),
-        ("csv", "is a format, not a data set; files go with --train-file"),
+        ("csv", "that is a format, not a data set; files go with --train-file"),
     ],
 )
 def test_what_is_no_address(
@@ -400,109 +393,3 @@ def test_a_run_from_a_data_set(
     assert fit.main([*words, "--train-split", "trian", "--overwrite"]) == 1
     err = capsys.readouterr().err
     assert "error: data set films: no split 'trian'; it has train, test; choose with" in err
-
-
-SCRIPT = """
-import json, time
-import datasets
-from training.data.hub_dataset import load_data_set
-from training.errors import TrainingError
-from training.data.custom import CustomTask
-start = time.perf_counter()
-try:
-    data = load_data_set({text!r}, ("train", None), CustomTask(("text",), "label", "mine"))
-    answer = dict(source=data.source, digest=data.digest, labels=data.task.labels)
-    answer |= dict(data_set=data.data_set.spelled, rows=len(data.train))
-except TrainingError as error:
-    answer = dict(error=type(error).__name__, message=str(error))
-print(json.dumps(answer | dict(seconds=time.perf_counter() - start)))
-"""
-
-
-@pytest.fixture
-def ask(ask_afresh: Ask) -> Ask:
-    """A function (endpoint, text="Owner/MyRows", **settings) -> what is made of a data set."""
-
-    def load_rows(endpoint: str, text: str = "Owner/MyRows", **settings: str) -> dict[str, Any]:
-        return ask_afresh(SCRIPT.format(text=text), endpoint, **settings)
-
-    return load_rows
-
-
-def parquet(rows: Dataset) -> bytes:
-    buffer = io.BytesIO()
-    rows.to_parquet(buffer)
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    """A hub with a data set of class labels, which has no README."""
-    rows = rows_of([0, 1] * 20, ClassLabel(names=["worse", "better"]))
-    yield from serve(Hub({"train.parquet": parquet(rows)}, "Owner/MyRows"))
-
-
-@pytest.mark.slow
-def test_rows_from_the_hub_then_from_its_cache(hub: Hub, ask: Ask) -> None:
-    fresh = ask(hub.url)
-    assert (fresh["source"], fresh["labels"]) == ("hub", ["worse", "better"])
-    assert fresh["data_set"] == f"Owner/MyRows@{COMMIT}"
-    assert fresh["rows"] == 32
-    offline = ask(hub.url, HF_HUB_OFFLINE="1")
-    assert (offline["digest"], offline["data_set"]) == (fresh["digest"], fresh["data_set"])
-    assert f"taking the cached copy of commit {COMMIT}, since offline mode" in offline["warnings"]
-    before = hub.num_requests
-    pinned = ask(hub.url, f"Owner/MyRows@{COMMIT}")
-    assert pinned["digest"] == fresh["digest"]
-    assert hub.num_requests == before
-    tagged = ask(hub.url, "Owner/MyRows@v1", HF_HUB_OFFLINE="1")
-    assert "No copy of v1 is in its cache" in tagged["message"]
-    hub.repository = "Owner/Gone"
-    gone = ask(hub.url, "Owner/MyRows@v1")
-    assert "it does not give out this data set. No copy of v1 is in its cache" in gone["message"]
-
-
-@pytest.mark.slow
-def test_an_older_commit_in_the_cache(hub: Hub, ask: Ask) -> None:
-    """A pinned commit is found beside a newer one; without a pin the newest is taken."""
-    older = ask(hub.url)
-    hub.commit = "d" * 40
-    hub.files = {"train.parquet": parquet(rows_of(["no", "yes", "perhaps"] * 10))}
-    newer = ask(hub.url)
-    assert older["digest"] != newer["digest"]
-    offline = {"HF_HUB_OFFLINE": "1"}
-    for name, wanted in ((f"Owner/MyRows@{COMMIT}", older), ("Owner/MyRows", newer)):
-        found = ask(hub.url, name, **offline)
-        assert (found["digest"], found["data_set"]) == (wanted["digest"], wanted["data_set"])
-    missing = ask(hub.url, f"Owner/MyRows@{'e' * 40}", **offline)
-    assert f"No copy of {'e' * 40} is in its cache" in missing["message"]
-
-
-@pytest.mark.slow
-def test_a_name_that_the_hub_does_not_have(hub: Hub, ask: Ask) -> None:
-    found = ask(hub.url, "Owner/OtherRows")
-    assert found["error"] == "DataError"
-    assert found["message"].startswith("data set Owner/OtherRows: can't be read: Dataset")
-    assert "doesn't exist on the Hub or cannot be accessed. Check its name" in found["message"]
-
-
-@pytest.mark.slow
-def test_a_configuration_that_the_hub_does_not_have(ask: Ask) -> None:
-    files = {"README.md": CONFIGS}
-    files |= {f"{name}/train.parquet": parquet(NAMES) for name in ("films", "books")}
-    for hub in serve(Hub(files, "Owner/MyRows")):
-        assert ask(hub.url, "Owner/MyRows:books")["rows"] == 32
-        found = ask(hub.url)
-        assert "several configurations (films, books); add one to its name" in found["message"]
-        found = ask(hub.url, "Owner/MyRows:flims")
-        assert "no configuration 'flims'; it has films, books. Did you" in found["message"]
-
-
-@pytest.mark.slow
-def test_a_hub_that_never_answers_is_noticed_within_five_seconds(ask: Ask) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        found = ask(endpoint)
-    assert found["error"] == "HubUnreachableError"
-    assert endpoint in found["message"]
-    assert found["seconds"] < 5 + 1.5  # what loading takes besides the wait, on a busy machine

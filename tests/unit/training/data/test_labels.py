@@ -214,6 +214,6 @@ def test_a_label_that_occurs_once_is_worth_a_warning(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         collect(["a", "a", "b", "b", "c"])
     assert (
-        "row 5, column 'label': 1 of 3 labels occur in one row only and can't be judged: c"
+        "row 5, column 'label': 1 of 3 labels occur in one row only and can't be evaluated: c"
         in caplog.text
     )

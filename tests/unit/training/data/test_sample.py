@@ -121,7 +121,7 @@ def test_mismatched_rows_are_about_other_things(sample: dict[str, dict[str, Rows
 
 
 def accuracy(splits: dict[str, Rows], field: int, length: int) -> float:
-    """Return the accuracy of a linear model of word n-grams of one text, on the validation split."""
+    """Return the accuracy of word n-grams of one text alone on the first validation split."""
     train, validation = list(splits.values())[:2]
     classifier = make_pipeline(
         CountVectorizer(ngram_range=(1, length), token_pattern=r"\S+"),
