@@ -155,7 +155,7 @@ class Pipeline:
         texts = self._read(records, rows)
         num_rows = len(rows) * len(records)
         async with self._batcher.reserve(num_rows, key=key, deadline=deadline) as submit:
-            coming = self._engine.prefetch(records)
+            coming = self._engine.cache.prefetch(records)
             engine_rows = await self._tokenize(records, texts)
             await _wait_for(coming, self._engine.cache)
             trace.num_rows = len(engine_rows)
@@ -215,12 +215,12 @@ async def _wait_for(coming: Mapping[Key, PendingLoad], slots: DeltaCache) -> Non
     for key, item in coming.items():
         if item.staged.done():
             continue
-        if time.monotonic() > item.until:  # it hangs: no more callbacks on it
+        if time.monotonic() > item.deadline:  # it hangs: no more callbacks on it
             raise DeltaUnavailableError(*key, TOO_SLOW)
         loading = asyncio.wrap_future(item.staged)
         loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
         while not item.staged.done():
-            left_s = item.until - time.monotonic()
+            left_s = item.deadline - time.monotonic()
             if left_s <= 0:
                 raise DeltaUnavailableError(*key, TOO_SLOW)
             await asyncio.wait([loading], timeout=min(left_s, _LOOK_S))

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from deltas.encoder.encoder import Attention as Attention
     from deltas.encoder.encoder import Overlay as Overlay
     from deltas.encoder.encoder import encode as encode
-    from deltas.encoder.flat_batch import FlatBatch as FlatBatch
-    from deltas.encoder.flat_batch import Size as Size
-    from deltas.encoder.flat_batch import flatten as flatten
-    from deltas.encoder.flat_batch import unflatten as unflatten
     from deltas.encoder.packing import PackedBatch as PackedBatch
     from deltas.encoder.packing import pack as pack
     from deltas.encoder.packing import packed_sizes as packed_sizes
@@ -78,7 +74,6 @@ _PUBLIC = {
     "backbone.tokenizer": "TokenizedRow tokenize_rows tokenize_texts",
     "delta": "Delta DenseEntry Entry SparseEntry task_scores",
     "encoder.encoder": "Attention Overlay encode",
-    "encoder.flat_batch": "FlatBatch Size flatten unflatten",
     "encoder.packing": "PackedBatch pack packed_sizes",
     "encoder.row_attention": "RowAttention",
     "encoder.single_overlay": "SingleOverlay TrainableOverlay",

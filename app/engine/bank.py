@@ -1,105 +1,99 @@
-"""The bank: overlays of many deltas stacked in device memory, one slot each.
+"""The bank: the values of all resident deltas, stacked in device memory, one slot for each delta.
 
-Slot 0 is the backbone itself. Vectors (biases, LayerNorms) are stacked, one line for each slot that
-has any of its own, so a batch gathers each row's. A matrix is shared by all slots: one GEMM serves
-every row, and what slots with sparse entries have of their own is added (`app.engine.sparse`); slots with
-a whole matrix of their own run their rows through that. Rows of such a slot lie side by side in the
-batch, so that all of this works on views. What a running batch reads is never written, and no
-"current task" exists: each row carries its slot. Which delta has a slot, and which gives way, is
-for `app.engine.cache` to say.
+Slot 0 is the bare backbone. Biases and LayerNorm weights are stacked in a `VectorTable`, so that a
+batch gathers the vectors of each row's slot. A matrix is shared by all slots: one GEMM serves every
+row, and sparse values of a slot are added to it (`app.engine.sparse`). Rows of a slot with a matrix
+of its own run through that matrix; they are neighbours in the batch, so that views suffice.
 
-Legend: S slots, N tokens, R rows, T lines of x (tokens or rows), K selected values of one matrix.
-
-Vectors of many deltas, stacked: one table for each vector of the encoder, one line a delta.
-
-Line 0 is the backbone's. A line that is given back is used again; behind the lines in use there is
-room for more.
+A running batch never sees a write, and no current task exists: each row carries its slot.
+`app.engine.cache` decides which deltas are resident, and `app.engine.bank_overlay` reads the slots.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from app.engine.sparse import BYTES_A_VALUE, SparseWeights
+from app.engine.sparse import BYTES_PER_VALUE, SparseWeights
 from deltas import Backbone, Delta, DenseEntry, Entry, SparseEntry, encoder_layout
 from deltas.kernels.int8 import Int8Matrix
 from deltas.kernels.linear import prepack
 
-_FIRST_ROOM = 64  # lines
+PARAMETER_KINDS = ("bias", "weight")  # of vectors; few deltas train the weights of LayerNorms
+_FIRST_CAPACITY = 64  # rows
+_NO_HEAD = torch.empty(0), torch.empty(0)
 
 
-class Lines:
-    """Tables of some of the encoder's vectors, that a delta has lines in all of or in none.
+class VectorTable:
+    """Trained vectors of one parameter kind: a table for each parameter, a row for each delta.
+
+    A delta has a row in all tables or in none. Row 0 belongs to the backbone and is never freed.
 
     Args:
         frozen: the backbone's vectors by name, on the device and in the dtype of the tables.
 
     Attributes:
-        tables: by name, the lines that are or were in use.
-        room: the same with what is free behind them; there they stay until there is no room left.
-        moves: how often they had to move; who knows their places must look again then.
+        tables: views of the rows allocated so far, by parameter name.
+        capacity: the preallocated tables, by parameter name.
+        generation: incremented when the tables move; callers that keep data pointers must read
+            them again.
     """
 
     def __init__(self, frozen: Mapping[str, Tensor]) -> None:
         self.tables = {name: vector[None] for name, vector in frozen.items()}
-        self.room = dict(self.tables)
-        self.moves = 0
-        self._free: list[int] = []
+        self.capacity = dict(self.tables)
+        self.generation = 0
+        self._free_rows: list[int] = []
 
-    def take(self, vectors: Sequence[Tensor]) -> Iterator[int]:
-        """Write vectors, each all of a delta's end to end, into free lines; returns which."""
-        used, room = (len(next(iter(held.values()))) for held in (self.tables, self.room))
-        reused = [self._free.pop() for _ in vectors[: len(self._free)]]
-        lines = reused + list(range(used, used + len(vectors) - len(reused)))
-        if not lines:
+    def insert(self, vectors: Sequence[Tensor]) -> Iterator[int]:
+        """Write each delta's vectors, concatenated in the tables' order, into a free row."""
+        used, capacity = (len(next(iter(held.values()))) for held in (self.tables, self.capacity))
+        reused = [self._free_rows.pop() for _ in vectors[: len(self._free_rows)]]
+        rows = reused + list(range(used, used + len(vectors) - len(reused)))
+        if not rows:
             return iter(())
-        if lines[-1] >= room:
-            self.reserve(max(_FIRST_ROOM, 2 * lines[-1]))  # doubling makes growth rare
-        whole = torch.stack(list(vectors)).to(next(iter(self.tables.values())).device)
-        where = torch.tensor(lines, device=whole.device)
+        if rows[-1] >= capacity:
+            self.reserve(max(_FIRST_CAPACITY, 2 * rows[-1]))  # doubling makes growth rare
+        stacked = torch.stack(list(vectors)).to(next(iter(self.tables.values())).device)
+        indices = torch.tensor(rows, device=stacked.device)
         start = 0
-        for name, held in self.room.items():
-            stop = start + held.shape[1]
-            held[where] = whole[:, start:stop]
-            self.tables[name] = held[: max(used, lines[-1] + 1)]
+        for name, table in self.capacity.items():
+            stop = start + table.shape[1]
+            table[indices] = stacked[:, start:stop]
+            self.tables[name] = table[: max(used, rows[-1] + 1)]
             start = stop
-        return iter(lines)
+        return iter(rows)
 
-    def give_back(self, line: int) -> None:
-        """Let the next delta have a line; line 0 is nobody's to give."""
-        if line:
-            self._free.append(line)
+    def free(self, row: int) -> None:
+        """Let the next delta use a row; has no effect on the backbone's."""
+        if row:
+            self._free_rows.append(row)
 
-    def reserve(self, num_lines: int) -> None:
-        """Make room for so many lines besides the backbone's."""
-        if len(next(iter(self.room.values()))) <= num_lines:
-            self.moves += 1
+    def reserve(self, num_rows: int) -> None:
+        """Allocate memory for this many rows besides the backbone's."""
+        if len(next(iter(self.capacity.values()))) <= num_rows:
+            self.generation += 1
             for name, table in self.tables.items():
-                self.room[name] = _empty(num_lines + 1, table)
-                self.room[name][: len(table)] = table
-                self.tables[name] = self.room[name][: len(table)]
+                self.capacity[name] = _allocate(num_rows + 1, table)
+                self.capacity[name][: len(table)] = table
+                self.tables[name] = self.capacity[name][: len(table)]
 
 
-def _empty(num_lines: int, like: Tensor) -> Tensor:
-    """Room for lines like those of a table; on a CPU what is never written to takes no memory.
+def _allocate(num_rows: int, like: Tensor) -> Tensor:
+    """Allocate a table of the same width; on a CPU, rows that are never written take no memory.
 
-    So straight from the system: the C library may hand out memory that was used before.
+    The pages come from the kernel, because the C library may return pages that were used before.
     """
-    shape = num_lines, like.shape[1]
+    shape = num_rows, like.shape[1]
     if like.device.type != "cpu" or not hasattr(mmap, "MAP_PRIVATE"):
         return like.new_empty(shape)
-    num_bytes = num_lines * like.shape[1] * like.element_size()
+    num_bytes = num_rows * like.shape[1] * like.element_size()
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=like.dtype).view(shape)
-
-
-KINDS = ("bias", "weight")  # of vectors
-_NO_HEAD = torch.empty(0), torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -107,10 +101,10 @@ class StagedDelta:
     """A delta on the host, in the form that goes into a slot.
 
     Attributes:
-        vectors: by kind ("bias", "weight"), all of them end to end as the delta has them, in the
-            bank's dtype; a kind of which it has none of its own is left out.
-        matrices: whole matrices of its own, by the name of the encoder's weight.
-        sparse: selected values, not too many, in matrices that it otherwise shares.
+        vectors: all vectors of a parameter kind, concatenated, in the bank's vector dtype; a kind
+            that the delta does not train is left out.
+        matrices: whole trained matrices, by the name of the encoder's weight.
+        sparse: sparse updates of shared matrices, by the name of the encoder's weight.
         head_weight: float32 [C, H].
         head_bias: float32 [C].
     """
@@ -123,49 +117,68 @@ class StagedDelta:
 
 
 class Bank:
-    """Overlays of the served deltas.
+    """The slots, and the frozen weights that they share; changed by one thread at a time.
 
     Args:
         backbone: the frozen weights; copied to the device once.
-        device: where the bank lives.
-        dtype: of the matrices, and of what they are multiplied with.
-        int8: hold the layers' matrices as whole numbers, too.
+        device: device of the bank.
+        dtype: dtype of the matrices and of the activations.
+        int8: whether to hold the layers' matrices in int8, too.
+
+    Attributes:
+        frozen: the encoder's weights by name. A float32 weight on a CPU shares the backbone's
+            memory.
+        int8_matrices: the layers' matrices in int8 by name; empty without int8.
+        products: the frozen matrices prepared for multiplication, by name; empty on a GPU.
+        vector_tables: trained vectors by parameter kind.
+        row_of_slot: each slot's row in the vector table, by parameter kind.
+        matrices: whole trained matrices, by weight name and slot.
+        sparse: sparse updates of matrices, by weight name and slot.
+        heads: weight [C, H] and bias [C] of each slot's head.
+        matrix_slots: slots that train more than vectors and a head.
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        int8: bool = False,
+        self, backbone: Backbone, device: torch.device, dtype: torch.dtype, *, int8: bool = False
     ) -> None:
         self.device = device
         self.dtype = dtype
-        # On CPUs vectors are read by one kernel, which computes in float32.
+        # On CPUs one kernel reads the vectors, and it computes in float32.
         self.vector_dtype = torch.float32 if device.type == "cpu" else dtype
         self.eps = backbone.config.layer_norm_eps
         self._backbone = backbone
         self._layout = encoder_layout(backbone.config)
-        # A float32 weight on the CPU stays the backbone's own memory: nothing is held twice.
         self.frozen = {name: weight.to(device, dtype) for name, weight in backbone.weights.items()}
-        self.quantised = self._quantise() if int8 else {}
-        # The matrices as CPUs multiply by them; a plain one is the same memory.
-        self.products = self._make_products() if device.type == "cpu" else {}
-        self._num_multiplied = sum(
-            weight.numel()
+        # The pooler is too small to gain from int8.
+        self.int8_matrices = {
+            name: Int8Matrix.of(weight)
+            for name, weight in backbone.weights.items()
+            if int8 and weight.ndim == 2 and name.startswith("layer.")
+        }
+        self.products = {
+            name: prepack(weight)
             for name, weight in self.frozen.items()
-            if weight.ndim == 2 and _multiplies(name)
+            if device.type == "cpu" and _is_multiplied(name, weight)
+        }
+        self._num_multiplied = sum(
+            weight.numel() for name, weight in self.frozen.items() if _is_multiplied(name, weight)
         )
-        # Biases, and LayerNorms' weights, which few deltas have of their own.
-        self.lines = {kind: Lines(self._frozen_vectors(kind)) for kind in KINDS}
-        # Each slot's line in the vectors of each kind.
-        self.line_of: dict[str, list[int]] = {kind: [0] for kind in KINDS}
+        self.vector_tables = {
+            kind: VectorTable(
+                {
+                    name: weight.to(device, self.vector_dtype)
+                    for name, weight in backbone.weights.items()
+                    if weight.ndim == 1 and name.endswith(f".{kind}")
+                }
+            )
+            for kind in PARAMETER_KINDS
+        }
+        self.row_of_slot: dict[str, list[int]] = {kind: [0] for kind in PARAMETER_KINDS}
         self.matrices: dict[str, dict[int, Tensor]] = {name: {} for name in self.frozen}
         self.sparse: dict[str, dict[int, SparseWeights]] = {name: {} for name in self.frozen}
         self.heads: list[tuple[Tensor, Tensor]] = [_NO_HEAD]
-        self.matrix_slots: set[int] = set()  # slots with more than vectors and a head
-        # How many values slots without whole matrices have of their own in layers and pooler.
+        self.matrix_slots: set[int] = set()
+        # Sparse values in multiplied matrices, of slots without whole matrices.
         self._num_sparse: dict[int, int] = {}
         self._free_slots: list[int] = []
 
@@ -174,20 +187,33 @@ class Bank:
         """How many slots are in use, slot 0 included."""
         return len(self.heads) - len(self._free_slots)
 
-    def add(self, deltas: Sequence[Delta]) -> list[int]:
-        """Give each delta a slot; returns the slots in order. From one thread at a time."""
-        return self.put([self.stage(delta) for delta in deltas])
+    @property
+    def generation(self) -> int:
+        """How often a vector table has moved."""
+        return sum(table.generation for table in self.vector_tables.values())
 
-    def is_apart(self, slot: int) -> bool:
-        """Whether a slot's rows need a pass of their own: whole numbers don't fit its matrices."""
-        return bool(self.quantised) and slot in self.matrix_slots
+    def vectors(self, name: str) -> Tensor:
+        """Return the table [S or more, O] of a vector; see `row_of_slot` for a slot's row."""
+        return self.vector_tables[name.rpartition(".")[2]].capacity[name]
+
+    def vector_rows(self, slots: Sequence[int]) -> list[list[int]]:
+        """Return each slot's row in the vector tables, by kind in the order of the kinds."""
+        return [[self.row_of_slot[kind][slot] for slot in slots] for kind in PARAMETER_KINDS]
+
+    def excludes_int8(self, slot: int) -> bool:
+        """Tell whether a slot's rows need a pass without int8, because its matrices are trained."""
+        return bool(self.int8_matrices) and slot in self.matrix_slots
+
+    def has_whole_matrices(self, slot: int) -> bool:
+        """Tell whether a slot in `matrix_slots` trains more than sparse values."""
+        return slot not in self._num_sparse
 
     def needs_span(self, slot: int, num_tokens: int) -> bool:
-        """Whether so many tokens of a slot must lie side by side in a batch.
+        """Tell whether a slot's tokens must be neighbours in a batch on a CPU.
 
-        On a CPU a few values of a slot's own are added to each line's products, wherever it lies,
-        unless so many lines have so many that merged matrices take less time: a product and a sum
-        take about as long as a value of a matrix that is merged.
+        Sparse values are added to the products of each token, wherever it lies. If many tokens meet
+        many values, merging the values into a copy of the matrix takes less time: multiplying and
+        adding one value takes about as long as copying one value of the matrix.
         """
         if slot not in self.matrix_slots:
             return False
@@ -195,12 +221,8 @@ class Bank:
             return True
         return num_tokens * self._num_sparse[slot] >= self._num_multiplied
 
-    def has_whole_matrices(self, slot: int) -> bool:
-        """Whether a slot in `matrix_slots` has more than a few values of its own."""
-        return slot not in self._num_sparse
-
-    def run_products(self, sizes: Sequence[int]) -> int:
-        """Multiply so many lines of zeros by a matrix of every shape; returns how many products."""
+    def compile_products(self, sizes: Sequence[int]) -> int:
+        """Multiply zeros [size, I] by a matrix of every shape; returns the number of products."""
         products = {self.frozen[name].shape: multiply for name, multiply in self.products.items()}
         with torch.inference_mode():
             for (_, width), multiply in products.items():
@@ -210,63 +232,47 @@ class Bank:
         return len(products) * len(sizes)
 
     def stage(self, delta: Delta) -> StagedDelta:
-        """Bring a delta into the form of a slot; thread-safe, nothing of the bank changes."""
-        vector_names = [info.name for info in delta.manifest.entries if len(info.shape) == 1]
-        own = {name.rpartition(".")[2] for name in vector_names}
+        """Convert a delta to the form of a slot; thread-safe, since the bank does not change."""
+        trained = {
+            info.name.rpartition(".")[2] for info in delta.manifest.entries if len(info.shape) == 1
+        }
         vectors = {
-            kind: self.lay_out(kind, delta.entries, self._backbone.parameters).to(self.vector_dtype)
-            for kind in KINDS
-            if kind in own
+            kind: self.concatenate(kind, delta.entries, self._backbone.parameters).to(
+                self.vector_dtype
+            )
+            for kind in PARAMETER_KINDS
+            if kind in trained
         }
         matrices: dict[str, Tensor] = {}
         sparse: dict[str, SparseWeights] = {}
         for name, weight in self.frozen.items():
-            if weight.ndim == 2:
-                parts = self._layout[name]
-                entries = [delta.entries[part] for part in parts if part in delta.entries]
-                if _are_many(entries, weight):
-                    whole = _resolved(parts, delta.entries, self._backbone.parameters)
-                    matrices[name] = torch.cat(whole).to(self.dtype)
-                elif entries:
-                    sparse[name] = self._sparse_slot(name, parts, delta)
-        # Heads are small and read last: they stay float32, so no label flips because of them.
+            parts = self._layout[name]
+            entries = [delta.entries[part] for part in parts if part in delta.entries]
+            if weight.ndim != 2 or not entries:
+                continue
+            if _needs_whole_matrix(entries, weight):
+                resolved = _resolved(parts, delta.entries, self._backbone.parameters)
+                matrices[name] = torch.cat(resolved).to(self.dtype)
+            else:
+                sparse[name] = self._sparse_weights(name, parts, delta)
+        # Heads are small and read last: in float32 they change no label.
         head = delta.head_weight.clone(), delta.head_bias.clone()
         return StagedDelta(vectors, matrices, sparse, *head)
 
-    def lay_out(
+    def concatenate(
         self, kind: str, entries: Mapping[str, Entry], frozen: Mapping[str, Tensor]
     ) -> Tensor:
-        """All vectors of a kind end to end in the tables' order: a delta's, else frozen ones."""
-        parts = [part for name in self.lines[kind].tables for part in self._layout[name]]
+        """Concatenate the vectors of a kind in the tables' order; what no entry has is frozen."""
+        parts = [part for name in self.vector_tables[kind].tables for part in self._layout[name]]
         return torch.cat(_resolved(parts, entries, frozen))
 
-    def vectors(self, name: str) -> Tensor:
-        """The table [S or more, O] of a vector: see `line_of` for a slot's line."""
-        return self.lines[name.rpartition(".")[2]].room[name]
-
-    @property
-    def moves(self) -> int:
-        """How often tables of vectors had to move."""
-        return sum(held.moves for held in self.lines.values())
-
-    def lines_of(self, slots: Sequence[int]) -> list[list[int]]:
-        """The line of each of the slots, by kind in the order of `KINDS`."""
-        return [[self.line_of[kind][slot] for slot in slots] for kind in KINDS]
-
-    def _frozen_vectors(self, kind: str) -> dict[str, Tensor]:
-        return {
-            name: weight.to(self.device, self.vector_dtype)
-            for name, weight in self._backbone.weights.items()
-            if weight.ndim == 1 and name.endswith(f".{kind}")
-        }
-
-    def put(self, staged: Sequence[StagedDelta]) -> list[int]:
-        """Give each a slot; returns the slots in order. From one thread at a time."""
+    def add(self, staged: Sequence[StagedDelta]) -> list[int]:
+        """Give each delta a slot; returns the slots in order."""
         slots = [self._take_slot() for _ in staged]
-        for kind, held in self.lines.items():
-            lines = held.take([item.vectors[kind] for item in staged if kind in item.vectors])
+        for kind, table in self.vector_tables.items():
+            rows = table.insert([item.vectors[kind] for item in staged if kind in item.vectors])
             for slot, item in zip(slots, staged, strict=True):
-                self.line_of[kind][slot] = next(lines) if kind in item.vectors else 0
+                self.row_of_slot[kind][slot] = next(rows) if kind in item.vectors else 0
         for slot, item in zip(slots, staged, strict=True):
             for name, matrix in item.matrices.items():
                 self.matrices[name][slot] = matrix.to(self.device)
@@ -276,82 +282,68 @@ class Bank:
                 self.matrix_slots.add(slot)
             if not item.matrices:
                 self._num_sparse[slot] = sum(
-                    len(sparse.rows) for name, sparse in item.sparse.items() if _multiplies(name)
+                    len(sparse.rows)
+                    for name, sparse in item.sparse.items()
+                    if _is_multiplied(name, self.frozen[name])
                 )
             self.heads[slot] = item.head_weight.to(self.device), item.head_bias.to(self.device)
         return slots
 
     def remove(self, slot: int) -> None:
-        """Free a slot that no batch reads; what it held is gone. From one thread at a time."""
+        """Free a slot that no batch reads, and the memory of its matrices and head."""
         for name in self.frozen:
             self.matrices[name].pop(slot, None)
             self.sparse[name].pop(slot, None)
         self.matrix_slots.discard(slot)
         self._num_sparse.pop(slot, None)
         self.heads[slot] = _NO_HEAD
-        for kind, held in self.lines.items():
-            held.give_back(self.line_of[kind][slot])
-            self.line_of[kind][slot] = 0
+        for kind, table in self.vector_tables.items():
+            table.free(self.row_of_slot[kind][slot])
+            self.row_of_slot[kind][slot] = 0
         self._free_slots.append(slot)
 
-    def reserve(self, num_lines: int) -> None:
-        """Make room for the vectors of so many slots besides the backbone's."""
-        for held in self.lines.values():
-            held.reserve(num_lines)
-
-    def _make_products(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        return {
-            name: prepack(weight)
-            for name, weight in self.frozen.items()
-            if weight.ndim == 2 and _multiplies(name)
-        }
-
-    def _quantise(self) -> dict[str, Int8Matrix]:
-        """The layers' matrices as whole numbers; the pooler is too small to gain."""
-        return {
-            name: Int8Matrix.of(weight)
-            for name, weight in self._backbone.weights.items()
-            if weight.ndim == 2 and name.startswith("layer.")
-        }
+    def reserve(self, num_slots: int) -> None:
+        """Allocate memory for the vectors of this many slots besides the backbone's."""
+        for table in self.vector_tables.values():
+            table.reserve(num_slots)
 
     def _take_slot(self) -> int:
         if self._free_slots:
             return self._free_slots.pop()
         self.heads.append(_NO_HEAD)
-        for lines in self.line_of.values():
-            lines.append(0)
+        for rows in self.row_of_slot.values():
+            rows.append(0)
         return len(self.heads) - 1
 
-    def _sparse_slot(self, name: str, parts: Sequence[str], delta: Delta) -> SparseWeights:
-        places, values = [], []
-        above = 0
+    def _sparse_weights(self, name: str, parts: Sequence[str], delta: Delta) -> SparseWeights:
+        indices, values = [], []
+        offset = 0
         for part in parts:
             entry = delta.entries.get(part)
             if isinstance(entry, SparseEntry):
-                places.append(entry.indices + above)
+                indices.append(entry.indices + offset)
                 values.append(entry.values)
-            above += self._backbone.parameters[part].numel()
-        return SparseWeights.of(
-            torch.cat(places), torch.cat(values), self._backbone.weights[name], self.dtype
-        )
+            offset += self._backbone.parameters[part].numel()
+        frozen = self._backbone.weights[name]
+        return SparseWeights.of(torch.cat(indices), torch.cat(values), frozen, self.dtype)
 
 
-def _multiplies(name: str) -> bool:
-    """Whether lines are multiplied by a matrix, rather than looked up."""
-    return not name.startswith("embeddings.")
+def _is_multiplied(name: str, weight: Tensor) -> bool:
+    """Tell whether activations are multiplied by a weight, rather than looked up in it or added."""
+    return weight.ndim == 2 and not name.startswith("embeddings.")
 
 
-def _are_many(entries: Sequence[Entry], frozen: Tensor) -> bool:
-    """Whether entries of a matrix take less memory as a whole matrix, like the frozen one."""
+def _needs_whole_matrix(entries: Sequence[Entry], frozen: Tensor) -> bool:
+    """Tell whether entries of a matrix take less memory as a whole matrix than as sparse values."""
     if any(isinstance(entry, DenseEntry) for entry in entries):
         return True
-    return sum(entry.values.numel() for entry in entries) * BYTES_A_VALUE > frozen.nbytes
+    return sum(entry.values.numel() for entry in entries) * BYTES_PER_VALUE > frozen.nbytes
 
 
 def _resolved(
     parts: Iterable[str], entries: Mapping[str, Entry], frozen: Mapping[str, Tensor]
 ) -> list[Tensor]:
-    """Each part's values: the entry's where there is one."""
+    """Return the values of each part: the entry's if there is one, else the frozen ones."""
     return [
         entries[part].resolve(frozen[part]) if part in entries else frozen[part] for part in parts
     ]

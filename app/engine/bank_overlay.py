@@ -1,6 +1,7 @@
-"""The overlay that mixes deltas: what the rows of one packed batch see of the bank.
+"""The mixed-task overlay: each row of a packed batch sees the values of its own slot.
 
-Legend: N tokens, P packed rows, T lines of x (tokens or packed rows), R rows.
+Works on any device. It is the reference for `app.engine.cpu`, which computes the same with fewer
+passes over memory. `deltas.encoder.encoder` calls it.
 """
 
 from __future__ import annotations
@@ -11,44 +12,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.engine.bank import KINDS, Bank
+from app.engine.bank import PARAMETER_KINDS, Bank
 from app.engine.sparse import SparseWeights
 from deltas import Overlay, PackedBatch
 
-# What a slot has of its own in place of a frozen matrix, and its lines in the batch.
-OwnMatrix = tuple[Tensor | SparseWeights, slice]
+# A trained matrix or its sparse update, and the rows of x that see it.
+TrainedMatrix = tuple[Tensor | SparseWeights, slice]
 
 
 class BankOverlay(Overlay):
-    """What one packed batch sees of the bank: each row its own slot.
+    """Weights of the bank as the rows of one packed batch see them.
 
     Args:
         bank: the slots.
-        batch: packed rows; those of a slot in `bank.matrix_slots` lie side by side.
-        slots: each row's slot, in the order of the input.
-        lines: int64 [2, R], each row's lines in the bank's vectors, by kind, where they are on the
-            device already; then `slots` may leave out those that have nothing but vectors.
+        batch: packed rows; those of a slot in `bank.matrix_slots` are neighbours.
+        slots: slot of each row, in the order of the input.
+        vector_rows: int64 [2, R], each row's rows in the vector tables, by kind, if they are on the
+            device already; then `slots` may leave out slots that train only vectors.
+
+    Raises:
+        ValueError: rows that must be neighbours are not.
     """
 
     def __init__(
-        self, bank: Bank, batch: PackedBatch, slots: Sequence[int], lines: Tensor | None = None
+        self,
+        bank: Bank,
+        batch: PackedBatch,
+        slots: Sequence[int],
+        vector_rows: Tensor | None = None,
     ) -> None:
         self._bank = bank
-        # Which line of the bank's vectors, biases and weights, each token and packed row sees.
-        by_row = torch.tensor(bank.lines_of(slots), device=bank.device) if lines is None else lines
-        self._lines = {
-            per_position: dict(zip(KINDS, by_row[:, rows], strict=True))
+        if vector_rows is None:
+            vector_rows = torch.tensor(bank.vector_rows(slots), device=bank.device)
+        # By `per_position` and kind: the row in the vector table of each token or position.
+        self._vector_rows = {
+            per_position: dict(zip(PARAMETER_KINDS, vector_rows[:, rows], strict=True))
             for per_position, rows in ((False, batch.row_of_token), (True, batch.row_at_position))
         }
-        self._rows: dict[int, list[int]] = {}
+        self._rows_of_slot: dict[int, list[int]] = {}
         for row, slot in enumerate(slots):
-            self._rows.setdefault(slot, []).append(row)
-        # Lines of each slot that has more than vectors: of tokens, of packed rows.
-        own = sorted(bank.matrix_slots.intersection(self._rows))
-        self._loose = [slot for slot in own if slot not in batch.key_spans]
-        if astray := [slot for slot in self._loose if self._must_have_span(slot)]:
-            raise ValueError(f"rows of slots {astray} don't lie side by side; pack with keys")
-        spans = {slot: batch.key_spans[slot] for slot in own if slot in batch.key_spans}
+            self._rows_of_slot.setdefault(slot, []).append(row)
+        with_matrices = sorted(bank.matrix_slots.intersection(self._rows_of_slot))
+        # Slots with sparse values whose rows may lie anywhere in the batch.
+        self._scattered = [slot for slot in with_matrices if slot not in batch.key_spans]
+        if wrong := [slot for slot in self._scattered if self._must_have_span(slot)]:
+            raise ValueError(f"rows of slots {wrong} are not neighbours; pack them with keys")
+        spans = {slot: batch.key_spans[slot] for slot in with_matrices if slot in batch.key_spans}
         self._spans = {
             False: {slot: span.tokens for slot, span in spans.items()},
             True: {slot: span.positions for slot, span in spans.items()},
@@ -58,77 +67,75 @@ class BankOverlay(Overlay):
         """Look up ids [N] in the table at `site`, each in its row's slot: [N, H]."""
         name = f"{site}.weight"
         out = F.embedding(ids, self._bank.frozen[name])
-        for own, lines in self._own(name, per_position=False):
-            if isinstance(own, Tensor):
-                out[lines] = F.embedding(ids[lines], own)
+        for table, tokens in self._trained(name, per_position=False):
+            if isinstance(table, Tensor):
+                out[tokens] = F.embedding(ids[tokens], table)
             else:
-                where = torch.arange(lines.start, lines.stop, device=ids.device)
-                own.add_to_embedded(out, ids, where)
+                indices = torch.arange(tokens.start, tokens.stop, device=ids.device)
+                table.add_to_embedded(out, ids, indices)
         return out
 
     def linear(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
-        """Multiply x [T, in] by each line's own matrix at `site`, add its bias: [T, out]."""
+        """Multiply x [N or P, I] by each slot's matrix at `site` and add its bias: [N or P, O]."""
         # The GEMM accumulates onto the gathered biases: no broadcast, no second pass.
         out = self._gathered(site, "bias", per_position=per_position)
         name = f"{site}.weight"
-        for matrix, lines in self._stretches(
-            name, len(x), self._own(name, per_position=per_position)
+        for matrix, rows in self._matrices(
+            name, len(x), self._trained(name, per_position=per_position)
         ):
-            out[lines].addmm_(x[lines], matrix.t())
+            out[rows].addmm_(x[rows], matrix.t())
         return out
 
     def norm(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
-        """Normalise x [T, H], then scale and shift each line by its slot's LayerNorm."""
+        """Normalise x [N or P, H], then scale and shift it by each slot's LayerNorm."""
         out = F.layer_norm(x, (x.shape[-1],), None, None, self._bank.eps)
         scale = self._gathered(site, "weight", per_position=per_position)
         return self._gathered(site, "bias", per_position=per_position).addcmul_(out, scale)
 
     def head(self, pooled: Tensor) -> list[list[float]]:
-        """Each row's logits, as many as its own task has labels; pooled is [R, H]."""
-        by_slot = pooled[[row for rows in self._rows.values() for row in rows]].float()
+        """Return the logits of each row of pooled [R, H]; their number depends on the task."""
+        by_slot = pooled[[row for rows in self._rows_of_slot.values() for row in rows]].float()
         logits: list[list[float]] = [[]] * len(pooled)
         done = 0
-        for slot, rows in self._rows.items():
+        for slot, rows in self._rows_of_slot.items():
             weight, bias = self._bank.heads[slot]
             values = F.linear(by_slot[done : done + len(rows)], weight, bias).tolist()
-            for row, own in zip(rows, values, strict=True):
-                logits[row] = own
+            for row, row_logits in zip(rows, values, strict=True):
+                logits[row] = row_logits
             done += len(rows)
         return logits
 
     def _must_have_span(self, slot: int) -> bool:
-        """Whether a slot's rows must lie side by side."""
         del slot
         return True
 
     def _gathered(self, site: str, kind: str, *, per_position: bool) -> Tensor:
-        """Each line's own vector at a site: [T, O]."""
-        return torch.index_select(
-            self._bank.vectors(f"{site}.{kind}"), 0, self._lines[per_position][kind]
-        )
+        """Gather each slot's vector at a site: [N or P, O]."""
+        table = self._bank.vectors(f"{site}.{kind}")
+        return torch.index_select(table, 0, self._vector_rows[per_position][kind])
 
-    def _own(self, name: str, *, per_position: bool) -> list[OwnMatrix]:
-        """What slots of this batch have of their own there, in the order of their lines."""
+    def _trained(self, name: str, *, per_position: bool) -> list[TrainedMatrix]:
+        """List the trained matrices of the batch's slots, in the order of their rows."""
         matrices, sparse = self._bank.matrices[name], self._bank.sparse[name]
         found = [
-            (own, lines)
-            for slot, lines in self._spans[per_position].items()
-            if (own := matrices.get(slot, sparse.get(slot))) is not None
+            (matrix, rows)
+            for slot, rows in self._spans[per_position].items()
+            if (matrix := matrices.get(slot, sparse.get(slot))) is not None
         ]
         return sorted(found, key=lambda item: item[1].start)
 
-    def _stretches(
-        self, name: str, num_lines: int, own: Sequence[OwnMatrix]
+    def _matrices(
+        self, name: str, num_rows: int, trained: Sequence[TrainedMatrix]
     ) -> Iterator[tuple[Tensor, slice]]:
-        """The matrix at `name` that lines see, and the lines: the frozen one where none is own."""
+        """Yield consecutive ranges of x, each with its matrix; between trained ones the frozen."""
         frozen, done = self._bank.frozen[name], 0
-        for matrix, lines in own:
-            if lines.start > done:
-                yield frozen, slice(done, lines.start)
-            if lines.stop > lines.start:
+        for matrix, rows in trained:
+            if rows.start > done:
+                yield frozen, slice(done, rows.start)
+            if rows.stop > rows.start:
                 if isinstance(matrix, SparseWeights):
                     matrix = matrix.merged_with(frozen)
-                yield matrix, lines
-            done = lines.stop
-        if num_lines > done:
-            yield frozen, slice(done, num_lines)
+                yield matrix, rows
+            done = rows.stop
+        if num_rows > done:
+            yield frozen, slice(done, num_rows)

@@ -1,18 +1,12 @@
-"""Slots: which deltas are in the bank, which are on their way there, and which give way.
+"""An LRU cache of deltas: which are resident in the bank, which are being loaded, which are pinned.
 
-A bank holds so many deltas; the others wait as files. Threads load what queued rows will need, onto
-the host (`prefetch`). A thread that runs a batch moves it into the bank (`claim`): there the
-least recently used delta gives way, but never one of the batch itself and never a pinned one. The
-lock guards the tables of who is where; no file is read while it is held.
+The bank holds a limited number of deltas; the others wait as files. I/O threads load the deltas of
+queued rows to the host (`DeltaCache.prefetch`). A thread that runs a batch moves them into the bank
+(`DeltaCache.acquire`), which evicts the least recently used deltas, but neither pinned ones nor
+those of a running batch. Read `app.engine.loader` next.
 
-Batches may run side by side. Each holds the slots that it claimed until it gives them back, and
-claims no more than its share of the slots at a time, so that none ever waits for another's.
-
-A few threads for work beside everything else, which never hold up an exit.
-
-An executor would do, but the interpreter waits at exit until its threads have done everything that
-is queued: a file that hangs would keep a server from stopping. These threads are daemons. And while
-all of them hang, others take their place, up to a limit.
+Batches may run at the same time. Each acquires at most its share of the slots, so that no batch
+ever waits for another's. No file is read while a lock is held.
 """
 
 from __future__ import annotations
@@ -36,24 +30,38 @@ from app.engine.bank import Bank, StagedDelta
 from app.errors import DeltaUnavailableError
 from deltas import DeltaError, DeltaFormatError, Record
 
+logger = logging.getLogger(__name__)
+
 A = TypeVar("A")
 B = TypeVar("B")
+Key = tuple[str, str, str]  # of a record
+Acquired = dict[Key, int | DeltaUnavailableError]  # the slot of each delta, or why it has none
 
-_Work = tuple[Future[Any], Callable[[Any], Any], Any]
-_Inbox = SimpleQueue[_Work | None]
-_Busy = dict[int, float]  # threads at work, and since when
+TOO_SLOW = "reading its file takes too long"
 
-_MOST = 32  # threads that hang, at most, before work waits for them
+# More threads than a quarter of the cores slow the forward pass (docs/performance.md).
+_THREADS = min(4, max(1, (os.cpu_count() or 1) // 4))
+_MAX_THREADS = 32  # threads at most, hanging ones included
 _HANGS_S = 1.0
+_KEEP_S = 30.0  # a delta that was prefetched, but not used by then, belonged to a cancelled request
+_PREFETCHED_UNLIMITED = 64
+
+_Task = tuple[Future[Any], Callable[[Any], Any], Any]
+_Inbox = SimpleQueue[_Task | None]
+_Busy = dict[int, float]  # when each working thread began its task
 
 
 class IoThreads:
-    """Runs what it is given, in order; its threads end with it.
+    """A pool of daemon threads that calls functions in the order in which they are submitted.
+
+    A stock executor would make the interpreter wait at exit for every queued call, so that a file
+    that hangs would keep a server from stopping. If threads hang, others replace them, up to a
+    limit. The threads end when the pool is garbage-collected.
 
     Args:
-        num_threads: as many as work at a time, those that hang aside.
-        name: of the threads.
-        hangs_s: a call that takes longer does not count as work.
+        num_threads: threads that work at the same time.
+        name: prefix of the threads' names.
+        hangs_s: a call that takes longer counts as hanging.
     """
 
     def __init__(self, num_threads: int, name: str, hangs_s: float = _HANGS_S) -> None:
@@ -65,74 +73,60 @@ class IoThreads:
         self._threads: list[threading.Thread] = []
         for _ in range(num_threads):
             self._start_one()
-        # Threads that held this object would keep it, and themselves, alive.
-        weakref.finalize(self, _end, self._inbox, self._threads)
+        # The threads hold no reference to this pool, which would keep it alive.
+        weakref.finalize(self, _stop, self._inbox, self._threads)
 
     def submit(self, function: Callable[[A], B], argument: A) -> Future[B]:
-        """Have a function called; the future gets what it returns or raises."""
+        """Call a function in a thread; the future gets its result or exception."""
         future: Future[B] = Future()
         self._inbox.put((future, function, argument))
         self.replace_hanging()
         return future
 
     def replace_hanging(self) -> None:
-        """Start another thread if one hangs; for those who wait for work behind it."""
+        """Start another thread if too few are left that do not hang."""
         now = time.monotonic()
         hanging = sum(now - since > self._hangs_s for since in list(self._busy.values()))
-        if len(self._threads) - hanging < self._num_threads and len(self._threads) < _MOST:
+        too_few = len(self._threads) - hanging < self._num_threads
+        if too_few and len(self._threads) < _MAX_THREADS:
             self._start_one()
 
     def _start_one(self) -> None:
-        thread = threading.Thread(
-            target=_serve,
-            args=(self._inbox, self._busy),
-            name=f"{self._name}-{len(self._threads)}",
-            daemon=True,
-        )
+        name = f"{self._name}-{len(self._threads)}"
+        arguments = self._inbox, self._busy
+        thread = threading.Thread(target=_work, args=arguments, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
 
-def _serve(inbox: _Inbox, busy: _Busy) -> None:
-    own = threading.get_ident()
-    while (work := inbox.get()) is not None:
-        future, function, argument = work
-        busy[own] = time.monotonic()
+def _work(inbox: _Inbox, busy: _Busy) -> None:
+    thread = threading.get_ident()
+    while (task := inbox.get()) is not None:
+        future, function, argument = task
+        busy[thread] = time.monotonic()
         try:
             future.set_result(function(argument))
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it, whatever it is
+        except BaseException as error:  # noqa: BLE001 - the caller gets it from the future
             future.set_exception(error)
-        busy.pop(own, None)
-        del work, future, function, argument  # or they would live until the next one comes
+        busy.pop(thread, None)
+        del task, future, function, argument  # else they would live until the next task
 
 
-def _end(inbox: _Inbox, threads: list[threading.Thread]) -> None:
+def _stop(inbox: _Inbox, threads: list[threading.Thread]) -> None:
     for _ in threads:
         inbox.put(None)
 
 
-logger = logging.getLogger(__name__)
-
-Key = tuple[str, str, str]
-
-TOO_SLOW = "reading its file takes too long"
-
-# Threads beyond the cores slow the forward pass (docs/performance.md).
-_THREADS = min(4, max(1, (os.cpu_count() or 1) // 4))
-_KEEP_S = 30.0  # what nobody has come for by then was for a request that is over
-_AHEAD_UNLIMITED = 64
-
-
 @dataclass
 class CacheCounts:
-    """What happened so far, counted once a batch for each delta that the batch needs.
+    """Lookups and evictions so far; a batch looks up each of its deltas once.
 
     Attributes:
-        hits: it was in the bank.
-        prefetched: it was on the host, loaded ahead.
-        waited: the batch waited for its file.
-        failed: it could not be loaded.
-        evicted: how many gave way to others.
+        hits: lookups of resident deltas.
+        prefetched: lookups of deltas that were on the host.
+        waited: lookups that waited for a file.
+        failed: deltas that could not be loaded.
+        evicted: deltas that were evicted.
     """
 
     hits: int = 0
@@ -144,31 +138,31 @@ class CacheCounts:
 
 @dataclass(frozen=True)
 class PendingLoad:
-    """A delta that is being loaded, or lies loaded on the host.
+    """A delta that is being loaded, or is on the host.
 
     Attributes:
         staged: the delta.
-        asked_at: on the monotonic clock.
-        until: nobody waits for it any longer.
+        requested_at: time of the request on the monotonic clock.
+        deadline: time on the same clock after which a batch no longer waits.
     """
 
     staged: Future[StagedDelta]
-    asked_at: float
-    until: float
+    requested_at: float
+    deadline: float
 
-    def takes_room(self, now: float) -> bool:
-        """Whether it is there, or may come."""
-        return self.staged.done() or now <= self.until
+    def is_alive(self, now: float) -> bool:
+        """Tell whether the delta is on the host, or may still come in time."""
+        return self.staged.done() or now <= self.deadline
 
 
 class DeltaCache:
-    """Who is in the bank.
+    """The resident deltas, in the order of their last use.
 
     Args:
-        bank: changed by `claim`, `hold` and `drop` only.
-        load: reads a delta; called in threads.
-        max_slots: most deltas in the bank; None for as many as there are.
-        pinned: keys of those that never give way once they are in.
+        bank: holds the deltas; only this class changes it while serving.
+        load: reads a delta; called in I/O threads.
+        max_slots: maximum number of resident deltas; None for no limit.
+        pinned: keys of deltas that are never evicted.
         load_timeout_s: how long a batch waits for a file.
     """
 
@@ -183,216 +177,212 @@ class DeltaCache:
     ) -> None:
         self.counts = CacheCounts()
         self.max_slots = max_slots
+        self.load_timeout_s = load_timeout_s
         self._bank = bank
         self._load = load
         self._pinned = frozenset(pinned)
-        self.load_timeout_s = load_timeout_s
-        self._max_ahead = max_slots or _AHEAD_UNLIMITED
+        self._max_prefetched = max_slots or _PREFETCHED_UNLIMITED
+        # Slots for deltas that are not pinned; None for no limit.
+        self._num_evictable = None if max_slots is None else max_slots - len(self._pinned)
+        self._concurrency = 1
         self._threads = IoThreads(_THREADS, "deltas")
-        self._lock = Lock()
-        self._bank_lock = Lock()  # taken before the other one
-        self._num_claims = 1
+        self._lock = Lock()  # guards what follows
+        self._bank_lock = Lock()  # guards the bank; taken before the other lock
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
-        self._claimed: Counter[Key] = Counter()  # by how many batches
+        self._users: Counter[Key] = Counter()  # running batches that use a delta
         self._pending: dict[Key, PendingLoad] = {}
 
     @property
     def num_used(self) -> int:
-        """How many deltas are in the bank."""
+        """How many deltas are resident."""
         return len(self._slot_of)
 
     def __contains__(self, record: object) -> bool:
-        """Whether a delta is in the bank now."""
+        """Tell whether a delta is resident."""
         return isinstance(record, Record) and record.key in self._slot_of
 
-    def forget_counts(self) -> None:
-        """Begin to count anew."""
+    def reset_counts(self) -> None:
+        """Start all counts at zero."""
         self.counts = CacheCounts()
 
     def insert(self, loaded: Sequence[tuple[Record, StagedDelta]]) -> None:
-        """Put loaded deltas into free slots, before anything is claimed."""
+        """Put loaded deltas into free slots, before any batch runs."""
         if self.max_slots is not None and self.num_used + len(loaded) > self.max_slots:
-            raise ValueError(f"{len(loaded)} deltas don't fit: {self.num_used} are there already")
+            raise ValueError(
+                f"{len(loaded)} deltas do not fit: {self.num_used} of {self.max_slots} are used"
+            )
         with self._bank_lock, self._lock:
-            slots = self._bank.put([staged for _, staged in loaded])
+            slots = self._bank.add([staged for _, staged in loaded])
             for (record, _), slot in zip(loaded, slots, strict=True):
                 self._slot_of[record.key] = slot
 
     def evict(self, record: Record) -> None:
-        """Free a delta's slot, if it has one."""
+        """Remove a delta from the bank if it is resident."""
         with self._bank_lock:
             with self._lock:
                 slot = self._slot_of.pop(record.key, None)
             if slot is not None:
                 self._bank.remove(slot)
 
-    def set_concurrency(self, num_claims: int) -> int:
-        """Let so many batches claim slots at a time, or fewer if there are not enough slots.
+    def set_concurrency(self, num_batches: int) -> int:
+        """Share the slots between this many batches, or fewer if there are not enough slots.
 
         Returns:
-            how many.
+            How many batches may run at a time.
         """
-        room = self._room
-        self._num_claims = num_claims if room is None else max(1, min(num_claims, room))
-        return self._num_claims
-
-    @property
-    def _room(self) -> int | None:
-        """Slots for deltas that are not pinned; None for as many as there are deltas."""
-        return None if self.max_slots is None else self.max_slots - len(self._pinned)
+        if self._num_evictable is not None:
+            num_batches = max(1, min(num_batches, self._num_evictable))
+        self._concurrency = num_batches
+        return num_batches
 
     def prefetch(self, records: Iterable[Record]) -> dict[Key, PendingLoad]:
-        """Begin to load what will be claimed soon; returns at once. From any thread.
+        """Start loading the deltas of rows that will be queued; thread-safe, returns at once.
 
-        Loads nothing when as many deltas as the bank has slots are on their way already.
+        Loads nothing if as many deltas as the bank has slots are pending already.
 
         Returns:
-            those of them that are on their way, or wait on the host.
+            Those of the deltas that are pending.
         """
         now = time.monotonic()
-        coming: dict[Key, PendingLoad] = {}
+        pending: dict[Key, PendingLoad] = {}
         with self._lock:
             for record in records:
                 key = record.key
                 if key in self._slot_of:
-                    self._slot_of.move_to_end(key)  # it will be needed: others give way first
-                elif key not in self._pending and self._has_room_ahead(now):
-                    self._pending[key] = self._begin_to_load(record)
+                    self._slot_of.move_to_end(key)  # evict others first
+                elif key not in self._pending and self._may_prefetch(now):
+                    self._pending[key] = self._start_load(record)
                 if key in self._pending:
-                    coming[key] = self._pending[key]
-        return coming
+                    pending[key] = self._pending[key]
+        return pending
 
     def replace_hanging(self) -> None:
-        """Have another thread load what waits behind a file that hangs; from any thread."""
+        """Let another thread load what is queued behind a file that hangs; thread-safe."""
         self._threads.replace_hanging()
 
-    def _begin_to_load(self, record: Record) -> PendingLoad:
+    def _start_load(self, record: Record) -> PendingLoad:
         now = time.monotonic()
         return PendingLoad(self._threads.submit(self._load, record), now, now + self.load_timeout_s)
 
-    def _has_room_ahead(self, now: float) -> bool:
-        if len(self._pending) >= self._max_ahead:
-            stale = [key for key, item in self._pending.items() if now - item.asked_at > _KEEP_S]
-            for key in stale:
+    def _may_prefetch(self, now: float) -> bool:
+        if len(self._pending) >= self._max_prefetched:
+            old = [key for key, load in self._pending.items() if now - load.requested_at > _KEEP_S]
+            for key in old:
                 del self._pending[key]
-        # What hangs takes nobody's room.
-        return sum(item.takes_room(now) for item in self._pending.values()) < self._max_ahead
+        # Files that hang do not count.
+        return sum(load.is_alive(now) for load in self._pending.values()) < self._max_prefetched
 
     def split(self, records: Iterable[Record]) -> list[list[Record]]:
-        """Cut a batch's deltas into parts of which each fits its share, what is there first."""
+        """Split a batch's deltas into parts that fit its share of slots, resident ones first."""
         distinct = {record.key: record for record in records}
-        if self._room is None:
+        if self._num_evictable is None:
             return [list(distinct.values())]
-        held = [record for key, record in distinct.items() if key in self._pinned]
+        pinned = [record for key, record in distinct.items() if key in self._pinned]
         others = [record for key, record in distinct.items() if key not in self._pinned]
-        room = self._room // self._num_claims
-        if len(others) <= room:
-            return [held + others]
-        if room < 1:
+        share = self._num_evictable // self._concurrency
+        if len(others) <= share:
+            return [pinned + others]
+        if share < 1:
             raise ValueError(f"all {self.max_slots} slots are pinned; none is left for the others")
         others.sort(key=lambda record: record.key not in self._slot_of)
-        first, rest = others[:room], others[room:]
-        return [held + first, *(rest[at : at + room] for at in range(0, len(rest), room))]
+        first, rest = others[:share], others[share:]
+        return [pinned + first, *(rest[at : at + share] for at in range(0, len(rest), share))]
 
     @contextmanager
-    def acquire(
-        self, records: Sequence[Record]
-    ) -> Iterator[dict[Key, int | DeltaUnavailableError]]:
-        """Each delta's slot, or why it has none; the slots stay theirs until the end.
+    def acquire(self, records: Sequence[Record]) -> Iterator[Acquired]:
+        """Make deltas resident, and keep them so until the block ends.
 
         Args:
-            records: distinct deltas, as many as fit: one of `parts`.
+            records: distinct deltas; one part of `split`.
+
+        Yields:
+            The slot of each delta, or the error for the client.
         """
-        claimed: list[Key] = []
+        used: list[Key] = []
         try:
-            outcomes: dict[Key, int | DeltaUnavailableError] = {}
-            coming = self._find(records, outcomes)
-            claimed += outcomes
-            staged = self._wait(records, coming, outcomes)
-            outcomes.update(self._put(staged, coming, claimed))
-            yield outcomes
+            acquired: Acquired = {}
+            pending = self._look_up(records, acquired)
+            used += acquired
+            staged = self._wait(records, pending, acquired)
+            acquired.update(self._add(staged, pending, used))
+            yield acquired
         finally:
             with self._lock:
-                self._claimed.subtract(claimed)
-                self._claimed = +self._claimed  # without those that nobody has
+                self._users.subtract(used)
+                self._users = +self._users  # drops zeros
 
-    def _wait(
-        self,
-        records: Sequence[Record],
-        coming: dict[Key, PendingLoad],
-        outcomes: dict[Key, int | DeltaUnavailableError],
-    ) -> dict[Key, StagedDelta]:
-        """Wait for files; writes into `outcomes` what went wrong."""
-        staged: dict[Key, StagedDelta] = {}
-        for record in records:
-            if record.key in coming:
-                try:
-                    wait_s = max(0.0, coming[record.key].until - time.monotonic())
-                    staged[record.key] = coming[record.key].staged.result(wait_s)
-                except Exception as error:  # noqa: BLE001 - whatever it is, it is this delta's own
-                    outcomes[record.key] = _unavailable(record, error)
-        return staged
-
-    def _put(
-        self, staged: dict[Key, StagedDelta], coming: dict[Key, PendingLoad], claimed: list[Key]
-    ) -> dict[Key, int]:
-        """Put what was loaded into slots; returns these, and adds to what the batch has claimed."""
-        with self._bank_lock:
-            with self._lock:  # another batch may have put the same delta in meanwhile
-                slots = {key: self._slot_of[key] for key in staged if key in self._slot_of}
-                self._claimed.update(slots.keys())  # before anyone gives way
-                claimed += slots
-                gone = self._make_room(len(staged) - len(slots))
-            for slot in gone:
-                self._bank.remove(slot)
-            new = {key: item for key, item in staged.items() if key not in slots}
-            put = dict(zip(new, self._bank.put(list(new.values())), strict=True))
-            with self._lock:
-                self._slot_of |= put
-                self._claimed.update(put.keys())
-                claimed += put
-                for key, item in coming.items():
-                    if item.staged.done():  # one that was too slow may be there for the next batch
-                        self._pending.pop(key, None)
-                self.counts.failed += len(coming) - len(staged)
-        return slots | put
-
-    def _find(
-        self, records: Sequence[Record], outcomes: dict[Key, int | DeltaUnavailableError]
-    ) -> dict[Key, PendingLoad]:
-        """Write the slots of those in the bank into `outcomes`; returns the others, loading."""
-        coming: dict[Key, PendingLoad] = {}
+    def _look_up(self, records: Sequence[Record], acquired: Acquired) -> dict[Key, PendingLoad]:
+        """Write the slots of resident deltas into `acquired`; returns the others, being loaded."""
+        pending: dict[Key, PendingLoad] = {}
         with self._lock:
             for record in records:
                 key = record.key
                 if key in self._slot_of:
                     self._slot_of.move_to_end(key)
-                    outcomes[key] = self._slot_of[key]
-                    self._claimed[key] += 1
+                    acquired[key] = self._slot_of[key]
+                    self._users[key] += 1
                     self.counts.hits += 1
                     continue
                 if key not in self._pending:
-                    self._pending[key] = self._begin_to_load(record)
-                coming[key] = self._pending[key]
-                if coming[key].staged.done():
+                    self._pending[key] = self._start_load(record)
+                pending[key] = self._pending[key]
+                if pending[key].staged.done():
                     self.counts.prefetched += 1
                 else:
                     self.counts.waited += 1
-        return coming
+        return pending
 
-    def _make_room(self, num_new: int) -> list[int]:
-        """Have the least recently used give way to so many new ones; returns their slots."""
+    def _wait(
+        self, records: Sequence[Record], pending: dict[Key, PendingLoad], acquired: Acquired
+    ) -> dict[Key, StagedDelta]:
+        """Wait for files; writes errors into `acquired`."""
+        staged: dict[Key, StagedDelta] = {}
+        for record in records:
+            if load := pending.get(record.key):
+                try:
+                    wait_s = max(0.0, load.deadline - time.monotonic())
+                    staged[record.key] = load.staged.result(wait_s)
+                except Exception as error:  # noqa: BLE001 - concerns this delta only
+                    acquired[record.key] = _unavailable(record, error)
+        return staged
+
+    def _add(
+        self, staged: dict[Key, StagedDelta], pending: dict[Key, PendingLoad], used: list[Key]
+    ) -> dict[Key, int]:
+        """Move deltas into the bank; returns their slots and appends their keys to `used`."""
+        with self._bank_lock:
+            with self._lock:  # another batch may have added the same delta meanwhile
+                slots = {key: self._slot_of[key] for key in staged if key in self._slot_of}
+                self._users.update(slots.keys())  # before anything is evicted
+                used += slots
+                evicted = self._evict_for(len(staged) - len(slots))
+            for slot in evicted:
+                self._bank.remove(slot)
+            new = {key: delta for key, delta in staged.items() if key not in slots}
+            added = dict(zip(new, self._bank.add(list(new.values())), strict=True))
+            with self._lock:
+                self._slot_of |= added
+                self._users.update(added.keys())
+                used += added
+                for key, load in pending.items():
+                    if load.staged.done():  # a late one may serve the next batch
+                        self._pending.pop(key, None)
+                self.counts.failed += len(pending) - len(staged)
+        return slots | added
+
+    def _evict_for(self, num_new: int) -> list[int]:
+        """Forget the least recently used deltas to make space for new ones; returns their slots."""
         if self.max_slots is None:
             return []
         excess = max(0, self.num_used + num_new - self.max_slots)
-        may_go = (k for k in self._slot_of if k not in self._claimed and k not in self._pinned)
-        gone = list(islice(may_go, excess))
-        self.counts.evicted += len(gone)
-        return [self._slot_of.pop(key) for key in gone]
+        unused = (k for k in self._slot_of if k not in self._users and k not in self._pinned)
+        evicted = list(islice(unused, excess))
+        self.counts.evicted += len(evicted)
+        return [self._slot_of.pop(key) for key in evicted]
 
 
 def _unavailable(record: Record, error: Exception) -> DeltaUnavailableError:
-    """What the client is told; paths and anything unforeseen are only in the log."""
+    """Make the client's error; paths and unforeseen errors appear in the log only."""
     if isinstance(error, DeltaFormatError):
         reason = error.reason
     elif isinstance(error, DeltaError):

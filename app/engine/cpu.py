@@ -1,11 +1,9 @@
-"""The overlay that mixes deltas, on CPUs: what follows a product is done in one pass over it.
+"""The forward pass on CPUs, with everything that follows a matrix product fused into one pass.
 
-Computes what `app.engine.bank_overlay` does, which serves other devices and is what this one is tested
-against. In int8 the products of the layers' frozen matrices are those of whole numbers; what is
-multiplied is rounded to 255 steps (`deltas.kernels.int8`), and everything else is computed as "auto"
-would: biases, LayerNorms, attention, pooler and heads.
-
-Legend: N tokens, P packed rows, T lines of x (tokens or packed rows).
+`CpuOverlay` computes what `app.engine.bank_overlay` computes, on the kernels of
+`deltas.kernels.epilogue`. With int8, activations are quantised to 255 levels row by row and
+multiplied by the int8 matrices of the layers (`deltas.kernels.int8`); biases, LayerNorms,
+attention, pooler and heads are computed as without int8. Read `deltas.encoder.encoder` next.
 """
 
 from __future__ import annotations
@@ -18,9 +16,8 @@ from torch import Tensor
 
 from app.engine.bank import Bank
 from app.engine.bank_overlay import BankOverlay
-from deltas import EncoderConfig, PackedBatch, Size, encode, pack, packed_sizes
+from deltas import EncoderConfig, PackedBatch, TokenizedRow, encode, pack, packed_sizes
 from deltas.backbone.layout import ACTIVATIONS
-from deltas.encoder.flat_batch import Rows
 from deltas.encoder.row_attention import RowAttention
 from deltas.kernels.epilogue import (
     NO_UPDATE,
@@ -34,42 +31,81 @@ from deltas.kernels.epilogue import (
 from deltas.kernels.int8 import Int8Rows
 
 
+class CpuForward:
+    """Forward passes on a CPU, from any number of threads at a time."""
+
+    def __init__(self, config: EncoderConfig, bank: Bank) -> None:
+        self._config = config
+        self._bank = bank
+
+    def logits(
+        self, rows: Sequence[TokenizedRow], slots: Sequence[int], *, int8: bool = False
+    ) -> list[list[float]]:
+        """Return the logits of each row; see `app.engine.engine.Forward`."""
+        tokens = [(row.input_ids, row.token_type_ids) for row in rows]
+        batch = pack(tokens, keys=self._keys(rows, slots), windows=False)
+        overlay = CpuOverlay(self._bank, batch, slots, int8=int8)
+        return overlay.head(encode(self._config, overlay, batch, RowAttention(batch)))
+
+    def prepare(self, max_tokens: int, max_rows: int, longest: int) -> int:
+        """Have oneDNN compile its products for every size of batch; returns their number.
+
+        OneDNN compiles a bfloat16 product for each new number of rows, in 0.5 to 4 ms, which is
+        longer than many products take. Packed batches come in few sizes.
+        """
+        del max_rows, longest
+        if self._bank.dtype != torch.bfloat16:
+            return 0
+        return self._bank.compile_products(packed_sizes(max_tokens))
+
+    def _keys(self, rows: Sequence[TokenizedRow], slots: Sequence[int]) -> list[int]:
+        """Return the slot of each row that must be its slot's neighbour, and 0 for other rows."""
+        num_tokens: Counter[int] = Counter()
+        for row, slot in zip(rows, slots, strict=True):
+            num_tokens[slot] += row.num_tokens
+        with_span = {slot for slot, num in num_tokens.items() if self._bank.needs_span(slot, num)}
+        return [slot if slot in with_span else 0 for slot in slots]
+
+
 class CpuOverlay(BankOverlay):
-    """What one packed batch sees of the bank: each row its own slot.
+    """Weights of the bank as the rows of one packed batch see them, on a CPU.
 
     Args:
         bank: the slots, on a CPU.
-        batch: packed rows; those of a slot lie side by side where `bank.needs_span` wants it.
-        slots: each row's slot, in the order of the input.
-        int8: multiply whole numbers; only for slots without matrices of their own.
+        batch: packed rows; those of a slot are neighbours if `bank.needs_span` demands it.
+        slots: slot of each row, in the order of the input.
+        int8: whether to multiply in int8; only for slots without trained matrices.
     """
 
     def __init__(
         self, bank: Bank, batch: PackedBatch, slots: Sequence[int], *, int8: bool = False
     ) -> None:
         super().__init__(bank, batch, slots)
-        self._matrices = bank.quantised if int8 else {}
-        # Which of the slots whose rows lie anywhere each line belongs to, -1 for others.
-        numbers = {slot: number for number, slot in enumerate(self._loose)}
-        of_row = torch.tensor([numbers.get(slot, -1) for slot in slots])
-        self._loose_of = {False: of_row[batch.row_of_token], True: of_row[batch.row_at_position]}
-        # What was quantised on the way: the latest result, and its whole numbers.
+        self._int8_matrices = bank.int8_matrices if int8 else {}
+        # By `per_position`: index of each token's or position's scattered slot, -1 if it has none.
+        indices = {slot: index for index, slot in enumerate(self._scattered)}
+        of_row = torch.tensor([indices.get(slot, -1) for slot in slots])
+        self._scattered_of = {
+            False: of_row[batch.row_of_token],
+            True: of_row[batch.row_at_position],
+        }
+        # The latest result, and the same in int8, for the product that reads it next.
         self._latest: tuple[Tensor, Int8Rows] | None = None
 
     def embed(self, site: str, ids: Tensor) -> Tensor:
         """Look up ids [N] in the table at `site`, each in its row's slot: [N, H]."""
         out = super().embed(site, ids)
         sparse = self._bank.sparse[f"{site}.weight"]
-        for number, slot in enumerate(self._loose):
+        for index, slot in enumerate(self._scattered):
             if slot in sparse:
-                lines = (self._loose_of[False] == number).nonzero().view(-1)
-                sparse[slot].add_to_embedded(out, ids, lines)
+                tokens = (self._scattered_of[False] == index).nonzero().view(-1)
+                sparse[slot].add_to_embedded(out, ids, tokens)
         return out
 
     def linear(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
-        """Multiply x [T, in] by each line's own matrix at `site`, add its bias: [T, out]."""
+        """Multiply x [N or P, I] by each slot's matrix at `site` and add its bias: [N or P, O]."""
         product = self._product(site, x, per_position=per_position)
-        out = self._room(product, x.dtype)
+        out = _output_of(product, x.dtype)
         apply_epilogue(
             product,
             EpilogueOutput(out),
@@ -78,21 +114,21 @@ class CpuOverlay(BankOverlay):
         return out
 
     def norm(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
-        """Normalise x [T, H], then scale and shift each line by its slot's LayerNorm."""
-        target = EpilogueOutput(torch.empty_like(x), self._whole_room(x))
-        apply_epilogue(Product(x), target, norm=self._norm(site, per_position=per_position))
-        return self._remember(target)
+        """Normalise x [N or P, H], then scale and shift it by each slot's LayerNorm."""
+        output = EpilogueOutput(torch.empty_like(x), self._int8_like(x))
+        apply_epilogue(Product(x), output, norm=self._norm(site, per_position=per_position))
+        return self._remember(output)
 
     def activate(
         self, site: str, x: Tensor, activation: str, *, per_position: bool = False
     ) -> Tensor:
-        """GELU of `linear`; in int8 only as whole numbers."""
+        """Apply GELU to the result of `linear`; with int8 only the int8 form is written."""
         product = self._product(site, x, per_position=per_position)
-        quantised = self._whole_room(product.values)
-        target = EpilogueOutput(product.values if quantised is None else None, quantised)
+        int8_rows = self._int8_like(product.values)
+        output = EpilogueOutput(product.values if int8_rows is None else None, int8_rows)
         bias = self._vectors(site, "bias", per_position=per_position)
-        apply_epilogue(product, target, bias=bias, gelu=ACTIVATIONS[activation])
-        return self._remember(target)
+        apply_epilogue(product, output, bias=bias, gelu=ACTIVATIONS[activation])
+        return self._remember(output)
 
     def add_norm(
         self,
@@ -103,78 +139,75 @@ class CpuOverlay(BankOverlay):
         *,
         per_position: bool = False,
     ) -> Tensor:
-        """`linear` at the first site, the residual [T, H] added, `norm` at the second."""
+        """Apply `linear` at the first site, add the residual, apply `norm` at the second."""
         if dropout:
-            raise ValueError("this overlay serves; nothing is dropped")
+            raise ValueError("this overlay is for inference and cannot drop values")
         product = self._product(sites[0], x, per_position=per_position)
-        out = self._room(product, residual.dtype)
-        target = EpilogueOutput(out, self._whole_room(product.values))
+        output = EpilogueOutput(
+            _output_of(product, residual.dtype), self._int8_like(product.values)
+        )
         apply_epilogue(
             product,
-            target,
+            output,
             bias=self._vectors(sites[0], "bias", per_position=per_position),
             residual=residual,
             norm=self._norm(sites[1], per_position=per_position),
         )
-        return self._remember(target)
+        return self._remember(output)
 
     def _product(self, site: str, x: Tensor, *, per_position: bool) -> Product:
-        """Each line of x times its matrix: [T, out]."""
+        """Multiply x by each slot's matrix: [N or P, O]."""
         name = f"{site}.weight"
-        matrix = self._matrices.get(name)
+        matrix = self._int8_matrices.get(name)
         if matrix is None:
             return self._float_product(name, x, per_position=per_position)
-        quantised = self._quantised(x)
-        values = torch._int_mm(quantised.values, matrix.values.t())
-        return Product(values, (quantised, matrix))
+        int8_rows = self._to_int8(x)
+        values = torch._int_mm(int8_rows.values, matrix.values.t())
+        return Product(values, (int8_rows, matrix))
 
     def _float_product(self, name: str, x: Tensor, *, per_position: bool) -> Product:
-        """What slots whose rows lie anywhere have of their own is left to the epilogue."""
-        if own := self._own(name, per_position=per_position):
+        """Multiply without the sparse values of scattered slots, which the epilogue adds."""
+        if trained := self._trained(name, per_position=per_position):
             values = x.new_empty(len(x), len(self._bank.frozen[name]))
-            for matrix, lines in self._stretches(name, len(x), own):
-                torch.mm(x[lines], matrix.t(), out=values[lines])
+            for matrix, rows in self._matrices(name, len(x), trained):
+                torch.mm(x[rows], matrix.t(), out=values[rows])
         else:
             values = self._bank.products[name](x)
         sparse = self._bank.sparse[name]
-        if not any(slot in sparse for slot in self._loose):
+        if not any(slot in sparse for slot in self._scattered):
             return Product(values)
-        updates = [sparse[slot].update if slot in sparse else NO_UPDATE for slot in self._loose]
-        correction = SparseCorrection(x, updates, self._loose_of[per_position])
+        updates = [sparse[slot].update if slot in sparse else NO_UPDATE for slot in self._scattered]
+        correction = SparseCorrection(x, updates, self._scattered_of[per_position])
         return Product(values, correction=correction)
 
     def _must_have_span(self, slot: int) -> bool:
         return self._bank.has_whole_matrices(slot)
 
-    def _quantised(self, x: Tensor) -> Int8Rows:
+    def _to_int8(self, x: Tensor) -> Int8Rows:
         if self._latest is not None and self._latest[0] is x:
             return self._latest[1]
-        quantised = Int8Rows.empty(*x.shape)
-        apply_epilogue(Product(x.contiguous()), EpilogueOutput(int8=quantised))
-        return quantised
+        int8_rows = Int8Rows.empty(*x.shape)
+        apply_epilogue(Product(x.contiguous()), EpilogueOutput(int8=int8_rows))
+        return int8_rows
 
-    @staticmethod
-    def _room(product: Product, dtype: torch.dtype) -> Tensor:
-        """Where a finished product goes: its own memory, unless it holds whole numbers."""
-        values = product.values
-        return values.new_empty(values.shape, dtype=dtype) if product.factors else values
+    def _int8_like(self, x: Tensor) -> Int8Rows | None:
+        """Allocate int8 rows of the shape of x; None if this pass is without int8."""
+        return Int8Rows.empty(*x.shape) if self._int8_matrices else None
 
-    def _whole_room(self, x: Tensor) -> Int8Rows | None:
-        """Where the whole numbers of lines like those of x shall go; None if there are none."""
-        return Int8Rows.empty(*x.shape) if self._matrices else None
-
-    def _remember(self, target: EpilogueOutput) -> Tensor:
-        """What was written, as the encoder passes it on; its whole numbers are kept beside it."""
-        whole = target.int8
-        if whole is None:
-            assert target.out is not None
-            return target.out
-        result = whole.values if target.out is None else target.out
-        self._latest = (result, whole)
+    def _remember(self, output: EpilogueOutput) -> Tensor:
+        """Return what the encoder passes on, and keep its int8 form."""
+        int8_rows = output.int8
+        if int8_rows is None:
+            assert output.out is not None
+            return output.out
+        result = int8_rows.values if output.out is None else output.out
+        self._latest = (result, int8_rows)
         return result
 
     def _vectors(self, site: str, kind: str, *, per_position: bool) -> PerRowVector:
-        return PerRowVector(self._bank.vectors(f"{site}.{kind}"), self._lines[per_position][kind])
+        return PerRowVector(
+            self._bank.vectors(f"{site}.{kind}"), self._vector_rows[per_position][kind]
+        )
 
     def _norm(self, site: str, *, per_position: bool) -> LayerNormParams:
         scale = self._vectors(site, "weight", per_position=per_position)
@@ -183,35 +216,7 @@ class CpuOverlay(BankOverlay):
         )
 
 
-class CpuForward:
-    """On a CPU."""
-
-    def __init__(self, config: EncoderConfig, bank: Bank) -> None:
-        self._config = config
-        self._bank = bank
-
-    def run(self, tokens: Rows, slots: Sequence[int], *, int8: bool = False) -> list[list[float]]:
-        """Each row's logits."""
-        batch = pack(tokens, keys=self._keys(tokens, slots), windows=False)
-        overlay = CpuOverlay(self._bank, batch, slots, int8=int8)
-        return overlay.head(encode(self._config, overlay, batch, RowAttention(batch)))
-
-    def prepare(self, needed: Size) -> int:
-        """Have oneDNN compile its products for every size of batch.
-
-        It compiles a bfloat16 product for each new number of lines, in 0.5 to 4 ms, which is
-        longer than many take. Packed batches come in few sizes, so all of them are met here.
-        """
-        if self._bank.dtype != torch.bfloat16:
-            return 0
-        return self._bank.run_products(packed_sizes(needed.tokens))
-
-    def _keys(self, tokens: Rows, slots: Sequence[int]) -> list[int]:
-        """The slot of rows that must lie side by side, 0 for others."""
-        num_tokens: Counter[int] = Counter()
-        for (ids, _), slot in zip(tokens, slots, strict=True):
-            num_tokens[slot] += len(ids)
-        side_by_side = {
-            slot for slot, num in num_tokens.items() if self._bank.needs_span(slot, num)
-        }
-        return [slot if slot in side_by_side else 0 for slot in slots]
+def _output_of(product: Product, dtype: torch.dtype) -> Tensor:
+    """Return the memory for a finished product: its own, unless it holds int32 sums."""
+    values = product.values
+    return values.new_empty(values.shape, dtype=dtype) if product.factors else values

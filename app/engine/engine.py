@@ -1,15 +1,11 @@
-"""The engine: the only owner of torch objects while serving; turns rows of any tasks into logits.
+"""The engine computes the logits of tokenized rows of any tasks in one forward pass.
 
-One frozen backbone, one bank of deltas, one forward pass for a batch whatever it mixes. Which
-deltas are in the bank is kept by `app.engine.cache`, how they get there by `app.engine.loader`. Knows nothing of
-HTTP or queues: `app.batching.batcher` decides which rows run together.
+It owns the frozen backbone and the bank of deltas. `app.engine.cache` decides which deltas are in
+the bank, `app.engine.loader` reads them from files, and `app.engine.cpu` or `app.engine.cuda`
+computes a pass. The engine knows neither HTTP nor queues: `app.batching.batcher` decides which rows
+run together. Read `deltas.encoder.encoder` next.
 
-Which answers int8 may have turned: they are computed once more, without rounding.
-
-A forward pass: from rows' tokens and slots to their logits, on the bank's device.
-
-On CPUs one kernel does what follows a product (`app.engine.cpu`); GPUs are served by
-`app.engine.cuda`.
+With int8, a row whose labels could change if its logits moved a little is recomputed without int8.
 """
 
 from __future__ import annotations
@@ -17,7 +13,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -26,7 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from app.engine.bank import Bank, StagedDelta
-from app.engine.cache import DeltaCache, Key, PendingLoad
+from app.engine.cache import DeltaCache, Key
 from app.engine.cpu import CpuForward
 from app.engine.cuda import CudaForward, cuda_recorder
 from app.engine.loader import Loader
@@ -35,9 +31,7 @@ from deltas import (
     Backbone,
     DeltaError,
     DeltaFormatError,
-    EncoderConfig,
     Record,
-    Size,
     Store,
     TokenizedRow,
     check_fit,
@@ -46,21 +40,24 @@ from deltas import (
     pick_precision,
     tokenize_texts,
 )
-from deltas.encoder.flat_batch import Rows
 from deltas.hardware import give_back_freed_memory
 from deltas.manifest import Manifest, TaskKind
 
-# On the packaged backbone rounding moves the margin between two labels by 0.05 (root mean square;
-# docs/performance.md). Two labels that far apart score 0.5125 and 0.4875.
+# On the packaged backbone int8 moves the margin between two labels by 0.05 (root mean square;
+# docs/performance.md). Two labels with this margin score 0.5125 and 0.4875.
 LOW_MARGIN = 0.05
+
+_TRIAL_TEXT = "ready?"
+_TRIAL_ROWS = 256
+_LOADED_TOGETHER = 64  # bounds the deltas that the host and the bank hold at the same time
+
+Outcome = list[float] | DeltaUnavailableError  # a row's logits, or why its delta is missing
 
 
 def has_low_margin(kind: TaskKind, logits: Sequence[float]) -> bool:
-    """Whether a row's labels would be others if its logits moved by a little.
+    """Tell whether a row's labels could change if its logits moved by `LOW_MARGIN`.
 
-    Args:
-        kind: a regression's value has no labels that could turn.
-        logits: [C]; not close if some are not finite, since a second look would not mend them.
+    A regression has no labels, and recomputing logits that are not finite would not mend them.
     """
     if kind == "regression" or not all(map(math.isfinite, logits)):
         return False
@@ -72,11 +69,11 @@ def has_low_margin(kind: TaskKind, logits: Sequence[float]) -> bool:
 
 @dataclass
 class Int8Counts:
-    """What int8 computed so far, by task and strategy.
+    """Rows computed in int8 so far, by task and strategy.
 
     Attributes:
-        rows: of all kinds, the readiness check's and those that nobody waited for any more too.
-        low_margin: those of them that were computed once more.
+        rows: all rows, including those of the readiness check and of abandoned requests.
+        low_margin: rows that were recomputed because of a low margin.
     """
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -84,48 +81,36 @@ class Int8Counts:
     _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def needs_recompute(self, manifest: Manifest, logits: Sequence[float]) -> bool:
-        """Count a row that int8 computed; gives whether it is a close call."""
-        close = has_low_margin(manifest.task.kind, logits)
+        """Count a row that was computed in int8; tell whether to recompute it."""
+        is_low = has_low_margin(manifest.task.kind, logits)
         with self._lock:
             self.rows[manifest.key] += 1
-            if close:
+            if is_low:
                 self.low_margin[manifest.key] += 1
-        return close
+        return is_low
 
 
 class Forward(Protocol):
-    """A pass over rows of any slots."""
+    """A forward pass over rows of any slots, on the bank's device."""
 
-    def run(self, tokens: Rows, slots: Sequence[int], *, int8: bool = False) -> list[list[float]]:
-        """Each row's logits, C numbers.
+    def logits(
+        self, rows: Sequence[TokenizedRow], slots: Sequence[int], *, int8: bool = False
+    ) -> list[list[float]]:
+        """Return the logits of each row.
 
         Args:
-            tokens: of each row.
-            slots: of each row, in the bank.
-            int8: multiply whole numbers; on CPUs, and for slots without matrices of their own.
+            rows: the tokens of each row.
+            slots: the bank's slot of each row.
+            int8: whether to multiply in int8, on a CPU, for slots without trained matrices.
         """
 
-    def prepare(self, needed: Size) -> int:
-        """Have ready what passes of no more than that need; returns how much was made."""
-
-
-def forward_of(config: EncoderConfig, bank: Bank) -> Forward:
-    """The pass for the bank's device."""
-    if bank.device.type == "cpu":
-        return CpuForward(config, bank)
-    return CudaForward(config, bank, cuda_recorder)
-
-
-_TRIAL_TEXT = "ready?"
-_TRIAL_ROWS = 256
-_PUT_AT_ONCE = 64  # bounds what is held twice at the start
-
-Outcome = list[float] | DeltaUnavailableError  # a row's logits, or why its delta isn't there
+    def prepare(self, max_tokens: int, max_rows: int, longest: int) -> int:
+        """Compile or record everything that batches up to these sizes need; returns how much."""
 
 
 @dataclass(frozen=True)
 class EngineRow:
-    """A tokenized row, the delta that answers it, and its length with special tokens."""
+    """A tokenized row, the delta that answers it, and its number of tokens."""
 
     tokens: TokenizedRow
     record: Record
@@ -133,19 +118,19 @@ class EngineRow:
 
 
 class Engine:
-    """Answers rows.
+    """Computes logits with every delta of a store.
 
-    What the manifests of all deltas say is checked here. Then the bank is filled: pinned deltas
-    first, then others in the store's order, each read, checked and tried out on a row; one that
-    fails is moved to `store.rejected`. What finds no room is read and checked when a row needs it.
+    All manifests are checked at construction. Then the bank is filled, pinned deltas first, the
+    others in the store's order: each delta is read, checked, and tried on a row. A delta that fails
+    is moved to `store.rejected`. Deltas beyond `max_slots` are read when a row needs them.
 
     Args:
         backbone: the frozen encoder.
         store: the deltas.
         device: "auto", "cpu" or "cuda".
         precision: "auto", "fp32", "bf16" or, on a CPU, "int8".
-        max_slots: most deltas on the device at a time; 0 for all.
-        pinned: deltas that stay there; fewer than `max_slots`, unless they are all there is.
+        max_slots: maximum number of resident deltas; 0 for no limit.
+        pinned: deltas that stay resident; fewer than `max_slots`, unless all deltas are pinned.
     """
 
     def __init__(
@@ -164,21 +149,25 @@ class Engine:
         self.precision = pick_precision(precision, self.device)
         dtype = dtype_of(self.precision, self.device)
         self._bank = Bank(backbone, self.device, dtype, int8=self.precision == "int8")
-        self._forward = forward_of(backbone.config, self._bank)
-        self.int8_counts = Int8Counts()
+        self._forward: Forward = (
+            CpuForward(backbone.config, self._bank)
+            if self.device.type == "cpu"
+            else CudaForward(backbone.config, self._bank, cuda_recorder)
+        )
         self._loader = Loader(backbone, self._bank, again=max_slots > 0)
         self._pinned = {record.key for record in pinned}
-        most = max_slots if 0 < max_slots < len(store.records) else None
-        self.cache = DeltaCache(self._bank, self._loader.load, max_slots=most, pinned=self._pinned)
+        limit = max_slots if 0 < max_slots < len(store.records) else None
+        self.cache = DeltaCache(self._bank, self._loader.load, max_slots=limit, pinned=self._pinned)
+        self.int8_counts = Int8Counts()
         self._check_manifests()
         self._fill()
         self._try_out([record for record in store.records if record in self.cache])
-        self.forget_counts()
+        self.reset_counts()
         give_back_freed_memory()
 
-    def forget_counts(self) -> None:
-        """Begin to count anew: what is run at the start is nobody's."""
-        self.cache.forget_counts()
+    def reset_counts(self) -> None:
+        """Start all counts at zero, so that rows of the start-up are not counted."""
+        self.cache.reset_counts()
         self.int8_counts = Int8Counts()
 
     def _check_manifests(self) -> None:
@@ -189,7 +178,7 @@ class Engine:
                 self.store.reject(record, str(error), with_copies=True)
 
     def _fill(self) -> None:
-        """Load as many deltas as there are slots for, the pinned ones first."""
+        """Load deltas until all slots are used, pinned deltas first."""
         tried: set[Path] = set()
         most = self.cache.max_slots or len(self.store.records)
         self._bank.reserve(min(most, len(self.store.records)))
@@ -199,9 +188,9 @@ class Engine:
                 break
             new.sort(key=lambda record: record.key not in self._pinned)  # stable
             new = new[:free]
-            for start in range(0, len(new), _PUT_AT_ONCE):
-                self._load(new[start : start + _PUT_AT_ONCE])
-            # Again, since a copy may step in for a damaged file, or there is still room.
+            for start in range(0, len(new), _LOADED_TOGETHER):
+                self._load(new[start : start + _LOADED_TOGETHER])
+            # Repeated, because a rejected file leaves its slot free, or a copy takes its place.
             tried |= {record.path for record in new}
 
     def _load(self, records: Sequence[Record]) -> None:
@@ -215,11 +204,11 @@ class Engine:
         self.cache.insert(loaded)
 
     def _try_out(self, records: Sequence[Record]) -> None:
-        """Reject deltas whose values are finite but whose answers are not."""
+        """Reject deltas that have finite values but give infinite logits or NaN."""
         rows = [row for record in records for row in self.tokenize(record, [self.trial(record)])]
         for start in range(0, len(rows), _TRIAL_ROWS):
             part = rows[start : start + _TRIAL_ROWS]
-            for row, logits in zip(part, self._answer(part), strict=True):
+            for row, logits in zip(part, self._predict(part), strict=True):
                 if isinstance(logits, list) and not all(map(math.isfinite, logits)):
                     reason = f"answers NaN or infinite numbers in {self.precision}; train it again"
                     self.store.reject(row.record, reason, with_copies=True)
@@ -227,114 +216,88 @@ class Engine:
 
     @staticmethod
     def trial(record: Record) -> tuple[str, ...]:
-        """Texts that fit a delta's task, to try it out."""
+        """Return a row of texts that fits a delta's task."""
         return (_TRIAL_TEXT,) * len(record.manifest.task.text_fields)
 
     def tokenize(self, record: Record, texts: Sequence[tuple[str, ...]]) -> list[EngineRow]:
-        """Tokenize checked texts for one delta; thread-safe, nothing of it touches the bank."""
+        """Tokenize checked texts for one delta; thread-safe."""
         max_length = record.manifest.task.max_length
         tokenized = tokenize_texts(self.backbone.tokenizer, max_length, texts)
         return [EngineRow(tokens, record, tokens.num_tokens) for tokens in tokenized]
 
-    def prefetch(self, records: Sequence[Record]) -> dict[Key, PendingLoad]:
-        """Begin to load what rows will need that are about to be queued; from any thread.
-
-        Returns:
-            what is being loaded; a batch with these rows would wait for it.
-        """
-        return self.cache.prefetch(records)
-
     def predict(self, rows: Sequence[EngineRow], threads: int = 0) -> list[Outcome]:
-        """Logits of each row, in order. In as many threads at a time as `slots.share` was told.
+        """Compute the logits of each row, in order.
 
-        One forward pass, or several if the rows need more deltas than there are slots. A row whose
-        delta can't be loaded gets the error in place of logits; the others get theirs.
+        Takes several forward passes if the rows need more deltas than there are slots. A row whose
+        delta cannot be loaded gets the error in place of logits. As many threads may call this at
+        a time as `cache.set_concurrency` was told.
 
         Args:
-            rows: of any deltas.
-            threads: that the forward pass gets; PyTorch keeps that for the calling thread. 0 leaves
-                it as it is.
+            rows: rows of any deltas.
+            threads: threads of the forward pass; PyTorch keeps the number for the calling thread.
+                0 leaves it unchanged.
         """
         if threads and threads != torch.get_num_threads():
             torch.set_num_threads(threads)
-        return self._answer(rows)
+        return self._predict(rows)
 
-    def _answer(self, rows: Sequence[EngineRow]) -> list[Outcome]:
-        """`predict`, also for the trials at the start, which are nobody's batches."""
+    def _predict(self, rows: Sequence[EngineRow]) -> list[Outcome]:
         outcomes: list[Outcome] = [[]] * len(rows)
-        of_delta: dict[tuple[str, str, str], list[int]] = {}
-        for number, row in enumerate(rows):
-            of_delta.setdefault(row.record.key, []).append(number)
+        indices: dict[Key, list[int]] = {}  # of each delta's rows
+        for index, row in enumerate(rows):
+            indices.setdefault(row.record.key, []).append(index)
+        records = [rows[of_delta[0]].record for of_delta in indices.values()]
         with torch.inference_mode():
-            for part in self.cache.split([rows[own[0]].record for own in of_delta.values()]):
-                with self.cache.acquire(part) as claimed:
-                    slot_of: dict[tuple[str, str, str], int] = {}
-                    for key, slot in claimed.items():
+            for part in self.cache.split(records):
+                with self.cache.acquire(part) as acquired:
+                    passes: dict[bool, list[tuple[int, int]]] = {}
+                    for key, slot in acquired.items():
                         if isinstance(slot, DeltaUnavailableError):
-                            for number in of_delta[key]:
-                                outcomes[number] = slot
+                            for index in indices[key]:
+                                outcomes[index] = slot
                         else:
-                            slot_of[key] = slot
-                    self._run_passes(rows, of_delta, slot_of, outcomes)
+                            chosen = passes.setdefault(self._bank.excludes_int8(slot), [])
+                            chosen += [(index, slot) for index in indices[key]]
+                    for chosen in passes.values():
+                        self._run_pass(rows, chosen, outcomes)
         return outcomes
-
-    def _run_passes(
-        self,
-        rows: Sequence[EngineRow],
-        of_delta: Mapping[tuple[str, str, str], list[int]],
-        slot_of: Mapping[tuple[str, str, str], int],
-        outcomes: list[Outcome],
-    ) -> None:
-        """Answer the rows of the deltas that have slots, in one pass where that can be."""
-        passes: dict[bool, tuple[list[int], list[int]]] = {}
-        for key, slot in slot_of.items():
-            chosen, slots = passes.setdefault(self._bank.is_apart(slot), ([], []))
-            chosen += of_delta[key]
-            slots += [slot] * len(of_delta[key])
-        for chosen, slots in passes.values():
-            self._run_pass(rows, chosen, slots, outcomes)
 
     def _run_pass(
         self,
         rows: Sequence[EngineRow],
-        chosen: list[int],
-        slots: list[int],
+        chosen: Sequence[tuple[int, int]],
         outcomes: list[Outcome],
         *,
         exact: bool = False,
     ) -> None:
-        """Write the logits of the chosen rows, whose deltas lie in `slots`, into `outcomes`.
+        """Write the logits of the chosen rows, (index, slot) each, into `outcomes`.
 
-        In int8 close calls are computed once more without it, as everything is if `exact`.
+        Rows with a low margin are recomputed without int8, as all rows are if `exact`.
         """
-        tokens = [(rows[n].tokens.input_ids, rows[n].tokens.token_type_ids) for n in chosen]
-        int8 = bool(self._bank.quantised) and not exact
+        slots = [slot for _, slot in chosen]
+        int8 = self.precision == "int8" and not exact
         int8 = int8 and self._bank.matrix_slots.isdisjoint(slots)
-        answers = self._forward.run(tokens, slots, int8=int8)
-        close: tuple[list[int], list[int]] = [], []
-        for number, slot, logits in zip(chosen, slots, answers, strict=True):
-            outcomes[number] = logits
-            if int8 and self.int8_counts.needs_recompute(rows[number].record.manifest, logits):
-                close[0].append(number)
-                close[1].append(slot)
-        if close[0]:
-            self._run_pass(rows, *close, outcomes, exact=True)
+        answers = self._forward.logits([rows[n].tokens for n, _ in chosen], slots, int8=int8)
+        again: list[tuple[int, int]] = []
+        for (index, slot), logits in zip(chosen, answers, strict=True):
+            outcomes[index] = logits
+            if int8 and self.int8_counts.needs_recompute(rows[index].record.manifest, logits):
+                again.append((index, slot))
+        if again:
+            self._run_pass(rows, again, outcomes, exact=True)
 
     def prepare(self, max_tokens: int, threads: int, max_rows: int = 256) -> int:
-        """Have ready what batches of no more than that need, before rows come.
-
-        On CPUs that is code for every number of lines, on GPUs a recorded pass for every size.
+        """Compile or record everything that batches up to these sizes need.
 
         Returns:
-            how much was made.
+            How many products were compiled (CPU) or passes recorded (GPU).
         """
         torch.set_num_threads(threads)
         lengths = (record.manifest.task.max_length for record in self.store.records)
-        longest = max(lengths, default=1)
-        return self._forward.prepare(Size(max_tokens, max_rows, longest))
+        return self._forward.prepare(max_tokens, max_rows, max(lengths, default=1))
 
     def describe(self) -> dict[str, Any]:
-        """What the engine runs on, for the log at start and for operators."""
+        """Describe what the engine runs on, for operators and for the log at start."""
         return {
             "device": str(self.device),
             "precision": self.precision,

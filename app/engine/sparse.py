@@ -1,10 +1,8 @@
-"""A few values of its own that a delta has in a matrix which it otherwise shares.
+"""Sparse updates of a shared weight matrix: a few trained values of one slot.
 
-Two ways to multiply lines by such a matrix: by a copy with the values in it, whose cost is in
-making it ready, whatever the number of lines; or by the frozen matrix, which serves everybody's
-lines, and `deltas.kernels.epilogue` adds what is missing: K products and sums a line.
-
-Legend: T lines of x, K selected values of a matrix [O, I].
+A product with such a matrix is computed in one of two ways. `SparseWeights.merged_with` copies the
+matrix, which costs the same for any number of rows. Or all rows are multiplied by the frozen matrix
+and `deltas.kernels.epilogue` adds the difference, at K multiplications and additions a row.
 """
 
 from __future__ import annotations
@@ -17,18 +15,18 @@ from torch import Tensor
 
 from deltas.kernels.epilogue import SparseUpdate, sparse_update
 
-BYTES_A_VALUE = 12  # of a sparse slot: row, column and difference
+BYTES_PER_VALUE = 12  # row, column and difference of a sparse value
 
 
 @dataclass(frozen=True)
 class SparseWeights:
-    """A slot's own values in one matrix or table.
+    """The trained values of one slot in one matrix or table [O, I].
 
     Attributes:
         rows: int32 [K], increasing.
         columns: int32 [K], increasing within a row.
-        differences: float32 [K], from the frozen values in the bank's dtype to the slot's own.
-        most_in_row: how many values a row has at most.
+        differences: float32 [K], trained value minus the frozen value in the bank's dtype.
+        most_in_row: largest number of values in a row.
     """
 
     rows: Tensor
@@ -38,28 +36,26 @@ class SparseWeights:
 
     @classmethod
     def of(
-        cls, places: Tensor, values: Tensor, frozen: Tensor, dtype: torch.dtype
+        cls, indices: Tensor, values: Tensor, frozen: Tensor, dtype: torch.dtype
     ) -> SparseWeights:
-        """Values at flat places of a matrix.
+        """Make the update that sets values of a frozen matrix.
 
         Args:
-            places: int64 [K], increasing.
-            values: float32 [K].
+            indices: int64 [K], flat indices, increasing.
+            values: float32 [K], trained values.
             frozen: float32 [O, I], on the host.
-            dtype: the bank's.
+            dtype: dtype of the bank.
         """
         width = frozen.shape[1]
-        differences = values - frozen.reshape(-1)[places].to(dtype).float()
-        rows = places // width
+        differences = values - frozen.reshape(-1)[indices].to(dtype).float()
+        rows = indices // width
         most_in_row = int(rows.bincount().max()) if len(rows) else 0
-        return cls(rows.int(), (places % width).int(), differences, most_in_row)
+        return cls(rows.int(), (indices % width).int(), differences, most_in_row)
 
     def to(self, device: torch.device) -> SparseWeights:
-        """The same on a device."""
-        rows, columns, differences = self.rows, self.columns, self.differences
-        return SparseWeights(
-            rows.to(device), columns.to(device), differences.to(device), self.most_in_row
-        )
+        """Return the update on a device."""
+        tensors = (part.to(device) for part in (self.rows, self.columns, self.differences))
+        return SparseWeights(*tensors, self.most_in_row)
 
     @cached_property
     def update(self) -> SparseUpdate:
@@ -67,45 +63,45 @@ class SparseWeights:
         return sparse_update(self.rows, self.columns, self.differences)
 
     def merged_with(self, frozen: Tensor) -> Tensor:
-        """A copy of the frozen matrix with the slot's values in it."""
+        """Return a copy of the frozen matrix with the trained values in it."""
         merged = frozen.clone(memory_format=torch.contiguous_format)
-        own = self.rows.long() * frozen.shape[1] + self.columns
+        indices = self.rows.long() * frozen.shape[1] + self.columns
         flat = merged.view(-1)
-        flat[own] = (flat[own] + self.differences).to(flat.dtype)
+        flat[indices] = (flat[indices] + self.differences).to(flat.dtype)
         return merged
 
-    def add_to_embedded(self, out: Tensor, ids: Tensor, lines: Tensor) -> None:
-        """Add what is missing of what was looked up in the frozen table.
+    def add_to_embedded(self, out: Tensor, ids: Tensor, tokens: Tensor) -> None:
+        """Add the differences to rows that were looked up in the frozen table.
 
         Args:
-            out: [T, I], what was looked up.
-            ids: int64 [T].
-            lines: int64, which lines are the slot's.
+            out: [N, I], rows of the frozen table.
+            ids: int64 [N], indices of these rows.
+            tokens: int64, indices of the tokens that belong to the slot.
         """
-        asked = ids[lines].int()
-        first = torch.searchsorted(self.rows, asked)
-        end = torch.searchsorted(self.rows, asked, right=True)
+        wanted = ids[tokens].int()
+        first = torch.searchsorted(self.rows, wanted)
+        end = torch.searchsorted(self.rows, wanted, right=True)
         if ids.device.type == "cpu":
-            self._add_each(out, lines, first, end - first)
+            self._add_values(out, tokens, first, end - first)
         else:
-            self._add_filled_up(out, lines, first, end)
+            self._add_padded(out, tokens, first, end)
 
-    def _add_each(self, out: Tensor, lines: Tensor, first: Tensor, counts: Tensor) -> None:
-        """Add so many values from a first one on to each line, one by one."""
-        which = torch.arange(len(lines), device=lines.device).repeat_interleave(counts)
-        within = torch.arange(len(which), device=lines.device) - (counts.cumsum(0) - counts)[which]
-        place = first[which] + within
-        own = lines[which], self.columns[place].long()  # no place comes twice
-        out[own] = (out[own] + self.differences[place]).to(out.dtype)
+    def _add_values(self, out: Tensor, tokens: Tensor, first: Tensor, counts: Tensor) -> None:
+        """Add the values one by one: `counts` of them to each token, from `first` on."""
+        token = torch.arange(len(tokens), device=tokens.device).repeat_interleave(counts)
+        within = torch.arange(len(token), device=tokens.device) - (counts.cumsum(0) - counts)[token]
+        index = first[token] + within
+        target = tokens[token], self.columns[index].long()  # distinct, so that += adds all
+        out[target] = (out[target] + self.differences[index]).to(out.dtype)
 
-    def _add_filled_up(self, out: Tensor, lines: Tensor, first: Tensor, end: Tensor) -> None:
-        """The same with as many places for each line as the fullest row needs.
+    def _add_padded(self, out: Tensor, tokens: Tensor, first: Tensor, end: Tensor) -> None:
+        """Add `most_in_row` values to each token, zeros behind its last value.
 
-        To ask a GPU how many there are it would have to finish all that it does first.
+        Counting the values would make the host wait for the GPU.
         """
-        place = first[:, None] + torch.arange(self.most_in_row, device=lines.device)
-        is_own = place < end[:, None]
-        place = place.clamp(max=len(self.rows) - 1)
-        added = torch.zeros(len(lines), out.shape[1], device=out.device)
-        added.scatter_add_(1, self.columns[place].long(), self.differences[place] * is_own)
-        out[lines] = (out[lines] + added).to(out.dtype)
+        index = first[:, None] + torch.arange(self.most_in_row, device=tokens.device)
+        is_value = index < end[:, None]
+        index = index.clamp(max=len(self.rows) - 1)
+        added = torch.zeros(len(tokens), out.shape[1], device=out.device)
+        added.scatter_add_(1, self.columns[index].long(), self.differences[index] * is_value)
+        out[tokens] = (out[tokens] + added).to(out.dtype)

@@ -58,7 +58,7 @@ def warm_up(
     workers = engine.cache.set_concurrency(workers)
     tuning = Tuning(threads, workers, max(1, shared // workers), max_batch_tokens)
     _prepare(engine, tuning, max_batch_rows)
-    engine.forget_counts()
+    engine.reset_counts()
     return tuning
 
 

@@ -173,7 +173,7 @@ def _run_ahead(engine: Engine, draws: list[list[EngineRow]], budget: int) -> Sys
         batches = next(passes)
         for number, batch in enumerate(batches):
             for row in batches[number + 1] if number + 1 < len(batches) else ():
-                engine.prefetch([row.record])
+                engine.cache.prefetch([row.record])
             engine.predict(batch)
 
     return run
@@ -185,12 +185,12 @@ def register_ms(backbone: Backbone, store: Store, count: int, precision: str) ->
     loader = Loader(backbone, bank, again=False)
     filler = bank.stage(noisy_delta(backbone, task_spec("filler"), STRATEGY, 1))
     for _ in range(count):
-        bank.put([filler])
+        bank.add([filler])
     seconds = []
     for number in range(_REGISTERED):
         record = store.records[number % len(store.records)]
         started = time.perf_counter()
-        bank.put([loader.load(record)])
+        bank.add([loader.load(record)])
         seconds.append(time.perf_counter() - started)
     return round(1000 * statistics.median(seconds), 2)
 

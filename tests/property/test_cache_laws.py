@@ -86,14 +86,17 @@ def test_few_slots_answer_as_many(few: Engine, whole: Engine, batches: Any, ahea
         rows = engine_rows(whole.store, batch)
         if ahead:
             following = batches[number + 1] if number + 1 < len(batches) else batch
-            few.prefetch([row.record for row in engine_rows(whole.store, following)])
+            few.cache.prefetch([row.record for row in engine_rows(whole.store, following)])
         check_equal(few.predict(rows), whole.predict(rows))
         most = few.cache.max_slots or NUM_DELTAS  # slots for more than there are is no limit
         assert few.cache.num_used <= most
         assert few._bank.num_slots - 1 == few.cache.num_used
         assert len(few._bank.heads) <= most + 1
-        most_lines = most + 1  # and the backbone's
-        assert max(len(table) for table in few._bank.lines["bias"].tables.values()) <= most_lines
+        most_rows = most + 1  # and the backbone's
+        assert (
+            max(len(table) for table in few._bank.vector_tables["bias"].tables.values())
+            <= most_rows
+        )
 
 
 @LAW
@@ -158,7 +161,7 @@ def prefetching(tiny_backbone: Backbone, store: Store) -> Iterator[Engine]:
     def ask() -> None:
         while not stop.is_set():
             for record in store.records:
-                engine.prefetch([record])
+                engine.cache.prefetch([record])
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:

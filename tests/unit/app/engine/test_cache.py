@@ -94,8 +94,8 @@ def test_slots_are_used_again(bank: Bank, loader: SlowLoader, store: Store) -> N
     for record in store.records * 2:
         acquired_by(cache, [record])
     assert len(bank.heads) == 3
-    for lines in bank.lines.values():
-        assert {len(table) for table in lines.tables.values()} == {3}
+    for held in bank.vector_tables.values():
+        assert {len(table) for table in held.tables.values()} == {3}
     held = sum(len(by_slot) for by_slot in bank.matrices.values())
     held += sum(len(by_slot) for by_slot in bank.sparse.values())
     assert held <= 2 * len(bank.frozen)
@@ -239,7 +239,7 @@ def test_unforeseen_errors_are_logged_not_told(
 def test_only_free_slots_can_be_filled(bank: Bank, loader: SlowLoader, store: Store) -> None:
     cache = DeltaCache(bank, loader.load, max_slots=1)
     loaded = [(record, loader.load(record)) for record in store.records[:2]]
-    with pytest.raises(ValueError, match="2 deltas don't fit"):
+    with pytest.raises(ValueError, match="2 deltas do not fit"):
         cache.insert(loaded)
     cache.insert(loaded[:1])
     cache.evict(store.records[0])

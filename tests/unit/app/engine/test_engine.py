@@ -375,7 +375,7 @@ def test_in_int8_close_calls_are_computed_once_more_without_it(
     rows = [row for row in rows_of(engine, 14, 200) if row.record.key[1] in {"bitfit", "head"}]
     monkeypatch.setattr(engine_module, "LOW_MARGIN", 0.0)
     rough = logits_of(whole.predict(rows))
-    whole.forget_counts()
+    whole.reset_counts()
     monkeypatch.setattr(engine_module, "LOW_MARGIN", 0.2)
     seen, counts = set(), Counter[tuple[str, str]]()
     for row, mine, before, exact in zip(
@@ -446,7 +446,7 @@ def test_batches_side_by_side_answer_as_alone(
     assert engine.cache.set_concurrency(4) == 4
     batches = [rows_of(engine, seed, 1 + 5 * (seed % 5)) for seed in range(24)]
     alone = [run_in_own_thread(partial(engine.predict, rows, 1)) for rows in batches]
-    engine.forget_counts()
+    engine.reset_counts()
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda rows: engine.predict(rows, 1), batches * 3))
     assert together == alone * 3
