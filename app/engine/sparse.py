@@ -54,8 +54,8 @@ class SparseWeights:
 
     def to(self, device: torch.device) -> SparseWeights:
         """Return the update on a device."""
-        tensors = (part.to(device) for part in (self.rows, self.columns, self.differences))
-        return SparseWeights(*tensors, self.most_in_row)
+        rows, columns = self.rows.to(device), self.columns.to(device)
+        return SparseWeights(rows, columns, self.differences.to(device), self.most_in_row)
 
     @cached_property
     def update(self) -> SparseUpdate:

@@ -94,8 +94,8 @@ def test_slots_are_used_again(bank: Bank, loader: SlowLoader, store: Store) -> N
     for record in store.records * 2:
         acquired_by(cache, [record])
     assert len(bank.heads) == 3
-    for held in bank.vector_tables.values():
-        assert {len(table) for table in held.tables.values()} == {3}
+    for tables in bank.vector_tables.values():
+        assert {len(table) for table in tables.tables.values()} == {3}
     held = sum(len(by_slot) for by_slot in bank.matrices.values())
     held += sum(len(by_slot) for by_slot in bank.sparse.values())
     assert held <= 2 * len(bank.frozen)
