@@ -216,7 +216,6 @@ STATUSES: Mapping[type[Exception], tuple[int, str]] = {
     DeadlineTooShortError: (504, "deadline_too_short"),
     DeadlineExceededError: (504, "deadline_exceeded"),
 }
-_BODY_ERRORS = TooLargeError, BodyTimeoutError, BodiesOverloadedError
 _HTTP_CODES = {400: "malformed_json", 404: "unknown_path", 405: "method_not_allowed"}
 _GENERIC = "the server failed on this request; its log has the cause under this request id"
 
@@ -226,8 +225,6 @@ def describe_error(error: Exception, request_id: str) -> tuple[int, dict[str, An
     status, code, message = 500, "internal_error", _GENERIC
     details: Any = None
     headers: dict[str, str] = {}
-    if isinstance(error, HTTPException) and isinstance(error.__cause__, _BODY_ERRORS):
-        error = error.__cause__  # the only way out of FastAPI's reading of a body
     if isinstance(error, RequestValidationError):
         status, code, message, details = _from_validation(error)
     elif isinstance(error, HTTPException):

@@ -33,10 +33,15 @@ from app.http import routes
 from app.http.catalogue import Catalogue
 from app.http.context import Serving
 from app.http.metrics import Metrics
-from app.http.middleware import REQUEST_ID_HEADER, Admission, BodyLimit, Edge
+from app.http.middleware import (
+    REQUEST_ID_HEADER,
+    BodyLimitMiddleware,
+    LoadSheddingMiddleware,
+    RequestContextMiddleware,
+)
 from app.http.openapi import openapi_of
 from app.http.readiness import Readiness
-from app.pipeline import Pipeline, RequestLimits
+from app.pipeline import Pipeline
 from app.process import (
     configure_logging,
     prepare_process,
@@ -94,9 +99,9 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
     for kind in (*STATUSES, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     # The last one added is the outermost.
-    app.add_middleware(Admission)
+    app.add_middleware(LoadSheddingMiddleware)
     app.add_middleware(
-        BodyLimit,
+        BodyLimitMiddleware,
         max_body_bytes=settings.max_body_bytes,
         max_bodies_bytes=settings.max_bodies_bytes,
         timeout_s=settings.body_timeout_s,
@@ -109,7 +114,9 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
             allow_headers=["Content-Type", REQUEST_ID_HEADER, "X-Request-Timeout-Ms"],
             expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
         )
-    app.add_middleware(Edge, metrics=app.state.metrics)
+    app.add_middleware(
+        RequestContextMiddleware, metrics=app.state.metrics, deadline_s=settings.deadline_s
+    )
     return app
 
 
@@ -130,7 +137,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         max_queue_s=settings.max_queue_s,
     )
     batcher = Batcher(parallelism_of(engine, tuning), limits, metrics)
-    request_limits = RequestLimits(settings.max_rows_per_request, settings.max_text_chars)
+    pipeline = Pipeline(
+        engine.backbone.tokenizer,
+        engine.cache,
+        batcher,
+        max_rows=settings.max_rows_per_request,
+        max_text_chars=settings.max_text_chars,
+    )
     labels = {key: str(value) for key, value in described.items()}
     metrics.describe({"version": app.version, **labels}, len(engine.store.records))
     metrics.watch_queue(lambda: batcher.queued_rows, lambda: batcher.queued_tokens)
@@ -140,11 +153,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.serving = Serving(
         engine=engine,
         batcher=batcher,
-        pipeline=Pipeline(engine, batcher, request_limits),
+        pipeline=pipeline,
         readiness=Readiness(engine, batcher, settings.ready_timeout_s),
         catalogue=await asyncio.to_thread(Catalogue.of, engine),
         metrics=metrics,
-        deadline_s=settings.deadline_s,
     )
     if app.state.owns_process:
         settle_process()

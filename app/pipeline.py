@@ -1,11 +1,7 @@
-"""The way of a request's rows: check, tokenize, batch. In: rows as sent. Out: logits.
+"""Takes the rows of a request from the body to logits: checks, tokenizes, queues.
 
-Everything that can be wrong with an input is found here, before its rows meet those of others.
-
-Checks the rows of a request against a task, before anything of it meets other requests.
-
-Which fields a row has is decided by `deltas.backbone.tokenizer.row_texts`, the same function for all users of
-deltas; here its findings are collected over all rows, and the server's own limits are added.
+Every problem of an input is found here, before its rows share a batch with the rows of other
+requests. Read `app.batching.batcher` next, which queues the tokenized rows.
 """
 
 from __future__ import annotations
@@ -13,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
 
 from app.batching.batcher import Batcher
+from app.engine.bank import StagedDelta
 from app.engine.cache import TOO_SLOW, DeltaCache, Key, PendingLoad
-from app.engine.engine import Engine, EngineRow, Outcome
+from app.engine.engine import EngineRow, Outcome
 from app.errors import (
     MAX_LISTED,
     DeltaUnavailableError,
@@ -28,16 +25,26 @@ from app.errors import (
     Problem,
     TooLargeError,
 )
-from deltas import InvalidTextError, Record, TaskSpec
+from deltas import InvalidTextError, Record, TaskSpec, TokenizedRow, tokenize_texts
 from deltas.backbone.tokenizer import row_texts
+
+_INLINE_CHARS = 2000  # tokenized in about the time that handing them to a thread takes
+_TOKENIZER_THREADS = 2
+_CHECK_EVERY_S = 1.1  # a little longer than an I/O thread takes to count as hanging
+
+Texts = list[tuple[str, ...]]  # the texts of each row, in the order of the task's fields
 
 
 @dataclass
 class Trace:
-    """What the log line says about a prediction; the pipeline fills it in.
+    """The numbers of a prediction that its log line shows.
 
     Attributes:
-        route: template of the path, where a request is answered before it is routed.
+        num_rows: number of rows, counted once per delta.
+        num_tokens: tokens of the rows.
+        queue_s: seconds until the first row was in a batch.
+        compute_s: seconds that the batches took.
+        route: template of the path, if the request is answered before it is routed.
     """
 
     num_rows: int = 0
@@ -47,12 +54,20 @@ class Trace:
     route: str | None = None
 
 
+@dataclass(frozen=True)
+class RowLogits:
+    """The logits of a row, and whether its text was cut to the task's maximum length."""
+
+    logits: list[float]
+    truncated: bool
+
+
 def list_rows(inputs: Any, max_rows: int, num_targets: int = 1) -> list[Any]:
-    """The rows of a request; one that is not a list is a batch of one.
+    """Return the rows of a request; an input that is not a list is one row.
 
     Raises:
-        InvalidInputError: there is none.
-        TooLargeError: more rows, counted once per target, than one request may have.
+        InvalidInputError: the list is empty.
+        TooLargeError: the request has too many rows, counted once per target.
     """
     rows = inputs if isinstance(inputs, list) else [inputs]
     if not rows:
@@ -65,14 +80,14 @@ def list_rows(inputs: Any, max_rows: int, num_targets: int = 1) -> list[Any]:
     return rows
 
 
-def read_texts(task: TaskSpec, rows: list[Any], max_chars: int) -> list[tuple[str, ...]]:
-    """The texts of each row, in the order of the task's fields.
+def read_texts(task: TaskSpec, rows: list[Any], max_chars: int) -> Texts:
+    """Return the texts of each row, in the order of the task's fields.
 
     Raises:
-        InvalidInputError: with all wrong rows, not only the first.
+        InvalidInputError: rows do not fit the task; the error lists all of them.
         TooLargeError: a text is too long.
     """
-    texts: list[tuple[str, ...]] = []
+    texts: Texts = []
     problems: list[Problem] = []
     for position, row in enumerate(rows):
         try:
@@ -91,137 +106,125 @@ def read_texts(task: TaskSpec, rows: list[Any], max_chars: int) -> list[tuple[st
     return texts
 
 
-_INLINE_CHARS = 2000  # tokenized in about the time that handing them to a thread takes
-_TOKENIZER_THREADS = 2
-_LOOK_S = 1.1  # a little longer than a thread takes to count as hanging
-
-Logits = list[float]
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """What one request may hold."""
-
-    max_rows: int
-    max_text_chars: int
-
-
-@dataclass(frozen=True)
-class RowLogits:
-    """The engine's answer to one row."""
-
-    logits: Logits
-    truncated: bool
-
-
 class Pipeline:
-    """From rows to logits, for one delta or for several."""
+    """Computes the logits of a request's rows for one delta or for several.
+
+    Args:
+        tokenizer: tokenizer of the backbone.
+        cache: resident deltas; told which deltas the rows will need.
+        batcher: runs the rows.
+        max_rows: most rows in one request, counted once per delta.
+        max_text_chars: most characters in one text.
+    """
 
     def __init__(
-        self, engine: Engine, batcher: Batcher[EngineRow, Outcome], limits: RequestLimits
+        self,
+        tokenizer: Any,
+        cache: DeltaCache,
+        batcher: Batcher[EngineRow, Outcome],
+        *,
+        max_rows: int,
+        max_text_chars: int,
     ) -> None:
-        self._engine = engine
+        self._tokenizer = tokenizer
+        self._cache = cache
         self._batcher = batcher
-        self._limits = limits
+        self._max_rows = max_rows
+        self._max_text_chars = max_text_chars
         self._tokenizer_threads = CapacityLimiter(_TOKENIZER_THREADS)
 
-    async def run(
+    async def predict(
         self,
         inputs: Any,
         records: Sequence[Record],
         *,
-        key: Hashable = None,
+        key: Hashable,
         deadline: float,
         trace: Trace,
     ) -> list[list[RowLogits]]:
-        """Run the same rows through one or more deltas.
+        """Return the logits of each row, for each delta.
 
         Args:
-            inputs: a row or a list of rows, as in the request.
-            records: the deltas.
-            key: whose share of the engine they use, for the batcher.
-            deadline: on the batcher's clock.
-            trace: filled in for the log.
-
-        Returns:
-            One list a delta, in the order of the deltas; in it one item a row, in their order.
+            inputs: one row, or a list of rows.
+            records: deltas that answer the rows, at least one.
+            key: lane of the queue that the rows wait in.
+            deadline: time at which the answer must be there, on the batcher's clock.
+            trace: receives the numbers for the log line.
 
         Raises:
-            InvalidInputError, TooLargeError: the rows don't fit a delta's task, or are too many.
-            DeltaUnavailableError: a delta's file could not be loaded.
-            Exception: whatever the batcher raises.
+            InvalidInputError: rows do not fit a task.
+            TooLargeError: too many rows, or too long a text.
+            DeltaUnavailableError: the file of a delta cannot be loaded now.
+            Exception: any exception of `Batcher.reserve` and `Batcher.submit`.
         """
-        rows = list_rows(inputs, self._limits.max_rows, len(records))
+        rows = list_rows(inputs, self._max_rows, len(records))
         texts = self._read(records, rows)
         num_rows = len(rows) * len(records)
         async with self._batcher.reserve(num_rows, key=key, deadline=deadline) as submit:
-            coming = self._engine.cache.prefetch(records)
+            loads = self._cache.prefetch(records)
             engine_rows = await self._tokenize(records, texts)
-            await _wait_for(coming, self._engine.cache)
-            trace.num_rows = len(engine_rows)
+            if loads:
+                await _wait_for(loads, self._cache)
+            trace.num_rows = num_rows
             trace.num_tokens = sum(row.num_tokens for row in engine_rows)
             answer = await submit(engine_rows)
         trace.queue_s, trace.compute_s = answer.queue_s, answer.compute_s
-        flat: list[RowLogits] = []
+        logits: list[RowLogits] = []
         for row, outcome in zip(engine_rows, answer.results, strict=True):
             if isinstance(outcome, DeltaUnavailableError):
                 raise outcome
-            flat.append(RowLogits(outcome, row.tokens.truncated))
-        return [flat[start : start + len(rows)] for start in range(0, len(flat), len(rows))]
+            logits.append(RowLogits(outcome, row.tokens.truncated))
+        return [logits[start : start + len(rows)] for start in range(0, num_rows, len(rows))]
 
-    def _read(self, records: Sequence[Record], rows: list[Any]) -> list[list[tuple[str, ...]]]:
-        """The texts for each delta; those of one task read them alike, so once is enough."""
-        by_task: dict[tuple[str, tuple[str, ...]], list[tuple[str, ...]]] = {}
-        for task in (record.manifest.task for record in records):
-            if (task.name, task.text_fields) not in by_task:
-                read = read_texts(task, rows, self._limits.max_text_chars)
-                by_task[task.name, task.text_fields] = read
-        tasks = (record.manifest.task for record in records)
-        return [by_task[task.name, task.text_fields] for task in tasks]
+    def _read(self, records: Sequence[Record], rows: list[Any]) -> list[Texts]:
+        """Read the texts for each delta, once for deltas of the same task."""
+        tasks = [record.manifest.task for record in records]
+        distinct = {(task.name, task.text_fields): task for task in tasks}
+        texts = {
+            key: read_texts(task, rows, self._max_text_chars) for key, task in distinct.items()
+        }
+        return [texts[task.name, task.text_fields] for task in tasks]
 
-    async def _tokenize(
-        self, records: Sequence[Record], texts: list[list[tuple[str, ...]]]
-    ) -> list[EngineRow]:
-        """Tokenize for each delta; deltas that read the same text to the same length share it."""
-        done: list[tuple[int, list[tuple[str, ...]], list[EngineRow]]] = []
+    async def _tokenize(self, records: Sequence[Record], texts: list[Texts]) -> list[EngineRow]:
+        """Tokenize for each delta, once for deltas that read the same texts to the same length."""
+        done: list[tuple[int, Texts, list[TokenizedRow]]] = []
         rows: list[EngineRow] = []
-        for record, own_texts in zip(records, texts, strict=True):
+        for record, of_record in zip(records, texts, strict=True):
             length = record.manifest.task.max_length
-            shared = next((r for n, t, r in done if n == length and t == own_texts), None)
-            if shared is None:
-                shared = await self._tokenize_one(record, own_texts)
-                done.append((length, own_texts, shared))
-            rows += [replace(row, record=record) for row in shared]
+            tokens = next((made for n, t, made in done if n == length and t == of_record), None)
+            if tokens is None:
+                tokens = await self._tokenize_texts(length, of_record)
+                done.append((length, of_record, tokens))
+            rows += [EngineRow(row, record, row.num_tokens) for row in tokens]
         return rows
 
-    async def _tokenize_one(self, record: Record, texts: list[tuple[str, ...]]) -> list[EngineRow]:
+    async def _tokenize_texts(self, max_length: int, texts: Texts) -> list[TokenizedRow]:
         if sum(len(text) for row in texts for text in row) <= _INLINE_CHARS:
-            return self._engine.tokenize(record, texts)
+            return tokenize_texts(self._tokenizer, max_length, texts)
         return await to_thread.run_sync(
-            self._engine.tokenize,
-            record,
+            tokenize_texts,
+            self._tokenizer,
+            max_length,
             texts,
             limiter=self._tokenizer_threads,
             abandon_on_cancel=True,  # the deadline ends the request, not the thread
         )
 
 
-async def _wait_for(coming: Mapping[Key, PendingLoad], slots: DeltaCache) -> None:
-    """Wait for deltas that are being loaded, here, where nobody else's rows wait for them.
+async def _wait_for(loads: Mapping[Key, PendingLoad], cache: DeltaCache) -> None:
+    """Wait until deltas are loaded, here and not in a batch, where other rows would wait too.
 
     Raises:
-        DeltaUnavailableError: one takes too long. Others' errors are left for the batch to find.
+        DeltaUnavailableError: a load takes too long. The batch reports all other errors.
     """
-    for key, item in coming.items():
-        if item.staged.done():
-            continue
-        if time.monotonic() > item.deadline:  # it hangs: no more callbacks on it
-            raise DeltaUnavailableError(*key, TOO_SLOW)
-        loading = asyncio.wrap_future(item.staged)
-        loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
-        while not item.staged.done():
-            left_s = item.deadline - time.monotonic()
+    for key, load in loads.items():
+        loading: asyncio.Future[StagedDelta] | None = None
+        while not load.staged.done():
+            left_s = load.deadline - time.monotonic()
             if left_s <= 0:
                 raise DeltaUnavailableError(*key, TOO_SLOW)
-            await asyncio.wait([loading], timeout=min(left_s, _LOOK_S))
-            slots.replace_hanging()
+            if loading is None:
+                loading = asyncio.wrap_future(load.staged)
+                loading.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
+            await asyncio.wait([loading], timeout=min(left_s, _CHECK_EVERY_S))
+            cache.replace_hanging()

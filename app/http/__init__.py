@@ -1,1 +1,5 @@
-"""HTTP: routes, middleware and schemas; the only part of `app` that knows FastAPI."""
+"""Serves the app over HTTP: routes, middleware, bodies and metrics.
+
+Read `app.http.routes` first. Nothing but this folder, `app.main`, `app.server` and `app.errors`
+knows FastAPI and Starlette.
+"""

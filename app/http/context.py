@@ -1,9 +1,7 @@
-"""What the routes need, as one object and one dependency."""
+"""The started parts of the server, as one object that `app.main` makes and the routes use."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,15 +15,12 @@ from app.http.metrics import Metrics
 from app.http.readiness import Readiness
 from app.pipeline import Pipeline
 
+NOT_STARTED = "the server is not started"
+
 
 @dataclass(frozen=True)
 class Serving:
-    """The parts of a started server.
-
-    Attributes:
-        deadline_s: the longest that a request may take.
-        clock: the batcher's.
-    """
+    """The parts of a started server."""
 
     engine: Engine
     batcher: Batcher[EngineRow, Outcome]
@@ -33,19 +28,17 @@ class Serving:
     readiness: Readiness
     catalogue: Catalogue
     metrics: Metrics
-    deadline_s: float
-    clock: Callable[[], float] = time.monotonic
 
 
 async def get_serving(request: Request) -> Serving:
-    """The parts of the app that the request came to; async, or FastAPI calls it in a thread.
+    """Return the parts of the app; async, because FastAPI runs other functions in a thread.
 
     Raises:
-        NotReadyError: it has not started, or has stopped.
+        NotReadyError: the app has not started, or has stopped.
     """
     serving = request.app.state.serving
     if not isinstance(serving, Serving):
-        raise NotReadyError("the server is not started")
+        raise NotReadyError(NOT_STARTED)
     return serving
 
 

@@ -1,11 +1,9 @@
-"""A way past FastAPI's reading of a request, for requests in which it would find nothing wrong.
+"""Serves the routes with a JSON body: reads it, checks it, and calls the endpoint.
 
-FastAPI solves the dependencies of each request anew, which takes as long as everything else that
-happens to a row before the engine. A request whose body is what the route's model takes, and whose
-path and headers are as plain as can be, is handed to the endpoint directly. All others go FastAPI's
-way, so that there is one owner of every error; the documentation is FastAPI's in any case.
-
-Stops working on an answer once nobody waits for it.
+FastAPI documents these routes from the signatures of their endpoints but does not run them, because
+it solves the dependencies of each request anew. That takes as long as all other work on a row
+before the engine. Errors have the form of FastAPI's, so `app.errors` answers them like all others.
+Read `app.http.routes` next.
 """
 
 from __future__ import annotations
@@ -14,72 +12,76 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-from fastapi import Request, Response
+from fastapi import Header, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.errors import (
-    ClientGoneError,
-    UnsupportedBodyError,
-)
-from app.http.context import get_serving
+from app.errors import ClientGoneError, NotReadyError, UnsupportedBodyError
+from app.http.context import NOT_STARTED, Serving
 
-_MAX_PARAMETER = 256
-_TIMEOUT = "x-request-timeout-ms"
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
-
-class ShortcutRoute(APIRoute):
-    """For endpoints `(request, body: Model, serving, **path_parameters)` that make a Response."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Try the shortcut first."""
-        handle = super().get_route_handler()
-        endpoint: Callable[..., Coroutine[Any, Any, Response]] = self.endpoint
-        model: type[BaseModel] = get_type_hints(endpoint)["body"]
-
-        async def read_then_handle(request: Request) -> Response:
-            body = await read_plain(request, model)
-            if body is None:
-                return await handle(request)
-            serving = await get_serving(request)
-            return await endpoint(
-                request=request, body=body, serving=serving, **request.path_params
-            )
-
-        return read_then_handle
-
-
-async def read_plain(request: Request, model: type[BaseModel]) -> BaseModel | None:
-    """The body; None if anything at all is out of the ordinary."""
-    if not request.headers.get(_TIMEOUT, "1").lstrip("0").isdecimal():
-        return None
-    if any(len(value) > _MAX_PARAMETER for value in request.path_params.values()):
-        return None
-    try:
-        return model.model_validate(json.loads(await request.body()))
-    except (ValueError, RecursionError, ClientDisconnect):
-        return None
-
-
+TaskName = Annotated[str, Path(description="A task of GET /tasks.", max_length=256)]
+TimeoutMs = Annotated[
+    int | None,
+    Header(
+        alias=TIMEOUT_HEADER,
+        description="Answer 504 after this many milliseconds; the server's own limit stays.",
+        ge=1,
+    ),
+]
+_TASK_NAME: TypeAdapter[str] = TypeAdapter(TaskName)
+_TIMEOUT_MS: TypeAdapter[int | None] = TypeAdapter(TimeoutMs)
+_NOTHING = object()  # the content of an empty body, which no model accepts
+_NO_BODY = {"type": "missing", "loc": ("body",)}
 _JSON_TYPE = re.compile(r"application/([^/]+\+)?json")
 
 
-class JsonRoute(ShortcutRoute):
-    """A route that takes uncompressed JSON only and says so, before anything is read."""
+class JsonRoute(APIRoute):
+    """A route for endpoints that take `request`, `body`, `serving` and task names of the path.
+
+    The endpoint is cancelled when the client closes the connection.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Put the check in front of everything that reads."""
-        handle = super().get_route_handler()
+        """Return the function that answers a request."""
+        endpoint: Callable[..., Coroutine[Any, Any, Response]] = self.endpoint
+        model: type[BaseModel] = get_type_hints(endpoint)["body"]
 
-        async def check_then_handle(request: Request) -> Response:
+        async def handle(request: Request) -> Response:
             _check_headers(request.headers)
-            return await handle(request)
+            errors = _parameter_errors(request)
+            data = await _read_json(request)
+            serving = request.app.state.serving
+            if not isinstance(serving, Serving):
+                raise NotReadyError(NOT_STARTED)
+            try:
+                body = model.model_validate(data, from_attributes=True)
+            except ValidationError as error:
+                errors += _errors_at(("body",), error) if data is not _NOTHING else [_NO_BODY]
+            if errors:
+                raise RequestValidationError(errors)
+            task = asyncio.current_task()
+            assert task is not None  # it runs in a coroutine
+            watch = asyncio.create_task(_cancel_on_disconnect(request, task))
+            try:
+                return await endpoint(
+                    request=request, body=body, serving=serving, **request.path_params
+                )
+            except asyncio.CancelledError:
+                if watch.done() and not watch.cancelled() and task.uncancel() == 0:
+                    raise ClientGoneError("the client closed the connection") from None
+                raise  # the server is stopping
+            finally:
+                watch.cancel()
 
-        return check_then_handle
+        return handle
 
 
 def _check_headers(headers: Headers) -> None:
@@ -96,33 +98,43 @@ def _check_headers(headers: Headers) -> None:
         )
 
 
-T = TypeVar("T")
+def _parameter_errors(request: Request) -> list[Any]:
+    """Check the path parameters and the timeout header."""
+    checks: list[tuple[tuple[str, str], TypeAdapter[Any], str]] = [
+        (("path", name), _TASK_NAME, value) for name, value in request.path_params.items()
+    ]
+    timeout = request.headers.get(TIMEOUT_HEADER)
+    if timeout is not None:
+        checks.append((("header", TIMEOUT_HEADER), _TIMEOUT_MS, timeout))
+    errors = []
+    for location, adapter, value in checks:
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            errors += _errors_at(location, error)
+    return errors
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, or cancel it when the client closes the connection.
+def _errors_at(location: tuple[str, ...], error: ValidationError) -> list[Any]:
+    """Return pydantic's errors with the location that FastAPI puts in front."""
+    return [{**item, "loc": (*location, *item["loc"])} for item in error.errors(include_url=False)]
 
-    Args:
-        request: its body must have been read: the next event is then the disconnect.
-        work: what to do.
 
-    Raises:
-        ClientGoneError: the client left first.
-    """
-    task = asyncio.current_task()
-    assert task is not None  # it runs in a coroutine
-    watch = asyncio.create_task(_cancel_on_disconnect(request, task))
+async def _read_json(request: Request) -> Any:
     try:
-        return await work
-    except asyncio.CancelledError:
-        if watch.done() and not watch.cancelled() and task.uncancel() == 0:
-            raise ClientGoneError("the client closed the connection") from None
-        raise  # it is the server that stops
-    finally:
-        watch.cancel()
+        raw = await request.body()
+        if raw:
+            return json.loads(raw)
+    except json.JSONDecodeError as error:
+        item = {"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}
+        raise RequestValidationError([item]) from error
+    except (ValueError, RecursionError, ClientDisconnect) as error:
+        raise HTTPException(400) from error
+    return _NOTHING
 
 
 async def _cancel_on_disconnect(request: Request, task: asyncio.Task[Any]) -> None:
+    """Wait for the event after the body, which is the disconnect, and cancel the task."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     task.cancel()

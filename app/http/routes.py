@@ -1,8 +1,6 @@
-"""Predictions: one task, or several in one forward pass.
+"""Every route of the server: predictions, catalogue and operation.
 
-What is served: tasks, deltas with their manifests, and the benchmark table made of them.
-
-For operators: liveness, readiness, metrics; and a first answer for those who try the address.
+To follow a row, read `app.pipeline` next, which takes it from here to the batcher.
 """
 
 from __future__ import annotations
@@ -12,13 +10,12 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.errors import BadResultError, DeadlineExceededError, DeltaUnavailableError
 from app.http.context import Serving, ServingDep
-from app.http.json_route import JsonRoute, while_connected
-from app.http.middleware import arrival_of, deadline_of
+from app.http.json_route import JsonRoute, TaskName, TimeoutMs
 from app.http.openapi import documented
 from app.http.predictions import to_predictions
 from app.http.schemas import (
@@ -43,16 +40,6 @@ predictions = APIRouter(
     responses=documented(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
 )
 
-TaskName = Annotated[str, Path(description="A task of GET /tasks.", max_length=256)]
-TimeoutMs = Annotated[
-    int | None,
-    Header(
-        alias="X-Request-Timeout-Ms",
-        description="Answer 504 after this many milliseconds; the server's own limit stays.",
-        ge=1,
-    ),
-]
-
 
 @predictions.post(
     "/predict/{task}", summary="Predict with one task", response_model=PredictResponse
@@ -69,11 +56,10 @@ async def predict(
     A row is a string (tasks with one text) or an object with the task's fields; `text` and
     `text_pair` are accepted for any task. Predictions come in the order of the rows.
     """
-    record = serving.engine.store.resolve(task, body.strategy, body.version)
-    work = _answer(serving, request, body, [record], task)
-    (answer,) = await while_connected(request, work)
-    backbone = serving.engine.backbone.ref.id
-    return _write(PredictResponse(backbone=backbone, **dict(answer)))
+    (answer,) = await _answer(request, body, serving, [(task, body.strategy, body.version)], task)
+    return _json(
+        PredictResponse(backbone=serving.engine.backbone.ref.id, **dict(answer)).model_dump_json()
+    )
 
 
 @predictions.post(
@@ -89,38 +75,42 @@ async def predict_fan_out(
     The rows must fit every target: a string for tasks with one text, or `text` and `text_pair`,
     which every task with two texts understands. Results come in the order of the targets.
     """
-    resolve = serving.engine.store.resolve
-    records = [resolve(target.task, target.strategy, target.version) for target in body.targets]
-    work = _answer(serving, request, body, records, None)
-    results = await while_connected(request, work)
-    return _write(FanOutResponse(backbone=serving.engine.backbone.ref.id, results=results))
-
-
-def _write(answer: PredictResponse | FanOutResponse) -> Response:
-    """Written by the model itself: FastAPI would check once more what was just checked."""
-    return Response(answer.model_dump_json(), media_type="application/json")
+    targets = [(target.task, target.strategy, target.version) for target in body.targets]
+    results = await _answer(request, body, serving, targets, None)
+    return _json(
+        FanOutResponse(backbone=serving.engine.backbone.ref.id, results=results).model_dump_json()
+    )
 
 
 async def _answer(
-    serving: Serving,
     request: Request,
     body: PredictRequest | FanOutRequest,
-    records: Sequence[Record],
+    serving: Serving,
+    targets: Sequence[tuple[str, str | None, str | None]],
     key: str | None,
 ) -> list[TargetPredictions]:
-    """Run the rows; `key` is the task in whose turns they run, None for those of several."""
-    deadline = deadline_of(request.scope, serving)
+    """Run the rows of a request.
+
+    Args:
+        request: request with its deadline and trace.
+        body: the rows, and how many scores to give.
+        serving: parts of the server.
+        targets: task, strategy and version of each delta.
+        key: lane of the queue that the rows wait in; None is the lane of all fan-outs.
+    """
+    records = [serving.engine.store.resolve(*target) for target in targets]
+    deadline: float = request.state.deadline
     try:
-        results = await serving.pipeline.run(
+        results = await serving.pipeline.predict(
             body.inputs, records, key=key, deadline=deadline, trace=request.state.trace
         )
         answers = [
             _target(record, rows, body.top_k) for record, rows in zip(records, results, strict=True)
         ]
     except DeadlineExceededError:
-        raise DeadlineExceededError(deadline - arrival_of(request.scope)) from None
+        raise DeadlineExceededError(deadline - request.state.arrived_at) from None
     except (BadResultError, DeltaUnavailableError):
-        serving.metrics.on_drop("failed")  # which the batcher took for results
+        serving.metrics.on_drop("failed")  # the batcher has counted an answer
         raise
     for answer in answers:
         serving.metrics.on_rows(answer.task, answer.strategy, len(answer.predictions))
@@ -136,6 +126,11 @@ def _target(record: Record, rows: Sequence[RowLogits], top_k: int | None) -> Tar
         kind=record.manifest.task.kind,
         predictions=to_predictions(record.manifest.task, rows, top_k),
     )
+
+
+def _json(text: str) -> Response:
+    """Answer with finished JSON; FastAPI would check again what the models have checked."""
+    return Response(text, media_type="application/json")
 
 
 catalogue = APIRouter(tags=["catalogue"], responses=documented(500, 503))
@@ -184,10 +179,6 @@ async def benchmark(serving: ServingDep) -> Response:
     return _json(serving.catalogue.benchmark)
 
 
-def _json(text: str) -> Response:
-    return Response(text, media_type="application/json")
-
-
 operation = APIRouter(tags=["operation"])
 
 
@@ -201,8 +192,7 @@ async def index(request: Request, serving: ServingDep) -> Response:
         "docs": "/docs",
         "openapi": "/openapi.json",
     }
-    text = f'{json.dumps(about)[:-1]}, "tasks": {serving.catalogue.task_names}}}'
-    return Response(text, media_type="application/json")
+    return _json(f'{json.dumps(about)[:-1]}, "tasks": {serving.catalogue.task_names}}}')
 
 
 @operation.get("/health/live", summary="Is the process alive?", responses=documented(503))

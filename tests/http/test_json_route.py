@@ -1,90 +1,91 @@
-"""The shortcut past FastAPI: who takes it, and that nobody can tell from the answer."""
+"""The routes with a JSON body check it themselves, with FastAPI's errors and documentation."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from pydantic import BaseModel
-from starlette.requests import Request
 
-from app.http import json_route
-
-BODIES: list[tuple[str, bytes]] = [
-    ("toy2", b'{"inputs": "a film"}'),
-    ("toy2", b'{"inputs": ["a film", {"text": "b"}], "top_k": 1}'),
-    ("toy2", b'{"inputs": "a", "strategy": "bitfit", "version": null}'),
-    ("toy2", b'{"inputs": "half a pair: \\ud800"}'),
-    ("toy2", b'{"inputs": []}'),
-    ("toy2", b'{"inputs": NaN}'),
-    ("toy2", b'{"input": "a"}'),
-    ("toy2", b'{"inputs": "a", "top_k": "1"}'),
-    ("toy2", b'{"inputs": "a", "top_k": 0}'),
-    ("toy2", b'{"inputs": "a"'),
-    ("toy2", b"[" * 100_000),
-    ("toy2", b""),
-    ("toy2", b"null"),
-    ("toy2", b"[]"),
-    ("toy2", b'{"inputs": "\xff"}'),
-    ("toy2", '{"inputs": "a"}'.encode("utf-16")),
-    ("no-such-task", b'{"inputs": "a"}'),
-    ("x" * 300, b'{"inputs": "a"}'),
-    ("x" * 300, b"{}"),
+JSON = {"Content-Type": "application/json"}
+MISSING = {"row": None, "field": None, "problem": "is missing"}
+LONG_NAME = {
+    "row": None,
+    "field": "task",
+    "problem": "string should have at most 256 characters",
+}
+BODIES: list[tuple[str, bytes, int, Any]] = [
+    ("toy2", b'{"inputs": "a film"}', 200, None),
+    ("toy2", b'{"inputs": ["a film", {"text": "b"}], "top_k": 1}', 200, None),
+    ("toy2", b'{"inputs": "a", "strategy": "bitfit", "version": null}', 200, None),
+    ("toy2", '{"inputs": "a"}'.encode("utf-16"), 200, None),
+    ("toy2", b'{"inputs": "a"', 400, None),
+    ("toy2", b"[" * 100_000, 400, None),
+    ("toy2", b'{"inputs": "\xff"}', 400, None),
+    ("x" * 300, b"{", 400, None),
+    ("no-such-task", b'{"inputs": "a"}', 404, None),
+    ("toy2", b"", 422, [MISSING]),
+    ("x" * 300, b'{"inputs": "a"}', 422, [LONG_NAME]),
+    ("x" * 300, b"", 422, [LONG_NAME, MISSING]),
+    ("x" * 300, b"{}", 422, [LONG_NAME, MISSING | {"field": "inputs"}]),
 ]
-TIMEOUTS = [None, "60000", "0", "-5", "soon", "", "1.5", "9" * 400, "\u0661"]
 
 
-@contextmanager
-def long_way() -> Iterator[None]:
-    """Send all requests FastAPI's way."""
-
-    async def nothing(request: Request, model: type[BaseModel]) -> None:
-        return None
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_route, "read_plain", nothing)
-        yield
+@pytest.mark.parametrize(("task", "body", "status", "details"), BODIES, ids=range(len(BODIES)))
+def test_a_body_is_read_and_checked(
+    client: TestClient, task: str, body: bytes, status: int, details: Any
+) -> None:
+    response = client.post(f"/predict/{task}", content=body, headers=JSON)
+    assert response.status_code == status, response.text
+    if details is not None:
+        assert response.json()["error"]["details"] == details
 
 
-def ask(client: TestClient, task: str, body: bytes, timeout: str | None) -> tuple[int, Any, Any]:
-    headers = {"Content-Type": "application/json", "X-Request-ID": "same"}
-    if timeout is not None:
-        headers["X-Request-Timeout-Ms"] = timeout.encode()  # type: ignore[assignment]
-    response = client.post(f"/predict/{task}", content=body, headers=headers)
-    kept = {name: value for name, value in response.headers.items() if name != "date"}
-    return response.status_code, json.loads(response.content), kept
+@pytest.mark.parametrize("body", [b"null", b"[]", b"5", b'"x"'])
+def test_a_body_that_is_no_object_is_named(client: TestClient, body: bytes) -> None:
+    response = client.post("/predict", content=body, headers=JSON)
+    (problem,) = response.json()["error"]["details"]
+    assert response.status_code == 422
+    assert (problem["field"], "valid dictionary" in problem["problem"]) == (None, True)
 
 
-@pytest.mark.parametrize(("task", "body"), BODIES, ids=range(len(BODIES)))
-def test_both_ways_answer_alike(client: TestClient, task: str, body: bytes) -> None:
-    found = ask(client, task, body, None)
-    with long_way():
-        assert ask(client, task, body, None) == found
+def test_all_problems_of_a_request_come_in_one_answer(client: TestClient) -> None:
+    headers = JSON | {"X-Request-Timeout-Ms": "soon"}
+    body = json.dumps({"inputs": "a", "top_k": 0, "strategy": 5})
+    response = client.post(f"/predict/{'x' * 300}", content=body, headers=headers)
+    fields = [problem["field"] for problem in response.json()["error"]["details"]]
+    assert fields == ["task", "X-Request-Timeout-Ms", "strategy", "top_k"]
 
 
-@pytest.mark.parametrize("timeout", TIMEOUTS)
-def test_both_ways_read_the_deadline_alike(client: TestClient, timeout: str | None) -> None:
-    body = b'{"inputs": "a film"}'
-    found = ask(client, "toy2", body, timeout)
-    with long_way():
-        assert ask(client, "toy2", body, timeout) == found
+@pytest.mark.parametrize(
+    ("timeout", "status"),
+    [("60000", 200), ("9" * 400, 200), ("+500000", 200), ("0", 422), ("1.5", 422), ("", 422)],
+)
+def test_the_timeout_is_a_positive_whole_number(
+    client: TestClient, timeout: str, status: int
+) -> None:
+    headers = JSON | {"X-Request-Timeout-Ms": timeout}
+    response = client.post("/predict/toy2", content=b'{"inputs": "a film"}', headers=headers)
+    assert response.status_code == status, response.text
 
 
-def test_plain_requests_take_it(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = {"inputs": "a film"}
-    several = one | {"targets": [{"task": "toy2"}, {"task": "toy68"}]}
-    with long_way():
-        expected = [client.post("/predict/toy2", json=one).json()]
-        expected += [client.post("/predict", json=several).json()]
-
+def test_fastapi_does_not_solve_the_dependencies_of_a_prediction(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def fail(*_: Any, **__: Any) -> None:
-        raise AssertionError("a plain request went FastAPI's way")
+        raise AssertionError("a prediction went through FastAPI")
 
     monkeypatch.setattr("fastapi.routing.solve_dependencies", fail)
-    assert client.post("/predict/toy2", json=one).json() == expected[0]
-    assert client.post("/predict", json=several).json() == expected[1]
-    assert client.post("/predict/toy2", json={}).status_code == 500, "the test can't fail"
+    one = {"inputs": "a film"}
+    several = one | {"targets": [{"task": "toy2"}, {"task": "toy68"}]}
+    assert client.post("/predict/toy2", json=one).status_code == 200
+    assert client.post("/predict", json=several).status_code == 200
+    assert client.post("/predict/toy2", json={}).status_code == 422
+    assert client.get("/tasks").status_code == 500, "the test cannot fail"
+
+
+def test_an_app_that_is_not_started_reads_the_body_first(make_app: Any) -> None:
+    client = TestClient(make_app(), raise_server_exceptions=False)  # no lifespan
+    for body, status in ((b"{", 400), (b"{}", 503), (b'{"inputs": "a"}', 503)):
+        assert client.post("/predict/toy2", content=body, headers=JSON).status_code == status
