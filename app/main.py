@@ -26,8 +26,8 @@ from app.batching.batcher import Batcher
 from app.batching.queue import BatchLimits
 from app.batching.workers import Parallelism
 from app.engine.engine import Engine, EngineRow, Outcome
-from app.engine.tuning import DEFAULT_BUDGET, Tuning
-from app.engine.warm_up import fitting_workers, warm_up
+from app.engine.tuning import Tuning
+from app.engine.warm_up import limit_workers, warm_up
 from app.errors import STATUSES, error_response
 from app.http import routes
 from app.http.catalogue import Catalogue
@@ -49,7 +49,7 @@ from app.process import (
     settle_process,
     warn_of_spinning,
 )
-from app.settings import PREFIX, Settings, SettingsError, load_settings
+from app.settings import DEFAULT_BATCH_TOKENS, PREFIX, Settings, SettingsError, load_settings
 from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
 
 logger = logging.getLogger(__name__)
@@ -236,8 +236,10 @@ def _start_engine(settings: Settings, backbone: Backbone | None) -> tuple[Engine
     if settings.warm_up and engine.store.records:
         return engine, warm_up(engine, threads, workers, tokens, settings.max_batch_rows)
     threads = threads or torch.get_num_threads()
-    workers = engine.cache.set_concurrency(fitting_workers(engine, workers or 1, threads))
-    return engine, Tuning(threads, workers, max(1, threads // workers), tokens or DEFAULT_BUDGET)
+    workers = engine.cache.set_concurrency(limit_workers(engine, workers or 1, threads))
+    return engine, Tuning(
+        threads, workers, max(1, threads // workers), tokens or DEFAULT_BATCH_TOKENS
+    )
 
 
 def _log_start(settings: Settings, engine: Engine, described: dict[str, Any]) -> None:

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.engine.tuning import DEFAULT_BUDGET
 from deltas.errors import did_you_mean
 
 PREFIX = "DELTABERT_"
+DEFAULT_BATCH_TOKENS = 4096  # tokens per batch of a server that does not warm up
 
 
 class SettingsError(Exception):
@@ -122,8 +122,8 @@ class Settings(BaseSettings):
     warm_up: bool = Field(
         True,
         description="Whether to measure and to compile kernels at start (true or false); "
-        f"false starts faster, with {DEFAULT_BUDGET:,} tokens, all threads and one batch at a time "
-        "if not set.",
+        f"false starts faster, with {DEFAULT_BATCH_TOKENS:,} tokens, all threads and one batch at "
+        "a time if not set.",
     )
     max_batch_rows: int = Field(256, description="Most rows in one forward pass.", ge=1, le=65536)
     max_queue_rows: int = Field(

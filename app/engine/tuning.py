@@ -1,48 +1,69 @@
-"""Chooses at start, by short measurements: threads, batches side by side, tokens of a batch.
+"""Chooses threads, parallel batches and tokens per batch from measurements at start.
 
-All depend on the machine, on what else runs there and on the backbone, so that no fixed number is
-right: large batches read the weights less often, small ones are answered sooner and stay in the
-caches. Pure functions of a stopwatch; `app.engine.warm_up` hands in one that runs the engine.
+The best numbers depend on the machine, its load and the backbone: large batches read the weights
+less often, small ones are answered sooner and stay in the caches. This module measures nothing
+itself; `app.engine.warm_up` hands in functions that run the engine and return seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)
-DEFAULT_BUDGET = 4096
-_LONGEST_BATCH_S = 0.25  # what the next request would wait for
-_GOOD_ENOUGH = 0.95  # of the best speed: smaller batches, or fewer threads, are worth the rest
-_TIMES = 2
+BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)  # tokens per batch
+_MAX_BATCH_S = 0.25  # seconds that the next request would wait for a batch
+_FAST_ENOUGH = 0.95  # of the best speed: smaller batches or fewer threads are worth the rest
+_RUNS = 2
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was chosen for a server.
+    """The numbers chosen for a server.
 
     Attributes:
-        threads: of a forward pass that has the machine for itself.
-        workers: how many passes run side by side otherwise.
-        share_threads: of each of these.
-        batch_tokens: most tokens of a batch that has the machine for itself.
+        threads: threads of a forward pass that has the full machine.
+        workers: most forward passes that run at the same time.
+        share_threads: threads of each of them.
+        batch_tokens: most tokens of a batch that has the full machine.
     """
 
     threads: int
-    workers: int = 1
-    share_threads: int = 1
-    batch_tokens: int = DEFAULT_BUDGET
+    workers: int
+    share_threads: int
+    batch_tokens: int
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was chosen, and why.
+class Option:
+    """A number to choose.
 
     Attributes:
-        value: the number of threads, workers or tokens.
-        tokens_per_s: the speed measured with each candidate that was tried.
+        name: name in the log.
+        candidates: numbers to try, smallest first, given the number of threads.
+        prefer: chooses among the candidates that are nearly as fast as the fastest.
+        max_s: longest duration of a batch; after that, larger candidates are not tried.
     """
+
+    name: str
+    candidates: Callable[[int], Iterable[int]]
+    prefer: Callable[[Iterable[int]], int]
+    max_s: float = math.inf
+
+
+THREADS = Option("threads", lambda cpus: sorted({max(cpus >> n, 1) for n in range(32)}), min)
+# As many as possible: these are measured while nothing else runs. Beside a busy event loop, the
+# threads of one pass wait for a thread that lost its core; several passes do not.
+WORKERS = Option(
+    "parallel batches", lambda threads: [2**n for n in range(threads.bit_length())], max
+)
+TOKENS = Option("tokens per batch", lambda _: BUDGETS, min, _MAX_BATCH_S)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A chosen number, and the tokens per second measured with each candidate."""
 
     value: int
     tokens_per_s: dict[int, float]
@@ -52,58 +73,29 @@ class Choice:
         return f"{self.value:,} (tokens/s with {tried})"
 
 
-def choose_budget(seconds_for: Callable[[int], float], budgets: Sequence[int] = BUDGETS) -> Choice:
-    """The smallest budget that is nearly as fast as the fastest.
+def choose(
+    option: Option, seconds: Callable[[int], float], tokens: int | None = None, threads: int = 1
+) -> Measured:
+    """Measure an option's candidates and choose one.
 
     Args:
-        seconds_for: runs a batch of so many tokens; returns the seconds that it took.
-        budgets: what to try, smallest first; the rest is skipped once a batch takes too long.
+        option: the number to choose.
+        seconds: runs a batch with a candidate; returns its duration.
+        tokens: tokens of that batch; None if the candidate is their number.
+        threads: most threads.
     """
     speeds: dict[int, float] = {}
-    for budget in budgets:
-        seconds = best_of(partial(seconds_for, budget))
-        if speeds and seconds > _LONGEST_BATCH_S:
+    for candidate in option.candidates(threads):
+        best_s = best_of(partial(seconds, candidate))
+        if speeds and best_s > option.max_s:
             break
-        speeds[budget] = budget / seconds
-    return Choice(min(_nearly_fastest(speeds)), speeds)
+        speeds[candidate] = (tokens or candidate) / best_s
+    fastest = max(speeds.values())
+    fast = [candidate for candidate, speed in speeds.items() if speed >= _FAST_ENOUGH * fastest]
+    return Measured(option.prefer(fast), speeds)
 
 
-def choose_threads(seconds_with: Callable[[int], float], tokens: int, cpus: int) -> Choice:
-    """The fewest threads that are nearly as fast as the fastest: all, half of them, and so on.
-
-    Args:
-        seconds_with: runs a batch with so many threads; returns the seconds that it took.
-        tokens: of that batch, for the report.
-        cpus: what this process may use.
-    """
-    counts = sorted({max(cpus >> halvings, 1) for halvings in range(cpus.bit_length())})
-    speeds = {count: tokens / best_of(partial(seconds_with, count)) for count in counts}
-    return Choice(min(_nearly_fastest(speeds)), speeds)
-
-
-def choose_workers(seconds_with: Callable[[int], float], tokens: int, threads: int) -> Choice:
-    """The most workers that are nearly as fast as the fastest: one, two, four, and so on.
-
-    The most, since this is measured while nothing else runs: beside a busy event loop the threads
-    of one pass wait for whichever of them lost its processor, those of several do not.
-
-    Args:
-        seconds_with: runs batches in so many workers at a time, with so many tokens in all; returns
-            the seconds that all of them took.
-        tokens: of these batches, for the report.
-        threads: what they share.
-    """
-    counts = [2**doublings for doublings in range(threads.bit_length())]
-    speeds = {count: tokens / min(seconds_with(count) for _ in range(_TIMES)) for count in counts}
-    return Choice(max(_nearly_fastest(speeds)), speeds)
-
-
-def best_of(seconds: Callable[[], float], times: int = _TIMES) -> float:
-    """The shortest of some runs after one that does not count: others disturb, none helps."""
+def best_of(seconds: Callable[[], float]) -> float:
+    """Return the shortest of some runs after a first one that does not count."""
     seconds()
-    return min(seconds() for _ in range(times))
-
-
-def _nearly_fastest(speeds: dict[int, float]) -> list[int]:
-    best = max(speeds.values())
-    return [size for size, speed in speeds.items() if speed >= _GOOD_ENOUGH * best]
+    return min(seconds() for _ in range(_RUNS))

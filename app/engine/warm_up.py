@@ -1,6 +1,7 @@
-"""What a server does before its first request: measures what is fast, has kernels compiled.
+"""Prepares the engine before the first request: measures, and compiles kernels.
 
-Runs real batches of made-up rows through the engine, with the deltas that it serves.
+Runs batches of made-up rows through the engine, with the deltas that it serves, so that
+`app.engine.tuning` can choose threads, parallel batches and tokens per batch.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from threading import Barrier, BrokenBarrierError
 import torch
 
 from app.engine.engine import Engine, EngineRow
-from app.engine.tuning import BUDGETS, Tuning, choose_budget, choose_threads, choose_workers
+from app.engine.tuning import BUDGETS, THREADS, TOKENS, WORKERS, Tuning, choose
 from deltas import TokenizedRow
 
 logger = logging.getLogger(__name__)
 
-_LENGTHS = (12, 24, 9, 60, 33, 45, 18, 100, 28)  # mean 37, as in GLUE's dev sets
-_MOST_TASKS = 9
-_IN_A_ROW = 2
+_ROW_TOKENS = (12, 24, 9, 60, 33, 45, 18, 100, 28)  # mean 37, as in GLUE's dev sets
+_MAX_TASKS = 9
+_MEASURED_TOKENS = BUDGETS[1]  # tokens of the batches that threads and workers are measured with
+_REPEATS = 2
 
 
 def warm_up(
@@ -31,30 +33,30 @@ def warm_up(
     max_batch_tokens: int = 0,
     max_batch_rows: int = 256,
 ) -> Tuning:
-    """Choose what is left open and compile; call it in a thread that ends before the server starts.
+    """Measure the numbers that are 0, and compile; run it in a thread that ends before serving.
 
     Args:
-        engine: not in use yet; serves at least one delta.
-        threads: of the forward pass; 0 lets this choose.
-        workers: passes side by side; 0 lets this choose.
-        max_batch_tokens: 0 lets this choose.
-        max_batch_rows: of a batch, at most.
+        engine: serves at least one delta, and is not in use yet.
+        threads: threads of a forward pass.
+        workers: forward passes that run at the same time.
+        max_batch_tokens: most tokens of a batch.
+        max_batch_rows: most rows of a batch; never measured.
     """
     on_cpu = engine.device.type == "cpu"
-    # Passes side by side may use processors that a pass by itself gains nothing from.
+    # Parallel passes may use cores that a single pass gains nothing from.
     shared = threads or (_num_cpus() if on_cpu else torch.get_num_threads())
     if not threads:
         threads = _choose_threads(engine) if on_cpu else shared
     if workers:
-        workers = fitting_workers(engine, workers, shared)
+        workers = limit_workers(engine, workers, shared)
     else:
         workers = _choose_workers(engine, shared) if on_cpu and shared > 1 else 1
-    engine.cache.set_concurrency(1)  # as it is for a batch by itself
+    engine.cache.set_concurrency(1)
     torch.set_num_threads(threads)
     if not max_batch_tokens:
-        budget = choose_budget(lambda tokens: seconds_for(engine, tokens))
+        budget = choose(TOKENS, lambda tokens: seconds_for(engine, tokens))
+        logger.info("%s: %s", TOKENS.name, budget)
         max_batch_tokens = budget.value
-        logger.info("tokens a batch: %s", budget)
     workers = engine.cache.set_concurrency(workers)
     tuning = Tuning(threads, workers, max(1, shared // workers), max_batch_tokens)
     _prepare(engine, tuning, max_batch_rows)
@@ -62,19 +64,20 @@ def warm_up(
     return tuning
 
 
-def fitting_workers(engine: Engine, workers: int, threads: int) -> int:
-    """So many workers as there are threads for, at most; one on a GPU."""
+def limit_workers(engine: Engine, workers: int, threads: int) -> int:
+    """Limit parallel batches to the number of threads, and to one on a GPU."""
     if engine.device.type != "cpu":
         if workers > 1:
-            logger.warning("one batch at a time, not %d: the server runs on a GPU", workers)
+            logger.warning("running 1 batch at a time, not %d: the device is a GPU", workers)
         return 1
     if workers > threads:
-        logger.warning("%d batches side by side, not %d: threads are %d", threads, workers, threads)
+        message = "running %d batches in parallel, not %d: there are %d threads"
+        logger.warning(message, threads, workers, threads)
     return min(workers, threads)
 
 
 def _prepare(engine: Engine, tuning: Tuning, max_rows: int) -> None:
-    """OneDNN's code is made for a certain number of threads; graphs on a GPU for any."""
+    """Compile or record for full batches, and for shares: oneDNN compiles for a thread count."""
     started = time.perf_counter()
     most: dict[int, int] = {tuning.threads: tuning.batch_tokens}
     share = max(1, tuning.batch_tokens // tuning.workers)
@@ -85,34 +88,34 @@ def _prepare(engine: Engine, tuning: Tuning, max_rows: int) -> None:
 
 
 def _choose_threads(engine: Engine) -> int:
-    tokens = BUDGETS[1]
-    chosen = choose_threads(lambda count: seconds_for(engine, tokens, count), tokens, _num_cpus())
-    logger.info("threads: %s", chosen)
-    return chosen.value
+    def seconds(threads: int) -> float:
+        return seconds_for(engine, _MEASURED_TOKENS, threads)
+
+    measured = choose(THREADS, seconds, _MEASURED_TOKENS, _num_cpus())
+    logger.info("%s: %s", THREADS.name, measured)
+    return measured.value
 
 
 def _choose_workers(engine: Engine, threads: int) -> int:
-    tokens = BUDGETS[1]
-    chosen = choose_workers(
-        lambda workers: seconds_side_by_side(engine, tokens, workers, max(1, threads // workers)),
-        tokens,
-        threads,
-    )
-    logger.info("batches side by side: %s", chosen)
-    return chosen.value
+    def seconds(workers: int) -> float:
+        return seconds_in_parallel(engine, _MEASURED_TOKENS, workers, max(1, threads // workers))
+
+    measured = choose(WORKERS, seconds, _MEASURED_TOKENS, threads)
+    logger.info("%s: %s", WORKERS.name, measured)
+    return measured.value
 
 
-def seconds_side_by_side(engine: Engine, num_tokens: int, workers: int, threads: int) -> float:
-    """Run so many tokens as batches side by side, a few in a row; gives the seconds they took.
+def seconds_in_parallel(engine: Engine, num_tokens: int, workers: int, threads: int) -> float:
+    """Run parallel batches twice, after a first time that does not count; returns mean seconds.
 
     Args:
         engine: serves at least one delta.
-        num_tokens: of the batches that run at a time.
-        workers: how many batches those are.
-        threads: of each.
+        num_tokens: tokens of all batches that run at the same time.
+        workers: number of these batches.
+        threads: threads of each batch.
 
     Raises:
-        Exception: whatever a batch raised.
+        Exception: a batch raised it.
     """
     workers = engine.cache.set_concurrency(workers)
     rows = made_up_rows(engine, num_tokens // workers)
@@ -120,13 +123,13 @@ def seconds_side_by_side(engine: Engine, num_tokens: int, workers: int, threads:
 
     def run() -> tuple[float, float]:
         try:
-            engine.predict(rows, threads)  # the first one in a thread starts its team
+            engine.predict(rows, threads)  # the first pass of a thread starts its OpenMP team
         except BaseException:
-            start.abort()  # the others would wait for it
+            start.abort()  # else the others would wait
             raise
         start.wait()
         started = time.perf_counter()
-        for _ in range(_IN_A_ROW):
+        for _ in range(_REPEATS):
             engine.predict(rows, threads)
         return started, time.perf_counter()
 
@@ -136,16 +139,16 @@ def seconds_side_by_side(engine: Engine, num_tokens: int, workers: int, threads:
     for error in sorted(failed, key=lambda error: isinstance(error, BrokenBarrierError)):
         raise error
     started, ended = zip(*(done.result() for done in runs), strict=True)
-    return float(max(ended) - min(started)) / _IN_A_ROW
+    return float(max(ended) - min(started)) / _REPEATS
 
 
 def seconds_for(engine: Engine, num_tokens: int, threads: int | None = None) -> float:
-    """Run a batch of so many tokens in rows of mixed lengths; returns how long it took.
+    """Run a batch of rows of mixed lengths; returns its seconds.
 
     Args:
         engine: serves at least one delta.
-        num_tokens: of the batch.
-        threads: set to so many first, for good.
+        num_tokens: tokens of the batch.
+        threads: number of threads to set for this process first; None leaves it unchanged.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -156,15 +159,15 @@ def seconds_for(engine: Engine, num_tokens: int, threads: int | None = None) -> 
 
 
 def made_up_rows(engine: Engine, num_tokens: int) -> list[EngineRow]:
-    """Rows of mixed lengths, so many tokens together, for the default deltas of some tasks."""
-    tasks = engine.store.tasks[:_MOST_TASKS]
+    """Make up rows of mixed lengths for some tasks' default deltas, `num_tokens` in total."""
+    tasks = engine.store.tasks[:_MAX_TASKS]
     most = min(len(tasks), engine.cache.max_slots or len(tasks))
     records = [engine.store.resolve(task) for task in tasks[:most]]
     rows: list[EngineRow] = []
     while num_tokens > 0:
         record = records[len(rows) % len(records)]
         longest = min(record.manifest.task.max_length, num_tokens)
-        length = min(_LENGTHS[len(rows) % len(_LENGTHS)], longest)
+        length = min(_ROW_TOKENS[len(rows) % len(_ROW_TOKENS)], longest)
         ids = [(len(rows) + place) % engine.backbone.config.vocab_size for place in range(length)]
         rows.append(EngineRow(TokenizedRow(ids, [0] * length, False), record, length))
         num_tokens -= length
@@ -172,7 +175,6 @@ def made_up_rows(engine: Engine, num_tokens: int) -> list[EngineRow]:
 
 
 def _num_cpus() -> int:
-    """Processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

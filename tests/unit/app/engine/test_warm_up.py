@@ -1,4 +1,4 @@
-"""Warming up: the engine's own batches, what is measured and what is not."""
+"""Warming up: made-up batches, which numbers are measured, and what is compiled."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from fastapi.testclient import TestClient
 
 from app.engine.engine import Engine, EngineRow
-from app.engine.tuning import BUDGETS, DEFAULT_BUDGET, Tuning
-from app.engine.warm_up import made_up_rows, seconds_for, seconds_side_by_side, warm_up
+from app.engine.tuning import BUDGETS, Tuning
+from app.engine.warm_up import made_up_rows, seconds_for, seconds_in_parallel, warm_up
 from app.main import create_app
 from app.process import run_in_own_thread
-from app.settings import Settings
+from app.settings import DEFAULT_BATCH_TOKENS, Settings
 from deltas import Backbone, Store, packed_sizes
 
 
@@ -45,7 +45,7 @@ def test_a_small_bank_is_not_thrashed(tiny_backbone: Backbone, store: Store) -> 
     assert len({row.record.path for row in made_up_rows(small, 700)}) == 1
 
 
-def test_they_are_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_made_up_rows_are_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Sequence[EngineRow]] = []
     monkeypatch.setattr(engine, "predict", seen.append)
     seconds_for(engine, 700)
@@ -57,27 +57,25 @@ def test_threads_stay_as_they_were_set(engine: Engine) -> None:
     assert torch.get_num_threads() == 1
 
 
-def test_the_batches_thread_takes_over_the_threads_chosen(engine: Engine) -> None:
+def test_a_new_thread_takes_over_the_chosen_threads(engine: Engine) -> None:
     """The thread in which they were chosen has ended by then."""
     run_in_own_thread(lambda: seconds_for(engine, 64, 1))
     assert run_in_own_thread(torch.get_num_threads) == 1
 
 
-def test_what_is_given_is_not_measured(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_numbers_are_not_measured(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "predict", None)
     assert warm_up(engine, 1, 1, 777) == Tuning(1, 1, 1, 777)
 
 
-def test_the_choice_is_one_of_the_budgets_and_is_logged(
-    engine: Engine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_chosen_numbers_are_logged(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     tuning = warm_up(engine)
     assert tuning.batch_tokens in BUDGETS
     assert tuning.threads >= 1 <= tuning.workers
     assert "threads: " in caplog.text
-    assert "batches side by side: " in caplog.text
-    assert "tokens a batch: " in caplog.text
+    assert "parallel batches: " in caplog.text
+    assert "tokens per batch: " in caplog.text
 
 
 def test_products_are_compiled_in_bfloat16_on_the_cpu_only(
@@ -91,7 +89,7 @@ def test_products_are_compiled_in_bfloat16_on_the_cpu_only(
 
 @pytest.mark.parametrize(
     ("warms_up", "given", "expected"),
-    [(False, 0, DEFAULT_BUDGET), (False, 99, 99), (True, 99, 99), (True, 0, None)],
+    [(False, 0, DEFAULT_BATCH_TOKENS), (False, 99, 99), (True, 99, 99), (True, 0, None)],
 )
 def test_the_server_warms_up_as_it_is_set(
     tiny_backbone: Backbone,
@@ -109,7 +107,7 @@ def test_the_server_warms_up_as_it_is_set(
         pass
     allowed = BUDGETS if expected is None else (expected,)
     assert any(f"batch_tokens={budget}\n" in caplog.text for budget in allowed)
-    assert ("tokens a batch: " in caplog.text) == (warms_up and not given)
+    assert ("tokens per batch: " in caplog.text) == (warms_up and not given)
 
 
 def test_a_server_without_deltas_starts_without_measuring(
@@ -119,8 +117,8 @@ def test_a_server_without_deltas_starts_without_measuring(
     settings = Settings(deltas=(tmp_path,), zoo=False)
     with TestClient(create_app(settings, backbone=tiny_backbone)):
         pass
-    assert f"batch_tokens={DEFAULT_BUDGET}\n" in caplog.text
-    assert "tokens a batch: " not in caplog.text
+    assert f"batch_tokens={DEFAULT_BATCH_TOKENS}\n" in caplog.text
+    assert "tokens per batch: " not in caplog.text
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -129,10 +127,12 @@ def test_there_are_no_more_workers_than_threads(
 ) -> None:
     tuning = warm_up(engine, threads, 8, 64)
     assert (tuning.threads, tuning.workers, tuning.share_threads) == (threads, threads, 1)
-    assert f"{threads} batches side by side, not 8: threads are {threads}" in caplog.text
+    assert (
+        f"running {threads} batches in parallel, not 8: there are {threads} threads" in caplog.text
+    )
 
 
-def test_a_failure_beside_others_is_raised_and_holds_up_nobody(
+def test_a_failing_batch_raises_and_does_not_block_the_others(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: list[str] = []
@@ -144,10 +144,10 @@ def test_a_failure_beside_others_is_raised_and_holds_up_nobody(
 
     monkeypatch.setattr(engine, "predict", run)
     with pytest.raises(MemoryError, match="no room"):
-        seconds_side_by_side(engine, 64, 3, 1)
+        seconds_in_parallel(engine, 64, 3, 1)
 
 
-def test_batches_side_by_side_take_as_long_as_the_slowest(
+def test_parallel_batches_take_as_long_as_the_slowest(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: Counter[str] = Counter()
@@ -158,5 +158,5 @@ def test_batches_side_by_side_take_as_long_as_the_slowest(
         time.sleep(0.1 if name.endswith("_0") else 0.01)
 
     monkeypatch.setattr(engine, "predict", run)
-    assert 0.1 <= seconds_side_by_side(engine, 64, 2, 1) < 0.2
+    assert 0.1 <= seconds_in_parallel(engine, 64, 2, 1) < 0.2
     assert sorted(calls.values()) == [3, 3], "the first one of each doesn't count"
