@@ -1,8 +1,9 @@
-"""Training writes deltas: data in, one `.safetensors` file out.
+"""Training writes deltas: rows in, one `.safetensors` file out.
 
-Where things are: `training.data.tasks` (the nine GLUE tasks as a table), `training.data.glue` (where rows
-come from), `training.data.custom` (rows of the user's own, from `training.data.custom` or
-`training.data.hub_dataset`), `training.data.sample` (generated rows, for when there are no others),
-`training.run.evaluation`, and `training.fit`, the command that puts them together. `deltas` says what is
-written; `app` reads it and never imports this.
+The commands are `training.fit` (one run), `training.sweep` (the runs of a study), `training.report`
+(the study's tables and figures), `training.zoo` (the shipped deltas) and `training.submit` (GLUE's
+leaderboard). Behind them: `training.data` (rows), `training.strategies` (parameters that train),
+`training.run` (one run), `training.study` (many runs). Start reading at `training.fit`.
+
+The package writes through `deltas`; `app`, which serves, never imports it.
 """

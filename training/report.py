@@ -1,10 +1,10 @@
 """Tables and figures of the study: `python -m training.report` makes docs/results from its lines.
 
-Reads the committed lines of `training.sweep` (runs.jsonl), the earlier study's numbers
-(earlier_study.csv) and the conclusions that a person wrote (conclusions.md, if it is there); writes
-README.md, CSV files and figures beside them, and the rows that the server's `/benchmark` serves.
-Equal lines give equal files. Reading order: `training.study.aggregates`, `training.study.tables`,
-`training.study.tables`, then here.
+Reads the results of `training.sweep` (runs.jsonl) and, if they are there, the earlier study's
+numbers (earlier_study.csv), the declaration (study.toml) and the conclusions that a person wrote
+(conclusions.md). Writes README.md, CSV files and figures beside them, and the rows of the server's
+`/benchmark`. Equal lines give equal files. Read `training.study.aggregates` next, then
+`training.study.significance`, `training.study.tables` and `training.study.figures`.
 """
 
 from __future__ import annotations
@@ -15,25 +15,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from deltas.format import write_atomically
-from deltas.publish.study import StudyRow, study_path, write_study
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, run_command
 from training.study import tables
 from training.study.aggregates import Cell, make_cells, not_comparable
 from training.study.plan import num_missing, plan, read_study
 from training.study.results import Run, RunOutcome, read_runs
 from training.study.significance import compare_parts
-from training.study.tables import (
-    by_backbone,
-    costs_sections,
-    earlier_sections,
-    of_main,
-    rates_sections,
-    scores_sections,
-    significance_sections,
-    sized,
-)
+
+if TYPE_CHECKING:
+    from deltas.publish.study import StudyRow
 
 RESULTS = Path("docs/results")
 _CAPTIONS = {
@@ -52,44 +44,42 @@ _CAPTIONS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
+    return run_command(lambda: _report(arguments))
+
+
+def _report(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m training.report",
         description="Make the study's tables and figures from its results.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="folder of runs.jsonl (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, help="folder to write into (default: the same)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--results", type=Path, default=RESULTS, help="folder of runs.jsonl (default: %(default)s)")
+    add("--out", type=Path, help="folder to write into (default: the folder of --results)")
+    add(
         "--benchmark",
         type=Path,
         help="file of the rows for /benchmark (default: in the zoo for the committed results, else "
-        "study.json beside the report)",
+        "study.json in --out)",
     )
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    options = parser.parse_args(arguments)
+    from deltas.publish.study import study_path
+
     out = options.out or options.results
-    # What the server ships is the committed study, not one that somebody made to look at.
+    # The server ships the committed study; a report on other runs must not replace it.
     rows = study_path() if options.results == RESULTS else out / "study.json"
-    try:
-        written = report(options.results, out, options.benchmark or rows)
-    except (TrainingError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
+    written = report(options.results, out, options.benchmark or rows)
     sys.stdout.write("".join(f"{path}\n" for path in written))
     return 0
 
 
 def report(results: Path, out: Path, benchmark: Path) -> list[Path]:
-    """Write everything.
+    """Write the whole report.
 
     Args:
         results: folder with runs.jsonl; earlier_study.csv, study.toml and conclusions.md if there.
         out: folder to write into.
-        benchmark: where the rows for the server go.
+        benchmark: file for the server's rows.
 
     Returns:
         The files written.
@@ -98,12 +88,36 @@ def report(results: Path, out: Path, benchmark: Path) -> list[Path]:
         ConfigError: there is no finished run, or matplotlib is not installed.
         DataError: a damaged line.
     """
+    from deltas.format import write_atomically
+    from deltas.publish.study import write_study
+
     runs = list(read_runs(results / "runs.jsonl").values())
     cells = make_cells(runs)
     if not cells:
         raise ConfigError(
             f"{results / 'runs.jsonl'} has no finished run; make some: python -m training.sweep"
         )
+    captions = _draw(cells, out)
+    comparisons = [
+        asdict(one)
+        for _, alike in tables.by_backbone(cells)
+        for found in compare_parts(alike).values()
+        for one in found
+    ]
+    pages = {
+        "README.md": _page(results, runs, cells, captions),
+        "results.csv": tables.csv_text([tables.cell_record(cell) for cell in cells]),
+        "significance.csv": tables.csv_text(comparisons),
+    }
+    for name, text in pages.items():
+        write_atomically(out / name, text.encode())
+    write_study(benchmark, [study_row(cell) for cell in cells])
+    images = [out / f"{name}.{ending}" for name in captions for ending in ("png", "svg")]
+    return [*(out / name for name in pages), *images, benchmark]
+
+
+def _draw(cells: Sequence[Cell], out: Path) -> dict[str, str]:
+    """Draw the figures of each backbone; returns their captions by name."""
     try:
         from training.study import figures
     except ImportError as error:
@@ -112,103 +126,66 @@ def report(results: Path, out: Path, benchmark: Path) -> list[Path]:
             "python -m pip install -c constraints.txt -e '.[report]'"
         ) from error
     out.mkdir(parents=True, exist_ok=True)
-    drawn: dict[str, str] = {}
-    for place, (words, of_backbone) in enumerate(by_backbone(cells)):
-        ending = f"-{_plain(of_backbone[0].backbone)}" if place else ""
-        for name in figures.draw(of_main(of_backbone), sized(of_backbone), out, ending):
-            drawn[name] = _CAPTIONS[name.removesuffix(ending)] + words
-    comparisons = [
-        asdict(one)
-        for _, alike in by_backbone(cells)
-        for found in compare_parts(alike).values()
-        for one in found
-    ]
-    before = results / "earlier_study.csv"
-    earlier = tables.read_earlier(before) if before.is_file() else []
-    pages = {
-        "README.md": _page(results, runs, cells, earlier, drawn),
-        "results.csv": tables.csv_text([tables.cell_record(cell) for cell in cells]),
-        "significance.csv": tables.csv_text(comparisons),
-    }
-    for name, text in pages.items():
-        write_atomically(out / name, text.encode())
-    write_study(benchmark, [study_row(cell) for cell in cells])
-    images = [out / f"{name}.{ending}" for name in drawn for ending in ("png", "svg")]
-    return [*(out / name for name in pages), *images, benchmark]
+    captions: dict[str, str] = {}
+    for number, (words, alike) in enumerate(tables.by_backbone(cells)):
+        ending = "-" + re.sub(r"[^\w.-]+", "-", alike[0].backbone) if number else ""
+        names = figures.draw(tables.main_cells(alike), tables.sized_cells(alike), out, ending)
+        captions |= {name: _CAPTIONS[name.removesuffix(ending)] + words for name in names}
+    return captions
 
 
 def study_row(cell: Cell) -> StudyRow:
-    """A cell as the server shows it."""
+    """Return a cell as a row of the server's `/benchmark`."""
+    from deltas.publish.study import StudyRow
+
     first = cell.first
-    split = next(name for name in first.scores if name != "selection")
-    return StudyRow(
-        part=cell.part,
-        task=cell.task,
-        strategy=cell.method,
-        backbone=cell.backbone,
-        metric=first.metric,
-        mean=round(cell.mean, 6),
-        spread=None if cell.spread is None else round(cell.spread, 6),
-        seeds=len(cell.scores),
-        split=split,
-        split_rows=first.scores[split].rows,
-        split_note=first.scores[split].note,
-        train_rows=first.train_rows,
-        selection_rows=first.selection_rows,
-        train_note=first.data_note,
-        learning_rate=cell.rate,
-        epochs=first.epochs,
-        trainable_parameters=first.trained,
-        trained_share=cell.trained_share,
-        size_bytes=first.delta_bytes,
-        machine=cell.cost.machine,
-        seconds=cell.cost.seconds,
-        cpu_seconds=cell.cost.cpu_seconds,
-        peak_bytes=round(cell.cost.peak_bytes),
-        command=next(iter(cell.runs.values())).command,
-    )
+    facts = tables.cell_facts(cell) | {
+        "mean": round(cell.mean, 6),
+        "spread": None if cell.spread is None else round(cell.spread, 6),
+        "split": first.dev_split,
+        "split_rows": first.scores[first.dev_split].rows,
+        "split_note": first.scores[first.dev_split].note,
+        "train_note": first.data_note,
+        "trainable_parameters": first.trained,
+        "size_bytes": first.delta_bytes,
+        "peak_bytes": round(cell.cost.peak_bytes),
+    }
+    return StudyRow(**{name: facts[name] for name in StudyRow.model_fields})
 
 
 def _page(
-    results: Path,
-    runs: Sequence[Run],
-    cells: Sequence[Cell],
-    earlier: Sequence[tables.Record],
-    drawn: Mapping[str, str],
+    results: Path, runs: Sequence[Run], cells: Sequence[Cell], captions: Mapping[str, str]
 ) -> str:
-    """README.md: the conclusions, what was run, tables, figures."""
+    """Write README.md: the conclusions, the origin of the numbers, tables, figures."""
+    backbones = tables.by_backbone(cells)
     parts = ["# Results of the study\n"]
-    conclusions = results / "conclusions.md"
+    conclusions, earlier = results / "conclusions.md", results / "earlier_study.csv"
     if conclusions.is_file():
         parts.append(conclusions.read_text(encoding="utf-8"))
-    parts += [_made_of(results, runs, cells), *scores_sections(cells)]
-    parts += significance_sections(cells)
-    parts += [*rates_sections(cells), "## Rows\n\n" + tables.rows_table(cells)]
-    parts += [*costs_sections(cells), *(earlier_sections(earlier, cells) if earlier else [])]
-    parts += ["## Figures\n"] if drawn else []
-    parts += [f"![{caption}]({name}.svg)\n\n{caption}.\n" for name, caption in drawn.items()]
+    parts.append(_origin(results, runs, cells))
+    for section in (tables.scores_section, tables.significance_section, tables.rates_section):
+        parts += [section(alike, words) for words, alike in backbones]
+    parts.append("## Rows\n\n" + tables.rows_table(cells))
+    parts += [tables.costs_section(alike, words) for words, alike in backbones]
+    if earlier.is_file():
+        records = tables.read_earlier(earlier)
+        parts += [tables.earlier_section(records, alike, words) for words, alike in backbones]
+    parts += ["## Figures\n"] if captions else []
+    parts += [f"![{caption}]({name}.svg)\n\n{caption}.\n" for name, caption in captions.items()]
     return "\n".join(parts)
 
 
-def _plain(name: str) -> str:
-    """A backbone's name as part of a file's."""
-    return re.sub(r"[^\w.-]+", "-", name)
-
-
-def _backbones(cells: Sequence[Cell]) -> str:
-    return ", ".join(dict.fromkeys(cell.backbone for cell in cells))
-
-
-def _made_of(results: Path, runs: Sequence[Run], cells: Sequence[Cell]) -> str:
+def _origin(results: Path, runs: Sequence[Run], cells: Sequence[Cell]) -> str:
     done = [run.outcome for run in runs if run.outcome]
-    machines = dict.fromkeys(map(_carried_out, done))
+    machines = "; ".join(dict.fromkeys(map(_machine_text, done)))
+    backbones = ", ".join(dict.fromkeys(cell.backbone for cell in cells))
     declared = (results / "study.toml").is_file()
     lines = [
         "## How it was made\n",
         f"Made by `python -m training.report` from the {len(done):,} finished runs in "
         "`runs.jsonl`, which `python -m training.sweep` made"
         f"{' as `study.toml` and `zoo.toml` say' if declared else ''}. "
-        f"{_progress(results, runs)}Backbone: {_backbones(cells)}. Machine: {'; '.join(machines)} "
+        f"{_progress(results, runs)}Backbone: {backbones}. Machine: {machines} "
         "(of the frozen computation; what trains is float32).",
         "",
         "A number is the mean of the dev metric ± its standard deviation over the seeds, whose "
@@ -225,12 +202,11 @@ def _made_of(results: Path, runs: Sequence[Run], cells: Sequence[Cell]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _carried_out(found: RunOutcome) -> str:
-    """Machine and precision of a run, in words."""
-    machine = found.machine
+def _machine_text(outcome: RunOutcome) -> str:
+    machine = outcome.machine
     return (
         f"{machine.cpu}, {machine.cores} cores, {_counted(machine.workers, 'run')} at a time with "
-        f"{_counted(machine.threads, 'thread')} each, precision {found.precision}"
+        f"{_counted(machine.threads, 'thread')} each, precision {outcome.precision}"
     )
 
 
@@ -239,7 +215,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _progress(results: Path, runs: Sequence[Run]) -> str:
-    """Says so when runs that the study declares are missing; nothing without its declaration."""
+    """Return a warning if runs that study.toml declares are missing, else ""."""
     declared = results / "study.toml"
     if not declared.is_file():
         return ""

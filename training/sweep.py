@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         _check_data(planned, options.data)
         with _alone(options.out, "--out"), _alone(options.work, "--work"), _stoppable():
-            return RunPool(planned, options).work()
+            return RunPool(planned, options).make_all()
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on where it was\n")
         return 130

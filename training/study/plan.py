@@ -1,9 +1,9 @@
-"""A study: which runs to make, declared in a TOML file or on the command line of `training.sweep`.
+"""Plans a study: the runs that a TOML file or the command line of `training.sweep` declares.
 
-Each part of a study crosses tasks, strategies, re-initialisations, train sizes and seeds. Where a
-strategy has several learning rates, the first `rate_seeds` seeds run with each of them, the one
-with the best mean score on the *selection* rows is chosen, and the other seeds run with it alone.
-The dev sets play no part in the choice.
+Each part of a study is the cross product of tasks, strategies, re-initialisations, train sizes and
+seeds. If a strategy has several learning rates, the first `rate_seeds` seeds run with each of them.
+The rate with the best mean score on the *selection* rows is chosen, and the other seeds run with it
+alone. The dev sets play no part in the choice. The runs are made by `training.study.run_pool`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -33,32 +33,26 @@ class _Declared(BaseModel):
 class Part(_Declared):
     """One block of runs: the cross product of its lists."""
 
-    name: Annotated[str, Field(min_length=1, description="what the report calls it")]
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
-    freeze: Annotated[tuple[str, ...], Field(min_length=1, description="strategies")]
+    name: str = Field(min_length=1, description="name of the part in the report")
+    tasks: tuple[str, ...] = Field(min_length=1)
+    freeze: tuple[str, ...] = Field(min_length=1, description="strategies")
     reinit: tuple[str, ...] = ("none",)
-    init_from: Annotated[
-        tuple[str, ...], Field(description="deltas to start from; '' is the backbone itself")
-    ] = ("",)
-    backbone: Annotated[tuple[str, ...], Field(description="'' is the default one")] = ("",)
-    train_rows: Annotated[
-        tuple[int, ...], Field(description="0 is the task's own option, or all rows")
-    ] = (0,)
-    seeds: Annotated[int, Field(ge=1, description="how many, from 0")] = 1
-    rate_seeds: Annotated[
-        int, Field(ge=1, description="seeds that run with every rate, to choose one")
-    ] = 1
-    rates: Annotated[
-        Rates | dict[str, Rates], Field(description="for all strategies, or by strategy")
-    ] = ()
-    rates_from: Annotated[
-        str, Field(description="a part before this one whose choice of rates holds here too")
-    ] = ""
-    rates_of: Annotated[
-        str, Field(description="take the rate chosen for this strategy (default: the same one)")
-    ] = ""
-    options: Annotated[Options, Field(description="more options of training.fit")] = {}
-    tasks_options: Annotated[dict[str, Options], Field(description="the same, by task")] = {}
+    init_from: tuple[str, ...] = Field(
+        ("",), description="deltas to start from; '' is the backbone itself"
+    )
+    backbone: tuple[str, ...] = Field(("",), description="'' is the default backbone")
+    train_rows: tuple[int, ...] = Field(
+        (0,), description="train sizes; 0 is the task's own option, or all rows"
+    )
+    seeds: int = Field(1, ge=1, description="number of seeds, from 0")
+    rate_seeds: int = Field(1, ge=1, description="seeds that run with every rate, to choose one")
+    rates: Rates | dict[str, Rates] = Field((), description="for all strategies, or by strategy")
+    rates_from: str = Field("", description="earlier part whose choice of rates is used here, too")
+    rates_of: str = Field(
+        "", description="use the rate chosen for this strategy (default: the same strategy)"
+    )
+    options: Options = Field({}, description="more options of training.fit")
+    tasks_options: dict[str, Options] = Field({}, description="more options, by task")
 
     @model_validator(mode="after")
     def _one_origin_of_rates(self) -> Part:
@@ -72,29 +66,29 @@ class Part(_Declared):
 
 
 class Study(_Declared):
-    """A whole study, as its file declares it; what a part says goes before what the study says."""
+    """A whole study as its file declares it; options of a part override those of the study."""
 
-    options: Annotated[Options, Field(description="of every run")] = {}
-    tasks: Annotated[dict[str, Options], Field(description="options by task")] = {}
-    strategies: Annotated[dict[str, Options], Field(description="options by strategy")] = {}
-    rates: Annotated[dict[str, Rates], Field(description="learning rates by strategy")] = {}
-    part: Annotated[tuple[Part, ...], Field(min_length=1)]
+    options: Options = Field({}, description="options of every run")
+    tasks: dict[str, Options] = Field({}, description="options by task")
+    strategies: dict[str, Options] = Field({}, description="options by strategy")
+    rates: dict[str, Rates] = Field({}, description="learning rates by strategy")
+    part: tuple[Part, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
 class RateChoice:
-    """Which rate to take: the keys of the runs that decide, by rate."""
+    """Learning rates to choose from, each with the keys of the runs that decide."""
 
     candidates: tuple[tuple[float, tuple[str, ...]], ...]
 
     def resolve(self, finished: Mapping[str, Run]) -> float | None:
-        """The rate with the best selection scores; None while a run is missing.
+        """Return the rate with the best selection scores, or None while a run is missing.
 
-        A rate with a run that diverged is out. One that failed otherwise is missing: that the
-        system killed it says nothing about its rate.
+        A rate with a diverged run is out. A run that failed otherwise counts as missing: a process
+        that the system killed says nothing about its rate.
 
         Raises:
-            ConfigError: every rate has one that diverged.
+            ConfigError: every rate has a diverged run.
         """
         if len(self.candidates) == 1:
             return self.candidates[0][0]
@@ -113,12 +107,12 @@ class RateChoice:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of the plan; its learning rate may still depend on others.
+    """A run of the plan; its learning rate may still depend on other runs.
 
     Attributes:
-        part: name of the part it belongs to.
-        options: of `training.fit`, without the rate.
-        rate: what gives the rate.
+        part: name of its part.
+        options: options of `training.fit` without the rate.
+        rate: choice of its learning rate.
     """
 
     part: str
@@ -126,16 +120,16 @@ class PlannedRun:
     rate: RateChoice
 
     def with_rate(self, rate: float) -> Options:
-        """All options of the run."""
+        """Return all options of the run."""
         return self.options | {"lr": rate}
 
     def find(self, finished: Mapping[str, Run]) -> Run | None:
-        """The run, if it was made."""
+        """Return the finished run, if it was made."""
         rate = self.chosen(finished)
         return None if rate is None else finished.get(run_key(self.with_rate(rate)))
 
     def chosen(self, finished: Mapping[str, Run]) -> float | None:
-        """Its rate, if it is known already; None, too, if every rate that it might have failed."""
+        """Return the run's rate, or None if it is not known yet or every rate diverged."""
         try:
             return self.rate.resolve(finished)
         except ConfigError:
@@ -143,10 +137,10 @@ class PlannedRun:
 
 
 def choose_rate(runs: Mapping[float, Sequence[Run]]) -> float:
-    """The rate whose runs are best on their selection rows, on average; the lowest where equal.
+    """Return the rate with the best mean score on the selection rows; the lowest of equal ones.
 
     Args:
-        runs: finished runs with an outcome, by rate; the same seeds for each.
+        runs: finished runs with an outcome, by rate; the same seeds for each rate.
     """
 
     def mean_score(rate: float) -> tuple[float, float]:
@@ -161,7 +155,7 @@ def read_study(path: Path) -> Study:
     """Read and check a study's file.
 
     Raises:
-        ConfigError: not there, not TOML, or not a study; names every wrong field.
+        ConfigError: the file is missing, not TOML, or not a study; names every wrong field.
     """
     try:
         return make_study(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
@@ -170,7 +164,15 @@ def read_study(path: Path) -> Study:
 
 
 def make_study(declared: Mapping[str, Any], origin: str) -> Study:
-    """Check a study that was declared in `origin`; see `read_study`."""
+    """Check the declaration of a study.
+
+    Args:
+        declared: content of the declaration.
+        origin: name of its source, for messages.
+
+    Raises:
+        ConfigError: not a study; names every wrong field.
+    """
     try:
         return Study.model_validate(declared)
     except ValidationError as error:
@@ -181,58 +183,53 @@ def make_study(declared: Mapping[str, Any], origin: str) -> Study:
 
 
 def plan(study: Study, only: Iterable[str] = ()) -> list[PlannedRun]:
-    """Every run of a study, in the order in which to make them; each run once.
+    """Return every run of a study once, in the order in which to make them.
 
     Args:
         study: the declaration.
-        only: names of parts; the other parts are left out (but can still lend their rates).
+        only: names of parts; other parts are left out (but can still lend their rates).
 
     Raises:
-        ConfigError, TaskError: an option, a strategy, a task or a part that doesn't exist.
+        ConfigError, TaskError: an unknown option, strategy, task or part.
     """
     names = [part.name for part in study.part]
     wanted = set(only)
     if unknown := sorted(wanted - set(names)):
         raise ConfigError(f"no part is called {unknown[0]!r}; there are: {listing(names)}")
-    planned: list[PlannedRun] = []
-    seen: set[str] = set()
+    planned: dict[str, PlannedRun] = {}
     choices: dict[tuple[str, ...], RateChoice] = {}
     lenders = {part.rates_from for part in study.part if part.name in wanted}
     for part in study.part:
         if wanted and part.name not in wanted | lenders:
             continue
         for run in _plan_part(study, part, choices):
-            mark = run_key(run.options | {"rate": run.rate})
-            if mark not in seen and (not wanted or part.name in wanted):
-                seen.add(mark)
-                planned.append(run)
-    return planned
+            if not wanted or part.name in wanted:
+                planned.setdefault(run_key(run.options | {"rate": run.rate}), run)
+    return list(planned.values())
 
 
 def num_missing(planned: Iterable[PlannedRun], finished: Mapping[str, Run]) -> int:
-    """How many planned runs were not made; those whose rates all failed can't be, and count too."""
+    """Count the planned runs that were not made, including those whose rates all diverged."""
     return sum(run.find(finished) is None for run in planned)
 
 
 def _plan_part(
     study: Study, part: Part, choices: dict[tuple[str, ...], RateChoice]
 ) -> Iterator[PlannedRun]:
-    """The runs of a part, task by task: first those that choose rates, then seed by seed."""
+    """Yield the runs of a part, task by task: first those that choose rates, then seed by seed."""
     for task in part.tasks:
-        cells = [_cell(study, part, task, variant) for variant in _variants(part)]
         seeds: list[PlannedRun] = []
-        for options in cells:
-            choice = _choice(study, part, options, choices)
-            if len(choice.candidates) > 1 and not part.rates_from:
-                for seed in range(part.rate_seeds):
-                    yield from (
-                        PlannedRun(part.name, options | {"seed": seed}, RateChoice(((rate, ()),)))
-                        for rate, _ in choice.candidates
-                    )
-                rest = range(part.rate_seeds, part.seeds)
-            else:
-                rest = range(part.seeds)
-            seeds += [PlannedRun(part.name, options | {"seed": seed}, choice) for seed in rest]
+        for variant in _variants(part):
+            options = _options(study, part, task, variant)
+            choice = _rate_choice(study, part, options, choices)
+            chooses = len(choice.candidates) > 1 and not part.rates_from
+            for seed in range(part.seeds):
+                seeded = options | {"seed": seed}
+                if chooses and seed < part.rate_seeds:
+                    for rate, _ in choice.candidates:
+                        yield PlannedRun(part.name, seeded, RateChoice(((rate, ()),)))
+                else:
+                    seeds.append(PlannedRun(part.name, seeded, choice))
         yield from sorted(seeds, key=lambda run: int(run.options["seed"]))
 
 
@@ -253,8 +250,8 @@ def _variants(part: Part) -> list[Options]:
     ]
 
 
-def _cell(study: Study, part: Part, task: str, variant: Options) -> Options:
-    """Options of the runs that differ in rate and seed only, checked by `FitConfig`."""
+def _options(study: Study, part: Part, task: str, variant: Options) -> Options:
+    """Return the options of runs that differ in rate and seed only, checked by `FitConfig`."""
     find_task(task)
     options: Options = {"task": task, **study.options, **study.tasks.get(task, {})}
     options |= study.strategies.get(variant["freeze"], {})
@@ -268,10 +265,10 @@ def _cell(study: Study, part: Part, task: str, variant: Options) -> Options:
     return dict(sorted(stated.items()))
 
 
-def _choice(
+def _rate_choice(
     study: Study, part: Part, options: Options, choices: dict[tuple[str, ...], RateChoice]
 ) -> RateChoice:
-    """What gives the rate of a cell; remembered for parts that take their rates from this one."""
+    """Return the choice of the rate; remember it for parts that take their rates from this one."""
     task, freeze = str(options["task"]), str(options["freeze"])
     if part.rates_from:
         lender = (part.rates_from, task, canonical(part.rates_of or freeze))
@@ -283,17 +280,15 @@ def _choice(
         return choices[lender]
     declared = part.rates if isinstance(part.rates, tuple) else part.rates.get(freeze, ())
     rates = declared or study.rates.get(freeze, ()) or (default_learning_rate(freeze),)
-    candidates = tuple(
-        (
-            rate,
-            tuple(run_key(options | {"seed": seed, "lr": rate}) for seed in range(part.rate_seeds)),
+    choice = RateChoice(
+        tuple(
+            (
+                rate,
+                tuple(run_key(options | {"seed": n, "lr": rate}) for n in range(part.rate_seeds)),
+            )
+            for rate in dict.fromkeys(rates)
         )
-        for rate in dict.fromkeys(rates)
     )
-    choice = RateChoice(candidates)
-    return choices.setdefault((part.name, task, freeze), choice) if _is_plain(options) else choice
-
-
-def _is_plain(options: Options) -> bool:
-    """Whether a cell's rates may be lent: nothing but task and strategy sets it apart."""
-    return not {"reinit", "init_from", "backbone"} & set(options)
+    # Rates are lent only by cells that nothing but task and strategy sets apart.
+    is_plain = not {"reinit", "init_from", "backbone"} & set(options)
+    return choices.setdefault((part.name, task, freeze), choice) if is_plain else choice

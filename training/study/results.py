@@ -1,7 +1,8 @@
-"""One JSON line for each run of a sweep: what was asked for, what came out, what it cost.
+"""Stores the results of a sweep: one JSON line per run with its options, outcome and cost.
 
-`training.sweep` appends lines, `training.report` reads them and nothing else. The last line of a
-key counts, so that a repeated run replaces a failed one.
+`training.sweep` appends lines (`training.study.run_pool`); `training.report` reads them and nothing
+else (`training.study.aggregates`). The last line of a key counts, so a repeated run replaces a
+failed one.
 """
 
 from __future__ import annotations
@@ -11,41 +12,41 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deltas.manifest import SplitMetrics
 from training.errors import DataError
 
-# Where and how a run is carried out; none of it changes what a run is.
+# Options that say where and how a run is carried out; they don't identify it.
 _NOT_PART_OF_A_RUN = {"data", "device", "out", "overwrite", "resume", "json", "json_"}
 _KEY_LENGTH = 12
-_DIVERGED = "training diverged"  # how `training.run.loop` begins such an error
+_DIVERGED = "training diverged"  # start of such an error's message, see `training.run.loop`
 
 
-class _Part(BaseModel):
+class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Machine(_Part):
-    """What a run was carried out on; times compare only within one machine."""
+class Machine(_Stored):
+    """The machine that carried a run out; times compare only within one machine."""
 
     cpu: str
     cores: int
-    threads: Annotated[int, Field(description="torch threads of the run")]
-    workers: Annotated[int, Field(description="runs at a time")]
+    threads: int = Field(description="torch threads of the run")
+    workers: int = Field(description="runs at a time")
     system: str
 
 
-class History(_Part):
-    """One number for each evaluation of a run, in the order of `step`.
+class History(_Stored):
+    """The evaluations of a run, as columns of equal length.
 
     Attributes:
         step: steps done.
         train_loss: mean loss of the steps since the last evaluation.
-        loss: on the selection rows.
-        metric: the primary metric, on the selection rows.
+        loss: loss on the selection rows.
+        metric: primary metric on the selection rows.
     """
 
     step: tuple[int, ...] = ()
@@ -60,21 +61,24 @@ class History(_Part):
         return self
 
 
-class RunOutcome(_Part):
-    """What a finished run gave and what it cost.
+class RunOutcome(_Stored):
+    """Scores and cost of a finished run; fields not listed are those of `TrainingFacts`.
 
     Attributes:
-        strategy: as served, with its re-initialisation: "initbias+bitfit".
+        strategy: name as served, with its re-initialisation: "initbias+bitfit".
         metric: the task's primary metric.
         scores: metrics by split: "selection" and the dev splits.
-        seconds: of training, the evaluations included; `resumed` runs count from where they went
-            on.
-        cpu_seconds: of the run's process, its start and all its threads included; unlike `seconds`
-            hardly longer when the machine does other work too. None in lines of earlier versions.
-        peak_bytes: most memory that the run's process held.
-        trained: trained parameters, the head included.
-        total: parameters of backbone and head.
-        delta_bytes: the delta's file.
+        seconds: duration of the training with its evaluations; of a resumed run only from where it
+            continued.
+        resumed: True if the run continued a stopped one.
+        cpu_seconds: CPU time of the run's process, including its start and all threads; unlike
+            `seconds` hardly longer if the machine is busy. None in lines of earlier versions.
+        peak_bytes: peak memory of the run's process.
+        trained: number of trained parameters, including the head.
+        total: number of parameters of backbone and head.
+        delta_bytes: size of the delta's file.
+        backbone: name of the backbone.
+        fingerprint: fingerprint of the backbone's weights.
     """
 
     task: str
@@ -108,25 +112,31 @@ class RunOutcome(_Part):
 
     @property
     def selection_score(self) -> tuple[float, float]:
-        """How good the run is on its selection rows, higher is better: metric, then minus loss."""
+        """Primary metric and minus the loss on the selection rows; higher is better."""
         values = self.scores["selection"].values
         return values[self.metric], -values.get("loss", 0.0)
 
     @property
+    def dev_split(self) -> str:
+        """Name of the first dev split."""
+        return next(name for name in self.scores if name != "selection")
+
+    @property
     def dev_score(self) -> float:
-        """The primary metric on the first dev split."""
-        split = next(name for name in self.scores if name != "selection")
-        return self.scores[split].values[self.metric]
+        """Primary metric on the first dev split."""
+        return self.scores[self.dev_split].values[self.metric]
 
 
-class Run(_Part):
-    """One line: either an outcome or the error that the run ended with.
+class Run(_Stored):
+    """One line: a run with either its outcome or its error.
 
     Attributes:
-        key: digest of the options; equal keys are the same run.
-        part: the part of the study that asked for it first.
-        options: of `training.fit`, as the study states them.
-        command: repeats the run.
+        key: digest of the options; runs with equal keys are the same run.
+        part: part of the study that asked for the run first.
+        options: options of `training.fit`, as the study states them.
+        command: command that repeats the run.
+        error: message of the error that ended the run.
+        outcome: scores and cost of a finished run.
     """
 
     key: str
@@ -144,14 +154,14 @@ class Run(_Part):
 
     @property
     def diverged(self) -> bool:
-        """Whether its options made it fail; other errors (killed, no memory) may not come again."""
+        """True if its options made the run fail; other errors (no memory) may not recur."""
         return self.error is not None and self.error.startswith(_DIVERGED)
 
 
 def run_key(options: Mapping[str, Any]) -> str:
-    """Digest of the options that make a run what it is.
+    """Return the digest of the options that identify a run.
 
-    Only what is stated counts: an option that a later version adds changes no key.
+    Only stated options count: an option that a later version adds changes no key.
     """
     stated = {name: value for name, value in options.items() if name not in _NOT_PART_OF_A_RUN}
     text = json.dumps(stated, sort_keys=True, default=str)
@@ -159,12 +169,12 @@ def run_key(options: Mapping[str, Any]) -> str:
 
 
 def read_runs(path: Path) -> dict[str, Run]:
-    """The runs of a file by key, in the order of their first lines; none if there is no file.
+    """Read the runs of a file by key, in the order of their first lines; none without a file.
 
-    A last line without its end is what a write that was cut off left; it is passed over.
+    A last line without a line end was cut off while it was written; it is ignored.
 
     Raises:
-        DataError: a line that is no run; says which and why.
+        DataError: a line is not a run; says which line and why.
     """
     if not path.exists():
         return {}
@@ -186,9 +196,9 @@ def read_runs(path: Path) -> dict[str, Run]:
 
 
 def append_run(path: Path, run: Run) -> None:
-    """Add one line, whole or not at all, and wait until it is on disk.
+    """Append one line, whole or not at all, and wait until it is on disk.
 
-    What an earlier, cut off write left of a line is removed first. One writer at a time.
+    The rest of a line that was cut off is removed first. One writer at a time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = run.model_dump_json(exclude_none=True).encode() + b"\n"

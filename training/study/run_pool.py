@@ -1,6 +1,7 @@
-"""The workers of a sweep: starts runs, records how they end, says how far it is.
+"""Makes the runs of a sweep, several at a time, and records their results.
 
-How long a run will take, judged by the finished runs that are most like it.
+Each run has a process of its own (`training.study.trial`). `Estimate` predicts the duration of the
+runs that are left from finished runs with similar options.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,15 +26,16 @@ from training.data.tasks import TASKS
 from training.errors import ConfigError
 from training.options import default_epochs
 from training.study.plan import PlannedRun
-from training.study.results import Run, RunOutcome, append_run, read_runs, run_key
+from training.study.results import Run, append_run, read_runs, run_key
 from training.study.trial import Trial, fit_command, forget_outcome, last_log_line, run_trial
 
-# Seconds for a row in a training step where nothing was measured yet; a guess, and called one.
+# Seconds per row of a training step before anything was measured; a guess, and called one.
 GUESSED_SECONDS_A_ROW = 0.03
+_POLL_S = 30.0
 
 
 class Estimate:
-    """Seconds for a row that a run visits, from finished runs."""
+    """Predicts durations from the measured seconds per row of finished runs."""
 
     def __init__(self, runs: Mapping[str, Run]) -> None:
         measured: dict[tuple[Any, ...], list[float]] = {}
@@ -47,17 +49,17 @@ class Estimate:
 
     @property
     def is_guess(self) -> bool:
-        """Whether nothing was measured yet."""
+        """True if nothing was measured yet."""
         return not self._cost
 
     def seconds(self, options: Mapping[str, Any]) -> float:
-        """Expected duration of a run."""
+        """Return the expected duration of a run."""
         costs = (self._cost[mark] for mark in _likenesses(options) if mark in self._cost)
         return next(costs, GUESSED_SECONDS_A_ROW) * visited_rows(options)
 
 
 def visited_rows(options: Mapping[str, Any]) -> float:
-    """Rows times epochs, as far as they cost: below a head, features are computed once."""
+    """Return rows times epochs; of a head alone just the rows, because its features are cached."""
     task = TASKS[options["task"]]
     rows = options.get("train_rows") or task.canonical_rows[task.train_split]
     epochs = options.get("epochs") or default_epochs(rows)
@@ -65,22 +67,19 @@ def visited_rows(options: Mapping[str, Any]) -> float:
 
 
 def _likenesses(options: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """What a run has in common with others, most telling first."""
+    """Return what a run may have in common with other runs, closest likeness first."""
     task, rows = options["task"], options.get("train_rows")
     freeze = str(options["freeze"])
-    kind = freeze.partition(":")[0].partition("@")[0]
-    return [(task, freeze, rows), (task, kind, rows), (task, kind), (task,), ()]
+    rule = freeze.partition(":")[0].partition("@")[0]
+    return [(task, freeze, rows), (task, rule, rows), (task, rule), (task,), ()]
 
 
 def format_duration(seconds: float) -> str:
-    """A duration for people: "45 s", "12 min", "3 h 5 min"."""
+    """Write a duration for people: "45 s", "12 min", "3 h 5 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-_POLL_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,9 @@ class RunPool:
     """Makes the planned runs, several at a time.
 
     Args:
-        planned: what to make, in order.
-        options: `out`, `work`, `workers`, `threads`, `data`, `retry_failed`, `keep_deltas` of the
-            command.
+        planned: runs to make, in order.
+        options: `out`, `work`, `workers`, `threads`, `data`, `retry_failed` and `keep_deltas` of
+            the command.
     """
 
     def __init__(self, planned: Sequence[PlannedRun], options: argparse.Namespace) -> None:
@@ -112,37 +111,51 @@ class RunPool:
         self._running: list[_RunningTrial] = []
         self._hopeless: list[str] = []
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
-        # Each run is forked from a process that has loaded everything and computed nothing.
+        # Runs are forked from a process that has imported everything and computed nothing.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([Trial.__module__])
 
-    def work(self) -> int:
-        """Make all runs; returns 0, or 1 if one failed, also earlier, or could not be made."""
+    def make_all(self) -> int:
+        """Make all runs; returns 0, or 1 if a run failed, now or earlier, or could not be made."""
         with tqdm(
             total=len(self._waiting), unit="run", file=sys.stderr, disable=None, smoothing=0
         ) as bar:
             try:
-                self._pass_over(bar)
-                while self._start_runs() or self._running:
+                self._drop_made(bar)
+                while self._start_runs():
                     for running in self._ended():
                         self._record(running, bar)
             finally:
-                self._stop()
+                for running in self._running:
+                    running.process.terminate()
+                for running in self._running:
+                    running.process.join()
         return self._conclude()
 
     def _start_runs(self) -> bool:
-        """Fill the free workers; whether any was started."""
-        started = False
-        while len(self._running) < self._options.workers:
-            found = self._next_run()
-            if found is None:
+        """Start runs until all workers are busy; returns whether any run is going on."""
+        for planned, options in self._ready_runs():
+            if len(self._running) == self._options.workers:
                 break
-            self._running.append(self._start(*found))
-            started = True
-        return started
+            self._waiting.remove(planned)
+            self._running.append(self._start(planned, options))
+        return bool(self._running)
 
-    def _pass_over(self, bar: tqdm[Any]) -> None:
-        """Take off the list what is there already, and what no rate is left for."""
+    def _ready_runs(self) -> Iterator[tuple[PlannedRun, dict[str, Any]]]:
+        """Yield the waiting runs whose rate is known.
+
+        The plan can't always tell that two parts ask for the same run; a run that is going on is
+        left out.
+        """
+        for planned in list(self._waiting):
+            rate = planned.rate.resolve(self._runs)
+            if rate is not None:
+                options = planned.with_rate(rate)
+                if run_key(options) not in {running.key for running in self._running}:
+                    yield planned, options
+
+    def _drop_made(self, bar: tqdm[Any]) -> None:
+        """Drop the waiting runs that were made already or whose rates all diverged."""
         waiting = []
         for planned in self._waiting:
             try:
@@ -151,27 +164,11 @@ class RunPool:
                 self._hopeless.append(
                     f"{planned.options['task']} {planned.options['freeze']}: {error}"
                 )
-                bar.update()
                 continue
-            if rate is not None and run_key(planned.with_rate(rate)) in self._runs:
-                bar.update()
-                continue
-            waiting.append(planned)
+            if rate is None or run_key(planned.with_rate(rate)) not in self._runs:
+                waiting.append(planned)
+        bar.update(len(self._waiting) - len(waiting))
         self._waiting = waiting
-
-    def _next_run(self) -> tuple[PlannedRun, dict[str, Any]] | None:
-        """Take the first run whose rate is known off the list.
-
-        The plan can't always tell that two parts ask for the same run; what is being made is left.
-        """
-        being_made = {running.key for running in self._running}
-        for planned in self._waiting:
-            rate = planned.rate.resolve(self._runs)
-            if rate is None or run_key(planned.with_rate(rate)) in being_made:
-                continue
-            self._waiting.remove(planned)
-            return planned, planned.with_rate(rate)
-        return None
 
     def _start(self, planned: PlannedRun, options: dict[str, Any]) -> _RunningTrial:
         key = run_key(options)
@@ -179,10 +176,10 @@ class RunPool:
         trial = Trial(
             options, self._options.data, folder, self._options.threads, self._options.workers
         )
-        answer, question = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=run_trial, args=(trial, question), daemon=True)
+        answer, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=run_trial, args=(trial, sender), daemon=True)
         process.start()
-        question.close()
+        sender.close()
         return _RunningTrial(planned, options, key, folder, process, answer)
 
     def _ended(self) -> list[_RunningTrial]:
@@ -196,52 +193,47 @@ class RunPool:
 
     def _record(self, running: _RunningTrial, bar: tqdm[Any]) -> None:
         try:
-            said = json.loads(running.answer.recv_bytes())
+            message = running.answer.recv_bytes()
         except EOFError:
-            said = None
+            message = b""
         running.answer.close()
         running.process.join()
-        if said is None:
-            said = {"error": _death(running)}
-        outcome = RunOutcome.model_validate(said["outcome"]) if "outcome" in said else None
         run = Run(
             key=running.key,
             part=running.planned.part,
             options=running.options,
             command=fit_command(running.options),
-            error=said.get("error"),
-            outcome=outcome,
+            **(json.loads(message) if message else {"error": _death(running)}),
         )
         append_run(self._options.out, run)
         self._runs[run.key] = run
-        if outcome is not None:
+        if run.outcome is not None:
             forget_outcome(running.folder)
             if not self._options.keep_deltas:
                 shutil.rmtree(running.folder, ignore_errors=True)
         bar.update()
-        self._pass_over(bar)
-        self._tell(run, bar)
+        self._drop_made(bar)
+        self._tell(run)
 
-    def _tell(self, run: Run, bar: tqdm[Any]) -> None:
-        """One line for a finished run, with the time that the rest is expected to take."""
-        estimate = Estimate(self._runs)
+    def _tell(self, run: Run) -> None:
+        """Write one line about a finished run, with the time that the other runs will take."""
         rest = self._rest()
-        left = sum(map(estimate.seconds, rest)) / self._options.workers
+        left = sum(map(Estimate(self._runs).seconds, rest)) / self._options.workers
         total = len(self._planned)
         names = [str(run.options.get(name, "")) for name in ("task", "freeze", "reinit")]
-        how = f"failed: {run.error}"
+        result = f"failed: {run.error}"
         if run.outcome is not None:
             score = f"{run.outcome.metric} {run.outcome.dev_score:.3f}"
-            how = f"{score}  {format_duration(run.outcome.seconds)}"
-        about = f"{run.options['lr']:g} seed {run.options['seed']}"
+            result = f"{score}  {format_duration(run.outcome.seconds)}"
         tqdm.write(
-            f"[{total - len(rest)}/{total}] {' '.join(filter(None, names))} lr {about}  {how}  "
+            f"[{total - len(rest)}/{total}] {' '.join(filter(None, names))} "
+            f"lr {run.options['lr']:g} seed {run.options['seed']}  {result}  "
             f"({len(rest)} to make, about {format_duration(left)} left)",
             file=sys.stderr,
         )
 
     def _rest(self) -> list[dict[str, Any]]:
-        """Options of the runs to make; one that two parts ask for counts once."""
+        """Return the options of the runs that are left; a run of two parts counts once."""
         rest = {running.key: running.options for running in self._running}
         for planned in self._waiting:
             rate = planned.rate.resolve(self._runs)
@@ -249,21 +241,17 @@ class RunPool:
             rest.setdefault(run_key(options), options)
         return list(rest.values())
 
-    def _stop(self) -> None:
-        for running in self._running:
-            running.process.terminate()
-        for running in self._running:
-            running.process.join()
-
     def _conclude(self) -> int:
         for problem in self._hopeless:
             sys.stderr.write(f"not made: {problem}\n")
         if self._waiting:
             sys.stderr.write(
-                f"not made: {len(self._waiting)} runs, whose learning rates are chosen by runs "
-                "that failed, or by runs of another part; make those\n"
+                f"not made: {len(self._waiting)} runs; the runs that choose their learning rates "
+                "failed or belong to another part, make those first\n"
             )
-        failed = {run.key for planned in self._planned if (run := self._failed(planned))}
+        # Failures of earlier sweeps count until the run succeeds.
+        found = [planned.find(self._runs) for planned in self._planned]
+        failed = {run.key for run in found if run is not None and run.error}
         if failed:
             sys.stderr.write(
                 f"{len(failed)} runs failed; their errors are in {self._options.out}, "
@@ -271,14 +259,9 @@ class RunPool:
             )
         return 1 if failed or self._hopeless or self._waiting else 0
 
-    def _failed(self, planned: PlannedRun) -> Run | None:
-        """The run, if it failed, now or in an earlier sweep, and was not made good since."""
-        run = planned.find(self._runs)
-        return run if run is not None and run.error else None
-
 
 def _death(running: _RunningTrial) -> str:
     code = running.process.exitcode
-    words = last_log_line(running.folder)
+    last_line = last_log_line(running.folder)
     hint = " (killed; perhaps there was not enough memory)" if code == -9 else ""
-    return f"its process ended with exit code {code}{hint}{': ' if words else ''}{words}"
+    return f"its process ended with exit code {code}{hint}{': ' if last_line else ''}{last_line}"

@@ -1,36 +1,34 @@
-"""Does a method differ from full fine-tuning? Paired over seeds, corrected for many comparisons."""
+"""Tests whether a method differs from full fine-tuning: paired over seeds, corrected by Holm.
+
+The tests are scipy's. `training.study.tables` shows the comparisons.
+"""
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
-from scipy import stats
 
 from training.study.aggregates import MAIN, Cell
 
 FEWEST_SEEDS = 3
-_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method beside the reference on one task.
+    """A method compared with the reference on one task.
 
     Attributes:
-        part: of the method's cell; the reference is of the same part, or of the main one.
-        train_rows: that the study asked for; None for all.
-        seeds: that both have; runs of a seed see the same rows in the same order.
+        part: part of the method's cell; the reference is of the same part or of the main part.
+        train_rows: train size that the study asked for; None for all rows.
+        seeds: number of seeds that both have; runs of a seed see the same rows in the same order.
         difference: mean of method minus reference.
-        low, high: 95 % confidence interval of the difference, from the t distribution; None where
-            all seeds differ equally, which leaves no spread to judge by.
-        p: of a paired t-test, two-sided; without a spread that of the test of signs.
-        p_holm: the same, corrected by Holm (1979) for all comparisons of the table.
-        p_signs: of the exact test that flips the signs of the differences; needs no normal
-            distribution, but can't be below 2 / 2**seeds.
+        low: lower end of the difference's 95 % confidence interval from the t distribution; None if
+            all seeds differ equally, which leaves no spread.
+        high: upper end of the interval, or None.
+        p: two-sided p of the paired t-test; without a spread that of the sign-flip test.
+        p_holm: `p` corrected by Holm (1979) for all comparisons of the table.
+        p_signs: p of the exact sign-flip test; needs no normal distribution, but can't be below
+            2 / 2**seeds.
     """
 
     part: str
@@ -48,10 +46,10 @@ class Comparison:
 
 
 def compare_parts(cells: Sequence[Cell], reference: str = "full") -> dict[str, list[Comparison]]:
-    """The comparisons of each part that has any; each part is corrected by itself.
+    """Return the comparisons of each part that has any; each part is corrected by itself.
 
-    A part without its own reference on a task is compared with the main part's: of the same seed,
-    the same rows.
+    A part without its own reference on a task is compared with the main part's reference, because
+    equal seeds mean equal rows.
     """
     lent = [cell for cell in cells if cell.part == MAIN]
     parts = {}
@@ -65,19 +63,19 @@ def compare_parts(cells: Sequence[Cell], reference: str = "full") -> dict[str, l
 def compare(
     cells: Sequence[Cell], lent: Sequence[Cell] = (), reference: str = "full"
 ) -> list[Comparison]:
-    """Every cell beside the reference's cell of its task, size, backbone and variant.
+    """Compare every cell with the reference's cell of the same task, size, backbone and variant.
 
-    Cells that share fewer than three seeds with it are left out.
+    Cells that share fewer than three seeds with the reference are left out.
 
     Args:
-        cells: of one part.
-        lent: cells whose reference serves where the part has none.
-        reference: the strategy to compare with.
+        cells: cells of one part.
+        lent: cells that supply references which the part lacks.
+        reference: strategy to compare with.
     """
-    references = {_place(cell): cell for cell in (*lent, *cells) if cell.strategy == reference}
+    references = {_setting(cell): cell for cell in (*lent, *cells) if cell.strategy == reference}
     found = []
     for cell in cells:
-        other = references.get(_place(cell))
+        other = references.get(_setting(cell))
         if other is None or cell is other:
             continue
         seeds = sorted(set(cell.scores) & set(other.scores))
@@ -87,28 +85,28 @@ def compare(
     return [replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
 
 
-def _place(cell: Cell) -> tuple[str, int | None, str, str]:
+def _setting(cell: Cell) -> tuple[str, int | None, str, str]:
     return cell.task, cell.train_rows, cell.backbone, cell.variant
 
 
 def _compare(cell: Cell, differences: Sequence[float]) -> Comparison:
-    count = len(differences)
-    mean = math.fsum(differences) / count
-    deviation = float(np.std(differences, ddof=1))
+    import numpy as np
+    from scipy import stats
+
     low = high = None
     p = p_signs = sign_flip(differences)
-    if deviation > 1e-12:  # else a t-test would call any difference certain
-        half = float(stats.t.ppf((1 + _LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
-        low, high = mean - half, mean + half
-        p = float(2 * stats.t.sf(abs(mean) / deviation * math.sqrt(count), count - 1))
+    if np.std(differences) > 1e-12:  # else a t-test would call any difference certain
+        test = stats.ttest_1samp(differences, 0.0)
+        low, high = map(float, test.confidence_interval(0.95))
+        p = float(test.pvalue)
     return Comparison(
         part=cell.part,
         backbone=cell.backbone,
         task=cell.task,
         train_rows=cell.train_rows,
         method=cell.method,
-        seeds=count,
-        difference=mean,
+        seeds=len(differences),
+        difference=float(np.mean(differences)),
         low=low,
         high=high,
         p=p,
@@ -118,18 +116,23 @@ def _compare(cell: Cell, differences: Sequence[float]) -> Comparison:
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Exact two-sided p: the share of sign patterns whose sum is at least as far from 0."""
-    seen = abs(math.fsum(differences)) - 1e-12
-    signs = itertools.product((1.0, -1.0), repeat=len(differences))
-    sums = [
-        abs(math.fsum(s * d for s, d in zip(pattern, differences, strict=True)))
-        for pattern in signs
-    ]
-    return sum(total >= seen for total in sums) / len(sums)
+    """Return the exact two-sided p: the share of sign patterns with a sum as far from 0."""
+    import numpy as np
+    from scipy import stats
+
+    return float(
+        stats.permutation_test(
+            (differences,),
+            lambda values, axis: np.abs(np.sum(values, axis=axis)),
+            permutation_type="samples",
+            alternative="greater",
+            n_resamples=np.inf,
+        ).pvalue
+    )
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """P values corrected for as many comparisons as there are (Holm 1979), in the given order."""
+    """Correct p values for their number of comparisons (Holm 1979); the order is kept."""
     order = sorted(range(len(values)), key=values.__getitem__)
     corrected: dict[int, float] = {}
     highest = 0.0

@@ -1,8 +1,7 @@
-"""The study as Markdown and CSV. Pure functions from cells to text; `training.report` writes it.
+"""Writes the study as Markdown and CSV: pure functions from cells to text.
 
-The sections of the report's page: tables with what a reader must know beside them.
-
-Which layers matter: strategies on one layer alone and on all but one, side by side.
+The sections of the report's page come first, then the tables in them, then CSV. `training.report`
+puts them together; the cells come from `training.study.aggregates`.
 """
 
 from __future__ import annotations
@@ -10,73 +9,158 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.options import shared_fields
 from training.study.aggregates import MAIN, ZOO, Cell, method_order
+from training.study.results import RunOutcome
 from training.study.significance import FEWEST_SEEDS, Comparison, compare_parts
 
 Record = Mapping[str, Any]
 _NONE = ""
-_WORDS = ("strategy", "note", "machine")
+_TEXT_COLUMNS = ("strategy", "note", "machine")
+_COLUMNS = (
+    "part", "task", "strategy", "backbone", "metric", "mean", "spread", "seeds", "scores",
+    "learning_rate", "rates_tried", "epochs", "steps", "train_rows", "selection_rows", "trained",
+    "trained_share", "delta_bytes", "machine", "seconds", "cpu_seconds", "peak_bytes", "precision",
+    "command",
+)  # fmt: skip
+_LAYER_COLUMNS = ("this layer alone", "all others")
+_LAYERS = re.compile(r"([^@+]+)@(\d+)(?:-(\d+))?")
+
+
+def by_backbone(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+    """Return each backbone's cells with words for a heading, "" if there is only one backbone."""
+    names = list(dict.fromkeys(cell.backbone for cell in cells))
+    return [
+        (f" on {name}" if len(names) > 1 else "", [cell for cell in cells if cell.backbone == name])
+        for name in names
+    ]
+
+
+def main_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of the main part."""
+    return [cell for cell in cells if cell.part == MAIN]
+
+
+def sized_cells(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of parts that vary the train size of a task."""
+    sizes: dict[tuple[str, str], set[int | None]] = {}
+    for cell in cells:
+        sizes.setdefault((cell.part, cell.task), set()).add(cell.train_rows)
+    varying = {part for (part, _), found in sizes.items() if len(found) > 1}
+    return [cell for cell in cells if cell.part in varying]
+
+
+def scores_section(cells: Sequence[Cell], words: str) -> str:
+    """Write the scores of each part by train size, by layer, or by strategy and task.
+
+    Args:
+        cells: cells of one backbone.
+        words: words at the end of each heading.
+    """
+    with_sizes, main = sized_cells(cells), main_cells(cells)
+    sections = []
+    for part in dict.fromkeys(cell.part for cell in cells):
+        of_part = [cell for cell in cells if cell.part == part]
+        tasks = _tasks(of_part)
+        # Cells of the main part that are shown for comparison.
+        lent = [cell for cell in main if cell.task in tasks and part != MAIN]
+        if any(cell in with_sizes for cell in of_part):
+            for task in tasks:
+                of_task = [cell for cell in of_part if cell.task == task]
+                methods = _methods(of_task)
+                whole = [c for c in lent if c.task == task and c.method in methods]
+                table = sizes_table([*of_task, *whole])
+                sections.append(f"## Part `{part}`{words}: {task}\n\n{table}")
+        elif len(rules := {rule_of(cell.method) for cell in of_part}) == 1 and None not in rules:
+            whole = [cell for cell in lent if cell.method in rules]
+            sections.append(f"## Part `{part}`{words}\n\n{layers_table(of_part, whole)}")
+        else:
+            bases = {"full", "bitfit"} - {cell.method for cell in of_part}
+            whole = [cell for cell in lent if cell.method in bases]
+            note = f"\n`full` and `bitfit` are those of part `{MAIN}`.\n" if whole else ""
+            table = methods_table([*whole, *of_part])
+            sections.append(f"## Part `{part}`{words}\n\n{table}{note}")
+    return "\n".join(sections)
+
+
+def significance_section(cells: Sequence[Cell], words: str) -> str:
+    """Compare each method with full fine-tuning, and say how to read the comparison."""
+    parts = compare_parts(cells)
+    title = f"## Against full fine-tuning{words}\n\n"
+    if not parts:
+        return (
+            f"{title}Nothing to compare: no task has {FEWEST_SEEDS} seeds of `full` and of another "
+            "strategy.\n"
+        )
+    counts = sorted({one.seeds for found in parts.values() for one in found}, reverse=True)
+    least = ", ".join(f"{2 / 2**count:.4f} with {count} seeds" for count in counts)
+    text = (
+        f"{title}Differences are paired: runs of one seed train on the same rows in the same "
+        f"order. Where a part has no `full` of its own, it is that of part `{MAIN}`. p is that of "
+        "a two-sided paired t-test; p (Holm) corrects it for all comparisons of its table, one "
+        f"table a part; p (signs) is the exact sign-flip test, which can't be below {least}. With "
+        "so few seeds a difference that is not significant is no proof of equality: read the "
+        f"interval. Pairs with fewer than {FEWEST_SEEDS} seeds are left out.\n"
+    )
+    for part, found in parts.items():
+        number = f"{len(found)} comparison{'s' * (len(found) > 1)}"
+        text += f"\nPart `{part}`, {number}:\n\n{significance_table(found)}"
+    return text
+
+
+def rates_section(cells: Sequence[Cell], words: str) -> str:
+    """Write the learning rates that the main part tried."""
+    return (
+        f"## Learning rates{words}\n\nThe primary metric on the selection rows, by which the rate "
+        "in bold was chosen (means over the seeds that have every rate).\n\n"
+        + rates_table(main_cells(cells) or cells)
+    )
+
+
+def costs_section(cells: Sequence[Cell], words: str) -> str:
+    """Write the costs of the main part's strategies."""
+    cells = main_cells(cells) or cells
+    workers = max(cell.first.machine.workers for cell in cells)
+    shared = (
+        f"{workers} runs at a time, and whatever else the machine did, shared its cores and "
+        "memory: a run alone is faster, and small differences mean nothing. "
+    )
+    return (
+        f"## Costs{words}\n\n"
+        "The head is part of what is trained. Times compare within one machine only, so each has a "
+        "row of its own: that of its fastest seed, with its evaluations, and the median of the "
+        "seeds' peaks of memory. CPU seconds are those of the run's process, its start included, "
+        "where they were recorded. "
+        + (shared if workers > 1 else "")
+        + "A head's features are computed once.\n\n"
+        + costs_table(cells)
+    )
+
+
+def earlier_section(earlier: Sequence[Record], cells: Sequence[Cell], words: str) -> str:
+    """Compare with the earlier study's numbers."""
+    return (
+        f"## Beside the earlier study{words}\n\nThe earlier study trained bert-base-cased (108 M "
+        f"parameters); this one {cells[0].backbone}. Its numbers are shown at the rate that was "
+        "best for each; all are in `earlier_study.csv`. What this study has no run of is left "
+        "empty; where its rows are fewer than all, they are a sample, and (1) is a single seed.\n\n"
+        + earlier_table(earlier, cells)
+    )
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first column and those of words are left, numbers right."""
-    words = {head[0], *_WORDS}
-    lines = [head, ["---" if name in words else "---:" for name in head], *rows]
+    """Write a Markdown table; the first column and columns of text are aligned left."""
+    text_columns = {head[0], *_TEXT_COLUMNS}
+    lines = [head, ["---" if name in text_columns else "---:" for name in head], *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def csv_text(records: Sequence[Record]) -> str:
-    """Records with equal keys as CSV; numbers with six digits."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        writer.writerow(
-            {
-                name: f"{value:.6g}" if isinstance(value, float) else value
-                for name, value in record.items()
-            }
-        )
-    return out.getvalue()
-
-
-def cell_record(cell: Cell) -> dict[str, Any]:
-    """A cell as a line of results.csv."""
-    first = cell.first
-    return {
-        "part": cell.part,
-        "task": cell.task,
-        "strategy": cell.method,
-        "backbone": cell.backbone,
-        "metric": first.metric,
-        "mean": cell.mean,
-        "spread": cell.spread,
-        "seeds": len(cell.scores),
-        "scores": " ".join(f"{score:.4f}" for score in cell.scores.values()),
-        "learning_rate": cell.rate,
-        "rates_tried": len(cell.tried),
-        "epochs": first.epochs,
-        "steps": first.steps,
-        "train_rows": first.train_rows,
-        "selection_rows": first.selection_rows,
-        "trained": first.trained,
-        "trained_share": cell.trained_share,
-        "delta_bytes": first.delta_bytes,
-        "machine": cell.cost.machine,
-        "seconds": cell.cost.seconds,
-        "cpu_seconds": cell.cost.cpu_seconds,
-        "peak_bytes": cell.cost.peak_bytes,
-        "precision": first.precision,
-        "command": next(iter(cell.runs.values())).command,
-    }
-
-
 def score(cell: Cell | None) -> str:
-    """Mean, spread and number of seeds: "0.539 ± 0.016 (5)"."""
+    """Write mean, spread and number of seeds: "0.539 ± 0.016 (5)"."""
     if cell is None:
         return _NONE
     spread = "" if cell.spread is None else f" ± {cell.spread:.3f}"
@@ -84,63 +168,100 @@ def score(cell: Cell | None) -> str:
 
 
 def methods_table(cells: Sequence[Cell]) -> str:
-    """One row a method, one column a task; cells of one part, of the task's full size."""
-    tasks = list(dict.fromkeys(cell.task for cell in cells))
-    methods = sorted({cell.method for cell in cells}, key=method_order)
-    metrics = {cell.task: cell.first.metric for cell in cells}
-    found = {(cell.method, cell.task): cell for cell in cells}
-    return markdown_table(
-        ["strategy", *(f"{task} ({metrics[task]})" for task in tasks)],
-        (
-            [f"`{method}`", *(score(found.get((method, task))) for task in tasks)]
-            for method in methods
-        ),
-    )
+    """Write one row per method and one column per task; cells of one part, of the full size."""
+    columns = {task: f"{task} ({metric})" for task, metric in _metrics(cells).items()}
+    return _scores_table(cells, columns, lambda cell: cell.task)
 
 
 def sizes_table(cells: Sequence[Cell]) -> str:
-    """One row a method, one column a train size; cells of one task."""
-    sizes = sorted({_size(cell) for cell in cells})
-    methods = sorted({cell.method for cell in cells}, key=method_order)
-    found = {(cell.method, _size(cell)): cell for cell in cells}
-    return markdown_table(
-        ["strategy", *(f"{size:,} rows" for size in sizes)],
-        (
-            [f"`{method}`", *(score(found.get((method, size))) for size in sizes)]
-            for method in methods
-        ),
+    """Write one row per method and one column per train size; cells of one task."""
+    columns = {size: f"{size:,} rows" for size in sorted({cell.num_rows for cell in cells})}
+    return _scores_table(cells, columns, lambda cell: cell.num_rows)
+
+
+def _scores_table(
+    cells: Sequence[Cell], columns: Mapping[Any, str], column_of: Callable[[Cell], Any]
+) -> str:
+    found = {(cell.method, column_of(cell)): cell for cell in cells}
+    rows = (
+        [f"`{method}`", *(score(found.get((method, column))) for column in columns)]
+        for method in _methods(cells)
     )
+    return markdown_table(["strategy", *columns.values()], rows)
 
 
-def _size(cell: Cell) -> int:
-    """Rows that the run was given: those that it trained on and those that it selected by."""
-    return cell.first.train_rows + cell.first.selection_rows
+def _tasks(cells: Iterable[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.task for cell in cells))
+
+
+def _methods(cells: Iterable[Cell]) -> list[str]:
+    return sorted({cell.method for cell in cells}, key=method_order)
+
+
+def _metrics(cells: Iterable[Cell]) -> dict[str, str]:
+    return {cell.task: cell.first.metric for cell in cells}
+
+
+def layers_of(method: str) -> tuple[str, frozenset[int]] | None:
+    """Return the rule and the layers of `bitfit@2`, or of a union like `bitfit@0-1+bitfit@3-5`.
+
+    Returns:
+        None for a method that isn't one rule on some layers.
+    """
+    rules, layers = set(), set()
+    for part in method.split("+"):
+        found = _LAYERS.fullmatch(part)
+        if found is None:
+            return None
+        rules.add(found[1])
+        layers |= set(range(int(found[2]), int(found[3] or found[2]) + 1))
+    return (rules.pop(), frozenset(layers)) if len(rules) == 1 else None
+
+
+def rule_of(method: str) -> str | None:
+    """Return the rule of a method that is one rule on some layers: "bitfit" of `bitfit@2`."""
+    known = layers_of(method)
+    return known and known[0]
+
+
+def layers_table(cells: Sequence[Cell], whole: Sequence[Cell]) -> str:
+    """Write one row per layer and two columns per task: that layer alone, all other layers.
+
+    Args:
+        cells: cells of strategies with layers that `layers_of` knows.
+        whole: cells of the same rule on all layers, for the last row.
+    """
+    found = {(cell.task, known[1]): cell for cell in cells if (known := layers_of(cell.method))}
+    metrics = _metrics(cells)
+    every = frozenset[int]().union(*(layers for _, layers in found))
+    rows = []
+    for layer in sorted(every):
+        sides = (frozenset({layer}), every - {layer})
+        scores = (score(found.get((task, layers))) for task in metrics for layers in sides)
+        rows.append([str(layer), *scores])
+    if whole:
+        by_task = {cell.task: cell for cell in whole}
+        scores = (score(by_task.get(task)) for task in metrics for _ in _LAYER_COLUMNS)
+        rows.append([f"all (`{whole[0].method}`)", *scores])
+    columns = [f"{task} ({metrics[task]}), {side}" for task in metrics for side in _LAYER_COLUMNS]
+    return markdown_table(["layer", *columns], rows)
 
 
 def rows_table(cells: Sequence[Cell]) -> str:
-    """What each task's rows are; a sample says so."""
+    """Write the numbers of each task's rows; a sample is called a sample."""
     lines: dict[tuple[str, int], list[str]] = {}
     for cell in cells:
         first = cell.first
-        split = next(name for name in first.scores if name != "selection")
-        dev = first.scores[split]
+        dev = first.scores[first.dev_split]
         drawn = re.sub(r"drawn with seed \d+", "drawn with the run's seed", first.data_note)
-        notes = "; ".join(filter(None, (drawn, dev.note)))
-        lines.setdefault(
-            (cell.task, _size(cell)),
-            [
-                cell.task,
-                f"{first.train_rows:,}",
-                f"{first.selection_rows:,}",
-                f"{dev.rows:,}",
-                notes or "the published sets",
-            ],
-        )
+        notes = "; ".join(filter(None, (drawn, dev.note))) or "the published sets"
+        numbers = (f"{number:,}" for number in (first.train_rows, first.selection_rows, dev.rows))
+        lines.setdefault((cell.task, cell.num_rows), [cell.task, *numbers, notes])
     return markdown_table(["task", "train", "selection", "dev", "note"], lines.values())
 
 
 def costs_table(cells: Sequence[Cell]) -> str:
-    """What each method trains, stores, takes: a row for each machine; cells of one part."""
+    """Write trained parameters, size and time of each method on each machine; cells of one part."""
     rows = [
         [
             cell.task,
@@ -169,13 +290,12 @@ def _whole(value: float | None) -> str:
 
 
 def rates_table(cells: Sequence[Cell]) -> str:
-    """The learning rates that were tried: one row each, one column a task; the chosen one is bold.
+    """Write the primary metric on the selection rows for each tried learning rate.
 
-    The numbers are the primary metric on the selection rows. Cells of one part.
+    One row per method and rate, one column per task; the chosen rate is bold. Cells of one part.
     """
-    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    tasks = _tasks(cells)
     found = {(cell.method, cell.task): cell for cell in cells}
-    methods = sorted({cell.method for cell in cells}, key=method_order)
 
     def shown(cell: Cell | None, rate: float) -> str:
         if cell is None or rate not in cell.tried:
@@ -185,14 +305,14 @@ def rates_table(cells: Sequence[Cell]) -> str:
 
     rows = [
         [f"`{method}`", f"{rate:g}", *(shown(found.get((method, task)), rate) for task in tasks)]
-        for method in methods
+        for method in _methods(cells)
         for rate in sorted({rate for cell in cells if cell.method == method for rate in cell.tried})
     ]
     return markdown_table(["strategy", "learning rate", *tasks], rows)
 
 
 def significance_table(comparisons: Sequence[Comparison]) -> str:
-    """Each method beside full fine-tuning; with the number of rows where there are several."""
+    """Write comparisons with full fine-tuning, with the train size if there are several sizes."""
     head = ["task", "strategy", "seeds", "difference", "95 % interval"]
     rows = [
         [
@@ -201,9 +321,7 @@ def significance_table(comparisons: Sequence[Comparison]) -> str:
             str(one.seeds),
             f"{one.difference:+.3f}",
             "no spread" if one.low is None else f"{one.low:+.3f} to {one.high:+.3f}",
-            _p_value(one.p),
-            _p_value(one.p_holm),
-            _p_value(one.p_signs),
+            *("< 0.001" if p < 0.001 else f"{p:.3f}" for p in (one.p, one.p_holm, one.p_signs)),
         ]
         for one in comparisons
     ]
@@ -214,32 +332,24 @@ def significance_table(comparisons: Sequence[Comparison]) -> str:
     return markdown_table([*head, "p", "p (Holm)", "p (signs)"], rows)
 
 
-def _p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def read_earlier(path: Path) -> list[dict[str, str]]:
-    """The earlier study's numbers: task, strategy, learning_rate, train_rows, mean, spread."""
-    text = path.read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    return list(csv.DictReader(lines))
-
-
 def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
-    """The earlier study's numbers, at the rate best for it, beside ours; empty where there is none.
+    """Write the earlier study's numbers at its best rates beside this study's numbers.
 
-    Where ours is not on all rows, the number of its rows says so.
+    A row without a cell of this study is left empty. The last column is the number of this study's
+    rows, which may be a sample.
     """
     best: dict[tuple[str, str, str], Record] = {}
     for record in earlier:
-        mark = (record["task"], record["strategy"], record["train_rows"])
-        if mark not in best or float(record["mean"]) > float(best[mark]["mean"]):
-            best[mark] = record
-    ours = _beside_earlier(cells)
+        setting = (record["task"], record["strategy"], record["train_rows"])
+        if setting not in best or float(record["mean"]) > float(best[setting]["mean"]):
+            best[setting] = record
+    ours = _matching_earlier(cells)
     rows = []
-    for mark, record in sorted(best.items(), key=_earlier_place):
-        task, strategy, size = mark
-        mine = ours.get(mark)
+    # By task, all rows first, then by size and method.
+    for task, strategy, size in sorted(
+        best, key=lambda setting: (setting[0], float(setting[2] or -1), method_order(setting[1]))
+    ):
+        record, cell = best[task, strategy, size], ours.get((task, strategy, size))
         rows.append(
             [
                 task,
@@ -247,18 +357,18 @@ def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
                 f"{int(size):,}" if size else "all",
                 f"{float(record['mean']):.3f} ± {float(record['spread']):.3f}",
                 f"{float(record['learning_rate']):g}",
-                *((score(mine), f"{mine.rate:g}", f"{_size(mine):,}") if mine else [_NONE] * 3),
+                *((score(cell), f"{cell.rate:g}", f"{cell.num_rows:,}") if cell else [_NONE] * 3),
             ]
         )
     head = ["task", "strategy", "rows", "earlier study", "its rate"]
     return markdown_table([*head, "this study", "its rate", "its rows"], rows)
 
 
-def _beside_earlier(cells: Sequence[Cell]) -> dict[tuple[str, str, str], Cell]:
-    """Our cells by task, method and rows asked for ("": all).
+def _matching_earlier(cells: Sequence[Cell]) -> dict[tuple[str, str, str], Cell]:
+    """Return this study's cells by task, method and requested rows ("": all).
 
-    On all rows part `main` goes first; where no cell has all, those of `main` and `zoo`, which may
-    be samples, stand for them.
+    For all rows the main part takes precedence. If no cell has all rows, a cell of the parts `main`
+    and `zoo`, which may be a sample, stands for them.
     """
     whole = [cell for part in (MAIN, ZOO) for cell in cells if cell.part == part]
     first = [cell for cell in whole if cell.part == MAIN and cell.train_rows is None]
@@ -270,195 +380,49 @@ def _beside_earlier(cells: Sequence[Cell]) -> dict[tuple[str, str, str], Cell]:
     return found
 
 
-def _earlier_place(item: tuple[tuple[str, str, str], Record]) -> tuple[str, float, tuple[int, str]]:
-    """By task, all rows first, then by size and method."""
-    (task, strategy, size), _ = item
-    return task, float(size or -1), method_order(strategy)
+def read_earlier(path: Path) -> list[dict[str, str]]:
+    """Read the earlier study: task, strategy, learning_rate, train_rows, mean, spread."""
+    text = path.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return list(csv.DictReader(lines))
 
 
-def by_backbone(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
-    """The cells of each backbone, with words for a heading; none where there is only one."""
-    names = list(dict.fromkeys(cell.backbone for cell in cells))
-    return [
-        (f" on {name}" if len(names) > 1 else "", [cell for cell in cells if cell.backbone == name])
-        for name in names
-    ]
-
-
-def of_main(cells: Sequence[Cell]) -> list[Cell]:
-    """Those of the main part."""
-    return [cell for cell in cells if cell.part == MAIN]
-
-
-def sized(cells: Sequence[Cell]) -> list[Cell]:
-    """Cells of parts that vary the train size of a task."""
-    sizes: dict[tuple[str, str], set[int | None]] = {}
-    for cell in cells:
-        sizes.setdefault((cell.part, cell.task), set()).add(cell.train_rows)
-    varying = {part for (part, _), found in sizes.items() if len(found) > 1}
-    return [cell for cell in cells if cell.part in varying]
-
-
-def scores_sections(cells: Sequence[Cell]) -> list[str]:
-    """One for each backbone and part: tables by train size, by layer, or by strategy and task."""
-    return [section for words, alike in by_backbone(cells) for section in _scores(alike, words)]
-
-
-def _scores(cells: Sequence[Cell], words: str) -> list[str]:
-    """Of one backbone; `words` go into each heading."""
-    of_sizes, main_cells = sized(cells), of_main(cells)
-    sections = []
-    for part in dict.fromkeys(cell.part for cell in cells):
-        of_part = [cell for cell in cells if cell.part == part]
-        tasks = dict.fromkeys(cell.task for cell in of_part)
-        beside = [cell for cell in main_cells if cell.task in tasks and part != MAIN]
-        if any(cell in of_sizes for cell in of_part):
-            for task in tasks:
-                of_task = [cell for cell in of_part if cell.task == task]
-                methods = {cell.method for cell in of_task}
-                whole = [c for c in beside if c.task == task and c.method in methods]
-                table = sizes_table([*of_task, *whole])
-                sections.append(f"## Part `{part}`{words}: {task}\n\n{table}")
-        elif len(rules := {rule_of(cell.method) for cell in of_part}) == 1 and None not in rules:
-            whole = [cell for cell in beside if cell.method in rules]
-            sections.append(f"## Part `{part}`{words}\n\n{layers_table(of_part, whole)}")
-        else:
-            bases = {"full", "bitfit"} - {cell.method for cell in of_part}
-            whole = [cell for cell in beside if cell.method in bases]
-            note = f"\n`full` and `bitfit` are those of part `{MAIN}`.\n" if whole else ""
-            table = methods_table([*whole, *of_part])
-            sections.append(f"## Part `{part}`{words}\n\n{table}{note}")
-    return sections
-
-
-def rates_sections(cells: Sequence[Cell]) -> list[str]:
-    """The learning rates that the main part tried, for each backbone."""
-    return [
-        f"## Learning rates{words}\n\nThe primary metric on the selection rows, by which the rate "
-        "in bold was chosen (means over the seeds that have every rate).\n\n"
-        + rates_table(of_main(alike) or alike)
-        for words, alike in by_backbone(cells)
-    ]
-
-
-def earlier_sections(earlier: Sequence[Record], cells: Sequence[Cell]) -> list[str]:
-    """The earlier study's numbers beside those of each backbone."""
-    return [
-        f"## Beside the earlier study{words}\n\nThe earlier study trained bert-base-cased (108 M "
-        f"parameters); this one {alike[0].backbone}. Its numbers are shown at the rate that was "
-        "best for each; all are in `earlier_study.csv`. What this study has no run of is left "
-        "empty; where its rows are fewer than all, they are a sample, and (1) is a single seed.\n\n"
-        + earlier_table(earlier, alike)
-        for words, alike in by_backbone(cells)
-    ]
-
-
-def costs_sections(cells: Sequence[Cell]) -> list[str]:
-    """What the main part's strategies cost, for each backbone."""
-    return [_costs(of_main(alike) or alike, words) for words, alike in by_backbone(cells)]
-
-
-def _costs(cells: Sequence[Cell], words: str) -> str:
-    workers = max(cell.first.machine.workers for cell in cells)
-    shared = (
-        f"{workers} runs at a time, and whatever else the machine did, shared its cores and "
-        "memory: a run alone is faster, and small differences mean nothing. "
-    )
-    return (
-        f"## Costs{words}\n\n"
-        "The head is part of what is trained. Times compare within one machine only, so each has a "
-        "row of its own: that of its fastest seed, with its evaluations, and the median of the "
-        "seeds' peaks of memory. CPU seconds are those of the run's process, its start included, "
-        "where they were recorded. "
-        + (shared if workers > 1 else "")
-        + "A head's features are computed once.\n\n"
-        + costs_table(cells)
-    )
-
-
-def significance_sections(cells: Sequence[Cell]) -> list[str]:
-    """Each method beside full fine-tuning, and how to read it; for each backbone."""
-    return [_significance(compare_parts(alike), words) for words, alike in by_backbone(cells)]
-
-
-def _significance(parts: Mapping[str, Sequence[Comparison]], words: str) -> str:
-    title = f"## Against full fine-tuning{words}\n\n"
-    if not parts:
-        return (
-            f"{title}Nothing to compare: no task has {FEWEST_SEEDS} seeds of `full` and of another "
-            "strategy.\n"
+def csv_text(records: Sequence[Record]) -> str:
+    """Write records with equal keys as CSV; numbers with six significant digits."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow(
+            {
+                name: f"{value:.6g}" if isinstance(value, float) else value
+                for name, value in record.items()
+            }
         )
-    counts = sorted({one.seeds for found in parts.values() for one in found}, reverse=True)
-    least = ", ".join(f"{2 / 2**count:.4f} with {count} seeds" for count in counts)
-    said = (
-        f"{title}Differences are paired: runs of one seed train on the same rows in the same "
-        f"order. Where a part has no `full` of its own, it is that of part `{MAIN}`. p is that of "
-        "a two-sided paired t-test; p (Holm) corrects it for all comparisons of its table, one "
-        f"table a part; p (signs) is the exact sign-flip test, which can't be below {least}. With "
-        "so few seeds a difference that is not significant is no proof of equality: read the "
-        f"interval. Pairs with fewer than {FEWEST_SEEDS} seeds are left out.\n"
-    )
-    for part, found in parts.items():
-        number = f"{len(found)} comparison{'s' * (len(found) > 1)}"
-        said += f"\nPart `{part}`, {number}:\n\n{significance_table(found)}"
-    return said
+    return out.getvalue()
 
 
-_WHICH = ("this layer alone", "all others")
-_RANGE = re.compile(r"([^@+]+)@(\d+)(?:-(\d+))?")
+def cell_facts(cell: Cell) -> dict[str, Any]:
+    """Return all facts of a cell: those of its first run, and those over its seeds and rates."""
+    return shared_fields(cell.first, RunOutcome) | {
+        "part": cell.part,
+        "strategy": cell.method,
+        "mean": cell.mean,
+        "spread": cell.spread,
+        "seeds": len(cell.scores),
+        "scores": " ".join(f"{score:.4f}" for score in cell.scores.values()),
+        "learning_rate": cell.rate,
+        "rates_tried": len(cell.tried),
+        "trained_share": cell.trained_share,
+        "machine": cell.cost.machine,
+        "seconds": cell.cost.seconds,
+        "cpu_seconds": cell.cost.cpu_seconds,
+        "peak_bytes": cell.cost.peak_bytes,
+        "command": next(iter(cell.runs.values())).command,
+    }
 
 
-def layers_of(method: str) -> tuple[str, frozenset[int]] | None:
-    """The rule and the layers of `bitfit@2`, or of a union like `bitfit@0-1+bitfit@3-5`.
-
-    Returns:
-        None for a method that isn't one rule on some layers.
-    """
-    rules, layers = set(), set()
-    for part in method.split("+"):
-        found = _RANGE.fullmatch(part)
-        if found is None:
-            return None
-        rules.add(found[1])
-        layers |= set(range(int(found[2]), int(found[3] or found[2]) + 1))
-    return (rules.pop(), frozenset(layers)) if len(rules) == 1 else None
-
-
-def rule_of(method: str) -> str | None:
-    """The rule of a method that is one rule on some layers: "bitfit" of `bitfit@2`."""
-    known = layers_of(method)
-    return known and known[0]
-
-
-def layers_table(cells: Sequence[Cell], whole: Sequence[Cell]) -> str:
-    """One row a layer, two columns a task: that layer alone, all but that layer.
-
-    Args:
-        cells: of strategies for which `layers_of` knows the layers.
-        whole: cells of the same rule on all layers, shown in the last row.
-    """
-    found: dict[tuple[str, frozenset[int]], Cell] = {}
-    for cell in cells:
-        known = layers_of(cell.method)
-        if known is not None:
-            found[cell.task, known[1]] = cell
-    tasks = list(dict.fromkeys(cell.task for cell in cells))
-    every = frozenset[int]().union(*(layers for _, layers in found))
-    rows = [
-        [
-            str(layer),
-            *(
-                score(found.get((task, layers)))
-                for task in tasks
-                for layers in (frozenset({layer}), every - {layer})
-            ),
-        ]
-        for layer in sorted(every)
-    ]
-    if whole:
-        by_task = {cell.task: cell for cell in whole}
-        scores = (score(by_task.get(task)) for task in tasks for _ in range(2))
-        rows.append([f"all (`{whole[0].method}`)", *scores])
-    metrics = {cell.task: cell.first.metric for cell in cells}
-    columns = [f"{task} ({metrics[task]}), {which}" for task in tasks for which in _WHICH]
-    return markdown_table(["layer", *columns], rows)
+def cell_record(cell: Cell) -> dict[str, Any]:
+    """Return a cell as a line of results.csv."""
+    facts = cell_facts(cell)
+    return {name: facts[name] for name in _COLUMNS}

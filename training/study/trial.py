@@ -1,7 +1,8 @@
-"""One run of a sweep, in a process of its own: its memory is its own, and so are its crashes.
+"""One run of a sweep, in a process of its own: a crash or a lack of memory ends only that run.
 
-The process ends with the sweep, however that ends. What it leaves in its folder (the state of
-`training.run.checkpoint` and the history) lets the next sweep go on from the last evaluation.
+The process ends with the sweep, however the sweep ends. The checkpoint and the history in its
+folder let the next sweep continue from the last evaluation. The processes are started by
+`training.study.run_pool`; the run itself is `training.run.train_delta`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from deltas.errors import DeltaError
 from deltas.format import write_atomically
 from deltas.hardware import keep_freed_memory
 from training.errors import ConfigError, TrainingError
-from training.options import FitConfig
+from training.options import FitConfig, flag_of, shared_fields
 from training.run.loop import Progress
 from training.run.train_delta import train_delta
 from training.study.results import History, Machine, RunOutcome
@@ -41,14 +42,14 @@ _OUTCOME = "outcome.json"
 
 @dataclass(frozen=True)
 class Trial:
-    """What a run's process needs to know.
+    """One run of a sweep and the conditions of its process.
 
     Attributes:
-        options: of `training.fit`.
-        data: where the rows are, as `--data` takes it.
-        folder: for what the run writes; kept when the run is stopped.
+        options: options of `training.fit`.
+        data: source of the rows, a value of `--data`.
+        folder: folder for the run's files; kept if the run is stopped.
         threads: torch threads.
-        workers: how many such processes there are at a time, for the record.
+        workers: number of such processes at a time, for the record.
     """
 
     options: Mapping[str, Any]
@@ -59,20 +60,19 @@ class Trial:
 
 
 def fit_command(options: Mapping[str, Any]) -> str:
-    """The command that repeats a run."""
+    """Return the command that repeats a run."""
     words = ["python", "-m", "training.fit"]
     for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):  # flags without a value
-            words += [flag] if value else []
+            words += [flag_of(name)] if value else []
         else:
-            words += [flag, f"{value}"]
+            words += [flag_of(name), f"{value}"]
     return shlex.join(words)
 
 
 def run_trial(trial: Trial, answer: Connection) -> None:
     """Body of the process: sends {"outcome": ...} or {"error": "..."} as JSON, once."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the sweep decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the sweep decides
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     trial.folder.mkdir(parents=True, exist_ok=True)
     with (trial.folder / _LOG).open("w", encoding="utf-8") as log:
@@ -81,17 +81,17 @@ def run_trial(trial: Trial, answer: Connection) -> None:
     torch.set_num_threads(trial.threads)
     keep_freed_memory()
     try:
-        said: dict[str, Any] = {"outcome": run_outcome(trial).model_dump(mode="json")}
+        message: dict[str, Any] = {"outcome": run_outcome(trial).model_dump(mode="json")}
     except (TrainingError, DeltaError, OSError) as error:
-        said = {"error": str(error)}
-    except Exception as error:  # noqa: BLE001 - the other runs go on, whatever it is
+        message = {"error": str(error)}
+    except Exception as error:  # noqa: BLE001 - no error of one run may stop the other runs
         traceback.print_exc()
-        said = {"error": f"{type(error).__name__}: {error}"}
-    answer.send_bytes(json.dumps(said).encode())
+        message = {"error": f"{type(error).__name__}: {error}"}
+    answer.send_bytes(json.dumps(message).encode())
 
 
 def last_log_line(folder: Path) -> str:
-    """The last line that a run's process wrote, "" if there is none."""
+    """Return the last line that a run's process wrote, "" if there is none."""
     try:
         lines = (folder / _LOG).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
@@ -107,10 +107,10 @@ def _end_with_the_sweep() -> None:
 
 
 class Recorder:
-    """Keeps a run's history in a file, so that a resumed run has all of it.
+    """Records the evaluations of a run in a file, so that a resumed run has all of them.
 
-    A step that was evaluated, but not saved before a stop, is evaluated again: its last line
-    counts.
+    A step that was evaluated, but not checkpointed before a stop, is evaluated again. The last line
+    of a step counts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -134,7 +134,7 @@ class Recorder:
             file.write(json.dumps(line) + "\n")
 
     def history(self) -> History:
-        """All evaluations so far, numbers rounded to six digits."""
+        """Return all evaluations so far, rounded to six significant digits."""
         points: dict[int, list[float]] = {}
         for line in self._path.read_text(encoding="utf-8").splitlines():
             step, *numbers = json.loads(line)
@@ -145,26 +145,23 @@ class Recorder:
 
 
 def run_outcome(trial: Trial) -> RunOutcome:
-    """Carry the run out, or what is left of it.
+    """Carry the run out, or the rest of it.
 
-    The outcome is kept in the run's folder until the sweep has recorded it: a sweep that is stopped
-    between the two would lose a whole run, since nothing is left to resume after the end.
+    The outcome is kept in the run's folder until the sweep has recorded it. Otherwise a sweep that
+    is stopped in between would lose the run, because a finished run leaves no checkpoint.
 
     Raises:
-        TrainingError: the options can't be used, the run diverged, or the rows are the sample.
-        DeltaError: the backbone can't be used.
+        TrainingError: unusable options, a diverged run, or generated rows that nobody asked for.
+        DeltaError: an unusable backbone.
     """
-    config = FitConfig.model_validate(
-        {**trial.options, "data": trial.data, "out": trial.folder, "resume": True}
-        | {"overwrite": True}
-    )
+    fixed = {"data": trial.data, "out": trial.folder, "resume": True, "overwrite": True}
+    config = FitConfig.model_validate({**trial.options, **fixed})
     kept = _kept_outcome(trial)
     if kept is not None:
         return kept
     recorder = Recorder(trial.folder / "history.jsonl")
     path, delta = train_delta(config, command=fit_command(trial.options), report=recorder)
-    manifest = delta.manifest
-    if manifest.training.data == "sample" and trial.data != "sample":
+    if delta.manifest.training.data == "sample" and trial.data != "sample":
         raise ConfigError("trained on the generated sample; set GLUE_DIR, or give --data")
     outcome = _outcome(delta, path.stat().st_size, recorder, trial)
     write_atomically(trial.folder / _OUTCOME, outcome.model_dump_json().encode())
@@ -172,60 +169,48 @@ def run_outcome(trial: Trial) -> RunOutcome:
 
 
 def _kept_outcome(trial: Trial) -> RunOutcome | None:
-    """What an earlier process of this run ended with, if it was not recorded."""
+    """Return the outcome of an earlier process of this run, if it was not recorded."""
     path = trial.folder / _OUTCOME
     if not path.is_file():
         return None
     try:
         outcome = RunOutcome.model_validate_json(path.read_bytes())
-    except ValidationError:  # of another version: the run is made again
+    except ValidationError:  # written by another version: the run is made again
         return None
-    # Rows are no part of a run's key: a kept outcome on generated ones is none on real ones.
+    # A run's key says nothing about its rows: an outcome on the sample is none on real rows.
     return outcome if (outcome.data == "sample") == (trial.data == "sample") else None
 
 
 def forget_outcome(folder: Path) -> None:
-    """Remove what was kept in a run's folder, once it is recorded."""
+    """Remove the kept outcome from a run's folder after it was recorded."""
     (folder / _OUTCOME).unlink(missing_ok=True)
 
 
 def _outcome(delta: Delta, delta_bytes: int, recorder: Recorder, trial: Trial) -> RunOutcome:
     manifest = delta.manifest
-    facts = manifest.training
+    used = resource.getrusage(resource.RUSAGE_SELF)
     return RunOutcome(
+        **shared_fields(manifest.training, RunOutcome),
         task=manifest.task.name,
         strategy=manifest.strategy.served_as,
         metric=manifest.primary_metric,
         scores=manifest.metrics,
         history=recorder.history(),
-        train_rows=facts.train_rows,
-        selection_rows=facts.selection_rows,
-        data=facts.data,
-        data_note=facts.data_note,
-        data_digest=facts.data_digest,
-        epochs=facts.epochs,
-        steps=facts.steps,
-        batch_size=facts.batch_size,
-        learning_rate=facts.learning_rate,
-        head_learning_rate=facts.head_learning_rate,
-        precision=facts.precision,
-        seconds=facts.duration_s,
+        seconds=manifest.training.duration_s,
         resumed=recorder.first_step != 1,
-        cpu_seconds=_cpu_seconds(),
-        peak_bytes=_peak_bytes(),
+        cpu_seconds=round(used.ru_utime + used.ru_stime, 1),
+        peak_bytes=used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         trained=manifest.trainable_parameters,
         total=manifest.total_parameters,
         delta_bytes=delta_bytes,
         backbone=manifest.backbone.id,
         fingerprint=manifest.backbone.fingerprint,
         machine=machine(trial.threads, trial.workers),
-        versions=facts.versions,
-        git_commit=facts.git_commit,
     )
 
 
 def machine(threads: int, workers: int) -> Machine:
-    """This machine, in words."""
+    """Describe this machine."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -234,15 +219,3 @@ def machine(threads: int, workers: int) -> Machine:
     cores = os.cpu_count() or 1
     system = f"{platform.system()} {platform.machine()}"
     return Machine(cpu=cpu, cores=cores, threads=threads, workers=workers, system=system)
-
-
-def _cpu_seconds() -> float:
-    """What this process has computed since it was forked."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return round(used.ru_utime + used.ru_stime, 1)
-
-
-def _peak_bytes() -> int:
-    """Most memory that this process held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -383,7 +383,7 @@ def test_a_study_of_the_command_line_has_a_report_of_its_own(
 ) -> None:
     """Without the earlier study, and without touching what the server ships."""
     shipped = tmp_path / "shipped.json"
-    monkeypatch.setattr(report, "study_path", lambda: shipped)
+    monkeypatch.setattr("deltas.publish.study.study_path", lambda: shipped)
     runs = [run_of(strategy, 0.5) for strategy in ("bitfit", "head")]
     for run in runs:
         append_run(tmp_path / "runs.jsonl", run.model_copy(update={"part": "command line"}))

@@ -77,7 +77,7 @@ def test_a_resumed_sweep_counts_only_what_is_missing(
     for seed in (2, 3, 4):
         append_run(tmp_path / "runs.jsonl", make_run(epochs=1.0, seed=seed, lr=0.1))
     pool = StandIn(runs, tmp_path)
-    assert pool.work() == 0
+    assert pool.make_all() == 0
     assert [options["seed"] for options in pool.started] == [0, 1]
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("[4/5]")
@@ -91,7 +91,7 @@ def test_one_run_of_two_parts_is_made_once(tmp_path: Path) -> None:
     runs = planned(part("a", rates=[1e-3]), part("b", rates=[1e-3, 2e-3]))
     assert len(runs) == 3
     pool = StandIn(runs, tmp_path, workers=3)
-    assert pool.work() == 0
+    assert pool.make_all() == 0
     assert [options["lr"] for options in pool.started] == [1e-3, 2e-3]
     assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2
     assert len(read_runs(tmp_path / "runs.jsonl")) == 2
@@ -104,28 +104,28 @@ def test_a_killed_run_fails_the_sweep_until_it_is_made_good(
     runs = planned(part("main", rates=[1e-3, 2e-3], seeds=2))
     pool = StandIn(runs, tmp_path)
     pool.answers[2e-3] = {"error": "its process ended with exit code -9"}
-    assert pool.work() == 1
+    assert pool.make_all() == 1
     assert [(options["lr"], options["seed"]) for options in pool.started] == [(1e-3, 0), (2e-3, 0)]
     said = capsys.readouterr().err
-    assert "not made: 1 runs, whose learning rates are chosen by runs that failed" in said
+    assert "not made: 1 runs; the runs that choose their learning rates failed" in said
     again = StandIn(runs, tmp_path)
-    assert again.work() == 1, "an earlier failure is still one"
+    assert again.make_all() == 1, "an earlier failure is still one"
     assert again.started == []
     assert "1 runs failed; their errors are in" in capsys.readouterr().err
     better = StandIn(runs, tmp_path, retry_failed=True)
-    assert better.work() == 0
+    assert better.make_all() == 0
     assert [(options["lr"], options["seed"]) for options in better.started] == [
         (2e-3, 0),
         (1e-3, 1),
     ]
-    assert StandIn(runs, tmp_path).work() == 0
+    assert StandIn(runs, tmp_path).make_all() == 0
 
 
 def test_a_rate_that_diverged_is_out_and_said_at_the_end(tmp_path: Path) -> None:
     runs = planned(part("main", rates=[1e-3, 2e-3], seeds=2))
     pool = StandIn(runs, tmp_path)
     pool.answers[1e-3] = {"error": "training diverged: the loss of step 1 is nan"}
-    assert pool.work() == 1
+    assert pool.make_all() == 1
     assert [options["lr"] for options in pool.started] == [1e-3, 2e-3, 2e-3]
 
 
@@ -137,6 +137,6 @@ def test_what_a_run_kept_for_a_stopped_sweep_is_removed_once_recorded(tmp_path: 
     kept.write_text("{}")
     pool = StandIn(runs, tmp_path)
     pool._options.keep_deltas = True
-    assert pool.work() == 0
+    assert pool.make_all() == 0
     assert not kept.exists()
     assert kept.parent.is_dir(), "the deltas stay"
