@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from deltas.errors import BackboneError
+from deltas.kernels.private_apis import has_amx_tiles, has_avx512_bf16, int8_matmul
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def pick_precision(wanted: str, device: torch.device) -> str:
             "precision 'int8' needs a CPU that multiplies whole numbers exactly (AVX-512 VNNI, "
             "AVX-VNNI or AMX); this one cuts off large sums; use 'auto'"
         )
-    has_tiles = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    has_tiles = device.type == "cpu" and has_amx_tiles()
     if wanted == "int8" and has_tiles:
         logger.warning("this CPU multiplies bfloat16 in tiles (AMX): 'bf16' is faster than 'int8'")
     on_gpu = device.type == "cuda"
@@ -72,7 +73,7 @@ def pick_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if on_gpu:
         return "bf16" if has_bf16 else "fp32"
-    is_fast = has_tiles or (torch.cpu._is_avx512_bf16_supported() and _is_amd())
+    is_fast = has_tiles or (has_avx512_bf16() and _is_amd())
     return "bf16" if is_fast else "fp32"
 
 
@@ -102,7 +103,7 @@ def multiplies_int8_exactly() -> bool:
     """
     x = torch.full((32, 384), 127, dtype=torch.int8)
     x[::2, ::3] = -127
-    return torch.equal(torch._int_mm(x, x.t()).double(), x.double() @ x.double().t())
+    return torch.equal(int8_matmul(x, x.t()).double(), x.double() @ x.double().t())
 
 
 def keep_freed_memory() -> None:

@@ -151,7 +151,7 @@ class Bank:
         self.frozen = {name: weight.to(device, dtype) for name, weight in backbone.weights.items()}
         # The pooler is too small to gain from int8.
         self.int8_matrices = {
-            name: Int8Matrix.of(weight)
+            name: Int8Matrix.quantise(weight)
             for name, weight in backbone.weights.items()
             if int8 and weight.ndim == 2 and name.startswith("layer.")
         }

@@ -29,6 +29,7 @@ from deltas.kernels.epilogue import (
     apply_epilogue,
 )
 from deltas.kernels.int8 import Int8Rows
+from deltas.kernels.private_apis import int8_matmul
 
 
 class CpuForward:
@@ -162,7 +163,7 @@ class CpuOverlay(BankOverlay):
         if matrix is None:
             return self._float_product(name, x, per_position=per_position)
         int8_rows = self._to_int8(x)
-        values = torch._int_mm(int8_rows.values, matrix.values.t())
+        values = int8_matmul(int8_rows.values, matrix.values.t())
         return Product(values, (int8_rows, matrix))
 
     def _float_product(self, name: str, x: Tensor, *, per_position: bool) -> Product:

@@ -1,1 +1,17 @@
-"""The forward pass of the encoder, shared by training and serving."""
+"""The forward pass of the encoder, shared by training and serving.
+
+`deltas.encoder.encoder` is the pass itself. It reads a batch that `deltas.encoder.packing` laid
+out, sees weights through an `Overlay` (`deltas.encoder.single_overlay` for training) and attends
+through an `Attention` (`deltas.encoder.window_attention` for training and the reference,
+`deltas.encoder.row_attention` for serving on CPUs).
+
+Legend of the letters in shapes, used by the whole project:
+
+- `N` tokens of a batch, padding included;
+- `P` positions: the packed rows of a batch, repeated ones included;
+- `R` rows of the input;
+- `H` hidden width, `A` attention heads, `D` = H / A;
+- `O` and `I` output and input width of a matrix; `C` outputs of a head;
+- `K` values of a sparse entry; `S` slots of the bank;
+- `W` windows and `L` tokens of a window.
+"""

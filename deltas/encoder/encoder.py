@@ -5,10 +5,9 @@ arXiv:1810.04805). In the last layer only the first token of each row is compute
 reads nothing else; the answers are the same.
 
 The encoder chooses neither weights nor attention. An `Overlay` multiplies by the weights that each
-row sees, named by sites of `deltas.backbone.layout` (`deltas.encoder.single_overlay` in training,
-`app.engine.bank_overlay` in serving). An `Attention` knows which tokens attend to which
-(`deltas.encoder.window_attention`, `deltas.encoder.row_attention`); it is built once for a batch
-and reused by every layer. `deltas.encoder.packing` makes the batch.
+row sees, named by sites of `deltas.backbone.layout`. An `Attention` knows which tokens attend to
+which; it is built once for a batch and reused by every layer. `deltas.encoder` names the
+implementations of both, and the letters of the shapes.
 """
 
 from __future__ import annotations
@@ -21,13 +20,15 @@ from torch import Tensor
 
 from deltas.backbone.layout import ACTIVATIONS, EncoderConfig
 from deltas.encoder.packing import PackedBatch
+from deltas.kernels.private_apis import gelu_in_place
 
 
 class Overlay(ABC):
     """Weights as the rows of one batch see them.
 
-    `per_position` says that x has one line a packed row [P, ...] rather than one a token [N, ...].
-    `activate` and `add_norm` are steps that an overlay may do in one pass over memory.
+    `per_position` says that x has one row for each position [P, ...] instead of one for each token
+    [N, ...]. `activate` and `add_norm` combine steps that an overlay may do in one pass over
+    memory.
     """
 
     @abstractmethod
@@ -36,7 +37,7 @@ class Overlay(ABC):
 
     @abstractmethod
     def linear(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
-        """Multiply x [N or P, in] by the matrix at `site` and add its bias: [N or P, out]."""
+        """Multiply x [N or P, I] by the matrix at `site` and add the bias: [N or P, O]."""
 
     @abstractmethod
     def norm(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
@@ -45,16 +46,15 @@ class Overlay(ABC):
     def activate(
         self, site: str, x: Tensor, activation: str, *, per_position: bool = False
     ) -> Tensor:
-        """The activation of `linear`, [N or P, out], for `add_norm` alone.
+        """Apply the activation to `linear`: [N or P, O].
 
-        Only an overlay's own `add_norm` can read it: in int8 it holds whole numbers, whose factors
-        the overlay keeps.
+        Only `add_norm` of the same overlay can read the result: an overlay may return int8 values
+        and keep their scales.
         """
         x = self.linear(site, x, per_position=per_position)
         approximate = ACTIVATIONS[activation]
-        if torch.is_inference_mode_enabled():  # nothing needs x again: less memory to touch
-            activated: Tensor = torch.ops.aten.gelu_(x, approximate=approximate)
-            return activated
+        if torch.is_inference_mode_enabled():  # no backward pass needs x
+            return gelu_in_place(x, approximate)
         return F.gelu(x, approximate=approximate)
 
     def add_norm(
@@ -66,16 +66,15 @@ class Overlay(ABC):
         *,
         per_position: bool = False,
     ) -> Tensor:
-        """`linear` at the first site, the residual [N or P, H] added, `norm` at the second."""
+        """Apply `linear` at the first site, add the residual, apply `norm` at the second site."""
         x = F.dropout(self.linear(sites[0], x, per_position=per_position), dropout)
         return self.norm(sites[1], x.add_(residual), per_position=per_position)
 
 
 class Attention(ABC):
-    """Multi-head attention within the rows of one batch.
+    """Multi-head attention within the rows of one batch: softmax(q k^T / sqrt(D)) v in each head.
 
-    Both methods compute softmax(q k^T / sqrt(D)) v in each of A heads. They differ in which tokens
-    ask; keys and values are those of all tokens.
+    Keys and values are those of all tokens; the two methods differ in the tokens that ask.
     """
 
     @abstractmethod
@@ -127,7 +126,7 @@ def encode(
 
 
 def embed(overlay: Overlay, batch: PackedBatch, dropout: float = 0.0) -> Tensor:
-    """What the first layer reads: [N, H]."""
+    """Return the input of the first layer: [N, H]."""
     hidden = overlay.embed("embeddings.word", batch.input_ids)
     hidden = hidden + overlay.embed("embeddings.position", batch.position_ids)
     hidden = hidden + overlay.embed("embeddings.token_type", batch.token_type_ids)
@@ -146,28 +145,27 @@ def run_layers(
     """Run consecutive layers on hidden values [N, H]; the encoder's last layer returns [P, H]."""
     last, width, heads = config.num_layers - 1, config.hidden_size, config.num_heads
     for number in numbers:
+        layer, per_position = f"layer.{number}", number == last
         residual = hidden
-        if number == last:
+        if per_position:
             residual = hidden[batch.first_token]  # [P, H]
-            query = overlay.linear(f"layer.{last}.query", residual, per_position=True)  # [P, H]
-            key_value = overlay.linear(f"layer.{last}.key_value", hidden)  # [N, 2H]
+            query = overlay.linear(f"{layer}.query", residual, per_position=True)  # [P, H]
+            key_value = overlay.linear(f"{layer}.key_value", hidden)  # [N, 2H]
             attended = attention.first_tokens(query, key_value, heads, dropout)  # [P, H]
         else:
-            mixed = overlay.linear(f"layer.{number}.query_key_value", hidden)  # [N, 3H]
-            query, key_value = torch.split(mixed, [width, 2 * width], dim=1)
+            stacked = overlay.linear(f"{layer}.query_key_value", hidden)  # [N, 3H]
+            query, key_value = torch.split(stacked, [width, 2 * width], dim=1)
             attended = attention.tokens(query, key_value, heads, dropout)  # [N, H]
-        layer, per_position = f"layer.{number}", number == last
         sites = f"{layer}.attention_output", f"{layer}.attention_norm"
         x = overlay.add_norm(sites, attended, residual, dropout, per_position=per_position)
-        inner = overlay.activate(
-            f"{layer}.intermediate", x, config.activation, per_position=per_position
-        )
+        site = f"{layer}.intermediate"
+        inner = overlay.activate(site, x, config.activation, per_position=per_position)
         sites = f"{layer}.output", f"{layer}.output_norm"
         hidden = overlay.add_norm(sites, inner, x, dropout, per_position=per_position)
     return hidden
 
 
 def pool(overlay: Overlay, batch: PackedBatch, hidden: Tensor) -> Tensor:
-    """Pooled output [R, H], in the order of the input, of what the last layer left [P, H]."""
+    """Return the pooled outputs [R, H], in input order, of the last layer's output [P, H]."""
     pooled = torch.tanh(overlay.linear("pooler", hidden, per_position=True))
     return pooled[batch.position_of_row]

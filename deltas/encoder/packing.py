@@ -1,13 +1,16 @@
-"""Packed batches: rows of different lengths laid into windows of few widths, with little padding.
+"""Packs rows of different lengths into one batch, with little padding.
 
-Several short rows share a window; attention runs over all windows of a width in one call, under a
-mask that keeps rows apart. So no row waits for padding to the longest one, and the number of calls
-does not grow with the number of different lengths. Windows are multiples of 32 tokens wide, which
-CPU kernels like best, and a batch comes in few total sizes: libraries that compile a kernel for
-each shape (oneDNN does, in milliseconds) soon have them all.
+Two layouts:
 
-Legend: R rows, N tokens of all windows together, P packed rows (padding included), C windows of a
-block, W their width, Q packed rows of each.
+- **Windows**, for training and the reference (`deltas.encoder.window_attention`). Several short
+  rows share a window, and one attention call covers all windows of a width, under a mask that keeps
+  rows apart. No row is padded to the longest one, and the number of calls does not grow with the
+  number of different lengths. Window widths are multiples of 32 tokens, which CPU kernels like
+  best.
+- **End to end**, for serving on CPUs (`deltas.encoder.row_attention`): rows are concatenated.
+
+A batch comes in few total sizes, because oneDNN compiles a kernel for each new shape (in
+milliseconds) and soon has compiled all of them.
 """
 
 from __future__ import annotations
@@ -21,23 +24,24 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-_GRAIN = 32  # window widths are multiples of this
-_FINE_GRAIN = 16  # of a window that is alone in its batch, where padding would cost most
-_FINEST_GRAIN = 4  # of few tokens that lie end to end
-_MOST_ROWS = 512  # packed rows of a usual batch
-_WINDOW = 64  # a window holds at least so many tokens, before what stays empty is cut off
+_WIDTH_STEP = 32  # tokens; window widths are multiples of it
+_LONE_WIDTH_STEP = 16  # tokens, if a batch has one window, where padding would cost most
+_MIN_SIZE_STEP = 4  # tokens; small batches of rows end to end have multiples of it
+_USUAL_POSITIONS = 512  # most positions of a usual batch
+_MIN_CAPACITY = 64  # tokens that a window can hold at least, before its unused end is cut off
 
 
 @dataclass(frozen=True)
 class Block:
-    """Windows of one width, side by side.
+    """The windows of one width, which lie side by side.
 
     Attributes:
-        tokens: where their C x W tokens lie.
-        positions: where their C x Q packed rows lie.
-        count: windows, C.
-        width: tokens of a window, W.
-        allowed: bool [C, 1, W, W], which token (third axis) sees which (last axis); None: all.
+        tokens: range of the W x L tokens.
+        positions: range of the positions; each window has equally many.
+        count: W.
+        width: L.
+        allowed: bool [W, 1, L, L], whether a token (third axis) attends to another (last axis);
+            None if every token attends to its whole window.
     """
 
     tokens: slice
@@ -49,7 +53,7 @@ class Block:
 
 @dataclass(frozen=True)
 class KeySpan:
-    """Where the rows of one key lie: tokens and packed rows, each from start to before stop."""
+    """Ranges of the tokens and of the positions of one key's rows."""
 
     tokens: slice
     positions: slice
@@ -57,21 +61,24 @@ class KeySpan:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """What the encoder reads. Padding tokens see each other only, and belong to some row beside.
+    """Rows of a batch as the encoder reads them.
+
+    A *segment* is a row, or padding, within the batch. Padding tokens attend to each other only and
+    count as tokens of a neighbouring row. A *position* is a row in the order of the batch; some
+    repeat a row to fill up the batch.
 
     Attributes:
         input_ids: int64 [N].
         token_type_ids: int64 [N].
         position_ids: int64 [N], 0 at the start of each row and in padding.
-        row_of_token: int64 [N], which row of the input each token belongs to.
-        row_at_position: int64 [P], which row of the input each packed row is; padding repeats one.
-        first_token: int64 [P], where each packed row's first token lies.
-        position_of_row: int64 [R], where each row of the input is among the packed rows.
-        segment_lengths: int64 [Z], tokens of each row or stretch of padding, in the order they lie;
-            on the host. Empty in a flat batch.
-        position_lengths: int64 [P], tokens of each packed row; on the host. Empty in a flat batch.
-        blocks: the windows; none where rows lie end to end.
-        spans: by key.
+        row_of_token: int64 [N], input row of each token.
+        row_at_position: int64 [P], input row of each position.
+        first_token: int64 [P], index of each position's first token.
+        position_of_row: int64 [R], position of each input row.
+        segment_lengths: int64, number of tokens of each segment, in order; on the host.
+        position_lengths: int64 [P], number of tokens of each position; on the host.
+        blocks: the windows; empty if rows lie end to end.
+        key_spans: ranges of the rows of each key.
     """
 
     input_ids: Tensor
@@ -89,68 +96,69 @@ class PackedBatch:
 
 @dataclass
 class _Window:
-    """Rows that share a window, and what is free behind them."""
+    """Rows that share a window; `free` tokens are left, `width` is set once all rows are in."""
 
     free: int
     rows: list[int] = field(default_factory=list)
     used: int = 0
-    width: int = 0  # once nothing more will be put in: what is not needed is cut off
+    width: int = 0
 
 
 class _Layout:
-    """The batch while it is laid out, as plain lists; a piece is a row or a stretch of padding."""
+    """A batch while it is laid out, as plain lists."""
 
     def __init__(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
         self.rows = rows
         self.ids = array("q")
         self.types = array("q")
-        self.positions = array("q")
+        self.position_ids = array("q")
         self.segment_lengths: list[int] = []
-        self.piece_rows: list[int] = []
-        self.packed: list[int] = []
-        self.first: list[int] = []
-        self.packed_row = [0] * len(rows)
+        self.segment_rows: list[int] = []
+        self.row_at_position: list[int] = []
+        self.first_token: list[int] = []
+        self.position_of_row = [0] * len(rows)
         self.blocks: list[Block] = []  # `allowed` is filled in last
 
     def add_block(self, windows: Sequence[_Window]) -> None:
         """Lay out windows of one width."""
         width = windows[0].width
         each = max(len(window.rows) for window in windows)
-        first_token, first_row = len(self.ids), len(self.packed)
+        token, position = len(self.ids), len(self.row_at_position)
         for window in windows:
             self.add_rows(window.rows)
             self.add_padding(width - window.used)
-            self.repeat_row(each - len(window.rows))
-        tokens, rows = slice(first_token, len(self.ids)), slice(first_row, len(self.packed))
-        self.blocks.append(Block(tokens, rows, len(windows), width, None))
+            self.repeat_position(each - len(window.rows))
+        tokens = slice(token, len(self.ids))
+        positions = slice(position, len(self.row_at_position))
+        self.blocks.append(Block(tokens, positions, len(windows), width, None))
 
     def add_rows(self, rows: Iterable[int]) -> None:
         """Lay out rows end to end."""
         for row in rows:
             ids, types = self.rows[row]
-            self.packed_row[row] = len(self.packed)
-            self.packed.append(row)
-            self.first.append(len(self.ids))
+            self.position_of_row[row] = len(self.row_at_position)
+            self.row_at_position.append(row)
+            self.first_token.append(len(self.ids))
             self.ids.extend(ids)
             self.types.extend(types)
-            self.positions.extend(range(len(ids)))
+            self.position_ids.extend(range(len(ids)))
             self.segment_lengths.append(len(ids))
-            self.piece_rows.append(row)
+            self.segment_rows.append(row)
 
     def add_padding(self, count: int) -> None:
-        """Put so many tokens behind the last row."""
+        """Append `count` padding tokens after the last row."""
         if count:
             padding = array("q", bytes(8 * count))
             self.ids += padding
             self.types += padding
-            self.positions += padding
+            self.position_ids += padding
             self.segment_lengths.append(count)
-            self.piece_rows.append(self.packed[-1])
+            self.segment_rows.append(self.row_at_position[-1])
 
-    def repeat_row(self, times: int) -> None:
-        """Fill up the packed rows with the last one."""
-        self.packed += self.packed[-1:] * times
-        self.first += self.first[-1:] * times
+    def repeat_position(self, times: int) -> None:
+        """Repeat the last position."""
+        self.row_at_position += self.row_at_position[-1:] * times
+        self.first_token += self.first_token[-1:] * times
 
 
 def pack(
@@ -163,12 +171,12 @@ def pack(
     """Lay rows into windows, or end to end.
 
     Args:
-        rows: (input ids, token type ids) of each row, at least one token a row.
-        device: where the tensors shall be; they come there in one copy.
-        keys: rows of one key lie side by side, those of the lowest key first; None lets all share
-            windows, which takes the least padding.
-        windows: for attention that works on rows of one length; without, padding only brings the
-            tokens of each key to a size that batches often have.
+        rows: (input ids, token type ids) of each row, at least one token each.
+        device: device of the tensors; one copy brings all of them there.
+        keys: a key for each row; rows of one key lie side by side, lowest key first. None lets all
+            rows share windows, which takes the least padding.
+        windows: if False, rows are concatenated, and the tokens of each key are padded only up to
+            the next common size, so that oneDNN finds a compiled kernel.
     """
     lengths: dict[int, dict[int, int]] = {}
     for row, (ids, _) in enumerate(rows):
@@ -176,111 +184,113 @@ def pack(
     layout = _Layout(rows)
     spans = {}
     for key in sorted(lengths):
-        tokens, packed = len(layout.ids), len(layout.packed)
+        token, position = len(layout.ids), len(layout.row_at_position)
         if windows:
             filled = _fill_windows(lengths[key])
             for _, block in groupby(filled, key=lambda window: window.width):
                 layout.add_block(list(block))
         else:
             layout.add_rows(lengths[key])
-            count = len(layout.ids) - tokens
-            layout.add_padding(_usual(count) - count)
-        count = len(layout.packed) - packed
-        layout.repeat_row(_round_up(count) - count)
-        spans[key] = KeySpan(slice(tokens, len(layout.ids)), slice(packed, len(layout.packed)))
+            count = len(layout.ids) - token
+            layout.add_padding(_common_tokens(count) - count)
+        count = len(layout.row_at_position) - position
+        layout.repeat_position(_common_positions(count) - count)
+        tokens = slice(token, len(layout.ids))
+        spans[key] = KeySpan(tokens, slice(position, len(layout.row_at_position)))
     return _to_tensors(layout, spans, torch.device(device))
 
 
 def _fill_windows(lengths: dict[int, int]) -> list[_Window]:
-    """Share out rows among windows: longest first, each where the least room stays; narrow first.
+    """Distribute rows to windows (best fit, longest row first); return the narrowest window first.
 
     Args:
-        lengths: tokens of each row.
+        lengths: number of tokens of each row.
     """
     windows: list[_Window] = []
-    room: list[tuple[int, int]] = []  # (free tokens, window), in order
+    free: list[tuple[int, int]] = []  # (free tokens, window), sorted
     for row in sorted(lengths, key=lengths.__getitem__, reverse=True):
         length = lengths[row]
-        at = bisect_left(room, (length, 0))
-        if at == len(room):
-            # Powers of two leave room for a few short rows beside a long one.
-            windows.append(_Window(free=max(_WINDOW, 1 << (length - 1).bit_length())))
+        at = bisect_left(free, (length, 0))
+        if at == len(free):
+            # Powers of two leave space for a few short rows beside a long one.
+            windows.append(_Window(free=max(_MIN_CAPACITY, 1 << (length - 1).bit_length())))
             number = len(windows) - 1
         else:
-            number = room.pop(at)[1]
+            number = free.pop(at)[1]
         window = windows[number]
         window.rows.append(row)
         window.used += length
         window.free -= length
-        insort(room, (window.free, number))
-    grain = _GRAIN if len(windows) > 1 else _FINE_GRAIN
+        insort(free, (window.free, number))
+    step = _WIDTH_STEP if len(windows) > 1 else _LONE_WIDTH_STEP
     for window in windows:
-        window.width = -(-window.used // grain) * grain
+        window.width = -(-window.used // step) * step
     return sorted(windows, key=lambda window: window.width)
 
 
 def packed_sizes(max_tokens: int) -> list[int]:
-    """Numbers of lines, tokens or packed rows, that rows end to end come in: for so many tokens.
+    """List the numbers of tokens and of positions that rows end to end are filled up to.
 
-    Batches with keys, and rows longer than the budget, add more.
+    Batches with keys, and rows longer than `max_tokens`, add more.
     """
-    tokens = {_usual(count) for count in range(1, max_tokens + 1)}
-    rows = {_round_up(count) for count in range(1, min(_MOST_ROWS, max_tokens) + 1)}
-    return sorted(tokens | rows)
+    tokens = {_common_tokens(count) for count in range(1, max_tokens + 1)}
+    counts = range(1, min(_USUAL_POSITIONS, max_tokens) + 1)
+    return sorted(tokens | {_common_positions(count) for count in counts})
 
 
-def _usual(count: int) -> int:
-    """Tokens for so many end to end: few different numbers, and no more than 3 or 3 % more.
+def _common_tokens(count: int) -> int:
+    """Round a number of tokens up to one of few sizes, by at most 3 tokens or 3 %.
 
-    A product takes longer with every line, but for each number of lines it is compiled.
+    A product takes longer with every token, but oneDNN compiles it for each number of tokens.
     """
-    grain = max(_FINEST_GRAIN, min(_GRAIN, 1 << max(0, count.bit_length() - 6)))
-    return -(-count // grain) * grain
+    step = max(_MIN_SIZE_STEP, min(_WIDTH_STEP, 1 << max(0, count.bit_length() - 6)))
+    return -(-count // step) * step
 
 
-def _round_up(count: int) -> int:
-    """Packed rows for so many, padding included: few different numbers, for the same reason."""
+def _common_positions(count: int) -> int:
+    """Round a number of positions up to one of few sizes, for the same reason."""
     return -(-count // 16) * 16 if count > 16 else 1 << (count - 1).bit_length()
 
 
 def _to_tensors(layout: _Layout, spans: dict[int, KeySpan], device: torch.device) -> PackedBatch:
-    """The batch on its device, brought there by a single copy."""
+    """Build the batch's tensors and bring them to the device in a single copy."""
     lengths = torch.tensor(layout.segment_lengths)
-    piece = torch.arange(len(lengths)).repeat_interleave(lengths)  # [N]
+    segment = torch.arange(len(lengths)).repeat_interleave(lengths)  # [N]
     parts = [
         torch.frombuffer(layout.ids, dtype=torch.int64),
         torch.frombuffer(layout.types, dtype=torch.int64),
-        torch.frombuffer(layout.positions, dtype=torch.int64),
-        torch.tensor(layout.piece_rows)[piece],
-        torch.tensor(layout.packed),
-        torch.tensor(layout.first),
-        torch.tensor(layout.packed_row),
-        piece,
+        torch.frombuffer(layout.position_ids, dtype=torch.int64),
+        torch.tensor(layout.segment_rows)[segment],
+        torch.tensor(layout.row_at_position),
+        torch.tensor(layout.first_token),
+        torch.tensor(layout.position_of_row),
+        segment,
     ]
     if device.type != "cpu":
         whole = torch.cat(parts).to(device)
         parts = list(torch.split(whole, [len(part) for part in parts]))
-    ids, types, positions, row_of_token, row_at_position, first, packed_row, on_device = parts
+    *fields, on_device = parts
+    position_lengths = [len(layout.rows[row][0]) for row in layout.row_at_position]
     return PackedBatch(
-        input_ids=ids,
-        token_type_ids=types,
-        position_ids=positions,
-        row_of_token=row_of_token,
-        row_at_position=row_at_position,
-        first_token=first,
-        position_of_row=packed_row,
+        *fields,  # the order of `parts` is that of the attributes
         segment_lengths=lengths,
-        position_lengths=torch.tensor([len(layout.rows[row][0]) for row in layout.packed]),
-        blocks=tuple(_with_allowed(block, piece, on_device) for block in layout.blocks),
+        position_lengths=torch.tensor(position_lengths),
+        blocks=tuple(_with_allowed(block, segment, on_device) for block in layout.blocks),
         key_spans=spans,
     )
 
 
-def _with_allowed(block: Block, piece: Tensor, on_device: Tensor) -> Block:
-    """Tokens of one piece see each other; `piece` [N] is on the host, where looking is cheap."""
+def _with_allowed(block: Block, segment: Tensor, on_device: Tensor) -> Block:
+    """Let the tokens of a segment attend to each other.
+
+    Args:
+        block: the windows.
+        segment: int64 [N], segment of each token; on the host, where reading values is cheap.
+        on_device: the same on the device.
+    """
     shape = block.count, 1, block.width
-    own = piece[block.tokens].view(shape)
-    if torch.equal(own[..., :1].expand_as(own), own):  # windows of one piece each
+    of_window = segment[block.tokens].view(shape)
+    if torch.equal(of_window[..., :1].expand_as(of_window), of_window):  # one segment each
         return block
-    own = on_device[block.tokens].view(shape)
-    return replace(block, allowed=own.unsqueeze(-1) == own.unsqueeze(-2))
+    of_window = on_device[block.tokens].view(shape)
+    return replace(block, allowed=of_window.unsqueeze(-1) == of_window.unsqueeze(-2))

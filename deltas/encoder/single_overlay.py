@@ -1,17 +1,16 @@
-"""One delta laid over the frozen backbone, for all rows alike: what training optimises.
+"""Lays one delta over the frozen backbone, the same for all rows: the overlay that training uses.
 
-The entries' values are the only tensors that can require gradients. A sparse entry's gradient is
-gathered at its K positions, so neither a dense gradient nor a mask ever exists for the matrix it
-belongs to. Serving, where each row may see another delta, has its own in `app.engine.bank_overlay`; both
-feed the same encoder.
-
-Legend: T lines of x (tokens or rows), K selected values.
+The entries' values are the only tensors that can require gradients. The gradient of a sparse entry
+is computed at its K values only, so neither a dense gradient nor a mask of the matrix ever exists.
+Serving lets every row see another delta (`app.engine.bank_overlay`); both overlays feed the same
+encoder (`deltas.encoder.encoder`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,17 +25,18 @@ from deltas.kernels.sparse_gradient import sddmm
 
 
 @dataclass
-class _Piece:
-    """Lines start..stop of a site's matrix that are computed in one go.
+class _RowRange:
+    """Consecutive output rows of a site's matrix that one product computes.
 
     Attributes:
-        parts: Hugging Face names stacked here.
-        start: first line in the stacked matrix.
-        stop: line after the last.
-        kind: "frozen", "dense" or "sparse": whose values are used.
-        patched: sparse only, a copy of the frozen lines that carries the selected values.
-        indices: sparse only, int64 [K] positions in `patched`, flattened.
-        offsets: sparse embedding tables only, int64 [V + 1]: where each table line's values begin.
+        parts: Hugging Face names of the parameters that are stacked here.
+        start: first output row in the site's matrix.
+        stop: output row after the last.
+        kind: "frozen", "dense" or "sparse", the source of the values.
+        patched: for sparse ranges, a copy of the frozen output rows with the entries' values.
+        indices: for sparse ranges, int64 [K], flat indices into `patched`.
+        offsets: for sparse embedding tables, int64, the first of the K values of each output row,
+            and K.
     """
 
     parts: tuple[str, ...]
@@ -52,9 +52,9 @@ class TrainableOverlay(Overlay):
     """The overlay of one delta, differentiable with respect to the entries' values.
 
     Args:
-        backbone: whose weights show where no entry lies.
-        entries: by Hugging Face name; their values may require gradients.
-        device: where to compute.
+        backbone: the weights wherever no entry replaces them.
+        entries: entries by Hugging Face name; their values may require gradients.
+        device: device to compute on.
         dtype: dtype to compute in; entries keep theirs.
     """
 
@@ -70,134 +70,130 @@ class TrainableOverlay(Overlay):
         self._layout = encoder_layout(backbone.config)
         self._frozen = {name: w.to(device, dtype) for name, w in backbone.weights.items()}
         self._sizes = {name: parameter.shape[0] for name, parameter in backbone.parameters.items()}
-        self._pieces = {
+        self._ranges = {
             name: self._plan(name) for name, weight in self._frozen.items() if weight.ndim == 2
         }
         self._vectors: dict[str, Tensor] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Take up the entries' present values; call before each forward pass after they changed."""
+        """Read the entries' values again; call it before a forward pass if they changed."""
         for name, frozen in self._frozen.items():
             if frozen.ndim == 1:
                 self._vectors[name] = self._vector(name, frozen)
         with torch.no_grad():
-            for pieces in self._pieces.values():
-                for piece in pieces:
-                    if piece.patched is not None and piece.indices is not None:
-                        values = self._sparse_values(piece).to(piece.patched.dtype)
-                        piece.patched.view(-1)[piece.indices] = values
+            for row_range in chain.from_iterable(self._ranges.values()):
+                if row_range.patched is not None and row_range.indices is not None:
+                    values = self._sparse_values(row_range).to(row_range.patched.dtype)
+                    row_range.patched.view(-1)[row_range.indices] = values
 
     def embed(self, site: str, ids: Tensor) -> Tensor:
-        """Look up ids [T] in the table at `site`: [T, H]."""
-        (piece,) = self._pieces[f"{site}.weight"]
-        if piece.kind == "sparse":
-            values = self._sparse_values(piece)
+        """Look up ids [N] in the table at `site`: [N, H]."""
+        (row_range,) = self._ranges[f"{site}.weight"]
+        if row_range.kind == "sparse":
+            values = self._sparse_values(row_range)
             found: Tensor = _SparseEmbedding.apply(  # type: ignore[no-untyped-call]
-                ids, values, piece.patched, piece.indices, piece.offsets
+                ids, values, row_range.patched, row_range.indices, row_range.offsets
             )
             return found
-        return F.embedding(ids, self._matrix(f"{site}.weight", piece))
+        return F.embedding(ids, self._matrix(f"{site}.weight", row_range))
 
     def linear(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
-        """Multiply x [T, in] by the site's matrix, add its bias: [T, out]."""
+        """Multiply x [N or P, I] by the site's matrix and add its bias: [N or P, O]."""
         del per_position  # all rows see the same values
-        pieces = self._pieces[f"{site}.weight"]
+        ranges = self._ranges[f"{site}.weight"]
         bias = self._vectors[f"{site}.bias"]
         outs = []
-        for piece in pieces:
-            part = bias if len(pieces) == 1 else bias[piece.start : piece.stop]
-            if piece.kind == "sparse":
-                values = self._sparse_values(piece)
-                shifted = _SparseLinear.apply(x, part, values, piece.patched, piece.indices)  # type: ignore[no-untyped-call]
+        for row_range in ranges:
+            part = bias if len(ranges) == 1 else bias[row_range.start : row_range.stop]
+            if row_range.kind == "sparse":
+                values = self._sparse_values(row_range)
+                shifted = _SparseLinear.apply(x, part, values, row_range.patched, row_range.indices)  # type: ignore[no-untyped-call]
                 outs.append(shifted)
             else:
-                outs.append(F.linear(x, self._matrix(f"{site}.weight", piece), part))
+                outs.append(F.linear(x, self._matrix(f"{site}.weight", row_range), part))
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
 
     def norm(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
-        """Normalise x [T, H] with the site's LayerNorm."""
+        """Normalise x [N or P, H] with the site's LayerNorm."""
         del per_position
         weight, bias = self._vectors[f"{site}.weight"], self._vectors[f"{site}.bias"]
         return F.layer_norm(x, (x.shape[-1],), weight, bias, self._eps)
 
-    def _plan(self, name: str) -> list[_Piece]:
-        """Cut a stacked matrix where the kind of its parts changes: frozen parts stay frozen."""
-        pieces: list[_Piece] = []
+    def _plan(self, name: str) -> list[_RowRange]:
+        """Cut a stacked matrix into ranges of one kind, so that frozen parts need no gradient."""
+        ranges: list[_RowRange] = []
         start = 0
         for part in self._layout[name]:
-            entry = self.entries.get(part)
-            kind = (
-                "frozen"
-                if entry is None
-                else "dense"
-                if isinstance(entry, DenseEntry)
-                else "sparse"
-            )
+            kind = _kind(self.entries.get(part))
             stop = start + self._sizes[part]
-            if pieces and pieces[-1].kind == kind:
-                pieces[-1].parts += (part,)
-                pieces[-1].stop = stop
+            if ranges and ranges[-1].kind == kind:
+                ranges[-1].parts += (part,)
+                ranges[-1].stop = stop
             else:
-                pieces.append(_Piece((part,), start, stop, kind))
+                ranges.append(_RowRange((part,), start, stop, kind))
             start = stop
-        for piece in pieces:
-            if piece.kind == "sparse":
-                self._prepare_sparse(name, piece)
-        return pieces
+        for row_range in ranges:
+            if row_range.kind == "sparse":
+                self._prepare_sparse(name, row_range)
+        return ranges
 
-    def _prepare_sparse(self, name: str, piece: _Piece) -> None:
+    def _prepare_sparse(self, name: str, row_range: _RowRange) -> None:
         frozen = self._frozen[name]
-        piece.patched = frozen[piece.start : piece.stop].clone()
+        row_range.patched = frozen[row_range.start : row_range.stop].clone()
         columns = frozen.shape[1]
-        shifted, lines = [], 0
-        for part in piece.parts:
+        shifted, rows = [], 0
+        for part in row_range.parts:
             entry = self.entries[part]
             assert isinstance(entry, SparseEntry)
-            shifted.append(entry.indices.to(frozen.device) + lines * columns)
-            lines += self._sizes[part]
-        piece.indices = torch.cat(shifted)
+            shifted.append(entry.indices.to(frozen.device) + rows * columns)
+            rows += self._sizes[part]
+        row_range.indices = torch.cat(shifted)
         if name.startswith("embeddings."):
-            table_lines = torch.arange(lines + 1, device=frozen.device)
-            piece.offsets = torch.searchsorted(piece.indices, table_lines * columns)
+            starts = torch.arange(rows + 1, device=frozen.device) * columns
+            row_range.offsets = torch.searchsorted(row_range.indices, starts)
 
-    def _sparse_values(self, piece: _Piece) -> Tensor:
-        values = [self.entries[part].values for part in piece.parts]
+    def _sparse_values(self, row_range: _RowRange) -> Tensor:
+        values = [self.entries[part].values for part in row_range.parts]
         return values[0] if len(values) == 1 else torch.cat(values)
 
-    def _matrix(self, name: str, piece: _Piece) -> Tensor:
+    def _matrix(self, name: str, row_range: _RowRange) -> Tensor:
         frozen = self._frozen[name]
-        if piece.kind == "frozen":
-            whole = (piece.start, piece.stop) == (0, frozen.shape[0])
-            return frozen if whole else frozen[piece.start : piece.stop]
-        values = [self.entries[part].values.to(frozen.dtype) for part in piece.parts]
+        if row_range.kind == "frozen":
+            whole = (row_range.start, row_range.stop) == (0, frozen.shape[0])
+            return frozen if whole else frozen[row_range.start : row_range.stop]
+        values = [self.entries[part].values.to(frozen.dtype) for part in row_range.parts]
         return values[0] if len(values) == 1 else torch.cat(values)
 
     def _vector(self, name: str, frozen: Tensor) -> Tensor:
         parts = self._layout[name]
         if not any(part in self.entries for part in parts):
             return frozen
-        pieces = torch.split(frozen, [self._sizes[part] for part in parts])
+        values = torch.split(frozen, [self._sizes[part] for part in parts])
         resolved = [
-            self.entries[part].resolve(piece) if part in self.entries else piece
-            for part, piece in zip(parts, pieces, strict=True)
+            self.entries[part].resolve(value) if part in self.entries else value
+            for part, value in zip(parts, values, strict=True)
         ]
         return resolved[0] if len(resolved) == 1 else torch.cat(resolved)
 
 
-class _SparseLinear(torch.autograd.Function):
-    """y = x W^T + b, where K values v of W are trained.
+def _kind(entry: Entry | None) -> str:
+    if entry is None:
+        return "frozen"
+    return "dense" if isinstance(entry, DenseEntry) else "sparse"
 
-    dL/dv_k is the sum over T of dL/dy[:, row_k] x[:, column_k].
+
+class _SparseLinear(torch.autograd.Function):
+    """y = x W^T + b with K trained values v of W.
+
+    dL/dv_k is the sum over all rows of x of dL/dy[:, row_k] x[:, column_k].
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, bias: Tensor, values: Tensor, patched: Tensor, indices: Tensor
     ) -> Tensor:
-        del (
-            values
-        )  # already laid into `patched`; an argument so that autograd asks for its gradient
+        del values  # part of `patched`; an argument so that autograd asks for its gradient
         ctx.save_for_backward(x, indices)
         ctx.patched = patched
         return F.linear(x, patched, bias)
@@ -214,7 +210,7 @@ class _SparseLinear(torch.autograd.Function):
 
 
 class _SparseEmbedding(torch.autograd.Function):
-    """Rows of a table of which K values are trained; the gradient visits only rows that occur."""
+    """Embedding rows of a table with K trained values; the gradient visits only rows that occur."""
 
     @staticmethod
     def forward(
@@ -226,12 +222,12 @@ class _SparseEmbedding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads  # [T, H]
+        (grad,) = grads  # [N, H]
         ids, indices, offsets = ctx.saved_tensors
-        counts = offsets[ids + 1] - offsets[ids]  # [T] trained values in each token's row
+        counts = offsets[ids + 1] - offsets[ids]  # [N] trained values of each token's row
         token = torch.arange(len(ids), device=ids.device).repeat_interleave(counts)
         within = torch.arange(len(token), device=ids.device) - (counts.cumsum(0) - counts)[token]
-        position = offsets[ids][token] + within  # which of the K values each pair is about
-        products = grad[token, indices[position] % grad.shape[1]].float()
-        total = torch.zeros(ctx.num_values, device=grad.device).index_add_(0, position, products)
+        index = offsets[ids][token] + within  # of each (token, value) pair's value among the K
+        products = grad[token, indices[index] % grad.shape[1]].float()
+        total = torch.zeros(ctx.num_values, device=grad.device).index_add_(0, index, products)
         return None, total, None, None, None

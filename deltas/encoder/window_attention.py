@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deltas.encoder.encoder import Attention
 from deltas.encoder.packing import PackedBatch
+from deltas.kernels.private_apis import softmax_backward
 
 
 class _Windows(NamedTuple):
@@ -140,9 +141,7 @@ class _Attention(torch.autograd.Function):
                 scores += window.mask
             weights = torch.softmax(scores, -1)
             grad_v.copy_(weights.transpose(-1, -2) @ grad)
-            inner = torch._softmax_backward_data(
-                grad @ v.transpose(-1, -2), weights, -1, weights.dtype
-            )
+            inner = softmax_backward(grad @ v.transpose(-1, -2), weights)
             grad_q.copy_((inner @ k).mul_(q.shape[-1] ** -0.5))
             grad_k.copy_(inner.transpose(-1, -2) @ q)
         return grad_query, grad_key_value, None, None

@@ -1,39 +1,48 @@
-"""Whole numbers that stand for floats: what int8 multiplies.
+"""Defines int8 rows and matrices, and the Hadamard transform that they are quantised after.
 
-Made by `deltas.kernels.epilogue` on the way, line by line; matrices once, by the bank. Both are hadamard first: a
-few of an encoder's channels are many times as large as the others, and would leave these few of the
-255 steps. x W^T is the same for (x H) and (W H), if H is orthogonal; with a Hadamard matrix for H
-each hadamard value is made of 64, and none is much larger than others (QuaRot, Ashkboos et al. 2024,
-arXiv:2404.00456). There H is worked into the weights; here lines are hadamard when they are rounded,
-since each task has LayerNorms and biases of its own in between. A line's mean is taken out before:
-mixing would gather it in one value of 64.
+A few channels of an encoder are many times as large as the others and would leave the others few of
+the 255 steps. x W^T equals (x H) (W H)^T if H is orthogonal, so both sides are transformed first:
+with a Hadamard matrix H each value becomes a mix of 64, and none is much larger than the others
+(QuaRot, Ashkboos et al. 2024, arXiv:2404.00456). QuaRot works H into the weights. Here rows are
+transformed at the moment they are quantised, because every task has biases and LayerNorms of its
+own between the products. The mean of a row is subtracted before, since the transform would gather
+it in one value of 64.
 
-Legend: T lines, O values of a line; a matrix is [O, I].
+Matrices are quantised once. `deltas.kernels.epilogue` quantises rows as it writes them
+(`quantise_row`) and scales the products back.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from deltas.kernels.simd import MIXED
+from deltas.kernels.runtime import compiled, float_of_bits, sortable_bits
+from deltas.kernels.simd import HADAMARD_SIZE, hadamard_floats
+
+_ZERO, _HALF, _ONE, _TINY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(1e-30)
+_MAX_INT8 = np.float32(127)
+_MAGNITUDE = np.int32(0x7FFFFFFF)  # mask of a float's bits without the sign
+_HADAMARD_NORM = np.float32(1 / math.sqrt(HADAMARD_SIZE))  # makes the transform orthogonal
 
 
 @dataclass(frozen=True)
 class Int8Rows:
-    """Lines as whole numbers from -127 to 127: `hadamard(x - offset)` is about step * number.
+    """Rows of activations as integers from -127 to 127.
 
-    A line's step and offset depend on that line alone, so that its numbers don't depend on the rows
-    beside it.
+    `hadamard(x - offset)` is about scale * value. The scale and offset of a row depend on that row
+    alone, so that its values do not depend on its batch neighbours.
 
     Attributes:
-        values: int8 [T, O].
-        scales: float32 [T].
-        offsets: float32 [T], the mean of each line of x; where lines are not hadamard, halfway between
-            the line's extremes.
+        values: int8 [N or P, O].
+        scales: float32 [N or P].
+        offsets: float32 [N or P], the mean of each row; the middle between its extremes if the
+            width is not a multiple of 64.
     """
 
     values: Tensor
@@ -41,20 +50,21 @@ class Int8Rows:
     offsets: Tensor
 
     @classmethod
-    def empty(cls, lines: int, size: int) -> Int8Rows:
-        """Memory for the whole numbers of T lines of O values."""
-        steps, offsets = torch.empty(2, lines)
-        return cls(torch.empty(lines, size, dtype=torch.int8), steps, offsets)
+    def empty(cls, count: int, width: int) -> Int8Rows:
+        """Allocate `count` rows of `width` values."""
+        scales, offsets = torch.empty(2, count)
+        return cls(torch.empty(count, width, dtype=torch.int8), scales, offsets)
 
 
 @dataclass(frozen=True)
 class Int8Matrix:
-    """A frozen matrix as whole numbers: `hadamard(W)` is about steps[:, None] * values.
+    """A frozen matrix W as integers: `hadamard(W)` is about scales[:, None] * values.
 
     Attributes:
         values: int8 [O, I].
         scales: float32 [O].
-        row_sums: float32 [O], of each line of W: what a line's offset adds to its products.
+        row_sums: float32 [O], the sum of each output row of W, by which the offset of a row of x
+            enters its products.
     """
 
     values: Tensor
@@ -62,25 +72,73 @@ class Int8Matrix:
     row_sums: Tensor
 
     @classmethod
-    def of(cls, matrix: Tensor) -> Int8Matrix:
-        """Mix a float32 matrix [O, I], round it to 255 steps of each line's largest value."""
-        sums, matrix = matrix.sum(1), hadamard(matrix)
-        steps = matrix.abs().amax(1) / 127 + 1e-30
-        return cls((matrix / steps[:, None]).round().to(torch.int8), steps, sums)
+    def quantise(cls, matrix: Tensor) -> Int8Matrix:
+        """Transform a float32 matrix [O, I]; round each output row to 255 steps."""
+        row_sums, matrix = matrix.sum(1), hadamard(matrix)
+        scales = matrix.abs().amax(1) / 127 + 1e-30
+        return cls((matrix / scales[:, None]).round().to(torch.int8), scales, row_sums)
 
 
-def hadamard(lines: Tensor) -> Tensor:
-    """Each 64 neighbours of lines [T, O] times H_64 / 8, which is its own inverse.
+def hadamard(rows: Tensor) -> Tensor:
+    """Multiply each 64 neighbouring values of rows [N, O] by H_64 / 8, which is its own inverse.
 
-    Lines of another length than a multiple of 64 (TinyBERT has 312 and 1,200) stay as they are.
+    Rows whose width is not a multiple of 64 (TinyBERT has 312 and 1,200) are returned unchanged.
     """
-    size = lines.shape[1]
-    if size % MIXED:
-        return lines
-    parts = lines.reshape(-1, MIXED)
+    width = rows.shape[1]
+    if width % HADAMARD_SIZE:
+        return rows
+    parts = rows.reshape(-1, HADAMARD_SIZE)
     apart = 1
-    while apart < MIXED:
+    while apart < HADAMARD_SIZE:
         pairs = parts.view(-1, 2, apart)
         parts = torch.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), 1)
         apart *= 2
-    return parts.reshape(-1, size) / math.sqrt(MIXED)
+    return parts.reshape(-1, width) / math.sqrt(HADAMARD_SIZE)
+
+
+@compiled
+def quantise_row(values: Any, size: int, into: Any) -> Any:
+    """Write a row of floats as int8 in a kernel and return its scale and offset.
+
+    Args:
+        values: float32 array, overwritten.
+        size: number of values.
+        into: int8 array.
+    """
+    transforms = size % HADAMARD_SIZE == 0
+    offset = _mean(values, size) if transforms else _middle(values, size)
+    for o in range(size):
+        values[o] -= offset
+    if transforms:
+        address = np.int64(values.ctypes.data)
+        for start in range(0, size, HADAMARD_SIZE):
+            hadamard_floats(address + 4 * start)
+    bits = values.view(np.int32)
+    most = np.int32(0)
+    for o in range(size):
+        most = max(most, bits[o] & _MAGNITUDE)
+    scale = float_of_bits(most) / _MAX_INT8 + _TINY
+    per_step = _ONE / scale
+    for o in range(size):
+        scaled = values[o] * per_step
+        into[o] = np.int8(np.int32(scaled + (_HALF if scaled > _ZERO else -_HALF)))
+    return (_HADAMARD_NORM * scale if transforms else scale), offset
+
+
+@compiled
+def _mean(values: Any, size: int) -> Any:
+    total = _ZERO
+    for o in range(size):
+        total += values[o]
+    return total / np.float32(size)
+
+
+@compiled
+def _middle(values: Any, size: int) -> Any:
+    """Return the middle between a row's extremes."""
+    bits = values.view(np.int32)
+    low = high = sortable_bits(bits[0])
+    for o in range(size):  # over integers, since extremes of floats are not vectorised
+        key = sortable_bits(bits[o])
+        low, high = min(low, key), max(high, key)
+    return _HALF * (float_of_bits(sortable_bits(low)) + float_of_bits(sortable_bits(high)))

@@ -1,10 +1,8 @@
-"""Frozen matrices, as CPUs multiply by them.
+"""Prepacks frozen weights for matrix products on a CPU.
 
-In bfloat16 a product with a plain matrix brings it into the order in which oneDNN multiplies first,
-which for a short batch takes as long as the product itself. A frozen matrix is packed once. float32
-has another library, which gains next to nothing by that.
-
-Legend: T lines; a matrix is [O, I].
+Before a bfloat16 product oneDNN brings the weight into its own blocked layout, which takes as long
+as the product itself if the batch is short. A frozen weight is brought into that layout once
+(weight prepacking). float32 products use another library, which gains next to nothing from it.
 """
 
 from __future__ import annotations
@@ -46,12 +44,15 @@ def _prepacked(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 @cache
 def can_prepack() -> bool:
-    """Whether this machine's PyTorch packs matrices, as a trial on a small one shows."""
-    matrix = (torch.arange(48 * 40) % 13 - 6).view(48, 40).bfloat16()
+    """Return whether this PyTorch multiplies by a prepacked weight correctly; tried on a small one.
+
+    The operators are private (`deltas.kernels.private_apis`), and builds without oneDNN lack them.
+    """
+    weight = (torch.arange(48 * 40) % 13 - 6).view(48, 40).bfloat16()
     x = (torch.arange(3 * 40) % 7 - 3).view(3, 40).bfloat16()
     try:
-        product = _prepacked(matrix)(x)
-    except (AttributeError, RuntimeError) as error:  # no oneDNN, or one that doesn't do it
-        logger.info("matrices stay as they are: %s", error)
+        product = _prepacked(weight)(x)
+    except (AttributeError, RuntimeError) as error:  # no oneDNN, or one without the operators
+        logger.info("weights are not prepacked, since oneDNN refuses: %s", error)
         return False
-    return torch.equal(product, x @ matrix.t())
+    return torch.equal(product, x @ weight.t())

@@ -1,12 +1,10 @@
-"""Attention within rows that lie end to end, on CPUs, forwards only.
+"""Computes attention within rows of different lengths that lie end to end, on a CPU, forward only.
 
-No row waits for another's length, none is masked, and none can see another's numbers. PyTorch's
-fused attention wants rows of one length, or windows under a mask (`deltas.encoder.window_attention`); for rows of
-20 to 60 tokens it spends as long on calling its products as on them (measured:
-docs/performance.md).
-
-Legend: N tokens, P packed rows, Z segments of tokens that see each other, L tokens of one, H
-hidden width, A heads, D = H / A.
+There is no padding, no mask, and no row reads another row's values (variable-length attention).
+PyTorch's fused attention needs rows of one length, or windows under a mask
+(`deltas.encoder.window_attention`); for rows of 20 to 60 tokens calling its matrix products takes
+as long as the products (measured: docs/performance.md). `deltas.encoder.row_attention` hands this
+kernel to the encoder.
 """
 
 from __future__ import annotations
@@ -23,113 +21,115 @@ from torch import Tensor
 
 from deltas.kernels.runtime import (
     BF16,
-    FLOATS,
+    FLOAT_CODES,
     Kernel,
-    address,
+    as_pointer,
     compiled,
     data_pointer,
     fetch_add,
     float_of_bits,
-    read_line,
+    read_row,
     sortable_bits,
-    write_line,
+    write_row,
 )
-from deltas.kernels.simd import TILE_LINES, WIDTH, multiply_tile, read_floats, write_floats
+from deltas.kernels.simd import TILE_ROWS, WIDTH, multiply_tile, read_floats, write_floats
 
 
 @dataclass(frozen=True)
 class RowSegments:
-    """Tokens that see each other, and who asks: all of them, or only a row's first token.
+    """Segments of tokens that attend to each other, and the queries of each segment.
+
+    A segment is a row of the batch, or padding. Its queries are all of its tokens, or only its
+    first one.
 
     Attributes:
-        starts: int64 [Z], first token of each.
-        lengths: int64 [Z], at least 1.
-        asking: int64 [Z], first line of the queries.
-        num_asking: int64 [Z], lines of the queries.
+        starts: int64, first token of each segment.
+        lengths: int64, number of tokens of each segment, at least 1.
+        query_starts: int64, first row of each segment's queries in the query tensor.
+        query_counts: int64, number of queries of each segment.
     """
 
     starts: Tensor
     lengths: Tensor
-    asking: Tensor
-    num_asking: Tensor
+    query_starts: Tensor
+    query_counts: Tensor
 
     @cached_property
-    def longest(self) -> int:
-        """The most tokens of a segment."""
+    def max_length(self) -> int:
+        """Number of tokens of the longest segment."""
         return int(self.lengths.max())
 
     @cached_property
     def num_scores(self) -> int:
-        """Pairs of tokens that one head compares."""
-        return int((self.lengths * self.num_asking).sum())
+        """Number of (query, key) pairs that one head compares."""
+        return int((self.lengths * self.query_counts).sum())
 
 
 def attend(query: Tensor, key_value: Tensor, segments: RowSegments, num_heads: int) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v in each segment; computed in float32.
+    """Compute softmax(q k^T / sqrt(D)) v in each segment, in float32.
 
     Args:
-        query: float32 or bfloat16 [N or P, H], each of its lines in some segment.
+        query: float32 or bfloat16 [N or P, H], each row in some segment.
         key_value: the same dtype [N, 2H], key and value of each token side by side.
-        segments: where to look.
+        segments: the tokens and queries of each segment.
         num_heads: A.
 
     Returns:
-        The queries' shape and dtype.
+        The shape and dtype of `query`.
 
     Raises:
-        ValueError: a tensor has another dtype, or lines whose values don't lie side by side.
+        ValueError: a tensor has another dtype, or rows whose values are not contiguous.
     """
     count, width = len(segments.starts), query.shape[1]
     out = torch.empty(query.shape, dtype=query.dtype)
     depth = width // num_heads
-    key, key_stride = _lines_of(key_value, query.dtype)
-    of_segments = (
-        segments.starts,
-        segments.lengths,
-        segments.asking,
-        segments.num_asking,
-    )
+    query_pointer, query_stride = _pointer_and_stride(query, query.dtype)
+    key_pointer, key_stride = _pointer_and_stride(key_value, query.dtype)
     _kernel().launch(
         count * num_heads,
         segments.num_scores * depth // count,
         num_heads,
         depth,
-        segments.longest,
-        *(data_pointer(part, (count,), torch.int64) for part in of_segments),
-        FLOATS[query.dtype],
-        *_lines_of(query, query.dtype),
-        key,
-        key + width * query.element_size(),
+        segments.max_length,
+        data_pointer(segments.starts, (count,), torch.int64),
+        data_pointer(segments.lengths, (count,), torch.int64),
+        data_pointer(segments.query_starts, (count,), torch.int64),
+        data_pointer(segments.query_counts, (count,), torch.int64),
+        FLOAT_CODES[query.dtype],
+        query_pointer,
+        query_stride,
+        key_pointer,
+        key_pointer + width * query.element_size(),
         key_stride,
         out.data_ptr(),
     )
     return out
 
 
-def _lines_of(x: Tensor, dtype: torch.dtype) -> tuple[int, int]:
-    """Where the lines of x lie, and how many numbers lie from one to the next."""
-    if x.dtype != dtype or dtype not in FLOATS or x.device.type != "cpu":
+def _pointer_and_stride(x: Tensor, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the address of a matrix and the number of values from one row to the next."""
+    if x.dtype != dtype or dtype not in FLOAT_CODES or x.device.type != "cpu":
         raise ValueError(f"needs float32 or bfloat16 of one kind on a CPU, got {x.dtype}")
     if x.ndim != 2 or x.stride(1) != 1:
-        raise ValueError(f"needs lines of neighbouring values, got strides {x.stride()}")
+        raise ValueError(f"needs rows of neighbouring values, got strides {x.stride()}")
     return x.data_ptr(), x.stride(0)
 
 
 @cache
 def _kernel() -> Kernel:
-    return Kernel(_attend)
+    return Kernel(_attention_kernel)
 
 
-# Where the kernel's arguments lie.
+# Positions of the kernel's arguments.
 (
     _HEADS,
     _DEPTH,
-    _LONGEST,
+    _MAX_LENGTH,
     _STARTS,
     _LENGTHS,
-    _ASKING,
-    _NUM_ASKING,
-    _KIND,
+    _QUERY_STARTS,
+    _QUERY_COUNTS,
+    _DTYPE_CODE,
     _QUERY,
     _QUERY_STRIDE,
     _KEY,
@@ -139,68 +139,68 @@ def _kernel() -> Kernel:
     _NUM_ARGUMENTS,
 ) = range(3, 18)
 
-_LOG2_E = 1.4426950408889634  # scores are scaled by it, so that 2^x serves for e^x
-_LEAST = np.float32(-120)  # 2^x of less is as good as 0
+_LOG2_E = 1.4426950408889634  # factor of the scores, so that 2^x serves for e^x
+_MIN_EXPONENT = np.float32(-120)  # exponent below which 2^x is as good as 0
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1), np.float32(0)
-_EXPONENT = np.int32(23)
-# 2^x for x within +-1/2, to 2e-8 of it.
+_EXPONENT_SHIFT = np.int32(23)
+# Polynomial of 2^x for x within +-1/2, with a relative error of 2e-8.
 _POWER = Chebyshev.interpolate(lambda x: 2 ** (x / 2), 6).convert(kind=Polynomial).coef
 _P0, _P1, _P2, _P3, _P4, _P5, _P6 = (np.float32(c * 2**n) for n, c in enumerate(_POWER))
 
 
 @compiled
-def _number(table: int, at: int) -> Any:
-    return carray(address(table + 8 * at), 1, np.int64)[0]
+def _integer(table: int, index: int) -> Any:
+    return carray(as_pointer(table + 8 * index), 1, np.int64)[0]
 
 
 @compiled
-def _rounded_up(count: int) -> int:
+def _round_up(count: int) -> int:
     return (count + WIDTH - 1) // WIDTH * WIDTH
 
 
 @compiled
-def _place(values: Any) -> Any:
+def _address(values: Any) -> Any:
     return np.int64(values.ctypes.data)
 
 
 @compiled
-def _read(kind: int, place: int, depth: int, into: Any, factor: Any) -> None:
-    """Copy D numbers, times a factor, to floats."""
+def _read(dtype_code: int, source: int, depth: int, into: Any, factor: Any) -> None:
+    """Copy D values at an address, times a factor, to floats."""
     if depth % WIDTH:
-        read_line(kind, place, 0, depth, into)
+        read_row(dtype_code, source, 0, depth, into)
         for d in range(depth):
             into[d] *= factor
     else:
-        bytes_each = 2 if kind == BF16 else 4
+        bytes_each = 2 if dtype_code == BF16 else 4
         for d in range(0, depth, WIDTH):
-            read_floats(kind, place + bytes_each * d, _place(into) + 4 * d, factor)
+            read_floats(dtype_code, source + bytes_each * d, _address(into) + 4 * d, factor)
 
 
 @compiled
-def _write(kind: int, line: Any, depth: int, place: int, factor: Any) -> None:
-    """Copy D floats, times a factor, to numbers of that kind."""
+def _write(dtype_code: int, values: Any, depth: int, target: int, factor: Any) -> None:
+    """Write D floats, times a factor, to an address."""
     if depth % WIDTH:
         for d in range(depth):
-            line[d] *= factor
-        write_line(kind, place, 0, depth, line)
+            values[d] *= factor
+        write_row(dtype_code, target, 0, depth, values)
     else:
-        bytes_each = 2 if kind == BF16 else 4
+        bytes_each = 2 if dtype_code == BF16 else 4
         for d in range(0, depth, WIDTH):
-            write_floats(kind, _place(line) + 4 * d, place + bytes_each * d, factor)
+            write_floats(dtype_code, _address(values) + 4 * d, target + bytes_each * d, factor)
 
 
 @compiled
 def _powers(scores: Any, count: int) -> Any:
-    """Make scores 2^(score - largest); returns 1 over their sum."""
+    """Replace scores by 2^(score - largest); return 1 over their sum."""
     bits = scores.view(np.int32)
     most = sortable_bits(bits[0])
-    for j in range(count):  # of whole numbers, since extremes of floats are not vectorised
+    for j in range(count):  # over integers, since a maximum of floats is not vectorised
         most = max(most, sortable_bits(bits[j]))
     largest = float_of_bits(sortable_bits(most))
     for j in range(count):
         x = scores[j] - largest
-        x = _LEAST if x < _LEAST else x  # NaN stays NaN
-        whole = np.int32(x - _HALF)  # to nearest, since x is not positive
+        x = _MIN_EXPONENT if x < _MIN_EXPONENT else x  # NaN stays NaN
+        whole = np.int32(x - _HALF)  # rounds to nearest, since x is not positive
         x -= np.float32(whole)
         p = _P6 * x + _P5
         p = p * x + _P4
@@ -208,7 +208,7 @@ def _powers(scores: Any, count: int) -> Any:
         p = p * x + _P2
         p = p * x + _P1
         scores[j] = p * x + _P0
-        bits[j] += whole << _EXPONENT
+        bits[j] += whole << _EXPONENT_SHIFT
     total = _ZERO
     for j in range(count):
         total += scores[j]
@@ -216,39 +216,39 @@ def _powers(scores: Any, count: int) -> Any:
 
 
 @compiled
-def _load(a: Any, segment: int, head: int, keys: Any, values: Any, line: Any) -> Any:
-    """Fill keys [D, L], transposed, and values [L, D] of a segment; returns L."""
-    kind, depth = a[_KIND], a[_DEPTH]
-    bytes_each = 2 if kind == BF16 else 4
-    start, length = _number(a[_STARTS], segment), _number(a[_LENGTHS], segment)
+def _load(a: Any, segment: int, head: int, keys: Any, values: Any, buffer: Any) -> Any:
+    """Fill keys [D, L], transposed, and values [L, D] of a segment's L tokens; return L."""
+    dtype_code, depth = a[_DTYPE_CODE], a[_DEPTH]
+    bytes_each = 2 if dtype_code == BF16 else 4
+    start, length = _integer(a[_STARTS], segment), _integer(a[_LENGTHS], segment)
     for j in range(length):
-        place = bytes_each * (head * depth + (start + j) * a[_KEY_STRIDE])
-        _read(kind, a[_KEY] + place, depth, line, _ONE)
+        offset = bytes_each * (head * depth + (start + j) * a[_KEY_STRIDE])
+        _read(dtype_code, a[_KEY] + offset, depth, buffer, _ONE)
         for d in range(depth):
-            keys[d, j] = line[d]
-        _read(kind, a[_VALUE] + place, depth, values[j], _ONE)
+            keys[d, j] = buffer[d]
+        _read(dtype_code, a[_VALUE] + offset, depth, values[j], _ONE)
     return length
 
 
 @compiled
-def _multiply(out: Any, lines: Any, matrix: Any, size: int, depth: int) -> None:
-    """Write lines [TILE_LINES, depth] times matrix [depth, size] to out [TILE_LINES, size]."""
-    strides = out.shape[1], lines.shape[1], matrix.shape[1]
+def _multiply(out: Any, rows: Any, matrix: Any, size: int, depth: int) -> None:
+    """Write rows [TILE_ROWS, depth] times matrix [depth, size] to out [TILE_ROWS, size]."""
+    strides = out.shape[1], rows.shape[1], matrix.shape[1]
     for o in range(0, size, WIDTH):
-        into, from_matrix = _place(out) + 4 * o, _place(matrix) + 4 * o
-        multiply_tile(into, strides[0], _place(lines), strides[1], from_matrix, strides[2], depth)
+        into, columns = _address(out) + 4 * o, _address(matrix) + 4 * o
+        multiply_tile(into, strides[0], _address(rows), strides[1], columns, strides[2], depth)
 
 
-def _attend(arguments: Any) -> None:
-    """The kernel; a line of `Kernel.launch` is one head of one segment here."""
+def _attention_kernel(arguments: Any) -> None:
+    """Attend; a work item is one head of one segment."""
     a = carray(arguments, _NUM_ARGUMENTS, np.int64)
-    heads, depth, kind = a[_HEADS], a[_DEPTH], a[_KIND]
-    bytes_each = 2 if kind == BF16 else 4
-    most, padded = _rounded_up(a[_LONGEST]), _rounded_up(depth)
-    # What lies beyond a segment or a head is left from another one, and not used.
+    heads, depth, dtype_code = a[_HEADS], a[_DEPTH], a[_DTYPE_CODE]
+    bytes_each = 2 if dtype_code == BF16 else 4
+    most, padded = _round_up(a[_MAX_LENGTH]), _round_up(depth)
+    # Values beyond a segment or a head are left from an earlier one, and not used.
     keys, values = np.zeros((depth, most), np.float32), np.zeros((most, padded), np.float32)
-    queries, out = np.zeros((2, TILE_LINES, padded), np.float32)
-    scores, shares = np.zeros((TILE_LINES, most), np.float32), np.empty(TILE_LINES, np.float32)
+    queries, out = np.zeros((2, TILE_ROWS, padded), np.float32)
+    scores, factors = np.zeros((TILE_ROWS, most), np.float32), np.empty(TILE_ROWS, np.float32)
     scale = np.float32(_LOG2_E / np.sqrt(depth))
     while True:
         first = fetch_add(arguments, a[2])
@@ -257,16 +257,17 @@ def _attend(arguments: Any) -> None:
         for item in range(first, min(first + a[2], a[1])):
             segment, head = item // heads, item % heads
             length = _load(a, segment, head, keys, values, out[0])
-            asking, num_asking = _number(a[_ASKING], segment), _number(a[_NUM_ASKING], segment)
-            for i in range(asking, asking + num_asking, TILE_LINES):
-                count = min(TILE_LINES, asking + num_asking - i)
+            start = _integer(a[_QUERY_STARTS], segment)
+            stop = start + _integer(a[_QUERY_COUNTS], segment)
+            for i in range(start, stop, TILE_ROWS):
+                count = min(TILE_ROWS, stop - i)
                 for n in range(count):
-                    at = a[_QUERY] + bytes_each * (head * depth + (i + n) * a[_QUERY_STRIDE])
-                    _read(kind, at, depth, queries[n], scale)
+                    offset = bytes_each * (head * depth + (i + n) * a[_QUERY_STRIDE])
+                    _read(dtype_code, a[_QUERY] + offset, depth, queries[n], scale)
                 _multiply(scores, queries, keys, length, depth)
                 for n in range(count):
-                    shares[n] = _powers(scores[n], length)
+                    factors[n] = _powers(scores[n], length)
                 _multiply(out, scores, values, depth, length)
                 for n in range(count):
-                    at = a[_OUT] + bytes_each * depth * (head + (i + n) * heads)
-                    _write(kind, out[n], depth, at, shares[n])
+                    offset = bytes_each * depth * (head + (i + n) * heads)
+                    _write(dtype_code, out[n], depth, a[_OUT] + offset, factors[n])

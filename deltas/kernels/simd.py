@@ -1,8 +1,9 @@
-"""Sixteen floats at a time, for kernels of `deltas.kernels.runtime` whose loops the compiler leaves scalar.
+"""Provides vector instructions for loops of kernels that the compiler leaves scalar.
 
-Instructions are written out for LLVM, which fits them to the processor: one register of AVX-512
-holds sixteen floats, two of AVX2 do. Places are int64 addresses of any alignment; strides count
-floats.
+An intrinsic handles sixteen floats at a time. It is written in LLVM's intermediate language, and
+LLVM fits it to the processor: one register of AVX-512 holds sixteen floats, two of AVX2 do.
+Addresses are int64 and need no alignment; strides count floats. The kernels of
+`deltas.kernels.row_attention` and `deltas.kernels.epilogue` use them.
 """
 
 from __future__ import annotations
@@ -16,51 +17,51 @@ from numba.extending import intrinsic
 from deltas.kernels.runtime import BF16
 
 WIDTH = 16
-# Floats that `mix_floats` takes: a divisor of the widths of most encoders.
-MIXED = 64
-# Lines of a tile: as many running sums as there are registers for.
-TILE_LINES = 8 if binding.get_host_cpu_features().get("avx512f") else 4
+# Floats that `hadamard_floats` transforms: a divisor of the widths of most encoders.
+HADAMARD_SIZE = 64
+# Rows of a tile: as many running sums as there are registers.
+TILE_ROWS = 8 if binding.get_host_cpu_features().get("avx512f") else 4
 
 _I16, _I32, _I64, _FLOAT = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _HALVES, _WORDS = ir.VectorType(_I16, WIDTH), ir.VectorType(_I32, WIDTH)
 _FLOATS = ir.VectorType(_FLOAT, WIDTH)
-_FAST = ("contract",)  # a product and a sum may be one instruction
+_FAST = ("contract",)  # multiply and add may be fused
 _FLOAT_BYTES, _HALF_BYTES = 4, 2
 
 
-def _all(number: int | float, kind: ir.VectorType = _WORDS) -> ir.Constant:
-    return ir.Constant(kind, [ir.Constant(kind.element, number)] * WIDTH)
+def _all(number: int | float, vector: ir.VectorType = _WORDS) -> ir.Constant:
+    return ir.Constant(vector, [ir.Constant(vector.element, number)] * WIDTH)
 
 
 def _spread(builder: Any, number: Any) -> Any:
-    """A float sixteen times."""
-    nothing = ir.Constant(_FLOATS, ir.Undefined)
-    first = builder.insert_element(nothing, number, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, nothing, _all(0))
+    """Copy a float into all sixteen lanes."""
+    undefined = ir.Constant(_FLOATS, ir.Undefined)
+    first = builder.insert_element(undefined, number, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, undefined, _all(0))
 
 
-def _load(builder: Any, place: Any, kind: Any, align: int) -> Any:
-    value = builder.load(builder.inttoptr(place, kind.as_pointer()))
+def _load(builder: Any, address: Any, of_type: Any, align: int) -> Any:
+    value = builder.load(builder.inttoptr(address, of_type.as_pointer()))
     value.align = align
     return value
 
 
-def _store(builder: Any, value: Any, place: Any, align: int) -> None:
-    builder.store(value, builder.inttoptr(place, value.type.as_pointer())).align = align
+def _store(builder: Any, value: Any, address: Any, align: int) -> None:
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = align
 
 
 def _times(builder: Any, number: Any, factor: int) -> Any:
     return builder.mul(number, ir.Constant(_I64, factor))
 
 
-def _is_bf16(builder: Any, kind: Any) -> Any:
-    return builder.icmp_signed("==", kind, ir.Constant(_I64, BF16))
+def _is_bf16(builder: Any, dtype_code: Any) -> Any:
+    return builder.icmp_signed("==", dtype_code, ir.Constant(_I64, BF16))
 
 
-def _read(_context: Any, kind: Any, source: Any, into: Any, factor: Any) -> Any:
+def _read(_context: Any, dtype_code: Any, source: Any, into: Any, factor: Any) -> Any:
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        kind, source, into, factor = arguments
-        with builder.if_else(_is_bf16(builder, kind)) as (halves, floats):
+        dtype_code, source, into, factor = arguments
+        with builder.if_else(_is_bf16(builder, dtype_code)) as (halves, floats):
             with halves:
                 bits = builder.zext(_load(builder, source, _HALVES, _HALF_BYTES), _WORDS)
                 wide = builder.bitcast(builder.shl(bits, _all(16)), _FLOATS)
@@ -78,12 +79,12 @@ def _read(_context: Any, kind: Any, source: Any, into: Any, factor: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64, types.float32), generate
 
 
-def _write(_context: Any, kind: Any, source: Any, into: Any, factor: Any) -> Any:
+def _write(_context: Any, dtype_code: Any, source: Any, into: Any, factor: Any) -> Any:
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        kind, source, into, factor = arguments
+        dtype_code, source, into, factor = arguments
         plain = _load(builder, source, _FLOATS, _FLOAT_BYTES)
         value = builder.fmul(plain, _spread(builder, factor))
-        with builder.if_else(_is_bf16(builder, kind)) as (halves, floats):
+        with builder.if_else(_is_bf16(builder, dtype_code)) as (halves, floats):
             with halves:
                 _store(builder, _rounded(builder, value), into, _HALF_BYTES)
             with floats:
@@ -94,7 +95,7 @@ def _write(_context: Any, kind: Any, source: Any, into: Any, factor: Any) -> Any
 
 
 def _rounded(builder: Any, value: Any) -> Any:
-    """Floats as bfloat16: to nearest, ties to even; NaN stays NaN."""
+    """Round floats to bfloat16: to nearest, ties to even; NaN stays NaN."""
     bits = builder.bitcast(value, _WORDS)
     odd = builder.and_(builder.lshr(bits, _all(16)), _all(1))
     up = builder.add(builder.add(bits, _all(0x7FFF)), odd)
@@ -114,15 +115,15 @@ def _tile(
         builder.position_at_end(loop)
         k = builder.phi(_I64)
         k.add_incoming(ir.Constant(_I64, 0), before)
-        sums = [builder.phi(_FLOATS) for _ in range(TILE_LINES)]
-        to_line = _times(builder, builder.mul(k, b_stride), _FLOAT_BYTES)
-        line = _load(builder, builder.add(b, to_line), _FLOATS, _FLOAT_BYTES)
+        sums = [builder.phi(_FLOATS) for _ in range(TILE_ROWS)]
+        to_row = _times(builder, builder.mul(k, b_stride), _FLOAT_BYTES)
+        row = _load(builder, builder.add(b, to_row), _FLOATS, _FLOAT_BYTES)
         column = builder.add(a, _times(builder, k, _FLOAT_BYTES))
         new = []
         for number, total in enumerate(sums):
-            place = builder.add(column, _times(builder, a_stride, _FLOAT_BYTES * number))
-            factor = _spread(builder, _load(builder, place, _FLOAT, _FLOAT_BYTES))
-            product = builder.fmul(factor, line, flags=_FAST)
+            address = builder.add(column, _times(builder, a_stride, _FLOAT_BYTES * number))
+            factor = _spread(builder, _load(builder, address, _FLOAT, _FLOAT_BYTES))
+            product = builder.fmul(factor, row, flags=_FAST)
             new.append(builder.fadd(total, product, flags=_FAST))
             total.add_incoming(_all(0.0, _FLOATS), before)
             total.add_incoming(new[-1], loop)
@@ -131,20 +132,20 @@ def _tile(
         builder.cbranch(builder.icmp_signed("<", next_k, depth), loop, after)
         builder.position_at_end(after)
         for number, total in enumerate(new):
-            place = builder.add(out, _times(builder, out_stride, _FLOAT_BYTES * number))
-            _store(builder, total, place, _FLOAT_BYTES)
+            address = builder.add(out, _times(builder, out_stride, _FLOAT_BYTES * number))
+            _store(builder, total, address, _FLOAT_BYTES)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 7), generate
 
 
-def _mix(_context: Any, place: Any) -> Any:
+def _hadamard(_context: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        places = [
+        addresses = [
             builder.add(arguments[0], ir.Constant(_I64, _FLOAT_BYTES * WIDTH * number))
-            for number in range(MIXED // WIDTH)
+            for number in range(HADAMARD_SIZE // WIDTH)
         ]
-        parts = [_load(builder, place, _FLOATS, _FLOAT_BYTES) for place in places]
+        parts = [_load(builder, address, _FLOATS, _FLOAT_BYTES) for address in addresses]
         apart = 1
         while apart < len(parts):
             parts = [
@@ -154,32 +155,32 @@ def _mix(_context: Any, place: Any) -> Any:
                 for number, part in enumerate(parts)
             ]
             apart *= 2
-        for place, part in zip(places, parts, strict=True):
-            _store(builder, _mixed_lanes(builder, part), place, _FLOAT_BYTES)
+        for address, part in zip(addresses, parts, strict=True):
+            _store(builder, _hadamard_lanes(builder, part), address, _FLOAT_BYTES)
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
 
 
-def _mixed_lanes(builder: Any, value: Any) -> Any:
-    """Sums and differences of a vector's own floats, those 1, 2, 4 and 8 places apart."""
+def _hadamard_lanes(builder: Any, value: Any) -> Any:
+    """Replace lanes that are 1, 2, 4 and 8 apart by their sums and differences."""
     apart = 1
     while apart < WIDTH:
         signs = [-1.0 if lane & apart else 1.0 for lane in range(WIDTH)]
         order = ir.Constant(_WORDS, [lane ^ apart for lane in range(WIDTH)])
         partners = builder.shuffle_vector(value, value, order)
-        own = builder.fmul(value, ir.Constant(_FLOATS, signs), flags=_FAST)
-        value = builder.fadd(own, partners, flags=_FAST)
+        signed = builder.fmul(value, ir.Constant(_FLOATS, signs), flags=_FAST)
+        value = builder.fadd(signed, partners, flags=_FAST)
         apart *= 2
     return value
 
 
-# For kernels only.
+# Callable from kernels only.
 read_floats: Any = intrinsic(_read)
-"""(kind, source, into, factor): 16 float32 or bfloat16, times a factor, to float32."""
+"""(dtype_code, source, into, factor): reads 16 float32 or bfloat16 as float32, times a factor."""
 write_floats: Any = intrinsic(_write)
-"""(kind, source, into, factor): 16 float32, times a factor, to float32 or bfloat16."""
+"""(dtype_code, source, into, factor): writes 16 float32, times a factor, in either dtype."""
 multiply_tile: Any = intrinsic(_tile)
-"""(out, stride, a, stride, b, stride, k): out [TILE_LINES, 16] = a [TILE_LINES, k] b [k, 16]."""
-mix_floats: Any = intrinsic(_mix)
-"""(place): `MIXED` floats become their sums and differences: times the Hadamard matrix H_64."""
+"""(out, stride, a, stride, b, stride, k): out [TILE_ROWS, 16] = a [TILE_ROWS, k] b [k, 16]."""
+hadamard_floats: Any = intrinsic(_hadamard)
+"""(address): multiplies `HADAMARD_SIZE` floats by the Hadamard matrix H_64, in place."""

@@ -1,10 +1,9 @@
-"""The gradient of K selected values of a matrix.
+"""Computes the gradient of K selected values of a matrix.
 
-For y = x W^T the gradient of W[i, j] is the sum over T lines of dL/dy[t, i] x[t, j]. On CPUs both
-are read where they lie, block by block of lines; each block is summed by itself, so that the result
-does not depend on the number of threads.
-
-Legend: T lines, K selected values; W is [O, I].
+For y = x W^T the gradient of W[i, j] is the sum over N tokens of dL/dy[n, i] x[n, j]. Computing it
+for selected (i, j) only is a sampled dense-dense matrix multiplication (SDDMM). On a CPU the kernel
+reads both matrices in place, block by block of tokens. Each block has a sum of its own, so that the
+result does not depend on the number of threads. `deltas.encoder.single_overlay` uses it.
 """
 
 from __future__ import annotations
@@ -18,55 +17,55 @@ from numba import carray
 from torch import Tensor
 
 from deltas.kernels.runtime import (
-    FLOATS,
+    FLOAT_CODES,
     Kernel,
-    address,
+    as_pointer,
     compiled,
     data_pointer,
     dtype_and_pointer,
     fetch_add,
-    read_line,
+    read_row,
 )
 
-_BLOCK = 64  # lines, at least
-_VALUES_AT_ONCE = 1 << 20  # bounds the memory that a gradient takes on the way, whatever K is
+_MIN_BLOCK = 64  # tokens
+_MAX_VALUES = 1 << 20  # intermediate values, which bounds the memory for any K
 
 
-def sddmm(grad: Tensor, x: Tensor, places: Tensor) -> Tensor:
-    """Sum over T of grad[t, i] x[t, j] for each place (i, j).
+def sddmm(grad: Tensor, x: Tensor, indices: Tensor) -> Tensor:
+    """Sum grad[n, i] x[n, j] over N tokens for each selected (i, j).
 
     Args:
-        grad: float32 or bfloat16 [T, O].
-        x: the same dtype [T, I].
-        places: int64 [K], i I + j each.
+        grad: float32 or bfloat16 [N, O].
+        x: the same dtype [N, I].
+        indices: int64 [K], flat indices i I + j into a matrix [O, I].
 
     Returns:
         float32 [K].
     """
-    rows = places // x.shape[1]
-    columns = places - rows * x.shape[1]
+    rows = indices // x.shape[1]
+    columns = indices - rows * x.shape[1]
     if x.device.type == "cpu":
         return _read_in_place(grad.contiguous(), x.contiguous(), rows.int(), columns.int())
     return _gathered(grad, x, rows, columns)
 
 
 def _read_in_place(grad: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    most_blocks = max(1, _VALUES_AT_ONCE // max(1, len(rows)))
-    block = max(_BLOCK, -(-len(x) // most_blocks))
+    max_blocks = max(1, _MAX_VALUES // max(1, len(rows)))
+    block = max(_MIN_BLOCK, -(-len(x) // max_blocks))
     num_blocks = -(-len(x) // block)
     count = len(rows)
     sums = torch.empty(num_blocks, count)
-    kind, place = dtype_and_pointer(x, x.shape, FLOATS)
+    dtype_code, x_pointer = dtype_and_pointer(x, x.shape, FLOAT_CODES)
     _kernel().launch(
         num_blocks,
         block * count,
         block,
         len(x),
-        kind,
+        dtype_code,
         grad.shape[1],
         data_pointer(grad, (len(x), grad.shape[1]), x.dtype),
         x.shape[1],
-        place,
+        x_pointer,
         count,
         data_pointer(rows, (count,), torch.int32),
         data_pointer(columns, (count,), torch.int32),
@@ -76,9 +75,9 @@ def _read_in_place(grad: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Te
 
 
 def _gathered(grad: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The same from copies of the lines, for devices on which those are cheap."""
-    at_once = max(1, _VALUES_AT_ONCE // max(1, len(x)))
-    # Lines of the transposed arrays are contiguous, so a gathered one is a plain copy.
+    """Compute the sums from copies of matrix columns, for devices on which copies are cheap."""
+    at_once = max(1, _MAX_VALUES // max(1, len(x)))
+    # In the transposed matrices a gathered row is contiguous and copied as it is.
     grad, x = grad.t().contiguous(), x.t().contiguous()
     sums = [
         torch.linalg.vecdot(grad.index_select(0, i), x.index_select(0, j))
@@ -89,7 +88,7 @@ def _gathered(grad: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 @cache
 def _kernel() -> Kernel:
-    return Kernel(_products)
+    return Kernel(_sddmm_kernel)
 
 
 @compiled
@@ -98,11 +97,11 @@ def _add_products(grad: Any, x: Any, rows: Any, columns: Any, count: int, sums: 
         sums[k] += grad[rows[k]] * x[columns[k]]
 
 
-# Where the kernel's arguments lie.
+# Positions of the kernel's arguments.
 (
-    _LINES_A_BLOCK,
-    _LINES,
-    _KIND,
+    _BLOCK_TOKENS,
+    _TOKENS,
+    _DTYPE_CODE,
     _GRAD_SIZE,
     _GRAD,
     _X_SIZE,
@@ -115,22 +114,22 @@ def _add_products(grad: Any, x: Any, rows: Any, columns: Any, count: int, sums: 
 ) = range(3, 15)
 
 
-def _products(arguments: Any) -> None:
-    """The kernel; a line of `Kernel.launch` is a block of lines here."""
+def _sddmm_kernel(arguments: Any) -> None:
+    """Compute the sums of each block; a work item is one block of tokens."""
     a = carray(arguments, _NUM_ARGUMENTS, np.int64)
     blocks, at_a_time = a[1], a[2]
-    block, lines, kind, count = a[_LINES_A_BLOCK], a[_LINES], a[_KIND], a[_COUNT]
-    rows = carray(address(a[_ROWS]), count, np.int32)
-    columns = carray(address(a[_COLUMNS]), count, np.int32)
+    block, tokens, dtype_code, count = a[_BLOCK_TOKENS], a[_TOKENS], a[_DTYPE_CODE], a[_COUNT]
+    rows = carray(as_pointer(a[_ROWS]), count, np.int32)
+    columns = carray(as_pointer(a[_COLUMNS]), count, np.int32)
     grad, x = np.empty(a[_GRAD_SIZE], np.float32), np.empty(a[_X_SIZE], np.float32)
     while True:
         start = fetch_add(arguments, at_a_time)
         if start >= blocks:
             break
         for number in range(start, min(start + at_a_time, blocks)):
-            sums = carray(address(a[_SUMS] + 4 * number * count), count, np.float32)
+            sums = carray(as_pointer(a[_SUMS] + 4 * number * count), count, np.float32)
             sums[:] = np.float32(0)
-            for t in range(block * number, min(block * (number + 1), lines)):
-                read_line(kind, a[_GRAD], t, a[_GRAD_SIZE], grad)
-                read_line(kind, a[_X], t, a[_X_SIZE], x)
+            for n in range(block * number, min(block * (number + 1), tokens)):
+                read_row(dtype_code, a[_GRAD], n, a[_GRAD_SIZE], grad)
+                read_row(dtype_code, a[_X], n, a[_X_SIZE], x)
                 _add_products(grad, x, rows, columns, count, sums)

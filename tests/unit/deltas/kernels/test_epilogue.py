@@ -213,7 +213,7 @@ def test_a_product_of_whole_numbers_is_that_of_what_they_stand_for(size: int) ->
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(20, size, generator=generator) + 4
     weight = torch.randn(36, size, generator=generator)
-    lines, matrix = Int8Rows.empty(*x.shape), Int8Matrix.of(weight)
+    lines, matrix = Int8Rows.empty(*x.shape), Int8Matrix.quantise(weight)
     apply_epilogue(Product(x), EpilogueOutput(int8=lines))
     out = torch.empty(20, 36)
     product = Product(torch._int_mm(lines.values, matrix.values.t()), (lines, matrix))
@@ -242,7 +242,7 @@ def test_a_few_large_channels_do_not_coarsen_the_others() -> None:
     x[:, [30, 200]] *= 20
     weight = torch.randn(50, 384, generator=generator) * 0.05
     weight[:, [30, 200]] *= 0.05
-    lines, matrix = Int8Rows.empty(*x.shape), Int8Matrix.of(weight)
+    lines, matrix = Int8Rows.empty(*x.shape), Int8Matrix.quantise(weight)
     apply_epilogue(Product(x), EpilogueOutput(int8=lines))
     out = torch.empty(100, 50)
     apply_epilogue(
@@ -342,7 +342,7 @@ def test_what_is_not_finite_stays_so(value: float, step: str, size: int) -> None
     elif step == "norm":
         apply_epilogue(Product(x), EpilogueOutput(out), norm=LayerNormParams(vectors, vectors, EPS))
     else:
-        whole, matrix = Int8Rows.empty(*x.shape), Int8Matrix.of(torch.eye(size))
+        whole, matrix = Int8Rows.empty(*x.shape), Int8Matrix.quantise(torch.eye(size))
         apply_epilogue(Product(x), EpilogueOutput(int8=whole))
         apply_epilogue(Product(whole.values.int(), (whole, matrix)), EpilogueOutput(out))
     assert not out.isfinite().all()

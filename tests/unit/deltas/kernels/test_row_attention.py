@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_refused() -> None:
         attention.tokens(query, key_value.bfloat16(), 2)
     with pytest.raises(ValueError, match="of one kind"):
         attention.tokens(query.double(), key_value.double(), 2)
-    with pytest.raises(ValueError, match="neighbouring values"):
+    with pytest.raises(ValueError, match="rows of neighbouring values"):
         attention.tokens(query, torch.ones(16, 16).t(), 2)
     with pytest.raises(ValueError, match="for inference"):
         attention.tokens(query.requires_grad_(), key_value, 2)

@@ -83,7 +83,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     rows, columns = (places // 100).int(), (places % 100).int()
     found, most = [], []
     for values in (1 << 20, 20_000):
-        monkeypatch.setattr(sparse_gradient, "_VALUES_AT_ONCE", values)
+        monkeypatch.setattr(sparse_gradient, "_MAX_VALUES", values)
         with Largest() as largest:
             found.append(getattr(sparse_gradient, way)(grad, x, rows, columns))
         most.append(largest.size)
