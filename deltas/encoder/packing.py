@@ -269,10 +269,17 @@ def _to_tensors(layout: _Layout, spans: dict[int, KeySpan], device: torch.device
     if device.type != "cpu":
         whole = torch.cat(parts).to(device)
         parts = list(torch.split(whole, [len(part) for part in parts]))
-    *fields, on_device = parts
+    ids, types, position_ids, row_of_token, row_at_position = parts[:5]
+    first_token, position_of_row, on_device = parts[5:]
     position_lengths = [len(layout.rows[row][0]) for row in layout.row_at_position]
     return PackedBatch(
-        *fields,  # the order of `parts` is that of the attributes
+        input_ids=ids,
+        token_type_ids=types,
+        position_ids=position_ids,
+        row_of_token=row_of_token,
+        row_at_position=row_at_position,
+        first_token=first_token,
+        position_of_row=position_of_row,
         segment_lengths=lengths,
         position_lengths=torch.tensor(position_lengths),
         blocks=tuple(_with_allowed(block, segment, on_device) for block in layout.blocks),
