@@ -12,7 +12,6 @@ from deltas.kernels.private_apis import PRIVATE_APIS
 OTHERS = {"torch", "numba", "llvmlite", "datasets", "transformers", "tokenizers", "huggingface_hub"}
 MAY_HAVE_OTHERS = {
     "app.engine.cuda",
-    "deltas.encoder.segments",
     "training.data.glue",
     "training.data.hub_dataset",
 }
