@@ -1,31 +1,31 @@
-"""Freezing strategies as users write them: rules, joined by `+`, each for some layers or all.
+"""Parses `--freeze` and applies it: rules joined by `+`, each for some layers or for all.
 
-`bitfit:query@0-3+layernorm` is the union of two; `training.strategies.rules` holds the rules themselves. The
-head always trains and is no part of a selection.
+`bitfit:query@0-3+layernorm` is the union of two rules; the rules themselves are
+`training.strategies.rules`. The head always trains and is no part of a selection.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from deltas.errors import did_you_mean
 from training.errors import ConfigError
-from training.strategies.rules import RULES, Given, Scores, Selection, Shapes
+from training.strategies.rules import RULES, RuleInput, Scores, Selection, Shapes, layer_of
 
-_LONGEST = 240  # of a strategy's text, which is a name in manifests and addresses
-_FROM_DATA = ("fisher",)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LONGEST = 240  # characters of a strategy's text, which is a name in manifests and URLs
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One of the things that a `+` joins; `layers` is first and last layer, None is everything."""
+class _RuleUse:
+    """One rule of a strategy; `layers` is its first and last layer, or None for everything."""
 
     name: str
     argument: str
@@ -33,9 +33,12 @@ class _Part:
 
     @property
     def text(self) -> str:
-        """As the user may write it."""
+        """The rule as users write it."""
         text = f"{self.name}:{self.argument}" if self.argument else self.name
-        return text + layers_text(self.layers)
+        if self.layers is None:
+            return text
+        first, last = self.layers
+        return f"{text}@{first}" if first == last else f"{text}@{first}-{last}"
 
 
 def select(
@@ -49,22 +52,21 @@ def select(
 
     Args:
         freeze: the text after `--freeze`, such as "bitfit@0-3" or "random:0.001+layernorm".
-        shapes: of every backbone parameter, by Hugging Face name, in the network's order.
-        seed: for rules that draw at random.
+        shapes: every backbone parameter's shape by Hugging Face name, in the network's order.
+        seed: seed of rules that draw at random.
         values: the parameters, by name; only `magnitude` needs them.
-        scores: gives each value's score, by name; only `fisher` needs them.
+        scores: returns each value's score, by parameter name; only `fisher` needs it.
 
     Raises:
         ConfigError: unknown rule, bad argument, or nothing selected by a rule.
     """
     score = cache(scores or _no_scores)
     selection: Selection = {}
-    for part in _parse(freeze):
-        some = _of_layers(shapes, part, freeze)
-        given = Given(some, seed, values or {}, score)
-        chosen = RULES[part.name].select(given, part.argument)
-        if not chosen and part.name != "head":
-            raise ConfigError(f"--freeze {freeze}: {part.text} selects no parameter")
+    for use in _parse(freeze):
+        given = RuleInput(_of_layers(shapes, use, freeze), seed, values or {}, score)
+        chosen = RULES[use.name].select(given, use.argument)
+        if not chosen and use.name != "head":
+            raise ConfigError(f"--freeze {freeze}: {use.text} selects no parameter")
         for parameter, indices in chosen.items():
             selection[parameter] = (
                 _union(selection[parameter], indices) if parameter in selection else indices
@@ -77,37 +79,31 @@ def _no_scores() -> Scores:
 
 
 def canonical(freeze: str) -> str:
-    """The one spelling of a strategy: numbers short, bias terms sorted, no repeats."""
-    parts = [
-        _Part(part.name, RULES[part.name].tidy(part.argument), part.layers).text
-        for part in _parse(freeze)
+    """Return the one spelling of a strategy: numbers short, bias terms sorted, no repeats."""
+    uses = [
+        replace(use, argument=RULES[use.name].tidy(use.argument)).text for use in _parse(freeze)
     ]
-    distinct = list(dict.fromkeys(parts))
-    text = "+".join(part for part in distinct if part != "head" or len(distinct) == 1)
+    distinct = list(dict.fromkeys(uses))
+    text = "+".join(use for use in distinct if use != "head" or len(distinct) == 1)
     if len(text) > _LONGEST:
         raise ConfigError(f"--freeze: {len(text)} characters; at most {_LONGEST} are allowed")
     return text
 
 
 def default_learning_rate(freeze: str) -> float:
-    """The most careful default among the strategy's rules."""
-    return min(RULES[part.name].default_lr for part in _parse(canonical(freeze)))
-
-
-def needs_rows(freeze: str) -> bool:
-    """Whether the selection depends on the train rows."""
-    return any(part.name in _FROM_DATA for part in _parse(freeze))
+    """Return the lowest default learning rate among the strategy's rules."""
+    return min(RULES[use.name].default_lr for use in _parse(canonical(freeze)))
 
 
 def count(selection: Selection, shapes: Shapes) -> int:
-    """How many backbone values a selection lets train."""
+    """Return the number of backbone values that a selection lets train."""
     return sum(
         prod(shapes[name]) if chosen is None else len(chosen) for name, chosen in selection.items()
     )
 
 
 def describe_rules() -> str:
-    """One line a rule, for `--freeze help`."""
+    """Return the help of `--freeze`, one line a rule."""
     names = {name: _usage(name) for name in RULES}
     width = max(map(len, names.values()))
     lines = [f"  {names[name]:{width}}  {rule.about}" for name, rule in RULES.items()]
@@ -116,10 +112,10 @@ def describe_rules() -> str:
 
 
 def parse_layers(text: str) -> tuple[int, int]:
-    """First and last layer of "2" or "0-3".
+    """Return first and last layer of a text like "2" or "0-3".
 
     Raises:
-        ConfigError: not of that form, or the last comes before the first.
+        ConfigError: another form, or the last layer comes before the first.
     """
     match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
@@ -130,49 +126,32 @@ def parse_layers(text: str) -> tuple[int, int]:
     return first, last
 
 
-def layers_text(layers: tuple[int, int] | None) -> str:
-    """What stands behind a rule that is for some layers only."""
-    if layers is None:
-        return ""
-    first, last = layers
-    return f"@{first}" if first == last else f"@{first}-{last}"
-
-
-def layer_of(name: str) -> int | None:
-    """The number of the layer that a parameter is in, if it is in one."""
-    match = re.search(r"\.layer\.(\d+)\.", name)
-    return int(match[1]) if match else None
-
-
-def _of_layers(shapes: Shapes, part: _Part, freeze: str) -> Shapes:
-    if part.layers is None:
+def _of_layers(shapes: Shapes, use: _RuleUse, freeze: str) -> Shapes:
+    if use.layers is None:
         return shapes
-    first, last = part.layers
-    there = {number for name in shapes if (number := layer_of(name)) is not None}
-    if last not in there:
-        raise ConfigError(f"--freeze {freeze}: the backbone has layers 0 to {max(there)}")
-    return {
-        name: shape
-        for name, shape in shapes.items()
-        if (number := layer_of(name)) is not None and first <= number <= last
-    }
+    first, last = use.layers
+    layers = {name: number for name in shapes if (number := layer_of(name)) is not None}
+    if last not in layers.values():
+        highest = max(layers.values())
+        raise ConfigError(f"--freeze {freeze}: the backbone has layers 0 to {highest}")
+    return {name: shapes[name] for name, number in layers.items() if first <= number <= last}
 
 
-def _parse(freeze: str) -> list[_Part]:
-    # A plus inside a regular expression is no union, so that comes last and takes the rest.
+def _parse(freeze: str) -> list[_RuleUse]:
+    # A plus inside a regular expression joins no rules, so `params` comes last and takes the rest.
     before, params, pattern = freeze.strip().partition("params:")
     parts = f"{before}params".split("+") if params else before.split("+")
-    parsed = [_parse_part(freeze, part) for part in (parts[:-1] if params else parts)]
+    uses = [_parse_use(freeze, part) for part in (parts[:-1] if params else parts)]
     if params:
         if not pattern:
             raise ConfigError(f"--freeze {freeze}: write {_usage('params')}")
         if parts[-1] != "params":
-            parsed.append(_parse_part(freeze, parts[-1]))
-        parsed.append(_Part("params", pattern, None))
-    return parsed
+            uses.append(_parse_use(freeze, parts[-1]))
+        uses.append(_RuleUse("params", pattern, None))
+    return uses
 
 
-def _parse_part(freeze: str, text: str) -> _Part:
+def _parse_use(freeze: str, text: str) -> _RuleUse:
     rest, at, layers = text.partition("@")
     name, colon, argument = rest.partition(":")
     rule = RULES.get(name)
@@ -186,7 +165,7 @@ def _parse_part(freeze: str, text: str) -> _Part:
         raise ConfigError(f"--freeze {freeze}: write {_usage(name)}")
     if at and not rule.takes_layers:
         raise ConfigError(f"--freeze {freeze}: {name} can't be restricted to layers with @")
-    return _Part(name, argument, parse_layers(layers) if at else None)
+    return _RuleUse(name, argument, parse_layers(layers) if at else None)
 
 
 def _usage(name: str) -> str:
@@ -199,5 +178,7 @@ def _usage(name: str) -> str:
 def _union(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     if first is None or second is None:
         return None
+    import torch
+
     united: Tensor = torch.unique(torch.cat([first, second]))
     return united

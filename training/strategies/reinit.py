@@ -1,4 +1,8 @@
-"""Re-initialised backbones for `--reinit`: the study's InitBias+BitFit and Init+BitFit."""
+"""Re-initialises a backbone for `--reinit`: the study's InitBias+BitFit and Init+BitFit.
+
+A run then trains over the re-initialised backbone, and its delta holds every parameter that differs
+from the original one.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,23 @@ from deltas.backbone.backbone import Backbone, make_backbone
 from deltas.delta import DenseEntry, Entry
 from deltas.manifest import Reinit
 from training.errors import ConfigError
-from training.strategies.grammar import layer_of, parse_layers
+from training.strategies.grammar import parse_layers
+from training.strategies.rules import layer_of
 
 _STANDARD_DEVIATION = 0.02  # BERT's initializer_range
 
 
 def reinitialise(backbone: Backbone, mode: Reinit, seed: int) -> Backbone:
-    """The backbone to train over: itself, with all biases 0, or with every parameter drawn anew.
+    """Return the backbone to train over.
+
+    Args:
+        backbone: the pretrained backbone; it is left as it is.
+        mode: "none", "biases" (they become 0) or "all" (every parameter is drawn anew), the last
+            two also for some layers: "biases@0-3".
+        seed: seed of the draws.
 
     Raises:
-        ConfigError: the mode names layers that the backbone has not.
+        ConfigError: the mode names layers that the backbone does not have.
     """
     if mode == "none":
         return backbone
@@ -37,9 +48,9 @@ def reinitialise(backbone: Backbone, mode: Reinit, seed: int) -> Backbone:
 
 
 def is_reinitialised(name: str, mode: Reinit) -> bool:
-    """Whether a mode such as "biases@0-3" draws this parameter anew."""
-    what, at, layers = mode.partition("@")
-    if what == "none" or (what == "biases" and not name.endswith(".bias")):
+    """Return True if a mode such as "biases@0-3" changes this parameter."""
+    scope, at, layers = mode.partition("@")
+    if scope == "none" or (scope == "biases" and not name.endswith(".bias")):
         return False
     if not at:
         return True
@@ -59,9 +70,16 @@ def _initial(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
 def entries_over(
     original: Backbone, started_from: Backbone, mode: Reinit, trained: dict[str, Entry]
 ) -> dict[str, Entry]:
-    """What to lay over the *original* backbone to give what a re-initialised one became.
+    """Return entries that turn the original backbone into the trained re-initialised one.
 
-    Every re-initialised parameter differs from the backbone, so all of it is held, trained or not.
+    A re-initialised parameter differs from the original in every value, so it becomes a dense
+    entry whether it was trained or not.
+
+    Args:
+        original: the pretrained backbone.
+        started_from: its re-initialised form, over which the run trained.
+        mode: the mode that was given to `reinitialise`.
+        trained: the trained entries over `started_from`, by parameter name.
     """
     entries: dict[str, Entry] = {}
     for name in original.parameters:

@@ -1,7 +1,8 @@
-"""The rules behind `--freeze`: each is one small function from what is given to a selection.
+"""The rules behind `--freeze`: small functions that select the backbone parameters to train.
 
-What is given are parameter names and shapes, the seed, and, for rules that ask for them, the values
-and scores of the backbone's parameters. How rules are written and combined: `training.strategies.grammar`.
+A rule gets parameter names and shapes, the seed, and, if it asks for them, the parameters' values
+and scores. How rules are written, combined and restricted to layers is
+`training.strategies.grammar`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from deltas.errors import did_you_mean
 from training.errors import ConfigError
 
+# numpy and torch are imported where they are used: `--help` must not wait for them.
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Shapes = Mapping[str, tuple[int, ...]]
-# None selects the whole parameter; int64 [K] selects those flat positions, increasing.
-Selection = dict[str, Tensor | None]
-Scores = Mapping[str, Tensor]
+# None selects the whole parameter; int64 [K] selects these flat indices, increasing.
+Selection: TypeAlias = "dict[str, Tensor | None]"
+Scores: TypeAlias = "Mapping[str, Tensor]"
 
 # The bias terms of Ben Zaken et al. 2021 (BitFit, arXiv:2106.10199), as endings of module names.
 BIAS_TERMS = {
@@ -39,14 +41,14 @@ BIAS_TERMS = {
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a rule selects from.
+class RuleInput:
+    """Everything that a rule can select from.
 
     Attributes:
-        shapes: of the backbone's parameters, by Hugging Face name, in the network's order.
-        seed: for rules that draw at random.
+        shapes: the parameters' shapes by Hugging Face name, in the network's order.
+        seed: seed of rules that draw at random.
         values: the parameters themselves, in the same order.
-        scores: gives a score for each value, computed when first asked for.
+        scores: returns a score for each value, computed on first use.
     """
 
     shapes: Shapes
@@ -57,35 +59,41 @@ class Given:
 
 @dataclass(frozen=True)
 class Rule:
-    """One strategy: what it is called, what may follow the colon, and how it selects.
+    """One strategy: its argument, its help, its learning rate and its selection.
 
     Attributes:
-        argument: how the help shows what follows the colon; "" when nothing may.
+        argument: the text after the colon as the help shows it; "" if none is allowed.
         about: one line for users.
-        default_lr: learning rate that a run uses when none is given.
-        select: from what is given and the text after the colon.
-        takes_layers: whether `@0-3` may follow and restrict it to some layers.
-        tidy: the one spelling of its argument.
+        default_lr: learning rate of a run that is given none.
+        select: returns the selection for an input and the text after the colon.
+        takes_layers: True if `@0-3` may follow and restrict the rule to some layers.
+        tidy: returns the canonical spelling of an argument.
     """
 
     argument: str
     about: str
     default_lr: float
-    select: Callable[[Given, str], Selection]
+    select: Callable[[RuleInput, str], Selection]
     takes_layers: bool = True
     tidy: Callable[[str], str] = str
+
+
+def layer_of(name: str) -> int | None:
+    """Return the number of the layer that a parameter is in, or None if it is in no layer."""
+    match = re.search(r"\.layer\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 def _matching(shapes: Shapes, pattern: str) -> Selection:
     return {name: None for name in shapes if re.fullmatch(pattern, name)}
 
 
-def _full(given: Given, argument: str) -> Selection:
+def _full(given: RuleInput, argument: str) -> Selection:
     del argument
     return dict.fromkeys(given.shapes)
 
 
-def _head(given: Given, argument: str) -> Selection:
+def _head(given: RuleInput, argument: str) -> Selection:
     del given, argument
     return {}
 
@@ -101,12 +109,12 @@ def _terms(argument: str) -> list[str]:
     return terms
 
 
-def _bitfit(given: Given, argument: str) -> Selection:
+def _bitfit(given: RuleInput, argument: str) -> Selection:
     modules = [BIAS_TERMS[term] for term in _terms(argument)] or [r".+"]
     return _matching(given.shapes, rf"(?:.+\.)?(?:{'|'.join(modules)})\.bias")
 
 
-def _layernorm(given: Given, argument: str) -> Selection:
+def _layernorm(given: RuleInput, argument: str) -> Selection:
     del argument
     return _matching(given.shapes, r".+\.LayerNorm\.(?:weight|bias)")
 
@@ -123,13 +131,16 @@ def _share(rule: str, argument: str) -> float:
     return share
 
 
-def _wanted(given: Given, rule: str, argument: str) -> int:
-    """How many values a share is, at least one."""
+def _num_wanted(given: RuleInput, rule: str, argument: str) -> int:
+    """Return the number of values that a share is, at least one."""
     return max(1, round(_share(rule, argument) * sum(map(prod, given.shapes.values()))))
 
 
 def _at(shapes: Shapes, positions: Tensor) -> Selection:
-    """The values at these increasing positions of all parameters laid end to end."""
+    """Return the selection of positions, increasing, in all parameters laid end to end."""
+    import numpy as np
+    import torch
+
     sizes = [prod(shape) for shape in shapes.values()]
     starts = np.cumsum([0, *sizes])
     cuts = torch.searchsorted(positions, torch.from_numpy(starts)).tolist()
@@ -140,102 +151,108 @@ def _at(shapes: Shapes, positions: Tensor) -> Selection:
     }
 
 
-def _random(given: Given, argument: str) -> Selection:
+def _random(given: RuleInput, argument: str) -> Selection:
     """Draw a share of all backbone values uniformly, without replacement."""
-    total, wanted = sum(map(prod, given.shapes.values())), _wanted(given, "random", argument)
+    import numpy as np
+    import torch
+
+    total, wanted = sum(map(prod, given.shapes.values())), _num_wanted(given, "random", argument)
     rng = np.random.default_rng(given.seed)
     drawn = np.sort(rng.choice(total, wanted, replace=False, shuffle=False))
     return _at(given.shapes, torch.from_numpy(drawn))
 
 
-def _rows(given: Given, argument: str) -> Selection:
-    """Draw whole rows and columns of the layers' and the pooler's matrices until it is enough.
+def _rows(given: RuleInput, argument: str) -> Selection:
+    """Draw whole rows and columns of the layers' and the pooler's matrices until they suffice.
 
-    A control of Ben Zaken et al. 2021, there for as many values as BitFit has. The share is of all
-    values, so that it compares with that of `random`; the last line may take it a little beyond.
+    This is the control `rand_row_col` of Ben Zaken et al. 2021. The share is of all backbone
+    values, so that it compares with the share of `random`; the last row or column may exceed it.
     """
+    import numpy as np
+    import torch
+
     matrices = [
         name for name, shape in given.shapes.items() if len(shape) == 2 and "embeddings" not in name
     ]
-    lines = [
-        (name, axis, line)
+    candidates = [
+        (name, axis, index)
         for name in matrices
         for axis in (0, 1)
-        for line in range(given.shapes[name][axis])
+        for index in range(given.shapes[name][axis])
     ]
-    left = _wanted(given, "rows", argument)
+    left = _num_wanted(given, "rows", argument)
     total = sum(map(prod, given.shapes.values()))
     most = sum(prod(given.shapes[name]) for name in matrices)
     if left > most:
-        # Never less than was asked for: the share is part of the name that is served.
+        # Never less than was asked for: the share is part of the strategy's name.
         raise ConfigError(
             f"rows:{argument}: the matrices of the layers and the pooler hold {most:,} of "
             f"{total:,} values; give at most {most * 1000 // total / 1000:g}"
         )
-    picked: dict[str, Tensor] = {}
-    for number in np.random.default_rng(given.seed).permutation(len(lines)).tolist():
+    masks: dict[str, Tensor] = {}
+    for number in np.random.default_rng(given.seed).permutation(len(candidates)).tolist():
         if left <= 0:
             break
-        name, axis, line = lines[number]
-        mask = picked.setdefault(name, torch.zeros(given.shapes[name], dtype=torch.bool))
-        chosen = mask.select(axis, line)
+        name, axis, index = candidates[number]
+        mask = masks.setdefault(name, torch.zeros(given.shapes[name], dtype=torch.bool))
+        chosen = mask.select(axis, index)
         left -= int((~chosen).sum())
         chosen.fill_(value=True)
-    return {name: picked[name].view(-1).nonzero().view(-1) for name in matrices if name in picked}
+    return {name: masks[name].view(-1).nonzero().view(-1) for name in matrices if name in masks}
 
 
-def _highest(given: Given, scores: Scores, wanted: int) -> Selection:
-    """The values that score highest; of equal ones those that come first."""
+def _highest(given: RuleInput, scores: Scores, wanted: int) -> Selection:
+    """Select the values with the highest scores; the first of equal ones."""
+    import torch
+
     flat = torch.cat([scores[name].reshape(-1).float() for name in given.shapes])
     order = torch.argsort(flat, descending=True, stable=True)
     return _at(given.shapes, order[:wanted].sort().values)
 
 
-def _magnitude(given: Given, argument: str) -> Selection:
-    wanted = _wanted(given, "magnitude", argument)
+def _magnitude(given: RuleInput, argument: str) -> Selection:
+    wanted = _num_wanted(given, "magnitude", argument)
     if not given.values:
         raise ConfigError("magnitude: needs the parameters' values")
     return _highest(given, {name: given.values[name].abs() for name in given.shapes}, wanted)
 
 
-def _fisher(given: Given, argument: str) -> Selection:
-    """The mask of Sung et al. 2021 (FISH, arXiv:2111.09839): where the loss feels a change most."""
-    wanted = _wanted(given, "fisher", argument)
+def _fisher(given: RuleInput, argument: str) -> Selection:
+    """Select by Fisher information, as the FISH mask of Sung et al. 2021 (arXiv:2111.09839)."""
+    wanted = _num_wanted(given, "fisher", argument)
     return _highest(given, given.scores(), wanted)
 
 
-def _layers(argument: str) -> int:
+def _num_layers(argument: str) -> int:
     if not re.fullmatch(r"0*[1-9][0-9]{0,5}", argument):
         raise ConfigError(f"top:{argument}: the number of layers must be a whole number, 1 or more")
     return int(argument)
 
 
-def _top(given: Given, argument: str) -> Selection:
-    found = {
-        int(match[1]) for name in given.shapes if (match := re.search(r"\.layer\.(\d+)\.", name))
-    }
-    wanted = _layers(argument)
-    if wanted > len(found):
-        raise ConfigError(f"top:{argument}: the backbone has {len(found)} layers")
-    numbers = "|".join(str(number) for number in sorted(found)[-wanted:])
+def _top(given: RuleInput, argument: str) -> Selection:
+    layers = {number for name in given.shapes if (number := layer_of(name)) is not None}
+    wanted = _num_layers(argument)
+    if wanted > len(layers):
+        raise ConfigError(f"top:{argument}: the backbone has {len(layers)} layers")
+    numbers = "|".join(map(str, sorted(layers)[-wanted:]))
     return _matching(given.shapes, rf"bert\.encoder\.layer\.(?:{numbers})\..+|bert\.pooler\..+")
 
 
-def _attention(given: Given, argument: str) -> Selection:
+def _attention(given: RuleInput, argument: str) -> Selection:
     del argument
     return _matching(
         given.shapes, r".+\.attention\.(?:self\.(?:query|key|value)|output\.dense)\.(?:weight|bias)"
     )
 
 
-def _ffn(given: Given, argument: str) -> Selection:
+def _ffn(given: RuleInput, argument: str) -> Selection:
     del argument
     return _matching(
         given.shapes, r".+\.layer\.\d+\.(?:intermediate|output)\.dense\.(?:weight|bias)"
     )
 
 
-def _params(given: Given, argument: str) -> Selection:
+def _params(given: RuleInput, argument: str) -> Selection:
     try:
         pattern = re.compile(argument)
     except (re.error, OverflowError, RecursionError) as error:
@@ -294,7 +311,7 @@ RULES: dict[str, Rule] = {
         1e-4,
         _top,
         takes_layers=False,
-        tidy=lambda argument: str(_layers(argument)),
+        tidy=lambda argument: str(_num_layers(argument)),
     ),
     "attention": Rule("", "attention matrices and their biases", 1e-4, _attention),
     "ffn": Rule("", "feed-forward matrices and their biases", 1e-4, _ffn),

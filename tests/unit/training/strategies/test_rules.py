@@ -9,8 +9,8 @@ import torch
 
 from deltas import Backbone
 from training.errors import ConfigError
-from training.strategies.grammar import canonical, count, layer_of, select
-from training.strategies.rules import RULES, Shapes
+from training.strategies.grammar import canonical, count, select
+from training.strategies.rules import RULES, Shapes, layer_of
 
 
 @pytest.fixture
