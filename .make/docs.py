@@ -27,9 +27,7 @@ END = "<!-- end of the generated part -->"
 STRATEGIES = ("bitfit", "layernorm", "random:0.001", "head")  # shown first, in this order
 COMMANDS = ("training.fit", "training.sweep", "training.report", "training.submit", "training.zoo")
 _SHOWN: dict[str, Callable[[Record], str]] = {
-    "trained": lambda one: (
-        f"{one.manifest.trainable_parameters / one.manifest.total_parameters:.3%}"
-    ),
+    "trained": lambda one: f"{one.manifest.trained_share:.3%}",
     "file": lambda one: f"{one.num_bytes / 1000:.0f} KB",
 }
 BENCHMARKS = ("serving", "precision", "scale", "http", "training")

@@ -206,6 +206,11 @@ class Manifest(_Part):
         return self.task.name, self.strategy.served_as
 
     @property
+    def trained_share(self) -> float:
+        """Trained parameters over all parameters, head included."""
+        return self.trainable_parameters / self.total_parameters
+
+    @property
     def validation_split(self) -> str | None:
         """The split whose primary metric stands for the delta: the first that isn't "selection"."""
         return next((split for split in self.metrics if split != "selection"), None)

@@ -7,3 +7,14 @@ leaderboard). Behind them: `training.data` (rows), `training.strategies` (parame
 
 The package writes through `deltas`; `app`, which serves, never imports it.
 """
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+# `python -m` looks in the current folder first, where a user's own `deltas.py` hides ours.
+_deltas = find_spec("deltas")
+if _deltas and _deltas.origin and Path(_deltas.origin).parents[1] != Path(__file__).parents[1]:
+    _problem = f"{_deltas.origin} hides DeltaBERT's `deltas`; start with `deltabert fit` instead"
+    # While `python -m` looks for the module to run, the program's name is "-m".
+    raise SystemExit(f"error: {_problem}") if sys.argv[0] == "-m" else ImportError(_problem)

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from training.errors import listing, run_command
+from deltas.publish.describe import describe, in_columns
+from training.errors import run_command
 from training.options import CLIP_NORM, FitConfig, flag_of
 from training.strategies import grammar
 
 if TYPE_CHECKING:
     from deltas.delta import Delta
+    from deltas.manifest import LabelMetrics
 
 _MAX_LABELS = 20  # labels in a summary; the manifest has all
 _INTERRUPTED = (
@@ -31,14 +33,14 @@ _INTERRUPTED = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m training.fit") -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return run_command(lambda: _fit(words), _INTERRUPTED)
+    return run_command(lambda: _fit(words, prog), _INTERRUPTED)
 
 
-def _fit(words: Sequence[str]) -> int:
-    config = parse_arguments(words)
+def _fit(words: Sequence[str], prog: str) -> int:
+    config = parse_arguments(words, prog)
     if isinstance(config, int):
         return config
     # Imported late: these import torch, and `--help` must not wait for it.
@@ -56,10 +58,10 @@ def _fit(words: Sequence[str]) -> int:
     return 0
 
 
-def parse_arguments(words: Sequence[str]) -> FitConfig | int:
+def parse_arguments(words: Sequence[str], prog: str = "python -m training.fit") -> FitConfig | int:
     """Turn the command line into options, or into an exit code: 0 after help, 2 after misuse."""
     try:
-        given = vars(_parser().parse_args(list(words)))
+        given = vars(_parser(prog).parse_args(list(words)))
     except SystemExit as stop:
         return int(stop.code or 0)
     if given.get("freeze") == "help":
@@ -78,9 +80,9 @@ def parse_arguments(words: Sequence[str]) -> FitConfig | int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m training.fit",
+        prog=prog,
         description="Fine-tune a task over the frozen backbone and write its delta. The optimiser "
         f"is AdamW; each step's gradient, of overlay and head together, is clipped to a norm of "
         f"{CLIP_NORM}.",
@@ -104,7 +106,6 @@ def print_summary(path: Path, delta: Delta, *, as_json: bool) -> None:
     """Print the summary of a run to standard output, for people or as one JSON object."""
     manifest = delta.manifest
     training, metrics = manifest.training, manifest.metrics
-    trained, total = manifest.trainable_parameters, manifest.total_parameters
     if as_json:
         facts: dict[str, Any] = {
             "file": str(path),
@@ -114,8 +115,8 @@ def print_summary(path: Path, delta: Delta, *, as_json: bool) -> None:
             "kind": manifest.task.kind,
             "labels": list(manifest.task.labels),
             "strategy": manifest.strategy.served_as,
-            "trained_parameters": trained,
-            "total_parameters": total,
+            "trained_parameters": manifest.trainable_parameters,
+            "total_parameters": manifest.total_parameters,
             "duration_s": training.duration_s,
             "learning_rate": training.learning_rate,
             "data_note": training.data_note,
@@ -123,32 +124,23 @@ def print_summary(path: Path, delta: Delta, *, as_json: bool) -> None:
         }
         sys.stdout.write(json.dumps(facts) + "\n")
         return
-    labels = listing(manifest.task.labels or ["a number"])
-    lines = [
-        f"delta      {path}  ({delta.num_bytes / 1000:,.1f} kB, version {delta.version})",
-        f"task       {manifest.task.name}  ({manifest.task.kind}: {labels})",
-        f"trained    {trained:,} of {total:,} parameters ({100 * trained / total:.3f} %), "
-        "head included",
-        f"time       {training.duration_s:,.0f} s",
-    ]
-    if training.data_note:
-        lines.append(f"data       {training.data_note}")
+    size = f"{delta.num_bytes / 1000:,.1f} kB, version {delta.version}"
+    sys.stdout.write(in_columns({"delta": f"{path} ({size})", **describe(manifest)}))
     for split, part in metrics.items():
-        values = "  ".join(f"{name} {value:.4f}" for name, value in part.values.items())
-        note = f"  [{part.note}]" if part.note else ""
-        lines.append(f"{split:10} {values}  ({part.rows:,} rows){note}")
-        lines += _label_lines({name: label.model_dump() for name, label in part.by_label.items()})
-    sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.write("".join(f"{line}\n" for line in _label_lines(split, part.by_label)))
 
 
-def _label_lines(by_label: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _label_lines(split: str, by_label: Mapping[str, LabelMetrics]) -> list[str]:
     """Return a line for each label, worst F1 first, and a count of the labels left out."""
-    ranked = sorted(by_label.items(), key=lambda item: (item[1]["f1"], item[0]))
+    if not by_label:
+        return []
+    ranked = sorted(by_label.items(), key=lambda item: (item[1].f1, item[0]))
     shown = ranked[:_MAX_LABELS]
-    width = max((len(label) for label, _ in shown), default=0)
-    lines = [
-        f"  {label:{width}}  precision {found['precision']:.3f}  recall {found['recall']:.3f}  "
-        f"f1 {found['f1']:.3f}  ({found['rows']:,} rows)"
+    width = max(len(label) for label, _ in shown)
+    lines = [f"{split} by label, worst first"]
+    lines += [
+        f"  {label:{width}}  precision {found.precision:.3f}  recall {found.recall:.3f}  "
+        f"f1 {found.f1:.3f}  ({found.rows:,} rows)"
         for label, found in shown
     ]
     more = len(ranked) - len(shown)

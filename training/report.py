@@ -42,14 +42,14 @@ _CAPTIONS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m training.report") -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
     return run_command(lambda: _report(arguments))
 
 
 def _report(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m training.report",
+        prog=prog,
         description="Make the study's tables and figures from its results.",
         allow_abbrev=False,
     )

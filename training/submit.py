@@ -70,10 +70,10 @@ TEST_SETS = (
 _HEADER = "index\tprediction"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m training.submit") -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.submit",
+        prog=prog,
         description="Write a submission to GLUE's leaderboard.",
         allow_abbrev=False,
     )

@@ -32,10 +32,10 @@ WORK = Path("runs/sweep")
 _LISTS = ("tasks", "freeze", "reinit", "init_from", "backbone", "train_rows")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m training.sweep") -> int:
     """Run the command; returns the exit code: 0 done, 1 a run failed, 2 misuse, 130 stopped."""
     try:
-        options = _parser().parse_args(arguments)
+        options = _parser(prog).parse_args(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
     if options.out is None:
@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigError | TaskError) else 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m training.sweep",
+        prog=prog,
         description="Make the runs of a study that are missing, one JSON line each.",
         allow_abbrev=False,
     )

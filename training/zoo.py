@@ -46,10 +46,10 @@ class ZooChoice:
     source: Path | None = None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m training.zoo") -> int:
     """Run the command; returns the exit code: 0 done, 1 a damaged line or delta, 2 misuse."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.zoo",
+        prog=prog,
         description="Fill the zoo with the best deltas of a sweep, by their selection rows.",
         allow_abbrev=False,
     )

@@ -135,7 +135,7 @@ def _benchmark_row(record: Record) -> BenchmarkRow | None:
         metrics=_splits(manifest.metrics),
         size_bytes=record.num_bytes,
         trainable_parameters=manifest.trainable_parameters,
-        trained_share=manifest.trainable_parameters / manifest.total_parameters,
+        trained_share=manifest.trained_share,
         train_rows=training.train_rows,
         train_note=training.data_note,
         learning_rate=training.learning_rate,

@@ -1,4 +1,4 @@
-"""A delta's model card: a page for people, made of its manifest and of nothing else."""
+"""Write a delta's model card: a page for people, made from its manifest alone."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ from pathlib import Path
 
 from deltas.format import read_manifest
 from deltas.manifest import DataSetRef, InitialDelta, Manifest
-
-_NOT_GLUE = "sample"
+from deltas.publish.describe import describe_size, describe_training
 
 
 def card_path(path: Path) -> Path:
-    """Where a delta's card lies: beside it."""
+    """Return the path of a delta's card, beside the delta."""
     return path.with_suffix(".md")
 
 
 def render_card(path: Path) -> str:
-    """The card of a delta file, in Markdown.
+    """Render the card of a delta file in Markdown.
 
     Raises:
-        DeltaError: the file is no delta.
+        DeltaError: the file is not a delta.
     """
     manifest, version = read_manifest(path)
     task, training = manifest.task, manifest.training
-    share = manifest.trainable_parameters / manifest.total_parameters
     labels = ", ".join(f"`{label}`" for label in task.labels) or "none; it answers with a number"
     facts = {
         "backbone": f"{manifest.backbone.id}, `{manifest.backbone.fingerprint}`",
@@ -32,14 +30,11 @@ def render_card(path: Path) -> str:
         f"{task.max_length} tokens together",
         "kind": task.kind.replace("_", " "),
         "labels": labels,
-        "trained": f"{manifest.trainable_parameters:,} of {manifest.total_parameters:,} parameters "
-        f"({share:.3%}), the head included",
+        "trained": f"{describe_size(manifest)} ({manifest.trained_share:.3%}), the head included",
         "rows": f"{training.train_rows:,} to train on, {training.selection_rows:,} to select by"
-        f"{_named(training.data_set)}{_noted(training.data_note)}",
-        "training": f"{training.epochs:g} epochs, {training.steps:,} steps of "
-        f"{training.batch_size}, learning rate {training.learning_rate:g}, seed {training.seed}, "
-        f"{training.precision} on {training.device}, {training.duration_s:,.0f} s",
-        **_started(training.init_from),
+        f"{_source(training.data_set)}{_note(training.data_note)}",
+        "training": describe_training(manifest, f"seed {training.seed}"),
+        **_start(training.init_from),
         "software": ", ".join(f"{name} {found}" for name, found in training.versions.items()),
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
@@ -55,18 +50,18 @@ def render_card(path: Path) -> str:
     )
 
 
-def _named(data_set: DataSetRef | None) -> str:
+def _source(data_set: DataSetRef | None) -> str:
     return f", of {data_set.spelled}, split {data_set.train_split}" if data_set else ""
 
 
-def _started(start: InitialDelta | None) -> dict[str, str]:
+def _start(start: InitialDelta | None) -> dict[str, str]:
     if start is None:
         return {}
     head = ", head included" if start.with_head else ""
     return {"start": f"the delta {start.task}/{start.strategy}, version `{start.version}`{head}"}
 
 
-def _noted(note: str) -> str:
+def _note(note: str) -> str:
     return f" ({note})" if note else ""
 
 
@@ -74,7 +69,7 @@ def _scores(manifest: Manifest) -> str:
     lines = ["| rows of | metric | value | rows |\n|---|---|---:|---:|\n"]
     for split, part in manifest.metrics.items():
         for name, value in part.values.items():
-            shown = f"{part.rows:,}{_noted(part.note)}"
+            shown = f"{part.rows:,}{_note(part.note)}"
             lines.append(f"| {split} | {name} | {value:.4f} | {shown} |\n")
     return "".join(lines)
 
@@ -86,7 +81,6 @@ def _request(manifest: Manifest) -> str:
 
 
 def _limits(manifest: Manifest) -> str:
-    """What follows from the manifest alone."""
     training = manifest.training
     lines = [
         "- Works with the backbone of this fingerprint only; any other is refused.",
@@ -95,7 +89,7 @@ def _limits(manifest: Manifest) -> str:
         "- The state was selected by the selection rows, so that their score is too good; the "
         "other splits played no part.",
     ]
-    if training.data == _NOT_GLUE:
+    if training.data == "sample":
         lines.append("- Trained on generated rows: it knows nothing of the real task.")
     elif training.data_note:
         lines.append(f"- Its train rows are not the whole published set: {training.data_note}.")

@@ -94,7 +94,7 @@ def test_verify_refuses_another_backbone(
         (["show", "nowhere.safetensors"], "no such file"),
         (["show", "weights.bin"], "ends in .safetensors"),
         (["list", "nowhere"], "nowhere is not a folder"),
-        (["verify", "."], "no delta files there"),
+        (["verify", "."], "no delta files below ."),
     ],
 )
 def test_complaints(

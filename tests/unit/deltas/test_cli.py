@@ -1,0 +1,187 @@
+"""The console script `deltabert`: its subcommands, its mistakes, and a user's own modules."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import deltas
+from deltas import cli
+
+Capture = pytest.CaptureFixture[str]
+ROOT = Path(deltas.__file__).parents[1]
+NAMES = ["fit", "sweep", "report", "submit", "zoo", "serve", "page", "deltas"]
+# Runs the script as pip installs it: the current folder is not on the path.
+SCRIPT = ("-P", "-c", "import sys; from deltas.cli import main; sys.exit(main())")
+
+
+@pytest.fixture(scope="session")
+def entry_points() -> EntryPoints:
+    """The project's entry points, as pyproject.toml declares them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"deltabert": "deltas.cli:main"}
+    commands = project["entry-points"]["deltabert.commands"]
+    return EntryPoints(
+        EntryPoint(name, target, "deltabert.commands") for name, target in commands.items()
+    )
+
+
+@pytest.fixture
+def installed(entry_points: EntryPoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the running process see this checkout's entry points."""
+    found = SimpleNamespace(entry_points=entry_points)
+    monkeypatch.setattr(cli, "distribution", lambda _: found)
+
+
+@pytest.fixture
+def start(tmp_path: Path, entry_points: EntryPoints) -> Callable[..., Any]:
+    """Start Python in an empty folder of a user, with this checkout installed."""
+    metadata = tmp_path / "site" / "deltabert-0.1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Name: deltabert\nVersion: 0.1.0\n")
+    lines = [f"{entry.name} = {entry.value}\n" for entry in entry_points]
+    (metadata / "entry_points.txt").write_text("".join(["[deltabert.commands]\n", *lines]))
+    (tmp_path / "work").mkdir()
+    environment = {**os.environ, "PYTHONPATH": f"{metadata.parent}{os.pathsep}{ROOT}"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path / "work",
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_each_command_with_one_line(arguments: list[str], capsys: Capture) -> None:
+    assert cli.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in NAMES:
+        assert sum(line.startswith(f"  {name} ") for line in lines) == 1
+
+
+def test_the_installed_commands_are_the_ones_listed(installed: None) -> None:
+    assert [entry.name for entry in cli._commands()] == NAMES == list(cli._HELP)
+
+
+def test_an_unknown_command_gets_a_near_match(capsys: Capture) -> None:
+    assert cli.main(["swep"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: unknown command 'swep'. Did you mean 'sweep'")
+    assert err.count("\n") == 1
+
+
+def test_the_version_is_the_distribution_s(capsys: Capture) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == "deltabert 0.1.0\n"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "page"])
+def test_each_command_shows_its_flags_under_its_own_name(
+    name: str, installed: None, capsys: Capture
+) -> None:
+    try:
+        code = cli.main([name, "--help"])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    assert code == 0
+    assert capsys.readouterr().out.startswith(f"usage: deltabert {name} ")
+
+
+def test_the_exit_code_is_the_command_s(
+    installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["deltas", "show", "nowhere.safetensors"]) == 1
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_page_hands_its_flags_to_streamlit(
+    installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(
+        "streamlit.web.cli.main", lambda args, prog_name: called.append((args, prog_name))
+    )
+    assert cli.main(["page", "--server.port", "9000"]) == 0
+    script = str(ROOT / "frontend" / "main.py")
+    assert called == [(["run", script, "--server.port", "9000"], "deltabert page")]
+
+
+def test_an_installation_without_commands_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(cli, "_commands", EntryPoints)
+    assert cli.main(["fit"]) == 1
+    assert "install" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "most_s"),
+    [
+        (SCRIPT, 0, 0.3),
+        ((*SCRIPT, "--help"), 0, 0.3),
+        ((*SCRIPT, "fti"), 2, 0.3),
+        (("-m", "deltas", "--help"), 0, 0.5),
+        (("-m", "deltas", "prune"), 2, 0.5),
+        (("-m", "app", "--help"), 0, 0.5),
+        (("-m", "app", "--port", "9000"), 2, 0.5),
+    ],
+)
+def test_help_and_misuse_answer_at_once(
+    start: Callable[..., Any], arguments: tuple[str, ...], code: int, most_s: float
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = start(*arguments)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == code, done.stderr
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert spent < most_s
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [("training.fit", "fit"), ("training.sweep", "fit"), ("app", "serve")],
+)
+def test_a_user_s_module_that_hides_deltas_is_named(
+    start: Callable[..., Any], tmp_path: Path, module: str, command: str
+) -> None:
+    hiding = tmp_path / "work" / "deltas.py"
+    hiding.write_text("mine = True\n")
+    done = start("-m", module, "--help")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: {hiding} hides DeltaBERT's `deltas`; start with `deltabert {command}` instead\n"
+    )
+
+
+def test_a_user_s_modules_do_not_hide_ours_from_the_script(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    for name in ("app.py", "training.py", "deltas.py", "frontend.py"):
+        (tmp_path / "work" / name).write_text("raise RuntimeError('the wrong module')\n")
+    for command in (("deltas", "list"), ("fit", "--freeze", "help"), ("serve", "--help")):
+        done = start(*SCRIPT, *command)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+def test_a_folder_called_deltas_hides_nothing(start: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "work" / "deltas").mkdir()
+    assert start("-m", "training.fit", "--freeze", "help").returncode == 0
