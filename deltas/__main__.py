@@ -1,7 +1,10 @@
-"""`python -m deltas list|show|verify|cards|export`: inspect delta files.
+"""`python -m deltas list|show|verify|cards|export`, and `deltabert`, which has all commands.
 
 Results go to standard output, complaints to standard error. Exit codes: 0 all is well, 1 something
 is wrong with a delta, 2 misuse. The commands import late, since `--help` must not wait for torch.
+The subcommands of `deltabert` are entry points (see pyproject.toml), so this package imports
+neither `training` nor `app`. A console script never imports from the current folder; with
+`python -m`, a user's own `app.py` or `deltas.py` there would replace our package.
 """
 
 from __future__ import annotations
@@ -10,13 +13,60 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib.metadata import EntryPoints, PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltas.errors import DeltaError
+from deltas.errors import DeltaError, did_you_mean
 
 if TYPE_CHECKING:
     from deltas.store import Record
+
+_GROUP = "deltabert.commands"
+_COMMANDS = {
+    "fit": "fine-tune one task and write its delta",
+    "sweep": "run every missing training run of a study",
+    "report": "write a study's tables and figures",
+    "submit": "write a submission to the GLUE leaderboard",
+    "zoo": "ship a sweep's best deltas",
+    "serve": "serve deltas over HTTP (settings: DELTABERT_*)",
+    "page": "show a server in the browser (Streamlit's flags are passed on)",
+    "deltas": "list, show, verify and export delta files, write their model cards",
+}
+
+
+def deltabert(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand of `deltabert`; returns its exit code, or 2 for an unknown one."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        lines = "".join(f"  {command:8}  {text}\n" for command, text in _COMMANDS.items())
+        sys.stdout.write(
+            "usage: deltabert COMMAND [FLAGS]\n\nOne frozen BERT, many tasks.\n\ncommands:\n"
+            f"{lines}\n`deltabert COMMAND --help` lists a command's flags; --version the release.\n"
+        )
+        return 0
+    if name == "--version":
+        sys.stdout.write(f"deltabert {version('deltabert')}\n")
+        return 0
+    if name not in _COMMANDS:
+        hint = did_you_mean(name, _COMMANDS)
+        sys.stderr.write(
+            f"error: unknown command {name[:128]!r}.{hint} Allowed: {', '.join(_COMMANDS)}\n"
+        )
+        return 2
+    found = _entry_points().select(name=name)
+    if not found:
+        sys.stderr.write(f"error: deltabert was installed without {name!r}; install it again\n")
+        return 1
+    code: int = found[name].load()(rest, prog=f"deltabert {name}")
+    return code
+
+
+def _entry_points() -> EntryPoints:
+    try:
+        return distribution("deltabert").entry_points.select(group=_GROUP)
+    except PackageNotFoundError:
+        return EntryPoints()
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m deltas") -> int:

@@ -27,7 +27,7 @@ UNRUN = "app/engine/cuda.py"  # the only file with code that no machine has run 
 # import, the units of `deltas` if it is in another package, and the third parties.
 DIRECTION = {
     "app": ("", "", ""),
-    "app.__main__": ("server process", "", ""),
+    "app.__main__": ("server process settings", "", ""),
     "app.server": ("main http settings process errors", "backbone errors hardware", "uvicorn"),
     "app.main": (
         "http pipeline batching engine settings process errors",
@@ -89,7 +89,7 @@ DIRECTION = {
     ),
     "training.fit": (
         "run strategies data options errors",
-        "backbone delta format hardware manifest store errors",
+        "backbone delta format hardware manifest publish store errors",
         "pydantic torch tqdm",
     ),
     "training.run": (
@@ -106,6 +106,7 @@ DIRECTION = {
     "training.options": ("errors", "manifest errors", "pydantic"),
     "training.errors": ("", "errors", ""),
     "frontend": ("", "", ""),
+    "frontend.__main__": ("", "", "streamlit"),
     "frontend.main": ("panels client models state glossary examples errors", "", "streamlit"),
     "frontend.panels": (
         "client models state glossary examples errors",

@@ -74,6 +74,8 @@ def test_wheel_holds_every_file_of_the_packages(
     with zipfile.ZipFile(wheel) as archive:
         for name in zoo:
             assert archive.read(name) == (root / name).read_bytes()
+        (listed,) = [name for name in archive.namelist() if name.endswith("/entry_points.txt")]
+        assert "deltabert = deltas.__main__:deltabert" in archive.read(listed).decode()
 
 
 @pytest.mark.slow

@@ -16,20 +16,20 @@ from typing import Any
 import pytest
 
 import deltas
-from deltas import cli
+from deltas import __main__ as cli
 
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(deltas.__file__).parents[1]
 NAMES = ["fit", "sweep", "report", "submit", "zoo", "serve", "page", "deltas"]
 # Runs the script as pip installs it: the current folder is not on the path.
-SCRIPT = ("-P", "-c", "import sys; from deltas.cli import main; sys.exit(main())")
+SCRIPT = ("-P", "-c", "import sys; from deltas.__main__ import deltabert; sys.exit(deltabert())")
 
 
 @pytest.fixture(scope="session")
 def entry_points() -> EntryPoints:
     """The project's entry points, as pyproject.toml declares them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["scripts"] == {"deltabert": "deltas.cli:main"}
+    assert project["scripts"] == {"deltabert": "deltas.__main__:deltabert"}
     commands = project["entry-points"]["deltabert.commands"]
     return EntryPoints(
         EntryPoint(name, target, "deltabert.commands") for name, target in commands.items()
@@ -69,18 +69,18 @@ def start(tmp_path: Path, entry_points: EntryPoints) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_lists_each_command_with_one_line(arguments: list[str], capsys: Capture) -> None:
-    assert cli.main(arguments) == 0
+    assert cli.deltabert(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     for name in NAMES:
         assert sum(line.startswith(f"  {name} ") for line in lines) == 1
 
 
 def test_the_installed_commands_are_the_ones_listed(installed: None) -> None:
-    assert [entry.name for entry in cli._commands()] == NAMES == list(cli._HELP)
+    assert [entry.name for entry in cli._entry_points()] == NAMES == list(cli._COMMANDS)
 
 
 def test_an_unknown_command_gets_a_near_match(capsys: Capture) -> None:
-    assert cli.main(["swep"]) == 2
+    assert cli.deltabert(["swep"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: unknown command 'swep'. Did you mean 'sweep'")
@@ -88,7 +88,7 @@ def test_an_unknown_command_gets_a_near_match(capsys: Capture) -> None:
 
 
 def test_the_version_is_the_distribution_s(capsys: Capture) -> None:
-    assert cli.main(["--version"]) == 0
+    assert cli.deltabert(["--version"]) == 0
     assert capsys.readouterr().out == "deltabert 0.1.0\n"
 
 
@@ -97,7 +97,7 @@ def test_each_command_shows_its_flags_under_its_own_name(
     name: str, installed: None, capsys: Capture
 ) -> None:
     try:
-        code = cli.main([name, "--help"])
+        code = cli.deltabert([name, "--help"])
     except SystemExit as stop:
         code = int(stop.code or 0)
     assert code == 0
@@ -108,7 +108,7 @@ def test_the_exit_code_is_the_command_s(
     installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["deltas", "show", "nowhere.safetensors"]) == 1
+    assert cli.deltabert(["deltas", "show", "nowhere.safetensors"]) == 1
     assert "no such file" in capsys.readouterr().err
 
 
@@ -119,7 +119,7 @@ def test_page_hands_its_flags_to_streamlit(
     monkeypatch.setattr(
         "streamlit.web.cli.main", lambda args, prog_name: called.append((args, prog_name))
     )
-    assert cli.main(["page", "--server.port", "9000"]) == 0
+    assert cli.deltabert(["page", "--server.port", "9000"]) == 0
     script = str(ROOT / "frontend" / "main.py")
     assert called == [(["run", script, "--server.port", "9000"], "deltabert page")]
 
@@ -127,8 +127,8 @@ def test_page_hands_its_flags_to_streamlit(
 def test_an_installation_without_commands_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(cli, "_commands", EntryPoints)
-    assert cli.main(["fit"]) == 1
+    monkeypatch.setattr(cli, "_entry_points", EntryPoints)
+    assert cli.deltabert(["fit"]) == 1
     assert "install" in capsys.readouterr().err
 
 
