@@ -44,10 +44,10 @@ _CAPTIONS = {
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m training.report") -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
-    return run_command(lambda: _report(arguments))
+    return run_command(lambda: _report(arguments, prog))
 
 
-def _report(arguments: Sequence[str] | None) -> int:
+def _report(arguments: Sequence[str] | None, prog: str) -> int:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Make the study's tables and figures from its results.",

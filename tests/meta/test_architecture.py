@@ -66,7 +66,7 @@ DIRECTION = {
     "deltas.kernels": ("", "", "llvmlite numba numpy torch"),
     "deltas.backbone": ("manifest errors", "", "huggingface_hub torch transformers"),
     "deltas.delta": ("manifest errors", "", "torch"),
-    "deltas.hardware": ("errors", "", "torch"),
+    "deltas.hardware": ("kernels errors", "", "torch"),
     "deltas.manifest": ("errors", "", "pydantic"),
     "deltas.errors": ("", "", ""),
     "training": ("", "", ""),
