@@ -1,4 +1,4 @@
-"""Laws of rows: what is written is read, splits are partitions, subsets nest, labels keep sense."""
+"""Laws of rows: files are read as written, splits are partitions, subsets nest, codes are names."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_jsonl_is_read_as_it_was_written(rows: list[tuple[str, str]]) -> None:
 
 @LAW
 @given(st.binary(max_size=200), st.sampled_from([".csv", ".tsv", ".jsonl", ".parquet"]))
-def test_no_file_is_worse_than_a_data_error(content: bytes, suffix: str) -> None:
+def test_a_broken_file_gives_rows_or_a_data_error(content: bytes, suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{suffix}"
         for start in (b"", b"text,y\n", b'{"text": "a", "y": 1}\n'):

@@ -57,7 +57,7 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.mark.slow
-def test_rows_from_the_hub_then_from_its_cache(hub: Hub, ask: Ask) -> None:
+def test_rows_come_from_the_hub_then_from_its_cache(hub: Hub, ask: Ask) -> None:
     fresh = ask(hub.url)
     assert (fresh["source"], fresh["labels"]) == ("hub", ["worse", "better"])
     assert fresh["data_set"] == f"Owner/MyRows@{COMMIT}"
@@ -81,7 +81,7 @@ def test_rows_from_the_hub_then_from_its_cache(hub: Hub, ask: Ask) -> None:
 
 
 @pytest.mark.slow
-def test_an_older_commit_in_the_cache(hub: Hub, ask: Ask) -> None:
+def test_a_pinned_commit_is_found_beside_a_newer_one(hub: Hub, ask: Ask) -> None:
     """A pinned commit is found beside a newer one; without a pin the newest is taken."""
     older = ask(hub.url)
     hub.commit = "d" * 40
@@ -97,7 +97,7 @@ def test_an_older_commit_in_the_cache(hub: Hub, ask: Ask) -> None:
 
 
 @pytest.mark.slow
-def test_a_name_that_the_hub_does_not_have(hub: Hub, ask: Ask) -> None:
+def test_a_name_that_the_hub_does_not_have_is_an_error(hub: Hub, ask: Ask) -> None:
     found = ask(hub.url, "Owner/OtherRows")
     assert found["error"] == "HubUnreachableError"
     assert found["message"].startswith("data set Owner/OtherRows: no such folder, and the Hugging")
@@ -105,7 +105,7 @@ def test_a_name_that_the_hub_does_not_have(hub: Hub, ask: Ask) -> None:
 
 
 @pytest.mark.slow
-def test_a_configuration_that_the_hub_does_not_have(ask: Ask) -> None:
+def test_a_configuration_that_the_hub_does_not_have_is_an_error(ask: Ask) -> None:
     files = {"README.md": CONFIGS}
     files |= {f"{name}/train.parquet": parquet(NAMES) for name in ("films", "books")}
     for hub in serve(Hub(files, "Owner/MyRows")):

@@ -37,14 +37,14 @@ CSV = 'id,text,label\n1,"a, b",01\n2,"two\nlines",x\n\n3,"say ""hi""",NA\n'
 CSV_VALUES = {"text": ["a, b", "two\nlines", 'say "hi"'], "label": ["01", "x", "NA"]}
 
 
-def test_csv_keeps_every_text_as_it_is(tmp_path: Path) -> None:
+def test_csv_keeps_every_text_unchanged(tmp_path: Path) -> None:
     columns = read_columns(write(tmp_path, "a.csv", CSV), WANTED)
     assert columns.values == CSV_VALUES
     assert columns.num_rows == 3
     assert columns.is_text_only
 
 
-def test_other_spellings_of_csv(tmp_path: Path) -> None:
+def test_csv_may_have_a_bom_other_line_ends_or_tabs(tmp_path: Path) -> None:
     assert read(write(tmp_path, "a.CSV", "\ufeff" + CSV)) == CSV_VALUES
     assert read(write(tmp_path, "b.csv", CSV.replace("\n", "\r\n"))) == {
         **CSV_VALUES,
@@ -72,12 +72,12 @@ def test_jsonl_keeps_types(tmp_path: Path) -> None:
         assert not columns.is_text_only
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_parquet_keeps_types(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"], "label": [[1, 2]]}), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == {"text": ["a"], "label": [[1, 2]]}
 
 
-def test_texts_that_parquet_holds_as_bytes_and_decimals(tmp_path: Path) -> None:
+def test_bytes_and_decimals_of_parquet_become_texts_and_numbers(tmp_path: Path) -> None:
     table = {"text": [b"a", b"\xff", None], "label": [Decimal("0.25"), Decimal(2), None]}
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == {
@@ -86,7 +86,7 @@ def test_texts_that_parquet_holds_as_bytes_and_decimals(tmp_path: Path) -> None:
     }
 
 
-def test_an_unknown_ending(tmp_path: Path) -> None:
+def test_an_unknown_ending_is_refused(tmp_path: Path) -> None:
     error = refused(write(tmp_path, "a.xlsx", ""))
     assert "ends in .xlsx; known: .csv, .tsv, .jsonl, .ndjson, .parquet" in str(error)
 
@@ -101,13 +101,15 @@ def test_a_missing_file_gets_near_matches(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "fields"), [("text,label\na,1\nb\n", 1), ("text,label\na,1\nb,2,3\n", 3)]
 )
-def test_a_row_with_too_few_or_too_many_fields(tmp_path: Path, content: str, fields: int) -> None:
+def test_a_row_with_too_few_or_too_many_fields_is_named(
+    tmp_path: Path, content: str, fields: int
+) -> None:
     error = refused(write(tmp_path, "a.csv", content))
     assert error.row == 2
     assert f"row 2: {fields} fields, the header has 2" in str(error)
 
 
-def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
+def test_a_quote_that_is_never_closed_is_named(tmp_path: Path) -> None:
     error = refused(write(tmp_path, "a.csv", 'text,label\na,1\n"b,2\nc,3\n'))
     assert error.row == 2
     assert 'a quote must stand in "double quotes", which must be closed' in str(error)
@@ -116,12 +118,12 @@ def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
 LONG = "word " * 600_000  # more than the parser takes at a time
 
 
-def test_a_text_of_any_length(tmp_path: Path) -> None:
+def test_a_text_may_have_any_length(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", f'text,label\na,1\n"{LONG}",2\nb,3\n')
     assert read(path) == {"text": ["a", LONG, "b"], "label": ["1", "2", "3"]}
 
 
-def test_a_quote_that_is_never_closed_in_a_large_file(tmp_path: Path) -> None:
+def test_a_quote_that_is_never_closed_is_named_in_a_large_file(tmp_path: Path) -> None:
     rows = "".join(f"text {n},{n % 2}\n" for n in range(200_000))
     error = refused(write(tmp_path, "a.csv", f'text,label\na,1\n"b,2\n{rows}'))
     assert error.row == 2
@@ -142,7 +144,7 @@ def test_other_separators_are_named(tmp_path: Path, name: str, header: str, prob
 
 
 @pytest.mark.parametrize("row", ["a film;0,5", "a film, too;x", "a, b, c;1"])
-def test_other_separators_are_named_where_rows_have_commas(tmp_path: Path, row: str) -> None:
+def test_other_separators_are_named_even_if_rows_have_commas(tmp_path: Path, row: str) -> None:
     """Decimal commas and those of texts make the parser fail at a row, far from the cause."""
     error = refused(write(tmp_path, "a.csv", f"text;label\n{row}\n"))
     assert "the header has no ',': 'text;label'; fields must be separated by ',', not by ';'" in (
@@ -154,18 +156,18 @@ def test_other_separators_are_named_where_rows_have_commas(tmp_path: Path, row: 
     ("header", "row"),
     [('text,"a; b"', "x,y"), ('text,"a; b\nand c"', "x,y"), ('"text, if any"', "x")],
 )
-def test_separators_within_a_name_are_none(tmp_path: Path, header: str, row: str) -> None:
+def test_a_column_name_may_contain_separators(tmp_path: Path, header: str, row: str) -> None:
     column = header.split(',"')[0].strip('"')
     path = write(tmp_path, "a.csv", f"{header}\n{row}\n")
     assert read_columns(path, [column]).values == {column: ["x"]}
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_is_not_read_as_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").mkdir()
     assert str(refused(tmp_path / "a.csv")).endswith("is a folder; name a file in it")
 
 
-def test_an_empty_file_and_one_without_rows(tmp_path: Path) -> None:
+def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     assert "an empty file; a header with the columns' names is needed" in str(
         refused(write(tmp_path, "a.csv", ""))
     )
@@ -181,7 +183,7 @@ def test_a_missing_column_gets_near_matches(tmp_path: Path) -> None:
     assert "Did you mean 'labels'?" in str(refused(tmp_path / "b.parquet"))
 
 
-def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+def test_a_column_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     error = refused(write(tmp_path, "a.csv", "text,text,label\na,b,1\n"))
     assert "has this column 2 times; rename one" in str(error)
 
@@ -206,7 +208,7 @@ def test_other_encodings_are_named(tmp_path: Path, name: str) -> None:
         ('{"txt": "b", "label": 2}', "column 'text': missing; the row has txt, label. Did you"),
     ],
 )
-def test_a_broken_line(tmp_path: Path, line: str, problem: str) -> None:
+def test_a_broken_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
     path = write(tmp_path, "a.jsonl", f'{{"text": "a", "label": 1}}\n\n{line}\n')
     error = refused(path)
     assert error.row == 2
@@ -218,5 +220,5 @@ def test_a_json_array_is_not_jsonl(tmp_path: Path) -> None:
     assert "JSON Lines, not an array" in str(error)
 
 
-def test_a_file_that_is_not_parquet(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path) -> None:
     assert "not a sound parquet file" in str(refused(write(tmp_path, "a.parquet", "text")))

@@ -1,4 +1,7 @@
-"""What a user may say about rows of their own. The rows: `test_files.py`, `test_dataset.py`."""
+"""Descriptions of custom tasks are checked, and columns become a task.
+
+Files are tested in `test_custom_files.py`, data sets in `test_hub_dataset.py`.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def test_the_names_of_glue_are_taken() -> None:
         ({"kind": "classification"}, "allowed are single_label, multi_label, regression"),
     ],
 )
-def test_options_that_can_not_be_meant(changes: dict[str, Any], problem: str) -> None:
+def test_contradictory_options_are_refused(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         custom(**changes)
     assert problem in str(caught.value)
@@ -54,7 +57,7 @@ def columns(where: str, labels: list[Any], texts: list[Any] | None = None) -> Co
     )
 
 
-def test_a_split_is_called_what_it_is() -> None:
+def test_messages_about_a_split_name_the_split() -> None:
     """The messages of files, with the name of the split where the file's would be."""
     train = columns("data set a, split train", ["x", "y"] * 10)
     with pytest.raises(DataError) as caught:
@@ -73,7 +76,7 @@ def test_a_split_is_called_what_it_is() -> None:
         custom_data(custom(), columns("data set a, split train", ["x", "y"]), None, "hub")
 
 
-def test_what_is_no_text_is_shown_in_part() -> None:
+def test_a_long_value_is_shown_in_part() -> None:
     with pytest.raises(DataError) as caught:
         custom_data(custom(), columns("s", ["x", "y"], ["a", b"\xff" * 9999]), None, "hub")
     assert len(str(caught.value)) < 250

@@ -1,4 +1,4 @@
-"""The user's own files as a task: the whole way from file to rows."""
+"""Files become a custom task: the whole way from file to rows."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_label_with_one_row_stays_in_train(
     assert "can't be evaluated: rare" in caplog.text
 
 
-def test_too_few_rows_to_hold_any_out(tmp_path: Path) -> None:
+def test_two_rows_are_too_few_to_hold_any_out(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", [{"text": "a", "y": 1}, {"text": "b", "y": 2}])
     with pytest.raises(DataError, match=r"2 rows are too few to hold out .* --validation-file"):
         load(train)
@@ -109,7 +109,7 @@ def test_rows_in_both_files_are_noted(tmp_path: Path, caplog: pytest.LogCaptureF
     assert note in caplog.text
 
 
-def test_regression(tmp_path: Path) -> None:
+def test_fractions_make_a_regression_task(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "y": n / 8} for n in range(20)]
     for ending in ("csv", "jsonl", "parquet"):
         data = load(write(tmp_path / f"train.{ending}", rows))
@@ -127,7 +127,7 @@ def test_integers_become_numbers_only_when_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_multi_label(tmp_path: Path, ending: str) -> None:
+def test_lists_make_a_multi_label_task(tmp_path: Path, ending: str) -> None:
     labels = [["a"], ["a", "b"], [], ["c", "b"]] * 5
     rows = [
         {"text": f"text {n}", "y": "|".join(names) if ending == "csv" else names}
@@ -163,7 +163,7 @@ def test_the_task_fits_a_manifest(tmp_path: Path) -> None:
         ("half a \ud800 pair", "is not a text"),
     ],
 )
-def test_a_row_without_a_text(tmp_path: Path, bad: Any, problem: str) -> None:
+def test_a_row_without_a_text_is_named(tmp_path: Path, bad: Any, problem: str) -> None:
     rows = [*ROWS[:5], {"text": bad, "y": "yes"}, *ROWS[5:], {"text": bad, "y": "no"}]
     with pytest.raises(DataError) as caught:
         load(write(tmp_path / "train.jsonl", rows))
@@ -171,7 +171,7 @@ def test_a_row_without_a_text(tmp_path: Path, bad: Any, problem: str) -> None:
     assert problem in str(caught.value)
 
 
-def test_a_column_without_any_text(tmp_path: Path) -> None:
+def test_a_column_without_any_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no row has a text here; is this the right column\?"):
         load(write(tmp_path / "train.jsonl", [{"text": "", "y": row["y"]} for row in ROWS]))
 

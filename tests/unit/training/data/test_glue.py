@@ -53,7 +53,7 @@ def refused(tmp_path: Path, task: str = "rte") -> DataError:
     return caught.value
 
 
-def test_a_folder(write_split: WriteSplit, tmp_path: Path) -> None:
+def test_a_folder_gives_its_rows(write_split: WriteSplit, tmp_path: Path) -> None:
     write_split("train", [0, 1, 1], idx=[0, 1, 2])
     write_split("validation", [1, 0])
     data = load_task("rte", str(tmp_path))
@@ -77,7 +77,7 @@ def test_a_split_that_is_not_the_published_one_says_so(
     }
 
 
-def test_parts_as_the_hub_stores_them(write_split: WriteSplit, tmp_path: Path) -> None:
+def test_a_split_may_be_stored_in_numbered_parts(write_split: WriteSplit, tmp_path: Path) -> None:
     write_split("train-00000-of-00002", [0, 1])
     write_split("train-00001-of-00002", [1])
     write_split("validation-00000-of-00001", [0])
@@ -103,12 +103,12 @@ def test_regression_labels_are_numbers_in_range(write_split: WriteSplit, tmp_pat
     assert load_task("stsb", str(tmp_path)).train.labels == [0.0, 2.5, 5.0]
 
 
-def test_an_unknown_task_is_refused_before_data_are_looked_for() -> None:
+def test_an_unknown_task_is_refused_before_data_are_read() -> None:
     with pytest.raises(TaskError, match="Did you mean 'rte'"):
         load_task("rt", "no such folder")
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     error = refused(tmp_path / "nowhere")
     assert "nowhere: no such folder. --data takes a folder with rte/train.parquet" in str(error)
 
@@ -118,14 +118,16 @@ def test_a_mistyped_source_is_not_taken_for_a_folder() -> None:
         load_task("rte", "sampel")
 
 
-def test_a_missing_split_names_what_is_there(write_split: WriteSplit, tmp_path: Path) -> None:
+def test_a_missing_split_lists_the_files_that_are_there(
+    write_split: WriteSplit, tmp_path: Path
+) -> None:
     write_split("train", [0, 1])
     error = refused(tmp_path)
     assert error.path == tmp_path / "rte" / "validation.parquet"
     assert "needs train.parquet, validation.parquet; this folder has train.parquet" in str(error)
 
 
-def test_a_file_that_is_not_parquet(write_split: WriteSplit, tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_refused(write_split: WriteSplit, tmp_path: Path) -> None:
     path = write_split("train", [0, 1])
     path.write_bytes(b"PAR1 no")
     error = refused(tmp_path)
@@ -133,7 +135,7 @@ def test_a_file_that_is_not_parquet(write_split: WriteSplit, tmp_path: Path) -> 
     assert "not a sound parquet file" in str(error)
 
 
-def test_a_truncated_file(write_split: WriteSplit, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(write_split: WriteSplit, tmp_path: Path) -> None:
     path = write_split("train", [0, 1] * 100)
     path.write_bytes(path.read_bytes()[:-20])
     assert "not a sound parquet file" in str(refused(tmp_path))
@@ -146,24 +148,24 @@ def test_a_missing_column_gets_near_matches(write_split: WriteSplit, tmp_path: P
     assert "the file has sentence1, label, sentence_2. Did you mean 'sentence_2'" in str(error)
 
 
-def test_no_rows(write_split: WriteSplit, tmp_path: Path) -> None:
+def test_a_file_without_rows_is_refused(write_split: WriteSplit, tmp_path: Path) -> None:
     write_split("train", [])
     assert "no rows; at least one is needed" in str(refused(tmp_path))
 
 
-def test_a_null_text(write_split: WriteSplit, tmp_path: Path) -> None:
+def test_a_null_text_is_refused(write_split: WriteSplit, tmp_path: Path) -> None:
     path = write_split("train", [0, 1], sentence1=["x", None])
     error = refused(tmp_path)
     assert (error.path, error.row, error.column) == (path, 2, "sentence1")
     assert f"{path}, row 2, column 'sentence1': null where a text is needed" in str(error)
 
 
-def test_a_number_where_a_text_belongs(write_split: WriteSplit, tmp_path: Path) -> None:
+def test_a_number_in_place_of_a_text_is_refused(write_split: WriteSplit, tmp_path: Path) -> None:
     write_split("train", [0, 1], sentence1=[7, 8])
     assert "7 (int) where a text is needed" in str(refused(tmp_path))
 
 
-def test_text_that_is_not_utf8(write_split: WriteSplit, tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_is_refused(write_split: WriteSplit, tmp_path: Path) -> None:
     path = write_split("train", [0])
     broken = pa.array([b"\xff\xfe"], pa.binary()).view(pa.string())
     table = pa.table({"sentence1": broken, "sentence2": ["x"], "label": [0]})
@@ -172,7 +174,9 @@ def test_text_that_is_not_utf8(write_split: WriteSplit, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", [2, -2, None, 0.5, "entailment", True])
-def test_a_label_out_of_range(label: object, write_split: WriteSplit, tmp_path: Path) -> None:
+def test_a_label_out_of_range_is_refused(
+    label: object, write_split: WriteSplit, tmp_path: Path
+) -> None:
     path = write_split("train", [label])
     error = refused(tmp_path)
     assert (error.path, error.row, error.column) == (path, 1, "label")
@@ -182,12 +186,14 @@ def test_a_label_out_of_range(label: object, write_split: WriteSplit, tmp_path: 
 
 
 @pytest.mark.parametrize(("task", "label"), [("rte", -1), ("stsb", -1.0)])
-def test_unlabelled_rows(task: str, label: float, write_split: WriteSplit, tmp_path: Path) -> None:
+def test_unlabelled_rows_are_refused(
+    task: str, label: float, write_split: WriteSplit, tmp_path: Path
+) -> None:
     write_split("train", [label], task=task)
     assert "-1 means unlabelled" in str(refused(tmp_path, task))
 
 
-def test_label_names_in_the_file_must_have_our_order(
+def test_label_names_in_the_file_must_have_the_order_of_the_task(
     write_split: WriteSplit, tmp_path: Path
 ) -> None:
     path = write_split("train", [0, 1])
@@ -204,7 +210,7 @@ def test_label_names_in_the_file_must_have_our_order(
     assert "answers would be permuted" in str(refused(tmp_path))
 
 
-def test_glue_dir_is_taken_where_nothing_is_said(
+def test_glue_dir_is_the_default_source(
     write_split: WriteSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_split("train", [0, 1])
@@ -216,7 +222,7 @@ def test_glue_dir_is_taken_where_nothing_is_said(
         load_task("rte")
 
 
-def test_the_hub_when_asked_for_is_never_replaced() -> None:
+def test_a_requested_hub_is_never_replaced() -> None:
     with pytest.raises(HubUnreachableError, match="offline mode is on") as caught:
         load_task("rte", "hub")
     assert "--data DIR or $GLUE_DIR, use --data sample" in str(caught.value)
@@ -236,7 +242,7 @@ def test_without_hub_and_folder_the_sample_comes_with_a_loud_warning(
     assert "--data DIR" in record.getMessage()
 
 
-def test_the_sample_when_asked_for_comes_without_a_warning(
+def test_a_requested_sample_comes_without_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert load_task("mnli", "sample").source == "sample"

@@ -66,7 +66,7 @@ def refused(*args: Any, **options: Any) -> str:
     return str(caught.value)
 
 
-def test_the_same_rows_as_from_a_file(tmp_path: Path) -> None:
+def test_a_data_set_gives_the_same_rows_as_a_file(tmp_path: Path) -> None:
     """String labels, and a split that is made: the digest says that all is as with files."""
     folder = write(tmp_path / "rows", train=NAMES)
     data = load(folder)
@@ -96,13 +96,13 @@ def test_class_labels_have_their_names_in_their_order(tmp_path: Path) -> None:
         assert text.endswith(f"says {label}")
 
 
-def test_pairs(tmp_path: Path) -> None:
+def test_two_text_columns_make_pairs(tmp_path: Path) -> None:
     data = load(write(tmp_path / "rows", train=NAMES), text_columns=("other", "text"))
     assert data.task.text_fields == ("other", "text")
     assert all(re.match(r"other \d+", first) for first, _ in data.train.texts)
 
 
-def test_regression(tmp_path: Path) -> None:
+def test_fractions_make_a_regression_task(tmp_path: Path) -> None:
     data = load(write(tmp_path / "rows", train=rows_of([n / 8 for n in range(ROWS)])))
     assert (data.task.kind, data.task.labels) == ("regression", ())
     assert all(
@@ -118,7 +118,7 @@ def test_regression(tmp_path: Path) -> None:
         ([[1], [0, 1], [], [2]], List(ClassLabel(names=["a", "b", "c"]))),
     ],
 )
-def test_several_labels_a_row(tmp_path: Path, labels: list[Any], feature: Any) -> None:
+def test_a_row_may_have_several_labels(tmp_path: Path, labels: list[Any], feature: Any) -> None:
     data = load(write(tmp_path / "rows", train=rows_of(labels * 10, feature)))
     assert (data.task.kind, data.task.labels) == ("multi_label", ("a", "b", "c"))
     wanted = {
@@ -141,14 +141,14 @@ def test_a_validation_split_is_taken_if_there_is_one(tmp_path: Path) -> None:
     assert len(load(folder, "test").validation["validation"]) == 5
 
 
-def test_what_is_trained_on_is_not_taken_to_judge(tmp_path: Path) -> None:
+def test_the_train_split_is_never_the_validation_split_by_default(tmp_path: Path) -> None:
     data = load(write(tmp_path / "rows", validation=NAMES), "validation")
     assert len(data.train) + len(data.validation["validation"]) == ROWS
     assert data.data_set is not None
     assert data.data_set.validation_split is None
 
 
-def test_jsonl_with_labels_of_two_types(tmp_path: Path) -> None:
+def test_jsonl_may_have_labels_of_two_types(tmp_path: Path) -> None:
     (tmp_path / "rows").mkdir()
     lines = [{"text": f"text {n}", "label": [1, "x"][n % 2]} for n in range(ROWS)]
     (tmp_path / "rows" / "train.jsonl").write_text(
@@ -157,7 +157,7 @@ def test_jsonl_with_labels_of_two_types(tmp_path: Path) -> None:
     assert load(str(tmp_path / "rows")).task.labels == ("1", "x")
 
 
-def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
+def test_folders_written_by_save_to_disk_are_read(tmp_path: Path) -> None:
     NAMES.save_to_disk(tmp_path / "one")
     DatasetDict(train=NAMES, dev=NAMES.select(range(10))).save_to_disk(tmp_path / "two")
     assert load(str(tmp_path / "one")).digest == load(str(tmp_path / "two")).digest
@@ -188,7 +188,7 @@ def two(tmp_path: Path) -> str:
     return str(tmp_path / "two")
 
 
-def test_configurations(two: str) -> None:
+def test_a_configuration_is_chosen_by_name(two: str) -> None:
     data = load(f"{two}:books")
     assert data.task.labels == ("1", "2", "3")
     assert data.data_set is not None
@@ -265,14 +265,16 @@ def test_configurations(two: str) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said_with_split_row_and_column(
+def test_errors_name_the_split_the_row_and_the_column(
     tmp_path: Path, splits: dict[str, Dataset], options: dict[str, Any], sentence: str
 ) -> None:
     found = refused(write(tmp_path / "rows", **splits), **options)
     assert found.startswith(f"data set rows{sentence}")
 
 
-def test_a_label_that_occurs_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_label_that_occurs_once_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     load(write(tmp_path / "rows", train=rows_of(["no", "yes"] * 10 + ["rare"])))
     assert (
         "data set rows, split train, row 21, column 'label': 1 of 3 labels occur in one row only"
@@ -295,10 +297,10 @@ def test_a_label_that_occurs_once(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         ("", "", "doesn't contain any data files"),
     ],
 )
-def test_a_folder_that_holds_no_data_set(
+def test_a_folder_without_a_data_set_is_refused_in_one_line(
     tmp_path: Path, name: str, content: str, sentence: str
 ) -> None:
-    """Whatever the library raises comes as one line."""
+    """Every exception of the library becomes one line."""
     (tmp_path / "rows").mkdir()
     if name:
         (tmp_path / "rows" / name).write_text(content)
@@ -308,7 +310,7 @@ def test_a_folder_that_holds_no_data_set(
     assert "\n" not in found
 
 
-def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_is_taken_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_address("imdb") == Address("imdb")
     assert parse_address("a/b:c@refs/pr/1") == Address("a/b", "c", "refs/pr/1")
     assert parse_address("a/b@v1.0") == Address("a/b", None, "v1.0")
@@ -331,7 +333,7 @@ def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("csv", "that is a format, not a data set; files go with --train-file"),
     ],
 )
-def test_what_is_no_address(
+def test_a_text_that_is_no_address_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, sentence: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -343,7 +345,7 @@ def test_what_is_no_address(
     assert sentence in str(caught.value)
 
 
-def test_offline_and_not_cached() -> None:
+def test_offline_without_a_cached_copy_is_an_error() -> None:
     found = refused("owner/rows")
     assert found.startswith(
         "data set owner/rows: no such folder, and the Hugging Face hub can't be"
@@ -359,10 +361,10 @@ def _torch_as_it_was() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_torch_as_it_was")
-def test_a_run_from_a_data_set(
+def test_a_run_takes_its_rows_from_a_data_set(
     tmp_path: Path, tiny_backbone_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The whole way to a delta, and what it says about its rows."""
+    """The delta records the data set, its splits and its rows."""
     feature = ClassLabel(names=["worse", "better"])
     folder = write(
         tmp_path / "films",

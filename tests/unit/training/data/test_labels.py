@@ -1,4 +1,4 @@
-"""What a label column is taken for, and what can't be a label."""
+"""A label column gives a kind, names and codes; other values are refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def encode(
         ([None], "single_label"),
     ],
 )
-def test_kinds_by_type(values: list[Any], kind: str) -> None:
+def test_kinds_are_inferred_from_types(values: list[Any], kind: str) -> None:
     assert infer(values) == kind
 
 
@@ -67,7 +67,7 @@ def test_kinds_by_type(values: list[Any], kind: str) -> None:
         (["1.5", "a"], "single_label"),
     ],
 )
-def test_kinds_by_text(values: list[str], kind: str) -> None:
+def test_kinds_are_inferred_from_text(values: list[str], kind: str) -> None:
     assert infer(values, "a.csv") == kind
 
 
@@ -90,7 +90,7 @@ def test_codes_are_positions() -> None:
     assert encode([1, 2.5], "regression", ()) == [1.0, 2.5]
 
 
-def test_a_label_unknown_to_the_train_file() -> None:
+def test_a_label_unknown_to_the_train_file_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         encode(["yes", "Yes!", "perhaps"], "single_label", ("no", "yes"))
     assert (caught.value.row, caught.value.column) == (2, "label")
@@ -103,25 +103,25 @@ def test_a_label_unknown_to_the_train_file() -> None:
 @pytest.mark.parametrize(
     "value", [None, "", "  ", float("nan"), {"a": 1}, ["a"], "x" * 300, b"\xff"]
 )
-def test_what_can_not_be_one_label(value: Any) -> None:
+def test_a_value_that_can_not_be_one_label_is_refused(value: Any) -> None:
     with pytest.raises(DataError, match="row 3, column 'label'"):
         collect(["a", "b", value])
 
 
 @pytest.mark.parametrize("value", ["a", None, 1, [None], [["a"]], [""]])
-def test_what_can_not_be_several_labels(value: Any) -> None:
+def test_a_value_that_can_not_be_several_labels_is_refused(value: Any) -> None:
     with pytest.raises(DataError, match="row 2, column 'label'"):
         collect([["a"], value], "multi_label")
 
 
 @pytest.mark.parametrize("value", [None, "much", "", float("inf"), float("nan"), True, [1.0]])
-def test_what_can_not_be_a_number(value: Any) -> None:
+def test_a_value_that_can_not_be_a_number_is_refused(value: Any) -> None:
     with pytest.raises(DataError, match=r"row 2, column 'label': .* is not a finite number"):
         encode([0.5, value], "regression", ())
 
 
 @pytest.mark.parametrize("value", [1e19, -1e300, "1e30"])
-def test_what_is_too_large_to_be_learnt(value: Any) -> None:
+def test_a_number_too_large_to_be_learned_is_refused(value: Any) -> None:
     with pytest.raises(DataError, match=r"row 2, column 'label': .* is too large; numbers from"):
         encode([0.5, value], "regression", ())
 
@@ -148,7 +148,9 @@ def test_one_number_teaches_nothing() -> None:
         (["", ""], "multi_label", "a.csv"),
     ],
 )
-def test_a_column_without_any_label(values: list[Any], kind: TaskKind, name: str) -> None:
+def test_a_column_without_any_label_is_refused(
+    values: list[Any], kind: TaskKind, name: str
+) -> None:
     with pytest.raises(DataError) as caught:
         collect(values, kind, name)
     assert str(caught.value) == (
@@ -174,7 +176,7 @@ def test_rows_without_a_label_are_counted() -> None:
     ],
 )
 def test_a_text_among_numbers_is_a_mistake(values: list[Any], row: int, name: str) -> None:
-    """Taking all for names would train something, but not what was meant."""
+    """Taking all for names would train another task than the user means."""
     with pytest.raises(DataError) as caught:
         infer(values, name)
     assert (caught.value.row, caught.value.column) == (row, "label")
@@ -205,7 +207,7 @@ def test_many_labels_that_all_repeat_are_labels() -> None:
     assert len(collect_labels(column([*names, *twice]), "label", "multi_label")) == 24
 
 
-def test_half_a_surrogate_pair_is_no_label() -> None:
+def test_half_a_surrogate_pair_is_not_a_label() -> None:
     with pytest.raises(DataError, match=r"row 2.*surrogate"):
         collect_labels(column(["a", "b\ud800"]), "label", "single_label")
 

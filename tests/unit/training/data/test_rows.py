@@ -1,4 +1,4 @@
-"""`training.data.rows`: what a digest depends on, and subsets of the train rows."""
+"""Digests depend on rows alone; subsets and held-out rows are drawn by the seed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_digest_sees_every_change(other: dict[str, Rows]) -> None:
     assert digest_rows(other) != digest_rows({"train": Rows([("a", "b"), ("c", "d")], [1, 0])})
 
 
-def test_take_keeps_the_order_asked_for() -> None:
+def test_take_keeps_the_order_of_the_positions() -> None:
     taken = make([0, 1, 0, 1]).train.take([3, 0])
     assert taken == Rows([("text 3",), ("text 0",)], [1, 0])
     assert len(taken) == 2
@@ -57,7 +57,7 @@ def test_a_subset_is_drawn_by_its_seed() -> None:
     assert len(data.subset(50, 1).train) == 50
 
 
-def test_a_subset_says_what_it_is_and_leaves_validation_alone() -> None:
+def test_a_subset_has_a_note_and_leaves_validation_alone() -> None:
     data = make([0, 1] * 1000, note="sample of the GLUE train set: 2,000 of 67,349 rows")
     small = data.subset(100, 7)
     assert small.note == (
@@ -87,7 +87,7 @@ def test_rows_and_labels_stay_together() -> None:
 
 
 @pytest.mark.parametrize("size", [-1, 0, 1, 11])
-def test_a_size_that_can_not_be_had_is_an_error(size: int) -> None:
+def test_an_impossible_size_is_an_error(size: int) -> None:
     with pytest.raises(
         ConfigError, match=rf"--train-rows {size}: sst2 has 10 train rows"
     ) as caught:
@@ -109,7 +109,7 @@ def test_regression_and_multi_label_rows_have_subsets_too() -> None:
     ],
 )
 def test_every_label_keeps_a_row(kind: TaskKind, labels: Labels) -> None:
-    """What only held out rows have would be judged and never learnt."""
+    """A label of held-out rows alone would be evaluated and never learned."""
     # The single label's row shares its text with another label's, so both stay on one side.
     rows = Rows([(f"text {6 if n == 7 else n}",) for n in range(20)], labels)
     for seed in range(50):

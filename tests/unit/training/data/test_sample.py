@@ -35,7 +35,7 @@ def digests(sample: dict[str, dict[str, Rows]]) -> str:
     return " ".join(digest_rows(splits)[:8] for splits in sample.values())
 
 
-def test_sizes_and_splits(sample: dict[str, dict[str, Rows]]) -> None:
+def test_every_split_has_its_size(sample: dict[str, dict[str, Rows]]) -> None:
     for name, splits in sample.items():
         task = TASKS[name]
         assert tuple(splits) == (task.train_split, *task.validation_splits)
@@ -77,7 +77,7 @@ def test_no_row_occurs_twice(sample: dict[str, dict[str, Rows]]) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_rows_in_every_process(sample: dict[str, dict[str, Rows]]) -> None:
+def test_every_process_generates_the_same_rows(sample: dict[str, dict[str, Rows]]) -> None:
     code = (
         "from training.data.rows import digest_rows\n"
         "from training.data.sample import sample_splits\n"

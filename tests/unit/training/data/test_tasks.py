@@ -1,4 +1,4 @@
-"""The task table against real GLUE rows, and against what the rest of the project relies on."""
+"""The task table agrees with real GLUE rows, and with the rest of the project."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_metrics_are_those_of_glue() -> None:
         assert TASKS[name].metrics == ("accuracy",)
 
 
-def test_mnli_is_judged_on_both_validation_sets() -> None:
+def test_mnli_is_evaluated_on_both_validation_sets() -> None:
     assert TASKS["mnli"].validation_splits == ("validation_matched", "validation_mismatched")
 
 

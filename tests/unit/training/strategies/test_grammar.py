@@ -1,4 +1,4 @@
-"""Freezing strategies: what each selects from the shapes of real backbones, and mistakes."""
+"""Freezing strategies select the right parameters of real backbones; mistakes are explained."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def tiny() -> Shapes:
         ("bitfit+layernorm", 102_912 + 25 * 768, 26_112 + 13 * 384),
     ],
 )
-def test_counts_on_real_backbones(
+def test_strategies_select_the_known_counts_of_real_backbones(
     base: Shapes, minilm: Shapes, freeze: str, of_base: int, of_minilm: int
 ) -> None:
     assert count(select(freeze, base, 0), base) == of_base
@@ -144,7 +144,7 @@ def test_random_never_draws_nothing(tiny: Shapes) -> None:
     assert count(select("random:1e-9", tiny, 0), tiny) == 1
 
 
-def test_random_is_its_seed(tiny: Shapes) -> None:
+def test_random_depends_on_its_seed_only(tiny: Shapes) -> None:
     first, again, other = (select("random:0.01", tiny, seed) for seed in (4, 4, 5))
     assert list(first) == list(again)
     assert all(torch.equal(first[name], again[name]) for name in first)  # type: ignore[arg-type]
@@ -179,7 +179,7 @@ def test_union_of_sparse_and_dense_is_dense(tiny: Shapes) -> None:
             assert torch.equal(selection[name], alone[name])  # type: ignore[arg-type]
 
 
-def test_union_of_two_random_ones(tiny: Shapes) -> None:
+def test_union_of_two_random_selections_is_in_order(tiny: Shapes) -> None:
     """The larger share need not hold the smaller one; order must survive."""
     selection = select("random:0.05+random:0.02", tiny, 0)
     parts = [select(f"random:{share}", tiny, 0) for share in ("0.05", "0.02")]
@@ -195,7 +195,7 @@ def test_selection_is_in_the_networks_order(tiny: Shapes) -> None:
     assert all(low < high for low, high in pairwise(positions))
 
 
-def test_plus_inside_a_regular_expression(tiny: Shapes) -> None:
+def test_plus_inside_a_regular_expression_joins_no_rules(tiny: Shapes) -> None:
     output = select("params:layer.*[01].output.dense", tiny, 0)
     assert select(r"params:layer\.\d+\.output+\.dense", tiny, 0) == output
     both = select(r"layernorm+params:quer+y\.bias", tiny, 0)
@@ -232,7 +232,7 @@ def test_params_searches_anywhere(tiny: Shapes) -> None:
         ("params:a+bitfit", "params:a+bitfit"),
     ],
 )
-def test_one_spelling(given: str, known: str) -> None:
+def test_a_strategy_has_one_spelling(given: str, known: str) -> None:
     assert canonical(given) == known
     assert canonical(known) == known
 
@@ -287,7 +287,7 @@ def test_mistakes_are_named(tiny: Shapes, freeze: str, sentence: str) -> None:
     ],
     ids=["repetition", "parentheses", "layers", "share", "underflow"],
 )
-def test_absurd_arguments(tiny: Shapes, freeze: str) -> None:
+def test_absurd_arguments_are_refused(tiny: Shapes, freeze: str) -> None:
     with pytest.raises(ConfigError):
         select(freeze, tiny, 0)
 
@@ -300,8 +300,8 @@ def test_absurd_arguments(tiny: Shapes, freeze: str) -> None:
         st.lists(st.sampled_from([*RULES, ":", "+", "0.5", "1", "query", ","])).map("".join),
     ).filter(lambda text: "[[" not in text)
 )
-def test_anything_else_is_a_clear_error(tiny: Shapes, freeze: str) -> None:
-    """Whatever is typed, it selects or is refused as a mistake: never another exception."""
+def test_any_text_selects_or_is_a_clear_error(tiny: Shapes, freeze: str) -> None:
+    """No text raises another exception than that for mistakes."""
     try:
         selection = select(freeze, tiny, 0)
         spelled = canonical(freeze)

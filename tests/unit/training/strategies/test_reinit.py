@@ -1,4 +1,4 @@
-"""Re-initialised backbones: what is changed, and that a delta over the original says the same."""
+"""Re-initialised backbones, and deltas over the original that compute the same."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_biases_become_zero_and_nothing_else_changes(tiny_backbone: Backbone) ->
     assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 
 
-def test_all_are_drawn_as_bert_draws_them(tiny_backbone: Backbone) -> None:
+def test_all_parameters_are_drawn_like_bert_draws_them(tiny_backbone: Backbone) -> None:
     fresh = reinitialise(tiny_backbone, "all", 3)
     for name, value in fresh.parameters.items():
         if name.endswith(".bias"):
@@ -65,7 +65,7 @@ def test_all_are_drawn_as_bert_draws_them(tiny_backbone: Backbone) -> None:
     assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 
 
-def test_drawing_is_the_seeds(tiny_backbone: Backbone) -> None:
+def test_draws_depend_on_the_seed_only(tiny_backbone: Backbone) -> None:
     first, again, other = (
         reinitialise(tiny_backbone, "all", seed).ref.fingerprint for seed in (1, 1, 2)
     )

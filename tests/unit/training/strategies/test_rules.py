@@ -1,4 +1,4 @@
-"""Rules that draw lines, look at values or at gradients, and the restriction to some layers."""
+"""Rules that draw rows and columns, use values or scores, or are restricted to some layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def shapes(tiny_backbone: Backbone) -> Shapes:
     return {name: tuple(value.shape) for name, value in tiny_backbone.parameters.items()}
 
 
-def test_rows_are_whole_lines(shapes: Shapes) -> None:
+def test_rows_selects_whole_rows_and_columns(shapes: Shapes) -> None:
     """Every selected value has its whole row or its whole column beside it."""
     selection = select("rows:0.05", shapes, 3)
     for name, indices in selection.items():
@@ -40,8 +40,8 @@ def test_rows_are_whole_lines(shapes: Shapes) -> None:
 
 
 @pytest.mark.parametrize("layers", ["", "@1"])
-def test_rows_have_no_more_than_their_matrices(shapes: Shapes, layers: str) -> None:
-    """Embeddings and vectors are no lines of theirs; whoever asks for all must not get less."""
+def test_rows_can_not_select_more_than_the_matrices(shapes: Shapes, layers: str) -> None:
+    """Embeddings and vectors have no rows to draw; a share is refused rather than cut."""
     there = {n: s for n, s in shapes.items() if not layers or layer_of(n) == 1}
     matrices = [prod(s) for n, s in there.items() if len(s) == 2 and "embeddings" not in n]
     total, most = sum(map(prod, there.values())), sum(matrices)
@@ -68,7 +68,7 @@ def test_magnitude_takes_the_largest(tiny_backbone: Backbone, shapes: Shapes) ->
     assert values[chosen].min() >= values[~chosen].max()
 
 
-def test_fisher_takes_the_highest_scores_of_the_layers_asked_for(shapes: Shapes) -> None:
+def test_fisher_takes_the_highest_scores_of_the_given_layers(shapes: Shapes) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
     selection = select("fisher:0.1@1", shapes, 0, scores=lambda: scores)
@@ -89,7 +89,9 @@ def test_missing_values_are_a_clear_error(shapes: Shapes) -> None:
 
 
 @pytest.mark.parametrize("rule", ["random", "magnitude", "fisher"])
-def test_other_shares_reach_every_value(tiny_backbone: Backbone, shapes: Shapes, rule: str) -> None:
+def test_the_share_1_selects_every_value(
+    tiny_backbone: Backbone, shapes: Shapes, rule: str
+) -> None:
     values = tiny_backbone.parameters
     selection = select(f"{rule}:1", shapes, 0, values, lambda: values)
     assert count(selection, shapes) == sum(map(prod, shapes.values()))
