@@ -125,7 +125,7 @@ def qqp(grammar: Grammar, label: int) -> Row:
         part = rng.randrange(4)
         while second[part] == first[part]:
             second = [*first[:part], _question_parts(rng)[part], *first[part + 1 :]]
-        if part == 1:  # another action needs an object of its own
+        if part == 1:  # another action has other objects
             second[2] = rng.randrange(1, len(TABLES["qqp"]["actions"][second[1]]))
     return (_question(rng, first), _question(rng, second)), label
 

@@ -213,7 +213,7 @@ class Grammar:
         return refill(scene, {slot: _another(self.rng, pair, trait)})
 
     def filled(self, scene: Scene, slots: Sequence[str] = tuple(SLOT_WEIGHTS)) -> list[str]:
-        """Return those of the slots that have a value."""
+        """Return the slots, out of the given ones, that have a value."""
         return [slot for slot in slots if getattr(scene, slot) != ""]
 
     def phrase(self, noun: str, trait: str, general: bool = False) -> str:

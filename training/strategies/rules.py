@@ -88,14 +88,9 @@ def _matching(shapes: Shapes, pattern: str) -> Selection:
     return {name: None for name in shapes if re.fullmatch(pattern, name)}
 
 
-def _full(given: RuleInput, argument: str) -> Selection:
-    del argument
-    return dict.fromkeys(given.shapes)
-
-
-def _head(given: RuleInput, argument: str) -> Selection:
-    del given, argument
-    return {}
+def _named(pattern: str) -> Callable[[RuleInput, str], Selection]:
+    """Return a rule that selects the parameters whose whole name matches a pattern."""
+    return lambda given, _: _matching(given.shapes, pattern)
 
 
 def _terms(argument: str) -> list[str]:
@@ -112,11 +107,6 @@ def _terms(argument: str) -> list[str]:
 def _bitfit(given: RuleInput, argument: str) -> Selection:
     modules = [BIAS_TERMS[term] for term in _terms(argument)] or [r".+"]
     return _matching(given.shapes, rf"(?:.+\.)?(?:{'|'.join(modules)})\.bias")
-
-
-def _layernorm(given: RuleInput, argument: str) -> Selection:
-    del argument
-    return _matching(given.shapes, r".+\.LayerNorm\.(?:weight|bias)")
 
 
 def _share(rule: str, argument: str) -> float:
@@ -238,20 +228,6 @@ def _top(given: RuleInput, argument: str) -> Selection:
     return _matching(given.shapes, rf"bert\.encoder\.layer\.(?:{numbers})\..+|bert\.pooler\..+")
 
 
-def _attention(given: RuleInput, argument: str) -> Selection:
-    del argument
-    return _matching(
-        given.shapes, r".+\.attention\.(?:self\.(?:query|key|value)|output\.dense)\.(?:weight|bias)"
-    )
-
-
-def _ffn(given: RuleInput, argument: str) -> Selection:
-    del argument
-    return _matching(
-        given.shapes, r".+\.layer\.\d+\.(?:intermediate|output)\.dense\.(?:weight|bias)"
-    )
-
-
 def _params(given: RuleInput, argument: str) -> Selection:
     try:
         pattern = re.compile(argument)
@@ -265,18 +241,24 @@ def _tidy_share(rule: str) -> Callable[[str], str]:
 
 
 RULES: dict[str, Rule] = {
-    "full": Rule("", "every parameter", 5e-5, _full),
+    "full": Rule("", "every parameter", 5e-5, _named(".+")),
     "head": Rule(
-        "", "the classifier alone; the backbone stays as it is", 3e-2, _head, takes_layers=False
+        "",
+        "the classifier alone; the backbone stays as it is",
+        3e-2,
+        lambda _given, _argument: {},
+        takes_layers=False,
     ),
     "bitfit": Rule(
         "[TERM,...]",
-        f"all biases, or those of: {', '.join(BIAS_TERMS)}",
+        f"all biases, or the biases of: {', '.join(BIAS_TERMS)}",
         2e-3,
         _bitfit,
         tidy=lambda argument: ",".join(sorted(set(_terms(argument)))),
     ),
-    "layernorm": Rule("", "LayerNorm weights and biases", 6e-3, _layernorm),
+    "layernorm": Rule(
+        "", "LayerNorm weights and biases", 6e-3, _named(r".+\.LayerNorm\.(?:weight|bias)")
+    ),
     "random": Rule(
         "SHARE",
         "this share of all values, drawn uniformly with the seed (0.001 = 0.1 %)",
@@ -313,11 +295,21 @@ RULES: dict[str, Rule] = {
         takes_layers=False,
         tidy=lambda argument: str(_num_layers(argument)),
     ),
-    "attention": Rule("", "attention matrices and their biases", 1e-4, _attention),
-    "ffn": Rule("", "feed-forward matrices and their biases", 1e-4, _ffn),
+    "attention": Rule(
+        "",
+        "attention matrices and their biases",
+        1e-4,
+        _named(r".+\.attention\.(?:self\.(?:query|key|value)|output\.dense)\.(?:weight|bias)"),
+    ),
+    "ffn": Rule(
+        "",
+        "feed-forward matrices and their biases",
+        1e-4,
+        _named(r".+\.layer\.\d+\.(?:intermediate|output)\.dense\.(?:weight|bias)"),
+    ),
     "params": Rule(
         "REGEX",
-        "parameters in whose name the regular expression is found; last in a union",
+        "parameters with a match of the regular expression in their names; last in a union",
         1e-4,
         _params,
         takes_layers=False,
