@@ -1,9 +1,9 @@
 """A submission to GLUE's leaderboard: `python -m training.submit --deltas DIR --out FILE.zip`.
 
-Runs the test sets through the deltas and writes the zip with the leaderboard's file names, headers
-and label strings, then reads it back and checks it. The test sets are `test*.parquet` files below
-`<task>/` in $GLUE_DIR or --data, as `nyu-mll/glue` has them. The diagnostic set (AX) goes through
-MNLI's delta.
+Predicts the test sets with the deltas and writes the zip with the leaderboard's file names, headers
+and label strings; then reads the zip back and checks it. The test sets are `test*.parquet` files
+below `<task>/` in $GLUE_DIR or --data, as in `nyu-mll/glue`. The delta of MNLI also answers the
+diagnostic set (AX). The predictions are made by `training.run.evaluation`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,17 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from deltas.backbone.backbone import Backbone, load_backbone
-from deltas.backbone.tokenizer import tokenize_texts
-from deltas.errors import DeltaError
-from deltas.format import write_atomically
-from deltas.hardware import DTYPES, pick_device, pick_precision
-from deltas.store import Record, Store
+import deltas
+from training.data.columns import read_columns
 from training.data.tasks import find_task
-from training.errors import ConfigError, DataError, TrainingError, listing
-from training.run.evaluation import decisions, predict
-from training.run.task_model import TaskModel
+from training.errors import ConfigError, DataError, listing, run_command
+
+if TYPE_CHECKING:
+    from deltas import Backbone, Record, Store
 
 _CODES = {"cola", "sst2", "mrpc", "qqp", "wnli"}  # the leaderboard wants 0 and 1 for these
 
@@ -40,11 +36,11 @@ class LeaderboardFile:
     """One file of a submission.
 
     Attributes:
-        file: its name on the leaderboard.
-        task: whose delta answers.
-        folder: of the test set, below the data folder.
+        file: name of the file on the leaderboard.
+        task: task of the delta that answers.
+        folder: folder of the test set below the data folder.
         split: name of the test set's parquet file.
-        rows: of the published test set.
+        rows: number of rows of the published test set.
     """
 
     file: str
@@ -72,6 +68,10 @@ _HEADER = "index\tprediction"
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m training.submit") -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 misuse."""
+    return run_command(lambda: _submit(arguments, prog))
+
+
+def _submit(arguments: Sequence[str] | None, prog: str) -> int:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Write a submission to GLUE's leaderboard.",
@@ -79,23 +79,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m training
     )
     add = parser.add_argument
     add("--deltas", type=Path, required=True, help="folder of <backbone>/<task>/<strategy> files")
-    add("--out", type=Path, required=True, help="the zip to write")
+    add("--out", type=Path, required=True, help="zip to write")
     add("--data", type=Path, help="folder of <task>/test*.parquet (default: $GLUE_DIR)")
-    add("--strategy", help="take this strategy's deltas (default: best on the selection rows)")
+    add("--strategy", help="use this strategy's deltas (default: the best on the selection rows)")
     add("--backbone", help="hub id or folder of a BERT (default: packaged MiniLM)")
-    add("--partial", action="store_true", help="write the zip although files are missing in it")
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
-        missing = submit(options)
-    except (TrainingError, DeltaError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigError) else 1
+    add("--partial", action="store_true", help="write the zip even if files are missing in it")
+    options = parser.parse_args(arguments)
+    missing = submit(options)
     sys.stdout.write(f"{options.out}\n")
-    for problem in missing:
-        sys.stderr.write(f"missing: {problem}\n")
+    sys.stderr.write("".join(f"missing: {problem}\n" for problem in missing))
     return 0
 
 
@@ -103,21 +95,21 @@ def submit(options: argparse.Namespace) -> list[str]:
     """Write and check the zip.
 
     Returns:
-        What is missing in it, with what to do; empty for a whole submission.
+        The missing files with instructions; empty for a whole submission.
 
     Raises:
-        ConfigError: something is missing and --partial was not given.
-        DataError: a test set that can't be used.
+        ConfigError: a file is missing and --partial was not given.
+        DataError: an unusable test set.
     """
     folder = options.data or (Path(os.environ["GLUE_DIR"]) if "GLUE_DIR" in os.environ else None)
     if folder is None:
         raise ConfigError("no test sets: set GLUE_DIR, or give --data, a folder of <task>/test*")
-    backbone = load_backbone(options.backbone)
-    store = Store([options.deltas], backbone=backbone.ref)
-    todo, missing = [], []
+    backbone = deltas.load_backbone(options.backbone)
+    store = deltas.Store([options.deltas], backbone=backbone.ref)
+    found, missing = [], []
     for test_set in TEST_SETS:
-        record = _pick(store, test_set.task, options.strategy)
-        path = _find(folder / test_set.folder, test_set.split)
+        record = _best_record(store, test_set.task, options.strategy)
+        path = _parquet(folder / test_set.folder, test_set.split)
         if record is None:
             missing.append(
                 f"{test_set.file}: no delta of {test_set.task} below {options.deltas}; train one: "
@@ -130,50 +122,53 @@ def submit(options: argparse.Namespace) -> list[str]:
             )
         else:
             _check_labels(record)
-            todo.append((test_set, record, _read_texts(test_set, path)))
-    if not todo or (missing and not options.partial):
+            found.append((test_set, record, _read_texts(test_set, path)))
+    if not found or (missing and not options.partial):
         raise ConfigError(
-            "a submission needs all of its files (--partial writes it without):\n  "
+            "files of the submission are missing (--partial writes it without them):\n  "
             + "\n  ".join(missing)
         )
 
-    files = {test_set.file: _answers(backbone, record, texts) for test_set, record, texts in todo}
+    files = {test_set.file: _answers(backbone, record, texts) for test_set, record, texts in found}
     write_zip(options.out, files)
-    check_zip(options.out, {test_set.file: len(texts) for test_set, _, texts in todo})
+    check_zip(options.out, {test_set.file: len(texts) for test_set, _, texts in found})
     return missing
 
 
 def _answers(backbone: Backbone, record: Record, texts: list[tuple[str, ...]]) -> list[str]:
-    """What a delta says about the rows, in the leaderboard's words."""
-    delta, spec, device = record.load(), record.manifest.task, pick_device()
-    dtype = DTYPES[pick_precision("auto", device)]
+    """Return a delta's predictions in the leaderboard's format."""
+    from training.run.evaluation import decisions, predict
+    from training.run.task_model import TaskModel
+
+    delta, spec, device = record.load(), record.manifest.task, deltas.pick_device()
+    dtype = deltas.DTYPES[deltas.pick_precision("auto", device)]
     head = delta.head_weight, delta.head_bias
     model = TaskModel(backbone, dict(delta.entries), head, device, dtype)
-    logits = predict(model, tokenize_texts(backbone.tokenizer, spec.max_length, texts))
-    return answer_strings(spec.name, decisions(spec.kind, logits.numpy()).tolist())
+    rows = deltas.tokenize_texts(backbone.tokenizer, spec.max_length, texts)
+    logits = predict(model, rows).numpy()
+    return answer_strings(spec.name, decisions(spec.kind, logits).tolist())
 
 
-def _pick(store: Store, task: str, strategy: str | None) -> Record | None:
-    """The delta that answers: of the strategy, or the best on its selection rows."""
+def _best_record(store: Store, task: str, strategy: str | None) -> Record | None:
+    """Return the delta of the strategy, or the best delta on its selection rows."""
     found = [
         record
         for record in store.records
         if record.manifest.task.name == task
         and strategy in (None, record.manifest.strategy.served_as)
     ]
-
-    # By the task's metric: a delta that was trained with class weights has another primary one.
+    # The task's own metric: a delta trained with class weights has another primary metric.
     metric = find_task(task).primary_metric
 
-    def selection(record: Record) -> float:
+    def selection_score(record: Record) -> float:
         part = record.manifest.metrics.get("selection")
         return part.values.get(metric, -math.inf) if part else -math.inf
 
-    return max(found, key=selection, default=None)
+    return max(found, key=selection_score, default=None)
 
 
 def _check_labels(record: Record) -> None:
-    """Refuse a delta that only has the name of a GLUE task: its codes would mean other answers."""
+    """Refuse a delta that shares only the name of a GLUE task: its codes mean other labels."""
     found, task = record.manifest.task, find_task(record.manifest.task.name)
     for what, theirs, ours in (
         ("kind", (found.kind,), (task.kind,)),
@@ -188,52 +183,47 @@ def _check_labels(record: Record) -> None:
             )
 
 
-def _find(folder: Path, split: str) -> Path:
-    """`<split>.parquet`, or the one numbered part in which the hub stores a test set."""
+def _parquet(folder: Path, split: str) -> Path:
+    """Return `<split>.parquet`, or the numbered file in which the hub stores a test set."""
     part = folder / f"{split}-00000-of-00001.parquet"
     return part if part.is_file() else folder / f"{split}.parquet"
 
 
 def _read_texts(test_set: LeaderboardFile, path: Path) -> list[tuple[str, ...]]:
-    """The test rows in the order of their index."""
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"not a sound parquet file ({error}); fetch it again", path=path) from error
+    """Read the test rows in the order of their index."""
     fields = find_task(test_set.task).text_fields
-    for column in (*fields, "idx"):
-        if column not in table.column_names:
-            raise DataError(
-                f"not there; the file has {listing(table.column_names)}", path=path, column=column
-            )
-    if table.num_rows != test_set.rows:
+    columns = read_columns(path, (*fields, "idx"))
+    if columns.num_rows != test_set.rows:
         raise DataError(
-            f"{table.num_rows:,} rows; the leaderboard wants the {test_set.rows:,} of the "
+            f"{columns.num_rows:,} rows; the leaderboard wants the {test_set.rows:,} of the "
             "published test set",
             path=path,
         )
-    table = table.sort_by("idx")
-    if table["idx"].to_pylist() != list(range(table.num_rows)):
+    index = columns.values["idx"]
+    if set(index) != set(range(len(index))):
         raise DataError("not 0, 1, 2, ... each once", path=path, column="idx")
-    texts = list(zip(*(table[field].to_pylist() for field in fields), strict=True))
-    for row, parts in enumerate(texts, start=1):
-        if not all(isinstance(part, str) for part in parts):
-            raise DataError("null where a text is needed", path=path, row=row)
+    rows = zip(*(columns.values[field] for field in fields), strict=True)
+    texts = [row for _, row in sorted(zip(index, rows, strict=True), key=itemgetter(0))]
+    for number, row in enumerate(texts, start=1):
+        if not all(isinstance(text, str) for text in row):
+            raise DataError("null instead of a text", path=path, row=number)
     return texts
 
 
-def answer_strings(task: str, decided: Sequence[float]) -> list[str]:
-    """Decisions as the leaderboard writes them: 0 and 1, label names, or a value from 0 to 5."""
+def answer_strings(task: str, predictions: Sequence[float]) -> list[str]:
+    """Write predictions as the leaderboard does: 0 and 1, label names, or a value from 0 to 5."""
     labels = find_task(task).labels
     if not labels:
-        return [f"{min(5.0, max(0.0, value)):.3f}" for value in decided]
+        return [f"{min(5.0, max(0.0, value)):.3f}" for value in predictions]
     if task in _CODES:
-        return [str(int(code)) for code in decided]
-    return [labels[int(code)] for code in decided]
+        return [str(int(code)) for code in predictions]
+    return [labels[int(code)] for code in predictions]
 
 
 def write_zip(path: Path, files: dict[str, list[str]]) -> None:
-    """Write one tab-separated file each; equal answers give an equal zip."""
+    """Write a zip of tab-separated files; equal answers give an equal zip."""
+    from deltas.format import write_atomically
+
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, answers in files.items():
@@ -243,11 +233,11 @@ def write_zip(path: Path, files: dict[str, list[str]]) -> None:
 
 
 def check_zip(path: Path, rows: dict[str, int]) -> None:
-    """Check a submission: names, header, index, answers.
+    """Check a submission: file names, headers, indices, answers.
 
     Args:
         path: the zip.
-        rows: how many each file must have.
+        rows: required number of rows by file name.
 
     Raises:
         DataError: the first thing that the leaderboard would refuse.

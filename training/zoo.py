@@ -1,10 +1,10 @@
 """The shipped deltas, chosen from a sweep's finished runs: `python -m training.zoo` (make zoo).
 
 For each task and strategy the run with the best score on its selection rows, which are train rows,
-gives the delta; the dev scores play no part. Runs on fewer rows than the task's others, on
-generated rows, on another backbone, or from new values do not count.
-The runs are those of `docs/results/study.toml` and `docs/results/zoo.toml`, made by
-`training.sweep --keep-deltas`.
+supplies the delta; the dev scores play no part. A run does not count if it had fewer rows than
+other runs of the task, generated rows, another backbone, or re-initialised values. The runs are
+those of `docs/results/study.toml` and `docs/results/zoo.toml`, made by `training.sweep
+--keep-deltas`. Read `training.study.results` next.
 """
 
 from __future__ import annotations
@@ -14,29 +14,28 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from deltas.backbone.backbone import DEFAULT_BACKBONE
-from deltas.errors import DeltaError
-from deltas.format import read_delta, read_manifest, write_atomically
-from deltas.manifest import Manifest
-from deltas.publish.card import card_path, render_card
-from deltas.store import delta_path, zoo_path
+import deltas
 from training.data.tasks import TASKS
-from training.errors import DataError, TrainingError
-from training.study.results import Run, read_runs
+from training.errors import DataError, run_command
+from training.study.results import Run, RunOutcome, read_runs
 from training.sweep import RUNS, WORK
+
+if TYPE_CHECKING:
+    from deltas.manifest import Manifest
 
 STRATEGIES = ("bitfit", "layernorm", "random:0.001", "head")
 
 
 @dataclass(frozen=True)
 class ZooChoice:
-    """What the zoo shall hold for a task and a strategy.
+    """The choice for one task and strategy of the zoo.
 
     Attributes:
-        run: the best one; None if no finished run counts.
-        folder: where it left its delta.
-        source: the delta, whole and sound; None if it was not kept.
+        run: the best run; None if no finished run counts.
+        folder: folder of the run's delta.
+        source: file of the delta, checked; None if it was not kept.
     """
 
     task: str
@@ -48,6 +47,10 @@ class ZooChoice:
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m training.zoo") -> int:
     """Run the command; returns the exit code: 0 done, 1 a damaged line or delta, 2 misuse."""
+    return run_command(lambda: _fill_zoo(arguments, prog))
+
+
+def _fill_zoo(arguments: Sequence[str] | None, prog: str) -> int:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Fill the zoo with the best deltas of a sweep, by their selection rows.",
@@ -56,61 +59,60 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m training
     add = parser.add_argument
     add("--results", type=Path, nargs="+", default=[RUNS], help=f"files of runs (default: {RUNS})")
     add("--work", type=Path, nargs="+", default=[WORK], help=f"kept deltas (default: {WORK})")
-    add("--zoo", type=Path, default=zoo_path(), help="where they go (default: the shipped zoo)")
-    try:
-        options = parser.parse_args(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
-        runs = [run for path in options.results for run in read_runs(path).values()]
-        choices = choose(runs, options.work)
-        for choice in choices:
-            sys.stdout.write(f"{choice.task} {choice.strategy}: {ship(choice, options.zoo)}\n")
-    except (TrainingError, DeltaError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    add("--zoo", type=Path, help="folder to write into (default: the shipped zoo)")
+    options = parser.parse_args(arguments)
+    runs = [run for path in options.results for run in read_runs(path).values()]
+    zoo = options.zoo or deltas.zoo_path()
+    for choice in choose(runs, options.work):
+        sys.stdout.write(f"{choice.task} {choice.strategy}: {ship(choice, zoo)}\n")
     return 0
 
 
 def choose(runs: Iterable[Run], work: Sequence[Path]) -> list[ZooChoice]:
-    """The best run of each task and strategy, with its delta where that was kept.
+    """Choose the best run of each task and strategy, with its delta if that was kept.
 
     Args:
-        runs: finished ones and failed ones.
+        runs: finished and failed runs.
         work: folders that hold `<key of a run>/<backbone>/<task>/<strategy>.safetensors`.
 
     Raises:
         DeltaError: a kept delta is damaged.
-        DataError: a kept delta is not that of its line.
+        DataError: a kept delta does not belong to its line.
     """
-    counting = _counting(runs)
+    best: dict[tuple[str, str], tuple[Run, RunOutcome]] = {}
+    for run, outcome in _counting(runs):
+        cell = outcome.task, outcome.strategy
+        if cell not in best or outcome.selection_score > best[cell][1].selection_score:
+            best[cell] = run, outcome
     choices = []
     for task in TASKS:
         for strategy in STRATEGIES:
-            found = [run for run in counting if _cell(run) == (task, strategy)]
-            if not found:
+            if (task, strategy) not in best:
                 choices.append(ZooChoice(task, strategy))
                 continue
-            best = max(found, key=_selection_score)
-            folders = [folder / best.key for folder in work]
-            choices.append(ZooChoice(task, strategy, best, folders[0], _kept(best, folders)))
+            run, outcome = best[task, strategy]
+            folders = [folder / run.key for folder in work]
+            choices.append(ZooChoice(task, strategy, run, folders[0], _kept(run, outcome, folders)))
     return choices
 
 
 def ship(choice: ZooChoice, zoo: Path) -> str:
-    """Put a chosen delta and its model card into the zoo, if there is one; returns what was done.
+    """Copy a chosen delta into the zoo and write its model card; returns what was done.
 
-    Each of both files is written whole or not at all.
+    Both files are written whole or not at all.
     """
-    target = delta_path(zoo, DEFAULT_BACKBONE, choice.task, choice.strategy)
+    from deltas.format import write_atomically
+    from deltas.publish.card import card_path, render_card
+
+    target = deltas.delta_path(zoo, deltas.DEFAULT_BACKBONE, choice.task, choice.strategy)
     if choice.run is None or choice.source is None:
         left = f"kept the shipped one ({_score(target)})" if target.exists() else "none in the zoo"
         if choice.run is None:
             return f"{left}; no finished run that counts"
-        if target.exists() and _is_of(choice.run, read_manifest(target)[0]):
+        if target.exists() and _is_of(choice.run, deltas.read_manifest(target)[0]):
             return f"the shipped one is the best run's ({_score(target)})"
         return (
-            f"{left}; the delta of the best run is not there, repeat it: {choice.run.command} "
+            f"{left}; the delta of the best run is missing, repeat the run: {choice.run.command} "
             f"--out {choice.folder}"
         )
     before = f", instead of {_score(target)}" if target.exists() else ""
@@ -120,45 +122,32 @@ def ship(choice: ZooChoice, zoo: Path) -> str:
     return f"rate {rate:g}, seed {seed}: {_score(target)}{before}"
 
 
-def _counting(runs: Iterable[Run]) -> list[Run]:
-    """Runs of the default backbone on as many real rows as the task's largest run had."""
+def _counting(runs: Iterable[Run]) -> list[tuple[Run, RunOutcome]]:
+    """Return runs of the default backbone on as many real rows as the task's largest run."""
     real = [
-        run
+        (run, run.outcome)
         for run in runs
         if run.outcome is not None
-        and run.outcome.backbone == DEFAULT_BACKBONE
+        and run.outcome.backbone == deltas.DEFAULT_BACKBONE
         and run.outcome.data != "sample"
     ]
     most: dict[str, int] = {}
-    for run in real:
-        task = str(run.options["task"])
-        most[task] = max(most.get(task, 0), _num_rows(run))
-    return [run for run in real if _num_rows(run) == most[str(run.options["task"])]]
+    for _, outcome in real:
+        rows = outcome.train_rows + outcome.selection_rows
+        most[outcome.task] = max(most.get(outcome.task, 0), rows)
+    return [
+        (run, outcome)
+        for run, outcome in real
+        if outcome.train_rows + outcome.selection_rows == most[outcome.task]
+    ]
 
 
-def _cell(run: Run) -> tuple[str, str]:
-    """Task and strategy; a re-initialised run's strategy has another name."""
-    assert run.outcome is not None
-    return run.outcome.task, run.outcome.strategy
-
-
-def _num_rows(run: Run) -> int:
-    assert run.outcome is not None
-    return run.outcome.train_rows + run.outcome.selection_rows
-
-
-def _selection_score(run: Run) -> tuple[float, float]:
-    assert run.outcome is not None
-    return run.outcome.selection_score
-
-
-def _kept(run: Run, folders: Iterable[Path]) -> Path | None:
-    """The delta that a run left, checked."""
-    assert run.outcome is not None
+def _kept(run: Run, outcome: RunOutcome, folders: Iterable[Path]) -> Path | None:
+    """Return the checked delta that a run left, if it was kept."""
     for folder in folders:
-        path = delta_path(folder, run.outcome.backbone, *_cell(run))
+        path = deltas.delta_path(folder, outcome.backbone, outcome.task, outcome.strategy)
         if path.exists():
-            if not _is_of(run, read_delta(path).manifest):
+            if not _is_of(run, deltas.read_delta(path).manifest):
                 raise DataError(
                     f"not the delta of run {run.key}: its scores differ from those of the line; "
                     "remove it, or sweep that run again",
@@ -169,14 +158,13 @@ def _kept(run: Run, folders: Iterable[Path]) -> Path | None:
 
 
 def _is_of(run: Run, manifest: Manifest) -> bool:
-    """Whether a delta is the one that a run left; its scores tell."""
-    assert run.outcome is not None
-    return manifest.metrics == run.outcome.scores
+    """Return whether a delta is a run's; equal scores identify it."""
+    return run.outcome is not None and manifest.metrics == run.outcome.scores
 
 
 def _score(path: Path) -> str:
-    """A delta's score on its selection rows, in words."""
-    manifest, _ = read_manifest(path)
+    """Write a delta's score on its selection rows."""
+    manifest, _ = deltas.read_manifest(path)
     selection = manifest.metrics["selection"]
     value = selection.values[manifest.primary_metric]
     return f"{manifest.primary_metric} {value:.4f} on {selection.rows:,} selection rows"

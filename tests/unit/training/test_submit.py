@@ -148,7 +148,7 @@ def test_deltas_are_compared_by_one_metric(
             tiny_backbone, spec_of("rte"), strategy, metrics=metrics, primary_metric=primary
         )
         write_delta(delta, delta_path(tmp_path, tiny_backbone.ref.id, "rte", strategy))
-    record = submit._pick(Store([tmp_path], backbone=tiny_backbone.ref), "rte", None)
+    record = submit._best_record(Store([tmp_path], backbone=tiny_backbone.ref), "rte", None)
     assert record is not None
     assert record.manifest.strategy.name == "bitfit"
 
@@ -158,7 +158,7 @@ def test_a_whole_submission_needs_all_files(
 ) -> None:
     assert submit.main(words) == 2
     said = capsys.readouterr().err
-    assert "a submission needs all of its files (--partial writes it without)" in said
+    assert "files of the submission are missing (--partial writes it without them)" in said
     assert said.count(".tsv: ") == 8
     assert not (tmp_path / "submission.zip").exists()
 
@@ -248,7 +248,7 @@ def test_test_sets_that_are_not_the_published_ones_are_refused(
     assert "column 'idx': not 0, 1, 2, ... each once" in capsys.readouterr().err
     write_test_set(data / "wnli", "test", ("sentence1",), 146)
     assert submit.main([*words, "--partial"]) == 1
-    assert "column 'sentence2': not there; the file has sentence1" in capsys.readouterr().err
+    assert "column 'sentence2': no such column; the file has sentence1" in capsys.readouterr().err
 
 
 def test_without_a_folder_of_test_sets(

@@ -198,7 +198,7 @@ def test_two_sweeps_do_not_share_results_nor_the_folder_of_their_runs(
     shared = tmp_path / "shared"
     words = ["--tasks", "rte", "--freeze", "head", "--data", str(glue)]
     words += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
-    with sweep._alone(shared, option):
+    with sweep._locked(shared, option):
         assert sweep.main([*words, option, str(shared)]) == 2
     said = capsys.readouterr().err
     assert f"another sweep is using {shared}; wait for it, or give another {option}" in said
