@@ -1,9 +1,8 @@
-"""The server: answers many text-classification tasks from one frozen backbone and its deltas.
+"""Serves many text-classification tasks from one frozen backbone and its deltas.
 
-The way of a request: `app.http.middleware` (request id, log line) -> `app.http.routes` -> `app.pipeline`
-(check, tokenize) -> `app.batching.batcher` (queue, batches, deadlines) -> `app.engine.engine` (one forward pass) ->
-`app.http.predictions` (logits to labels). `app.main.create_app` wires them. Which tasks exist is known
-from the manifests of the deltas only; nothing in this package names a task.
+To follow a row, read five files, each of which names the next: `app.http.routes`, `app.pipeline`,
+`app.batching.batcher`, `app.engine.engine`, `deltas.encoder.encoder`. `app.main` wires the parts.
+The tasks are known from the manifests of the deltas only; no module of this package names a task.
 """
 
 import sys

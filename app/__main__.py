@@ -1,4 +1,4 @@
-"""`python -m app`: sets what must be set before torch is loaded, then serves (`app.server`)."""
+"""Runs the server: sets the variables that torch reads when it is loaded, then `app.server`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") -> int:
     """Run the server; returns the exit status."""
     _parser(prog).parse_args(arguments)
-    # GNU OpenMP's threads spin for milliseconds while they wait for each other, for which the event
-    # loop and the forward pass pay whenever there are more threads than free cores; to put them to
-    # sleep at once makes a row on an idle server wait twice as long. So: some ten microseconds.
+    # By default libgomp (GNU OpenMP) busy-waits for milliseconds, which starves the event loop when
+    # cores are oversubscribed. Not spinning at all doubles the latency of a single row. 10,000
+    # spins (about 10 us) are the compromise.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from app import server

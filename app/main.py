@@ -1,7 +1,7 @@
 """Wires the server: `create_app` makes the app, its lifespan loads the backbone and the deltas.
 
-`python -m app` runs it; so does `uvicorn --factory app.main:create_app`. What answers a request is
-listed in `app`; read `app.http.routes` next.
+`python -m app` runs it, and so does `uvicorn --factory app.main:create_app`. Read `app.http.routes`
+next. Tested by tests/http/test_live_server.py and all other tests of that folder.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import torch
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -25,13 +23,14 @@ from starlette.middleware.cors import CORSMiddleware
 from app.batching.batcher import Batcher
 from app.batching.queue import BatchLimits
 from app.batching.workers import Parallelism
-from app.engine.engine import Engine, EngineRow, Outcome
+from app.engine.engine import Engine
 from app.engine.tuning import Tuning
-from app.engine.warm_up import limit_workers, warm_up
+from app.engine.warm_up import tune_without_measuring, warm_up
 from app.errors import STATUSES, error_response
 from app.http import routes
 from app.http.catalogue import Catalogue
 from app.http.context import Serving
+from app.http.json_route import TIMEOUT_HEADER
 from app.http.metrics import Metrics
 from app.http.middleware import (
     REQUEST_ID_HEADER,
@@ -67,12 +66,12 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
     """Make the app; it loads nothing before it is started.
 
     Args:
-        settings: None reads the environment and sets up logging and the process, for those who
-            start the app as uvicorn's factory.
-        backbone: one that is loaded already; None loads the one of the settings at start.
+        settings: settings of the server. None reads them from the environment and sets up logging
+            and the process, for starts by uvicorn's factory.
+        backbone: backbone that is loaded already; None loads the one of the settings at start.
 
     Raises:
-        SettingsError: the environment's settings can't be used.
+        SettingsError: the environment's settings cannot be used.
     """
     owns_process = settings is None
     if settings is None:
@@ -98,7 +97,12 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
         app.include_router(router)
     for kind in (*STATUSES, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
-    # The last one added is the outermost.
+    _add_middleware(app, settings)
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """Surround the routes; the middleware that is added last is the outermost."""
     app.add_middleware(LoadSheddingMiddleware)
     app.add_middleware(
         BodyLimitMiddleware,
@@ -111,13 +115,12 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Content-Type", REQUEST_ID_HEADER, "X-Request-Timeout-Ms"],
+            allow_headers=["Content-Type", REQUEST_ID_HEADER, TIMEOUT_HEADER],
             expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
         )
     app.add_middleware(
         RequestContextMiddleware, metrics=app.state.metrics, deadline_s=settings.deadline_s
     )
-    return app
 
 
 @asynccontextmanager
@@ -136,7 +139,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         max_queue_tokens=settings.max_queue_tokens,
         max_queue_s=settings.max_queue_s,
     )
-    batcher = Batcher(parallelism_of(engine, tuning), limits, metrics)
+    parallelism = Parallelism(
+        on_share=partial(engine.predict, threads=tuning.share_threads),
+        on_full_machine=partial(engine.predict, threads=tuning.threads),
+        num_workers=tuning.workers,
+    )
+    batcher = Batcher(parallelism, limits, metrics)
     pipeline = Pipeline(
         engine.backbone.tokenizer,
         engine.cache,
@@ -144,11 +152,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         max_rows=settings.max_rows_per_request,
         max_text_chars=settings.max_text_chars,
     )
-    labels = {key: str(value) for key, value in described.items()}
-    metrics.describe({"version": app.version, **labels}, len(engine.store.records))
-    metrics.watch_queue(lambda: batcher.queued_rows, lambda: batcher.queued_tokens)
-    metrics.watch_slots(lambda: engine.cache.num_used, engine.cache.counts)
-    metrics.watch_int8(engine.int8_counts)
+    metrics.watch(engine, batcher, {"version": app.version, **described})
     batcher.start()
     app.state.serving = Serving(
         engine=engine,
@@ -167,47 +171,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.serving = None
 
 
-def build_engine(settings: Settings, backbone: Backbone | None = None) -> Engine:
-    """Load what the settings name.
-
-    Raises:
-        BackboneError: the backbone can't be loaded, or the device is not there.
-        SettingsError: the deltas to be pinned are not there, or too many.
-    """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    backbone = backbone or load_backbone(settings.backbone)
-    store = open_store(settings, backbone)
-    return Engine(
-        backbone,
-        store,
-        device=settings.device,
-        precision=settings.precision,
-        max_slots=settings.max_slots,
-        pinned=pinned_records(store, settings),
-    )
-
-
-def parallelism_of(engine: Engine, tuning: Tuning) -> Parallelism[EngineRow, Outcome]:
-    """Return the functions that run batches on a share of the machine and on all of it."""
-    return Parallelism(
-        on_share=partial(engine.predict, threads=tuning.share_threads),
-        on_full_machine=partial(engine.predict, threads=tuning.threads),
-        num_workers=tuning.workers,
-    )
-
-
 def open_store(settings: Settings, backbone: Backbone) -> Store:
-    """Find the deltas below the folders that the settings name, the shipped zoo last."""
-    roots: list[Path] = [*settings.deltas, *([zoo_path()] if settings.zoo else [])]
+    """Find the deltas in the folders that the settings name, the shipped zoo last."""
+    roots = [*settings.deltas, *([zoo_path()] if settings.zoo else [])]
     return Store(roots, backbone=backbone.ref)
 
 
 def pinned_records(store: Store, settings: Settings) -> list[Record]:
-    """The deltas that the settings pin; a task's name alone stands for its default strategy.
+    """Return the deltas that the settings pin; a task's name stands for its default strategy.
 
     Raises:
-        SettingsError: with every name that is not known, or because no slot is left for the others.
+        SettingsError: names are not known, or no slot is left for the other deltas.
     """
     found: dict[tuple[str, str, str], Record] = {}
     problems: list[str] = []
@@ -221,8 +195,9 @@ def pinned_records(store: Store, settings: Settings) -> list[Record]:
             found[record.key] = record
     if len(store.records) > settings.max_slots > 0 and len(found) >= settings.max_slots:
         problems.append(
-            f"{PREFIX}PINNED names {len(found)} deltas, {PREFIX}MAX_SLOTS is {settings.max_slots}: "
-            f"no slot is left for the other {len(store.records) - len(found)}; raise it or pin less"
+            f"{PREFIX}PINNED names {len(found)} deltas and {PREFIX}MAX_SLOTS is "
+            f"{settings.max_slots}, so no slot is left for the other "
+            f"{len(store.records) - len(found)}; raise {PREFIX}MAX_SLOTS or pin fewer"
         )
     if problems:
         raise SettingsError(problems)
@@ -230,23 +205,28 @@ def pinned_records(store: Store, settings: Settings) -> list[Record]:
 
 
 def _start_engine(settings: Settings, backbone: Backbone | None) -> tuple[Engine, Tuning]:
-    """Build the engine, warm it up if it serves anything."""
-    engine = build_engine(settings, backbone)
+    """Load backbone and deltas, and warm up if there are any deltas."""
+    backbone = backbone or load_backbone(settings.backbone)
+    store = open_store(settings, backbone)
+    engine = Engine(
+        backbone,
+        store,
+        device=settings.device,
+        precision=settings.precision,
+        max_slots=settings.max_slots,
+        pinned=pinned_records(store, settings),
+        threads=settings.threads,
+    )
     threads, workers, tokens = settings.threads, settings.workers, settings.max_batch_tokens
     if settings.warm_up and engine.store.records:
         return engine, warm_up(engine, threads, workers, tokens, settings.max_batch_rows)
-    threads = threads or torch.get_num_threads()
-    workers = engine.cache.set_concurrency(limit_workers(engine, workers or 1, threads))
-    return engine, Tuning(
-        threads, workers, max(1, threads // workers), tokens or DEFAULT_BATCH_TOKENS
-    )
+    tokens = tokens or DEFAULT_BATCH_TOKENS
+    return engine, tune_without_measuring(engine, threads, workers, tokens)
 
 
 def _log_start(settings: Settings, engine: Engine, described: dict[str, Any]) -> None:
-    effective = " ".join(
-        f"{name}={value}" for name, value in settings.model_dump(mode="json").items()
-    )
-    logger.info("settings: %s", effective)
+    effective = settings.model_dump(mode="json")
+    logger.info("settings: %s", " ".join(f"{name}={value}" for name, value in effective.items()))
     logger.info("engine: %s", " ".join(f"{name}={value}" for name, value in described.items()))
     store = engine.store
     logger.info("serving %d deltas of %d tasks", len(store.records), len(store.tasks))
@@ -255,9 +235,8 @@ def _log_start(settings: Settings, engine: Engine, described: dict[str, Any]) ->
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    request_id: str = request.state.request_id
-    response = error_response(error, request_id)
-    # Errors of the client's making are in the log line of the request; their messages may quote it.
+    response = error_response(error, request.state.request_id)
+    # The request's log line shows errors of the client; their messages may quote the input.
     if response.status_code >= 500:
         level = logging.ERROR if response.status_code == 500 else logging.WARNING
         logger.log(level, "%s: %s", type(error).__name__, error, exc_info=error.__cause__)

@@ -1,12 +1,8 @@
-"""What a process that serves needs beside the app: memory, threads, garbage.
+"""Sets up the process that serves: logging, memory, garbage collection, threads.
 
-`app.server` sees to it; `create_app` does when uvicorn calls it as a factory. One thing can't be
-done that late, since OpenMP reads it when torch is loaded: `app.__main__` does it.
-
-Logging: one record a line, as text or JSON, each with the id of the request it belongs to.
-
-`configure_logging` is called by whoever owns the process (`app.server`, or `create_app` when
-uvicorn calls it as a factory), never at import. Nothing in `app` logs the text of an input.
+`app.server` calls these functions, or `app.main.create_app` if uvicorn calls it as a factory. One
+more setting is needed before torch is loaded, because OpenMP reads it then: see `app.__main__`.
+No module of `app` logs the text of an input.
 """
 
 from __future__ import annotations
@@ -25,23 +21,32 @@ from typing import Any, TypeVar
 
 from deltas import keep_compiled_products, keep_freed_memory
 
+logger = logging.getLogger(__name__)
 request_id_var: ContextVar[str] = ContextVar("request_id", default="-")
+
+_GC_THRESHOLDS = 50_000, 20, 50
+# The forward pass takes the GIL (global interpreter lock) again after each of its hundreds of
+# steps. Beside a busy event loop it took 2.9 times as long as alone with Python's interval of 5 ms,
+# and 2.2 times with this one.
+_SWITCH_INTERVAL_S = 0.0005
+
+B = TypeVar("B")
 
 
 class RequestIdFilter(logging.Filter):
     """Puts the id of the current request on every record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Never drops a record."""
+        """Add the id; never drops a record."""
         record.request_id = request_id_var.get()
         return True
 
 
 class TextFormatter(logging.Formatter):
-    """A record as one line (a traceback follows on more), whatever its message quotes."""
+    """Writes a record as one line, followed by a traceback if there is one."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The line; a line break in the message can't begin what looks like another record."""
+        """Return the line, escaped so that no message can look like a second record."""
         if not record.message.isprintable():
             record.message = "".join(
                 char if char.isprintable() else ascii(char)[1:-1] for char in record.message
@@ -50,10 +55,10 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object; what the caller passed as `extra={"facts": {...}}` joins it."""
+    """Writes a record as a JSON object, with the members of `extra={"facts": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Return the object as one line."""
         document: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -68,13 +73,15 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(log_format: str, log_level: str) -> None:
-    """Send our own and uvicorn's records to stderr.
+    """Send the records of the app and of uvicorn to stderr.
 
     Args:
         log_format: "text" or "json".
         log_level: name of the least severe level.
     """
     text = "%(asctime)s %(levelname)-7s %(request_id)s %(name)s: %(message)s"
+    ours = {"level": log_level.upper()}
+    uvicorns = {"handlers": [], "level": "WARNING", "propagate": True}
     logging.config.dictConfig(
         {
             "version": 1,
@@ -93,10 +100,10 @@ def configure_logging(log_format: str, log_level: str) -> None:
             },
             "root": {"handlers": ["stderr"], "level": "WARNING"},
             "loggers": {
-                "app": {"level": log_level.upper()},
-                "deltas": {"level": log_level.upper()},
-                "uvicorn": {"handlers": [], "level": "WARNING", "propagate": True},
-                "uvicorn.error": {"handlers": [], "level": "WARNING", "propagate": True},
+                "app": ours,
+                "deltas": ours,
+                "uvicorn": uvicorns,
+                "uvicorn.error": uvicorns,
                 # `app.http.middleware` logs each request, without query strings.
                 "uvicorn.access": {"handlers": [], "level": "ERROR", "propagate": False},
             },
@@ -104,54 +111,42 @@ def configure_logging(log_format: str, log_level: str) -> None:
     )
 
 
-B = TypeVar("B")
-
-
 def run_in_own_thread(function: Callable[[], B]) -> B:
-    """Run a function in a thread that ends with it, and wait for that.
+    """Run a function in a thread that ends with it, and return its result.
 
-    For what uses torch before the batches do: OpenMP keeps a team of threads for every thread that
-    ever asked for one. Once there are more than processors it puts waiting ones to sleep at once,
-    and a forward pass of one row takes 10 ms instead of 5. A thread that has ended has no team.
+    Work with torch before the first batch belongs here, because OpenMP keeps a team of threads for
+    every thread that has asked for one. If all teams together have more threads than there are
+    cores, waiting ones sleep at once, and a forward pass of one row takes 10 ms instead of 5.
 
     Raises:
-        Exception: whatever the function raised.
+        Exception: any exception of the function.
     """
     with ThreadPoolExecutor(1) as threads:
         return threads.submit(function).result()
 
 
-logger = logging.getLogger(__name__)
-
-_GC_THRESHOLDS = 50_000, 20, 50
-# The forward pass takes the GIL again after each of its hundreds of steps. Beside a busy event loop
-# it took 2.9 times as long as alone with Python's 5 ms, and 2.2 times with this.
-_SWITCH_INTERVAL_S = 0.0005
-
-
 def prepare_process() -> None:
-    """Before anything is loaded."""
+    """Set up the process before anything is loaded."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     keep_freed_memory()
     keep_compiled_products()
-    # A single row with two texts is enough for the tokenizer to wake threads of its own, one a
-    # core. They take longer than one does (74 to 114 us against 57), and the cores are torch's.
+    # A single row with two texts makes the tokenizer wake a thread for each core. They take longer
+    # than one thread (74 to 114 us against 57), and the cores belong to torch.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def settle_process() -> None:
-    """Once everything is loaded."""
-    # What lives as long as the process need not be searched for garbage; and a body of a million
-    # little lists must not have the loop search all of them, again and again.
+    """Set up the process once everything is loaded."""
+    # Objects that live as long as the process are never garbage. Without this, a body of a million
+    # small lists has the event loop search all of them again and again.
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def warn_of_spinning() -> None:
-    """Say what `app.__main__` would have done."""
+    """Log a warning if the process was started without the setting of `app.__main__`."""
     if os.environ.keys().isdisjoint({"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}):
         logger.warning(
-            "GOMP_SPINCOUNT is not set: OpenMP's threads may spin for milliseconds while they wait "
-            "for each other, and slow the server down; set it to 10000, or start the server with "
-            "python -m app"
+            "GOMP_SPINCOUNT is not set: OpenMP's threads may busy-wait for milliseconds and slow "
+            "the server down. Set it to 10000, or start the server with python -m app"
         )

@@ -1,6 +1,7 @@
-"""The server process: settings, signals, socket, and uvicorn; `python -m app` runs it.
+"""Runs the server process: settings, socket, signals and uvicorn. Read `app.main` next.
 
-Exit status: 0 stopped by a signal, 1 could not start, 2 settings that can't be used.
+Exit status: 0 if stopped by a signal, 1 if it could not start, 2 if the settings cannot be used.
+Tested by tests/http/test_live_server.py.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import signal
 import socket
 import sys
 from types import FrameType
+from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 
 from app.http.context import Serving
 from app.main import create_app, open_store, pinned_records
@@ -26,7 +27,7 @@ logger = logging.getLogger("app")
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn with our own first and last words."""
+    """Uvicorn with the app's log line at the start and its draining at the end."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -36,9 +37,8 @@ class _Server(uvicorn.Server):
             logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Uvicorn tells an app of a shutdown when all its requests are over; ours ends them itself.
-        app = self.config.app
-        assert isinstance(app, FastAPI)
+        # Uvicorn tells an app to shut down after its last request; this app ends them itself.
+        app: Any = self.config.app
         serving, settings = app.state.serving, app.state.settings
         draining = None
         if isinstance(serving, Serving):
@@ -49,7 +49,7 @@ class _Server(uvicorn.Server):
 
 
 class _StartError(Exception):
-    """The server can't be started; the message is all that a user needs."""
+    """The server cannot be started; the message is all that a user needs."""
 
 
 def main() -> int:
@@ -57,9 +57,9 @@ def main() -> int:
     try:
         settings = load_settings()
     except SettingsError as error:
-        return _say(error)
+        return _report(error)
     configure_logging(settings.log_format, settings.log_level)
-    # Uvicorn sends itself the signal again once it is done; being asked to stop is no failure.
+    # Uvicorn raises the signal again once it is done. A requested stop is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     prepare_process()
@@ -67,18 +67,18 @@ def main() -> int:
         pick_device(settings.device)
         with _listen(settings) as listener:
             backbone = run_in_own_thread(lambda: load_backbone(settings.backbone))
-            if settings.pinned:  # said in a sentence here; a failing start has a traceback
+            if settings.pinned:  # a bad name is one sentence here, and a traceback later
                 pinned_records(open_store(settings, backbone), settings)
             _serve(create_app(settings, backbone=backbone), listener, settings)
     except SettingsError as error:
-        return _say(error)
+        return _report(error)
     except (DeltaError, _StartError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
 
 
-def _say(error: SettingsError) -> int:
+def _report(error: SettingsError) -> int:
     sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
     return 2
 
@@ -86,8 +86,8 @@ def _say(error: SettingsError) -> int:
 def _listen(settings: Settings) -> socket.socket:
     """Take the port before anything slow is done."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # asyncio turns off Nagle's delay only on sockets that say that they are TCP's; with it a client
-    # that keeps its connection waits 40 ms for the second part of each answer.
+    # asyncio turns off Nagle's algorithm only on sockets that name TCP as their protocol. With it,
+    # a client that keeps its connection waits 40 ms for the second part of each answer.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -96,30 +96,29 @@ def _listen(settings: Settings) -> socket.socket:
         listener.close()
         where = f"port {settings.port} of {settings.host}"
         if error.errno == errno.EADDRINUSE:
-            problem = f"{where} is in use by another program; set {PREFIX}PORT to a free one"
+            problem = f"{where} is in use by another program; set {PREFIX}PORT to a free port"
         else:
-            problem = f"can't listen on {where}: {error.strerror or error}"
+            problem = f"cannot listen on {where}: {error.strerror or error}"
         raise _StartError(problem) from error
     return listener
 
 
-def _serve(app: FastAPI, listener: socket.socket, settings: Settings) -> None:
+def _serve(app: Any, listener: socket.socket, settings: Settings) -> None:
     config = uvicorn.Config(
         app,
         lifespan="on",
         log_config=None,
         access_log=False,
-        # The batcher answers everything within its own timeout; this is for stuck connections.
+        # The batcher answers everything within its own timeout; this one is for stuck connections.
         timeout_graceful_shutdown=round(settings.shutdown_timeout_s) + 5,
     )
-    server = _Server(config)
     try:
-        server.run(sockets=[listener])
+        _Server(config).run(sockets=[listener])
     except OSError as error:  # another server took the port while this one was loading
-        raise _StartError(f"can't listen on port {settings.port}: {error.strerror}") from error
+        raise _StartError(f"cannot listen on port {settings.port}: {error.strerror}") from error
     except SystemExit as error:
-        if error.code:  # uvicorn's own way out, when the app could not be started
-            raise _StartError("the server could not start; the log above says why") from error
+        if error.code:  # uvicorn exits like this when the app could not be started
+            raise _StartError("the server could not start; see the log above") from error
         raise
 
 

@@ -58,7 +58,7 @@ class WorkerThread:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread still runs functions."""
+        """True while the thread runs functions."""
         return self._thread.is_alive()
 
     async def call(self, function: Callable[[], B]) -> B:

@@ -131,6 +131,7 @@ class Engine:
         precision: "auto", "fp32", "bf16" or, on a CPU, "int8".
         max_slots: maximum number of resident deltas; 0 for no limit.
         pinned: deltas that stay resident; fewer than `max_slots`, unless all deltas are pinned.
+        threads: threads of the passes that try out the deltas; 0 keeps the number of PyTorch.
     """
 
     def __init__(
@@ -142,7 +143,10 @@ class Engine:
         precision: str = "auto",
         max_slots: int = 0,
         pinned: Sequence[Record] = (),
+        threads: int = 0,
     ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
         self.backbone = backbone
         self.store = store
         self.device = pick_device(device)

@@ -64,6 +64,22 @@ def warm_up(
     return tuning
 
 
+def tune_without_measuring(
+    engine: Engine, threads: int, workers: int, max_batch_tokens: int
+) -> Tuning:
+    """Take all threads and one batch at a time, if the numbers are not given.
+
+    Args:
+        engine: engine that is not in use yet.
+        threads: threads of the forward pass; 0 takes the number of PyTorch.
+        workers: passes side by side; 0 takes one.
+        max_batch_tokens: most tokens in a batch.
+    """
+    threads = threads or torch.get_num_threads()
+    workers = engine.cache.set_concurrency(limit_workers(engine, workers or 1, threads))
+    return Tuning(threads, workers, max(1, threads // workers), max_batch_tokens)
+
+
 def limit_workers(engine: Engine, workers: int, threads: int) -> int:
     """Limit parallel batches to the number of threads, and to one on a GPU."""
     if engine.device.type != "cpu":

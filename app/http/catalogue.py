@@ -1,7 +1,7 @@
-"""The catalogue: what is served, as bodies of responses that are written once.
+"""Writes the catalogue: the tasks, deltas and benchmark of a server, as finished JSON.
 
-Nothing of it changes while a server runs, and with thousands of deltas to write it takes so long
-that the event loop would answer nobody meanwhile.
+The catalogue never changes while a server runs. With thousands of deltas, writing it for each
+request would block the event loop. Tested by tests/http/test_catalogue.py.
 """
 
 from __future__ import annotations
@@ -21,17 +21,14 @@ from app.http.schemas import (
     TaskInfo,
     TaskList,
 )
-from deltas import Record, SplitMetrics, Store, TrainingFacts
+from deltas import Record, Store
+from deltas.manifest import Manifest
 from deltas.publish.study import read_study, study_path
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """JSON, named like the routes that answer with it.
-
-    Attributes:
-        task_names: the list in the first answer for those who try the address.
-    """
+    """JSON bodies, named like the routes that answer with them, and the names of the tasks."""
 
     task_names: str
     tasks: str
@@ -40,39 +37,49 @@ class Catalogue:
 
     @classmethod
     def of(cls, engine: Engine) -> Catalogue:
-        """What an engine serves."""
+        """Write the catalogue of an engine's store."""
         store = engine.store
+        rejected = [
+            RejectedFile(file=store.shown_name(path), reason=why) for path, why in store.rejected
+        ]
+        deltas = [_delta_info(record) for record in store.records]
         return cls(
             json.dumps(store.tasks),
-            _tasks(store).model_dump_json(),
-            _deltas(store).model_dump_json(),
+            TaskList(tasks=[_task_info(store, name) for name in store.tasks]).model_dump_json(),
+            DeltaList(deltas=deltas, rejected=rejected).model_dump_json(),
             _benchmark(engine).model_dump_json(),
         )
 
 
-def _tasks(store: Store) -> TaskList:
-    tasks = []
-    for name in store.tasks:
-        spec = store.resolve(name).manifest.task
-        tasks.append(
-            TaskInfo(
-                task=name,
-                kind=spec.kind,
-                labels=list(spec.labels),
-                text_fields=list(spec.text_fields),
-                max_length=spec.max_length,
-                strategies=store.strategies(name),
-                default_strategy=store.default_strategy(name),
-            )
-        )
-    return TaskList(tasks=tasks)
+def _task_info(store: Store, name: str) -> TaskInfo:
+    spec = store.resolve(name).manifest.task
+    return TaskInfo(
+        task=name,
+        kind=spec.kind,
+        labels=list(spec.labels),
+        text_fields=list(spec.text_fields),
+        max_length=spec.max_length,
+        strategies=store.strategies(name),
+        default_strategy=store.default_strategy(name),
+    )
 
 
-def _deltas(store: Store) -> DeltaList:
-    rejected = [
-        RejectedFile(file=store.shown_name(path), reason=reason) for path, reason in store.rejected
-    ]
-    return DeltaList(deltas=[_delta_info(record) for record in store.records], rejected=rejected)
+def _delta_info(record: Record) -> DeltaInfo:
+    manifest, training = record.manifest, record.manifest.training
+    source = training.data_set.spelled if training.data_set else training.data
+    return DeltaInfo(
+        task=manifest.task.name,
+        strategy=manifest.strategy.served_as,
+        version=record.version,
+        is_default=record.is_default,
+        kind=manifest.task.kind,
+        labels=list(manifest.task.labels),
+        size_bytes=record.num_bytes,
+        trainable_parameters=manifest.trainable_parameters,
+        total_parameters=manifest.total_parameters,
+        trained_on=training.data_note or source,
+        metrics=_splits(manifest),
+    )
 
 
 def _benchmark(engine: Engine) -> Benchmark:
@@ -90,34 +97,8 @@ def _benchmark(engine: Engine) -> Benchmark:
     )
 
 
-def _splits(metrics: dict[str, SplitMetrics]) -> dict[str, SplitResult]:
-    return {split: SplitResult(**dict(found)) for split, found in metrics.items()}
-
-
-def _delta_info(record: Record) -> DeltaInfo:
-    manifest = record.manifest
-    return DeltaInfo(
-        task=manifest.task.name,
-        strategy=manifest.strategy.served_as,
-        version=record.version,
-        is_default=record.is_default,
-        kind=manifest.task.kind,
-        labels=list(manifest.task.labels),
-        size_bytes=record.num_bytes,
-        trainable_parameters=manifest.trainable_parameters,
-        total_parameters=manifest.total_parameters,
-        trained_on=_trained_on(manifest.training),
-        metrics=_splits(manifest.metrics),
-    )
-
-
-def _trained_on(training: TrainingFacts) -> str:
-    source = training.data_set.spelled if training.data_set else training.data
-    return training.data_note or source
-
-
 def _benchmark_row(record: Record) -> BenchmarkRow | None:
-    """None for a delta whose manifest has no value of its primary metric: nothing to compare."""
+    """Return None if the manifest has no value of the primary metric, so nothing to compare."""
     manifest, training = record.manifest, record.manifest.training
     split = manifest.validation_split or "selection"
     result = manifest.metrics.get(split)
@@ -132,7 +113,7 @@ def _benchmark_row(record: Record) -> BenchmarkRow | None:
         split=split,
         split_rows=result.rows,
         split_note=result.note,
-        metrics=_splits(manifest.metrics),
+        metrics=_splits(manifest),
         size_bytes=record.num_bytes,
         trainable_parameters=manifest.trainable_parameters,
         trained_share=manifest.trained_share,
@@ -143,3 +124,7 @@ def _benchmark_row(record: Record) -> BenchmarkRow | None:
         seed=training.seed,
         data=training.data,
     )
+
+
+def _splits(manifest: Manifest) -> dict[str, SplitResult]:
+    return {split: SplitResult(**dict(found)) for split, found in manifest.metrics.items()}

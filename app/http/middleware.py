@@ -2,7 +2,8 @@
 
 Plain ASGI, because middleware built on `BaseHTTPMiddleware` hides the client's disconnect from the
 routes. `app.main` puts the classes around each other, in the order of this file. Read
-`app.http.json_route` next.
+`app.http.json_route` next. Tested by tests/http/test_errors.py, tests/http/test_bodies.py and
+tests/http/test_overload.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From logits to the predictions of a response: pure functions, one case a kind of task."""
+"""Turns the logits of rows into the predictions of a response, for each kind of task."""
 
 from __future__ import annotations
 
@@ -6,26 +6,44 @@ import math
 from collections.abc import Sequence
 
 from app.errors import BadResultError
-from app.http.schemas import LabelPrediction, LabelsPrediction, Prediction, ValuePrediction
+from app.http.schemas import (
+    LabelPrediction,
+    LabelsPrediction,
+    Prediction,
+    TargetPredictions,
+    ValuePrediction,
+)
 from app.pipeline import RowLogits
-from deltas import TaskSpec
+from deltas import Record, TaskSpec
 from deltas.manifest import TaskKind
 
-THRESHOLD = 0.5  # of a multi-label task's labels
+_THRESHOLD = 0.5  # probability from which a label of a multi-label task is given
+
+
+def answer_of(record: Record, rows: Sequence[RowLogits], top_k: int | None) -> TargetPredictions:
+    """Return the part of a response that one delta gives."""
+    task, strategy = record.manifest.key
+    return TargetPredictions(
+        task=task,
+        strategy=strategy,
+        version=record.version,
+        kind=record.manifest.task.kind,
+        predictions=to_predictions(record.manifest.task, rows, top_k),
+    )
 
 
 def to_predictions(
     task: TaskSpec, rows: Sequence[RowLogits], top_k: int | None
 ) -> list[Prediction]:
-    """Turn a task's rows of logits into predictions.
+    """Return the prediction of each row.
 
     Args:
-        task: kind and labels.
-        rows: the engine's answers.
-        top_k: how many scores to give, best first; None gives all in the order of the labels.
+        task: task with its kind and labels.
+        rows: logits of each row.
+        top_k: number of scores to give, best first; None gives all in the order of the labels.
 
     Raises:
-        BadResultError: a row has not as many logits as the task has outputs, or not finite ones.
+        BadResultError: logits of a row are not finite, or not as many as the task has outputs.
     """
     for position, row in enumerate(rows):
         if len(row.logits) != task.num_outputs or not all(map(math.isfinite, row.logits)):
@@ -47,16 +65,16 @@ def _prediction(
         best_first = sorted(by_label, key=by_label.__getitem__, reverse=True)
         shown = {name: by_label[name] for name in best_first[:top_k]}
     if task.kind == "multi_label":
-        chosen = [name for name in task.labels if by_label[name] >= THRESHOLD]
+        chosen = [name for name in task.labels if by_label[name] >= _THRESHOLD]
         return LabelsPrediction(labels=chosen, scores=shown, truncated=truncated)
     best = max(by_label, key=by_label.__getitem__)
     return LabelPrediction(label=best, score=by_label[best], scores=shown, truncated=truncated)
 
 
 def scores_of(kind: TaskKind, logits: Sequence[float]) -> list[float]:
-    """What `deltas.task_scores` gives for one row of a task with labels, without tensors.
+    """Return the scores of a row like `deltas.task_scores`, without tensors.
 
-    A tensor of two numbers costs more time than everything else in here.
+    A tensor of two numbers takes more time than all other work of this module.
     """
     if kind == "multi_label":
         return [_sigmoid(logit) for logit in logits]

@@ -1,6 +1,7 @@
 """Every route of the server: predictions, catalogue and operation.
 
-To follow a row, read `app.pipeline` next, which takes it from here to the batcher.
+To follow a row, read `app.pipeline` next, which takes it from here to the batcher. Tested by all of
+tests/http, first tests/http/test_predict.py and tests/http/test_catalogue.py.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.errors import BadResultError, DeadlineExceededError, DeltaUnavailableError
 from app.http.context import Serving, ServingDep
 from app.http.json_route import JsonRoute, TaskName, TimeoutMs
+from app.http.metrics import CONTENT_TYPE
 from app.http.openapi import documented
-from app.http.predictions import to_predictions
+from app.http.predictions import answer_of
 from app.http.schemas import (
     Alive,
     Benchmark,
@@ -31,8 +32,6 @@ from app.http.schemas import (
     TargetPredictions,
     TaskList,
 )
-from app.pipeline import RowLogits
-from deltas import Record
 
 predictions = APIRouter(
     tags=["predictions"],
@@ -105,7 +104,8 @@ async def _answer(
             body.inputs, records, key=key, deadline=deadline, trace=request.state.trace
         )
         answers = [
-            _target(record, rows, body.top_k) for record, rows in zip(records, results, strict=True)
+            answer_of(record, rows, body.top_k)
+            for record, rows in zip(records, results, strict=True)
         ]
     except DeadlineExceededError:
         raise DeadlineExceededError(deadline - request.state.arrived_at) from None
@@ -115,17 +115,6 @@ async def _answer(
     for answer in answers:
         serving.metrics.on_rows(answer.task, answer.strategy, len(answer.predictions))
     return answers
-
-
-def _target(record: Record, rows: Sequence[RowLogits], top_k: int | None) -> TargetPredictions:
-    task, strategy = record.manifest.key
-    return TargetPredictions(
-        task=task,
-        strategy=strategy,
-        version=record.version,
-        kind=record.manifest.task.kind,
-        predictions=to_predictions(record.manifest.task, rows, top_k),
-    )
 
 
 def _json(text: str) -> Response:
@@ -221,6 +210,6 @@ async def ready(serving: ServingDep) -> Ready:
 )
 async def metrics(serving: ServingDep) -> Response:
     """Requests, rows, batches, queue, deltas and process figures."""
-    # With thousands of deltas it takes longer than a probe may wait for the event loop.
+    # With thousands of deltas, rendering takes longer than a probe may wait for the event loop.
     text = await asyncio.to_thread(serving.metrics.render)
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    return Response(text, media_type=CONTENT_TYPE)
