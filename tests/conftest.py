@@ -39,6 +39,7 @@ from deltas import (
     load_backbone,
     write_delta,
 )
+from tests import laws  # noqa: F401  (registers the profiles of hypothesis)
 from training.strategies import grammar
 
 # A shell that runs the tests in the background has them ignore these, and all that they start too.
@@ -46,9 +47,7 @@ for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
 
-# Machines are shared: how long an example takes says nothing about the code.
-hypothesis.settings.register_profile("deltabert", deadline=None)
-hypothesis.settings.load_profile("deltabert")
+hypothesis.settings.load_profile("fast")
 
 GLUE_CANDIDATES = ("../shared/glue",)
 MakeDelta = Callable[..., Delta]

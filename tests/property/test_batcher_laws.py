@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.batching.batcher import Batcher
@@ -24,6 +24,7 @@ from app.errors import (
     DeadlineTooShortError,
     OverloadedError,
 )
+from tests.laws import law
 
 FAR = 10**6
 LIMITS = BatchLimits(
@@ -104,7 +105,7 @@ actions = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@law(150)
 @given(st.lists(actions, min_size=1, max_size=25))
 def test_nothing_is_lost_repeated_or_reordered(plan: list[tuple[str, Any, Any]]) -> None:
     world = asyncio.run(play(plan))

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.engine import Engine, EngineRow
 from app.errors import DeltaUnavailableError
 from deltas import Backbone, Store, TokenizedRow
+from tests.laws import law
 
-# Machines that run tests are busy: how long an example takes says nothing.
-LAW = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+LAW = law(20)
 
 TOLERANCE = 1e-5
 NUM_DELTAS = 25

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.laws import law
 from training.data.columns import Columns, read_columns
 from training.data.labels import collect_labels, encode_labels
 from training.data.rows import Rows, TaskData, digest_rows, hold_out
@@ -21,7 +22,7 @@ from training.data.tasks import TASKS
 from training.errors import ConfigError, DataError
 
 # No deadline: how long an example takes depends on what else the machine does.
-LAW = settings(deadline=None, max_examples=60)
+LAW = law(60)
 # Any text a tokenizer takes: no half surrogate pairs; a NUL or a lone carriage return is no CSV.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=20)
 NAME = TEXT.filter(str.strip)

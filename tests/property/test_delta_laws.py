@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,9 +28,9 @@ from deltas import (
     read_manifest,
     write_delta,
 )
+from tests.laws import law
 
-# Machines that run tests are busy: how long an example takes says nothing.
-LAW = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+LAW = law(40)
 
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
 names = st.from_regex(r"bert\.[a-z]{1,6}\.[0-9]{1,2}\.(weight|bias)", fullmatch=True)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.laws import law
 from training.run.evaluation import METRICS, compute_metrics
 
 # No deadline: how long an example takes depends on what else the machine does.
-LAW = settings(deadline=None, max_examples=50)
+LAW = law(50)
 Pairs = list[tuple[int, int]]
 BINARY = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60)
 THREE = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60)

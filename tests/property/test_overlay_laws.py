@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine import engine as engine_module
@@ -17,9 +17,9 @@ from deltas import Backbone, Store, TokenizedRow, TrainableOverlay, encode, pack
 from deltas.backbone.backbone import weights_fingerprint
 from deltas.encoder.window_attention import WindowAttention
 from deltas.hardware import dtype_of, multiplies_int8_exactly
+from tests.laws import law
 
-# Machines that run tests are busy: how long an example takes says nothing.
-LAW = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+LAW = law(40)
 
 TOLERANCE = 1e-5
 # The last bit of a product of floats (in the pooler) depends on how many lines it has.

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from deltas import Backbone, InvalidTextError, TaskSpec, TokenizedRow, tokenize_rows, tokenize_texts
+from tests.laws import law
 
-# Machines that run tests are busy: how long an example takes says nothing.
-LAW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+LAW = law(60)
 
 TEXTS = [
     "a good film",

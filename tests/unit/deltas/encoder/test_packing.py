@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from deltas import PackedBatch, pack, packed_sizes
+from tests.laws import law
 
-# Machines that run tests are busy: how long an example takes says nothing.
-LAW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+LAW = law(60)
 
 Row = tuple[list[int], list[int]]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from deltas.kernels.epilogue import (
     sparse_update,
 )
 from deltas.kernels.int8 import Int8Matrix, Int8Rows, hadamard
+from tests.laws import law
 
 EPS = 1e-12
 
@@ -91,7 +92,7 @@ def some_updates(size: int, width: int, generator: torch.Generator) -> list[Upda
     return updates
 
 
-@settings(deadline=None, max_examples=200)
+@law(200)
 @given(
     lines=st.integers(1, 70),
     size=st.sampled_from([1, 7, 36, 48, 64, 131, 192]),

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from deltas.kernels import linear
 from deltas.kernels.linear import can_prepack, prepack
+from tests.laws import law
 
 
 def is_plain(multiply: Callable[[Tensor], Tensor]) -> bool:
@@ -22,7 +23,7 @@ def is_plain(multiply: Callable[[Tensor], Tensor]) -> bool:
 
 
 @pytest.mark.skipif(not can_prepack(), reason="this PyTorch packs no matrices")
-@settings(deadline=None, max_examples=60)
+@law(60)
 @given(
     height=st.integers(1, 200),
     width=st.integers(1, 90),

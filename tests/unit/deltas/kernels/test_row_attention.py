@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from deltas.encoder.packing import pack
 from deltas.encoder.row_attention import RowAttention
+from tests.laws import law
 
-# Machines that run tests are busy: how long an example takes says nothing.
-LAW = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+LAW = law(40)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}  # relative to values of about 1
 
 lengths = st.lists(st.integers(1, 150), min_size=1, max_size=12)

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from deltas.kernels import sparse_gradient
 from deltas.kernels.sparse_gradient import sddmm
+from tests.laws import law
 
 
 class Largest(TorchDispatchMode):
@@ -28,7 +29,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@settings(deadline=None, max_examples=60)
+@law(60)
 @given(
     lines=st.integers(1, 200),
     height=st.integers(1, 40),

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from deltas import Backbone, DenseEntry, Entry, TokenizedRow, tokenize_texts
 from deltas.backbone.backbone import weights_fingerprint
+from tests.laws import law
 from training.data.tasks import Task
 from training.run import distributed
 from training.run.evaluation import decisions, evaluate, predict
@@ -25,8 +26,7 @@ from training.run.loop import Progress, train
 from training.run.schedule import LoopConfig, batches, rate_factor
 from training.run.task_model import Split, TaskModel, task_loss
 
-# Machines that run tests are busy: how long an example takes says nothing.
-LAW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+LAW = law(60)
 
 OPTIONS = LoopConfig(
     steps=12,

@@ -8,10 +8,11 @@ from math import prod, sqrt
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
+from tests.laws import law
 from training.errors import ConfigError
 from training.strategies.grammar import (
     canonical,
@@ -22,8 +23,7 @@ from training.strategies.grammar import (
 )
 from training.strategies.rules import BIAS_TERMS, RULES, Shapes
 
-# Machines that run tests are busy: how long an example takes says nothing.
-LAW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+LAW = law(60)
 
 
 def shapes_of(config: BertConfig) -> Shapes:
