@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from deltas.errors import BackboneError
-from deltas.kernels.private_apis import has_amx_tiles, has_avx512_bf16, int8_matmul
+from deltas.kernels.linear import int8_matmul
+from deltas.kernels.private_apis import has_amx_tiles, has_avx512_bf16
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from deltas.kernels.epilogue import (
     apply_epilogue,
 )
 from deltas.kernels.int8 import Int8Rows
-from deltas.kernels.private_apis import int8_matmul
+from deltas.kernels.linear import int8_matmul
 
 
 class CpuForward:

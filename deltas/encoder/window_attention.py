@@ -24,14 +24,14 @@ from deltas.kernels.private_apis import softmax_backward
 
 
 class _Windows(NamedTuple):
-    """The windows of one width; Q is the number of queries of each window.
+    """The windows of one width, and the queries that each of them has.
 
     Attributes:
-        queries: rows of the query tensor that ask, W x Q of them.
-        tokens: tokens of the windows, W x L of them.
+        queries: range of the rows of the query tensor, equally many for each window.
+        tokens: range of the W x L tokens.
         num: W.
         width: L.
-        mask: [W, 1, Q, L], added to the scores; None if every query may see its whole window.
+        mask: [W, 1, queries, L], added to the scores; None if every query may see its whole window.
     """
 
     queries: slice
@@ -93,7 +93,7 @@ def _forward(
     outputs = []
     for window in windows:
         q, k, v = _heads(query, key_value, window, num_heads)
-        out = F.scaled_dot_product_attention(q, k, v, window.mask, dropout)  # [W, A, Q, D]
+        out = F.scaled_dot_product_attention(q, k, v, window.mask, dropout)  # [W, A, queries, D]
         outputs.append(out.transpose(1, 2).reshape(-1, query.shape[1]))
     if sum(map(len, outputs)) == len(query):
         return torch.cat(outputs)
@@ -106,7 +106,7 @@ def _forward(
 def _heads(
     query: Tensor, key_value: Tensor, window: _Windows, num_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return views of the windows' query [W, A, Q, D], key and value [W, A, L, D]."""
+    """Return views of the windows' query [W, A, queries, D], key and value [W, A, L, D]."""
     depth = query.shape[1] // num_heads
     q = query[window.queries].view(window.num, -1, num_heads, depth).transpose(1, 2)
     both = key_value[window.tokens].view(window.num, window.width, 2, num_heads, depth)
@@ -136,7 +136,7 @@ class _Attention(torch.autograd.Function):
             grad, _, _ = _heads(grad_out, key_value, window, ctx.num_heads)
             grad_q, grad_k, grad_v = _heads(grad_query, grad_key_value, window, ctx.num_heads)
             q = q * q.shape[-1] ** -0.5
-            scores = q @ k.transpose(-1, -2)  # [W, A, Q, L]
+            scores = q @ k.transpose(-1, -2)  # [W, A, queries, L]
             if window.mask is not None:
                 scores += window.mask
             weights = torch.softmax(scores, -1)

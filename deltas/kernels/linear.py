@@ -1,8 +1,10 @@
-"""Prepacks frozen weights for matrix products on a CPU.
+"""Multiplies by frozen weights on a CPU, in bfloat16 with prepacked weights and in int8.
 
 Before a bfloat16 product oneDNN brings the weight into its own blocked layout, which takes as long
 as the product itself if the batch is short. A frozen weight is brought into that layout once
 (weight prepacking). float32 products use another library, which gains next to nothing from it.
+
+Rows and matrices in int8 are defined in `deltas.kernels.int8`.
 """
 
 from __future__ import annotations
@@ -56,3 +58,11 @@ def can_prepack() -> bool:
         logger.info("weights are not prepacked, since oneDNN refuses: %s", error)
         return False
     return torch.equal(product, x @ weight.t())
+
+
+def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply int8 matrices [N or P, I] and [I, O]: int32 [N or P, O].
+
+    Some CPUs cut off large sums; see `deltas.hardware.multiplies_int8_exactly`.
+    """
+    return torch._int_mm(a, b)

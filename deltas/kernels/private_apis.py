@@ -106,11 +106,6 @@ def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
         return weights * (grad - (grad * weights).sum(-1, keepdim=True))
 
 
-def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply int8 matrices [N, I] and [I, O]: int32 [N, O]."""
-    return torch._int_mm(a, b)
-
-
 def has_amx_tiles() -> bool:
     """Return whether the CPU has AMX tiles, as far as PyTorch knows."""
     try:

@@ -1,4 +1,4 @@
-"""Packed batches: every token once, in its row, apart from others, and little padding."""
+"""A packed batch has every token once, keeps rows apart and has little padding."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_tokens_see_their_own_row_and_nothing_else(sizes: list[int]) -> None:
 
 @LAW
 @given(keyed)
-def test_blocks_cover_the_tokens_and_hold_their_own_packed_rows(
+def test_blocks_cover_the_tokens_and_hold_their_positions(
     pairs: list[tuple[int, int]],
 ) -> None:
     rows = [row(length, mark) for mark, (length, _) in enumerate(pairs)]
@@ -99,15 +99,15 @@ def test_rows_of_a_key_lie_side_by_side(pairs: list[tuple[int, int]], windows: b
 @LAW
 @given(st.lists(st.integers(1, 128), min_size=40, max_size=120))
 def test_there_is_little_padding_in_a_full_batch(sizes: list[int]) -> None:
-    """A window may lack a row that fits only if all others are longer than its room."""
+    """A window is left unfilled only if every other row is longer than its free tokens."""
     batch = pack([row(length, mark) for mark, length in enumerate(sizes)])
     assert len(batch.input_ids) <= 1.35 * sum(sizes) + 128
 
 
 @LAW
 @given(keyed)
-def test_end_to_end_pieces_cover_the_tokens(pairs: list[tuple[int, int]]) -> None:
-    """What attention reads then; a row's own piece begins at its first token."""
+def test_end_to_end_segments_cover_the_tokens(pairs: list[tuple[int, int]]) -> None:
+    """Attention reads them; the segment of a row begins at its first token."""
     rows = [row(length, mark) for mark, (length, _) in enumerate(pairs)]
     batch = pack(rows, keys=[key for _, key in pairs], windows=False)
     assert batch.blocks == ()
@@ -144,7 +144,7 @@ def test_a_lone_row_is_hardly_padded() -> None:
 
 
 def test_a_few_rows_end_to_end_are_hardly_padded() -> None:
-    """A product takes longer with every line."""
+    """A product takes longer with every token."""
     found = {
         count: len(pack([row(count, 0)], windows=False).input_ids)
         for count in (5, 20, 39, 130, 257, 513, 1025)
@@ -156,15 +156,15 @@ def test_numbers_of_tokens_are_few() -> None:
     assert len(packed_sizes(4096)) < 230
 
 
-def test_numbers_of_packed_rows_are_few() -> None:
-    """A kernel compiled for each number costs milliseconds."""
+def test_numbers_of_positions_are_few() -> None:
+    """Compiling a kernel for each number takes milliseconds."""
     found = {
         len(pack([row(128, mark) for mark in range(count)]).first_token) for count in range(1, 100)
     }
     assert found == {1, 2, 4, 8, *range(16, 113, 16)}
 
 
-def test_everything_is_on_the_device_and_whole_numbers() -> None:
+def test_everything_is_int64() -> None:
     batch: PackedBatch = pack([row(3, 0), row(1, 1)], torch.device("cpu"))
     names = ["input_ids", "token_type_ids", "position_ids", "row_of_token", "row_at_position"]
     names += ["first_token", "position_of_row"]

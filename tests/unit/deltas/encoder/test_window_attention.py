@@ -26,7 +26,7 @@ def row_by_row(
     lengths: tuple[int, ...],
     per_position: bool,
 ) -> Tensor:
-    """What PyTorch's attention gives for each row by itself; zeros elsewhere."""
+    """Attend with PyTorch in each row by itself; zeros elsewhere."""
     out = torch.zeros_like(query)
     for position, length in zip(batch.position_of_row.tolist(), lengths, strict=True):
         start = int(batch.first_token[position])
@@ -69,7 +69,7 @@ def test_gradients_are_those_of_pytorch(
 
 
 def test_rows_do_not_see_each_other() -> None:
-    """What lies beside a row in its window changes nothing, not even a gradient."""
+    """Other rows in the same window change nothing, not even a gradient."""
     batch = pack(rows_of(10, 20, 30))
     query = torch.randn(len(batch.input_ids), WIDTH)
     key_value = torch.randn(len(batch.input_ids), 2 * WIDTH, requires_grad=True)

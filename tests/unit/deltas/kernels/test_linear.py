@@ -27,19 +27,19 @@ def is_plain(multiply: Callable[[Tensor], Tensor]) -> bool:
 @given(
     height=st.integers(1, 200),
     width=st.integers(1, 90),
-    lines=st.integers(0, 70),
+    count=st.integers(0, 70),
     seed=st.integers(0, 1000),
 )
 def test_prepacked_weights_give_the_same_products(
-    height: int, width: int, lines: int, seed: int
+    height: int, width: int, count: int, seed: int
 ) -> None:
-    """With whole numbers, so that both are exact; also of a view, and a part of the lines."""
+    """Whole numbers make both exact; x is a part of a matrix, the weight a view."""
     generator = torch.Generator().manual_seed(seed)
 
     def whole(*shape: int) -> Any:
         return torch.randint(-3, 4, shape, generator=generator).bfloat16()
 
-    weight, x = whole(width, height).t(), whole(lines + 2, width)[1:-1]
+    weight, x = whole(width, height).t(), whole(count + 2, width)[1:-1]
     expected = x @ weight.t()
     assert torch.equal(prepack(weight)(x), expected)
     assert torch.equal(prepack(weight.float())(x.float()).bfloat16(), expected)
@@ -58,5 +58,5 @@ def test_weights_stay_plain_where_nothing_packs(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_float32_weights_stay_plain() -> None:
-    """Packed, it gains little, and oneDNN keeps 1.4 MB of code for every number of lines."""
+    """Prepacking gains little there, and oneDNN keeps 1.4 MB of code for each number of rows."""
     assert is_plain(prepack(torch.zeros(4, 4)))

@@ -1,4 +1,4 @@
-"""Kernels: each line is done once, by however many threads; without OpenMP by the calling one."""
+"""A kernel does each work item once, with any number of threads, with or without OpenMP."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def _count(arguments: Any) -> None:
         start = fetch_add(arguments, a[2])
         if start >= a[1]:
             break
-        for line in range(start, min(start + a[2], a[1])):
-            visits[line] += 1
+        for item in range(start, min(start + a[2], a[1])):
+            visits[item] += 1
 
 
 @pytest.fixture(scope="module")
 def counting() -> Kernel:
-    """A kernel that counts the visits to each line."""
+    """A kernel that counts the visits to each work item."""
     return Kernel(_count)
 
 
@@ -45,17 +45,17 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("num_lines", [0, 1, 7, 1000, 100_003])
+@pytest.mark.parametrize("num_items", [0, 1, 7, 1000, 100_003])
 @pytest.mark.usefixtures("two_threads")
-def test_every_line_is_done_once(counting: Kernel, num_lines: int) -> None:
+def test_every_work_item_is_done_once(counting: Kernel, num_items: int) -> None:
     for _ in range(5):
-        visits = np.zeros(num_lines + 1, np.int64)
-        counting.launch(num_lines, 1000, visits.ctypes.data)
-        assert visits[:num_lines].tolist() == [1] * num_lines
-        assert visits[num_lines] == 0
+        visits = np.zeros(num_items + 1, np.int64)
+        counting.launch(num_items, 1000, visits.ctypes.data)
+        assert visits[:num_items].tolist() == [1] * num_items
+        assert visits[num_items] == 0
 
 
-def test_without_openmp_the_calling_thread_does_all(
+def test_without_openmp_the_calling_thread_does_everything(
     counting: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime._parallel.cache_clear()
@@ -75,8 +75,8 @@ def test_pytorchs_own_openmp_runs_kernels() -> None:
     assert path.startswith(str(Path(torch.__file__).resolve().parent))
 
 
-def test_code_is_kept_by_the_content_of_what_it_calls(counting: Kernel) -> None:
-    """Every file that has functions for kernels of others."""
+def test_compiled_code_is_cached_by_the_content_of_inlined_files(counting: Kernel) -> None:
+    """Every file with functions that kernels of other files inline."""
     assert counting is not None
     files = (inspect.getfile(module) for module in (runtime, simd, int8))
     called = b"".join(Path(file).read_bytes() for file in files)
@@ -86,10 +86,10 @@ def test_code_is_kept_by_the_content_of_what_it_calls(counting: Kernel) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no locator"), EOFError(), OSError(28, "full")])
-def test_code_that_can_not_be_kept_or_read_is_compiled(
+def test_code_that_cannot_be_cached_is_compiled(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    """As in an image whose folders can't be written to, or after a loss of power."""
+    """In an image without a writable folder, for example, or after a power failure."""
     compiled, cfunc = [], numba.cfunc
 
     def refuse_cache(signature: str, **options: Any) -> Any:

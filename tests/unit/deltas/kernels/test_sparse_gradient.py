@@ -1,4 +1,4 @@
-"""The gradient of selected values: the dense gradient's values at their places, at any size."""
+"""The gradient of selected values equals the dense gradient there, at any size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Largest(TorchDispatchMode):
 
 @law(60)
 @given(
-    lines=st.integers(1, 200),
+    tokens=st.integers(1, 200),
     height=st.integers(1, 40),
     width=st.integers(1, 40),
     share=st.floats(0, 1),
@@ -39,49 +39,49 @@ class Largest(TorchDispatchMode):
     seed=st.integers(0, 1000),
 )
 def test_equals_the_dense_gradient_there(
-    lines: int, height: int, width: int, share: float, dtype: torch.dtype, seed: int
+    tokens: int, height: int, width: int, share: float, dtype: torch.dtype, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    grad = torch.randn(lines, height, generator=generator).to(dtype)
-    x = torch.randn(lines, width, generator=generator).to(dtype)
-    places = torch.randperm(height * width, generator=generator)
-    places = places[: max(1, round(share * len(places)))]
-    found = sddmm(grad, x, places)
+    grad = torch.randn(tokens, height, generator=generator).to(dtype)
+    x = torch.randn(tokens, width, generator=generator).to(dtype)
+    indices = torch.randperm(height * width, generator=generator)
+    indices = indices[: max(1, round(share * len(indices)))]
+    found = sddmm(grad, x, indices)
     dense = grad.double().t() @ x.double()
-    expected = dense.view(-1)[places]
+    expected = dense.view(-1)[indices]
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, atol=1e-5 * lines**0.5 + 1e-5, rtol=1e-5)
-    gathered = sparse_gradient._gathered(grad.float(), x.float(), places // width, places % width)
-    torch.testing.assert_close(gathered, found, atol=1e-5 * lines**0.5 + 1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5 * tokens**0.5 + 1e-5, rtol=1e-5)
+    gathered = sparse_gradient._gathered(grad.float(), x.float(), indices // width, indices % width)
+    torch.testing.assert_close(gathered, found, atol=1e-5 * tokens**0.5 + 1e-5, rtol=1e-5)
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
-    """Else a resumed run could differ from the one that was never stopped."""
+    """Otherwise a resumed run could differ from one that was never stopped."""
     generator = torch.Generator().manual_seed(1)
     grad, x = (torch.randn(1000, 40, generator=generator) for _ in range(2))
-    places = torch.randperm(1600, generator=generator)[:700]
+    indices = torch.randperm(1600, generator=generator)[:700]
     before = torch.get_num_threads()
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        found.append(sddmm(grad, x, places))
+        found.append(sddmm(grad, x, indices))
     torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
 
-@pytest.mark.parametrize("lines", [0, 1])
-def test_few_lines(lines: int) -> None:
-    found = sddmm(torch.ones(lines, 2), torch.ones(lines, 3), torch.tensor([0]))
-    assert found.tolist() == [float(lines)]
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_few_tokens(tokens: int) -> None:
+    found = sddmm(torch.ones(tokens, 2), torch.ones(tokens, 3), torch.tensor([0]))
+    assert found.tolist() == [float(tokens)]
 
 
 @pytest.mark.parametrize("way", ["_read_in_place", "_gathered"])
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    """In fewer blocks, or more pieces, the gradient of a large selection is the same."""
+    """The gradient of a large selection is the same in fewer blocks, or in more parts."""
     grad, x = torch.randn(2, 1000, 100, generator=torch.Generator().manual_seed(1))
-    places = torch.arange(100 * 100)
-    rows, columns = (places // 100).int(), (places % 100).int()
+    indices = torch.arange(100 * 100)
+    rows, columns = (indices // 100).int(), (indices % 100).int()
     found, most = [], []
     for values in (1 << 20, 20_000):
         monkeypatch.setattr(sparse_gradient, "_MAX_VALUES", values)
