@@ -27,7 +27,7 @@ _SHARED = {
 
 @dataclass(frozen=True)
 class Example:
-    """One input.
+    """An example input with the answer of its author.
 
     Attributes:
         texts: one for each text field of the task, in its order.

@@ -2,6 +2,7 @@
 
 The file only arranges the page. `frontend.panels` draws, `frontend.state` remembers between reruns,
 `frontend.client` talks to the server. No weights and no tokenizer are loaded here.
+Tested by `tests/browser/test_page.py`.
 """
 
 from __future__ import annotations

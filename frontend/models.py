@@ -2,12 +2,12 @@
 
 Fields that a newer server adds are ignored. A missing field, or one of another type, raises a
 `ServerError` that names the field. `frontend.client` asks for the answers.
+Tested by `tests/unit/frontend/test_client.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -33,7 +33,7 @@ class TaskInfo:
 
 @dataclass(frozen=True)
 class TaskList:
-    """`GET /tasks`."""
+    """The body of `GET /tasks`."""
 
     tasks: tuple[TaskInfo, ...]
 
@@ -87,7 +87,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`GET /benchmark`."""
+    """The body of `GET /benchmark`."""
 
     backbone: Backbone
     rows: tuple[BenchmarkRow, ...]
@@ -102,7 +102,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class DeltaDetails:
-    """`GET /deltas/{task}/{strategy}`."""
+    """The body of `GET /deltas/{task}/{strategy}`."""
 
     version: str
     size_bytes: int
@@ -128,7 +128,7 @@ class Prediction:
     labels: tuple[str, ...]
     scores: dict[str, float]
     value: float | None
-    truncated: bool
+    truncated: bool = False
 
     @property
     def score(self) -> float | None:
@@ -137,49 +137,10 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class _Row:
-    label: str | None = None
-    labels: tuple[str, ...] = ()
-    scores: dict[str, float] = field(default_factory=dict)
-    value: float | None = None
-    truncated: bool = False
-
-
-@dataclass(frozen=True)
-class _TargetResult:
-    task: str
-    strategy: str
-    version: str
-    kind: str
-    predictions: tuple[_Row, ...]
-
-    def only_prediction(self) -> Prediction:
-        """Return the one prediction of a request with one row."""
-        if len(self.predictions) != 1:
-            raise _unexpected(f"{len(self.predictions)} predictions for 1 row")
-        row, is_regression = self.predictions[0], self.kind == "regression"
-        if is_regression and row.value is None:
-            raise _unexpected("value is missing")
-        if self.kind == "single_label" and row.label is None:
-            raise _unexpected("label is missing")
-        labels = row.labels if row.label is None else (row.label,)
-        return Prediction(
-            task=self.task,
-            strategy=self.strategy,
-            version=self.version,
-            kind=self.kind,
-            labels=() if is_regression else labels,
-            scores={} if is_regression else row.scores,
-            value=row.value if is_regression else None,
-            truncated=row.truncated,
-        )
-
-
-@dataclass(frozen=True)
 class FanOut:
-    """`POST /predict` with one row."""
+    """The body of `POST /predict` for one row."""
 
-    results: tuple[_TargetResult, ...]
+    results: tuple[dict[str, Any], ...]
 
     def predictions(self) -> tuple[Prediction, ...]:
         """Return one prediction for each target, in the order of the targets.
@@ -187,7 +148,20 @@ class FanOut:
         Raises:
             ServerError: a target has no prediction, several, or one without its answer.
         """
-        return tuple(result.only_prediction() for result in self.results)
+        return tuple(read_answer(Prediction, _flat(result)) for result in self.results)
+
+
+def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge a target's entry with its only prediction."""
+    rows, kind = result.get("predictions", ()), result.get("kind")
+    if len(rows) != 1:
+        raise _unexpected(f"{len(rows)} predictions for 1 row")
+    row = dict(rows[0])
+    if kind == "regression":
+        return {**result, **row, "labels": (), "scores": {}}
+    if kind == "single_label" and "label" in row:
+        row["labels"] = (row["label"],)
+    return {**result, **row, "value": None}
 
 
 def read_answer(model: type[T], body: Mapping[str, Any]) -> T:

@@ -3,6 +3,7 @@
 Streamlit runs the whole script on every click. GET requests are cached for a few seconds.
 Predictions are kept until their input changes. A request that failed because the server was away is
 sent again once the server is back. This module draws nothing; the panels do.
+Tested by `tests/browser/test_page.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The benchmark panels: a short one beside the predictions, and the full table with charts."""
+"""The benchmark panels: a short one beside the predictions, and the full table with charts.
+
+Tested by `tests/browser/test_page.py`.
+"""
 
 from __future__ import annotations
 

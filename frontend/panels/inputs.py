@@ -2,6 +2,7 @@
 
 The session keeps the typed texts and the sent texts apart: a rerun for another reason (a tab, the
 server's return) leaves a half-typed text in its field and does not send it.
+Tested by `tests/browser/test_page.py`.
 """
 
 from __future__ import annotations

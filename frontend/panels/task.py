@@ -1,4 +1,7 @@
-"""The panel of one task: a text or an example above, the prediction of each strategy below."""
+"""The panel of one task: a text or an example above, the prediction of each strategy below.
+
+Tested by `tests/browser/test_page.py`.
+"""
 
 from __future__ import annotations
 
