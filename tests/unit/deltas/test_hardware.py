@@ -149,7 +149,7 @@ def test_freed_memory_is_used_again() -> None:
 
 GIVEN_BACK = """
 import torch
-from app.engine.bank import Lines
+from app.engine.bank import VectorTable
 from deltas.hardware import give_back_freed_memory, keep_freed_memory
 from tests.bench.scale import resident_bytes
 keep_freed_memory()
@@ -157,10 +157,10 @@ held, pins = [], []
 for _ in range(50):
     held.append(torch.ones(1 << 19))
     pins.append(bytearray(5000))
-lines = Lines({"bias": torch.zeros(500)})
+table = VectorTable({"bias": torch.zeros(500)})
 before = resident_bytes()
 held.clear()
-lines.reserve(10_000)
+table.reserve(10_000)
 give_back_freed_memory()
 print(before - resident_bytes())
 """
