@@ -355,6 +355,8 @@ def test_planted_code_that_no_machine_has_run_is_found(path: str, text: str, fou
     [
         ("app.main", {"datasets", "sklearn", "streamlit", "sentence_transformers", "training"}),
         ("training.fit", {"fastapi", "uvicorn", "streamlit", "sentence_transformers", "app"}),
+        ("training.data.hub_dataset", {"torch", "numpy", "pandas", "pyarrow", "datasets"}),
+        ("training.strategies.grammar", {"torch", "numpy", "pandas", "pyarrow", "datasets"}),
         ("frontend.client", {"torch", "transformers", "fastapi", "deltas", "app", "training"}),
     ],
 )
