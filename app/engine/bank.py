@@ -37,34 +37,33 @@ class VectorTable:
         frozen: the backbone's vectors by name, on the device and in the dtype of the tables.
 
     Attributes:
-        tables: views of the rows allocated so far, by parameter name.
-        capacity: the preallocated tables, by parameter name.
+        capacity: the preallocated tables by parameter name.
+        num_rows: number of rows that are or were in use.
         generation: incremented when the tables move; callers that keep data pointers must read
             them again.
     """
 
     def __init__(self, frozen: Mapping[str, Tensor]) -> None:
-        self.tables = {name: vector[None] for name, vector in frozen.items()}
-        self.capacity = dict(self.tables)
+        self.capacity = {name: vector[None] for name, vector in frozen.items()}
+        self.num_rows = 1
         self.generation = 0
         self._free_rows: list[int] = []
 
     def insert(self, vectors: Sequence[Tensor]) -> Iterator[int]:
         """Write each delta's vectors, concatenated in the tables' order, into a free row."""
-        used, capacity = (len(next(iter(held.values()))) for held in (self.tables, self.capacity))
-        reused = [self._free_rows.pop() for _ in vectors[: len(self._free_rows)]]
-        rows = reused + list(range(used, used + len(vectors) - len(reused)))
+        rows = [self._free_rows.pop() for _ in vectors[: len(self._free_rows)]]
+        rows += range(self.num_rows, self.num_rows + len(vectors) - len(rows))
         if not rows:
             return iter(())
-        if rows[-1] >= capacity:
+        if rows[-1] >= self._num_allocated:
             self.reserve(max(_FIRST_CAPACITY, 2 * rows[-1]))  # doubling makes growth rare
-        stacked = torch.stack(list(vectors)).to(next(iter(self.tables.values())).device)
+        self.num_rows = max(self.num_rows, rows[-1] + 1)
+        stacked = torch.stack(list(vectors)).to(next(iter(self.capacity.values())).device)
         indices = torch.tensor(rows, device=stacked.device)
         start = 0
-        for name, table in self.capacity.items():
+        for table in self.capacity.values():
             stop = start + table.shape[1]
             table[indices] = stacked[:, start:stop]
-            self.tables[name] = table[: max(used, rows[-1] + 1)]
             start = stop
         return iter(rows)
 
@@ -75,12 +74,15 @@ class VectorTable:
 
     def reserve(self, num_rows: int) -> None:
         """Allocate memory for this many rows besides the backbone's."""
-        if len(next(iter(self.capacity.values()))) <= num_rows:
+        if self._num_allocated <= num_rows:
             self.generation += 1
-            for name, table in self.tables.items():
+            for name, table in self.capacity.items():
                 self.capacity[name] = _allocate(num_rows + 1, table)
-                self.capacity[name][: len(table)] = table
-                self.tables[name] = self.capacity[name][: len(table)]
+                self.capacity[name][: self.num_rows] = table[: self.num_rows]
+
+    @property
+    def _num_allocated(self) -> int:
+        return len(next(iter(self.capacity.values())))
 
 
 def _allocate(num_rows: int, like: Tensor) -> Tensor:
@@ -184,12 +186,12 @@ class Bank:
 
     @property
     def num_slots(self) -> int:
-        """How many slots are in use, slot 0 included."""
+        """Number of slots in use, slot 0 included."""
         return len(self.heads) - len(self._free_slots)
 
     @property
     def generation(self) -> int:
-        """How often a vector table has moved."""
+        """Number of times that a vector table has moved."""
         return sum(table.generation for table in self.vector_tables.values())
 
     def vectors(self, name: str) -> Tensor:
@@ -263,7 +265,7 @@ class Bank:
         self, kind: str, entries: Mapping[str, Entry], frozen: Mapping[str, Tensor]
     ) -> Tensor:
         """Concatenate the vectors of a kind in the tables' order; what no entry has is frozen."""
-        parts = [part for name in self.vector_tables[kind].tables for part in self._layout[name]]
+        parts = [part for name in self.vector_tables[kind].capacity for part in self._layout[name]]
         return torch.cat(_resolved(parts, entries, frozen))
 
     def add(self, staged: Sequence[StagedDelta]) -> list[int]:

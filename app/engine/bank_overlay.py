@@ -1,7 +1,8 @@
 """The mixed-task overlay: each row of a packed batch sees the values of its own slot.
 
 Works on any device. It is the reference for `app.engine.cpu`, which computes the same with fewer
-passes over memory. `deltas.encoder.encoder` calls it.
+passes over memory. `deltas.encoder.encoder` calls it; `tests/unit/app/engine/test_bank.py` has its
+tests.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class DeltaCache:
         load: reads a delta; called in I/O threads.
         max_slots: maximum number of resident deltas; None for no limit.
         pinned: keys of deltas that are never evicted.
-        load_timeout_s: how long a batch waits for a file.
+        load_timeout_s: longest time that a batch waits for a file.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class DeltaCache:
 
     @property
     def num_used(self) -> int:
-        """How many deltas are resident."""
+        """Number of resident deltas."""
         return len(self._slot_of)
 
     def __contains__(self, record: object) -> bool:
@@ -228,7 +228,7 @@ class DeltaCache:
         """Share the slots between this many batches, or fewer if there are not enough slots.
 
         Returns:
-            How many batches may run at a time.
+            The number of batches that may run at a time.
         """
         if self._num_evictable is not None:
             num_batches = max(1, min(num_batches, self._num_evictable))

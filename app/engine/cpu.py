@@ -3,7 +3,8 @@
 `CpuOverlay` computes what `app.engine.bank_overlay` computes, on the kernels of
 `deltas.kernels.epilogue`. With int8, activations are quantised to 255 levels row by row and
 multiplied by the int8 matrices of the layers (`deltas.kernels.int8`); biases, LayerNorms,
-attention, pooler and heads are computed as without int8. Read `deltas.encoder.encoder` next.
+attention, pooler and heads are computed as without int8. Read `deltas.encoder.encoder` next;
+`tests/unit/app/engine/test_bank.py` has the tests.
 """
 
 from __future__ import annotations

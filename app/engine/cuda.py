@@ -9,6 +9,8 @@ from Python takes longer than running them. `CudaForward` puts these together.
 A recorded pass reads and writes the same memory at every replay, so a batch is filled up to the
 next recorded shape. The plain path would be `deltas.encoder.packing.pack` with windows,
 `WindowAttention` and `BankOverlay`: the same answers without recorded passes.
+
+Expires: 0.3.0
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class BatchShape(NamedTuple):
 
     @property
     def num_numbers(self) -> int:
-        """How many numbers describe a batch of this shape."""
+        """Number of int64 values that describe a batch of this shape."""
         return 2 * self.tokens + 4 * self.rows + 1
 
     def fits(self, needed: BatchShape) -> bool:
@@ -120,7 +122,7 @@ def encode_batch(
         rows: rows of at least one token each.
         shape: shape to fill the batch up to; None adds nothing.
         keys: key of each row; rows of one key become neighbours, the lowest key first.
-        extra: further numbers for the device, appended to those of the batch.
+        extra: further numbers to append.
 
     Raises:
         ValueError: the rows do not fit the shape.
@@ -139,7 +141,7 @@ def encode_batch(
         types.extend(rows[row].token_type_ids)
         position_of_row[row] = position
         key = keys[row] if keys else 0
-        start = spans[key] if key in spans else KeySpan(slice(starts[-1], 0), slice(position, 0))
+        start = spans.get(key, KeySpan(slice(starts[-1], 0), slice(position, 0)))
         tokens = slice(start.tokens.start, len(ids))
         spans[key] = KeySpan(tokens, slice(start.positions.start, position + 1))
     cu_seqlens = starts + array("q", [len(ids)] * (shape.rows - len(rows) + 1))
@@ -181,8 +183,8 @@ def decode_batch(numbers: Tensor, shape: BatchShape, spans: _Spans = _NONE) -> C
     )
 
 
-class Segments(NamedTuple):
-    """Queries, and the keys that they attend to, segment by segment; a segment may be empty."""
+class CuSeqlens(NamedTuple):
+    """Cumulative lengths of segments of queries and of the keys they attend to; may be empty."""
 
     cu_queries: Tensor  # int32: the first query of each segment, and the end of the last one
     cu_keys: Tensor  # int32: the same for keys and values
@@ -202,25 +204,26 @@ class VarlenAttention(Attention):
         cu_seqlens, longest = batch.cu_seqlens.int(), batch.longest
         # Each position has one query, also a position that only fills the batch up.
         positions = torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device)
-        self.of_tokens = Segments(cu_seqlens, cu_seqlens, longest, longest)
-        self.of_first_tokens = Segments(positions, cu_seqlens, 1, longest)
+        self.of_tokens = CuSeqlens(cu_seqlens, cu_seqlens, longest, longest)
+        self.of_first_tokens = CuSeqlens(positions, cu_seqlens, 1, longest)
 
     def tokens(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
     ) -> Tensor:
         """Attend from every token: [N, H]; tokens behind the rows get any values."""
-        require_inference(query, key_value, dropout)
-        return _attend(query, key_value, self.of_tokens, num_heads)
+        return _attend(query, key_value, self.of_tokens, num_heads, dropout)
 
     def first_tokens(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
     ) -> Tensor:
         """Attend from the first token of each position: [P, H]."""
-        require_inference(query, key_value, dropout)
-        return _attend(query, key_value, self.of_first_tokens, num_heads)
+        return _attend(query, key_value, self.of_first_tokens, num_heads, dropout)
 
 
-def _attend(query: Tensor, key_value: Tensor, segments: Segments, num_heads: int) -> Tensor:
+def _attend(
+    query: Tensor, key_value: Tensor, segments: CuSeqlens, num_heads: int, dropout: float
+) -> Tensor:
+    require_inference(query, key_value, dropout)
     if query.device.type == "cpu":  # in tests; this kernel takes no empty segments
         queries, keys = segments.cu_queries.long(), segments.cu_keys.long()
         some = keys.diff() > 0
@@ -276,7 +279,7 @@ class Graphs:
 
     @property
     def num_recorded(self) -> int:
-        """How many shapes are recorded."""
+        """Number of recorded shapes."""
         return sum(recorded is not None for recorded in self._passes.values())
 
     def replay(self, numbers: Tensor, shape: BatchShape) -> Tensor:
@@ -383,10 +386,10 @@ class CudaForward:
         encoded = encode_batch(rows, shape, keys, extra)
         numbers = _on_device(encoded.numbers, self._bank.device)
         of_pass, indices = numbers.tensor_split([encoded.shape.num_numbers + len(vector_rows)])
-        if shape is None:
-            pooled = self._encode(of_pass, encoded.shape, slots, encoded.spans)
-        else:
+        if shape:
             pooled = self._replay(of_pass, shape)
+        else:
+            pooled = self._encode(of_pass, encoded.shape, slots, encoded.spans)
         weight = torch.cat([self._bank.heads[slot][0] for slot in head_slots])  # [C, H]
         bias = torch.cat([self._bank.heads[slot][1] for slot in head_slots])
         # One product scores every row with every head; a row needs few of its scores.
@@ -400,10 +403,10 @@ class CudaForward:
             return 0
         needed = BatchShape(max_tokens, max_rows, longest)
         largest = first_fitting(self._shapes, needed) or self._shapes[-1]
-        row = TokenizedRow([0], [0], truncated=False)
+        rows = [TokenizedRow([0], [0], truncated=False)]
         for shape in reversed(self._shapes):
             if shape.tokens <= largest.tokens and shape.longest <= largest.longest:
-                encoded = encode_batch([row], shape, extra=[self._vector_rows([0], shape.rows)])
+                encoded = encode_batch(rows, shape, extra=[self._vector_rows([0], shape.rows)])
                 self._replay(_on_device(encoded.numbers, self._bank.device), shape)
         return self._graphs.num_recorded
 
@@ -415,11 +418,7 @@ class CudaForward:
         return self._graphs.replay(numbers, shape)
 
     def _encode(
-        self,
-        numbers: Tensor,
-        shape: BatchShape,
-        slots: Sequence[int] = (),
-        spans: _Spans = _NONE,
+        self, numbers: Tensor, shape: BatchShape, slots: Sequence[int] = (), spans: _Spans = _NONE
     ) -> Tensor:
         """Compute the pooled output [P, H] from a batch's numbers and the vector rows behind them.
 
@@ -439,8 +438,7 @@ class CudaForward:
         """Flat indices of each row's logits in the scores [R, C] of all rows with all heads."""
         ends = list(accumulate(len(self._bank.heads[slot][1]) for slot in head_slots))
         columns = dict(zip(head_slots, map(range, [0, *ends], ends), strict=False))
-        width = ends[-1]
-        return [row * width + at for row, slot in enumerate(slots) for at in columns[slot]]
+        return [row * ends[-1] + at for row, slot in enumerate(slots) for at in columns[slot]]
 
 
 def _on_device(numbers: Tensor, device: torch.device) -> Tensor:

@@ -294,7 +294,7 @@ class Engine:
         """Compile or record everything that batches up to these sizes need.
 
         Returns:
-            How many products were compiled (CPU) or passes recorded (GPU).
+            The number of products compiled (CPU) or passes recorded (GPU).
         """
         torch.set_num_threads(threads)
         lengths = (record.manifest.task.max_length for record in self.store.records)

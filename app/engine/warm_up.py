@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, BrokenBarrierError
 
 import torch
 
 from app.engine.engine import Engine, EngineRow
-from app.engine.tuning import BUDGETS, THREADS, TOKENS, WORKERS, Tuning, choose
+from app.engine.tuning import BUDGETS, THREADS, TOKENS, WORKERS, Option, Tuning, choose
 from deltas import TokenizedRow
 
 logger = logging.getLogger(__name__)
@@ -42,21 +43,25 @@ def warm_up(
         max_batch_tokens: most tokens of a batch.
         max_batch_rows: most rows of a batch; never measured.
     """
-    on_cpu = engine.device.type == "cpu"
+    on_cpu, tokens = engine.device.type == "cpu", _MEASURED_TOKENS
     # Parallel passes may use cores that a single pass gains nothing from.
     shared = threads or (_num_cpus() if on_cpu else torch.get_num_threads())
-    if not threads:
-        threads = _choose_threads(engine) if on_cpu else shared
-    if workers:
-        workers = limit_workers(engine, workers, shared)
+    if not threads and on_cpu:
+        threads = _choose(THREADS, lambda n: seconds_for(engine, tokens, n), tokens, shared)
+    if workers or not on_cpu or shared == 1:
+        workers = limit_workers(engine, workers or 1, shared)
     else:
-        workers = _choose_workers(engine, shared) if on_cpu and shared > 1 else 1
+        workers = _choose(
+            WORKERS,
+            lambda n: seconds_in_parallel(engine, tokens, n, max(1, shared // n)),
+            tokens,
+            shared,
+        )
+    threads = threads or shared
     engine.cache.set_concurrency(1)
     torch.set_num_threads(threads)
     if not max_batch_tokens:
-        budget = choose(TOKENS, lambda tokens: seconds_for(engine, tokens))
-        logger.info("%s: %s", TOKENS.name, budget)
-        max_batch_tokens = budget.value
+        max_batch_tokens = _choose(TOKENS, lambda count: seconds_for(engine, count))
     workers = engine.cache.set_concurrency(workers)
     tuning = Tuning(threads, workers, max(1, shared // workers), max_batch_tokens)
     _prepare(engine, tuning, max_batch_rows)
@@ -103,21 +108,11 @@ def _prepare(engine: Engine, tuning: Tuning, max_rows: int) -> None:
         logger.info("%d %s in %.1f s", made, kind, time.perf_counter() - started)
 
 
-def _choose_threads(engine: Engine) -> int:
-    def seconds(threads: int) -> float:
-        return seconds_for(engine, _MEASURED_TOKENS, threads)
-
-    measured = choose(THREADS, seconds, _MEASURED_TOKENS, _num_cpus())
-    logger.info("%s: %s", THREADS.name, measured)
-    return measured.value
-
-
-def _choose_workers(engine: Engine, threads: int) -> int:
-    def seconds(workers: int) -> float:
-        return seconds_in_parallel(engine, _MEASURED_TOKENS, workers, max(1, threads // workers))
-
-    measured = choose(WORKERS, seconds, _MEASURED_TOKENS, threads)
-    logger.info("%s: %s", WORKERS.name, measured)
+def _choose(
+    option: Option, seconds: Callable[[int], float], tokens: int | None = None, threads: int = 1
+) -> int:
+    measured = choose(option, seconds, tokens, threads)
+    logger.info("%s: %s", option.name, measured)
     return measured.value
 
 

@@ -158,7 +158,7 @@ class OnnxRuntime:
             path = Path(folder) / "model.onnx"
             _export(path)
             if int8:
-                path = _quantised(path)
+                path = _to_int8(path)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             # Threads that spin after a run would take the cores of the system that is next in turn.
@@ -175,7 +175,7 @@ class OnnxRuntime:
                 self._session.run(None, {name: value.numpy() for name, value in batch.items()})
 
 
-def _quantised(path: Path) -> Path:
+def _to_int8(path: Path) -> Path:
     from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
 
     prepared, target = path.with_name("prepared.onnx"), path.with_name("int8.onnx")

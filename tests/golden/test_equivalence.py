@@ -148,7 +148,7 @@ def test_mixed_batch_equals_stock_transformers(
     assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 
 
-def test_mates_do_not_matter(tiny_backbone: Backbone, mixed_store: Store) -> None:
+def test_batch_neighbours_do_not_matter(tiny_backbone: Backbone, mixed_store: Store) -> None:
     engine = Engine(tiny_backbone, mixed_store, precision="fp32")
     draw = random.Random(5)
     record: Record = mixed_store.resolve("toy3", "random:0.05")

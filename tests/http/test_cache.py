@@ -1,4 +1,4 @@
-"""A server with fewer slots than deltas: the same answers, and bad files harm only their own."""
+"""A server with fewer slots than deltas: equal answers, and bad files fail only their requests."""
 
 from __future__ import annotations
 
@@ -115,10 +115,10 @@ def test_a_file_spoilt_after_the_start_fails_its_own_requests(
     assert predict(few, {"task": "toymulti", "strategy": "bitfit"}).status_code == 200
 
 
-def test_a_file_that_hangs_holds_up_nobody_else(
+def test_a_file_that_hangs_delays_no_other_request(
     start: Start, check_error: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither rows that are in the same batch, nor the batches after it, nor the health check."""
+    """Rows in the same batch, later batches and the health check are answered."""
     is_open, load = threading.Event(), Loader.load
 
     def hang(loader: Loader, record: Record) -> StagedDelta:
@@ -148,10 +148,10 @@ def test_a_file_that_hangs_holds_up_nobody_else(
         is_open.set()
     deadline = time.monotonic() + 30
     while predict(few, hung).status_code != 200:
-        assert time.monotonic() < deadline, "it is there now"
+        assert time.monotonic() < deadline, "it is loaded by now"
 
 
-def test_pinned_deltas_are_there_from_the_start(start: Start) -> None:
+def test_pinned_deltas_are_resident_from_the_start(start: Start) -> None:
     few = start(max_slots=3, pinned=("toyreg/random:0.05", "toy68"))
     for target in ALL:
         assert predict(few, target).status_code == 200
@@ -169,7 +169,7 @@ def test_pinned_deltas_are_there_from_the_start(start: Start) -> None:
         (("toy2", "toy3", "toy68", "toyreg"), ["no slot is left for the other 21"]),
     ],
 )
-def test_pins_that_cannot_be_are_said_at_the_start(
+def test_impossible_pins_are_an_error_at_the_start(
     tiny_backbone: Backbone, tiny_deltas: Path, pinned: tuple[str, ...], problems: list[str]
 ) -> None:
     settings = Settings(deltas=(tiny_deltas,), zoo=False, max_slots=4, pinned=pinned)

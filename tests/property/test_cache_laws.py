@@ -1,4 +1,4 @@
-"""Laws of the slots: however few there are, answers are those of an engine that holds all."""
+"""Laws of the delta cache: with any number of slots, answers equal those of a full engine."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def check_equal(found: Any, expected: Any) -> None:
 @LAW
 @given(batches=batches, ahead=st.booleans())
 def test_few_slots_answer_as_many(few: Engine, whole: Engine, batches: Any, ahead: bool) -> None:
-    """Any batches, with and without loading ahead; and there are never more than may be."""
+    """Any batches, with and without prefetching; the limit is never exceeded."""
     for number, batch in enumerate(batches):
         rows = engine_rows(whole.store, batch)
         if ahead:
@@ -92,11 +92,8 @@ def test_few_slots_answer_as_many(few: Engine, whole: Engine, batches: Any, ahea
         assert few.cache.num_used <= most
         assert few._bank.num_slots - 1 == few.cache.num_used
         assert len(few._bank.heads) <= most + 1
-        most_rows = most + 1  # and the backbone's
-        assert (
-            max(len(table) for table in few._bank.vector_tables["bias"].tables.values())
-            <= most_rows
-        )
+        most_rows = most + 1  # the backbone has one, too
+        assert few._bank.vector_tables["bias"].num_rows <= most_rows
 
 
 @LAW
@@ -119,7 +116,7 @@ def test_pinned_deltas_stay(
 def test_missing_files_harm_only_their_own_rows(
     tiny_backbone: Backbone, store: Store, whole: Engine, batches: Any, gone: set[int]
 ) -> None:
-    """The others' answers come from the same calls; files that come back are served again."""
+    """Other rows of the same batches are answered; restored files are served again."""
     engine = Engine(tiny_backbone, store, device="cpu", precision="fp32", max_slots=3)
     away = [record for n, record in enumerate(store.records) if n in gone]
     away = [record for record in away if record not in engine.cache]
@@ -172,7 +169,7 @@ def prefetching(tiny_backbone: Backbone, store: Store) -> Iterator[Engine]:
         thread.join()
 
 
-def test_loading_ahead_and_running_at_the_same_time(prefetching: Engine, whole: Engine) -> None:
+def test_prefetching_during_batches_is_safe(prefetching: Engine, whole: Engine) -> None:
     batch = [(number, [number + 5] * (1 + number % 4)) for number in range(NUM_DELTAS)]
     for _ in range(8):
         rows = engine_rows(whole.store, batch)

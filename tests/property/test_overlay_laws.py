@@ -1,4 +1,4 @@
-"""Laws of overlays: a row's answer depends on the row and its delta, on nothing beside it."""
+"""Laws of overlays: a row's answer depends only on the row and its delta."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.laws import law
 LAW = law(40)
 
 TOLERANCE = 1e-5
-# The last bit of a product of floats (in the pooler) depends on how many lines it has.
+# The last bit of a float product (in the pooler) depends on its number of rows.
 WHOLE_TOLERANCE = 0.02
-# So does every product of rows that are multiplied in bfloat16, which has eight bits.
+# So does every product in bfloat16, which has eight bits.
 APART = {"random:0.05", "top:1"}
 HALF_TOLERANCE = 0.1
 
@@ -63,7 +63,7 @@ def pooled(backbone: Backbone, overlay: TrainableOverlay, rows: Any) -> torch.Te
 
 @LAW
 @given(rows=token_rows, kind=st.integers(0, 3), data=st.data())
-def test_order_and_company_do_not_matter(
+def test_order_and_batch_neighbours_do_not_matter(
     tiny_backbone: Backbone, overlays: Any, rows: Any, kind: int, data: st.DataObject
 ) -> None:
     """Any order, any half of the batch, any row alone."""
@@ -80,7 +80,7 @@ def test_order_and_company_do_not_matter(
 def test_the_same_shape_gives_the_same_bits(
     tiny_backbone: Backbone, overlays: Any, rows: Any
 ) -> None:
-    """Rows of one length may change places: each keeps its answer, bit for bit, if its place is."""
+    """A row keeps its answer bit for bit if the packed shape and its place are the same."""
     for overlay in overlays:
         first = pooled(tiny_backbone, overlay, rows)
         assert torch.equal(first, pooled(tiny_backbone, overlay, rows))
@@ -92,9 +92,9 @@ def test_the_same_shape_gives_the_same_bits(
 
 @pytest.fixture(scope="module")
 def whole_engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Iterator[Engine]:
-    """The same in int8, without a second look at close calls."""
+    """The same in int8, without recomputing rows with a low margin."""
     if not multiplies_int8_exactly():
-        pytest.skip("this CPU's products of whole numbers are not exact")
+        pytest.skip("this CPU's int8 products are not exact")
     store = Store([tiny_deltas], backbone=tiny_backbone.ref)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "LOW_MARGIN", 0.0)
@@ -109,11 +109,11 @@ def whole_engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Iterator[Engine]
         max_size=12,
     )
 )
-def test_whole_numbers_do_not_depend_on_company(whole_engine: Engine, rows: Any) -> None:
-    """In int8, where each line sets its own steps.
+def test_int8_answers_do_not_depend_on_batch_neighbours(whole_engine: Engine, rows: Any) -> None:
+    """In int8 each row of activations has its own scale.
 
-    Close calls aside: whether one is a little above the limit or below may depend on bfloat16's
-    rounding in the pooler, which does depend on company.
+    Low margins are not recomputed here: whether one is below the limit may depend on bfloat16's
+    rounding in the pooler, which depends on batch neighbours.
     """
     made = []
     for number, ids in rows:
@@ -138,7 +138,9 @@ def test_whole_numbers_do_not_depend_on_company(whole_engine: Engine, rows: Any)
     ),
     data=st.data(),
 )
-def test_tasks_in_one_batch_do_not_meet(engine: Engine, wanted: Any, data: st.DataObject) -> None:
+def test_tasks_in_one_batch_do_not_affect_each_other(
+    engine: Engine, wanted: Any, data: st.DataObject
+) -> None:
     """Rows of any deltas together equal each row alone, in any order; labels too."""
     rows = []
     for number, ids in wanted:

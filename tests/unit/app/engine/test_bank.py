@@ -1,4 +1,4 @@
-"""The bank: each row sees its own slot's values at each site, however slots and kinds are mixed."""
+"""The bank and both mixed overlays: each row sees its own slot's values at each site."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def sites(backbone: Backbone, kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("per_position", [False, True])
-def test_each_line_is_computed_with_its_own_slot(
+def test_each_row_of_x_is_computed_with_its_own_slot(
     tiny_backbone: Backbone,
     bank: Bank,
     deltas: list[Delta],
@@ -124,7 +124,7 @@ def test_each_line_is_computed_with_its_own_slot(
 
 
 @pytest.mark.parametrize("per_position", [False, True])
-def test_steps_that_may_be_fused_are_those_of_one_overlay(
+def test_fused_steps_equal_those_of_a_single_overlay(
     tiny_backbone: Backbone,
     bank: Bank,
     deltas: list[Delta],
@@ -152,7 +152,7 @@ def test_steps_that_may_be_fused_are_those_of_one_overlay(
         torch.testing.assert_close(found[mine], expected, atol=1e-5, rtol=1e-5, msg=str(slot))
 
 
-def test_serving_drops_nothing(bank: Bank, batch: Any) -> None:
+def test_serving_rejects_dropout(bank: Bank, batch: Any) -> None:
     packed, slots = batch
     x = torch.randn(len(packed.input_ids), 36)
     with pytest.raises(ValueError, match="cannot drop values"):
@@ -161,7 +161,7 @@ def test_serving_drops_nothing(bank: Bank, batch: Any) -> None:
         )
 
 
-def test_tables_are_looked_up_each_line_in_its_own_slot(
+def test_each_token_is_looked_up_in_its_own_slots_table(
     tiny_backbone: Backbone,
     bank: Bank,
     deltas: list[Delta],
@@ -185,7 +185,7 @@ def test_tables_are_looked_up_each_line_in_its_own_slot(
             torch.testing.assert_close(found[mine], expected, atol=1e-6, rtol=1e-6)
 
 
-def test_heads_are_each_tasks_own(
+def test_each_row_gets_its_own_tasks_head(
     bank: Bank, deltas: list[Delta], batch: Any, overlay_type: type[BankOverlay]
 ) -> None:
     packed, slots = batch
@@ -202,7 +202,9 @@ def test_heads_are_each_tasks_own(
 def tables(bank: Bank) -> dict[str, Tensor]:
     """Vectors of all slots, by name."""
     return {
-        name: table for held in bank.vector_tables.values() for name, table in held.tables.items()
+        name: table[: held.num_rows]
+        for held in bank.vector_tables.values()
+        for name, table in held.capacity.items()
     }
 
 
@@ -219,7 +221,7 @@ def state(bank: Bank) -> list[Tensor]:
     return held + [tensor for head in bank.heads for tensor in head]
 
 
-def test_computing_writes_nothing(
+def test_a_pass_writes_nothing_to_the_bank(
     tiny_backbone: Backbone, bank: Bank, batch: Any, overlay_type: type[BankOverlay]
 ) -> None:
     """No in-place operation reaches the slots: the same bits after every call."""
@@ -238,7 +240,9 @@ def test_computing_writes_nothing(
     assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 
 
-def test_the_input_is_left_alone(bank: Bank, batch: Any, overlay_type: type[BankOverlay]) -> None:
+def test_a_pass_does_not_change_its_input(
+    bank: Bank, batch: Any, overlay_type: type[BankOverlay]
+) -> None:
     packed, slots = batch
     mixed = overlay_type(bank, packed, slots)
     x = torch.randn(len(packed.input_ids), 36)
@@ -250,10 +254,10 @@ def test_the_input_is_left_alone(bank: Bank, batch: Any, overlay_type: type[Bank
     assert torch.equal(x, kept)
 
 
-def test_adding_later_is_adding_at_once(
+def test_adding_deltas_one_by_one_equals_adding_them_together(
     tiny_backbone: Backbone, bank: Bank, deltas: list[Delta]
 ) -> None:
-    """Slots that are there keep their number and bits."""
+    """Slots in use keep their number and bits."""
     grown = Bank(tiny_backbone, CPU, torch.float32)
     slots = [slot for delta in deltas for slot in add(grown, [delta])]
     assert slots == list(range(1, 1 + len(deltas)))
@@ -269,7 +273,7 @@ def test_frozen_weights_are_held_once(tiny_backbone: Backbone, bank: Bank) -> No
 def test_small_deltas_take_little_memory(
     tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
 ) -> None:
-    """A slot of biases or of few values never costs a matrix."""
+    """A slot with biases or a few sparse values never costs a matrix."""
     smallest = 36 * 36
     for strategy in ("head", "bitfit", "layernorm", "random:0.001"):
         made = Bank(tiny_backbone, CPU, torch.float32)
@@ -285,10 +289,10 @@ def test_small_deltas_take_little_memory(
         assert not any(made.matrices.values())
 
 
-def test_a_few_values_take_no_more_memory_than_all(
+def test_sparse_values_take_no_more_memory_than_the_matrix(
     tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
 ) -> None:
-    """Where lists of places and values would, the slot has matrices of its own."""
+    """If lists of indices and values would take more, the slot holds whole matrices."""
     for dtype, few, many in ((torch.float32, 0.3, 0.4), (torch.bfloat16, 0.15, 0.2)):
         made = Bank(tiny_backbone, CPU, dtype)
         deltas = [
@@ -301,7 +305,7 @@ def test_a_few_values_take_no_more_memory_than_all(
 
 
 def test_a_failing_product_leaves_the_matrices_as_they_were(bank: Bank) -> None:
-    """Else everybody would answer with values of the sparse slot."""
+    """Otherwise every row would be answered with values of the sparse slot."""
     sparse = 1 + STRATEGIES.index("random:0.05")
     before = [value.clone() for value in state(bank)]
     mixed = CpuOverlay(bank, pack([([1, 2], [0, 0])], keys=[sparse]), [sparse])
@@ -310,7 +314,7 @@ def test_a_failing_product_leaves_the_matrices_as_they_were(bank: Bank) -> None:
     assert all(map(torch.equal, state(bank), before))
 
 
-def test_rows_of_a_slot_with_matrices_must_lie_side_by_side(bank: Bank) -> None:
+def test_rows_of_a_slot_with_matrices_must_be_neighbours(bank: Bank) -> None:
     packed = pack([([1, 2], [0, 0])] * 3)
     sparse = 1 + STRATEGIES.index("random:0.05")
     BankOverlay(bank, packed, [1, 2, 1])
@@ -322,26 +326,26 @@ def test_rows_of_a_slot_with_matrices_must_lie_side_by_side(bank: Bank) -> None:
         CpuOverlay(bank, packed, [whole, 1, sparse])
 
 
-def test_many_values_or_lines_ask_for_rows_side_by_side(bank: Bank) -> None:
-    """Where merging a slot's values into a matrix of its own takes less time."""
+def test_many_sparse_values_or_tokens_demand_neighbours(bank: Bank) -> None:
+    """Then merging a slot's values into a copy of the matrix takes less time."""
     sparse, whole = (1 + STRATEGIES.index(name) for name in ("random:0.05", "top:1"))
     assert not bank.needs_span(0, 10**6)
     assert not bank.needs_span(1, 10**6)
     assert bank.needs_span(whole, 1)
     assert not bank.needs_span(sparse, 15)
-    assert bank.needs_span(sparse, 25)  # 25 lines with a twentieth of a matrix
+    assert bank.needs_span(sparse, 25)  # 25 tokens with a twentieth of a matrix
 
 
-def test_tasks_without_vectors_share_those_of_the_backbone(
+def test_deltas_without_vectors_share_the_backbones(
     tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
 ) -> None:
-    """Thousands of heads cost their heads."""
+    """Thousands of head-only deltas cost only their heads."""
     made = Bank(tiny_backbone, CPU, torch.float32)
     add(made, [make_delta(tiny_backbone, toy_tasks["toy2"], "head", seed) for seed in range(5)])
     add(made, [make_delta(tiny_backbone, toy_tasks["toy2"], "bitfit")])
     assert made.row_of_slot == {"bias": [0, 0, 0, 0, 0, 0, 1], "weight": [0] * 7}
-    assert {len(table) for table in made.vector_tables["bias"].tables.values()} == {2}
-    assert {len(table) for table in made.vector_tables["weight"].tables.values()} == {1}
+    assert made.vector_tables["bias"].num_rows == 2
+    assert made.vector_tables["weight"].num_rows == 1
 
 
 def test_many_slots_keep_their_values_while_the_bank_grows(
@@ -360,10 +364,10 @@ def test_many_slots_keep_their_values_while_the_bank_grows(
         )
 
 
-def test_a_delta_has_lines_of_the_kinds_that_it_changes(
+def test_a_delta_has_table_rows_only_for_the_kinds_it_trains(
     tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
 ) -> None:
-    """Ten thousand tasks of biases need no LayerNorm's weights of their own."""
+    """Ten thousand tasks that train biases need no copies of LayerNorm weights."""
     made = Bank(tiny_backbone, CPU, torch.float32)
     wanted = ("bitfit", "layernorm", "head", "params:LayerNorm.weight", "bitfit")
     add(made, [make_delta(tiny_backbone, toy_tasks["toy2"], strategy) for strategy in wanted])
@@ -372,12 +376,12 @@ def test_a_delta_has_lines_of_the_kinds_that_it_changes(
     made.remove(4)
     add(made, [make_delta(tiny_backbone, toy_tasks["toy2"], "layernorm", 1)])
     assert sorted(made.row_of_slot["bias"]) == [0, 0, 0, 1, 2, 3]
-    assert {len(table) for table in made.vector_tables["bias"].tables.values()} == {4}
-    assert {len(table) for table in made.vector_tables["weight"].tables.values()} == {3}
+    assert made.vector_tables["bias"].num_rows == 4
+    assert made.vector_tables["weight"].num_rows == 3
 
 
-def test_values_do_not_follow_the_caller(tiny_backbone: Backbone, deltas: list[Delta]) -> None:
-    """What a slot holds is its own: the delta's tensors may be changed or freed afterwards."""
+def test_the_bank_copies_the_deltas_values(tiny_backbone: Backbone, deltas: list[Delta]) -> None:
+    """The delta's tensors may be changed or freed afterwards."""
     copies = [
         Delta(
             delta.manifest,
@@ -403,15 +407,15 @@ def test_values_do_not_follow_the_caller(tiny_backbone: Backbone, deltas: list[D
     assert all(map(torch.equal, state(made), before))
 
 
-def test_whole_numbers_are_within_half_a_step_of_the_matrices(tiny_backbone: Backbone) -> None:
-    """Every layer's matrices, none else; each line has its own step."""
+def test_int8_matrices_are_within_half_a_step_of_the_float_ones(tiny_backbone: Backbone) -> None:
+    """Only the layers' matrices are converted; each output row has its own scale."""
     made = Bank(tiny_backbone, CPU, torch.float32, int8=True)
     matrices = {n for n, w in tiny_backbone.weights.items() if w.ndim == 2}
     layers = {name for name in matrices if name.startswith("layer.")}
     assert set(made.int8_matrices) == layers
-    for name, quantised in made.int8_matrices.items():
+    for name, matrix in made.int8_matrices.items():
         weight = hadamard(tiny_backbone.weights[name])
-        assert quantised.values.dtype == torch.int8
-        assert quantised.values.abs().amax(1).eq(127).all()
-        away = (quantised.values * quantised.scales[:, None] - weight).abs()
-        assert (away <= 0.501 * quantised.scales[:, None]).all(), name
+        assert matrix.values.dtype == torch.int8
+        assert matrix.values.abs().amax(1).eq(127).all()
+        away = (matrix.values * matrix.scales[:, None] - weight).abs()
+        assert (away <= 0.501 * matrix.scales[:, None]).all(), name

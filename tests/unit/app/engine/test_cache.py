@@ -1,7 +1,4 @@
-"""Daemon threads: results, errors, order; and that they hold up neither an exit nor memory.
-
-Slots: who is in the bank, who gives way, and what is loaded ahead; with real files.
-"""
+"""The delta cache with real files: residency, eviction, prefetching; and its I/O threads."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from deltas import Backbone, Record, Store
 
 
 class SlowLoader:
-    """A real loader that waits for a gate and notes what it was asked for."""
+    """A real loader that waits for a gate and records its calls."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
@@ -49,7 +46,7 @@ def loader(tiny_backbone: Backbone, bank: Bank) -> SlowLoader:
 def acquired_by(
     cache: DeltaCache, records: list[Record]
 ) -> dict[tuple[str, str, str], int | DeltaUnavailableError]:
-    """What a batch claims that ends at once."""
+    """Acquire deltas for a batch that ends at once."""
     with cache.acquire(records) as claimed:
         return claimed
 
@@ -61,7 +58,9 @@ def wait_until(condition: Any) -> None:
         time.sleep(0.002)
 
 
-def test_the_least_recently_used_gives_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
+def test_the_least_recently_used_delta_is_evicted(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
     cache = DeltaCache(bank, loader.load, max_slots=3)
     one, two, three, four, five = store.records[:5]
     acquired_by(cache, [one, two, three])
@@ -77,7 +76,7 @@ def test_the_least_recently_used_gives_way(bank: Bank, loader: SlowLoader, store
     assert bank.num_slots == 4
 
 
-def test_what_the_batch_needs_stays(bank: Bank, loader: SlowLoader, store: Store) -> None:
+def test_deltas_of_the_batch_are_not_evicted(bank: Bank, loader: SlowLoader, store: Store) -> None:
     """Also when it is the least recently used."""
     cache = DeltaCache(bank, loader.load, max_slots=2)
     one, two, three = store.records[:3]
@@ -88,21 +87,21 @@ def test_what_the_batch_needs_stays(bank: Bank, loader: SlowLoader, store: Store
     assert two not in cache
 
 
-def test_slots_are_used_again(bank: Bank, loader: SlowLoader, store: Store) -> None:
-    """Whatever comes and goes, of all kinds, the bank grows no further than it must."""
+def test_free_slots_are_reused(bank: Bank, loader: SlowLoader, store: Store) -> None:
+    """With deltas of all kinds coming and going, the bank grows no further than it must."""
     cache = DeltaCache(bank, loader.load, max_slots=2)
     for record in store.records * 2:
         acquired_by(cache, [record])
     assert len(bank.heads) == 3
     for tables in bank.vector_tables.values():
-        assert {len(table) for table in tables.tables.values()} == {3}
+        assert tables.num_rows == 3
     held = sum(len(by_slot) for by_slot in bank.matrices.values())
     held += sum(len(by_slot) for by_slot in bank.sparse.values())
     assert held <= 2 * len(bank.frozen)
     assert bank.matrix_slots <= {1, 2}
 
 
-def test_pinned_ones_never_give_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
+def test_pinned_deltas_are_never_evicted(bank: Bank, loader: SlowLoader, store: Store) -> None:
     pinned, *others = store.records[:6]
     cache = DeltaCache(bank, loader.load, max_slots=2, pinned={pinned.key})
     acquired_by(cache, [pinned])
@@ -111,10 +110,10 @@ def test_pinned_ones_never_give_way(bank: Bank, loader: SlowLoader, store: Store
         assert pinned in cache
 
 
-def test_a_batch_of_more_deltas_than_slots_is_cut(
+def test_a_batch_of_more_deltas_than_slots_is_split(
     bank: Bank, loader: SlowLoader, store: Store
 ) -> None:
-    """What is there comes first: else it would give way before its turn."""
+    """Resident deltas come first; otherwise they would be evicted before their turn."""
     records = store.records[:7]
     cache = DeltaCache(bank, loader.load, max_slots=3, pinned={records[6].key})
     acquired_by(cache, [records[4]])
@@ -127,7 +126,9 @@ def test_a_batch_of_more_deltas_than_slots_is_cut(
     assert cache.split([]) == [[]]
 
 
-def test_all_slots_pinned_leave_none(bank: Bank, loader: SlowLoader, store: Store) -> None:
+def test_other_deltas_are_an_error_if_all_slots_are_pinned(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
     cache = DeltaCache(bank, loader.load, max_slots=1, pinned={store.records[0].key})
     with pytest.raises(ValueError, match="none is left"):
         cache.split(store.records[:2])
@@ -144,7 +145,7 @@ def test_all_deltas_may_be_pinned(
     assert [*acquired_by(cache, records)] == [record.key for record in records]
 
 
-def test_without_a_limit_nothing_gives_way(bank: Bank, loader: SlowLoader, store: Store) -> None:
+def test_without_a_limit_nothing_is_evicted(bank: Bank, loader: SlowLoader, store: Store) -> None:
     cache = DeltaCache(bank, loader.load)
     (part,) = cache.split(store.records)
     claimed = acquired_by(cache, part)
@@ -152,7 +153,9 @@ def test_without_a_limit_nothing_gives_way(bank: Bank, loader: SlowLoader, store
     assert acquired_by(cache, part) == claimed
 
 
-def test_loading_ahead_spares_the_wait(bank: Bank, loader: SlowLoader, store: Store) -> None:
+def test_a_prefetched_delta_is_not_loaded_again(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
     cache = DeltaCache(bank, loader.load, max_slots=2)
     record = store.records[0]
     cache.prefetch([record, record])
@@ -164,9 +167,7 @@ def test_loading_ahead_spares_the_wait(bank: Bank, loader: SlowLoader, store: St
     assert (cache.counts.prefetched, cache.counts.waited) == (1, 0)
 
 
-def test_a_file_that_hangs_does_not_hold_up_an_exit(
-    bank: Bank, loader: SlowLoader, store: Store
-) -> None:
+def test_files_are_read_in_daemon_threads(bank: Bank, loader: SlowLoader, store: Store) -> None:
     daemons: list[bool] = []
 
     def load(record: Record) -> StagedDelta:
@@ -191,10 +192,10 @@ def test_no_lock_is_held_while_a_file_is_read(bank: Bank, loader: SlowLoader, st
     assert loader.asked.count(slow) == 1
 
 
-def test_no_more_is_loaded_ahead_than_the_bank_holds(
+def test_no_more_deltas_are_prefetched_than_the_bank_holds(
     bank: Bank, loader: SlowLoader, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What nobody came for makes room after a while."""
+    """Prefetched deltas that no batch used are dropped after a while."""
     cache = DeltaCache(bank, loader.load, max_slots=3)
     cache.prefetch(store.records[:10])
     wait_until(lambda: all(item.staged.done() for item in cache._pending.values()))
@@ -222,7 +223,7 @@ def test_a_file_that_takes_too_long_fails_alone(
     assert loader.asked.count(slow) == 1
 
 
-def test_unforeseen_errors_are_logged_not_told(
+def test_clients_do_not_see_unforeseen_errors(
     bank: Bank, loader: SlowLoader, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = DeltaCache(bank, loader.load, max_slots=2)
@@ -249,7 +250,9 @@ def test_only_free_slots_can_be_filled(bank: Bank, loader: SlowLoader, store: St
     assert bank.num_slots == 2
 
 
-def test_what_another_batch_has_claimed_stays(bank: Bank, loader: SlowLoader, store: Store) -> None:
+def test_deltas_of_a_running_batch_are_not_evicted(
+    bank: Bank, loader: SlowLoader, store: Store
+) -> None:
     """Also when it is the least recently used and its batch takes long."""
     cache = DeltaCache(bank, loader.load, max_slots=2)
     assert cache.set_concurrency(2) == 2
@@ -262,7 +265,7 @@ def test_what_another_batch_has_claimed_stays(bank: Bank, loader: SlowLoader, st
         with cache.acquire([one]) as again:
             assert again == long
         acquired_by(cache, [two])
-        assert one in cache, "it is still the first one's"
+        assert one in cache, "the first batch still uses it"
     acquired_by(cache, [three])
     assert one not in cache
 
@@ -278,7 +281,7 @@ def test_each_batch_gets_its_share_of_the_slots(
     assert [len(part) for part in cache.split(others)] == [1] * 6
 
 
-def test_batches_side_by_side_never_wait_for_each_others_slots(
+def test_parallel_batches_never_wait_for_each_others_slots(
     bank: Bank, loader: SlowLoader, store: Store
 ) -> None:
     cache = DeltaCache(bank, loader.load, max_slots=4)
@@ -320,7 +323,7 @@ def test_two_batches_that_wait_for_the_same_file_share_a_slot(
     assert bank.num_slots == 2
 
 
-def test_what_fails_keeps_no_slot(bank: Bank, loader: SlowLoader, store: Store) -> None:
+def test_a_failed_batch_releases_its_deltas(bank: Bank, loader: SlowLoader, store: Store) -> None:
     cache = DeltaCache(bank, loader.load, max_slots=2)
     one, two, three = store.records[:3]
     with pytest.raises(RuntimeError, match="pass"), cache.acquire([one, two]):
@@ -346,7 +349,7 @@ assert started.wait(30)
 """
 
 
-def test_results_errors_and_order() -> None:
+def test_threads_return_results_and_errors_in_order() -> None:
     threads = IoThreads(1, "test")
     seen: list[int] = []
 
@@ -363,19 +366,19 @@ def test_results_errors_and_order() -> None:
     assert seen == [0, 1, 2, 3]
 
 
-def test_as_many_at_once_as_there_are_threads() -> None:
+def test_all_threads_work_at_the_same_time() -> None:
     threads, both = IoThreads(2, "test"), threading.Barrier(2, timeout=10)
     for future in [threads.submit(lambda _: both.wait(), None) for _ in range(2)]:
         future.result(10)
 
 
-def test_what_hangs_does_not_hold_up_an_exit() -> None:
+def test_hanging_threads_do_not_delay_an_exit() -> None:
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", HANG], check=True, timeout=50)
     assert time.monotonic() - started < 40
 
 
-def test_threads_end_with_their_owner_and_keep_nothing() -> None:
+def test_threads_end_with_their_pool_and_keep_no_reference() -> None:
     class Argument:
         pass
 
@@ -388,7 +391,7 @@ def test_threads_end_with_their_owner_and_keep_nothing() -> None:
     wait_until(lambda: not any(t.name.startswith("ending") for t in threading.enumerate()))
 
 
-def test_threads_that_hang_are_replaced() -> None:
+def test_hanging_threads_are_replaced() -> None:
     threads = IoThreads(1, "test", hangs_s=0.05)
     is_open = threading.Event()
     stuck = [threads.submit(lambda _: is_open.wait(30), None)]
@@ -401,7 +404,7 @@ def test_threads_that_hang_are_replaced() -> None:
     assert all(future.result(10) for future in stuck)
 
 
-def test_work_does_not_add_threads() -> None:
+def test_working_threads_are_not_replaced() -> None:
     threads = IoThreads(2, "test")
     before = threading.active_count()
     assert sum(threads.submit(lambda number: number, n).result(10) for n in range(50)) == 1225

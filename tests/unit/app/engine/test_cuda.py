@@ -86,7 +86,7 @@ def test_decoding_finds_every_row_again(
 
 @given(row_sizes)
 def test_rows_of_a_key_are_neighbours(sizes: list[tuple[int, int]]) -> None:
-    """Lowest key first, and in the order of the input; nothing lies between."""
+    """Rows keep their order, the lowest key comes first, and there are no gaps."""
     keys = [key for _, key in sizes]
     encoded = encode_batch(
         [row_of(length, mark) for mark, (length, _) in enumerate(sizes)], keys=keys
@@ -150,7 +150,7 @@ def test_varlen_attention_equals_that_of_pytorch_for_each_row(
     heads: int,
     depth: int,
 ) -> None:
-    """As views of one product, like the encoder's; NaN behind the rows reaches none of them."""
+    """Inputs are views, as in the encoder; NaN behind the rows reaches none of them."""
     is_bf16 = dtype == torch.bfloat16
     if device == "cuda" and is_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU has no bfloat16")
@@ -192,7 +192,7 @@ def test_kernels_are_given_upper_bounds_of_the_segments(shape: BatchShape | None
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("depth", [32, 26])
 def test_attention_on_a_device_reads_no_value_on_the_host(dtype: torch.dtype, depth: int) -> None:
-    """On a device that holds no values: reading one would fail."""
+    """The meta device holds no values, so that reading one would fail."""
     attention, _ = attention_of("meta", FILLED)
     assert attention.of_tokens.cu_keys.dtype == torch.int32  # what the kernels take
     query, key_value = torch.empty(FILLED.tokens, 36 * depth, device="meta", dtype=dtype).split(
@@ -213,7 +213,7 @@ SMALL, LARGE = BatchShape(2, 1, 2), BatchShape(3, 1, 3)
 
 
 class Recorder:
-    """What CUDA does, in Python: a replay reads and writes the memory that was recorded."""
+    """Replays in Python: like CUDA, a replay reads and writes the recorded memory."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -234,25 +234,25 @@ def doubled(numbers: Tensor, shape: BatchShape) -> Tensor:
 
 
 def check(graphs: Graphs, *in_turn: BatchShape, start: int = 0) -> None:
-    """Passes of these sizes give what they should."""
+    """Check the results of passes of these shapes."""
     for size in in_turn:
         numbers = torch.arange(start, start + size.tokens)
         assert graphs.replay(numbers, size).tolist() == (2.0 * numbers).tolist()
 
 
-def test_sizes_grow_by_a_half_at_most() -> None:
+def test_token_counts_grow_by_a_half_at_most() -> None:
     found = sorted({size.tokens for size in batch_shapes(512)})
     assert found[:6] == [64, 96, 128, 192, 256, 384]
     assert found[-1] == 16384
     assert all(size < after <= 1.5 * size for size, after in pairwise(found))
 
 
-def test_long_rows_have_sizes_of_their_own() -> None:
-    """Attention's kernels are started for the longest row that there may be."""
+def test_long_rows_have_larger_shapes() -> None:
+    """Attention kernels are launched for the longest row of the shape."""
     assert [size.longest for size in batch_shapes(512) if size.tokens == 64] == [64]
     assert [size.longest for size in batch_shapes(512) if size.tokens == 256] == [128, 256]
     assert [size.longest for size in batch_shapes(512) if size.tokens == 4096] == [128, 512]
-    assert {size.longest for size in batch_shapes(100)} == {64, 96, 100}  # what the encoder takes
+    assert {size.longest for size in batch_shapes(100)} == {64, 96, 100}  # the encoder's limit
 
 
 @pytest.mark.parametrize(
@@ -272,11 +272,13 @@ def test_long_rows_have_sizes_of_their_own() -> None:
         (BatchShape(1000, 1, 513), None),
     ],
 )
-def test_the_smallest_size_that_fits(needed: BatchShape, expected: BatchShape | None) -> None:
+def test_the_smallest_fitting_shape_is_chosen(
+    needed: BatchShape, expected: BatchShape | None
+) -> None:
     assert first_fitting(batch_shapes(512), needed) == expected
 
 
-def test_a_size_is_recorded_once_and_reads_new_numbers() -> None:
+def test_a_shape_is_recorded_once_and_reads_new_numbers() -> None:
     recorder = Recorder()
     graphs = Graphs(doubled, lambda: recorder)
     for start in range(3):
@@ -284,7 +286,7 @@ def test_a_size_is_recorded_once_and_reads_new_numbers() -> None:
     assert recorder.times == graphs.num_recorded == 2
 
 
-def test_the_callers_numbers_stay_theirs() -> None:
+def test_recording_does_not_keep_the_callers_numbers() -> None:
     graphs = Graphs(doubled, Recorder)
     first, second = torch.tensor([1, 2]), torch.tensor([5, 6])
     graphs.replay(first, SMALL)
@@ -292,8 +294,8 @@ def test_the_callers_numbers_stay_theirs() -> None:
     assert first.tolist() == [1, 2]
 
 
-def test_what_moved_is_recorded_anew_and_elsewhere() -> None:
-    """The memory of dropped records is given back as a whole."""
+def test_cleared_records_are_made_again_in_new_memory() -> None:
+    """The memory of all dropped records is freed together."""
     recorders: list[Recorder] = []
 
     def new() -> Recorder:
@@ -322,8 +324,10 @@ class Failing(Recorder):
         return super().__call__(run)
 
 
-def test_what_can_not_be_recorded_is_run_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    """And not tried again, since it takes time; it is said once. Nothing recorded is kept."""
+def test_a_pass_that_cannot_be_recorded_is_computed_without_a_record(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Recording is not tried again; one warning is logged; no record is kept."""
     recorder = Failing(NotRecordedError("operation not permitted when stream is capturing"))
     graphs = Graphs(doubled, lambda: recorder)
     check(graphs, SMALL, LARGE, SMALL, LARGE)
@@ -333,7 +337,7 @@ def test_what_can_not_be_recorded_is_run_as_it_is(caplog: pytest.LogCaptureFixtu
     assert "not permitted when stream is capturing" in caplog.text
 
 
-def test_a_size_without_memory_leaves_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shape_without_memory_leaves_the_others(caplog: pytest.LogCaptureFixture) -> None:
     recorder = Failing(torch.OutOfMemoryError("tried to allocate 2 GiB"))
     graphs = Graphs(doubled, lambda: recorder)
     check(graphs, LARGE, SMALL, LARGE, SMALL)
@@ -342,7 +346,7 @@ def test_a_size_without_memory_leaves_the_others(caplog: pytest.LogCaptureFixtur
     assert "no memory to record passes of 3 tokens: tried to allocate 2 GiB" in caplog.text
 
 
-def test_a_pass_that_fails_is_no_failure_to_record() -> None:
+def test_an_error_of_the_pass_itself_is_raised() -> None:
     def broken(numbers: Tensor, shape: BatchShape) -> Tensor:
         raise RuntimeError("index out of range")
 
@@ -353,7 +357,7 @@ def test_a_pass_that_fails_is_no_failure_to_record() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_replays_what_was_recorded() -> None:
-    """Sizes in turn, which share memory; and anew, after all was forgotten."""
+    """Shapes share memory; all are recorded again after they were cleared."""
     weight = torch.randn(64, 64, device="cuda")
 
     def multiplied(numbers: Tensor, shape: BatchShape) -> Tensor:
@@ -373,8 +377,8 @@ def test_cuda_replays_what_was_recorded() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_goes_on_after_a_pass_that_can_not_be_recorded() -> None:
-    """This one waits, which a recording can't."""
+def test_cuda_goes_on_after_a_pass_that_cannot_be_recorded() -> None:
+    """The pass waits for the device, which a capture forbids."""
 
     def waits(numbers: Tensor, shape: BatchShape) -> Tensor:
         return numbers * float(numbers.sum().item())
@@ -390,13 +394,13 @@ def test_cuda_goes_on_after_a_pass_that_can_not_be_recorded() -> None:
 
 
 STRATEGIES = ("head", "bitfit", "layernorm", "random:0.05", "top:1", "params:embeddings")
-PLAIN = 3  # so many of these have nothing but vectors
+PLAIN = 3  # the first three train only vectors
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def deltas(tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any) -> list[Delta]:
-    """Every task with every strategy, those with vectors alone first: heads of all widths."""
+    """Every task with every strategy, those that train only vectors first."""
     return [
         make_delta(tiny_backbone, task, strategy)
         for strategy in STRATEGIES
@@ -405,7 +409,7 @@ def deltas(tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: 
 
 
 class Fixed(Recorder):
-    """One whose records, like CUDA's, know where the bank's tables were."""
+    """A recorder whose records, like CUDA's, depend on the addresses of the bank's tables."""
 
     def __init__(self, bank: Bank) -> None:
         super().__init__()
@@ -456,7 +460,7 @@ def some_rows(bank: Bank, seed: int, count: int, slots: range) -> tuple[Any, lis
 
 
 def plain(bank: Bank) -> range:
-    """Slots with nothing but vectors."""
+    """Slots that train only vectors."""
     slots = range(1, 1 + bank.num_slots // len(STRATEGIES) * PLAIN)
     assert bank.matrix_slots.isdisjoint(slots)
     return slots
@@ -465,10 +469,10 @@ def plain(bank: Bank) -> range:
 @pytest.mark.parametrize("records", [False, True])
 @pytest.mark.parametrize("which", ["plain", "all"])
 @pytest.mark.parametrize("count", [1, 7, 60])
-def test_answers_are_those_of_the_other_pass(
+def test_answers_equal_those_of_the_cpu_pass(
     tiny_backbone: Backbone, deltas: list[Delta], records: bool, which: str, count: int
 ) -> None:
-    """Also from the record, which the first batch of a size makes."""
+    """Also when replayed; the first batch of a shape is recorded."""
     bank = bank_of(tiny_backbone, deltas)
     slots = plain(bank) if which == "plain" else range(1, bank.num_slots)
     recorder = Fixed(bank)
@@ -485,7 +489,7 @@ def test_answers_are_those_of_the_other_pass(
 
 
 def test_a_record_serves_other_deltas_too(tiny_backbone: Backbone, deltas: list[Delta]) -> None:
-    """Also one that takes over a slot's lines; nothing is recorded anew until tables move."""
+    """Also a delta that takes over a slot's rows; passes are recorded again only if tables move."""
     bank = bank_of(tiny_backbone, deltas[: 2 * PLAIN])
     recorder = Fixed(bank)
     device = CudaForward(tiny_backbone.config, bank, lambda: recorder)
@@ -513,7 +517,7 @@ def test_a_record_serves_other_deltas_too(tiny_backbone: Backbone, deltas: list[
 @pytest.mark.parametrize(
     "most", [BatchShape(300, 10, 32), BatchShape(300, 100, 32), BatchShape(90, 90, 8)]
 )
-def test_all_sizes_are_recorded_before_rows_come(
+def test_all_shapes_are_recorded_before_rows_come(
     tiny_backbone: Backbone, deltas: list[Delta], most: BatchShape
 ) -> None:
     bank = bank_of(tiny_backbone, deltas)
@@ -523,7 +527,7 @@ def test_all_sizes_are_recorded_before_rows_come(
     assert made == recorder.times > 0
     for tokens in (1, most.tokens // 3, most.tokens):
         for rows in (1, most.rows // 2, most.rows):
-            rows = max(min(rows, tokens), -(-tokens // most.longest))  # each has some tokens
+            rows = max(min(rows, tokens), -(-tokens // most.longest))  # no row is empty
             lengths = [tokens // rows + (row < tokens % rows) for row in range(rows)]
             device.logits([row_of(length) for length in lengths], [1] * rows)
     assert recorder.times == made
@@ -533,7 +537,7 @@ def test_all_sizes_are_recorded_before_rows_come(
 @pytest.mark.parametrize("records", [False, True])
 @pytest.mark.parametrize("which", ["plain", "all"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_copy_brings_a_batch_there_and_nothing_waits(
+def test_a_pass_copies_once_and_never_waits(
     tiny_backbone: Backbone,
     deltas: list[Delta],
     monkeypatch: pytest.MonkeyPatch,
@@ -541,7 +545,7 @@ def test_one_copy_brings_a_batch_there_and_nothing_waits(
     which: str,
     dtype: torch.dtype,
 ) -> None:
-    """On a device that holds no values: whatever waited for one would fail."""
+    """The meta device holds no values, so that waiting for one would fail."""
     bank = Bank(tiny_backbone, torch.device("meta"), dtype)
     add(bank, deltas)
     slots = plain(bank) if which == "plain" else range(1, bank.num_slots)
@@ -550,7 +554,7 @@ def test_one_copy_brings_a_batch_there_and_nothing_waits(
     make = torch.tensor
 
     def only_here(*args: Any, device: object = "cpu", **kwargs: Any) -> torch.Tensor:
-        assert str(device) == "cpu", "a copy of its own"
+        assert str(device) == "cpu", "another copy"
         return make(*args, **kwargs)
 
     monkeypatch.setattr(torch, "tensor", only_here)
@@ -561,8 +565,8 @@ def test_one_copy_brings_a_batch_there_and_nothing_waits(
     assert (logits.dtype, logits.device.type) == (torch.float32, "meta")
 
 
-def test_a_gpu_gets_a_copy_that_nobody_waits_for() -> None:
-    """Which it only is from memory that stays where it is."""
+def test_a_gpu_copies_from_pinned_memory_without_blocking() -> None:
+    """Only pinned memory can be copied asynchronously."""
     done: list[Any] = []
 
     class Numbers:

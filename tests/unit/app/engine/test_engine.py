@@ -1,4 +1,4 @@
-"""The engine: what it serves, what it turns away at load, and answers that depend on no other."""
+"""The engine: deltas that it serves or rejects, and answers independent of batch neighbours."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from deltas.hardware import multiplies_int8_exactly
 from deltas.manifest import TaskKind
 
 INT8 = pytest.mark.skipif(
-    not multiplies_int8_exactly(), reason="this CPU's products of whole numbers are not exact"
+    not multiplies_int8_exactly(), reason="this CPU's int8 products are not exact"
 )
-VECTORS = ("head", "bitfit", "layernorm")  # strategies whose deltas have no matrices
+VECTORS = ("head", "bitfit", "layernorm")  # strategies that train no matrices
 WORDS = ["good", "bad", "film", "the", "not", "very", "and", "3"]
 
 
@@ -68,7 +68,7 @@ def logits_of(outcomes: list[Outcome]) -> list[list[float]]:
     return logits
 
 
-def test_widths_follow_each_rows_task(engine: Engine) -> None:
+def test_each_row_gets_its_tasks_number_of_logits(engine: Engine) -> None:
     rows = rows_of(engine, 1, 40)
     answers = logits_of(engine.predict(rows))
     assert len(answers) == len(rows)
@@ -77,7 +77,7 @@ def test_widths_follow_each_rows_task(engine: Engine) -> None:
         assert all(isinstance(value, float) for value in logits)
 
 
-def test_nothing_to_do(engine: Engine) -> None:
+def test_no_rows_give_no_answers(engine: Engine) -> None:
     assert engine.predict([]) == []
 
 
@@ -107,7 +107,7 @@ def test_order_of_deltas_does_not_matter(
         assert mine == pytest.approx(theirs, abs=1e-5)
 
 
-def test_thousands_of_rows_leave_the_backbone_as_it_was(
+def test_thousands_of_rows_leave_the_backbone_unchanged(
     engine: Engine, tiny_backbone: Backbone
 ) -> None:
     for seed in range(10):
@@ -194,10 +194,10 @@ def replace(record: Record) -> None:
     ],
     ids=["flipped", "cut", "NaN", "replaced", "gone"],
 )
-def test_what_goes_bad_is_rejected_and_all_others_answer(
+def test_bad_files_are_rejected_and_all_other_deltas_answer(
     engine: Engine, tiny_backbone: Backbone, folder: Path, spoil: Any, reason: str
 ) -> None:
-    """Good headers, bad content: found at load; the slots of all others still fit."""
+    """Good headers with bad content are found at load; all other slots are right."""
     store = Store([folder], backbone=tiny_backbone.ref)
     bad = [store.resolve("toy2", "bitfit"), store.resolve("toy68", "layernorm")]
     for record in bad:
@@ -225,7 +225,7 @@ def let_overflow(record: Record) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_delta_that_overflows_takes_no_other_with_it(
+def test_a_delta_that_overflows_harms_no_other(
     engine: Engine, tiny_backbone: Backbone, folder: Path, precision: str
 ) -> None:
     """NaN passes a mask: rows that share a window must not get it, at the start or later."""
@@ -262,7 +262,7 @@ def test_a_delta_of_impossible_shapes_is_rejected(
     assert "maximum length" in store.rejected[-1][1]
 
 
-def test_two_damaged_versions_of_one_name_are_both_out(
+def test_two_damaged_versions_of_one_name_are_both_rejected(
     tiny_backbone: Backbone, engine: Engine, folder: Path
 ) -> None:
     first = Store([folder]).resolve("toy2", "bitfit")
@@ -293,7 +293,7 @@ def test_a_sound_copy_is_served_in_place_of_a_damaged_file(
 def test_finite_values_with_infinite_answers_are_rejected(
     tiny_backbone: Backbone, folder: Path
 ) -> None:
-    """Else the readiness check, which uses the smallest delta, would call the server broken."""
+    """Otherwise the readiness check, which uses the smallest delta, would fail."""
     delta = Store([folder]).resolve("toyreg", "head").load()
     huge = type(delta)(**(vars(delta) | {"head_weight": torch.full_like(delta.head_weight, 3e38)}))
     write_delta(huge, folder / "huge.safetensors")
@@ -307,7 +307,7 @@ def test_finite_values_with_infinite_answers_are_rejected(
 def test_a_delta_replaced_after_the_start_does_not_matter(
     tiny_backbone: Backbone, folder: Path
 ) -> None:
-    """Files may be overwritten, in place too: what is served is what was loaded."""
+    """Files may be overwritten, even in place: the engine serves the loaded values."""
     store = Store([folder], backbone=tiny_backbone.ref)
     mine = Engine(tiny_backbone, store, device="cpu", precision="fp32")
     rows = rows_of(mine, 8, 60)
@@ -327,7 +327,7 @@ def test_an_empty_store_is_served_as_empty(tiny_backbone: Backbone, tmp_path: Pa
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=INT8)])
-def test_rougher_arithmetic_is_close(
+def test_lower_precision_gives_close_logits(
     engine: Engine, tiny_backbone: Backbone, precision: str
 ) -> None:
     rough = Engine(tiny_backbone, engine.store, device="cpu", precision=precision)
@@ -341,10 +341,10 @@ def test_rougher_arithmetic_is_close(
 
 
 @INT8
-def test_in_int8_tasks_with_matrices_of_their_own_are_computed_without_it(
+def test_int8_excludes_deltas_with_trained_matrices(
     engine: Engine, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their values are not those that were rounded, so they are multiplied as they are."""
+    """Only frozen matrices are converted, so trained ones are multiplied as they are."""
     monkeypatch.setattr(engine_module, "LOW_MARGIN", 0.0)
     whole = Engine(tiny_backbone, engine.store, device="cpu", precision="int8")
     plain = Engine(tiny_backbone, engine.store, device="cpu", precision="auto")
@@ -364,13 +364,13 @@ def test_in_int8_tasks_with_matrices_of_their_own_are_computed_without_it(
 
 
 @INT8
-def test_in_int8_close_calls_are_computed_once_more_without_it(
+def test_int8_rows_with_a_low_margin_are_recomputed_without_it(
     engine: Engine, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `auto` computes them, each by its own margin, whatever rows are beside it."""
+    """Each row is judged by its own margin, and recomputed as "auto" computes it."""
     monkeypatch.setattr(engine_module, "LOW_MARGIN", math.inf)  # of the trials at the start, too
     whole = Engine(tiny_backbone, engine.store, device="cpu", precision="int8")
-    assert whole.int8_counts == engine_module.Int8Counts(), "trials are nobody's"
+    assert whole.int8_counts == engine_module.Int8Counts(), "trials are not counted"
     plain = Engine(tiny_backbone, engine.store, device="cpu", precision="auto")
     rows = [row for row in rows_of(engine, 14, 200) if row.record.key[1] in {"bitfit", "head"}]
     monkeypatch.setattr(engine_module, "LOW_MARGIN", 0.0)
@@ -401,7 +401,7 @@ def test_in_int8_close_calls_are_computed_once_more_without_it(
 def test_int8_on_the_packaged_backbone(
     packaged_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whose lines are long enough to be mixed: without that the error is 0.14."""
+    """Its rows are long enough for the Hadamard transform; without it the error is 0.14."""
     monkeypatch.setattr(engine_module, "LOW_MARGIN", 0.0)
     store = Store([zoo_path()], backbone=packaged_backbone.ref)
     exact = Engine(packaged_backbone, store, device="cpu", precision="fp32")
@@ -431,16 +431,16 @@ def test_int8_on_the_packaged_backbone(
         ("regression", [0.0], False),
     ],
 )
-def test_what_is_a_close_call(kind: TaskKind, logits: list[float], close: bool) -> None:
+def test_low_margins_are_found(kind: TaskKind, logits: list[float], close: bool) -> None:
     assert engine_module.has_low_margin(kind, logits) == close
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=INT8)])
 @pytest.mark.parametrize("max_slots", [0, 5])
-def test_batches_side_by_side_answer_as_alone(
+def test_parallel_batches_answer_as_single_ones(
     tiny_backbone: Backbone, tiny_deltas: Path, precision: str, max_slots: int
 ) -> None:
-    """Bit for bit: a batch's numbers depend on its rows only, not on what runs beside it."""
+    """Bit for bit: a batch's logits depend on its rows only, not on other batches."""
     store = Store([tiny_deltas], backbone=tiny_backbone.ref)
     engine = Engine(tiny_backbone, store, device="cpu", precision=precision, max_slots=max_slots)
     assert engine.cache.set_concurrency(4) == 4
@@ -455,15 +455,17 @@ def test_batches_side_by_side_answer_as_alone(
     assert engine.cache.num_used == (max_slots or len(store.records))
 
 
-def test_slots_for_all_are_never_shared_out(tiny_backbone: Backbone, tiny_deltas: Path) -> None:
-    """A batch of all deltas is one pass, however many run side by side."""
+def test_slots_for_all_deltas_are_never_split(tiny_backbone: Backbone, tiny_deltas: Path) -> None:
+    """A batch of all deltas is one pass at any concurrency."""
     store = Store([tiny_deltas], backbone=tiny_backbone.ref)
     engine = Engine(tiny_backbone, store, device="cpu", max_slots=len(store.records))
     engine.cache.set_concurrency(4)
     assert len(engine.cache.split(store.records)) == 1
 
 
-def test_what_it_runs_on_is_told(engine: Engine, tiny_backbone: Backbone) -> None:
+def test_the_engine_describes_its_device_and_deltas(
+    engine: Engine, tiny_backbone: Backbone
+) -> None:
     told = engine.describe()
     assert told["device"] == "cpu"
     assert told["precision"] == "fp32"
@@ -471,7 +473,7 @@ def test_what_it_runs_on_is_told(engine: Engine, tiny_backbone: Backbone) -> Non
     assert told["fingerprint"] == tiny_backbone.ref.fingerprint
 
 
-def test_missing_cuda_is_said_at_the_start(
+def test_a_missing_cuda_device_is_an_error_at_the_start(
     tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -1,4 +1,4 @@
-"""Loading: what is checked once in full, what later loads may skip, and how bad files are found."""
+"""The loader: full checks at first, shortcuts for the same bytes later, and bad files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def same(one: StagedDelta, other: StagedDelta) -> bool:
-    """Bit for bit, of every kind."""
+    """Compare bit for bit."""
     if one.vectors.keys() != other.vectors.keys():
         return False
     pairs = [(one.head_weight, other.head_weight), (one.head_bias, other.head_bias)]
@@ -37,7 +37,7 @@ def test_loading_again_gives_the_same_bits(
 ) -> None:
     loader = Loader(tiny_backbone, Bank(tiny_backbone, CPU, dtype), again=True)
     first = [loader.load(record) for record in store.records]
-    # Recipes are for what has nothing but vectors and a head, in three widths.
+    # Only deltas of vectors and a head have recipes.
     known = {record.manifest.key[1] for record in store.records if record.path in loader._recipes}
     assert known == {"bitfit", "layernorm", "head"}
     assert len(loader._recipes) == 15
@@ -45,7 +45,7 @@ def test_loading_again_gives_the_same_bits(
         assert same(loader.load(record), expected)
 
 
-def test_what_was_checked_is_not_checked_again(
+def test_checked_bytes_are_not_checked_again(
     tiny_backbone: Backbone, bank: Bank, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = Loader(tiny_backbone, bank, again=True)
@@ -83,7 +83,7 @@ def to_pipe(path: Path) -> None:
     ],
     ids=["flipped", "cut", "empty", "gone", "pipe", "another"],
 )
-def test_a_file_that_goes_bad_after_its_check_is_found_out(
+def test_a_file_that_goes_bad_after_its_check_is_an_error(
     tiny_backbone: Backbone, bank: Bank, store: Store, spoil: Any, reason: str
 ) -> None:
     loader = Loader(tiny_backbone, bank, again=True)
@@ -107,7 +107,7 @@ def test_a_file_that_goes_bad_after_its_check_is_found_out(
 def test_a_file_that_changes_while_it_is_checked_is_checked_again(
     tiny_backbone: Backbone, bank: Bank, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is remembered are the bytes that were checked, not those that lie there by then."""
+    """The digest belongs to the checked bytes, not to the file's later content."""
     record, other = store.resolve("toy2", "bitfit"), store.resolve("toy2", "layernorm")
     expected = Loader(tiny_backbone, bank, again=False).load(record)
     parse = Record.parse

@@ -33,14 +33,14 @@ def engine(tiny_backbone: Backbone, store: Store) -> Iterator[Engine]:
     torch.set_num_threads(before)
 
 
-def test_rows_are_made_up_to_the_size_asked_for(engine: Engine) -> None:
+def test_made_up_rows_have_the_given_number_of_tokens(engine: Engine) -> None:
     for size in (1, 16, 700):
         rows = made_up_rows(engine, size)
         assert sum(row.num_tokens for row in rows) == size
     assert {row.record.manifest.task.name for row in rows} == set(engine.store.tasks[:9])
 
 
-def test_a_small_bank_is_not_thrashed(tiny_backbone: Backbone, store: Store) -> None:
+def test_made_up_rows_fit_a_small_bank(tiny_backbone: Backbone, store: Store) -> None:
     small = Engine(tiny_backbone, store, device="cpu", precision="fp32", max_slots=1)
     assert len({row.record.path for row in made_up_rows(small, 700)}) == 1
 
@@ -52,13 +52,13 @@ def test_made_up_rows_are_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -
     assert [sum(row.num_tokens for row in rows) for rows in seen] == [700]
 
 
-def test_threads_stay_as_they_were_set(engine: Engine) -> None:
+def test_the_number_of_threads_is_kept(engine: Engine) -> None:
     seconds_for(engine, 64, 1)
     assert torch.get_num_threads() == 1
 
 
 def test_a_new_thread_takes_over_the_chosen_threads(engine: Engine) -> None:
-    """The thread in which they were chosen has ended by then."""
+    """The thread that chose them has ended by then."""
     run_in_own_thread(lambda: seconds_for(engine, 64, 1))
     assert run_in_own_thread(torch.get_num_threads) == 1
 
@@ -91,7 +91,7 @@ def test_products_are_compiled_in_bfloat16_on_the_cpu_only(
     ("warms_up", "given", "expected"),
     [(False, 0, DEFAULT_BATCH_TOKENS), (False, 99, 99), (True, 99, 99), (True, 0, None)],
 )
-def test_the_server_warms_up_as_it_is_set(
+def test_the_settings_decide_whether_the_server_warms_up(
     tiny_backbone: Backbone,
     tiny_deltas: Path,
     caplog: pytest.LogCaptureFixture,
@@ -159,4 +159,4 @@ def test_parallel_batches_take_as_long_as_the_slowest(
 
     monkeypatch.setattr(engine, "predict", run)
     assert 0.1 <= seconds_in_parallel(engine, 64, 2, 1) < 0.2
-    assert sorted(calls.values()) == [3, 3], "the first one of each doesn't count"
+    assert sorted(calls.values()) == [3, 3], "the first pass of each thread does not count"
