@@ -1,22 +1,22 @@
-"""What can go wrong while serving, and the one table that maps exceptions to HTTP statuses.
+"""The errors of serving, and the one table that maps them to HTTP statuses.
 
     Exception
-    ├── InvalidInputError      422  the body doesn't fit; carries every problem found
+    ├── InvalidInputError      422  the body does not fit; carries every problem found
     ├── TooLargeError          413  too many rows, characters or bytes
     ├── UnsupportedBodyError   415  not JSON, or compressed
-    ├── OverloadedError        429  the queue is full, or too slow; carries when to come back
+    ├── OverloadedError        429  the queue is full or too slow; carries the time to retry
     ├── BodyTimeoutError       408  the body takes too long to arrive
     ├── BodiesOverloadedError  429  too many bytes of bodies are in memory
-    ├── ClientGoneError        499  nobody waits for the answer any more
-    ├── BatchFailedError       500  the forward pass failed; the cause is in the log
-    ├── BadResultError         500  the forward pass gave something that isn't an answer
+    ├── ClientGoneError        499  the client has closed the connection
+    ├── BatchFailedError       500  the forward pass failed; the log has the cause
+    ├── BadResultError         500  the forward pass gave no usable answer
     ├── NotReadyError          503  starting, stopping, or broken
-    ├── DeltaUnavailableError  503  the delta's file can't be loaded now; others are served
-    ├── DeadlineTooShortError  504  could not be answered in time, even if nothing else waited
+    ├── DeltaUnavailableError  503  the delta's file cannot be loaded; other deltas are served
+    ├── DeadlineTooShortError  504  impossible in time, even if nothing else waited
     └── DeadlineExceededError  504  not answered in time
 
-The exceptions hold facts and know nothing of HTTP; `describe_error` alone makes JSON of them.
-Errors of the leaf package (`deltas.errors`) are in the same table.
+The exceptions hold facts and know no HTTP; `describe_error` alone makes JSON of them. The errors of
+`deltas.errors` that a request can cause are in the same table.
 """
 
 from __future__ import annotations
@@ -33,22 +33,20 @@ from starlette.exceptions import HTTPException
 from deltas import DeltaNotFoundError
 
 THE_SERVER = "the server (DELTABERT_MAX_QUEUE_S)"
-THE_REQUEST = "the request's deadline (its own, or DELTABERT_DEADLINE_S)"
+THE_REQUEST = "the request's deadline (X-Request-Timeout-Ms or DELTABERT_DEADLINE_S)"
+MAX_LISTED = 100  # problems or names in one answer
+UNKNOWN_FIELD = "unknown_field"  # type of the pydantic error that `app.http.schemas` raises
 
 
 class WaitLimit(NamedTuple):
-    """How long rows may wait, and who says so."""
+    """The longest wait of rows, and the name of the limit for the message."""
 
     seconds: float
-    whose: str
-
-
-MAX_LISTED = 100
-UNKNOWN_FIELD = "unknown_field"  # type of the error that `app.http.schemas` raises for one
+    name: str
 
 
 class Problem(TypedDict):
-    """One thing that is wrong with the input; `row` and `field` are null where none is to blame."""
+    """One problem of the input; `row` and `field` are null if the problem belongs to none."""
 
     row: int | None
     field: str | None
@@ -56,7 +54,7 @@ class Problem(TypedDict):
 
 
 class InvalidInputError(Exception):
-    """The input is well-formed JSON but not what the route or the task takes."""
+    """The body is JSON, but not the JSON that the route or the task takes."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = list(problems)
@@ -68,31 +66,37 @@ class InvalidInputError(Exception):
 
 
 class TooLargeError(Exception):
-    """A limit of the server; `found` is None where counting stopped at the limit."""
+    """A request exceeds a limit of the server.
+
+    Args:
+        what: things that were counted, in the plural.
+        found: their number; None if counting stopped at the limit.
+        allowed: the limit.
+        setting: environment variable that sets the limit.
+    """
 
     def __init__(self, what: str, found: int | None, allowed: int, setting: str) -> None:
-        self.what = what
         self.found = found
         self.allowed = allowed
-        have = f"more than {allowed:,}" if found is None else f"{found:,}"
+        number = f"more than {allowed:,}" if found is None else f"{found:,}"
         super().__init__(
-            f"{what}: {have}, allowed are {allowed:,}; send less at once, or raise {setting}"
+            f"too many {what}: {number} (limit {allowed:,}). Send fewer, or raise {setting}"
         )
 
 
 class UnsupportedBodyError(Exception):
-    """The body is in a form that the server doesn't read."""
+    """The body is in a form that the server does not read."""
 
 
 class OverloadedError(Exception):
-    """Rows are refused, since the queue has no room or they would wait too long.
+    """Rows are refused, because the queue is full or they would wait too long.
 
     Args:
-        queued_rows: rows waiting.
-        queued_tokens: their tokens.
-        retry_after_s: when what waits will have been worked off.
-        wait_s: how long the rows would wait.
-        limit: how long they may; None if it is room that they lack.
+        queued_rows: number of rows that wait.
+        queued_tokens: tokens of these rows.
+        retry_after_s: estimated seconds to drain the queue.
+        wait_s: estimated wait of the refused rows in seconds.
+        limit: limit that the wait exceeds; None if the queue is full.
     """
 
     def __init__(
@@ -109,17 +113,20 @@ class OverloadedError(Exception):
         queued = f"{queued_rows:,} rows, {queued_tokens:,} tokens"
         why = f"the queue is full ({queued})"
         if limit is not None:
-            wait, allowed = _apart(wait_s, limit.seconds)
-            why = f"the wait would be {wait} s, {limit.whose} allows {allowed} s ({queued} queued)"
+            wait, allowed = _distinct(wait_s, limit.seconds)
+            why = (
+                f"the estimated wait is {wait} s, but {limit.name} allows {allowed} s "
+                f"({queued} queued)"
+            )
         super().__init__(f"{why}; try again in {retry_after_s} s")
 
 
 class BodyTimeoutError(Exception):
-    """A body has not arrived in its time."""
+    """A body has not arrived in time."""
 
     def __init__(self, allowed_s: float) -> None:
         super().__init__(
-            f"the body did not arrive within {allowed_s:g} s; send less at once, or raise "
+            f"the body did not arrive within {allowed_s:g} s. Send a smaller one, or raise "
             f"DELTABERT_BODY_TIMEOUT_S"
         )
 
@@ -127,26 +134,17 @@ class BodyTimeoutError(Exception):
 class BodiesOverloadedError(Exception):
     """The bodies of all requests together are too large."""
 
-    retry_after_s = 1  # bodies come and go with their requests
+    retry_after_s = 1  # bodies leave the memory with their requests
 
     def __init__(self, allowed: int) -> None:
         super().__init__(
-            f"the bodies of all requests have more than {allowed:,} bytes "
+            f"the bodies of all requests together have more than {allowed:,} bytes "
             f"(DELTABERT_MAX_BODIES_BYTES); try again in {self.retry_after_s} s"
         )
 
 
-def _apart(more: float, less: float) -> tuple[str, str]:
-    """Two numbers in as few decimals, at least two, as tell them apart."""
-    for decimals in range(2, 16):
-        shown = f"{more:.{decimals}f}", f"{less:.{decimals}f}"
-        if shown[0] != shown[1]:
-            break
-    return shown
-
-
 class ClientGoneError(Exception):
-    """The client closed the connection; this is for the log, nobody reads the response."""
+    """The client has closed the connection; only the log shows this error."""
 
 
 class BatchFailedError(Exception):
@@ -154,21 +152,21 @@ class BatchFailedError(Exception):
 
 
 class BadResultError(Exception):
-    """The forward pass returned something that can't be answered, such as NaN."""
+    """The forward pass returned numbers that are no answer, such as NaN."""
 
 
 class NotReadyError(Exception):
-    """The server can't predict now."""
+    """The server cannot predict now."""
 
 
 class DeltaUnavailableError(Exception):
     """A delta that the store knows could not be loaded when a row needed it.
 
-    Attributes:
-        task: of the delta.
-        strategy: of the delta.
-        version: of the delta.
-        reason: what is wrong with its file.
+    Args:
+        task: task of the delta.
+        strategy: strategy of the delta.
+        version: version of the delta.
+        reason: problem with its file.
     """
 
     def __init__(self, task: str, strategy: str, version: str, reason: str) -> None:
@@ -177,27 +175,36 @@ class DeltaUnavailableError(Exception):
         self.version = version
         self.reason = reason
         super().__init__(
-            f"the delta {task}/{strategy}, version {version}, can't be loaded now: {reason}; "
+            f"the delta {task}/{strategy}, version {version}, cannot be loaded now: {reason}; "
             f"other deltas are served"
         )
 
 
 class DeadlineExceededError(Exception):
-    """The request was not answered within its time."""
+    """The request was not answered in time."""
 
     def __init__(self, allowed_s: float) -> None:
         super().__init__(f"not answered within {allowed_s:.2f} s; try again, or send fewer rows")
 
 
 class DeadlineTooShortError(Exception):
-    """Rows are refused that take longer than their deadline leaves: to come back is no help."""
+    """Rows are refused that would exceed their deadline on an idle server, too."""
 
     def __init__(self, num_rows: int, num_tokens: int, needed_s: float, left_s: float) -> None:
-        needed, left = _apart(needed_s, left_s)
+        needed, left = _distinct(needed_s, left_s)
         super().__init__(
-            f"{num_rows:,} rows of {num_tokens:,} tokens would take {needed} s at the speed "
-            f"measured, {THE_REQUEST} leaves {left} s; send fewer rows at once, or allow more time"
+            f"{num_rows:,} rows with {num_tokens:,} tokens would take {needed} s at the measured "
+            f"speed, but {THE_REQUEST} leaves {left} s. Send fewer rows at once, or allow more time"
         )
+
+
+def _distinct(more: float, less: float) -> tuple[str, str]:
+    """Write two numbers with as few decimals, at least two, as make them look different."""
+    for decimals in range(2, 16):
+        shown = f"{more:.{decimals}f}", f"{less:.{decimals}f}"
+        if shown[0] != shown[1]:
+            break
+    return shown
 
 
 STATUSES: Mapping[type[Exception], tuple[int, str]] = {
@@ -221,12 +228,12 @@ _GENERIC = "the server failed on this request; its log has the cause under this 
 
 
 def describe_error(error: Exception, request_id: str) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, body and headers for an exception; unknown ones are a 500 that gives nothing away."""
+    """Return status, body and headers; unexpected errors are a 500 that discloses nothing."""
     status, code, message = 500, "internal_error", _GENERIC
     details: Any = None
     headers: dict[str, str] = {}
     if isinstance(error, RequestValidationError):
-        status, code, message, details = _from_validation(error)
+        status, code, message, details = _describe_validation(error)
     elif isinstance(error, HTTPException):
         status, code = error.status_code, _HTTP_CODES.get(error.status_code, "http_error")
         message, headers = _http_message(error), dict(error.headers or {})
@@ -241,9 +248,9 @@ def describe_error(error: Exception, request_id: str) -> tuple[int, dict[str, An
 
 
 def error_response(error: Exception, request_id: str) -> Response:
-    """The response that `describe_error` describes."""
+    """Return the response to a request that has failed."""
     status, body, headers = describe_error(error, request_id)
-    # Pure ASCII: names that come from the input may hold what UTF-8 can't encode.
+    # Pure ASCII, because names from the input may hold characters that UTF-8 cannot encode.
     return Response(json.dumps(body), status, headers, media_type="application/json")
 
 
@@ -264,15 +271,15 @@ def _http_message(error: HTTPException) -> str:
         case 400:
             return "the body is not valid JSON, or is nested too deeply"
         case 404:
-            return "no such path; GET /docs lists all of them"
+            return "no such path; GET /docs lists all paths"
         case 405:
-            return f"this path takes {(error.headers or {}).get('Allow', 'another method')}"
+            return f"this path allows {(error.headers or {}).get('Allow', 'other methods')} only"
         case _:
             return str(error.detail)
 
 
-def _from_validation(error: RequestValidationError) -> tuple[int, str, str, Any]:
-    """Errors of pydantic, without the input that they carry (it may be text, or huge)."""
+def _describe_validation(error: RequestValidationError) -> tuple[int, str, str, Any]:
+    """Describe errors of pydantic without the input in them, which may be text, or huge."""
     items = error.errors()
     if items[0]["type"] == "json_invalid":
         position, reason = items[0]["loc"][-1], items[0]["ctx"]["error"]
@@ -282,7 +289,7 @@ def _from_validation(error: RequestValidationError) -> tuple[int, str, str, Any]
 
 
 def _field(item: Mapping[str, Any]) -> str | None:
-    """("body", "targets", 0, "task") -> "targets.0.task"; None for the body as a whole."""
+    """Write ("body", "targets", 0, "task") as "targets.0.task"; None is the whole body."""
     _source, *parts = item["loc"]  # body, path, query or header
     if item["type"] == UNKNOWN_FIELD:
         parts.append(item["ctx"]["field"])

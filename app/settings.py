@@ -1,7 +1,7 @@
-"""Settings: the only place that reads the environment, and only when `load_settings` is called.
+"""Reads the settings from the environment, and only when `load_settings` is called.
 
 Every field of `Settings` is an environment variable with the prefix `DELTABERT_`. `app.main`
-unpacks the settings into plain arguments; the batcher and the engine do not know this module.
+unpacks the settings into plain arguments, so batcher and engine do not know this module.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ DEFAULT_BATCH_TOKENS = 4096  # tokens per batch of a server that does not warm u
 
 
 class SettingsError(Exception):
-    """Settings that can't be used.
+    """Settings that cannot be used.
 
     Attributes:
-        problems: every one of them, as one sentence each that names the variable.
+        problems: all problems, each as one sentence that names the variable.
     """
 
     def __init__(self, problems: list[str]) -> None:
@@ -43,7 +43,7 @@ def _split(separator: str) -> BeforeValidator:
 def _existing_folder(path: Path) -> Path:
     path = path.expanduser()
     if not path.is_dir():
-        raise ValueError(f"{str(path)!r} is not a folder; make it, or take it out of the list")
+        raise ValueError(f"{str(path)!r} is not a folder; create it, or remove it from the list")
     return path
 
 
@@ -59,7 +59,7 @@ Lowercase = BeforeValidator(lambda value: value.lower() if isinstance(value, str
 
 
 class Settings(BaseSettings):
-    """All settings of a server process; what is not given is read from the environment."""
+    """All settings of a server process; settings that are not given come from the environment."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
@@ -67,129 +67,138 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.", min_length=1)
     port: int = Field(
-        8000, description="TCP port to listen on; 0 takes any free one.", ge=0, le=65535
+        8000, description="TCP port to listen on; 0 takes any free port.", ge=0, le=65535
     )
     backbone: str | None = Field(
         None,
-        description="Backbone: hub id or local folder; unset takes the packaged all-MiniLM-L6-v2.",
+        description="Hub id or folder of the backbone; unset takes the packaged all-MiniLM-L6-v2.",
     )
     deltas: Annotated[tuple[Folder, ...], NoDecode, _split(os.pathsep)] = Field(
         (),
         description="Folders with deltas, searched in this order before the shipped zoo; "
         f"separated as in PATH ({os.pathsep!r} here).",
     )
-    zoo: bool = Field(True, description="Whether the shipped zoo is served too (true or false).")
+    zoo: bool = Field(True, description="Serve the shipped zoo, too (true or false).")
     device: Annotated[Literal["auto", "cpu", "cuda"], Lowercase] = Field(
-        "auto", description="Where the forward pass runs; auto takes CUDA when present."
+        "auto", description="Device of the forward pass; auto takes CUDA if it is available."
     )
     precision: Annotated[Literal["auto", "fp32", "bf16", "int8"], Lowercase] = Field(
         "auto",
-        description="Arithmetic of the forward pass; auto takes bf16 where it is faster; int8 is "
-        "faster on CPUs with VNNI but no AMX, and changes about one label in three hundred.",
+        description="Arithmetic of the forward pass; auto takes bf16 where it is faster. int8 "
+        "is faster on CPUs with VNNI but without AMX, and changes about one label in 300.",
     )
     threads: int = Field(
         0,
-        description="CPU threads of the forward pass; 0 measures at start which are fastest.",
+        description="CPU threads of the forward pass; 0 measures at start which number is fastest.",
         ge=0,
         le=1024,
     )
     workers: int = Field(
         0,
-        description="Batches that run side by side under load, each with its share of the threads; "
-        "0 measures at start which are fastest.",
+        description="Batches that run at a time under load, each on its share of the threads; 0 "
+        "measures at start which number is fastest.",
         ge=0,
         le=1024,
     )
     max_slots: int = Field(
         0,
-        description="Most deltas on the device at a time, the least recently used give way; "
-        "0 keeps all there.",
+        description="Maximum deltas resident on the device (LRU eviction); 0 means no limit.",
         ge=0,
         le=1_000_000,
     )
     pinned: Annotated[tuple[str, ...], NoDecode, _split(",")] = Field(
         (),
-        description="Deltas that never give way, loaded first: task or task/strategy, "
+        description="Deltas that are loaded first and never evicted: task or task/strategy, "
         "separated by commas.",
     )
     max_batch_tokens: int = Field(
         0,
-        description="Most tokens in one forward pass, or in those side by side together; "
-        "0 measures at start what is fast.",
+        description="Maximum tokens in one forward pass, or in all passes that run at a time; 0 "
+        "measures at start which number is fast.",
         ge=0,
         le=1_000_000,
     )
     warm_up: bool = Field(
         True,
-        description="Whether to measure and to compile kernels at start (true or false); "
-        f"false starts faster, with {DEFAULT_BATCH_TOKENS:,} tokens, all threads and one batch at "
-        "a time if not set.",
+        description="Measure the fastest settings and compile kernels at start (true or false). "
+        f"Without it, the server starts faster, with {DEFAULT_BATCH_TOKENS:,} tokens, all threads "
+        "and one batch at a time unless set.",
     )
-    max_batch_rows: int = Field(256, description="Most rows in one forward pass.", ge=1, le=65536)
+    max_batch_rows: int = Field(
+        256, description="Maximum rows in one forward pass.", ge=1, le=65536
+    )
     max_queue_rows: int = Field(
         4096,
-        description="Most rows waiting; more are answered 429. Tasks with less than their share "
-        "may add up to as many again.",
+        description="Maximum rows in the queue; requests beyond it get 429. Tasks that hold "
+        "less than their share may queue up to as many again.",
         ge=1,
         le=1_000_000,
     )
     max_queue_tokens: int = Field(
         262_144,
-        description="Most tokens waiting; more are answered 429, as with rows.",
+        description="Maximum tokens in the queue; requests beyond it get 429, with the same "
+        "exception as for rows.",
         ge=16,
         le=100_000_000,
     )
     max_queue_s: float = Field(
         2.0,
-        description="Longest wait for a forward pass, in seconds at the speed measured; who would "
-        "wait longer is answered 429.",
+        description="Maximum estimated queueing delay in seconds; requests that would wait "
+        "longer get 429.",
         gt=0,
         le=3600,
     )
     deadline_s: float = Field(
         30.0,
-        description="Seconds until a request is answered 504; the client may ask for less.",
+        description="Seconds until a request gets 504; a client may ask for less.",
         gt=0,
         le=3600,
     )
     ready_timeout_s: float = Field(
-        5.0, description="Seconds that the readiness check's own prediction may take.", gt=0, le=60
+        5.0, description="Seconds that the prediction of the readiness check may take.", gt=0, le=60
     )
     shutdown_timeout_s: float = Field(
-        10.0, description="Seconds for finishing accepted requests at shutdown.", ge=0, le=600
+        10.0, description="Seconds to finish accepted requests at shutdown.", ge=0, le=600
     )
     max_rows_per_request: int = Field(
-        1024, description="Most rows in one request, counted once per target.", ge=1, le=1_000_000
+        1024,
+        description="Maximum rows in one request, counted once per target; more get 413.",
+        ge=1,
+        le=1_000_000,
     )
     max_text_chars: int = Field(
         200_000,
-        description="Most characters in one text; more are answered 413.",
+        description="Maximum characters in one text; longer texts get 413.",
         ge=1,
         le=100_000_000,
     )
     max_body_bytes: int = Field(
         8 * 2**20,
-        description="Most bytes in a request body; more are answered 413.",
+        description="Maximum bytes in a request body; larger bodies get 413.",
         ge=1024,
         le=2**30,
     )
     max_bodies_bytes: int = Field(
         64 * 2**20,
-        description="Most bytes in the bodies of all requests at a time; more are answered 429.",
+        description="Maximum bytes in all request bodies at a time; requests beyond it get 429.",
         ge=1024,
         le=2**40,
     )
     body_timeout_s: float = Field(
-        10.0, description="Seconds for a request body to arrive; then 408.", gt=0, le=3600
+        10.0,
+        description="Seconds for a request body to arrive; slower requests get 408.",
+        gt=0,
+        le=3600,
     )
     log_format: Annotated[Literal["text", "json"], Lowercase] = Field(
-        "text", description="One log record a line, as text or as a JSON object."
+        "text", description="Format of the log, one record a line: text, or a JSON object."
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Lowercase] = Field(
         "info", description="Least severe level that is logged."
     )
     cors_origins: Annotated[tuple[Origin, ...], NoDecode, _split(",")] = Field(
-        (), description="Web origins that browsers may call from, separated by commas; empty: none."
+        (),
+        description="Web origins that browsers may call from, separated by commas; default none.",
     )
 
     @model_validator(mode="after")
@@ -211,7 +220,7 @@ def load_settings() -> Settings:
     """Read the environment and check it.
 
     Raises:
-        SettingsError: with every problem found, mistyped variable names included.
+        SettingsError: the error lists every problem, mistyped variable names included.
     """
     names = (name.upper() for name in os.environ)
     given = sorted(name[len(PREFIX) :].lower() for name in names if name.startswith(PREFIX))
@@ -226,7 +235,7 @@ def load_settings() -> Settings:
 
 
 def _unknown(name: str) -> str:
-    """pydantic-settings ignores a mistyped variable without a word; we do not."""
+    """Name a mistyped variable, which pydantic-settings ignores silently."""
     hint = did_you_mean(name, Settings.model_fields, lambda field: PREFIX + field.upper())
     allowed = ", ".join(PREFIX + field.upper() for field in Settings.model_fields)
     return f"{PREFIX}{name.upper()} is not a setting.{hint or f' Allowed: {allowed}'}"

@@ -32,7 +32,7 @@ TimeoutMs = Annotated[
     int | None,
     Header(
         alias=TIMEOUT_HEADER,
-        description="Answer 504 after this many milliseconds; the server's own limit stays.",
+        description="Milliseconds until the request gets 504; the server's limit also applies.",
         ge=1,
     ),
 ]

@@ -1,9 +1,7 @@
-"""Describes the error responses of a route in the API's documentation, with real bodies.
+"""Documents the API: error responses with real bodies, and examples for the served tasks.
 
-The API's own description, with examples made for the tasks that this server serves.
-
-Every example can be pasted as it is: its task, its fields and its strategies come from the
-manifests, its sentences from here.
+Every example can be sent as it is. Its task, fields and strategies come from the manifests, its
+sentences from here.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ _ERRORS: dict[str, Exception] = {
         [{"type": "json_invalid", "loc": ("body", 12), "ctx": {"error": "Expecting value"}}]
     ),
     "The body takes too long to arrive.": BodyTimeoutError(10.0),
-    "No such task, strategy or version; near matches are given.": DeltaNotFoundError(
+    "No such task, strategy or version; the answer suggests near matches.": DeltaNotFoundError(
         "task", "sentimint", ["sentiment", "spam"]
     ),
     "More bytes, rows or characters than the server takes.": TooLargeError(
@@ -46,20 +44,20 @@ _ERRORS: dict[str, Exception] = {
     "The body is not JSON, or is compressed.": UnsupportedBodyError(
         "Content-Type is 'text/plain'; send the header Content-Type: application/json"
     ),
-    "The input doesn't fit the route or the task; every problem is named.": InvalidInputError(
+    "The input does not fit route or task; the answer names every problem.": InvalidInputError(
         [Problem(row=2, field="premise", problem="is missing")]
     ),
-    "Too much is waiting; come back after the time in Retry-After.": OverloadedError(
+    "The server is overloaded; try again after the seconds in Retry-After.": OverloadedError(
         4096, 90000, 9, 8.4, WaitLimit(2.0, THE_SERVER)
     ),
     "The server failed; its log has the cause.": Exception(),
-    "Starting, stopping or broken.": NotReadyError("the server is shutting down"),
+    "The server is starting, stopping or broken.": NotReadyError("the server is shutting down"),
     "Not answered in time.": DeadlineExceededError(30.0),
 }
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses` for these statuses."""
+    """Return the `responses` of FastAPI for some statuses."""
     responses = {}
     for description, error in _ERRORS.items():
         status, body, _ = describe_error(error, _REQUEST_ID)
@@ -89,14 +87,14 @@ _QUESTIONS = (
     "When does the bakery on our corner open?",
     "At what time can I buy fresh bread nearby?",
 )
-_MOST_TARGETS = 4
+_MAX_TARGETS = 4
 
 Schema = dict[str, Any]
 Examples = dict[str, Schema]
 
 
 def openapi_of(app: FastAPI) -> Schema:
-    """The schema of an app; with examples, and kept, once it serves."""
+    """Return the OpenAPI document of an app, with examples once the app serves."""
     if app.openapi_schema is not None:
         return app.openapi_schema
     schema = get_openapi(
@@ -115,7 +113,7 @@ def openapi_of(app: FastAPI) -> Schema:
 
 
 def add_examples(paths: Schema, store: Store) -> None:
-    """Put examples into the operations; those of one key belong together."""
+    """Put examples into the operations; examples with the same key belong together."""
     defaults = [store.resolve(task) for task in store.tasks]
     specs = [record.manifest.task for record in defaults]
     names = {spec.name: {"value": spec.name} for spec in specs}
@@ -134,7 +132,7 @@ def add_examples(paths: Schema, store: Store) -> None:
 
 
 def example_row(spec: TaskSpec) -> str | dict[str, str]:
-    """A row that the task takes: a string for one text, an object for two."""
+    """Return a row that the task takes: a string for one text, an object for two."""
     texts = [
         (_QUESTIONS if "question" in field.lower() else _STATEMENTS)[position]
         for position, field in enumerate(spec.text_fields)
@@ -147,18 +145,18 @@ def _one_task(spec: TaskSpec) -> Schema:
 
 
 def _fan_outs(store: Store, specs: list[TaskSpec]) -> Examples:
-    """One text through several tasks; one task's strategies beside each other."""
+    """Return examples with several tasks, and one with several strategies of a task."""
     examples: Examples = {}
     both = dict(zip(("text", "text_pair"), _STATEMENTS, strict=True))
     for num_texts, name, row in ((1, "one text", _STATEMENTS[0]), (2, "two texts", both)):
-        tasks = [spec.name for spec in specs if len(spec.text_fields) == num_texts][:_MOST_TARGETS]
+        tasks = [spec.name for spec in specs if len(spec.text_fields) == num_texts][:_MAX_TARGETS]
         if tasks:
             examples[name] = {
                 "summary": f"{name.capitalize()}, several tasks",
                 "value": {"inputs": row, "targets": [{"task": task} for task in tasks]},
             }
     widest = max(specs, key=lambda spec: len(store.strategies(spec.name)))
-    strategies = store.strategies(widest.name)[:_MOST_TARGETS]
+    strategies = store.strategies(widest.name)[:_MAX_TARGETS]
     examples["strategies"] = {
         "summary": "One task, several strategies",
         "value": {

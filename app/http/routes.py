@@ -69,7 +69,7 @@ async def predict(
 async def predict_fan_out(
     request: Request, body: FanOutRequest, serving: ServingDep, timeout_ms: TimeoutMs = None
 ) -> Response:
-    """Send the same rows through several deltas; the backbone's work is batched across them.
+    """Classify the same rows with several deltas, in one batch of the backbone.
 
     The rows must fit every target: a string for tasks with one text, or `text` and `text_pair`,
     which every task with two texts understands. Results come in the order of the targets.
@@ -129,13 +129,13 @@ Name = Annotated[str, Path(max_length=256)]
 
 @catalogue.get("/tasks", summary="List the tasks", response_model=TaskList)
 async def list_tasks(serving: ServingDep) -> Response:
-    """Every task with its labels, its text fields and its strategies."""
+    """List every task with its labels, text fields and strategies."""
     return _json(serving.catalogue.tasks)
 
 
 @catalogue.get("/deltas", summary="List the deltas", response_model=DeltaList)
 async def list_deltas(serving: ServingDep) -> Response:
-    """Every delta that is served, and every file that could not be, with the reason."""
+    """List every served delta, and every file that could not be served, with the reason."""
     return _json(serving.catalogue.deltas)
 
 
@@ -149,10 +149,11 @@ async def describe_delta(
     strategy: Name,
     serving: ServingDep,
     version: Annotated[
-        str | None, Query(description="Unset: the one that answers by default.", max_length=256)
+        str | None,
+        Query(description="Version of the delta; unset takes the default version.", max_length=256),
     ] = None,
 ) -> DeltaDetails:
-    """A delta's manifest: what it is for, how it was trained, and how well it does."""
+    """Return a delta's manifest: its task, its training and its metrics."""
     record = serving.engine.store.resolve(task, strategy, version)
     return DeltaDetails(
         version=record.version,
@@ -164,16 +165,16 @@ async def describe_delta(
 
 @catalogue.get("/benchmark", summary="Compare the deltas", response_model=Benchmark)
 async def benchmark(serving: ServingDep) -> Response:
-    """Metric, size and trained share of every delta, and the study over several seeds."""
+    """Return metric, size and trained share of every delta, and the study over seeds."""
     return _json(serving.catalogue.benchmark)
 
 
 operation = APIRouter(tags=["operation"])
 
 
-@operation.get("/", summary="Say what this is", response_model=dict[str, Any])
+@operation.get("/", summary="Describe the server", response_model=dict[str, Any])
 async def index(request: Request, serving: ServingDep) -> Response:
-    """Name, version, tasks, and where to read on."""
+    """Return name, version, tasks and the paths of the documentation."""
     about = {
         "name": request.app.title,
         "version": request.app.version,
@@ -186,14 +187,14 @@ async def index(request: Request, serving: ServingDep) -> Response:
 
 @operation.get("/health/live", summary="Is the process alive?", responses=documented(503))
 async def live(serving: ServingDep) -> Alive:
-    """Answers at once; 503 means that only a restart helps."""
+    """Answer at once; 503 means that only a restart helps."""
     serving.batcher.check_alive()
     return Alive()
 
 
 @operation.get("/health/ready", summary="Can it predict?", responses=documented(503))
 async def ready(serving: ServingDep) -> Ready:
-    """Makes a real prediction through the batcher, at most one a second."""
+    """Make a real prediction through the batcher, at most one a second."""
     return Ready(latency_ms=await serving.readiness.check())
 
 
@@ -209,7 +210,7 @@ async def ready(serving: ServingDep) -> Ready:
     },
 )
 async def metrics(serving: ServingDep) -> Response:
-    """Requests, rows, batches, queue, deltas and process figures."""
+    """Return metrics of requests, rows, batches, queue, deltas and the process."""
     # With thousands of deltas, rendering takes longer than a probe may wait for the event loop.
     text = await asyncio.to_thread(serving.metrics.render)
     return Response(text, media_type=CONTENT_TYPE)

@@ -1,7 +1,7 @@
-"""Bodies of requests and responses, as promised in `/docs`.
+"""Defines the bodies of requests and responses, as promised in `/docs`.
 
-Rows of text are only outlined here: what a row must look like depends on the task, so `app.pipeline`
-checks them and names each wrong row and field.
+Rows are only outlined here, because their form depends on the task. `app.pipeline` checks them and
+names each wrong row and field.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ TopK: TypeAlias = Annotated[
     Field(
         ge=1,
         strict=True,
-        description="Give the scores of the k best labels only, best first; "
-        "more than there are gives all.",
+        description="Number of scores to give, best label first; unset gives all of them in "
+        "the order of the labels.",
     ),
 ]
 Strategy: TypeAlias = Annotated[
-    Name | None, Field(description="Which strategy's delta; unset takes the task's default.")
+    Name | None, Field(description="Strategy of the delta; unset takes the task's default.")
 ]
 Version: TypeAlias = Annotated[
-    Name | None, Field(description="Which version of that delta; unset takes the default one.")
+    Name | None, Field(description="Version of the delta; unset takes the default version.")
 ]
 
 
@@ -56,7 +56,7 @@ class _Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _only_known_fields(cls, data: Any) -> Any:
-        """Like extra="forbid", with a suggestion."""
+        """Refuse unknown fields, with a suggestion for each."""
         for name in data if isinstance(data, dict) else ():
             if name not in cls.model_fields:
                 known = list(cls.model_fields)
@@ -92,7 +92,10 @@ class FanOutRequest(_Request):
 
     inputs: Inputs
     targets: Annotated[
-        list[Target], Field(min_length=1, max_length=256, description="Answered in this order.")
+        list[Target],
+        Field(
+            min_length=1, max_length=256, description="Deltas to ask; results come in this order."
+        ),
     ]
     top_k: TopK = None
 
@@ -107,13 +110,13 @@ class LabelPrediction(_Response):
     label: str
     score: Annotated[float, Field(description="Probability of the label.")]
     scores: Annotated[dict[str, float], Field(description="Probability by label; they sum to 1.")]
-    truncated: Annotated[bool, Field(description="Whether text was cut to the task's max_length.")]
+    truncated: Annotated[bool, Field(description="True if text was cut to max_length.")]
 
 
 class LabelsPrediction(_Response):
     """Answer to one row of a multi-label task."""
 
-    labels: Annotated[list[str], Field(description="Those with a probability of at least 0.5.")]
+    labels: Annotated[list[str], Field(description="Labels with a probability of at least 0.5.")]
     scores: Annotated[dict[str, float], Field(description="Probability of each label by itself.")]
     truncated: bool
 
@@ -161,9 +164,13 @@ class TaskInfo(_Response):
 
     task: str
     kind: TaskKind
-    labels: Annotated[list[str], Field(description="In the order of the head; none in regression.")]
-    text_fields: Annotated[list[str], Field(description="Names of a row's fields, one or two.")]
-    max_length: Annotated[int, Field(description="Tokens that are read; the rest is cut.")]
+    labels: Annotated[
+        list[str], Field(description="In the order of the head; empty for regression.")
+    ]
+    text_fields: Annotated[
+        list[str], Field(description="Names of the fields of a row, one or two.")
+    ]
+    max_length: Annotated[int, Field(description="Most tokens of a row; more are cut.")]
     strategies: list[str]
     default_strategy: str
 
@@ -188,18 +195,18 @@ class DeltaInfo(_Response):
     task: str
     strategy: str
     version: str
-    is_default: Annotated[bool, Field(description="Whether it answers when no version is named.")]
+    is_default: Annotated[bool, Field(description="True if it answers when no version is named.")]
     kind: TaskKind
     labels: list[str]
     size_bytes: int
     trainable_parameters: int
     total_parameters: int
-    trained_on: Annotated[str, Field(description="Where the rows came from.")]
+    trained_on: Annotated[str, Field(description="Source of the training rows.")]
     metrics: dict[str, SplitResult]
 
 
 class RejectedFile(_Response):
-    """A file that is not served, and why."""
+    """A file that is not served, with the reason."""
 
     file: str
     reason: str
@@ -231,7 +238,7 @@ class BackboneInfo(_Response):
 
 
 class BenchmarkRow(_Response):
-    """What one delta costs and how well it does; all from its manifest."""
+    """Cost and quality of one delta, from its manifest."""
 
     task: str
     strategy: str
@@ -260,7 +267,7 @@ class Benchmark(_Response):
     rows: list[BenchmarkRow]
     study: Annotated[
         list[StudyRow],
-        Field(description="The study of this backbone: means and spreads over seeds."),
+        Field(description="Study of this backbone: means and spreads over seeds."),
     ]
 
 
@@ -274,13 +281,13 @@ class Ready(_Response):
     """A prediction was made a moment ago."""
 
     status: Literal["ready"] = "ready"
-    latency_ms: Annotated[float, Field(description="What that prediction took.")]
+    latency_ms: Annotated[float, Field(description="Milliseconds that the prediction took.")]
 
 
 class ErrorContent(_Response):
-    """What went wrong."""
+    """The content of an error."""
 
-    code: Annotated[str, Field(description="A word for programs; stable.")]
+    code: Annotated[str, Field(description="Stable identifier for programs.")]
     message: Annotated[str, Field(description="A sentence for people.")]
     details: Annotated[
         Any,
@@ -289,7 +296,7 @@ class ErrorContent(_Response):
             "413: {found, allowed}; else null."
         ),
     ] = None
-    request_id: Annotated[str, Field(description="Also in the header X-Request-ID and the log.")]
+    request_id: Annotated[str, Field(description="Also in the header X-Request-ID and in the log.")]
 
 
 class ErrorBody(_Response):

@@ -83,7 +83,7 @@ def test_a_slow_body_is_a_408_and_the_end_of_its_connection(
         status, headers, body = await asyncio.wait_for(send_parts(app, parts), 10)
         assert (status, body["error"]["code"]) == (408, "body_timeout")
         assert body["error"]["message"] == (
-            "the body did not arrive within 0.3 s; send less at once, or raise "
+            "the body did not arrive within 0.3 s. Send a smaller one, or raise "
             "DELTABERT_BODY_TIMEOUT_S"
         )
         assert headers[b"connection"] == b"close"
@@ -116,8 +116,8 @@ def test_bodies_are_bounded_together(make_app: MakeApp, gate: Any) -> None:
         status, headers, body = await send_parts(app, [large[:990], large[990:]])
         assert (status, body["error"]["code"]) == (429, "overloaded")
         assert body["error"]["message"] == (
-            "the bodies of all requests have more than 2,000 bytes (DELTABERT_MAX_BODIES_BYTES); "
-            "try again in 1 s"
+            "the bodies of all requests together have more than 2,000 bytes "
+            "(DELTABERT_MAX_BODIES_BYTES); try again in 1 s"
         )
         assert headers[b"retry-after"] == b"1"
         small = asyncio.create_task(send_parts(app, [WHOLE]))

@@ -20,7 +20,7 @@ CheckError = Callable[..., dict[str, Any]]
 WaitForQueue = Callable[[TestClient, int], None]
 SpeakAsgi = Callable[..., Coroutine[Any, Any, int]]
 SLOW = re.compile(
-    r"the wait would be \d\d\.\d\d s, the server \(DELTABERT_MAX_QUEUE_S\) allows 50\.00 s "
+    r"the estimated wait is \d\d\.\d\d s, but the server \(DELTABERT_MAX_QUEUE_S\) allows 50\.00 s "
     r"\(30 rows, \d+ tokens queued\); try again in 60 s"
 )
 

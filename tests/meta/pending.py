@@ -4,8 +4,6 @@ PENDING: frozenset[str] = frozenset(
     {
         "directions training/run/train_delta.py",
         "directions training/submit.py",
-        "docstrings app/errors.py",
-        "docstrings app/http/schemas.py",
         "docstrings deltas/backbone/backbone.py",
         "docstrings deltas/backbone/hub.py",
         "docstrings deltas/backbone/tokenizer.py",

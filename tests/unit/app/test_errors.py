@@ -43,7 +43,7 @@ def test_the_tree_in_the_docstring_is_the_table() -> None:
     assert documented | {"DeltaNotFoundError": 404} == table
 
 
-def test_names_that_are_not_known() -> None:
+def test_unknown_names_get_suggestions() -> None:
     status, error = describe(DeltaNotFoundError("task", "colour", ["colours", "x"]))
     assert (status, error["code"]) == (404, "not_found")
     assert error["details"] == {"suggestions": ["colours"], "available": ["colours", "x"]}
@@ -66,14 +66,14 @@ def test_problems_of_the_input() -> None:
     assert str(InvalidInputError(problems[1:])) == "the body is odd"
 
 
-def test_what_is_too_large() -> None:
+def test_a_limit_is_named_with_its_setting() -> None:
     status, error = describe(TooLargeError("rows", 5000, 1024, "DELTABERT_X"))
     assert (status, error["code"]) == (413, "too_large")
     assert error["message"] == (
-        "rows: 5,000, allowed are 1,024; send less at once, or raise DELTABERT_X"
+        "too many rows: 5,000 (limit 1,024). Send fewer, or raise DELTABERT_X"
     )
     _, error = describe(TooLargeError("bytes", None, 10, "DELTABERT_X"))
-    assert error["message"].startswith("bytes: more than 10, allowed are 10;")
+    assert error["message"].startswith("too many bytes: more than 10 (limit 10).")
 
 
 def test_overload_and_deadline() -> None:
@@ -87,7 +87,7 @@ def test_overload_and_deadline() -> None:
     }
     _, error = describe(OverloadedError(7, 1070, 4, 3.5, WaitLimit(2, "the queue")))
     assert error["message"] == (
-        "the wait would be 3.50 s, the queue allows 2.00 s (7 rows, 1,070 tokens queued); "
+        "the estimated wait is 3.50 s, but the queue allows 2.00 s (7 rows, 1,070 tokens queued); "
         "try again in 4 s"
     )
     assert describe(DeadlineExceededError(1.5))[1]["message"].startswith(
@@ -98,12 +98,12 @@ def test_overload_and_deadline() -> None:
 @pytest.mark.parametrize(
     ("wait_s", "allowed_s", "sentence"),
     [
-        (2.001, 2.0, "would be 2.001 s, it allows 2.000 s"),
-        (2.00000004, 2.0, "would be 2.00000004 s, it allows 2.00000000 s"),
-        (1e-9, 0.0, "would be 0.000000001 s, it allows 0.000000000 s"),
+        (2.001, 2.0, "is 2.001 s, but it allows 2.000 s"),
+        (2.00000004, 2.0, "is 2.00000004 s, but it allows 2.00000000 s"),
+        (1e-9, 0.0, "is 0.000000001 s, but it allows 0.000000000 s"),
     ],
 )
-def test_what_is_too_long_does_not_look_like_what_is_allowed(
+def test_a_wait_never_looks_equal_to_its_limit(
     wait_s: float, allowed_s: float, sentence: str
 ) -> None:
     assert sentence in str(OverloadedError(1, 1, 1, wait_s, WaitLimit(allowed_s, "it")))
@@ -118,7 +118,7 @@ def test_what_is_too_long_does_not_look_like_what_is_allowed(
         errors.BadResultError("secret"),
     ],
 )
-def test_our_own_failures_give_nothing_away(error: Exception) -> None:
+def test_failures_of_the_server_disclose_nothing(error: Exception) -> None:
     status, found = describe(error)
     assert (status, found["code"]) == (500, "internal_error")
     assert "secret" not in json.dumps(found)
@@ -138,7 +138,7 @@ def test_validation_errors_never_quote_the_input() -> None:
     assert "secret" not in json.dumps(error)
 
 
-def test_names_that_utf8_can_not_hold_are_answered_all_the_same() -> None:
+def test_names_that_utf8_cannot_encode_are_answered() -> None:
     error = InvalidInputError([Problem(row=0, field="\ud800", problem="is odd")])
     response = error_response(error, "id")
     assert json.loads(bytes(response.body))["error"]["details"][0]["field"] == "\ud800"

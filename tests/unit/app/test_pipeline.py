@@ -29,7 +29,7 @@ def test_no_rows_and_too_many() -> None:
     with pytest.raises(InvalidInputError, match="'inputs' is an empty list"):
         list_rows([], 10)
     assert len(list_rows(["x"] * 10, 10)) == 10
-    with pytest.raises(TooLargeError, match="rows in one request: 11, allowed are 10"):
+    with pytest.raises(TooLargeError, match=r"too many rows in one request: 11 \(limit 10\)"):
         list_rows(["x"] * 11, 10)
     with pytest.raises(TooLargeError, match="rows x targets in one request: 12"):
         list_rows(["x"] * 6, 10, num_targets=2)
@@ -53,5 +53,5 @@ def test_every_wrong_row_is_named() -> None:
 
 def test_a_text_may_be_long_but_not_too_long() -> None:
     assert read_texts(PAIR, [{"left": "x" * 10, "right": ""}], 10)
-    with pytest.raises(TooLargeError, match="row 1, field 'right': 11, allowed are 10"):
+    with pytest.raises(TooLargeError, match=r"row 1, field 'right': 11 \(limit 10\)"):
         read_texts(PAIR, [{"left": "", "right": ""}, {"left": "", "right": "x" * 11}], 10)

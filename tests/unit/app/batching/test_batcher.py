@@ -267,7 +267,7 @@ def test_the_queue_is_bounded_by_the_time_to_work_it_off() -> None:
             await rig.submit(1, key="busy")  # 2 s for the running batch, 2 s for the waiting one
         assert caught.value.retry_after_s == 4
         assert str(caught.value) == (
-            "the wait would be 4.00 s, the server (DELTABERT_MAX_QUEUE_S) allows 3.50 s "
+            "the estimated wait is 4.00 s, but the server (DELTABERT_MAX_QUEUE_S) allows 3.50 s "
             "(4 rows, 40 tokens queued); try again in 4 s"
         )
         with pytest.raises(OverloadedError):
@@ -285,14 +285,14 @@ def test_the_queue_is_bounded_by_the_time_to_work_it_off() -> None:
     run_measured(test, max_queue_s=3.5)
 
 
-ITS_OWN = r"the request's deadline \(its own, or DELTABERT_DEADLINE_S\) allows 3\.90 s"
+DEADLINE = r"the request's deadline \(X-Request-Timeout-Ms or DELTABERT_DEADLINE_S\) allows 3\.90 s"
 
 
 def test_rows_that_cannot_begin_before_their_deadline_are_refused() -> None:
     async def test(rig: Rig) -> None:
-        with pytest.raises(OverloadedError, match=ITS_OWN) as caught:
+        with pytest.raises(OverloadedError, match=DEADLINE) as caught:
             await rig.submit(1, key="busy", deadline=rig.clock.now + 3.9)
-        assert "would be 4.00 s, " in str(caught.value)
+        assert "wait is 4.00 s, " in str(caught.value)
         with pytest.raises(DeadlineExceededError):  # which is no overload
             await rig.submit(1, key="busy", deadline=rig.clock.now - 1)
         rig.check_wait("busy", rig.clock.now + 4.1)
@@ -318,7 +318,7 @@ def test_rows_that_cannot_end_before_their_deadline_are_refused(
 ) -> None:
     async def test(rig: Rig) -> None:
         rig.clock.now = 3.0  # 1 s for the running batch, 1.6 s for a round, 2.5 s for its rows
-        with pytest.raises(OverloadedError, match=r"would be 2\.60 s, .* allows 2\.50 s") as caught:
+        with pytest.raises(OverloadedError, match=r"wait is 2\.60 s, .* allows 2\.50 s") as caught:
             await send(rig, reserved, 5, 3.0 + 5.0)
         assert caught.value.retry_after_s == 3
         assert rig.observer.drops == {"rejected": 1}
@@ -338,9 +338,9 @@ def test_rows_that_exceed_any_deadline_are_not_told_to_come_back(
         with pytest.raises(DeadlineTooShortError) as caught:
             await send(rig, reserved, 6, 3.0 + 2.9)
         assert str(caught.value) == (
-            "6 rows of 60 tokens would take 3.00 s at the speed measured, the request's deadline "
-            "(its own, or DELTABERT_DEADLINE_S) leaves 2.90 s; send fewer rows at once, or allow "
-            "more time"
+            "6 rows with 60 tokens would take 3.00 s at the measured speed, but the request's "
+            "deadline (X-Request-Timeout-Ms or DELTABERT_DEADLINE_S) leaves 2.90 s. Send fewer "
+            "rows at once, or allow more time"
         )
         assert rig.observer.drops == {"rejected": 1}
         rig.clock.now = 30.0  # the measurement is too old by now
