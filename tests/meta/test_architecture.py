@@ -71,31 +71,31 @@ DIRECTION = {
     "deltas.errors": ("", "", ""),
     "training": ("", "", ""),
     "training.zoo": (
-        "sweep study fit run strategies data options errors",
-        "backbone delta format manifest publish store errors",
-        "",
+        "sweep study data errors",
+        "format manifest publish errors",
+        "deltas",  # its public names, each loaded on first use
     ),
     "training.report": ("study data options errors", "format manifest publish errors", ""),
-    "training.sweep": ("study data options errors", "errors", ""),
+    "training.sweep": ("study data options errors", "errors", "filelock"),
     "training.submit": (
-        "run strategies data options errors",
-        "backbone delta encoder format hardware manifest store errors",
-        "",
+        "run data errors",
+        "backbone format store errors",
+        "deltas",  # its public names, each loaded on first use
     ),
     "training.study": (
-        "fit run strategies data options errors",
-        "delta format hardware manifest publish errors",
-        "matplotlib numpy pandas pydantic scipy torch tqdm",
+        "run strategies data options errors",
+        "delta format hardware manifest errors",
+        "matplotlib numpy pydantic scipy torch tqdm",
     ),
     "training.fit": (
-        "run strategies data options errors",
-        "backbone delta format hardware manifest publish store errors",
-        "pydantic torch tqdm",
+        "run strategies options errors",
+        "delta hardware manifest publish errors",
+        "pydantic",
     ),
     "training.run": (
         "strategies data options errors",
-        "backbone delta encoder format hardware manifest errors",
-        "numpy safetensors scipy sklearn torch",
+        "backbone delta encoder format hardware manifest store errors",
+        "numpy safetensors scipy sklearn torch tqdm",
     ),
     "training.strategies": ("options errors", "backbone delta manifest errors", "numpy torch"),
     "training.data": (

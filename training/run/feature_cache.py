@@ -53,7 +53,7 @@ class FeatureCache:
     Args:
         config: the encoder's dimensions.
         overlay: the weights; those of the frozen part are the backbone's.
-        depth: how deep the encoder is frozen, see `frozen_depth`.
+        depth: number from `frozen_depth`.
         device: device to compute on.
     """
 

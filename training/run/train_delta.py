@@ -82,9 +82,7 @@ def train_delta(
     data = _load_rows(config)
     backbone = load_backbone(config.backbone)
     spec = _task_spec(config, data, backbone)
-    path = delta_path(config.out, backbone.ref.id, spec.name, strategy.served_as)
-    if path.exists() and not config.overwrite:
-        raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
+    path = _new_file(config, delta_path(config.out, backbone.ref.id, spec.name, strategy.served_as))
     state = _state_file(path, config, data, backbone)
     start = read_starting_point(config, backbone)
     initial = reinitialise(backbone, config.reinit, config.seed)
@@ -101,13 +99,10 @@ def train_delta(
     weight, bias = (part.detach().cpu() for part in model.head)
     selection = SplitMetrics(rows=len(splits[1].rows), values=result.metrics)
     metrics = {"selection": selection, **_validate(model, spec, backbone, data)}
-    facts = _training_facts(config, data, splits, loop, result.steps).model_copy(
-        update={
-            "duration_s": round(time.monotonic() - started, 1),
-            "command": command,
-            "init_from": start and start.facts,
-        }
-    )
+    seconds = round(time.monotonic() - started, 1)
+    known = _training_facts(config, data, splits, loop, result.steps)
+    start_facts = start and start.facts
+    facts = TrainingFacts(**known, duration_s=seconds, command=command, init_from=start_facts)
     manifest = Manifest(
         backbone=backbone.ref,
         task=spec,
@@ -157,6 +152,12 @@ def _task_spec(config: FitConfig, data: TaskData, backbone: Backbone) -> TaskSpe
             f"--max-length {config.max_length}: the backbone has positions for {longest} tokens"
         )
     return TaskSpec(max_length=config.max_length, **shared_fields(data.task, TaskSpec))
+
+
+def _new_file(config: FitConfig, path: Path) -> Path:
+    if path.exists() and not config.overwrite:
+        raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
+    return path
 
 
 def _state_file(path: Path, config: FitConfig, data: TaskData, backbone: Backbone) -> Path:
@@ -293,30 +294,27 @@ def _validate(
 
 def _training_facts(
     config: FitConfig, data: TaskData, splits: tuple[Split, Split], loop: LoopConfig, steps: int
-) -> TrainingFacts:
-    """Return all facts but those that are known only at the end of the run."""
+) -> dict[str, Any]:
+    """Return the fields of `TrainingFacts` that follow from the options, the rows and the steps."""
     device = pick_device(config.device)
     train_rows, selection_rows = (len(split.rows) for split in splits)
-    shared: dict[str, Any] = shared_fields(loop, TrainingFacts) | {"steps": steps}
-    return TrainingFacts(
-        **shared,
-        data=data.source,
-        data_digest=data.digest,
-        data_note=data.note,
-        data_set=data.data_set,
-        train_rows=train_rows,
-        selection_rows=selection_rows,
-        epochs=round(steps * loop.step_rows / train_rows, 3),
-        class_weights=config.class_weights,
-        stopped_early=steps < loop.steps,
-        processes=distributed.count(),
-        precision=pick_precision(config.precision, device),
-        duration_s=0.0,
-        device=device.type,
-        versions=_versions(),
-        git_commit=_git_commit(),
-        command="",
-    )
+    return shared_fields(loop, TrainingFacts) | {
+        "data": data.source,
+        "data_digest": data.digest,
+        "data_note": data.note,
+        "data_set": data.data_set,
+        "train_rows": train_rows,
+        "selection_rows": selection_rows,
+        "epochs": round(steps * loop.step_rows / train_rows, 3),
+        "steps": steps,
+        "class_weights": config.class_weights,
+        "stopped_early": steps < loop.steps,
+        "processes": distributed.count(),
+        "precision": pick_precision(config.precision, device),
+        "device": device.type,
+        "versions": _versions(),
+        "git_commit": _git_commit(),
+    }
 
 
 def _versions() -> dict[str, str]:

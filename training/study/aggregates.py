@@ -146,7 +146,7 @@ def _cost(machine: str, outcomes: Sequence[RunOutcome]) -> Cost:
 
 
 class _Setting(NamedTuple):
-    """What runs share that differ only in seed and learning rate."""
+    """The common properties of runs that differ only in seed and learning rate."""
 
     part: str
     task: str

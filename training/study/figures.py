@@ -1,6 +1,7 @@
-"""The study's figures, as PNG and SVG. Drawn from cells alone, equal on every call.
+"""Draws the study's figures as PNG and SVG; equal cells give equal files.
 
-Needs matplotlib: `pip install -c constraints.txt -e '.[report]'`.
+Needs matplotlib: `pip install -c constraints.txt -e '.[report]'`. Cells are made by
+`training.study.aggregates`, the page around the figures by `training.report`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from matplotlib.ticker import NullFormatter
 
 from training.study.aggregates import Cell, Cost, method_order
 
-# Okabe and Ito's colours, which colour-blind people can tell apart.
+# Okabe and Ito's palette; colour-blind people can tell these colours apart.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _STYLE: Any = {
     "svg.hashsalt": "deltabert",
@@ -33,20 +34,22 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "font.size": 9,
 }
-_WIDTH, _HEIGHT = 3.4, 2.8  # of one panel, in inches
-_ABREAST = 3  # panels; more would be too small to read on a page
+_WIDTH, _HEIGHT = 3.4, 2.8  # size of one panel in inches
+_MAX_COLUMNS = 3  # panels side by side; more would be too small to read on a page
+# Points of one size are shifted a little to the right of each other, so that all can be seen.
+_SHIFT = 1.04
 
 
 def draw(
     main: Sequence[Cell], low_data: Sequence[Cell], folder: Path, ending: str = ""
 ) -> list[str]:
-    """Write every figure that the cells allow; returns their names, without `.svg` and `.png`.
+    """Draw every figure that the cells allow and return the names, without `.svg` and `.png`.
 
     Args:
-        main: one cell a task and method, at the task's full size; of one backbone.
+        main: one cell for each task and method, at the task's full size; of one backbone.
         low_data: cells of other sizes, of the same backbone.
-        folder: where the files go.
-        ending: of the names; tells backbones apart.
+        folder: folder to write into.
+        ending: end of the names, to tell backbones apart.
     """
     figures: dict[str, Callable[[], Figure]] = {}
     if main:
@@ -80,23 +83,23 @@ def draw(
 def _by_task(
     cells: Sequence[Cell], panel: Callable[[list[Axes], list[Cell]], None], rows: int = 1
 ) -> Figure:
-    """`rows` panels a task, one below the other, at most three tasks abreast, and one legend."""
+    """Draw `rows` panels for each task, one below the other, and one legend."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
-    abreast = min(_ABREAST, len(tasks))
-    blocks = -(-len(tasks) // abreast)
+    columns = min(_MAX_COLUMNS, len(tasks))
+    blocks = -(-len(tasks) // columns)
     figure, grid = plt.subplots(
         rows * blocks,
-        abreast,
-        figsize=(_WIDTH * max(2, abreast), _HEIGHT * rows * blocks),
+        columns,
+        figsize=(_WIDTH * max(2, columns), _HEIGHT * rows * blocks),
         squeeze=False,
         layout="constrained",
     )
-    for place in range(abreast * blocks):
-        block, column = divmod(place, abreast)
+    for number in range(columns * blocks):
+        block, column = divmod(number, columns)
         axes = [grid[block * rows + row][column] for row in range(rows)]
-        if place < len(tasks):
-            axes[0].set_title(tasks[place])
-            panel(axes, [cell for cell in cells if cell.task == tasks[place]])
+        if number < len(tasks):
+            axes[0].set_title(tasks[number])
+            panel(axes, [cell for cell in cells if cell.task == tasks[number]])
         else:
             for axis in axes:
                 axis.set_visible(False)
@@ -111,20 +114,19 @@ def _legend(figure: Figure, cells: Sequence[Cell]) -> None:
 
 
 def _colour(method: str) -> str:
-    place, name = method_order(method)
-    others = sum(name.encode()) if name else 0
-    return _COLOURS[place if not name else 5 + others % 3]
+    number, name = method_order(method)
+    return _COLOURS[5 + sum(name.encode()) % 3 if name else number]
 
 
 def _bars(axes: list[Axes], cells: list[Cell]) -> None:
-    """Mean and standard deviation over the seeds."""
+    """Draw mean and standard deviation over the seeds."""
     (axis,) = axes
-    for place, cell in enumerate(cells):
+    for number, cell in enumerate(cells):
         axis.bar(
-            place, cell.mean, yerr=cell.spread, color=_colour(cell.method), capsize=3,
+            number, cell.mean, yerr=cell.spread, color=_colour(cell.method), capsize=3,
             alpha=0.85, error_kw={"ecolor": "#777777"},
         )  # fmt: skip
-        top = (place, max(0.0, cell.mean + (cell.spread or 0.0)))
+        top = (number, max(0.0, cell.mean + (cell.spread or 0.0)))
         axis.annotate(
             f"{cell.mean:.3f}", top, xytext=(0, 2), textcoords="offset points", ha="center"
         )
@@ -133,7 +135,7 @@ def _bars(axes: list[Axes], cells: list[Cell]) -> None:
 
 
 def _seed_ticks(axis: Axes, cells: list[Cell]) -> None:
-    """Below each method how many seeds it has; its colour says which it is."""
+    """Label each bar with its number of seeds; the colour tells the method."""
     seeds = [len(cell.scores) for cell in cells]
     words = [f"{count} seed{'s' * (count > 1)}" for count in seeds]
     axis.set_xticks(range(len(cells)), words, fontsize=7)
@@ -142,24 +144,24 @@ def _seed_ticks(axis: Axes, cells: list[Cell]) -> None:
 
 
 def _boxes(axes: list[Axes], cells: list[Cell]) -> None:
-    """Median, quartiles and every seed."""
+    """Draw median, quartiles and every seed."""
     (axis,) = axes
-    for place, cell in enumerate(cells):
+    for number, cell in enumerate(cells):
         scores = list(cell.scores.values())
-        if len(scores) > 1:  # the points below show what would be outliers
+        if len(scores) > 1:  # outliers are hidden, because all points are drawn below
             axis.boxplot(
-                scores, positions=[place], widths=0.6, medianprops={"color": "black"},
+                scores, positions=[number], widths=0.6, medianprops={"color": "black"},
                 showfliers=False,
             )  # fmt: skip
-        axis.plot([place] * len(scores), scores, "o", color=_colour(cell.method), alpha=0.6)
+        axis.plot([number] * len(scores), scores, "o", color=_colour(cell.method), alpha=0.6)
     _seed_ticks(axis, cells)
     axis.set_ylabel(f"{cells[0].first.metric}, dev set")
 
 
 def _lines(axis: Axes, cell: Cell, column: str) -> None:
-    """One thin line a seed, and their median, against optimiser steps.
+    """Draw a thin line for each seed, and their median, over optimiser steps.
 
-    A selection slice may differ by a row between seeds, and so may the steps, by as little.
+    The steps of two seeds may differ by one, because their selection rows may differ by one.
     """
     lines = []
     for outcome in cell.outcomes.values():
@@ -172,7 +174,7 @@ def _lines(axis: Axes, cell: Cell, column: str) -> None:
 
 
 def _step_axis(axis: Axes, cells: Sequence[Cell]) -> None:
-    """Logarithmic where some runs are many times as long: a head takes eight times the epochs."""
+    """Make the axis logarithmic if some runs are much longer: a head takes many epochs."""
     steps = [outcome.steps for cell in cells for outcome in cell.outcomes.values()]
     if max(steps) > 4 * min(steps):
         axis.set_xscale("log")
@@ -199,22 +201,18 @@ def _metric_lines(axes: list[Axes], cells: list[Cell]) -> None:
     _step_axis(axis, cells)
 
 
-# Points of one size are drawn a little to the right of each other, so that none hides another.
-_BESIDE = 1.04
-
-
 def _size_lines(axes: list[Axes], cells: list[Cell]) -> None:
-    """Mean and standard deviation against the number of train rows."""
+    """Draw mean and standard deviation over the number of train rows."""
     (axis,) = axes
-    for place, method in enumerate(sorted({cell.method for cell in cells}, key=method_order)):
+    for number, method in enumerate(sorted({cell.method for cell in cells}, key=method_order)):
         points = sorted(
-            (cell.first.train_rows + cell.first.selection_rows, cell.mean, cell.spread or 0.0)
+            (cell.num_rows, cell.mean, cell.spread or 0.0)
             for cell in cells
             if cell.method == method
         )
         sizes, means, spreads = zip(*points, strict=True)
-        beside = [size * _BESIDE**place for size in sizes]
-        axis.errorbar(beside, means, yerr=spreads, color=_colour(method), marker="o", capsize=2)
+        shifted = [size * _SHIFT**number for size in sizes]
+        axis.errorbar(shifted, means, yerr=spreads, color=_colour(method), marker="o", capsize=2)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:,g}")
     axis.set_xlabel("train rows, those to select by included")
@@ -222,7 +220,7 @@ def _size_lines(axes: list[Axes], cells: list[Cell]) -> None:
 
 
 def _costs(cells: Sequence[Cell]) -> Figure:
-    """Metric against trained share, file and time: a row a task."""
+    """Draw the metric over trained share, file size and time: a row for each task."""
     tasks = list(dict.fromkeys(cell.task for cell in cells))
     size = (_WIDTH * 3, _HEIGHT * len(tasks))
     figure, grid = plt.subplots(len(tasks), 3, figsize=size, squeeze=False, layout="constrained")
@@ -255,9 +253,9 @@ def _costs(cells: Sequence[Cell]) -> Figure:
 
 
 def _time_measure(cells: Sequence[Cell]) -> tuple[str, Callable[[Cell], float | None]]:
-    """What to call the time of a task's cells, and how to get it.
+    """Return the label of the time axis of a task's cells, and a function that gives a cell's time.
 
-    Of one machine, that of most cells, then seeds, and of one measure: others would not compare.
+    Only times of one machine and one measure compare: the machine has most cells, then most seeds.
     """
     cells_on, seeds_on = Counter[str](), Counter[str]()
     for cell in cells:
@@ -266,17 +264,14 @@ def _time_measure(cells: Sequence[Cell]) -> tuple[str, Callable[[Cell], float | 
             seeds_on[cost.machine] += cost.seeds
     machine = max(sorted(cells_on), key=lambda name: (cells_on[name], seeds_on[name]))
 
-    def on_it(cell: Cell) -> Cost | None:
+    def cost_of(cell: Cell) -> Cost | None:
         return next((cost for cost in cell.costs if cost.machine == machine), None)
 
+    found = [cost for cell in cells if (cost := cost_of(cell))]
+    has_cpu_seconds = all(cost.cpu_seconds is not None for cost in found)
+
     def seconds(cell: Cell) -> float | None:
-        cost = on_it(cell)
-        return None if cost is None else cost.seconds
+        cost = cost_of(cell)
+        return cost and (cost.cpu_seconds if has_cpu_seconds else cost.seconds)
 
-    def cpu_seconds(cell: Cell) -> float | None:
-        cost = on_it(cell)
-        return None if cost is None else cost.cpu_seconds
-
-    if all(cpu_seconds(cell) is not None for cell in cells if on_it(cell)):
-        return f"CPU seconds, {machine}", cpu_seconds
-    return f"training time, s, {machine}", seconds
+    return f"{'CPU seconds' if has_cpu_seconds else 'training time, s'}, {machine}", seconds

@@ -6,44 +6,23 @@ import csv
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from deltas.publish.study import study_path
-from tests.unit.training.study.test_results import make_run
+from tests.unit.training.study.test_aggregates import run_of, study_runs
 from training import report
-from training.study import figures, tables
-from training.study.aggregates import make_cells, not_comparable
+from training.study import tables
+from training.study.aggregates import make_cells
 from training.study.results import Run, append_run
-from training.study.significance import compare, compare_parts, holm, sign_flip
 
 ROOT = Path(__file__).parents[3]
-FULL = (0.60, 0.62, 0.61, 0.66, 0.64)
-BITFIT = (0.61, 0.60, 0.66, 0.67, 0.69)
-
-
-def run_of(strategy: str, score: float, selection: float = 0.5, **options: Any) -> Run:
-    """A run of a strategy; its outcome says so too."""
-    run = make_run(score, selection, freeze=strategy, **options)
-    assert run.outcome is not None
-    fields: dict[str, Any] = {"strategy": strategy, "learning_rate": run.options["lr"]}
-    if "train_rows" in options:
-        fields |= {"train_rows": options["train_rows"] - 2, "selection_rows": 2}
-    return run.model_copy(update={"outcome": run.outcome.model_copy(update=fields)})
 
 
 @pytest.fixture(scope="module")
 def runs() -> list[Run]:
     """Two strategies with five seeds, a second rate of bitfit, and two smaller sizes."""
-    made = [run_of("full", score, seed=seed) for seed, score in enumerate(FULL)]
-    made += [run_of("bitfit", score, seed=seed) for seed, score in enumerate(BITFIT)]
-    made += [run_of("bitfit", 0.99, 0.4, seed=0, lr=0.5)]
-    small = [run_of("bitfit", 0.5 + seed / 10, seed=seed, train_rows=9) for seed in (0, 1)]
-    small += [run_of("bitfit", 0.7, train_rows=99)]
-    return made + [run.model_copy(update={"part": "low-data"}) for run in small]
+    return study_runs()
 
 
 @pytest.fixture(scope="module")
@@ -65,195 +44,6 @@ def out(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--results", str(results), "--out", str(folder)]
     assert report.main([*words, "--benchmark", str(folder / "study.json")]) == 0
     return folder
-
-
-def test_cells_are_seeds_at_the_rate_of_the_best_selection_rows(runs: list[Run]) -> None:
-    cells = make_cells(runs)
-    assert [(cell.part, cell.method, cell.train_rows) for cell in cells] == [
-        ("main", "full", None),
-        ("main", "bitfit", None),
-        ("low-data", "bitfit", 9),
-        ("low-data", "bitfit", 99),
-    ]
-    bitfit = cells[1]
-    assert bitfit.rate == 0.002, "0.99 on the dev set plays no part"
-    assert bitfit.tried == {0.002: 0.5, 0.5: 0.4}
-    assert tuple(bitfit.scores.values()) == BITFIT
-    assert bitfit.mean == pytest.approx(0.646)
-    assert bitfit.spread == pytest.approx(0.0391152144, abs=1e-9)
-    assert cells[3].spread is None
-
-
-def test_runs_with_other_options_are_no_cell_of_each_other() -> None:
-    """Two studies of the command line: the second changed the epochs, and was better."""
-    runs = [run_of("bitfit", 0.5, seed=seed, epochs=1.0, evals=2) for seed in (0, 1)]
-    runs += [run_of("bitfit", 0.7, seed=seed, epochs=3.0, evals=2) for seed in (0, 1)]
-    runs += [run_of("head", 0.3, epochs=1.0, evals=2)]
-    assert [(cell.method, cell.mean) for cell in make_cells(runs)] == [
-        ("bitfit, epochs=1.0", 0.5),
-        ("bitfit, epochs=3.0", 0.7),
-        ("head", 0.3),
-    ]
-
-
-def test_a_variant_is_compared_with_its_own_reference() -> None:
-    runs = [
-        run_of(strategy, score + epochs / 10, seed=seed, epochs=epochs)
-        for seed, score in enumerate((0.1, 0.2, 0.4))
-        for strategy, epochs in (("full", 1.0), ("full", 2.0), ("bitfit", 2.0), ("bitfit", 1.0))
-    ]
-    found = compare(make_cells(runs))
-    assert [(one.method, one.difference) for one in found] == [
-        ("bitfit, epochs=1.0", 0.0),
-        ("bitfit, epochs=2.0", 0.0),
-    ]
-
-
-def test_what_does_not_compare_is_said() -> None:
-    def changed(run: Run, **fields: Any) -> Run:
-        assert run.outcome is not None
-        return run.model_copy(update={"outcome": run.outcome.model_copy(update=fields)})
-
-    drawn = [
-        changed(run_of("bitfit", 0.5, seed=seed, train_rows=9), data_digest=str(seed) * 64)
-        for seed in (0, 1)
-    ]
-    whole = [run_of("full", 0.5, seed=seed) for seed in (0, 1)]
-    assert not_comparable(make_cells([*drawn, *whole])) == [], "each seed draws its own rows"
-    precise = changed(whole[1], precision="bf16")
-    (said,) = not_comparable(make_cells([whole[0], precise]))
-    assert said == "part `main`, rte, `full`: seeds in the precisions bf16 and fp32"
-    (said,) = not_comparable(make_cells([whole[0], changed(whole[1], data_digest="f" * 64)]))
-    assert said == "rte: runs on 2 different sets of rows (data digests 00000000, ffffffff)"
-    other = changed(run_of("head", 0.5, seed=1, train_rows=9), data_digest="f" * 64)
-    (said,) = not_comparable(make_cells([*drawn, other]))
-    assert said.startswith("rte, 9 rows, seed 1: runs on 2 different sets of rows")
-    (said,) = not_comparable(make_cells([whole[0], changed(whole[1], fingerprint="sha256:1")]))
-    assert said == "2 different backbones are called tiny (by their fingerprints)"
-
-
-def test_a_cell_s_time_is_that_of_its_fastest_whole_run() -> None:
-    """Other work on the machine can only add to it; a resumed run counts from its middle."""
-    changes: list[dict[str, Any]] = [
-        {"seconds": 9.0, "cpu_seconds": 5.0},
-        {"seconds": 7.0, "cpu_seconds": 6.0},
-        {"resumed": True, "cpu_seconds": 1.0},
-    ]
-    runs = []
-    for seed, fields in enumerate(changes):
-        run = run_of("bitfit", 0.5, seed=seed)
-        assert run.outcome is not None
-        runs.append(run.model_copy(update={"outcome": run.outcome.model_copy(update=fields)}))
-    (cell,) = make_cells(runs)
-    assert (cell.cost.seconds, cell.cost.cpu_seconds) == (7.0, 5.0)
-    (cell,) = make_cells(runs[2:])
-    assert (cell.cost.seconds, cell.cost.cpu_seconds) == (None, None)
-
-
-def test_times_are_told_by_machine() -> None:
-    """A fast machine's seed says nothing about a slow one's."""
-    machines = [("slow", 1, 9.0), ("fast", 1, 2.0), ("slow", 1, 8.0), ("fast", 4, 1.0)]
-    runs = []
-    for seed, (cpu, threads, seconds) in enumerate(machines):
-        run = run_of("bitfit", 0.5, seed=seed)
-        assert run.outcome is not None
-        machine = run.outcome.machine.model_copy(update={"cpu": cpu, "threads": threads})
-        fields = {"machine": machine, "seconds": seconds, "peak_bytes": (seed + 1) * 2**20}
-        runs.append(run.model_copy(update={"outcome": run.outcome.model_copy(update=fields)}))
-    cells = make_cells(runs)
-    rows = [line.split(" | ")[7:] for line in tables.costs_table(cells).splitlines()[2:]]
-    assert rows == [
-        ["fast", "1", "2", "", "2 |"],
-        ["fast, 4 threads", "1", "1", "", "4 |"],
-        ["slow", "2", "8", "", "2 |"],
-    ]
-    record = tables.cell_record(cells[0])
-    assert (record["machine"], record["seconds"]) == ("fast, 4 threads", 1.0)
-    assert figures._time_measure(cells)[0] == "training time, s, slow"
-    assert figures._time_measure(cells)[1](cells[0]) == 8.0
-
-
-@pytest.mark.parametrize(("factor", "scale"), [(2, "linear"), (8, "log")])
-def test_the_metric_is_drawn_over_steps(factor: int, scale: str) -> None:
-    """Over shares a head, which takes many more steps, would look as fast as others."""
-    from matplotlib.figure import Figure
-
-    short, long = run_of("bitfit", 0.5), run_of("head", 0.5)
-    assert long.outcome is not None
-    steps = (factor, 2 * factor)
-    history = long.outcome.history.model_copy(update={"step": steps})
-    fields = {"history": history, "steps": steps[-1]}
-    long = long.model_copy(update={"outcome": long.outcome.model_copy(update=fields)})
-    axis = Figure().subplots()
-    figures._metric_lines([axis], make_cells([short, long]))
-    assert {tuple(np.asarray(line.get_xdata()).tolist()) for line in axis.lines} == {(1, 2), steps}
-    assert (axis.get_xscale(), axis.get_xlabel()) == (scale, "optimiser steps")
-
-
-def test_seeds_that_every_rate_has_decide() -> None:
-    runs = [run_of("bitfit", 0.5, 0.5, seed=0), run_of("bitfit", 0.5, 0.9, seed=0, lr=0.1)]
-    runs += [run_of("bitfit", 0.5, 0.99, seed=1)]
-    (cell,) = make_cells(runs)
-    assert cell.rate == 0.1
-
-
-def test_significance_is_that_of_scipy(runs: list[Run]) -> None:
-    (found,) = compare([cell for cell in make_cells(runs) if cell.part == "main"])
-    reference = stats.ttest_rel(BITFIT, FULL)
-    interval = reference.confidence_interval(0.95)
-    assert found.p == pytest.approx(reference.pvalue)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    assert found.difference == pytest.approx(0.02)
-    exact = stats.permutation_test(
-        ([b - f for b, f in zip(BITFIT, FULL, strict=True)],),
-        lambda x: abs(x.sum()),
-        permutation_type="samples",
-        alternative="greater",
-    )
-    assert found.p_signs == pytest.approx(exact.pvalue)
-    assert (found.method, found.seeds, found.p_holm) == ("bitfit", 5, found.p)
-
-
-def test_seeds_are_paired_and_few_are_left_out() -> None:
-    full = [run_of("full", score, seed=seed) for seed, score in enumerate(FULL)]
-    shifted = [run_of("head", FULL[seed] - 0.1, seed=seed) for seed in (4, 2, 0)]  # all alike
-    few = [run_of("layernorm", 0.9, seed=seed) for seed in (0, 1)]
-    (found,) = compare(make_cells([*full, *shifted, *few]))
-    assert (found.method, found.seeds) == ("head", 3)
-    assert found.difference == pytest.approx(-0.1)
-    assert found.p == found.p_signs == 0.25, "three equal differences are no certainty"
-    assert (found.low, found.high) == (None, None)
-    assert "| no spread | 0.250 |" in tables.significance_table([found])
-    (same,) = compare(make_cells([*full, *(run_of("head", FULL[n], seed=n) for n in range(5))]))
-    assert (same.difference, same.p) == (0.0, 1.0)
-
-
-def test_a_part_is_compared_with_its_own_full_or_with_that_of_the_main_part() -> None:
-    def moved(part: str, runs: list[Run]) -> list[Run]:
-        return [run.model_copy(update={"part": part}) for run in runs]
-
-    full = [run_of("full", score, seed=seed) for seed, score in enumerate(FULL)]
-    own = [run_of("full", score - 0.3, seed=seed, train_rows=9) for seed, score in enumerate(FULL)]
-    small = [run_of("bitfit", score, seed=seed, train_rows=9) for seed, score in enumerate(BITFIT)]
-    layers = [run_of("bitfit@1", score, seed=seed) for seed, score in enumerate(BITFIT[:3])]
-    few = [run_of("head", 0.5, seed=seed) for seed in (0, 1)]
-    cells = [*full, *moved("low-data", own + small), *moved("layers", layers), *moved("few", few)]
-    found = compare_parts(make_cells(cells))
-    assert list(found) == ["low-data", "layers"]
-    (of_sizes,), (of_layers,) = found.values()
-    assert (of_sizes.train_rows, of_sizes.seeds) == (9, 5)
-    assert of_sizes.difference == pytest.approx(0.32)
-    assert (of_layers.method, of_layers.seeds) == ("bitfit@1", 3)
-    assert of_layers.difference == pytest.approx((0.01 - 0.02 + 0.05) / 3)
-    assert "| rte | 9 | `bitfit` | 5 |" in tables.significance_table([of_sizes])
-
-
-def test_many_comparisons_are_corrected() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    assert holm([]) == []
-    assert sign_flip([0.1] * 5) == 2 / 32
-    assert sign_flip([0.1, -0.1]) == 1.0
 
 
 def test_the_page_says_what_the_lines_say(out: Path) -> None:

@@ -132,7 +132,8 @@ def test_a_best_run_without_its_delta_leaves_what_is_shipped(
     said = capsys.readouterr().out
     assert (
         "rte bitfit: kept the shipped one (accuracy 0.6000 on 20 selection rows); the delta of the "
-        f"best run is missing, repeat the run: python -m training.fit --out {sweep.work / best.key}\n"
+        "best run is missing, repeat the run: python -m training.fit "
+        f"--out {sweep.work / best.key}\n"
     ) in said
     assert sweep.target.read_bytes() == before
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,21 +11,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from deltas import Backbone, DenseEntry, Entry, TokenizedRow, tokenize_texts
 from deltas.backbone.backbone import weights_fingerprint
-from tests.laws import law
 from training.data.tasks import Task
 from training.run import distributed
 from training.run.evaluation import decisions, evaluate, predict
 from training.run.loop import Progress, train
-from training.run.schedule import LoopConfig, batches, rate_factor
+from training.run.schedule import LoopConfig
 from training.run.task_model import Split, TaskModel, task_loss
-
-LAW = law(60)
 
 OPTIONS = LoopConfig(
     steps=12,
@@ -41,69 +35,6 @@ OPTIONS = LoopConfig(
 )
 TASK = Task("mine", "single_label", ("bad", "good"), ("text",), ("accuracy",))
 WORDS = ["the", "film", "and", "very", "not"]
-
-
-def rows_of(lengths: Sequence[int]) -> list[TokenizedRow]:
-    """Rows that differ in length only."""
-    return [TokenizedRow([2] * length, [0] * length, False) for length in lengths]
-
-
-@LAW
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=300), st.integers(1, 7), st.integers(0, 9))
-def test_every_row_once_an_epoch(lengths: list[int], batch_size: int, seed: int) -> None:
-    rows = rows_of(lengths)
-    an_epoch = sum(1 for _ in range(0, len(rows), batch_size))
-    full = replace(OPTIONS, batch_size=batch_size, seed=seed, steps=3 * an_epoch)
-    cut = list(batches(rows, full))
-    # Pools are cut one by one, so an epoch may have a few short batches more, never one less.
-    seen: Counter[int] = Counter()
-    for positions in cut:
-        assert 1 <= len(positions) <= batch_size
-        seen.update(positions)
-    assert len(cut) == full.steps
-    assert max(seen.values()) - min(seen.get(row, 0) for row in range(len(rows))) <= 1
-
-
-def test_epochs_are_shuffled_anew_and_repeatable() -> None:
-    rows = rows_of([3, 5, 4, 6] * 25)
-    options = replace(OPTIONS, steps=50)
-    cut = list(batches(rows, options))
-    assert cut == list(batches(rows, options))
-    assert cut[:25] != cut[25:]
-    assert cut[:25] != list(batches(rows, replace(options, seed=8)))[:25]
-    for epoch in (cut[:25], cut[25:]):
-        assert sorted(row for positions in epoch for row in positions) == list(range(100))
-
-
-def test_fewer_steps_are_the_beginning_of_more() -> None:
-    """The order does not depend on where a run stops."""
-    rows = rows_of([3, 5, 4, 6] * 25)
-    longer = list(batches(rows, replace(OPTIONS, steps=60)))
-    assert list(batches(rows, replace(OPTIONS, steps=33))) == longer[:33]
-
-
-def test_rows_of_a_batch_are_of_similar_length() -> None:
-    """Not so similar that short rows always come first."""
-    rows = rows_of([*range(1, 65)] * 4)
-    cut = list(batches(rows, replace(OPTIONS, steps=64)))
-    spread = [max(part) - min(part) for part in ([rows[i].num_tokens for i in b] for b in cut)]
-    assert np.mean(spread) < 8
-    means = [np.mean([rows[i].num_tokens for i in positions]) for positions in cut]
-    assert abs(float(np.corrcoef(means, range(len(means)))[0, 1])) < 0.5
-
-
-@LAW
-@given(st.integers(1, 400), st.floats(0, 1))
-def test_rate_rises_then_falls(steps: int, warmup: float) -> None:
-    options = replace(OPTIONS, steps=steps, warmup=warmup)
-    rates = [rate_factor(step, options) for step in range(1, steps + 1)]
-    assert all(0 < value <= 1 for value in rates)
-    peak = rates.index(1.0)
-    assert rates[: peak + 1] == sorted(rates[: peak + 1])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert peak + 1 == max(1, round(warmup * steps))
-    if peak + 1 < steps:
-        assert rates[-1] == pytest.approx(1 / (steps - peak))
 
 
 def texts_and_labels(count: int, shift: int = 0) -> tuple[list[tuple[str, ...]], Tensor]:

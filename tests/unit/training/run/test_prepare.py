@@ -63,12 +63,12 @@ def test_fisher_takes_all_rows_of_a_small_file(tiny_backbone: Backbone, labels: 
     assert torch.equal(scores[0][NAME], scores[1][NAME])
 
 
-@pytest.mark.parametrize(("room", "epochs"), [(True, 40), (False, 20)])
+@pytest.mark.parametrize(("fits", "epochs"), [(True, 40), (False, 20)])
 def test_a_head_alone_has_more_epochs_where_its_features_are_kept(
-    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, room: bool, epochs: int
+    tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, fits: bool, epochs: int
 ) -> None:
-    """Where there is no room for them, each of its epochs costs as much as any other's."""
-    monkeypatch.setattr(feature_cache, "_MAX_BYTES", 2**31 if room else 0)
+    """If they don't fit, each of its epochs costs as much as any other's."""
+    monkeypatch.setattr(feature_cache, "_MAX_BYTES", 2**31 if fits else 0)
     head = initial_head(2, tiny_backbone.config.hidden_size, 0)
     alone = TaskModel(tiny_backbone, {}, head, torch.device("cpu"), torch.float32)
     parts = sorted_split(tiny_backbone, 6, 6), sorted_split(tiny_backbone, 2, 2)

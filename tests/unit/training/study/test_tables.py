@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.training.test_report import run_of
+from tests.unit.training.study.test_aggregates import run_of
 from training.study.aggregates import make_cells
 from training.study.tables import layers_of, layers_table, rule_of
 
