@@ -267,11 +267,13 @@ def _time_measure(cells: Sequence[Cell]) -> tuple[str, Callable[[Cell], float | 
     def cost_of(cell: Cell) -> Cost | None:
         return next((cost for cost in cell.costs if cost.machine == machine), None)
 
-    found = [cost for cell in cells if (cost := cost_of(cell))]
-    has_cpu_seconds = all(cost.cpu_seconds is not None for cost in found)
+    found = [cost_of(cell) for cell in cells]
+    has_cpu_seconds = all(cost.cpu_seconds is not None for cost in found if cost)
 
     def seconds(cell: Cell) -> float | None:
         cost = cost_of(cell)
-        return cost and (cost.cpu_seconds if has_cpu_seconds else cost.seconds)
+        if cost is None:
+            return None
+        return cost.cpu_seconds if has_cpu_seconds else cost.seconds
 
     return f"{'CPU seconds' if has_cpu_seconds else 'training time, s'}, {machine}", seconds
