@@ -1,4 +1,4 @@
-"""The floor: the encoder's frozen matrix products alone, on as many lines as a batch has tokens."""
+"""A lower bound for a batch's time: the encoder's frozen matrix products alone."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch import Tensor
 from app.engine.cuda import Recorder
 from deltas import Backbone
 
-_MOST_LINES = 1 << 15
+_MAX_ROWS = 1 << 15
 
 
 class Gemms:
-    """All matrix products of a batch and, with `traffic`, one pass over each result; nothing else.
+    """Computes only a batch's matrix products and, with `traffic`, one pass over each result.
 
-    That pass stands for the least that biases, GELU, residuals and LayerNorm cost after a library's
-    product: its result is read and written once more, and nothing is computed. It is a floor for
-    encoders that are made like this one, not for all: a product written by hand could add biases
+    The pass is a lower bound for biases, GELU, residuals and LayerNorm after a library's
+    product: the result is read and written once more, and nothing is computed. It is a floor for
+    encoders like this one, not for all: a hand-written product could add biases
     before its result leaves the chip, and attention writes a third of what it reads.
 
     Args:
-        backbone: whose matrices.
-        dtype: to compute in.
-        device: to compute on.
-        whole_last_layer: every token goes through all of the last layer, as in other encoders;
-            else only what this encoder computes there.
+        backbone: source of the matrices.
+        dtype: dtype of the matrices and their inputs.
+        device: device of the products.
+        whole_last_layer: compute the last layer for every token, as other encoders do;
+            otherwise only for the tokens that this encoder needs.
         traffic: read and write each result once.
-        record: what records a batch's products, to be replayed from then on, as the engine's passes
-            are on a GPU: started one by one they might wait for Python, and be no floor.
+        record: records a batch's products to be replayed from then on, as the engine's passes
+            are on a GPU; launched one by one they would wait for Python.
     """
 
     def __init__(
@@ -57,12 +57,10 @@ class Gemms:
             per_row = name.startswith("pooler") or (is_cut and not whole_last_layer)
             (self._per_row if per_row else self._per_token).append(weight.to(device, dtype))
         widths = {weight.shape[1] for weight in (*self._per_token, *self._per_row)}
-        self._inputs = {
-            width: torch.randn(_MOST_LINES, width).to(device, dtype) for width in widths
-        }
+        self._inputs = {width: torch.randn(_MAX_ROWS, width).to(device, dtype) for width in widths}
 
     def run(self, num_tokens: int, num_rows: int) -> None:
-        """Multiply for one batch; on a GPU that is only begun."""
+        """Multiply for one batch, on a GPU without waiting for the results."""
         if self._record is None:
             self._multiply(num_tokens, num_rows)
             return
@@ -73,10 +71,10 @@ class Gemms:
         replay()
 
     def _multiply(self, num_tokens: int, num_rows: int) -> Tensor:
-        """All products, one after the other; returns the last one's result."""
-        for weights, num_lines in ((self._per_token, num_tokens), (self._per_row, num_rows)):
+        """Compute all products in order; returns the last one."""
+        for weights, size in ((self._per_token, num_tokens), (self._per_row, num_rows)):
             for weight in weights:
-                result = F.linear(self._inputs[weight.shape[1]][:num_lines], weight)
+                result = F.linear(self._inputs[weight.shape[1]][:size], weight)
                 if self._traffic:
                     result.mul_(1)
         return result

@@ -1,9 +1,9 @@
-"""How the same rows are answered without this project: transformers, PEFT, ONNX Runtime.
+"""Peers that answer the same rows without this project: transformers, PEFT, ONNX Runtime.
 
-Each system takes the whole workload in the order of arrival and answers every row with its own
-task. All get token ids; tokenizing costs them alike. Where a peer can't mix tasks in a batch it
-gets a window of waiting rows, sorts it by task, copies each task's values in and runs its rows.
-On a GPU the network and all tasks' values stay there, batches go there and answers come back.
+Each system takes the whole workload in the order of arrival and answers every row with its
+task. All get token ids, since tokenizing costs them alike. A peer that cannot mix tasks in a batch
+sorts a window of waiting rows by task, copies each task's values in and runs its rows.
+On a GPU the network and all tasks' values stay on it; batches are copied there, answers back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WINDOW = 32
 
 
 def stock_network(dtype: torch.dtype) -> Any:
-    """`BertForSequenceClassification` on the packaged weights, as transformers loads it."""
+    """Load `BertForSequenceClassification` with the packaged weights."""
     from transformers import AutoModelForSequenceClassification
 
     folder = _packaged_folder()
@@ -35,7 +35,7 @@ def stock_network(dtype: torch.dtype) -> Any:
 
 
 def padded(rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
-    """A batch as transformers takes it."""
+    """Pad rows to a batch for transformers."""
     width = max((row.num_tokens for row in rows), default=0)
     batch = {
         name: torch.zeros(len(rows), width, dtype=torch.int64)
@@ -49,9 +49,9 @@ def padded(rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
 
 
 def answers(network: Any, batch: dict[str, Tensor], device: str, **given: Any) -> Tensor:
-    """A batch's logits on the host, where its rows were and answers are wanted.
+    """Compute a batch's logits and copy them to the host.
 
-    What is there already is not copied, so on a CPU nothing is.
+    On a CPU nothing is copied.
     """
     there = {name: value.to(device) for name, value in batch.items()}
     logits: Tensor = network(**there, **given).logits
@@ -59,13 +59,13 @@ def answers(network: Any, batch: dict[str, Tensor], device: str, **given: Any) -
 
 
 def windows(workload: Workload, size: int) -> Iterator[list[int]]:
-    """Positions of the rows that wait together."""
+    """Yield the positions of the rows that wait together."""
     for start in range(0, len(workload.rows), size):
         yield list(range(start, min(start + size, len(workload.rows))))
 
 
 def by_task(workload: Workload, positions: Sequence[int]) -> dict[int, list[int]]:
-    """Positions by their row's task."""
+    """Group positions by their row's task."""
     groups: dict[int, list[int]] = defaultdict(list)
     for position in positions:
         groups[workload.tasks[position]].append(position)
@@ -91,18 +91,18 @@ class Transformers:
             )
 
     def one_by_one(self) -> None:
-        """One row at a time, its task copied in."""
+        """Run one row at a time, with its task copied in."""
         for positions in windows(self._workload, 1):
             self._run(positions)
 
     def in_windows(self) -> None:
-        """Windows of waiting rows, each task's rows together."""
+        """Run windows of waiting rows, one batch for each task."""
         for positions in windows(self._workload, WINDOW):
             for group in by_task(self._workload, positions).values():
                 self._run(group)
 
     def sorted_offline(self) -> None:
-        """An oracle: all rows known beforehand, sorted by task and by length."""
+        """Run all rows sorted by task and length, which only an oracle could."""
         for group in by_task(self._workload, range(len(self._workload.rows))).values():
             group.sort(key=lambda position: self._workload.rows[position].num_tokens)
             for start in range(0, len(group), WINDOW):
@@ -116,7 +116,7 @@ class Transformers:
 
 
 class Peft:
-    """PEFT with a LoRA adapter of rank 8 a task, on query and value; mixes tasks in a batch."""
+    """PEFT with a LoRA adapter of rank 8 for each task, on query and value; batches mix tasks."""
 
     def __init__(self, workload: Workload, num_tasks: int, dtype: torch.dtype, device: str) -> None:
         from peft import LoraConfig, get_peft_model
@@ -136,7 +136,7 @@ class Peft:
         self._network.to(device, dtype).eval()
 
     def mixed(self) -> None:
-        """Windows of waiting rows, each with its adapter's name."""
+        """Run windows of waiting rows, each row with its adapter's name."""
         for positions in windows(self._workload, WINDOW):
             names = [f"task{self._workload.tasks[position]}" for position in positions]
             batch = padded([self._workload.rows[position] for position in positions])
@@ -144,9 +144,9 @@ class Peft:
 
 
 class OnnxRuntime:
-    """One ONNX Runtime session; a server needs one a task, since its weights can't be changed.
+    """One ONNX Runtime session; a server needs one for each task, since weights cannot change.
 
-    Only float32, or int8 by ONNX Runtime's own dynamic quantisation. What is timed is one session
+    Only float32, or int8 by ONNX Runtime's dynamic quantisation. The benchmark times one session
     for all tasks, which is at least as fast; nine would hold the backbone nine times.
     """
 

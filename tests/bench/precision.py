@@ -1,9 +1,9 @@
-"""`make bench-precision`: what each precision costs in quality and brings in speed.
+"""`make bench-precision`: quality and speed of each precision.
 
     GLUE_DIR=... python -m tests.bench.precision [--rows N] [--rounds 5] [--json FILE]
 
 Quality: each shipped delta answers its task's dev set (MNLI: the matched one) in every precision;
-what changes is counted against its own answers in float32. Speed: nine bitfit tasks mixed, the
+changes are counted against its answers in float32. Speed: nine bitfit tasks mixed, the
 engines in turn, as `tests.bench.serving` measures.
 """
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_engines(backbone: Backbone, root: Path) -> dict[str, Engine]:
-    """An engine of each precision for the deltas below `root`; all of them must be served."""
+    """Make an engine of each precision for the deltas below `root`; all must be served."""
     store = Store([root], backbone=backbone.ref)
     engines = {
         precision: Engine(backbone, store, device="cpu", precision=precision)
@@ -89,7 +89,7 @@ def make_engines(backbone: Backbone, root: Path) -> dict[str, Engine]:
 def time_engines(
     backbone: Backbone, workload: Workload, rounds: int, budget: int
 ) -> dict[str, list[float]]:
-    """Seconds that each precision takes for the workload, round by round."""
+    """Measure seconds of each precision for the workload, round by round."""
     with tempfile.TemporaryDirectory() as folder:
         write_deltas(backbone, Path(folder), list(TASKS), dict.fromkeys(TASKS, "bitfit"))
         engines = make_engines(backbone, Path(folder))
@@ -99,7 +99,7 @@ def time_engines(
 
 
 def compare_zoo(backbone: Backbone, num_rows: int, budget: int) -> list[dict[str, Any]]:
-    """`compare` for every shipped delta on the first `num_rows` of its dev set; 0 takes all."""
+    """Compare precisions for every shipped delta on `num_rows` of its dev set; 0 takes all."""
     engines = make_engines(backbone, zoo_path())
     store = engines[EXACT].store
     found = []
@@ -116,7 +116,7 @@ def compare_zoo(backbone: Backbone, num_rows: int, budget: int) -> list[dict[str
 def compare(
     engines: Mapping[str, Engine], record: Record, task: Task, rows: Rows, budget: int
 ) -> dict[str, Any]:
-    """A delta's primary metric in float32, and what changes in the other precisions."""
+    """Compute a delta's primary metric in float32, and its changes in other precisions."""
     name, strategy = record.manifest.key
     metric = task.primary_metric
     tokenized = engines[EXACT].tokenize(record, rows.texts)
@@ -134,7 +134,7 @@ def compare(
 
 
 def logits_of(engine: Engine, rows: Sequence[EngineRow], budget: int) -> NDArray[Any]:
-    """The logits of all rows of one delta, computed in packed batches."""
+    """Compute the logits of all rows of one delta in packed batches."""
     outcomes = [outcome for batch in cut(rows, budget) for outcome in engine.predict(batch)]
     for outcome in outcomes:
         if isinstance(outcome, DeltaUnavailableError):
@@ -143,7 +143,7 @@ def logits_of(engine: Engine, rows: Sequence[EngineRow], budget: int) -> NDArray
 
 
 def changes(kind: str, before: NDArray[Any], after: NDArray[Any]) -> dict[str, float]:
-    """The share of rows with another label; for regression how far the values moved."""
+    """Compute the share of changed labels; for regression, the change of the values."""
     if kind == "regression":
         moved = np.abs(after - before)
         return {
@@ -156,7 +156,7 @@ def changes(kind: str, before: NDArray[Any], after: NDArray[Any]) -> dict[str, f
 def ratios(
     seconds: Mapping[str, Sequence[float]], deltas: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
-    """What the project wants to know of it: speeds, the worst loss, labels changed overall."""
+    """Compute the ratios of speed, the largest loss, and the share of changed labels."""
     found = {name: speed(seconds, mine, other) for name, (mine, other) in SPEEDS.items()}
     losses = {precision: loss(deltas, precision) for precision in reversed(ROUNDED)}
     for fact in ("most_points_lost", "flips"):
@@ -166,13 +166,13 @@ def ratios(
 
 
 def most_lost(deltas: Iterable[Mapping[str, Any]], precision: str, other: str) -> float:
-    """The most points by which a delta is worse in a precision than in another; 0 if none is."""
+    """Find the largest loss of a delta between two precisions, in points; 0 if there is none."""
     lost = [delta[other]["points"] - delta[precision]["points"] for delta in deltas]
     return round(max([0.0, *lost]), 3)
 
 
 def by_strategy(deltas: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """`loss` in each precision of each strategy's deltas."""
+    """Compute the loss of each strategy's deltas in each precision."""
     found = {}
     for strategy in dict.fromkeys(delta["strategy"] for delta in deltas):
         own = [delta for delta in deltas if delta["strategy"] == strategy]
@@ -181,7 +181,7 @@ def by_strategy(deltas: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
 
 
 def loss(deltas: Iterable[Mapping[str, Any]], precision: str) -> dict[str, Any]:
-    """What a precision costs some deltas.
+    """Compute the loss of some deltas in a precision.
 
     Returns:
         "most_points_lost" by one of them (0 if none loses any), its "task" (empty then), and
@@ -200,7 +200,7 @@ def loss(deltas: Iterable[Mapping[str, Any]], precision: str) -> dict[str, Any]:
 
 
 def delta_table(deltas: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line a delta: its score in float32, and what the other precisions change, in Markdown."""
+    """Write a Markdown row for each delta: its score in float32, and the changes."""
     head = ["delta", "rows", "metric", EXACT]
     for precision in ROUNDED:
         head += [f"{precision}, points", f"{precision}, labels changed"]

@@ -1,12 +1,12 @@
-"""`make bench-scale`: what 1,000 and 10,000 registered tasks cost beside nine.
+"""`make bench-scale`: cost of 1,000 and 10,000 registered tasks, compared with nine.
 
     GLUE_DIR=... python -m tests.bench.scale [--tasks 9 1000 10000] [--rounds 5] [--json FILE]
 
-All deltas are bitfit's, made of noise, written to files and served from there. Throughput is
-measured in one process with all engines side by side, in turn; memory in a process of its own for
-each number of tasks. The cliff: evenly asked tasks, with slots for all and with slots for a quarter
-of them; the deltas of a batch are loaded ahead while the one before it runs, as the server does for
-rows that wait.
+All deltas are noise of the strategy bitfit, written to files and served from there. Throughput is
+measured in one process that holds all engines, in turn; memory in a separate process for
+each number of tasks. The cliff: uniform traffic, with slots for all tasks and for a quarter
+of them; the deltas of a batch are prefetched while the one before it runs, as the server does for
+queued rows.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tests.bench.workload import Workload, load_workload, noisy_delta, task_spec
 STRATEGY = "bitfit"
 _REGISTERED = 30  # deltas registered one by one, for the median
 _ZIPF = 1.0
-_OVER = 4  # the working set of the cliff, in banks
+_OVER = 4  # tasks per slot of the cliff
 _FEW_SLOTS = 64
 
 
@@ -121,7 +121,7 @@ def summarise(
     register: dict[int, float],
     tasks: list[int],
 ) -> dict[str, float]:
-    """The ratios."""
+    """Compute the ratios."""
     fewest, most = tasks[0], tasks[-1]
     ratios: dict[str, float] = {}
     for count in tasks[1:]:
@@ -153,7 +153,7 @@ def _engine(backbone: Backbone, root: Path, precision: str, max_slots: int = 0) 
 def traffic_of(
     workload: Workload, engine: Engine, names: list[str], traffic: str, seed: int = 1
 ) -> list[EngineRow]:
-    """The workload's rows, each for a task drawn evenly or by rank (Zipf with exponent 1)."""
+    """Pair the workload's rows with tasks drawn uniformly or by rank (Zipf, exponent 1)."""
     draw = random.Random(seed)
     weights = [1.0] * len(names)
     if traffic == "zipf":
@@ -166,7 +166,7 @@ def traffic_of(
 
 
 def _run_ahead(engine: Engine, draws: list[list[EngineRow]], budget: int) -> System:
-    """One draw a call: the same rows again and again would be the worst case of any eviction."""
+    """Use another draw in each call: repeating the same rows is the worst case of LRU eviction."""
     passes = cycle([cut(rows, budget) for rows in draws])
 
     def run() -> None:
@@ -180,7 +180,7 @@ def _run_ahead(engine: Engine, draws: list[list[EngineRow]], budget: int) -> Sys
 
 
 def register_ms(backbone: Backbone, store: Store, count: int, precision: str) -> float:
-    """Median milliseconds to read, check and add one delta to a bank that holds `count`."""
+    """Measure milliseconds (median) to read, check and add a delta to a bank that holds `count`."""
     bank = Bank(backbone, torch.device("cpu"), DTYPES[precision])
     loader = Loader(backbone, bank, again=False)
     filler = bank.stage(noisy_delta(backbone, task_spec("filler"), STRATEGY, 1))
@@ -196,7 +196,7 @@ def register_ms(backbone: Backbone, store: Store, count: int, precision: str) ->
 
 
 def measured_memory(root: Path, max_slots: int = 0) -> dict[str, Any]:
-    """`memory_of` in a process of its own."""
+    """Run `memory_of` in a new process."""
     command = [sys.executable, "-m", "tests.bench.scale", "--memory-of", str(root)]
     command += ["--max-slots", str(max_slots)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -205,9 +205,9 @@ def measured_memory(root: Path, max_slots: int = 0) -> dict[str, Any]:
 
 
 def memory_of(root: Path, max_slots: int) -> dict[str, float]:
-    """Resident memory of a process that serves the deltas below `root`, and of one that doesn't.
+    """Measure the resident memory of this process before and after it serves `root`.
 
-    With few slots all deltas are asked once, so that each has been in the bank.
+    With few slots every delta answers one row, so that each has been in the bank.
     """
     keep_freed_memory()
     backbone = load_backbone()
@@ -232,7 +232,7 @@ def memory_of(root: Path, max_slots: int) -> dict[str, float]:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is in RAM."""
+    """Return the resident memory of this process."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -240,7 +240,7 @@ def resident_bytes() -> int:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The report as lines of Markdown."""
+    """Write the report as lines of Markdown."""
     shown = rates_table(report)
     shown += ["", "| | memory beyond the backbone | delta files | slots | start |"]
     shown += ["|---|---|---|---|---|"]

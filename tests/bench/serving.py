@@ -1,11 +1,11 @@
-"""`make bench-serving`: mixed traffic of nine tasks, beside the peers and beside the floor.
+"""`make bench-serving`: speed with mixed traffic of nine tasks, beside peers and a floor.
 
     GLUE_DIR=... python -m tests.bench.serving [--precision fp32|bf16] [--rounds 5] [--json FILE]
         [--device cuda]
 
-All systems run in this process, in turn, round after round; a ratio is the median over the rounds
-of the times measured within the same round, so that a noisy machine moves both of its sides.
-On a GPU all systems run on the same card, without int8 and ONNX Runtime, which are here for CPUs.
+All systems run in this process, in turn, round after round. A ratio is the median over the rounds
+of the times measured within the same round, so that a noisy machine affects both of its sides.
+On a GPU all systems run on the same card, without int8 and ONNX Runtime, which need a CPU.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _ONNX = "ONNX Runtime float32, windows of 32"  # it has no bfloat16 on CPUs
 _ONNX_INT8 = "ONNX Runtime int8, windows of 32"
 _TRAFFIC = "the GEMMs that we run, and memory traffic"
 
-# Each ratio: whose speed over whose, and what the project wants it to be at least, on a CPU.
+# Each ratio: the speed of a system over that of another, and the goal on a CPU (at least).
 RATIOS = {
     "mixed_vs_single": ("mixed bitfit", "single bitfit", 0.97),
     "layernorm_mixed_vs_single": ("mixed layernorm", "single layernorm", 0.97),
@@ -67,7 +67,7 @@ RATIOS = {
     "mixed_vs_one_row": ("mixed bitfit", "transformers, one row at a time", 3.5),
     "mixed_vs_oracle": ("mixed bitfit", "transformers, sorted offline", 1.35),
     "mixed_vs_onnx": ("mixed bitfit", _ONNX, None),
-    # What int8 brings, beside the float peers and beside the one that has int8 too.
+    # int8 beside the float peers, and beside the peer that has int8, too.
     "int8_vs_mixed": (_INT8, "mixed bitfit", 1.3),
     "int8_vs_gemm": (_INT8, "all GEMMs of 6 layers", None),
     "int8_vs_peft": (_INT8, "PEFT LoRA, mixed batches of 32", None),
@@ -113,8 +113,8 @@ def main() -> int:
 
 
 def prepare(threads: int) -> None:
-    """Set up this process for many systems in turn; call it before anything is computed."""
-    # For every system, ours and the peers: together they would compile their products every round.
+    """Set up this process for many systems; call it before anything is computed."""
+    # For all systems: otherwise they would evict each other's compiled products every round.
     keep_compiled_products()
     keep_freed_memory()
     torch.set_num_threads(threads)
@@ -123,7 +123,7 @@ def prepare(threads: int) -> None:
 def ours(
     backbone: Backbone, workload: Workload, folder: Path, precision: str, budget: int, device: str
 ) -> dict[str, System]:
-    """This project's engine: every strategy, all tasks mixed and one task alone."""
+    """Make the project's systems: each strategy with all tasks mixed, and with one task alone."""
     systems: dict[str, System] = {}
     for strategy in (*STRATEGIES, _TOP):
         root = folder / strategy.replace(":", "-")
@@ -147,20 +147,20 @@ def ours(
 
 
 def mixed_rows(workload: Workload, store: Store) -> list[EngineRow]:
-    """The workload's rows, each for the store's delta of its own task."""
+    """Pair each row of the workload with the store's delta of its task."""
     records = [store.resolve(name) for name in TASKS]
     pairs = zip(workload.rows, workload.tasks, strict=True)
     return [EngineRow(row, records[number], row.num_tokens) for row, number in pairs]
 
 
 def run_engine(engine: Engine, rows: Sequence[EngineRow], budget: int) -> System:
-    """The engine on these rows, as a system to be measured."""
+    """Make a system that runs the engine on these rows."""
     batches = cut(rows, budget)
     return lambda: [engine.predict(batch) for batch in batches]
 
 
 def cut(rows: Sequence[EngineRow], budget: int) -> list[list[EngineRow]]:
-    """Batches in the order of arrival, as the batcher fills them under load."""
+    """Cut rows into batches in the order of arrival, as the batcher does under load."""
     batches: list[list[EngineRow]] = [[]]
     free = budget
     for row in rows:
@@ -175,7 +175,7 @@ def cut(rows: Sequence[EngineRow], budget: int) -> list[list[EngineRow]]:
 def peers(
     backbone: Backbone, workload: Workload, folder: Path, precision: str, budget: int, device: str
 ) -> dict[str, System]:
-    """Everybody else, and the floor."""
+    """Make the peers' systems and the floors."""
     dtype = DTYPES[precision]
     store = Store([folder / "bitfit"], backbone=backbone.ref)
     records = [store.resolve(name) for name in TASKS]
@@ -197,8 +197,8 @@ def peers(
 def floors(
     backbone: Backbone, sizes: Sequence[tuple[int, int]], dtype: torch.dtype, device: str
 ) -> dict[str, System]:
-    """Matrix products alone, for batches of so many tokens and rows; on a GPU also with traffic."""
-    # Whether the last layer is whole, and whether results are read and written once more.
+    """Make systems of matrix products alone, for (tokens, rows); on a GPU also with traffic."""
+    # For each: compute the last layer for all tokens; read and write each result once more.
     kinds = {"all GEMMs of 6 layers": (True, False), "the GEMMs that we run": (False, False)}
     if device == "cuda":
         kinds[_TRAFFIC] = (False, True)
@@ -213,24 +213,24 @@ def floors(
 
 
 def wait_for(device: str) -> System:
-    """What returns when the device has done all that it was given; a CPU has, always."""
+    """Return a function that waits until the device is idle; on a CPU it returns at once."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
 def measure(
     systems: dict[str, System], rounds: int, wait: System = lambda: None
 ) -> dict[str, list[float]]:
-    """Seconds of each system in each round, after one round that doesn't count.
+    """Measure seconds of each system in each round, after one round that does not count.
 
     Args:
-        systems: by name.
-        rounds: that count.
-        wait: for the device, before the clock is stopped.
+        systems: functions to measure, by name.
+        rounds: number of rounds that count.
+        wait: waits for the device, before the clock is stopped.
     """
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     names = list(systems)
     for number in range(rounds + 1):
-        # Whoever comes first after the pause is slower: each round begins with another system.
+        # The first system after the pause is slower: each round begins with another one.
         for name in names[number:] + names[:number]:
             system = systems[name]
             started = time.perf_counter()
@@ -244,7 +244,7 @@ def measure(
 
 
 def summarise(seconds: dict[str, list[float]], workload: Workload) -> dict[str, Any]:
-    """Rates of every system, and the ratios."""
+    """Compute the rates of every system, and the ratios."""
     ratios = {
         key: speed(seconds, mine, other)
         for key, (mine, other, _) in RATIOS.items()
@@ -254,7 +254,7 @@ def summarise(seconds: dict[str, list[float]], workload: Workload) -> dict[str, 
 
 
 def tables(report: dict[str, Any]) -> list[str]:
-    """Rates and ratios as lines of Markdown; what is wanted is wanted on CPUs."""
+    """Write rates and ratios as lines of Markdown; the goals are for CPUs."""
     if "gpu" in report["machine"]:
         return [*rates_table(report), *ratio_table(report["ratios"])]
     wanted = {name: f"at least {least:g}" for name, (_, _, least) in RATIOS.items() if least}

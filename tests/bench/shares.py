@@ -1,9 +1,9 @@
-"""`make bench-shares`: what a forward pass of mixed traffic spends its time on.
+"""`make bench-shares`: the parts of a forward pass of mixed traffic, by time.
 
     GLUE_DIR=... python -m tests.bench.shares [--precision bf16] [--tokens 64,512,4096]
 
 PyTorch's profiler adds some microseconds to each of its operators, so the parts of a pass of few
-tokens are larger here than they are; `whole pass` is measured without it.
+tokens are larger here than in truth; `whole pass` is measured without it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PARTS = {
     _EPILOGUE: "epilogues",
 }
 _ENOUGH = 100_000  # tokens
-_LARGEST = 8  # operators of the rest that are named
+_LARGEST = 8  # other operators that are listed
 
 
 def main() -> int:
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def mark_kernels() -> None:
-    """Let the profiler see what is not PyTorch's."""
+    """Let the profiler see the kernels that are not PyTorch's."""
     _mark(cpu, "apply_epilogue", _EPILOGUE)
     _mark(row_attention, "attend", _ATTENTION)
 
@@ -86,7 +86,7 @@ def _mark(module: Any, name: str, part: str) -> None:
 
 
 def shares(engine: Engine, batches: Sequence[Sequence[EngineRow]]) -> dict[str, float]:
-    """Microseconds a token of each part, the largest operators of the rest by name."""
+    """Measure microseconds per token of each part, and of the largest other operators."""
     batches = _some(batches)
     num_tokens = sum(row.num_tokens for batch in batches for row in batch)
     for batch in batches:
@@ -107,7 +107,7 @@ def shares(engine: Engine, batches: Sequence[Sequence[EngineRow]]) -> dict[str, 
 
 
 def _some(batches: Sequence[Sequence[EngineRow]]) -> list[Sequence[EngineRow]]:
-    """As many as are worth a profile."""
+    """Take enough batches for a profile."""
     chosen, num_tokens = [], 0
     for batch in batches:
         if num_tokens > _ENOUGH:
@@ -118,7 +118,7 @@ def _some(batches: Sequence[Sequence[EngineRow]]) -> list[Sequence[EngineRow]]:
 
 
 def table(found: dict[str, dict[str, float]]) -> list[str]:
-    """What was measured, as lines of Markdown."""
+    """Write the measurements as lines of Markdown."""
     lines = []
     for name, parts in found.items():
         lines.append(f"{name}: " + ", ".join(f"{part} {us:.2f}" for part, us in parts.items()))
