@@ -2,8 +2,8 @@
 
 Slot 0 is the bare backbone. Biases and LayerNorm weights are stacked in a `VectorTable`, so that a
 batch gathers the vectors of each row's slot. A matrix is shared by all slots: one GEMM serves every
-row, and sparse values of a slot are added to it (`app.engine.sparse`). Rows of a slot with a matrix
-of its own run through that matrix; they are neighbours in the batch, so that views suffice.
+row, and a slot's sparse values are added to it (`app.engine.sparse`). If a slot has a whole trained
+matrix, its rows run through that one; they are neighbours in the batch, so that views suffice.
 
 A running batch never sees a write, and no current task exists: each row carries its slot.
 `app.engine.cache` decides which deltas are resident, and `app.engine.bank_overlay` reads the slots.
@@ -264,7 +264,7 @@ class Bank:
     def concatenate(
         self, kind: str, entries: Mapping[str, Entry], frozen: Mapping[str, Tensor]
     ) -> Tensor:
-        """Concatenate the vectors of a kind in the tables' order; what no entry has is frozen."""
+        """Concatenate the vectors of a kind in the tables' order, frozen where no entry is."""
         parts = [part for name in self.vector_tables[kind].capacity for part in self._layout[name]]
         return torch.cat(_resolved(parts, entries, frozen))
 

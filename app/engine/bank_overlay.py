@@ -26,7 +26,7 @@ class BankOverlay(Overlay):
 
     Args:
         bank: the slots.
-        batch: packed rows; those of a slot in `bank.matrix_slots` are neighbours.
+        batch: packed rows; rows of a slot in `bank.matrix_slots` are neighbours.
         slots: slot of each row, in the order of the input.
         vector_rows: int64 [2, R], each row's rows in the vector tables, by kind, if they are on the
             device already; then `slots` may leave out slots that train only vectors.

@@ -3,7 +3,7 @@
 The bank holds a limited number of deltas; the others wait as files. I/O threads load the deltas of
 queued rows to the host (`DeltaCache.prefetch`). A thread that runs a batch moves them into the bank
 (`DeltaCache.acquire`), which evicts the least recently used deltas, but neither pinned ones nor
-those of a running batch. Read `app.engine.loader` next.
+deltas of a running batch. Read `app.engine.loader` next.
 
 Batches may run at the same time. Each acquires at most its share of the slots, so that no batch
 ever waits for another's. No file is read while a lock is held.
@@ -119,36 +119,22 @@ def _stop(inbox: _Inbox, threads: list[threading.Thread]) -> None:
 
 @dataclass
 class CacheCounts:
-    """Lookups and evictions so far; a batch looks up each of its deltas once.
+    """Lookups and evictions so far; a batch looks up each of its deltas once."""
 
-    Attributes:
-        hits: lookups of resident deltas.
-        prefetched: lookups of deltas that were on the host.
-        waited: lookups that waited for a file.
-        failed: deltas that could not be loaded.
-        evicted: deltas that were evicted.
-    """
-
-    hits: int = 0
-    prefetched: int = 0
-    waited: int = 0
-    failed: int = 0
+    hits: int = 0  # lookups of resident deltas
+    prefetched: int = 0  # lookups of deltas that were on the host
+    waited: int = 0  # lookups that waited for a file
+    failed: int = 0  # deltas that could not be loaded
     evicted: int = 0
 
 
 @dataclass(frozen=True)
 class PendingLoad:
-    """A delta that is being loaded, or is on the host.
-
-    Attributes:
-        staged: the delta.
-        requested_at: time of the request on the monotonic clock.
-        deadline: time on the same clock after which a batch no longer waits.
-    """
+    """A delta that is being loaded, or is on the host; times are on the monotonic clock."""
 
     staged: Future[StagedDelta]
     requested_at: float
-    deadline: float
+    deadline: float  # batches wait no longer
 
     def is_alive(self, now: float) -> bool:
         """Tell whether the delta is on the host, or may still come in time."""
@@ -186,7 +172,7 @@ class DeltaCache:
         self._num_evictable = None if max_slots is None else max_slots - len(self._pinned)
         self._concurrency = 1
         self._threads = IoThreads(_THREADS, "deltas")
-        self._lock = Lock()  # guards what follows
+        self._lock = Lock()  # guards the attributes below
         self._bank_lock = Lock()  # guards the bank; taken before the other lock
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
         self._users: Counter[Key] = Counter()  # running batches that use a delta
@@ -241,7 +227,7 @@ class DeltaCache:
         Loads nothing if as many deltas as the bank has slots are pending already.
 
         Returns:
-            Those of the deltas that are pending.
+            The deltas that are pending.
         """
         now = time.monotonic()
         pending: dict[Key, PendingLoad] = {}
@@ -257,7 +243,7 @@ class DeltaCache:
         return pending
 
     def replace_hanging(self) -> None:
-        """Let another thread load what is queued behind a file that hangs; thread-safe."""
+        """Start another thread if files that hang block the queue; thread-safe."""
         self._threads.replace_hanging()
 
     def _start_load(self, record: Record) -> PendingLoad:

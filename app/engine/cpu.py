@@ -1,6 +1,6 @@
 """The forward pass on CPUs, with everything that follows a matrix product fused into one pass.
 
-`CpuOverlay` computes what `app.engine.bank_overlay` computes, on the kernels of
+`CpuOverlay` computes the same as `app.engine.bank_overlay`, on the kernels of
 `deltas.kernels.epilogue`. With int8, activations are quantised to 255 levels row by row and
 multiplied by the int8 matrices of the layers (`deltas.kernels.int8`); biases, LayerNorms,
 attention, pooler and heads are computed as without int8. Read `deltas.encoder.encoder` next;
@@ -74,7 +74,7 @@ class CpuOverlay(BankOverlay):
 
     Args:
         bank: the slots, on a CPU.
-        batch: packed rows; those of a slot are neighbours if `bank.needs_span` demands it.
+        batch: packed rows; a slot's rows are neighbours if `bank.needs_span` demands it.
         slots: slot of each row, in the order of the input.
         int8: whether to multiply in int8; only for slots without trained matrices.
     """
@@ -197,7 +197,7 @@ class CpuOverlay(BankOverlay):
         return Int8Rows.empty(*x.shape) if self._int8_matrices else None
 
     def _remember(self, output: EpilogueOutput) -> Tensor:
-        """Return what the encoder passes on, and keep its int8 form."""
+        """Return the tensor for the encoder, and keep its int8 form."""
         int8_rows = output.int8
         if int8_rows is None:
             assert output.out is not None

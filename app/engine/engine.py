@@ -71,9 +71,7 @@ def has_low_margin(kind: TaskKind, logits: Sequence[float]) -> bool:
 class Int8Counts:
     """Rows computed in int8 so far, by task and strategy.
 
-    Attributes:
-        rows: all rows, including those of the readiness check and of abandoned requests.
-        low_margin: rows that were recomputed because of a low margin.
+    The readiness check and abandoned requests count, too. `low_margin` are the recomputed rows.
     """
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -301,7 +299,7 @@ class Engine:
         return self._forward.prepare(max_tokens, max_rows, max(lengths, default=1))
 
     def describe(self) -> dict[str, Any]:
-        """Describe what the engine runs on, for operators and for the log at start."""
+        """Describe device, precision and deltas, for operators and for the log at start."""
         return {
             "device": str(self.device),
             "precision": self.precision,

@@ -27,31 +27,21 @@ _VALUE_BYTES = 4
 
 @dataclass(frozen=True)
 class _Layout:
-    """Offsets of the values in the data of all files with a certain header.
+    """Offsets of the values in the data of all files with a certain header."""
 
-    Attributes:
-        vectors: two int64 [n] tensors for each trained parameter kind: indices into the file's
-            float32 values, and into the bank's vectors of that kind, concatenated.
-        head: start and shape of the head's weight and bias.
-    """
-
+    # By trained parameter kind: int64 indices into the file's float32 values, and into the bank's
+    # vectors of that kind, concatenated.
     vectors: dict[str, tuple[Tensor, Tensor]]
-    head: tuple[tuple[int, list[int]], ...]
+    head: tuple[tuple[int, list[int]], ...]  # start and shape of weight and bias
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """Everything that is needed to load one file again.
+    """Everything that is needed to load one file again."""
 
-    Attributes:
-        digest: SHA-256 of the file.
-        start: offset of the data.
-        layout: shared by all files with the same tensors.
-    """
-
-    digest: bytes
-    start: int
-    layout: _Layout
+    digest: bytes  # SHA-256 of the file
+    start: int  # offset of the data
+    layout: _Layout  # shared by all files with the same tensors
 
 
 class Loader:

@@ -20,36 +20,22 @@ _RUNS = 2
 
 @dataclass(frozen=True)
 class Tuning:
-    """The numbers chosen for a server.
+    """The numbers chosen for a server."""
 
-    Attributes:
-        threads: threads of a forward pass that has the full machine.
-        workers: most forward passes that run at the same time.
-        share_threads: threads of each of them.
-        batch_tokens: most tokens of a batch that has the full machine.
-    """
-
-    threads: int
-    workers: int
-    share_threads: int
-    batch_tokens: int
+    threads: int  # per forward pass that has the full machine
+    workers: int  # forward passes that may run at the same time
+    share_threads: int  # per forward pass while several run
+    batch_tokens: int  # limit for a batch that has the full machine
 
 
 @dataclass(frozen=True)
 class Option:
-    """A number to choose.
+    """A number to choose."""
 
-    Attributes:
-        name: name in the log.
-        candidates: numbers to try, smallest first, given the number of threads.
-        prefer: chooses among the candidates that are nearly as fast as the fastest.
-        max_s: longest duration of a batch; after that, larger candidates are not tried.
-    """
-
-    name: str
-    candidates: Callable[[int], Iterable[int]]
-    prefer: Callable[[Iterable[int]], int]
-    max_s: float = math.inf
+    name: str  # in the log
+    candidates: Callable[[int], Iterable[int]]  # given the number of threads, smallest first
+    prefer: Callable[[Iterable[int]], int]  # chooses among the nearly fastest candidates
+    max_s: float = math.inf  # after a batch that takes longer, no larger candidate is tried
 
 
 THREADS = Option("threads", lambda cpus: sorted({max(cpus >> n, 1) for n in range(32)}), min)

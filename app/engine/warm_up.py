@@ -72,14 +72,7 @@ def warm_up(
 def tune_without_measuring(
     engine: Engine, threads: int, workers: int, max_batch_tokens: int
 ) -> Tuning:
-    """Take all threads and one batch at a time, if the numbers are not given.
-
-    Args:
-        engine: engine that is not in use yet.
-        threads: threads of the forward pass; 0 takes the number of PyTorch.
-        workers: passes side by side; 0 takes one.
-        max_batch_tokens: most tokens in a batch.
-    """
+    """Use the given numbers; by default all threads of PyTorch and one batch at a time."""
     threads = threads or torch.get_num_threads()
     workers = engine.cache.set_concurrency(limit_workers(engine, workers or 1, threads))
     return Tuning(threads, workers, max(1, threads // workers), max_batch_tokens)
@@ -136,7 +129,7 @@ def seconds_in_parallel(engine: Engine, num_tokens: int, workers: int, threads: 
         try:
             engine.predict(rows, threads)  # the first pass of a thread starts its OpenMP team
         except BaseException:
-            start.abort()  # else the others would wait
+            start.abort()  # the other threads would wait for this one
             raise
         start.wait()
         started = time.perf_counter()
