@@ -37,15 +37,7 @@ Texts = list[tuple[str, ...]]  # the texts of each row, in the order of the task
 
 @dataclass
 class Trace:
-    """The numbers of a prediction that its log line shows.
-
-    Attributes:
-        num_rows: number of rows, counted once per delta.
-        num_tokens: tokens of the rows.
-        queue_s: seconds until the first row was in a batch.
-        compute_s: seconds that the batches took.
-        route: template of the path, if the request is answered before it is routed.
-    """
+    """The numbers of a prediction in its log line; `route` is set if it is refused unrouted."""
 
     num_rows: int = 0
     num_tokens: int = 0

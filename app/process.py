@@ -80,6 +80,11 @@ def configure_logging(log_format: str, log_level: str) -> None:
         log_level: name of the least severe level.
     """
     text = "%(asctime)s %(levelname)-7s %(request_id)s %(name)s: %(message)s"
+    stderr = {
+        "class": "logging.StreamHandler",
+        "formatter": log_format,
+        "filters": ["request_id"],
+    }
     ours = {"level": log_level.upper()}
     uvicorns = {"handlers": [], "level": "WARNING", "propagate": True}
     logging.config.dictConfig(
@@ -91,13 +96,7 @@ def configure_logging(log_format: str, log_level: str) -> None:
                 "text": {"()": TextFormatter, "fmt": text},
                 "json": {"()": JsonFormatter},
             },
-            "handlers": {
-                "stderr": {
-                    "class": "logging.StreamHandler",
-                    "formatter": log_format,
-                    "filters": ["request_id"],
-                }
-            },
+            "handlers": {"stderr": stderr},
             "root": {"handlers": ["stderr"], "level": "WARNING"},
             "loggers": {
                 "app": ours,

@@ -31,14 +31,7 @@ _MAX_RETRY_AFTER_S = 60
 
 @dataclass(eq=False)
 class BatchTiming:
-    """A batch that runs.
-
-    Attributes:
-        num_tokens: tokens of the batch.
-        share: fraction of the machine that the batch runs on.
-        began_at: start, on the batcher's clock.
-        under_load: whether rows waited when the batch began.
-    """
+    """A batch on a share of the machine; it is under load if rows waited when it began."""
 
     num_tokens: int
     share: float
@@ -81,7 +74,7 @@ class ThroughputEstimate:
     def begin(
         self, num_tokens: int, now: float, share: float = 1.0, *, under_load: bool
     ) -> BatchTiming:
-        """Note that a batch begins; returns what `end` takes."""
+        """Note that a batch begins; returns the argument of `end`."""
         timing = BatchTiming(num_tokens, share, now, under_load)
         self._running.add(timing)
         return timing

@@ -290,7 +290,9 @@ class RowQueue(Generic[Q]):
             if batch.rows and num_tokens > max_tokens:
                 break  # the row stays first, so that a long row is not passed over forever
             if self._is_last_lane(key, batch) and num_tokens > self._small_batch_tokens(max_tokens):
-                self._cap(lane, batch.lane_tokens[key], batch.num_tokens)
+                lane.own_tokens = _MEMORY * lane.own_tokens + batch.lane_tokens[key]
+                lane.batch_tokens = _MEMORY * lane.batch_tokens + batch.num_tokens
+                self._capped = lane
                 break
             batch.add(request, key, row_tokens)
             self._advance(request, key, lane, row_tokens)
@@ -307,11 +309,6 @@ class RowQueue(Generic[Q]):
         """Tell if only this lane has rows left, others had recently, and it has its half."""
         has_its_half = 2 * batch.lane_tokens.get(key, 0) >= batch.largest > 0
         return has_its_half and len(self._lanes) == 1 and len(self._recent) > 1
-
-    def _cap(self, lane: _Lane[Q], own_tokens: int, batch_tokens: int) -> None:
-        lane.own_tokens = _MEMORY * lane.own_tokens + own_tokens
-        lane.batch_tokens = _MEMORY * lane.batch_tokens + batch_tokens
-        self._capped = lane
 
     def _advance(self, request: Q, key: Hashable, lane: _Lane[Q], num_tokens: int) -> None:
         request.num_taken += 1

@@ -265,41 +265,31 @@ class WorkerPool(Generic[R, T]):
             self._end(error)
         finally:
             del self._running[running]
-            is_first = running.worker is self._workers[0]
-            self._free.insert(0 if is_first else 1, running.worker)
+            self._free.insert(0 if running.worker is self._workers[0] else 1, running.worker)
             if running.timing is not None:
                 self._throughput.end(running.timing, self._clock())
             self._start_batches()
 
     async def _run_or_split(self, running: RunningBatch[R, T]) -> None:
         """Run a batch; if it fails, run each of its requests by itself."""
-        error = await self._try(running, running.batch.rows)
+        error = await self._run(running, running.batch.rows)
         if error is None:
             return
         parts: dict[PendingRequest[R, T], _Rows[R, T]] = {}
         for request, position in running.batch.rows:
             parts.setdefault(request, []).append((request, position))
         if len(parts) == 1:
-            self._fail(next(iter(parts)), error)
+            self._fail(running.batch.rows[0][0], error)
             return
         logger.warning("a batch of %d requests failed (%r); running each alone", len(parts), error)
         for request, rows in parts.items():
             if request.deadline <= self._clock():
                 request.expire()
-            elif not request.future.done() and (error := await self._try(running, rows)):
+            elif not request.future.done() and (error := await self._run(running, rows)):
                 self._fail(request, error)
 
-    async def _try(self, running: RunningBatch[R, T], rows: _Rows[R, T]) -> Exception | None:
-        """Run rows; returns the error unless it means that the thread has died."""
-        try:
-            await self._forward(running, rows)
-        except WorkerDiedError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the pool must survive any engine
-            return error
-        return None
-
-    async def _forward(self, running: RunningBatch[R, T], batch_rows: _Rows[R, T]) -> None:
+    async def _run(self, running: RunningBatch[R, T], batch_rows: _Rows[R, T]) -> Exception | None:
+        """Run rows and hand out their results, or return the error of the engine."""
         rows = [request.rows[position] for request, position in batch_rows]
         requests = dict.fromkeys(request for request, _ in batch_rows)
         started_at = self._clock()
@@ -307,16 +297,22 @@ class WorkerPool(Generic[R, T]):
             request.started_at = started_at if request.started_at is None else request.started_at
         on_full_machine = running.share == 1 and self._parallelism.on_full_machine
         function = on_full_machine or self._parallelism.on_share
-        results = await running.worker.call(partial(function, rows))
+        try:
+            results = await running.worker.call(partial(function, rows))
+            if len(results) != len(rows):
+                raise RuntimeError(f"the engine gave {len(results)} results for {len(rows)} rows")
+        except WorkerDiedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the pool must survive any engine
+            return error
         seconds = self._clock() - started_at
-        if len(results) != len(rows):
-            raise RuntimeError(f"the engine gave {len(results)} results for {len(rows)} rows")
         for (request, position), result in zip(batch_rows, results, strict=True):
             request.results[position] = result
         for request in requests:
             request.compute_s += seconds
             request.finish()
         self._observer.on_batch(len(rows), sum(row.num_tokens for row in rows), seconds)
+        return None
 
     def _fail(self, request: PendingRequest[R, T], error: Exception) -> None:
         logger.error("the forward pass failed", exc_info=error)

@@ -27,7 +27,7 @@ from app.errors import (
 )
 from app.http.context import Serving
 from app.http.schemas import ErrorBody
-from deltas import DeltaNotFoundError, Record, Store, TaskSpec
+from deltas import DeltaNotFoundError, Store, TaskSpec
 
 _REQUEST_ID = "0123456789abcdef0123456789abcdef"
 _ERRORS: dict[str, Exception] = {
@@ -120,7 +120,10 @@ def add_examples(paths: Schema, store: Store) -> None:
 
     predict = paths["/predict/{task}"]["post"]
     _parameter(predict, "task")["examples"] = names
-    _body(predict)["examples"] = {spec.name: _one_task(spec) for spec in specs}
+    _body(predict)["examples"] = {
+        spec.name: {"summary": f"One row for {spec.name}", "value": {"inputs": example_row(spec)}}
+        for spec in specs
+    }
     _body(paths["/predict"]["post"])["examples"] = _fan_outs(store, specs)
 
     details = paths["/deltas/{task}/{strategy}"]["get"]
@@ -128,7 +131,9 @@ def add_examples(paths: Schema, store: Store) -> None:
     _parameter(details, "strategy")["examples"] = {
         task: {"value": strategy} for task, strategy in (record.manifest.key for record in defaults)
     }
-    _parameter(details, "version")["examples"] = _versions(defaults)
+    _parameter(details, "version")["examples"] = {
+        record.manifest.task.name: {"value": record.version} for record in defaults
+    }
 
 
 def example_row(spec: TaskSpec) -> str | dict[str, str]:
@@ -138,10 +143,6 @@ def example_row(spec: TaskSpec) -> str | dict[str, str]:
         for position, field in enumerate(spec.text_fields)
     ]
     return texts[0] if len(texts) == 1 else dict(zip(spec.text_fields, texts, strict=True))
-
-
-def _one_task(spec: TaskSpec) -> Schema:
-    return {"summary": f"One row for {spec.name}", "value": {"inputs": example_row(spec)}}
 
 
 def _fan_outs(store: Store, specs: list[TaskSpec]) -> Examples:
@@ -165,10 +166,6 @@ def _fan_outs(store: Store, specs: list[TaskSpec]) -> Examples:
         },
     }
     return examples
-
-
-def _versions(records: list[Record]) -> Examples:
-    return {record.manifest.task.name: {"value": record.version} for record in records}
 
 
 def _parameter(operation: Schema, name: str) -> Schema:

@@ -155,7 +155,7 @@ def speak_asgi() -> Callable[..., Coroutine[Any, Any, int]]:
 
 @pytest.fixture(scope="session")
 def wait_for_queue() -> Callable[[TestClient, int], None]:
-    """A function (client, rows) that returns once so many rows wait in the client's app."""
+    """A function (client, rows) that returns once this number of rows waits in the client's app."""
 
     def wait(client: TestClient, num_rows: int) -> None:
         for _ in range(1000):

@@ -132,7 +132,7 @@ def test_all_wrong_rows_are_named_up_to_a_hundred(
         b'{"inputs": ' + b"9" * 4000 + b"}",
     ],
 )
-def test_what_json_allows_and_we_do_not(
+def test_json_that_the_schema_does_not_allow_is_refused(
     client: TestClient, check_error: CheckError, body: bytes
 ) -> None:
     response = client.post("/predict/toy2", content=body, headers=JSON)

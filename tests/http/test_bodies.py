@@ -76,7 +76,7 @@ def run(app: FastAPI, test: Callable[[], Awaitable[None]]) -> None:
 def test_a_slow_body_is_a_408_and_the_end_of_its_connection(
     make_app: MakeApp, parts: Sequence[Part]
 ) -> None:
-    """Whoever sends the rest of it later would hold the connection for as long."""
+    """A client that sends the rest later would hold the connection for that time."""
     app = make_app(body_timeout_s=0.3)
 
     async def test() -> None:
@@ -105,7 +105,7 @@ def test_a_body_that_comes_in_time_may_wait_for_its_answer(make_app: MakeApp, ga
 
 
 def test_bodies_are_bounded_together(make_app: MakeApp, gate: Any) -> None:
-    """Those of requests that wait for their answers count, those that were answered don't."""
+    """Bodies of waiting requests count, bodies of answered requests do not."""
     app = make_app(max_body_bytes=1500, max_bodies_bytes=2000)
     large = WHOLE[:-1] + b" " * 1000 + b"}"
 

@@ -90,7 +90,7 @@ def test_one_request_for_more_deltas_than_slots(start: Start, client: TestClient
 
 
 @pytest.mark.parametrize("spoil", ["cut", "gone"])
-def test_a_file_spoilt_after_the_start_fails_its_own_requests(
+def test_a_file_spoilt_after_the_start_fails_only_its_requests(
     start: Start, folder: Path, tiny_backbone: Backbone, check_error: Any, spoil: str
 ) -> None:
     few = start(max_slots=4, deltas=(folder,), pinned=("toyreg/head",))

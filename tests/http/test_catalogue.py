@@ -150,7 +150,7 @@ def test_benchmark_serves_the_study_of_this_backbone(
 
 
 def test_listings_and_probes_look_at_no_delta(start: Callable[..., TestClient]) -> None:
-    """With thousands of them the event loop would answer nobody for as long."""
+    """With thousands of deltas, writing it would block the event loop."""
     client = start()
     paths = ("/", "/tasks", "/deltas", "/benchmark")
     expected = [client.get(path).content for path in paths]

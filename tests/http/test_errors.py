@@ -33,7 +33,7 @@ def test_a_wrong_method(
     assert response.headers["allow"] == allowed
 
 
-def test_a_request_id_is_made_and_an_own_one_is_kept(client: TestClient) -> None:
+def test_a_request_id_is_made_or_taken_from_the_client(client: TestClient) -> None:
     made = {client.get("/health/live").headers["x-request-id"] for _ in range(3)}
     assert len(made) == 3
     own = client.get("/health/live", headers={"X-Request-ID": "My-id_1.2"})

@@ -213,7 +213,7 @@ def test_threads_of_the_forward_pass_do_not_spin_for_long(
     assert expected in server.output
 
 
-def test_settings_that_can_not_be_used_are_one_line_each(run_server: Callable[..., Any]) -> None:
+def test_settings_that_cannot_be_used_are_one_line_each(run_server: Callable[..., Any]) -> None:
     with run_server(
         DELTABERT_PRECISON="fp32", DELTABERT_PORT="http", DELTABERT_DELTAS="/no/such/folder"
     ) as server:

@@ -1,4 +1,4 @@
-"""The API's own description: complete, and every example in it works."""
+"""The OpenAPI document is complete, and every example in it works."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def crowded(
         assert running.result().status_code == waiting.result().status_code == 200
 
 
-def test_what_would_wait_too_long_is_refused_before_its_body_is_read(
+def test_requests_that_would_wait_too_long_are_refused_before_their_bodies_are_read(
     crowded: TestClient, check_error: CheckError, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", logger="app"):
@@ -102,15 +102,15 @@ def test_what_would_wait_too_long_is_refused_before_its_body_is_read(
     assert crowded.get("/health/live").status_code == 200
 
 
-def test_another_tasks_turn_comes_sooner(crowded: TestClient, check_error: CheckError) -> None:
-    """The queue is long, but not of its rows: they are read, and here found wrong."""
+def test_another_task_is_served_sooner(crowded: TestClient, check_error: CheckError) -> None:
+    """The queue is full of rows of another task, so the body is read and found wrong."""
     other = crowded.post("/predict/toy68", json={"inputs": 7})
     check_error(other, 422, "invalid_input")
     both = {"inputs": 7, "targets": [{"task": "toy2"}, {"task": "toy68"}]}
     check_error(crowded.post("/predict", json=both), 422, "invalid_input")
 
 
-def test_what_can_not_be_answered_in_the_clients_own_time_is_refused(
+def test_requests_that_exceed_the_clients_deadline_are_refused(
     crowded: TestClient, check_error: CheckError
 ) -> None:
     crowded.app.state.serving.batcher.admission._limits = BatchLimits(1, 1, 99, 9999)  # type: ignore[attr-defined]
@@ -143,7 +143,7 @@ def test_the_canary_passes_a_full_queue(
     assert gate.batches[1][0].tokens != gate.batches[1][1].tokens, "the probe came first"
 
 
-def test_the_clients_own_deadline(
+def test_the_clients_deadline(
     start: Callable[..., TestClient], gate: Any, check_error: CheckError
 ) -> None:
     client = start()
@@ -213,7 +213,7 @@ def test_the_rows_of_a_client_that_leaves_are_not_computed(
 
 
 async def until_queued(app: FastAPI, num_rows: int) -> None:
-    """Wait for so many rows in the queue."""
+    """Wait until the queue holds a number of rows."""
     for _ in range(2000):
         if app.state.serving.batcher.queued_rows == num_rows:
             return
@@ -221,7 +221,7 @@ async def until_queued(app: FastAPI, num_rows: int) -> None:
     pytest.fail(f"there never were {num_rows} rows in the queue")
 
 
-def test_a_shutdown_finishes_what_was_accepted(
+def test_a_shutdown_finishes_accepted_requests(
     make_app: Callable[..., FastAPI], gate: Any, speak_asgi: SpeakAsgi
 ) -> None:
     app = make_app()
@@ -240,7 +240,7 @@ def test_a_shutdown_finishes_what_was_accepted(
     asyncio.run(main())
 
 
-def test_a_shutdown_answers_503_to_what_it_can_not_finish(
+def test_a_shutdown_answers_503_to_requests_that_it_cannot_finish(
     make_app: Callable[..., FastAPI], gate: Any, speak_asgi: SpeakAsgi
 ) -> None:
     app = make_app(shutdown_timeout_s=0.1)

@@ -96,7 +96,7 @@ def test_a_strategy_and_a_version_can_be_named(client: TestClient) -> None:
     assert named == head
 
 
-def test_an_older_version_is_still_served_beside_the_default(
+def test_an_older_version_is_still_served_next_to_the_default(
     start: Callable[..., TestClient],
     tiny_deltas: Path,
     tiny_backbone: Backbone,
@@ -168,8 +168,6 @@ def test_calls_are_repeatable(client: TestClient) -> None:
 
 @pytest.mark.parametrize("strategy", ["bitfit", "layernorm", "random:0.05", "head", "top:1"])
 @pytest.mark.parametrize("task", list(ROWS))
-def test_every_delta_answers_with_its_own_name(
-    client: TestClient, task: str, strategy: str
-) -> None:
+def test_every_delta_answers_with_its_name(client: TestClient, task: str, strategy: str) -> None:
     answer = post(client, f"/predict/{task}", inputs=ROWS[task], strategy=strategy)
     assert (answer["task"], answer["strategy"]) == (task, strategy)

@@ -1,7 +1,4 @@
-"""Log records as text and as JSON, with the id of the request.
-
-The process around an app: what is set up for whom, and what is left to the user.
-"""
+"""The set-up of a process, and log records as text and as JSON with the id of the request."""
 
 from __future__ import annotations
 
@@ -48,7 +45,9 @@ def test_uvicorns_factory_sets_up_the_process(caplog: pytest.LogCaptureFixture) 
     assert "python -m app" in line
 
 
-def test_an_app_in_somebody_elses_process_leaves_it_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_app_leaves_another_programs_process_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     before = sys.getswitchinterval()
     assert not create_app(Settings()).state.owns_process
     assert sys.getswitchinterval() == before
@@ -58,7 +57,7 @@ def test_an_app_in_somebody_elses_process_leaves_it_alone(caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
-def test_who_has_chosen_is_not_warned(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_spin_policy_of_the_user_is_kept(name: str, caplog: pytest.LogCaptureFixture) -> None:
     os.environ[name] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "7"
@@ -68,7 +67,7 @@ def test_who_has_chosen_is_not_warned(name: str, caplog: pytest.LogCaptureFixtur
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
 
 
-def test_what_is_loaded_is_not_searched_for_garbage() -> None:
+def test_loaded_objects_are_not_searched_for_garbage() -> None:
     gc.unfreeze()
     process.settle_process()
     assert gc.get_freeze_count() > 0
@@ -77,7 +76,7 @@ def test_what_is_loaded_is_not_searched_for_garbage() -> None:
 
 @pytest.fixture
 def _restored_logging() -> Iterator[None]:
-    """What `configure_logging` changes is put back."""
+    """Put back the changes of `configure_logging`."""
     root = logging.getLogger()
     names = ("app", "deltas", "uvicorn", "uvicorn.error", "uvicorn.access")
     loggers = [root, *map(logging.getLogger, names)]

@@ -18,7 +18,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def problems(monkeypatch: pytest.MonkeyPatch, **variables: str) -> list[str]:
-    """What `load_settings` has to say about these variables."""
+    """Return the problems that `load_settings` finds in some variables."""
     for name, value in variables.items():
         monkeypatch.setenv(PREFIX + name, value)
     with pytest.raises(SettingsError) as caught:
@@ -109,7 +109,7 @@ def test_settings_can_not_be_changed() -> None:
         settings.port = 1  # type: ignore[misc]
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
         assert field.description.endswith("."), name

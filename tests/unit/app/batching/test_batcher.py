@@ -180,7 +180,7 @@ def test_a_big_request_does_not_hold_up_a_small_one() -> None:
     assert 77 in run(test).engine.batches[1]
 
 
-def test_times_are_those_of_the_clock() -> None:
+def test_times_come_from_the_clock() -> None:
     async def test(rig: Rig) -> None:
         first = await rig.stall()
         second = rig.submit(2)

@@ -91,7 +91,7 @@ def keyed(key: str, *lengths: int) -> QueuedRequest[Row]:
     return one
 
 
-def test_a_task_with_little_traffic_gets_its_round_beside_a_busy_task() -> None:
+def test_a_quiet_task_gets_its_round_next_to_a_busy_task() -> None:
     size = QUANTUM_TOKENS // 4
     queue = queue_of(*(keyed("a", size) for _ in range(50)), *(keyed("b", size) for _ in range(6)))
     taken = names(queue.take(50, 10**6, now=0.0).rows)

@@ -72,7 +72,7 @@ def test_huge_logits_are_no_problem() -> None:
 
 
 @pytest.mark.parametrize("logits", [[math.nan, 0.0], [math.inf, 0.0], [0.0], [], [0.0] * 3])
-def test_what_is_no_answer_is_refused(logits: list[float]) -> None:
+def test_logits_that_are_no_answer_are_refused(logits: list[float]) -> None:
     rows = [RowLogits([0.0, 0.0], False), RowLogits(logits, False)]
     with pytest.raises(BadResultError, match="row 1 of 't'"):
         to_predictions(task("single_label", "a", "b"), rows, None)
@@ -89,6 +89,6 @@ def test_rows_keep_their_order() -> None:
 
 @pytest.mark.parametrize("kind", ["single_label", "multi_label"])
 @given(logits=st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=6))
-def test_scores_are_those_of_the_tensors(kind: TaskKind, logits: list[float]) -> None:
+def test_scores_equal_the_scores_of_tensors(kind: TaskKind, logits: list[float]) -> None:
     expected = task_scores(kind, torch.tensor([logits]))[0].tolist()
     assert scores_of(kind, logits) == pytest.approx(expected, rel=1e-5, abs=1e-7)

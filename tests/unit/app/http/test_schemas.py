@@ -36,7 +36,7 @@ def test_optional_fields_default_to_none() -> None:
         ({"input": "x"}, "Did you mean 'inputs'"),
     ],
 )
-def test_what_is_not_taken(body: dict[str, Any], said: str) -> None:
+def test_wrong_bodies_are_refused(body: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         PredictRequest.model_validate(body)
 
