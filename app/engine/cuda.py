@@ -265,7 +265,7 @@ class Graphs:
     Args:
         forward: computes a pass from a batch's numbers (int64, on the device) and shape; it never
             waits for the device, and reads nothing else that may move in memory.
-        new_recorder: makes a recorder with memory of its own.
+        new_recorder: makes a recorder with separate memory.
     """
 
     def __init__(

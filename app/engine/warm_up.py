@@ -172,7 +172,7 @@ def made_up_rows(engine: Engine, num_tokens: int) -> list[EngineRow]:
         record = records[len(rows) % len(records)]
         longest = min(record.manifest.task.max_length, num_tokens)
         length = min(_ROW_TOKENS[len(rows) % len(_ROW_TOKENS)], longest)
-        ids = [(len(rows) + place) % engine.backbone.config.vocab_size for place in range(length)]
+        ids = [(len(rows) + offset) % engine.backbone.config.vocab_size for offset in range(length)]
         rows.append(EngineRow(TokenizedRow(ids, [0] * length, False), record, length))
         num_tokens -= length
     return rows

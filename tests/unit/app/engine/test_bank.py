@@ -54,7 +54,7 @@ def bank(tiny_backbone: Backbone, deltas: list[Delta]) -> Bank:
     ids=["bank", "fused", "fused-loose"],
 )
 def layout(request: pytest.FixtureRequest) -> tuple[type[BankOverlay], bool]:
-    """An overlay, and whether rows of slots with few values of their own lie anywhere."""
+    """An overlay, and whether rows of sparse slots are scattered in the batch."""
     chosen: tuple[type[BankOverlay], bool] = request.param
     return chosen
 
@@ -103,20 +103,20 @@ def test_each_row_of_x_is_computed_with_its_own_slot(
 ) -> None:
     """At every site, against one overlay a slot."""
     packed, slots = batch
-    mixed = overlay_type(bank, packed, slots)
+    mixed_overlay = overlay_type(bank, packed, slots)
     alone = [TrainableOverlay(tiny_backbone, {})]
     alone += [TrainableOverlay(tiny_backbone, delta.entries) for delta in deltas]
     rows = packed.row_at_position if per_position else packed.row_of_token
-    lines = torch.tensor(slots)[rows]
+    slot_of = torch.tensor(slots)[rows]
     generator = torch.Generator().manual_seed(1)
     for kind in ("matrix", "norm"):
         for site in sites(tiny_backbone, kind):
             width = bank.frozen[f"{site}.weight"].shape[-1]
-            x = torch.randn(len(lines), width, generator=generator)
+            x = torch.randn(len(slot_of), width, generator=generator)
             call = "linear" if kind == "matrix" else "norm"
-            found = getattr(mixed, call)(site, x.clone(), per_position=per_position)
+            found = getattr(mixed_overlay, call)(site, x.clone(), per_position=per_position)
             for slot, overlay in enumerate(alone):
-                mine = lines == slot
+                mine = slot_of == slot
                 expected = getattr(overlay, call)(site, x[mine])
                 torch.testing.assert_close(
                     found[mine], expected, atol=1e-5, rtol=1e-5, msg=f"{site} {slot}"
@@ -134,9 +134,9 @@ def test_fused_steps_equal_those_of_a_single_overlay(
 ) -> None:
     """Feed-forward of a layer: product, GELU, product, residual and LayerNorm."""
     packed, slots = batch
-    mixed = overlay_type(bank, packed, slots)
-    lines = torch.tensor(slots)[packed.row_at_position if per_position else packed.row_of_token]
-    x = torch.randn(len(lines), 36, generator=torch.Generator().manual_seed(4))
+    mixed_overlay = overlay_type(bank, packed, slots)
+    slot_of = torch.tensor(slots)[packed.row_at_position if per_position else packed.row_of_token]
+    x = torch.randn(len(slot_of), 36, generator=torch.Generator().manual_seed(4))
     sites = "layer.0.output", "layer.0.output_norm"
 
     def feed_forward(overlay: Overlay, x: Tensor) -> Tensor:
@@ -144,9 +144,9 @@ def test_fused_steps_equal_those_of_a_single_overlay(
             inner = overlay.activate("layer.0.intermediate", x, "gelu", per_position=per_position)
             return overlay.add_norm(sites, inner, x, 0.0, per_position=per_position)
 
-    found = feed_forward(mixed, x)
+    found = feed_forward(mixed_overlay, x)
     for slot in range(bank.num_slots):
-        mine = lines == slot
+        mine = slot_of == slot
         overlay = TrainableOverlay(tiny_backbone, deltas[slot - 1].entries if slot else {})
         expected = feed_forward(overlay, x[mine])
         torch.testing.assert_close(found[mine], expected, atol=1e-5, rtol=1e-5, msg=str(slot))
@@ -169,18 +169,18 @@ def test_each_token_is_looked_up_in_its_own_slots_table(
     overlay_type: type[BankOverlay],
 ) -> None:
     packed, slots = batch
-    mixed = overlay_type(bank, packed, slots)
-    lines = torch.tensor(slots)[packed.row_of_token]
+    mixed_overlay = overlay_type(bank, packed, slots)
+    slot_of = torch.tensor(slots)[packed.row_of_token]
     ids = {
         "embeddings.word": packed.input_ids,
         "embeddings.position": packed.position_ids,
         "embeddings.token_type": packed.token_type_ids,
     }
     for site in sites(tiny_backbone, "table"):
-        found = mixed.embed(site, ids[site])
+        found = mixed_overlay.embed(site, ids[site])
         for slot in range(bank.num_slots):
             entries = deltas[slot - 1].entries if slot else {}
-            mine = lines == slot
+            mine = slot_of == slot
             expected = TrainableOverlay(tiny_backbone, entries).embed(site, ids[site][mine])
             torch.testing.assert_close(found[mine], expected, atol=1e-6, rtol=1e-6)
 
@@ -227,15 +227,15 @@ def test_a_pass_writes_nothing_to_the_bank(
     """No in-place operation reaches the slots: the same bits after every call."""
     packed, slots = batch
     before = [value.clone() for value in state(bank)]
-    mixed = overlay_type(bank, packed, slots)
+    mixed_overlay = overlay_type(bank, packed, slots)
     for site in sites(tiny_backbone, "table"):
-        mixed.embed(site, packed.token_type_ids)
+        mixed_overlay.embed(site, packed.token_type_ids)
     for per_position, count in ((False, len(packed.input_ids)), (True, len(packed.first_token))):
         for site in sites(tiny_backbone, "matrix"):
             width = bank.frozen[f"{site}.weight"].shape[1]
-            mixed.linear(site, torch.randn(count, width), per_position=per_position)
+            mixed_overlay.linear(site, torch.randn(count, width), per_position=per_position)
         for site in sites(tiny_backbone, "norm"):
-            mixed.norm(site, torch.randn(count, 36), per_position=per_position)
+            mixed_overlay.norm(site, torch.randn(count, 36), per_position=per_position)
     assert all(map(torch.equal, state(bank), before))
     assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 
@@ -244,13 +244,13 @@ def test_a_pass_does_not_change_its_input(
     bank: Bank, batch: Any, overlay_type: type[BankOverlay]
 ) -> None:
     packed, slots = batch
-    mixed = overlay_type(bank, packed, slots)
+    mixed_overlay = overlay_type(bank, packed, slots)
     x = torch.randn(len(packed.input_ids), 36)
     kept = x.clone()
-    mixed.linear("layer.0.intermediate", x)
-    mixed.norm("layer.0.output_norm", x)
+    mixed_overlay.linear("layer.0.intermediate", x)
+    mixed_overlay.norm("layer.0.output_norm", x)
     inner = torch.randn(len(x), bank.frozen["layer.0.output.weight"].shape[1])
-    mixed.add_norm(("layer.0.output", "layer.0.output_norm"), inner, x, 0.0)
+    mixed_overlay.add_norm(("layer.0.output", "layer.0.output_norm"), inner, x, 0.0)
     assert torch.equal(x, kept)
 
 
@@ -308,9 +308,9 @@ def test_a_failing_product_leaves_the_matrices_as_they_were(bank: Bank) -> None:
     """Otherwise every row would be answered with values of the sparse slot."""
     sparse = 1 + STRATEGIES.index("random:0.05")
     before = [value.clone() for value in state(bank)]
-    mixed = CpuOverlay(bank, pack([([1, 2], [0, 0])], keys=[sparse]), [sparse])
+    mixed_overlay = CpuOverlay(bank, pack([([1, 2], [0, 0])], keys=[sparse]), [sparse])
     with pytest.raises(RuntimeError):
-        mixed.linear("layer.0.intermediate", torch.randn(2, 35))
+        mixed_overlay.linear("layer.0.intermediate", torch.randn(2, 35))
     assert all(map(torch.equal, state(bank), before))
 
 
