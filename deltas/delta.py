@@ -1,8 +1,7 @@
-"""A delta in memory: values of the selected parameters, the head, and the manifest.
+"""A delta in memory: the values of its trained parameters, the head, and the manifest.
 
-Values, not differences: copying them over the backbone's is exact, and undoing it is copying back.
-Legend of shapes in this package: H hidden width, C head outputs, K selected values of one
-parameter.
+A delta holds values, not differences, so that it reproduces the trained parameters exactly.
+`deltas.format` reads and writes deltas; `deltas.encoder` explains the letters of shapes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from deltas.manifest import EntryInfo, Manifest
 
 @dataclass(frozen=True)
 class DenseEntry:
-    """All values of one parameter.
+    """An entry with all values of one parameter.
 
     Attributes:
         values: float32, the parameter's own shape.
@@ -27,21 +26,21 @@ class DenseEntry:
     values: Tensor
 
     def info(self, name: str) -> EntryInfo:
-        """Describe this entry for the manifest."""
+        """Return this entry's part of the manifest, under a parameter's name."""
         shape = tuple(self.values.shape)
         return EntryInfo(name=name, kind="dense", shape=shape, count=prod(shape))
 
     def resolve(self, frozen: Tensor) -> Tensor:
-        """The parameter's full values, in the dtype of `frozen`; differentiable."""
+        """Return the parameter's values in the dtype of `frozen`; differentiable."""
         return self.values.to(frozen.dtype)
 
 
 @dataclass(frozen=True)
 class SparseEntry:
-    """Some values of one parameter.
+    """An entry with some values of one parameter.
 
     Attributes:
-        indices: int64 [K], positions in the flattened parameter, strictly increasing.
+        indices: int64 [K], flat indices into the parameter, strictly increasing.
         values: float32 [K].
         shape: the whole parameter's shape.
     """
@@ -51,11 +50,11 @@ class SparseEntry:
     shape: tuple[int, ...]
 
     def info(self, name: str) -> EntryInfo:
-        """Describe this entry for the manifest."""
+        """Return this entry's part of the manifest, under a parameter's name."""
         return EntryInfo(name=name, kind="sparse", shape=self.shape, count=len(self.indices))
 
     def resolve(self, frozen: Tensor) -> Tensor:
-        """A copy of `frozen` with the selected values laid in; differentiable."""
+        """Return a copy of `frozen` with the selected values replaced; differentiable."""
         flat = frozen.reshape(-1).index_put((self.indices,), self.values.to(frozen.dtype))
         return flat.view(self.shape)
 
@@ -65,15 +64,15 @@ Entry = DenseEntry | SparseEntry
 
 @dataclass(frozen=True)
 class Delta:
-    """One task's file, read or about to be written.
+    """One task's trained values and head, read from a file or about to be written.
 
     Attributes:
-        manifest: what the delta says about itself.
-        entries: by Hugging Face parameter name of `BertForSequenceClassification`.
+        manifest: task, strategy, backbone, training and metrics.
+        entries: entry of each parameter, by its name in `BertForSequenceClassification`.
         head_weight: float32 [C, H].
         head_bias: float32 [C].
-        version: digest of the content, 16 hex characters; "" before it was written.
-        num_bytes: size of the file; 0 before it was written.
+        version: digest of the content, 16 hex digits; "" before the first write.
+        num_bytes: size of the file; 0 before the first write.
     """
 
     manifest: Manifest
@@ -85,7 +84,7 @@ class Delta:
 
 
 def task_scores(kind: str, logits: Tensor) -> Tensor:
-    """Turn logits into scores: softmax, independent sigmoids, or the value itself.
+    """Turn logits into scores: softmax, independent sigmoids, or the unchanged value.
 
     Args:
         kind: the task's kind.

@@ -1,21 +1,21 @@
-"""Delta file format, version 1: one `.safetensors` file, read with every check, written atomically.
+"""Read, check and write delta files: format version 1, one `.safetensors` file per delta.
 
-Tensors, all little-endian as safetensors lays down:
+Tensors, all little-endian as safetensors prescribes:
     <parameter>              float32, the parameter's shape        a dense entry
     <parameter>:indices      int32 or int64 [K], increasing        a sparse entry: flat positions
-    <parameter>:values       float32 [K]                           and the values there
+    <parameter>:values       float32 [K]                           and their values
     classifier.weight        float32 [C, H]                        the head
     classifier.bias          float32 [C]
 <parameter> is the Hugging Face name in `BertForSequenceClassification`. Header metadata, strings
 only:
     deltabert                the manifest as JSON
-    version                  16 hex digits: digest of what the delta computes: tensors, and
-                             the manifest but for `training` and `metrics`
-    digest                   sha256 over all of it: manifest text, version, and every tensor's name,
+    version                  16 hex digits: digest of the tensors and of the manifest without
+                             `training` and `metrics`
+    digest                   SHA-256 of everything: manifest text, version, and every tensor's name,
                              dtype, shape and bytes
-Two runs that give the same values give the same version, whenever, wherever and how long they ran.
+Two runs that produce the same values get the same version, whenever and wherever they ran.
 
-Writing a file in one step: readers see the old one or the whole new one, never a part.
+`deltas.manifest` documents the manifest, `deltas.store` finds the files of many deltas.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -41,94 +42,68 @@ from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
 from deltas.errors import DeltaFormatError, DeltaMismatchError
 from deltas.manifest import FORMAT_VERSION, BackboneRef, EntryInfo, Manifest
 
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step that survives a crash at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        # mkstemp makes it private; a server may be another user.
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 SUFFIX = ".safetensors"
 HEAD_WEIGHT, HEAD_BIAS = "classifier.weight", "classifier.bias"
 _INDICES, _VALUES = ":indices", ":values"
 _VERSION_DIGITS = 16
-_MOST_LISTED = 10
+_MAX_LISTED = 10
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
 _INT32_MAX = 2**31 - 1
 
 
 def write_delta(delta: Delta, path: Path) -> Delta:
-    """Write a delta so that readers see the old file or the whole new one, never a part.
+    """Write a delta in one step: readers see the old file or the whole new one.
 
     Args:
-        delta: what to write; the manifest's `entries` must describe its tensors.
+        delta: the delta; the manifest's `entries` must describe its tensors.
         path: target file; its folder is made if missing.
 
     Returns:
-        The delta with `version` and `num_bytes` of what now lies at `path`.
+        The delta with `version` and `num_bytes` of the written file.
     """
     tensors: dict[str, Tensor] = {HEAD_WEIGHT: delta.head_weight, HEAD_BIAS: delta.head_bias}
     for name, entry in delta.entries.items():
         if isinstance(entry, SparseEntry):
-            narrow = torch.int32 if prod(entry.shape) <= _INT32_MAX else torch.int64
-            tensors[name + _INDICES] = entry.indices.to(narrow)
+            dtype = torch.int32 if prod(entry.shape) <= _INT32_MAX else torch.int64
+            tensors[name + _INDICES] = entry.indices.to(dtype)
             tensors[name + _VALUES] = entry.values
         else:
             tensors[name] = entry.values
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     _check_tensors(path, delta.manifest, tensors)
     text = delta.manifest.model_dump_json()
-    version = content_digest(_lasting(delta.manifest), tensors)[:_VERSION_DIGITS]
+    version = content_digest(_versioned_text(delta.manifest), tensors)[:_VERSION_DIGITS]
     digest = content_digest(text + version, tensors)
     metadata = {"deltabert": text, "version": version, "digest": digest, "format": "pt"}
     content = save(tensors, metadata=metadata)
     write_atomically(path, content)
-    return Delta(
-        manifest=delta.manifest,
-        entries=delta.entries,
-        head_weight=delta.head_weight,
-        head_bias=delta.head_bias,
-        version=version,
-        num_bytes=len(content),
-    )
+    return replace(delta, version=version, num_bytes=len(content))
 
 
 def read_delta(path: Path) -> Delta:
     """Read a delta and check everything that can be checked without its backbone.
 
     Raises:
-        DeltaFormatError: not a delta, damaged, or inconsistent; the reason says what was found and
-            expected.
+        DeltaFormatError: not a delta, damaged, or inconsistent.
     """
     return parse_delta(path, read_content(path))
 
 
 def read_content(path: Path) -> bytes:
-    """All bytes of a file. Mapped, one that somebody cuts short would end the process (SIGBUS).
+    """Read all bytes of a file.
+
+    The file is not memory-mapped: if it were truncated meanwhile, SIGBUS would end the process.
 
     Raises:
-        DeltaFormatError: it can't be read, or its name is not that of a delta.
+        DeltaFormatError: the file can't be read, or its name is not that of a delta.
     """
-    with _readable(path):
+    with _format_errors(path):
         return path.read_bytes()
 
 
 def parse_delta(path: Path, content: bytes) -> Delta:
-    """`read_delta` of a file whose bytes have been read; the delta holds copies of its values."""
-    with _readable(path):
+    """Check a delta like `read_delta`; the delta holds copies of the values in `content`."""
+    with _format_errors(path):
         tensors = dict(sorted(load(content).items()))
         end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
         header = json.loads(content[_LENGTH_BYTES:end]).get("__metadata__") or {}
@@ -136,7 +111,7 @@ def parse_delta(path: Path, content: bytes) -> Delta:
     manifest = _parse_manifest(path, header["deltabert"])
     _check_tensors(path, manifest, tensors)
     version, digest = header["version"], header["digest"]
-    found, computed = _digests([header["deltabert"] + version, _lasting(manifest)], tensors)
+    found, computed = _digests([header["deltabert"] + version, _versioned_text(manifest)], tensors)
     if found != digest or computed[:_VERSION_DIGITS] != version:
         reason = f"the content's digest is {found[:16]}..., the header says {digest[:16]}..."
         raise DeltaFormatError(path, f"{reason}: the file is damaged; copy or train it again")
@@ -151,18 +126,18 @@ def parse_delta(path: Path, content: bytes) -> Delta:
 
 
 def read_manifest(path: Path) -> tuple[Manifest, str]:
-    """Read only the header: the manifest and the version. Tensors are not looked at."""
-    with _readable(path), safe_open(path, framework="pt") as file:  # mapped only while it opens
+    """Read the manifest and the version from the header; the tensors are not checked."""
+    with _format_errors(path), safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
     _check_keys(path, header)
     return _parse_manifest(path, header["deltabert"]), header["version"]
 
 
 def check_backbone(manifest: Manifest, backbone: BackboneRef) -> None:
-    """Refuse a delta of other weights or another tokenizer; names don't matter, fingerprints do.
+    """Check that fingerprints of weights and tokenizer match; the backbone's name is ignored.
 
     Raises:
-        DeltaMismatchError: with both fingerprints.
+        DeltaMismatchError: a fingerprint differs; the message has both.
     """
     ours, theirs = backbone, manifest.backbone
     if ours.fingerprint != theirs.fingerprint:
@@ -178,10 +153,10 @@ def check_backbone(manifest: Manifest, backbone: BackboneRef) -> None:
 
 
 def check_fit(manifest: Manifest, backbone: Backbone) -> None:
-    """Check that what a manifest announces fits a loaded backbone; no values are needed.
+    """Check that names, shapes and lengths in a manifest fit a loaded backbone.
 
     Raises:
-        DeltaMismatchError: naming what differs.
+        DeltaMismatchError: the first difference.
     """
     check_backbone(manifest, backbone.ref)
     for info in manifest.entries:
@@ -196,10 +171,10 @@ def check_fit(manifest: Manifest, backbone: Backbone) -> None:
 
 
 def check_delta(delta: Delta, backbone: Backbone) -> None:
-    """Check that a delta fits a loaded backbone: its manifest, and the width of its head.
+    """Check that a delta fits a loaded backbone: its manifest and the width of its head.
 
     Raises:
-        DeltaMismatchError: naming what differs.
+        DeltaMismatchError: the first difference.
     """
     check_fit(delta.manifest, backbone)
     if delta.head_weight.shape[1] != backbone.config.hidden_size:
@@ -211,9 +186,28 @@ def check_delta(delta: Delta, backbone: Backbone) -> None:
         raise DeltaMismatchError("total of parameters", total, delta.manifest.total_parameters)
 
 
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file in one step: readers see the old or the new content, even after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        # mkstemp makes the file private, but a server may run as another user.
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file that is not even safetensors into our own error."""
+def _format_errors(path: Path) -> Iterator[None]:
+    """Turn every error of reading `path` into a DeltaFormatError."""
     if path.suffix != SUFFIX:
         raise DeltaFormatError(
             path, f"a delta's name ends in {SUFFIX}; pickled files are never opened"
@@ -251,19 +245,19 @@ def _parse_manifest(path: Path, text: str) -> Manifest:
         raise DeltaFormatError(path, f"the manifest is invalid: {problems}") from error
 
 
-def _lasting(manifest: Manifest) -> str:
-    """The part of a manifest that the version covers."""
+def _versioned_text(manifest: Manifest) -> str:
+    """Return the part of a manifest that the version covers."""
     return manifest.model_dump_json(exclude={"training", "metrics"})
 
 
 def content_digest(text: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over a text and every tensor's name, dtype, shape and bytes."""
+    """Return the SHA-256 of a text and of every tensor's name, dtype, shape and bytes."""
     (digest,) = _digests([text], tensors)
     return digest
 
 
 def _digests(texts: Sequence[str], tensors: dict[str, Tensor]) -> list[str]:
-    """`content_digest` for several texts in one pass over the tensors."""
+    """Compute `content_digest` for several texts in one pass over the tensors."""
     hashers = [hashlib.sha256(text.encode()) for text in texts]
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -276,7 +270,7 @@ def _digests(texts: Sequence[str], tensors: dict[str, Tensor]) -> list[str]:
 
 
 def _check_tensors(path: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
-    """Compare the tensors with what the manifest announces; all names are reported at once."""
+    """Compare the tensors with the manifest; all missing or unexpected names are reported."""
     outputs = manifest.task.num_outputs
     expected = {HEAD_WEIGHT, HEAD_BIAS}
     names = [HEAD_WEIGHT, HEAD_BIAS, *(info.name for info in manifest.entries)]
@@ -306,16 +300,16 @@ def _check_tensors(path: Path, manifest: Manifest, tensors: dict[str, Tensor]) -
 
 
 def _listed(names: list[str]) -> str:
-    """Names from a file: few of them, and harmless where they are shown."""
-    shown = ", ".join(ascii(name[:128])[1:-1] for name in names[:_MOST_LISTED])
-    more = len(names) - _MOST_LISTED
+    """Join a few names from a file in ASCII, so that a terminal shows them safely."""
+    shown = ", ".join(ascii(name[:128])[1:-1] for name in names[:_MAX_LISTED])
+    more = len(names) - _MAX_LISTED
     return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _check_counts(path: Path, manifest: Manifest, in_head: int) -> None:
     held = sum(info.count for info in manifest.entries) + in_head
     trained, total = manifest.trainable_parameters, manifest.total_parameters
-    # More than was trained is held only when parameters were re-initialised.
+    # A delta holds more values than were trained only if parameters were re-initialised.
     if trained > held or (trained < held and manifest.strategy.reinit == "none"):
         raise DeltaFormatError(
             path, f"holds {held} values, the manifest says {trained} were trained"
@@ -353,7 +347,7 @@ def _check_entry(path: Path, info: EntryInfo, tensors: dict[str, Tensor]) -> Non
             path, f"{info.name} has {found_counts}, the manifest says {info.count}"
         )
     size = prod(info.shape)
-    increasing = bool((indices[1:] > indices[:-1]).all())  # a difference could overflow
+    increasing = bool((indices[1:] > indices[:-1]).all())  # indices.diff() could overflow
     if int(indices[0]) < 0 or int(indices[-1]) >= size or not increasing:
         reason = f"indices of {info.name} must increase strictly within 0..{size - 1}"
         raise DeltaFormatError(path, reason)

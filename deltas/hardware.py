@@ -1,4 +1,7 @@
-"""Where and in which precision to compute: what the machine has, or what the user insists on."""
+"""Choose the device and the precision, and set up the memory allocator and oneDNN.
+
+`deltas.kernels` holds the kernels themselves; `app.process` and `training.fit` call the setup.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,12 @@ from deltas.kernels.private_apis import has_amx_tiles, has_avx512_bf16
 
 logger = logging.getLogger(__name__)
 
-# Of glibc's malloc.h: take blocks up to 32 MB (its own maximum) from the heap, not as mappings;
-# give back only what is free beyond 1 GiB; one heap for all threads.
+# Options of glibc's mallopt (malloc.h): allocate blocks up to 32 MB, its maximum, on the heap and
+# not as mappings; return only free memory beyond 1 GiB; use one heap for all threads.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _MALLOC_OPTIONS = ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 1 << 30), (_M_ARENA_MAX, 1))
 
-# What is computed in; for "int8", which multiplies only frozen matrices as whole numbers, ask
-# `dtype_of`.
+# The dtype of each floating-point precision; `dtype_of` also answers for "int8".
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -37,33 +39,33 @@ def pick_device(wanted: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise BackboneError(
-            "device 'cuda' was asked for, but torch sees no CUDA device; use 'auto' or 'cpu'"
+            "device 'cuda' was asked for, but torch finds no CUDA device; use 'auto' or 'cpu'"
         )
     return torch.device(wanted)
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:
-    """Resolve "auto", "fp32", "bf16" or "int8": bfloat16 where the hardware multiplies it faster.
+    """Resolve "auto", "fp32", "bf16" or "int8"; "auto" takes bf16 if the hardware runs it faster.
 
-    Among CPUs those are the ones with AMX tiles and AMD's with AVX-512's bfloat16 instructions.
-    On a Xeon those instructions alone reach half the speed of float32, and CPUs without either a
-    tenth (measured: DECISIONS.md). A fixed rule, not a timing, since a run of a seed must not
-    change its precision. int8 is never picked, since it changes answers by more than rounding.
+    Among CPUs, bf16 is faster on those with AMX and on AMD's with AVX-512 BF16. On a Xeon with
+    AVX-512 BF16 alone it has half the speed of float32, on a CPU without either a tenth (measured:
+    DECISIONS.md). This is a fixed rule, not a timing, because a seed must always give the same run.
+    "auto" never takes int8, which changes answers by more than rounding.
 
     Raises:
-        BackboneError: int8 on another device than a CPU, or on one that does not multiply whole
-            numbers exactly; bfloat16 on a GPU that has none.
+        BackboneError: int8 on another device than a CPU, or on a CPU with inexact int8 products;
+            bf16 on a GPU without it.
     """
     if wanted == "int8" and device.type != "cpu":
         raise BackboneError(f"precision 'int8' runs on CPUs only, not on {device.type!r}")
     if wanted == "int8" and not multiplies_int8_exactly():
         raise BackboneError(
-            "precision 'int8' needs a CPU that multiplies whole numbers exactly (AVX-512 VNNI, "
-            "AVX-VNNI or AMX); this one cuts off large sums; use 'auto'"
+            "precision 'int8' needs a CPU with exact int8 products (AVX-512 VNNI, AVX-VNNI or "
+            "AMX); on this one, large sums overflow; use 'auto'"
         )
-    has_tiles = device.type == "cpu" and has_amx_tiles()
-    if wanted == "int8" and has_tiles:
-        logger.warning("this CPU multiplies bfloat16 in tiles (AMX): 'bf16' is faster than 'int8'")
+    has_amx = device.type == "cpu" and has_amx_tiles()
+    if wanted == "int8" and has_amx:
+        logger.warning("this CPU has AMX, on which 'bf16' is faster than 'int8'")
     on_gpu = device.type == "cuda"
     has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if wanted == "bf16" and on_gpu and not has_bf16:
@@ -74,21 +76,20 @@ def pick_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if on_gpu:
         return "bf16" if has_bf16 else "fp32"
-    is_fast = has_tiles or (has_avx512_bf16() and _is_amd())
+    is_fast = has_amx or (has_avx512_bf16() and _is_amd())
     return "bf16" if is_fast else "fp32"
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """What is computed in with a precision that `pick_precision` gave.
+    """Return the dtype of activations for a precision that `pick_precision` returned.
 
-    In int8 that is what "auto" would compute in.
+    With int8, everything but the frozen matrices is computed in the dtype of "auto".
     """
     return DTYPES[pick_precision("auto", device) if precision == "int8" else precision]
 
 
 @cache
 def _is_amd() -> bool:
-    """Whether the processor is one of AMD's, as Linux tells."""
     try:
         return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -97,10 +98,10 @@ def _is_amd() -> bool:
 
 @cache
 def multiplies_int8_exactly() -> bool:
-    """Whether products of 8-bit integers are what they should be.
+    """Multiply extreme int8 matrices, and return True if the product is exact.
 
-    Older CPUs add pairs of products in 16 bits, which overflow and are cut off; oneDNN uses that
-    without a word.
+    Older CPUs add pairs of products in 16 bits, which saturate; oneDNN then returns wrong sums
+    without a warning.
     """
     x = torch.full((32, 384), 127, dtype=torch.int8)
     x[::2, ::3] = -127
@@ -108,12 +109,12 @@ def multiplies_int8_exactly() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what tensors free, for the tensors of the next forward pass.
+    """Make glibc keep freed memory for the tensors of the next forward pass.
 
-    By default glibc gives every block of several MB back to the system at once and gets fresh
-    pages, zeroed one by one, for the next: measured, a tenth of a forward pass on a CPU. Call it
-    before threads are started; what is kept is at most what the passes that run at a time needed.
-    Does nothing elsewhere than on Linux with glibc.
+    By default, glibc returns each block of several MB to the system and gets zeroed pages for the
+    next one, which costs a tenth of a forward pass on a CPU (measured). The memory kept is at most
+    what concurrent passes needed. Call this before threads are started; it does nothing without
+    glibc.
     """
     if sys.platform != "linux":
         return
@@ -124,18 +125,15 @@ def keep_freed_memory() -> None:
 
 
 def keep_compiled_products() -> None:
-    """Have oneDNN keep the products that it compiles, for every size of batch.
+    """Make oneDNN cache the compiled matrix products of all batch sizes.
 
-    It keeps 1,024 unless told otherwise, and the sizes, for two numbers of threads, are more. One
-    takes half a millisecond to compile and some kB to keep. Call it before anything is computed.
+    Its default of 1,024 entries is too small for all sizes with two numbers of threads. An entry
+    takes 0.5 ms to compile and a few kB. Call this before anything is computed.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 
 def give_back_freed_memory() -> None:
-    """Have the C library give back what was freed until now, holes between what is in use, too.
-
-    For the end of a start that reads many files. Does nothing elsewhere than on Linux with glibc.
-    """
+    """Make glibc return all freed memory to the system, as after a start that reads many files."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

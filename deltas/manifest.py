@@ -1,8 +1,7 @@
 """The manifest: everything that a delta file says about itself, as one frozen JSON document.
 
-It travels in the header of the `.safetensors` file (see `deltas.format`). A manifest is complete
-enough to refuse a wrong backbone, to serve the task, to show its benchmark row and to repeat the
-training run.
+The manifest is stored in the header of the `.safetensors` file (see `deltas.format`). It suffices
+to refuse a wrong backbone, to serve the task, to show its benchmark row and to repeat the run.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ FORMAT_VERSION = 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
 
 TaskKind = Literal["single_label", "multi_label", "regression"]
-# "biases@0-3": those of the layers 0 to 3 only.
+# "biases@0-3" re-initialises the biases of the layers 0 to 3 only.
 REINIT_PATTERN = r"^(none|(biases|all)(@[0-9]{1,4}(-[0-9]{1,4})?)?)$"
 Reinit = Annotated[str, Field(pattern=REINIT_PATTERN)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -30,7 +29,7 @@ class _Part(BaseModel):
 
 
 class BackboneRef(_Part):
-    """Which encoder and tokenizer the delta belongs to."""
+    """The encoder and tokenizer that a delta belongs to."""
 
     id: str
     revision: str | None = None
@@ -39,7 +38,7 @@ class BackboneRef(_Part):
 
 
 class TaskSpec(_Part):
-    """What a row of the task looks like and what its answer means."""
+    """The text fields of a task's rows and the meaning of its outputs."""
 
     name: Name
     kind: TaskKind
@@ -49,7 +48,7 @@ class TaskSpec(_Part):
 
     @property
     def num_outputs(self) -> int:
-        """Width C of the head."""
+        """The head's number of outputs, C."""
         return 1 if self.kind == "regression" else len(self.labels)
 
     @model_validator(mode="after")
@@ -64,7 +63,7 @@ class TaskSpec(_Part):
 
 
 class StrategySpec(_Part):
-    """What was trained: canonical `--freeze` text, `--reinit`, and the seed of random draws."""
+    """The trained parameters: canonical `--freeze` text, `--reinit`, and the seed of the draws."""
 
     name: Text
     reinit: Reinit = "none"
@@ -72,14 +71,14 @@ class StrategySpec(_Part):
 
     @property
     def served_as(self) -> str:
-        """The name in requests and tables: the study's InitBias+BitFit is "initbias+bitfit"."""
-        what, at, layers = self.reinit.partition("@")
-        first = {"none": "", "biases": "initbias", "all": "init"}[what]
-        return f"{first}{at}{layers}+{self.name}" if first else self.name
+        """The name in requests and tables, such as "initbias+bitfit" for re-initialised biases."""
+        parameters, at, layers = self.reinit.partition("@")
+        prefix = {"none": "", "biases": "initbias", "all": "init"}[parameters]
+        return f"{prefix}{at}{layers}+{self.name}" if prefix else self.name
 
 
 class EntryInfo(_Part):
-    """One parameter's part: its whole shape, and how many of its values the delta holds."""
+    """An entry of the delta: the parameter's shape, and how many of its values are stored."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,256}$")]
     kind: Literal["dense", "sparse"]
@@ -95,7 +94,7 @@ class EntryInfo(_Part):
 
 
 class InitialDelta(_Part):
-    """The delta that a run started from: what it is, its version, the SHA-256 of its file."""
+    """The delta that a run started from; `digest` is the SHA-256 of its file."""
 
     task: Name
     strategy: Text
@@ -105,14 +104,14 @@ class InitialDelta(_Part):
 
 
 class DataSetRef(_Part):
-    """Where rows of the user's own came from, if from a data set: which one, and which splits.
+    """The data set and the splits that a custom task's rows came from.
 
     Attributes:
-        name: a name on the Hugging Face hub, or that of a folder.
-        config: the configuration that was asked for.
-        revision: the commit on the hub; None for a folder.
-        train_split: what was trained on.
-        validation_split: what was judged on; None when rows of the train split were held out.
+        name: name on the Hugging Face hub, or of a folder.
+        config: configuration that was asked for.
+        revision: commit on the hub; None for a folder.
+        train_split: split with the train rows.
+        validation_split: split with the validation rows; None if train rows were held out.
     """
 
     name: str
@@ -123,15 +122,15 @@ class DataSetRef(_Part):
 
     @property
     def spelled(self) -> str:
-        """As `--dataset` takes it."""
+        """The value of `--dataset` that names this data set."""
         config = f":{self.config}" if self.config else ""
         return f"{self.name}{config}" + (f"@{self.revision}" if self.revision else "")
 
 
 class TrainingFacts(_Part):
-    """Enough to repeat the run: data, hyper-parameters, software, cost.
+    """The data, hyper-parameters and software that repeat the run, and its cost.
 
-    What has a default came later than the format, so that older files can still be read.
+    Fields with a default were added after the first release, so that older files can be read.
     """
 
     data: Literal["folder", "hub", "sample", "files"]
@@ -166,7 +165,7 @@ class TrainingFacts(_Part):
 
 
 class LabelMetrics(_Part):
-    """How well one label is answered on a split; `rows` have it."""
+    """Scores of one label on a split; `rows` counts the rows with that label."""
 
     rows: int
     precision: float
@@ -175,9 +174,9 @@ class LabelMetrics(_Part):
 
 
 class SplitMetrics(_Part):
-    """Metrics on one split; `note` says what a reader must know about its rows.
+    """Metrics on one split; `note` warns readers about its rows.
 
-    `by_label` is filled for tasks of the user's own that have labels.
+    `by_label` is filled for custom tasks with labels.
     """
 
     rows: int
@@ -187,7 +186,7 @@ class SplitMetrics(_Part):
 
 
 class Manifest(_Part):
-    """The whole document. `metrics` has "selection" and the task's validation splits as keys."""
+    """The whole document; `metrics` has "selection" and the task's validation splits as keys."""
 
     format_version: Literal[1] = 1
     backbone: BackboneRef
@@ -202,7 +201,7 @@ class Manifest(_Part):
 
     @property
     def key(self) -> tuple[str, str]:
-        """(task, strategy): the name under which the delta is served."""
+        """Task and strategy, under which the delta is served."""
         return self.task.name, self.strategy.served_as
 
     @property
@@ -212,5 +211,5 @@ class Manifest(_Part):
 
     @property
     def validation_split(self) -> str | None:
-        """The split whose primary metric stands for the delta: the first that isn't "selection"."""
+        """The split whose primary metric represents the delta: the first besides "selection"."""
         return next((split for split in self.metrics if split != "selection"), None)

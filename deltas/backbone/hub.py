@@ -1,7 +1,7 @@
-"""Whether the Hugging Face hub answers, found out in a bounded time.
+"""Probe the Hugging Face hub and its local cache in a bounded time.
 
-Left alone, the hub's libraries retry for half a minute, or wait for ever for a server that takes a
-connection and says nothing.
+The hub's libraries retry for half a minute, and wait forever for a server that accepts a connection
+and never answers.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ _REQUEST_TIMEOUT_S = 4.0
 
 
 def why_unreachable(path: str) -> str:
-    """What keeps us from the hub, or "" when it answers; within five seconds.
+    """Return why the hub can't be used, or "" if it answers, within five seconds.
 
     Args:
-        path: of a small file on the hub, which is asked for.
+        path: small file on the hub to request.
     """
     from huggingface_hub import constants
 
@@ -28,11 +28,11 @@ def why_unreachable(path: str) -> str:
     def ask() -> None:
         try:
             outcome[0] = _ask(endpoint, path)
-        except Exception as error:  # noqa: BLE001 - end of a thread: whatever it is, no hub
+        except Exception as error:  # noqa: BLE001 - whatever happened, the hub is unusable
             outcome[0] = f"{endpoint} can't be reached ({error or type(error).__name__})"
 
-    # A name server that doesn't answer blocks for longer than any request timeout, so the wait is
-    # bounded out here.
+    # A DNS server that doesn't answer blocks for longer than any request timeout, so a thread
+    # bounds the wait.
     probe = threading.Thread(target=ask, name="hub-probe", daemon=True)
     probe.start()
     probe.join(PROBE_S)
@@ -40,7 +40,7 @@ def why_unreachable(path: str) -> str:
 
 
 def is_cached(name: str, file: str, revision: str | None) -> bool:
-    """Whether a model's file is in the local cache; False for what can't be a model's name."""
+    """Return True if a model's file is in the local cache; False for invalid names, too."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -53,7 +53,7 @@ def is_cached(name: str, file: str, revision: str | None) -> bool:
 def _ask(endpoint: str, path: str) -> str:
     from huggingface_hub import get_session
 
-    # The hub library's own session: the same proxies and certificates as the download that follows.
+    # The hub library's session uses the same proxies and certificates as the later download.
     status = get_session().head(f"{endpoint}/{path}", timeout=_REQUEST_TIMEOUT_S).status_code
-    # 5xx and 407 come from proxies and gateways on the way; any other answer is the hub's own.
+    # Proxies and gateways answer 5xx and 407; any other answer comes from the hub.
     return f"{endpoint} answered with status {status}" if status >= 500 or status == 407 else ""

@@ -1,9 +1,9 @@
-"""Names and sizes of the encoder's weights, and how Hugging Face's parameters are stacked.
+"""Map the encoder's weights to the Hugging Face parameters that are stacked in them.
 
-Query, key and value share one matrix, so one GEMM computes all three. In the last layer only the
-first token's query is needed (the head reads nothing else), so there the query stands alone and key
-and value are stacked. Parts are stacked along the first dimension, so a part's flat index moves by
-the size of the parts before it.
+Query, key and value share one matrix, so one GEMM computes all three. In the last layer, the head
+needs only the first token's query, so the query stands alone there, and key and value are stacked.
+Parameters are stacked along the first dimension: a flat index into a parameter is offset by the
+sizes of the parameters before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of a BERT encoder."""
+    """The sizes of a BERT encoder."""
 
     num_layers: int
     hidden_size: int
@@ -35,7 +35,7 @@ class EncoderConfig:
         """Read a `transformers.BertConfig`.
 
         Raises:
-            BackboneError: a variant of BERT that the encoder does not compute.
+            BackboneError: the encoder does not support this variant of BERT.
         """
         if config.hidden_act not in ACTIVATIONS:
             raise BackboneError(
@@ -45,8 +45,8 @@ class EncoderConfig:
         positions = getattr(config, "position_embedding_type", "absolute") or "absolute"
         if positions != "absolute" or config.is_decoder:
             raise BackboneError(
-                f"needs an encoder with absolute positions, this has {positions!r} positions"
-                f"{' and is a decoder' if config.is_decoder else ''}"
+                f"only encoders with absolute positions are supported; this network has "
+                f"{positions!r} positions{' and is a decoder' if config.is_decoder else ''}"
             )
         return cls(
             num_layers=config.num_hidden_layers,
@@ -72,25 +72,25 @@ def encoder_layout(config: EncoderConfig) -> dict[str, tuple[str, ...]]:
         )
     }
 
-    def site(target: str, *sources: str) -> None:
+    def add(target: str, *sources: str) -> None:
         for end in ("weight", "bias"):
             layout[f"{target}.{end}"] = tuple(f"bert.{source}.{end}" for source in sources)
 
-    site("embeddings.norm", "embeddings.LayerNorm")
+    add("embeddings.norm", "embeddings.LayerNorm")
     for number in range(config.num_layers):
         ours, theirs = f"layer.{number}", f"encoder.layer.{number}"
         query, key, value = (
             f"{theirs}.attention.self.{part}" for part in ("query", "key", "value")
         )
         if number < config.num_layers - 1:
-            site(f"{ours}.query_key_value", query, key, value)
+            add(f"{ours}.query_key_value", query, key, value)
         else:
-            site(f"{ours}.query", query)
-            site(f"{ours}.key_value", key, value)
-        site(f"{ours}.attention_output", f"{theirs}.attention.output.dense")
-        site(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm")
-        site(f"{ours}.intermediate", f"{theirs}.intermediate.dense")
-        site(f"{ours}.output", f"{theirs}.output.dense")
-        site(f"{ours}.output_norm", f"{theirs}.output.LayerNorm")
-    site("pooler", "pooler.dense")
+            add(f"{ours}.query", query)
+            add(f"{ours}.key_value", key, value)
+        add(f"{ours}.attention_output", f"{theirs}.attention.output.dense")
+        add(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm")
+        add(f"{ours}.intermediate", f"{theirs}.intermediate.dense")
+        add(f"{ours}.output", f"{theirs}.output.dense")
+        add(f"{ours}.output_norm", f"{theirs}.output.LayerNorm")
+    add("pooler", "pooler.dense")
     return layout

@@ -1,9 +1,9 @@
-"""From a user's row of text to token ids, the same way in training and in serving.
+"""Check a user's row of text and turn it into token ids, for training and for serving.
 
-Texts are tokenized alone and uncut, then cut and joined here. Left to the tokenizer, cutting a
-pair makes every combination of what was cut off: minutes and gigabytes for two long texts. Its
-truncation is also a setting of the shared object, so that changing it is a data race between
-threads.
+Each text is tokenized alone and in full; this module truncates and joins the ids. The tokenizer's
+own truncation of a pair builds every combination of the overflow, which takes minutes and gigabytes
+for two long texts. It is also a setting of the shared object, so changing it would be a data race
+between threads. `deltas.encoder.packing` packs the rows.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class TokenizedRow:
     """One row, ready for a packed batch.
 
     Attributes:
-        input_ids: with the special tokens.
+        input_ids: token ids, special tokens included.
         token_type_ids: 0 for the first text, 1 for the second.
-        truncated: whether text was cut to the task's maximum length.
+        truncated: True if text was cut to the task's maximum length.
     """
 
     input_ids: list[int]
@@ -35,7 +35,7 @@ class TokenizedRow:
 
     @property
     def num_tokens(self) -> int:
-        """Length, special tokens included."""
+        """The number of tokens, special tokens included."""
         return len(self.input_ids)
 
 
@@ -45,13 +45,13 @@ def tokenize_rows(
     """Check rows against the task's fields and tokenize them; thread-safe.
 
     Args:
-        tokenizer: the backbone's.
-        task: fields and maximum length.
-        rows: a string (tasks with one text), or an object with the task's fields, or with `text`
-            and `text_pair`.
+        tokenizer: tokenizer of the backbone.
+        task: text fields and maximum length.
+        rows: for each row a string (tasks with one text), or an object with the task's fields, or
+            with `text` and `text_pair`.
 
     Raises:
-        InvalidTextError: naming the first wrong row and field.
+        InvalidTextError: names the first wrong row and field.
     """
     texts = [row_texts(task, row, position) for position, row in enumerate(rows)]
     return tokenize_texts(tokenizer, task.max_length, texts)
@@ -60,47 +60,46 @@ def tokenize_rows(
 def tokenize_texts(
     tokenizer: Any, max_length: int, texts: Sequence[tuple[str, ...]]
 ) -> list[TokenizedRow]:
-    """Tokenize checked texts, one or two a row; thread-safe.
+    """Tokenize checked texts, one or two per row; thread-safe.
 
-    What doesn't fit is cut as `transformers` does with truncation="longest_first": from the end of
-    the longer text until both are of one length, then from both.
+    Long rows are truncated like `transformers` does with truncation="longest_first": from the end
+    of the longer text until both have the same length, then from both.
     """
     plain = _plain(tokenizer)
     flat = [text for row in texts for text in row]
     ids = iter(encoding.ids for encoding in plain.encode_batch_fast(flat, add_special_tokens=False))
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    return [_joined([next(ids) for _ in row], max_length, cls, sep) for row in texts]
+    return [_join([next(ids) for _ in row], max_length, cls, sep) for row in texts]
 
 
-def _joined(parts: list[list[int]], max_length: int, cls: int, sep: int) -> TokenizedRow:
-    """[CLS] a [SEP], or [CLS] a [SEP] b [SEP] with type 1 from b on; BERT, section 3.2."""
-    room = max_length - 1 - len(parts)
-    kept = _kept_lengths([len(part) for part in parts], room)
+def _join(parts: list[list[int]], max_length: int, cls: int, sep: int) -> TokenizedRow:
+    """Frame texts as [CLS] a [SEP] b [SEP], with type 1 from b on (BERT, section 3.2)."""
+    kept = _kept_lengths([len(part) for part in parts], max_length - 1 - len(parts))
     input_ids, token_type_ids = [cls], [0]
-    for kind, (part, length) in enumerate(zip(parts, kept, strict=True)):
+    for token_type, (part, length) in enumerate(zip(parts, kept, strict=True)):
         input_ids += [*part[:length], sep]
-        token_type_ids += [kind] * (length + 1)
+        token_type_ids += [token_type] * (length + 1)
     truncated = sum(kept) < sum(map(len, parts))
     return TokenizedRow(input_ids, token_type_ids, truncated)
 
 
-def _kept_lengths(lengths: list[int], room: int) -> list[int]:
-    """How many tokens of each text stay; an odd one goes to the longer text, else the second."""
-    if sum(lengths) <= room:
+def _kept_lengths(lengths: list[int], most: int) -> list[int]:
+    """Return the truncated lengths; an odd token goes to the longer text, else to the second."""
+    if sum(lengths) <= most:
         return lengths
     if len(lengths) == 1:
-        return [room]
+        return [most]
     shorter, longer = sorted(lengths)
-    shorter, longer = min(shorter, room // 2), max(room - shorter, room - room // 2)
+    shorter, longer = min(shorter, most // 2), max(most - shorter, most - most // 2)
     return [longer, shorter] if lengths[0] > lengths[1] else [shorter, longer]
 
 
 def row_texts(task: TaskSpec, row: object, position: int) -> tuple[str, ...]:
-    """The row's texts in the order of the task's fields.
+    """Return the row's texts in the order of the task's fields.
 
     Raises:
-        InvalidTextError: the row is of the wrong type, or a field is missing, unknown or not a
-            text.
+        InvalidTextError: the row has the wrong type, or a field is missing, unknown or not a
+            string.
     """
     fields = task.text_fields
     if isinstance(row, str):
@@ -110,7 +109,7 @@ def row_texts(task: TaskSpec, row: object, position: int) -> tuple[str, ...]:
                 None,
                 f"{task.name!r} takes two texts: give an object with {_listed(fields)}",
             )
-        return (_checked(row, position, None),)
+        return (_check_text(row, position, None),)
     if not isinstance(row, Mapping):
         wanted = f"an object with {_listed(fields)}"
         wanted = wanted if len(fields) == 2 else f"a string or {wanted}"
@@ -125,10 +124,10 @@ def row_texts(task: TaskSpec, row: object, position: int) -> tuple[str, ...]:
             raise InvalidTextError(
                 position, name, f"is missing; {task.name!r} takes {_listed(fields)}"
             )
-    return tuple(_checked(row[name], position, name) for name in used)
+    return tuple(_check_text(row[name], position, name) for name in used)
 
 
-def _checked(text: object, position: int, field: str | None) -> str:
+def _check_text(text: object, position: int, field: str | None) -> str:
     if not isinstance(text, str):
         raise InvalidTextError(position, field, f"must be a string, not {_json_type(text)}")
     try:
@@ -137,13 +136,13 @@ def _checked(text: object, position: int, field: str | None) -> str:
         raise InvalidTextError(
             position,
             field,
-            f"has half a surrogate pair at character {error.start}; send valid Unicode",
+            f"has a lone surrogate at character {error.start}; send valid Unicode",
         ) from None
     return text
 
 
 def _json_type(value: object) -> str:
-    """What a value is called in JSON, where nearly all rows come from."""
+    """Return the JSON name of a value's type, since nearly all rows arrive as JSON."""
     names = {"NoneType": "null", "bool": "a boolean", "int": "a number", "float": "a number"}
     names |= {"list": "an array", "tuple": "an array", "dict": "an object", "str": "a string"}
     return names.get(type(value).__name__, type(value).__name__)
@@ -164,7 +163,7 @@ def _plain(tokenizer: Any) -> Any:
 
 
 def plain_copy(tokenizer: Any) -> Any:
-    """The backend of a tokenizer as a copy that neither cuts nor pads, whatever is set on it."""
+    """Return a copy of a tokenizer's backend that neither truncates nor pads."""
     backend = tokenizer.backend_tokenizer
     plain = type(backend).from_str(backend.to_str())
     plain.no_truncation()

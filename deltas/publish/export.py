@@ -1,4 +1,4 @@
-"""Turn a delta back into stock `transformers`: a network, or a folder that loads anywhere."""
+"""Turn a delta back into a stock `transformers` network, or into a folder that loads anywhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PROBLEM_TYPES: dict[str, Any] = {
 
 
 def stock_network(delta: Delta, backbone: Backbone) -> Any:
-    """A `BertForSequenceClassification` whose parameters are bit-equal to those that were trained.
+    """Build a `BertForSequenceClassification` with parameters bit-equal to the trained ones.
 
     Raises:
         DeltaMismatchError: the delta belongs to another backbone.
@@ -59,7 +59,7 @@ def stock_network(delta: Delta, backbone: Backbone) -> Any:
 
 
 def export_folder(delta: Delta, backbone: Backbone, folder: Path) -> None:
-    """Write network, tokenizer and manifest, as `AutoModelForSequenceClassification` loads them.
+    """Write network, tokenizer and manifest for `AutoModelForSequenceClassification`.
 
     Raises:
         DeltaError: the folder exists and isn't empty.
@@ -69,7 +69,7 @@ def export_folder(delta: Delta, backbone: Backbone, folder: Path) -> None:
     network = stock_network(delta, backbone)
     network.save_pretrained(folder)
     backbone.tokenizer.save_pretrained(folder)
-    # In the file only: the backbone's own tokenizer also serves tasks of other lengths.
+    # Only in the file: the tokenizer in memory also serves tasks of other lengths.
     settings_path = folder / "tokenizer_config.json"
     settings = json.loads(settings_path.read_text())
     settings["model_max_length"] = delta.manifest.task.max_length

@@ -1,6 +1,6 @@
-"""The study's rows: what repeated runs of a strategy gave on a task, shipped beside the zoo.
+"""Read and write the study's rows: each strategy's mean score on each task, beside the zoo.
 
-`training.report` writes them from the runs' results, the server's `/benchmark` serves them.
+`training.report` computes the rows from the results of runs; the server's `/benchmark` serves them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FILE = "study.json"
 
 
 class StudyRow(BaseModel):
-    """One strategy on one task at one train size: the mean over seeds, and what it costs."""
+    """One strategy on one task at one train size: mean score over seeds, and cost."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -56,17 +56,17 @@ _ROWS = TypeAdapter(list[StudyRow])
 
 
 def study_path() -> Path:
-    """Where the rows are shipped."""
+    """Return the path of the shipped rows."""
     return zoo_path() / _FILE
 
 
 def write_study(path: Path, rows: list[StudyRow]) -> None:
-    """Write rows, whole or not at all."""
+    """Write all rows in one step."""
     write_atomically(path, _ROWS.dump_json(rows, indent=1) + b"\n")
 
 
 def read_study(path: Path) -> list[StudyRow]:
-    """Rows as they were written; none where there is no file.
+    """Read the rows; return an empty list if there is no file.
 
     Raises:
         DeltaFormatError: the file is not what `write_study` writes.
@@ -76,4 +76,4 @@ def read_study(path: Path) -> list[StudyRow]:
     try:
         return _ROWS.validate_json(path.read_bytes())
     except ValidationError as error:
-        raise DeltaFormatError(path, f"no rows of a study ({error.errors()[0]['msg']})") from error
+        raise DeltaFormatError(path, f"not a study file ({error.errors()[0]['msg']})") from error

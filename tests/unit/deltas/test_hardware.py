@@ -100,7 +100,7 @@ def test_whole_numbers_need_exact_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "_int_mm", lambda x, y: (x.double() @ y.double()).int())
     assert pick_precision("int8", torch.device("cpu")) == "int8"
     monkeypatch.setattr(torch, "_int_mm", add_in_16_bits)
-    with pytest.raises(BackboneError, match="needs a CPU that multiplies whole numbers exactly"):
+    with pytest.raises(BackboneError, match="needs a CPU with exact int8 products"):
         pick_precision("int8", torch.device("cpu"))
 
 
@@ -121,7 +121,7 @@ def test_whole_numbers_are_refused_where_sums_are_cut_off(isa: str) -> None:
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
     command = [sys.executable, "-c", ASK_FOR_INT8]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert "needs a CPU that multiplies whole numbers exactly" in done.stdout
+    assert "needs a CPU with exact int8 products" in done.stdout
 
 
 FAULTS = """

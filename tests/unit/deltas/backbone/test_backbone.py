@@ -191,7 +191,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no pooler": (drop_pooler, "a pooler is needed"),
     "another architecture": (
         lambda folder: edit(folder / "config.json", model_type="roberta"),
-        "is a 'roberta' network; supported is: 'bert'",
+        "is a 'roberta' network; 'bert' is supported",
     ),
     "an unknown architecture": (
         lambda folder: edit(folder / "config.json", model_type="novel"),
@@ -211,7 +211,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a width in words": (lambda folder: edit(folder / "config.json", hidden_size="wide"), "copy"),
     "too few layers": (
         lambda folder: edit(folder / "config.json", num_hidden_layers=3),
-        "lacks weights",
+        "lacks the weights",
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "can't load"),
     "truncated weights": (lambda folder: cut(folder / "model.safetensors"), "can't load"),
@@ -263,7 +263,7 @@ def test_making_names_every_wrong_parameter(tiny_backbone: Backbone) -> None:
     with pytest.raises(BackboneError) as caught:
         make_backbone(tiny_backbone.config, parameters, tiny_backbone.tokenizer, "x")
     assert "missing: ['bert.pooler.dense.bias']" in str(caught.value)
-    assert "not understood: ['bert.extra']" in str(caught.value)
+    assert "unknown ones: ['bert.extra']" in str(caught.value)
 
 
 def test_the_packaged_weights_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_rows_are_read_back_as_they_were(tmp_path: Path) -> None:
 def test_another_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "study.json"
     path.write_text(content)
-    with pytest.raises(DeltaFormatError, match=r"study.json: no rows of a study"):
+    with pytest.raises(DeltaFormatError, match=r"study.json: not a study file"):
         read_study(path)
 
 
