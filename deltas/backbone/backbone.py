@@ -158,9 +158,7 @@ def _packaged_folder() -> Path:
     try:
         found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     except OSError as error:
-        raise BackboneError(
-            f"the package of the default backbone is incomplete: {error}"
-        ) from error
+        raise BackboneError(f"the default backbone's package is incomplete: {error}") from error
     if found != _PACKAGED_SHA256:
         raise BackboneError(
             f"{folder / 'model.safetensors'} has SHA-256 {found}, expected {_PACKAGED_SHA256}; "

@@ -168,9 +168,9 @@ print(before - resident_bytes())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_freed_memory_is_given_back_at_the_end_of_a_start() -> None:
-    """100 MB in blocks with something in use between them; room for lines doesn't hold it either.
+    """100 MB are freed in blocks between used ones; reserved, unwritten rows do not keep them.
 
-    20 MB of it are room that nobody has written to.
+    20 MB of the reserved rows are never written to.
     """
     command = [sys.executable, "-c", GIVEN_BACK]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

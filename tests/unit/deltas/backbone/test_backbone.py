@@ -262,7 +262,7 @@ def test_making_names_every_wrong_parameter(tiny_backbone: Backbone) -> None:
     parameters["bert.extra"] = torch.ones(1)
     with pytest.raises(BackboneError) as caught:
         make_backbone(tiny_backbone.config, parameters, tiny_backbone.tokenizer, "x")
-    assert "missing: ['bert.pooler.dense.bias']" in str(caught.value)
+    assert "missing parameters: ['bert.pooler.dense.bias']" in str(caught.value)
     assert "unknown ones: ['bert.extra']" in str(caught.value)
 
 
