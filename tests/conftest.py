@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
-from math import prod
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch is imported: tests run beside each other and beside their servers, and OpenMP threads
@@ -24,74 +23,26 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from deltas import (
-    Backbone,
-    Delta,
-    DenseEntry,
-    Entry,
-    Manifest,
-    SparseEntry,
-    SplitMetrics,
-    StrategySpec,
-    TaskSpec,
-    TrainingFacts,
-    delta_path,
-    load_backbone,
-    write_delta,
-)
-from tests import laws  # noqa: F401  (registers the profiles of hypothesis)
-from training.strategies import grammar
+from deltas import Backbone, Delta, TaskSpec, delta_path, load_backbone, write_delta
+from tests import factories, laws, process_state
 
 # A shell that runs the tests in the background has them ignore these, and all that they start too.
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
 
-hypothesis.settings.load_profile("fast")
+hypothesis.settings.load_profile(laws.FAST)
+torch.set_num_threads(1)  # tests run beside each other's servers
 
 GLUE_CANDIDATES = ("../shared/glue",)
-MakeDelta = Callable[..., Delta]
-
-TOY_TASKS = {
-    "toy2": TaskSpec(
-        name="toy2",
-        kind="single_label",
-        labels=("bad", "good"),
-        text_fields=("sentence",),
-        max_length=32,
-    ),
-    "toy3": TaskSpec(
-        name="toy3",
-        kind="single_label",
-        labels=("yes", "maybe", "no"),
-        text_fields=("premise", "hypothesis"),
-        max_length=40,
-    ),
-    "toyreg": TaskSpec(
-        name="toyreg", kind="regression", labels=(), text_fields=("first", "second"), max_length=40
-    ),
-    "toymulti": TaskSpec(
-        name="toymulti",
-        kind="multi_label",
-        labels=("a", "b", "c", "d"),
-        text_fields=("text",),
-        max_length=24,
-    ),
-    "toy68": TaskSpec(
-        name="toy68",
-        kind="single_label",
-        labels=tuple(f"label {n}" for n in range(68)),
-        text_fields=("utterance",),
-        max_length=16,
-    ),
-}
-TOY_STRATEGIES = ("bitfit", "layernorm", "random:0.05", "head", "top:1")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Tests run beside each other's servers; more threads would only spin."""
-    torch.set_num_threads(1)
+@pytest.fixture(autouse=True)
+def _undo_changes_to_the_process() -> Iterator[None]:
+    """Put back the environment, loggers, threads and limits, whether the test passes or fails."""
+    put_back = process_state.remember()
+    yield
+    put_back()
 
 
 @pytest.fixture(scope="session")
@@ -182,76 +133,22 @@ def packaged_backbone() -> Backbone:
 @pytest.fixture(scope="session")
 def toy_tasks() -> dict[str, TaskSpec]:
     """One task of each kind and head size, by name."""
-    return TOY_TASKS
+    return factories.TOY_TASKS
 
 
 @pytest.fixture(scope="session")
-def make_delta() -> MakeDelta:
+def make_delta() -> Callable[..., Delta]:
     """A function (backbone, task, strategy, seed=0, **manifest changes) -> Delta."""
-    return _make_delta
-
-
-def _make_delta(
-    backbone: Backbone, task: TaskSpec, strategy: str, seed: int = 0, **changes: object
-) -> Delta:
-    generator = torch.Generator().manual_seed(seed * 7919 + sum(map(ord, task.name + strategy)))
-    shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
-    entries: dict[str, Entry] = {}
-    for name, indices in grammar.select(strategy, shapes, seed).items():
-        value = backbone.parameters[name]
-        if indices is None:
-            entries[name] = DenseEntry(value + 0.1 * torch.randn(value.shape, generator=generator))
-        else:
-            values = value.reshape(-1)[indices] + 0.3 * torch.randn(
-                len(indices), generator=generator
-            )
-            entries[name] = SparseEntry(indices, values, tuple(value.shape))
-    weight = 0.3 * torch.randn(task.num_outputs, backbone.config.hidden_size, generator=generator)
-    bias = torch.randn(task.num_outputs, generator=generator)
-    described = tuple(entry.info(name) for name, entry in entries.items())
-    metric = "pearson" if task.kind == "regression" else "accuracy"
-    facts: dict[str, object] = {
-        "backbone": backbone.ref,
-        "task": task,
-        "strategy": StrategySpec(name=grammar.canonical(strategy), seed=seed),
-        "entries": described,
-        "trainable_parameters": sum(info.count for info in described)
-        + weight.numel()
-        + bias.numel(),
-        "total_parameters": sum(map(prod, shapes.values())) + weight.numel() + bias.numel(),
-        "training": TrainingFacts(
-            data="files",
-            data_digest="0" * 64,
-            train_rows=100,
-            selection_rows=10,
-            epochs=1.0,
-            steps=4,
-            batch_size=32,
-            learning_rate=1e-3,
-            precision="fp32",
-            seed=seed,
-            duration_s=1.0,
-            device="cpu",
-            versions={"torch": torch.__version__},
-            command="python -m training.fit",
-        ),
-        "primary_metric": metric,
-        "metrics": {
-            "selection": SplitMetrics(rows=10, values={metric: 0.5}),
-            "validation": SplitMetrics(rows=20, values={metric: 0.25}),
-        },
-    }
-    manifest = Manifest.model_validate(facts | changes)
-    return Delta(manifest, entries, weight, bias)
+    return factories.make_delta
 
 
 @pytest.fixture(scope="session")
 def tiny_deltas(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Backbone) -> Path:
     """A delta of every toy task and strategy for the tiny backbone. Copy it to change it."""
     root = tmp_path_factory.mktemp("deltas")
-    for task in TOY_TASKS.values():
-        for strategy in TOY_STRATEGIES:
-            delta = _make_delta(tiny_backbone, task, strategy)
+    for task in factories.TOY_TASKS.values():
+        for strategy in factories.TOY_STRATEGIES:
+            delta = factories.make_delta(tiny_backbone, task, strategy)
             write_delta(delta, delta_path(root, tiny_backbone.ref.id, task.name, strategy))
     return root
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-THOROUGH = 10  # times as many examples
+FAST, THOROUGH = "fast", "thorough"  # names of the profiles
+FACTOR = 10  # times as many examples in the thorough profile
 
 # Machines that run tests are busy: how long an example takes says nothing about the code.
-settings.register_profile("fast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("thorough", settings.get_profile("fast"), max_examples=100 * THOROUGH)
+settings.register_profile(FAST, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(THOROUGH, settings.get_profile(FAST), max_examples=100 * FACTOR)
 
 
 def law(num_examples: int) -> settings:
     """Return a decorator for a property test, with the examples that it has in the fast profile."""
-    is_thorough = settings.get_current_profile_name() == "thorough"
-    return settings(max_examples=num_examples * (THOROUGH if is_thorough else 1))
+    is_thorough = settings.get_current_profile_name() == THOROUGH
+    return settings(max_examples=num_examples * (FACTOR if is_thorough else 1))

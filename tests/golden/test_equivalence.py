@@ -29,6 +29,7 @@ from deltas import (
 from deltas.backbone.backbone import weights_fingerprint
 from deltas.backbone.tokenizer import row_texts
 from deltas.encoder.window_attention import WindowAttention
+from tests.factories import stock_network
 
 STRATEGIES = [
     "full", "head", "bitfit", "bitfit:intermediate,query", "layernorm", "random:0.001",
@@ -61,27 +62,8 @@ def tokenized(engine: Engine, record: Record, row: dict[str, str]) -> EngineRow:
 
 def stock_logits(backbone: Backbone, delta: Delta, rows: list[Any]) -> Tensor:
     """Logits of the stock network, each row alone, with the delta's values copied in."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    sizes = backbone.config
-    config = BertConfig(  # type: ignore[call-arg]
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        num_hidden_layers=sizes.num_layers,
-        num_attention_heads=sizes.num_heads,
-        intermediate_size=sizes.intermediate_size,
-        max_position_embeddings=sizes.max_positions,
-        num_labels=delta.manifest.task.num_outputs,
-    )
-    network = BertForSequenceClassification(config).eval()
-    parameters = dict(network.named_parameters())
+    network, answers = stock_network(backbone, delta), []
     with torch.no_grad():
-        for name, value in backbone.parameters.items():
-            entry = delta.entries.get(name)
-            parameters[name].copy_(value if entry is None else entry.resolve(value))
-        network.classifier.weight.copy_(delta.head_weight)
-        network.classifier.bias.copy_(delta.head_bias)
-        answers = []
         for row in rows:
             ids, types = torch.tensor([row.input_ids]), torch.tensor([row.token_type_ids])
             answers.append(network(input_ids=ids, token_type_ids=types).logits[0])

@@ -29,6 +29,7 @@ from deltas import (
 )
 from deltas.backbone.backbone import weights_fingerprint
 from deltas.encoder.window_attention import WindowAttention
+from tests.factories import stock_network
 from training.run.task_model import TaskModel, task_loss
 
 STRATEGIES = [
@@ -106,30 +107,14 @@ def stock_gradients(
     backbone: Backbone, delta: Delta, rows: list[TokenizedRow]
 ) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of stock transformers, by autograd on whole matrices."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    sizes = backbone.config
-    network = BertForSequenceClassification(
-        BertConfig(  # type: ignore[call-arg]
-            vocab_size=sizes.vocab_size,
-            hidden_size=sizes.hidden_size,
-            num_hidden_layers=sizes.num_layers,
-            num_attention_heads=sizes.num_heads,
-            intermediate_size=sizes.intermediate_size,
-            max_position_embeddings=sizes.max_positions,
-            num_labels=delta.manifest.task.num_outputs,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            pad_token_id=None,  # else the stock embedding hides that token's gradient
-        )
+    network = stock_network(
+        backbone,
+        delta,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=None,  # else the stock embedding hides that token's gradient
     ).train()
     parameters = dict(network.named_parameters())
-    with torch.no_grad():
-        for name, value in backbone.parameters.items():
-            entry = delta.entries.get(name)
-            parameters[name].copy_(value if entry is None else entry.resolve(value))
-        network.classifier.weight.copy_(delta.head_weight)
-        network.classifier.bias.copy_(delta.head_bias)
     logits = torch.cat(
         [
             network(

@@ -9,29 +9,11 @@ from html.parser import HTMLParser
 import pytest
 
 from frontend.glossary import Scale
-from frontend.models import BenchmarkRow, Prediction
+from frontend.models import Prediction
 from frontend.panels.cards import Card, card_grid, delta_footer, delta_table
+from tests.factories import benchmark_row
 
-ROW = BenchmarkRow(
-    task="cola",
-    strategy="bitfit",
-    version="0123456789abcdef",
-    metric="matthews",
-    value=0.4567,
-    split="validation",
-    split_rows=10,
-    split_note="",
-    metrics={},
-    size_bytes=102_400,
-    trainable_parameters=10,
-    trained_share=0.0022,
-    train_rows=100,
-    train_note="",
-    learning_rate=0.001,
-    epochs=3.0,
-    seed=0,
-    data="folder",
-)
+ROW = benchmark_row(value=0.4567)
 SINGLE = Prediction(
     task="cola",
     strategy="bitfit",

@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import altair as alt
 import pytest
 
-from frontend.models import BenchmarkRow
 from frontend.panels.charts import benchmark_chart, size_chart, strategy_colors
-
-MakeRow = Callable[..., BenchmarkRow]
-
-
-@pytest.fixture
-def make_row() -> MakeRow:
-    """A function (task, strategy, value, size_bytes) -> benchmark row."""
-
-    def make(
-        task: str = "cola", strategy: str = "bitfit", value: float = 0.5, size_bytes: int = 100_000
-    ) -> BenchmarkRow:
-        return BenchmarkRow(
-            task=task,
-            strategy=strategy,
-            version="0" * 16,
-            metric="matthews",
-            value=value,
-            split="validation",
-            split_rows=10,
-            split_note="",
-            metrics={},
-            size_bytes=size_bytes,
-            trainable_parameters=10,
-            trained_share=0.001,
-            train_rows=100,
-            train_note="",
-            learning_rate=0.001,
-            epochs=3.0,
-            seed=0,
-            data="folder",
-        )
-
-    return make
+from tests.factories import benchmark_row
 
 
 def layers(chart: alt.LayerChart | alt.FacetChart) -> list[dict[str, Any]]:
@@ -61,8 +27,12 @@ def layer_of(chart: alt.LayerChart | alt.FacetChart, mark: str) -> dict[str, Any
     return found
 
 
-def test_every_delta_is_a_point_on_its_tasks_line(make_row: MakeRow) -> None:
-    rows = [make_row("rte"), make_row("rte", "head", 0.1), make_row("cola", value=0.7)]
+def test_every_delta_is_a_point_on_its_tasks_line() -> None:
+    rows = [
+        benchmark_row(task="rte"),
+        benchmark_row(task="rte", strategy="head", value=0.1),
+        benchmark_row(task="cola", value=0.7),
+    ]
     points = layer_of(benchmark_chart(rows, "cola"), "circle")
     shown = {(row["task"], row["strategy"], row["value"]) for row in points["rows"]}
     assert shown == {("RTE", "bitfit", 0.5), ("RTE", "head", 0.1), ("CoLA", "bitfit", 0.7)}
@@ -70,8 +40,8 @@ def test_every_delta_is_a_point_on_its_tasks_line(make_row: MakeRow) -> None:
     assert {tip["title"] for tip in points["encoding"]["tooltip"]} >= {"Value", "Delta", "Trained"}
 
 
-def test_the_chosen_task_is_highlighted(make_row: MakeRow) -> None:
-    rows = [make_row("rte"), make_row("cola"), make_row("mytask")]
+def test_the_chosen_task_is_highlighted() -> None:
+    rows = [benchmark_row(task="rte"), benchmark_row(task="cola"), benchmark_row(task="mytask")]
     for chosen, title in (("cola", "CoLA"), ("mytask", "mytask")):
         chart = benchmark_chart(rows, chosen)
         assert [row["task"] for row in layer_of(chart, "rect")["rows"]] == [title]
@@ -79,27 +49,32 @@ def test_the_chosen_task_is_highlighted(make_row: MakeRow) -> None:
         assert [row["task"] for row in points if row["chosen"]] == [title]
 
 
-def test_a_task_without_a_benchmark_highlights_nothing(make_row: MakeRow) -> None:
-    chart = benchmark_chart([make_row("rte")], "cola")
+def test_a_task_without_a_benchmark_highlights_nothing() -> None:
+    chart = benchmark_chart([benchmark_row(task="rte")], "cola")
     assert layer_of(chart, "rect")["rows"] == []
 
 
-def test_metrics_below_zero_and_above_one_are_on_the_chart(make_row: MakeRow) -> None:
+def test_metrics_below_zero_and_above_one_are_on_the_chart() -> None:
     for value in (-0.2, 0.4, 1.7):
-        points = layer_of(benchmark_chart([make_row(value=value)], "cola"), "circle")
+        points = layer_of(benchmark_chart([benchmark_row(value=value)], "cola"), "circle")
         low, high = points["encoding"]["x"]["scale"]["domain"]
         assert low <= min(value, 0)
         assert high >= max(value, 1)
 
 
-def test_the_chart_grows_with_the_number_of_tasks(make_row: MakeRow) -> None:
-    few = benchmark_chart([make_row("rte"), make_row("rte", "head")], "rte").to_dict()
-    many = benchmark_chart([make_row(f"task{n}") for n in range(30)], "rte").to_dict()
+def test_the_chart_grows_with_the_number_of_tasks() -> None:
+    few = benchmark_chart(
+        [benchmark_row(task="rte"), benchmark_row(task="rte", strategy="head")], "rte"
+    ).to_dict()
+    many = benchmark_chart([benchmark_row(task=f"task{n}") for n in range(30)], "rte").to_dict()
     assert many["height"] - few["height"] >= 29 * 20
 
 
-def test_sizes_stand_beside_the_backbone(make_row: MakeRow) -> None:
-    rows = [make_row(size_bytes=4_000), make_row("rte", "top:1", size_bytes=8_000_000)]
+def test_sizes_stand_beside_the_backbone() -> None:
+    rows = [
+        benchmark_row(size_bytes=4_000),
+        benchmark_row(task="rte", strategy="top:1", size_bytes=8_000_000),
+    ]
     chart = size_chart(rows, "rte", 91_000_000)
     points = layer_of(chart, "circle")
     assert [row["size_bytes"] for row in points["rows"]] == [4_000, 8_000_000]
@@ -110,8 +85,8 @@ def test_sizes_stand_beside_the_backbone(make_row: MakeRow) -> None:
     assert [row["task"] for row in points["rows"] if row["chosen"]] == ["RTE"]
 
 
-def test_a_strategy_has_the_same_colour_in_both_charts(make_row: MakeRow) -> None:
-    rows = [make_row(strategy="random:0.001"), make_row(strategy="bitfit")]
+def test_a_strategy_has_the_same_colour_in_both_charts() -> None:
+    rows = [benchmark_row(strategy="random:0.001"), benchmark_row(strategy="bitfit")]
     scales = [
         layer_of(chart, "circle")["encoding"]["color"]["scale"]
         for chart in (benchmark_chart(rows, "cola"), size_chart(rows, "cola", 10**8))

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from frontend.glossary import literal
-from frontend.models import Backbone, Benchmark, BenchmarkRow, StudyRow
+from frontend.models import Backbone, Benchmark, StudyRow
 from frontend.panels.tables import (
     FORMATS,
     benchmark_csv,
@@ -19,31 +19,25 @@ from frontend.panels.tables import (
     sample_notes,
     study_records,
 )
+from tests.factories import benchmark_row
 
 SAMPLE = "sample of the GLUE train set: 19,190 of 392,702 rows"
-MNLI = BenchmarkRow(
+MNLI = benchmark_row(
     task="mnli",
-    strategy="bitfit",
-    version="0123456789abcdef",
     metric="accuracy",
     value=0.7123456,
     split="validation_matched",
     split_rows=9815,
-    split_note="",
     metrics={
         "selection": {"rows": 900, "values": {"accuracy": 0.75}, "note": ""},
         "validation_matched": {"rows": 9815, "values": {"accuracy": 0.7123456}, "note": ""},
         "validation_mismatched": {"rows": 1000, "values": {"accuracy": 0.7}, "note": ""},
     },
-    size_bytes=102_400,
     trainable_parameters=50_000,
-    trained_share=0.0022,
     train_rows=19_190,
     train_note=SAMPLE,
-    learning_rate=0.001,
     epochs=2.5,
     seed=3,
-    data="folder",
 )
 MRPC = replace(
     MNLI,

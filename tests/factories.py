@@ -1,0 +1,174 @@
+"""Made-up tasks, deltas and rows that many tests need, each with any field changed."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+
+from deltas import (
+    Backbone,
+    Delta,
+    DenseEntry,
+    Entry,
+    Manifest,
+    SparseEntry,
+    SplitMetrics,
+    StrategySpec,
+    TaskSpec,
+    TrainingFacts,
+)
+from frontend.models import BenchmarkRow
+from training.strategies import grammar
+
+
+def _task(name: str, kind: str, labels: tuple[str, ...], *fields: str, length: int) -> TaskSpec:
+    return TaskSpec.model_validate(
+        {"name": name, "kind": kind, "labels": labels, "text_fields": fields, "max_length": length}
+    )
+
+
+# One task of each kind and head size, by name.
+TOY_TASKS = {
+    task.name: task
+    for task in (
+        _task("toy2", "single_label", ("bad", "good"), "sentence", length=32),
+        _task("toy3", "single_label", ("yes", "maybe", "no"), "premise", "hypothesis", length=40),
+        _task("toyreg", "regression", (), "first", "second", length=40),
+        _task("toymulti", "multi_label", ("a", "b", "c", "d"), "text", length=24),
+        _task(
+            "toy68",
+            "single_label",
+            tuple(f"label {n}" for n in range(68)),
+            "utterance",
+            length=16,
+        ),
+    )
+}
+TOY_STRATEGIES = ("bitfit", "layernorm", "random:0.05", "head", "top:1")
+
+
+def training_facts(**changes: Any) -> TrainingFacts:
+    """Return the facts of a short training run, with these fields changed."""
+    facts: dict[str, Any] = {
+        "data": "files",
+        "data_digest": "0" * 64,
+        "train_rows": 100,
+        "selection_rows": 10,
+        "epochs": 1.0,
+        "steps": 4,
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        "seed": 0,
+        "duration_s": 1.0,
+        "device": "cpu",
+        "versions": {"torch": torch.__version__},
+        "command": "python -m training.fit",
+    }
+    return TrainingFacts.model_validate(facts | changes)
+
+
+def make_delta(
+    backbone: Backbone, task: TaskSpec, strategy: str, seed: int = 0, **changes: object
+) -> Delta:
+    """Return a delta with random values where the strategy trains.
+
+    Args:
+        backbone: the backbone that the delta lies over.
+        task: the task of the delta's head.
+        strategy: the strategy that selects the trained values.
+        seed: the seed of the values.
+        **changes: fields of the manifest that differ from the usual ones.
+    """
+    generator = torch.Generator().manual_seed(seed * 7919 + sum(map(ord, task.name + strategy)))
+    shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
+    entries: dict[str, Entry] = {}
+    for name, indices in grammar.select(strategy, shapes, seed).items():
+        value = backbone.parameters[name]
+        if indices is None:
+            entries[name] = DenseEntry(value + 0.1 * torch.randn(value.shape, generator=generator))
+        else:
+            noise = 0.3 * torch.randn(len(indices), generator=generator)
+            entries[name] = SparseEntry(
+                indices, value.reshape(-1)[indices] + noise, tuple(value.shape)
+            )
+    weight = 0.3 * torch.randn(task.num_outputs, backbone.config.hidden_size, generator=generator)
+    bias = torch.randn(task.num_outputs, generator=generator)
+    described = tuple(entry.info(name) for name, entry in entries.items())
+    in_head = weight.numel() + bias.numel()
+    metric = "pearson" if task.kind == "regression" else "accuracy"
+    facts: dict[str, object] = {
+        "backbone": backbone.ref,
+        "task": task,
+        "strategy": StrategySpec(name=grammar.canonical(strategy), seed=seed),
+        "entries": described,
+        "trainable_parameters": sum(info.count for info in described) + in_head,
+        "total_parameters": sum(map(prod, shapes.values())) + in_head,
+        "training": training_facts(seed=seed),
+        "primary_metric": metric,
+        "metrics": {
+            "selection": SplitMetrics(rows=10, values={metric: 0.5}),
+            "validation": SplitMetrics(rows=20, values={metric: 0.25}),
+        },
+    }
+    manifest = Manifest.model_validate(facts | changes)
+    return Delta(manifest, entries, weight, bias)
+
+
+def stock_network(backbone: Backbone, delta: Delta, **options: Any) -> Any:
+    """Return transformers' BertForSequenceClassification with the delta's values copied in.
+
+    Args:
+        backbone: the backbone that the delta lies over.
+        delta: the delta, whose head becomes the classifier.
+        **options: more fields of `BertConfig`.
+    """
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = backbone.config
+    config = BertConfig(
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        intermediate_size=sizes.intermediate_size,
+        max_position_embeddings=sizes.max_positions,
+        num_labels=delta.manifest.task.num_outputs,
+        **options,
+    )
+    network = BertForSequenceClassification(config).eval()
+    parameters = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, value in backbone.parameters.items():
+            entry = delta.entries.get(name)
+            parameters[name].copy_(value if entry is None else entry.resolve(value))
+        network.classifier.weight.copy_(delta.head_weight)
+        network.classifier.bias.copy_(delta.head_bias)
+    return network
+
+
+def benchmark_row(**changes: Any) -> BenchmarkRow:
+    """Return a row of the page's benchmark, with these fields changed."""
+    row: dict[str, Any] = {
+        "task": "cola",
+        "strategy": "bitfit",
+        "version": "0123456789abcdef",
+        "metric": "matthews",
+        "value": 0.5,
+        "split": "validation",
+        "split_rows": 10,
+        "split_note": "",
+        "metrics": {},
+        "size_bytes": 102_400,
+        "trainable_parameters": 10,
+        "trained_share": 0.0022,
+        "train_rows": 100,
+        "train_note": "",
+        "learning_rate": 0.001,
+        "epochs": 3.0,
+        "seed": 0,
+        "data": "folder",
+    }
+    return BenchmarkRow(**(row | changes))
