@@ -4,16 +4,21 @@ VENV ?= .venv
 PORT ?= 8000
 PAGE_PORT ?= 8501
 IMAGE ?= deltabert
+JOBS ?= 2
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # docs/performance.md shows numbers of a CPU; those of a GPU do not replace them.
 SERVING_JSON := $(if $(findstring cuda,$(ARGS)),runs/serving-cuda.json,docs/performance/serving.json)
 
+# A file's tests stay together, since they share what its fixtures start; the header has the seed of
+# their order, and ARGS="--randomly-seed=N" repeats it.
+IN_PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
 # Recipes are quiet: a user reads what a program says, not how it was called.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types format docs zoo study report bench-serving bench-shares bench-precision bench-scale bench-http bench-training clean image
+.PHONY: help setup run test test-slow lint types format docs zoo study report bench-serving bench-shares bench-precision bench-scale bench-http bench-training clean image
 
 help: ## list these targets
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -26,8 +31,12 @@ $(STAMP): pyproject.toml constraints.txt .make/setup.sh
 run: $(STAMP) ## serve the shipped deltas and the page (PORT=8000, PAGE_PORT=8501); Ctrl-C stops both
 	exec $(PY) .make/run.py --port "$(PORT)" --page-port "$(PAGE_PORT)"
 
-test: $(STAMP) ## run all tests that this machine can run (ARGS="-k name")
-	$(PY) -m pytest -m "not gpu" $(ARGS)
+test: $(STAMP) ## run the fast tests, two at a time, in random order (2 minutes; ARGS="-k name", JOBS=4)
+	$(PY) -m pytest $(IN_PARALLEL) $(ARGS)
+
+test-slow: $(STAMP) ## run servers, browsers, builds, clean environments and laws with many examples (15 minutes)
+	$(PY) -m pytest $(IN_PARALLEL) -m "(slow or browser) and not gpu" $(ARGS)
+	$(PY) -m pytest $(IN_PARALLEL) --hypothesis-profile thorough tests/property $(ARGS)
 
 lint: $(STAMP) ## check style and formatting
 	$(PY) -m ruff check .

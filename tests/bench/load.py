@@ -178,14 +178,14 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         )
     seconds = time.perf_counter() - started
     watching.cancel()
-    ordered = sorted(tally.seconds) or [0.0]
-    every = {"every_ms": [round(1000 * seconds, 3) for seconds in ordered]}
+    in_order = sorted(tally.seconds) or [0.0]
+    every = {"every_ms": [round(1000 * seconds, 3) for seconds in in_order]}
     return (every if options.every else {}) | {
         "rows_per_s": round(tally.rows / seconds, 1),
         "tokens_per_s": round(tally.tokens / seconds),
         "requests_per_s": round(sum(tally.statuses.values()) / seconds, 1),
-        "p50_ms": round(1000 * statistics.median(ordered), 3),
-        "p99_ms": round(1000 * percentile(ordered, 0.99), 3),
+        "p50_ms": round(1000 * statistics.median(in_order), 3),
+        "p99_ms": round(1000 * percentile(in_order, 0.99), 3),
         "live_p50_ms": round(1000 * statistics.median(tally.live_seconds), 2),
         "live_max_ms": round(1000 * max(tally.live_seconds), 2),
         "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
@@ -194,9 +194,9 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def percentile(ordered: Sequence[float], share: float) -> float:
+def percentile(in_order: Sequence[float], share: float) -> float:
     """The value below which a share of increasing values lies."""
-    return ordered[int(share * (len(ordered) - 1))]
+    return in_order[int(share * (len(in_order) - 1))]
 
 
 def main() -> int:

@@ -50,7 +50,9 @@ class Source:
     def _imports(self) -> Iterator[tuple[str, str]]:
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
-                yield from ((alias.name, "") for alias in node.names)
+                for module in (alias.name for alias in node.names):
+                    used = self._attributes(module) if module in OURS else {""}
+                    yield from ((module, name) for name in used)
             elif isinstance(node, ast.ImportFrom):
                 module = "." * node.level + (node.module or "")
                 yield from ((module, alias.name) for alias in node.names)
@@ -59,6 +61,16 @@ class Source:
                 first = node.args[0]
                 if called in ("import_module", "__import__") and isinstance(first, ast.Constant):
                     yield str(first.value), ""
+
+    def _attributes(self, module: str) -> set[str]:
+        """Return the names that the file takes from a module as `module.name`."""
+        return {
+            node.attr
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == module
+        }
 
 
 def imported_names(source: Source, sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
