@@ -75,7 +75,7 @@ class WorkerThread:
         return await future
 
     def stop(self) -> None:
-        """End the thread once it has run what it was given; returns at once."""
+        """Ask the thread to end after the functions it was given; returns at once."""
         self._inbox.put(None)
 
     def join(self, timeout_s: float) -> None:
@@ -144,7 +144,7 @@ class WorkerPool(Generic[R, T]):
 
     Args:
         parallelism: functions that run a batch.
-        queue: rows to run; whoever adds rows calls `wake`.
+        queue: rows to run; code that adds rows calls `wake`.
         limits: limits of a batch on the full machine; a share gets its fraction of the tokens.
         throughput: estimate that the pool updates.
         observer: receiver of an event for each batch.

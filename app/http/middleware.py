@@ -180,7 +180,7 @@ class BodyLimitMiddleware:
             self.num_bytes -= body.num_bytes
 
     def too_large(self, found: int | None) -> TooLargeError:
-        """Return the error for a body of so many bytes; None if it was not read to its end."""
+        """Return the error for a body of `found` bytes; None if it was not read to its end."""
         setting = "DELTABERT_MAX_BODY_BYTES"
         return TooLargeError("bytes in the body", found, self.max_body_bytes, setting)
 
