@@ -1,4 +1,4 @@
-"""Delta files of every format version that was ever written are read, and answer as they did.
+"""Delta files of every released format version are read and give the recorded answers.
 
 `data/v1/` was made by `write_examples` below, with the code that introduced format version 1, and
 is never made again: a change that breaks these tests breaks the files that users have. The
@@ -200,18 +200,20 @@ def write_examples(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, Any]:
-    """What the files' backbone and answers were."""
+    """The recorded backbone and answers of the files."""
     facts: dict[str, Any] = json.loads((DATA / "v1/recorded.json").read_text())
     return facts
 
 
-def test_the_backbone_is_the_one_of_then(backbone: Backbone, recorded: dict[str, Any]) -> None:
-    """How fingerprints are computed is part of the format: old files name them."""
+def test_the_backbone_has_its_recorded_fingerprint(
+    backbone: Backbone, recorded: dict[str, Any]
+) -> None:
+    """The computation of fingerprints is part of the format, since old files name them."""
     assert backbone.ref == BackboneRef.model_validate(recorded["backbone"])
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_version_1_is_read_and_answers_as_then(
+def test_version_1_gives_the_recorded_answers(
     backbone: Backbone, recorded: dict[str, Any], task: str
 ) -> None:
     path = DATA / f"v1/{task}.safetensors"
@@ -228,8 +230,8 @@ def test_version_1_is_read_and_answers_as_then(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_values_are_those_of_then(backbone: Backbone, task: str) -> None:
-    """Bit for bit, dense and sparse."""
+def test_values_equal_the_recorded_ones(backbone: Backbone, task: str) -> None:
+    """Dense and sparse values are equal bit for bit."""
     read = read_delta(DATA / f"v1/{task}.safetensors")
     made = computed_delta(backbone, TASKS[task])
     assert list(read.entries) == list(made.entries)
@@ -246,7 +248,7 @@ def test_values_are_those_of_then(backbone: Backbone, task: str) -> None:
 def test_writing_them_today_gives_the_same_versions(
     backbone: Backbone, recorded: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A version names the same content for ever, or a request for it would find another one."""
+    """A version must name the same content forever."""
     for name, task in TASKS.items():
         written = write_delta(computed_delta(backbone, task), tmp_path / f"{name}.safetensors")
         assert written.version == recorded[name]["version"]

@@ -1,4 +1,4 @@
-"""Laws of deltas, for any delta: reading gives what was written, and laying values in is exact."""
+"""Laws for any delta: reading returns the written values, and replacing values is exact."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def deltas(draw: st.DrawFn) -> Delta:
 
 
 def bits(value: Tensor) -> Tensor:
-    """So that 0.0 and -0.0 differ."""
+    """Return the bits of the values, in which 0.0 and -0.0 differ."""
     return value.contiguous().view(torch.int32)
 
 
@@ -128,7 +128,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @LAW
 @given(deltas())
-def test_what_is_read_is_what_was_written(file: Path, delta: Delta) -> None:
+def test_a_delta_is_read_as_it_was_written(file: Path, delta: Delta) -> None:
     written = write_delta(delta, file)
     read = read_delta(file)
     assert read.manifest == delta.manifest
@@ -151,7 +151,7 @@ def test_what_is_read_is_what_was_written(file: Path, delta: Delta) -> None:
 @LAW
 @given(deltas(), st.data())
 def test_no_damage_goes_unnoticed(file: Path, delta: Delta, data: st.DataObject) -> None:
-    """Some bytes anywhere are overwritten, cut out or put in."""
+    """Bytes are overwritten, removed or inserted at any position."""
     written = write_delta(delta, file)
     content = file.read_bytes()
     start = data.draw(st.integers(0, len(content) - 1))
@@ -169,7 +169,7 @@ def test_no_damage_goes_unnoticed(file: Path, delta: Delta, data: st.DataObject)
 
 @LAW
 @given(entries(), st.data())
-def test_laying_in_and_taking_back_is_exact(entry: Entry, data: st.DataObject) -> None:
+def test_replacing_values_and_restoring_them_is_exact(entry: Entry, data: st.DataObject) -> None:
     """Values are copied, never added: frozen bits stay untouched, selected ones are set."""
     shape = entry.info("x").shape
     frozen: Any = data.draw(tensors(shape))
@@ -188,10 +188,10 @@ def test_laying_in_and_taking_back_is_exact(entry: Entry, data: st.DataObject) -
 
 @LAW
 @given(deltas(), st.floats(0, 1e6), texts)
-def test_versions_are_about_what_is_computed(
+def test_versions_depend_on_values_alone(
     file: Path, delta: Delta, duration: float, command: str
 ) -> None:
-    """Not about when, how long and by which command it was trained."""
+    """Date, duration and command of the training do not change the version."""
     version = write_delta(delta, file).version
     facts = delta.manifest.training.model_copy(
         update={"duration_s": duration, "command": command, "git_commit": command}

@@ -1,4 +1,4 @@
-"""What errors of `deltas` say and carry. Those over HTTP: `tests/http/test_errors.py`."""
+"""Messages and attributes of the errors of `deltas`; over HTTP: `tests/http/test_errors.py`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_near_matches_ignore_case_and_come_best_first() -> None:
     )
 
 
-def test_of_thousands_of_names_few_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that stand near in the alphabet, also at its ends."""
+def test_few_of_thousands_of_names_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only names close in alphabetical order are compared, also at the ends of the list."""
     names = [f"task{number:05d}" for number in range(10_000)]
     compared: list[int] = []
     find = difflib.get_close_matches
@@ -49,7 +49,7 @@ def test_of_thousands_of_names_few_are_compared(monkeypatch: pytest.MonkeyPatch)
     assert max(compared) <= 500
 
 
-def test_nothing_alike_and_nothing_there() -> None:
+def test_without_near_matches_nothing_is_suggested() -> None:
     assert "Did you mean" not in str(DeltaNotFoundError("task", "zzz", ["cola"]))
     assert str(DeltaNotFoundError("version", "x", [])).endswith("Available: none")
 
@@ -68,18 +68,18 @@ def test_long_lists_and_long_names_are_capped() -> None:
 
 
 @pytest.mark.parametrize("name", ["\0", "../../etc/passwd", "\ud800", "ﬀ", "İ", ""])
-def test_any_name_can_be_told(name: str) -> None:
-    """The message can be printed, whatever was asked for."""
+def test_any_name_can_be_printed(name: str) -> None:
+    """The message can be encoded for any requested name."""
     str(DeltaNotFoundError("task", name, ["cola"])).encode()
 
 
-def test_format_error_says_where() -> None:
+def test_a_format_error_names_the_file() -> None:
     error = DeltaFormatError("some/file.safetensors", "is empty")
     assert (error.path, error.reason) == (Path("some/file.safetensors"), "is empty")
     assert str(error) == "some/file.safetensors: is empty"
 
 
-def test_mismatch_says_both_and_what_to_do() -> None:
+def test_a_mismatch_names_both_values_and_the_remedy() -> None:
     error = DeltaMismatchError("backbone fingerprint", "sha256:aa", "sha256:bb")
     assert (error.what, error.expected, error.found) == (
         "backbone fingerprint",

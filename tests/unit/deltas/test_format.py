@@ -1,4 +1,4 @@
-"""Reading a delta file: what is refused, and with which sentence. Writing: `test_atomic_write.py`.
+"""Reading a delta file: defects and their messages. Writing: `test_atomic_write.py`.
 
 `craft` writes files from the format's description in `deltas.format`, with right digests, so that
 each case below has exactly one defect and every check has to stand on its own.
@@ -56,7 +56,7 @@ def delta(tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: A
 
 @pytest.fixture(scope="module")
 def good(delta: Delta, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its file. Read only."""
+    """Write the delta's file; tests only read it."""
     path = tmp_path_factory.mktemp("good") / "good.safetensors"
     write_delta(delta, path)
     return path
@@ -78,7 +78,7 @@ def small(
 
 
 def digest(text: str, tensors: Tensors) -> str:
-    """The format's digest, written a second time."""
+    """Compute the format's digest independently of the product."""
     hasher = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         value = tensors[name]
@@ -99,13 +99,13 @@ def craft(path: Path, facts: Facts, tensors: Tensors, text: str | None = None) -
 
 
 def opened(good: Path) -> tuple[Facts, Tensors]:
-    """Manifest and tensors of the good file, to be spoilt."""
+    """Return manifest and tensors of the good file, for a test to damage."""
     manifest, _ = read_manifest(good)
     return json.loads(manifest.model_dump_json()), load_file(good)
 
 
 def same(first: Delta, second: Delta) -> bool:
-    """Equal in everything that a delta says and computes, bit for bit."""
+    """Assert that manifest, values and head are equal bit for bit."""
     return (
         first.version == second.version
         and first.manifest == second.manifest
@@ -124,7 +124,7 @@ def same(first: Delta, second: Delta) -> bool:
     )
 
 
-def test_what_is_read_is_what_was_written(delta: Delta, good: Path) -> None:
+def test_a_delta_is_read_as_it_was_written(delta: Delta, good: Path) -> None:
     read = read_delta(good)
     assert same(Delta(**(vars(delta) | {"version": read.version})), read)
     assert re.fullmatch(r"[0-9a-f]{16}", read.version)
@@ -151,7 +151,7 @@ def test_time_and_place_do_not_change_the_version(delta: Delta, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("what", ["seed", "label", "value", "index"])
-def test_what_it_computes_changes_the_version(good: Path, tmp_path: Path, what: str) -> None:
+def test_other_values_change_the_version(good: Path, tmp_path: Path, what: str) -> None:
     facts, tensors = opened(good)
     if what == "seed":
         facts["strategy"]["seed"] += 1
@@ -370,7 +370,7 @@ def test_one_defect_is_enough(good: Path, tmp_path: Path, defect: str) -> None:
         "digits",
     ],
 )
-def test_a_manifest_that_is_no_manifest(good: Path, tmp_path: Path, text: str) -> None:
+def test_an_invalid_manifest_is_refused(good: Path, tmp_path: Path, text: str) -> None:
     path = craft(tmp_path / "bad.safetensors", *opened(good), text=text)
     for read in (read_delta, read_manifest):
         with pytest.raises(DeltaFormatError):
@@ -419,7 +419,7 @@ def test_other_safetensors_are_no_deltas(tmp_path: Path) -> None:
     ],
     ids=range(12),
 )
-def test_what_is_no_safetensors(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(content)
     for read in (read_delta, read_manifest):
@@ -428,7 +428,7 @@ def test_what_is_no_safetensors(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
-    """Renamed, it is refused unread; under its own name, unopened."""
+    """A renamed pickle is refused as unreadable, one under its usual name without being opened."""
     witness = tmp_path / "witness"
     bomb = b"cos\nsystem\n(S'touch " + str(witness).encode() + b"'\ntR."
     for name, reason in (
@@ -443,7 +443,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     assert not witness.exists()
 
 
-def test_missing_file_and_folder(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(DeltaFormatError, match="no such file"):
         read_delta(tmp_path / "none.safetensors")
@@ -452,7 +452,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 
 def test_any_flipped_byte_is_noticed(small: Path, tmp_path: Path) -> None:
-    """Every byte of the file in turn: refused, or (unused parts of the header) all the same."""
+    """Each byte is flipped in turn: the file is refused, or a header byte is unused."""
     original, content = read_delta(small), small.read_bytes()
     path = Path(shutil.copy(small, tmp_path / "flipped.safetensors"))
     draw = random.Random(1)
@@ -482,7 +482,7 @@ def test_any_truncation_is_noticed(small: Path, tmp_path: Path) -> None:
 
 
 def test_values_are_read_not_mapped(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mapped file that somebody cuts short ends the process, with SIGBUS."""
+    """SIGBUS would end the process if a memory-mapped file were truncated."""
     expected = read_delta(good)
 
     def refuse(*_: object, **__: object) -> None:
@@ -492,8 +492,8 @@ def test_values_are_read_not_mapped(good: Path, monkeypatch: pytest.MonkeyPatch)
     assert same(read_delta(good), expected)
 
 
-def test_types_that_nobody_knows(good: Path, tmp_path: Path) -> None:
-    """Of which safetensors knows more than PyTorch."""
+def test_unknown_dtypes_are_refused(good: Path, tmp_path: Path) -> None:
+    """Safetensors knows dtypes that PyTorch does not."""
     for name in ("F4", "F6_E2M3", "F8_E8M0", "X1"):
         path = tmp_path / "bad.safetensors"
         content = json.dumps({"a": {"dtype": name, "shape": [8, 8], "data_offsets": [0, 64]}})
@@ -503,7 +503,7 @@ def test_types_that_nobody_knows(good: Path, tmp_path: Path) -> None:
 
 
 def test_values_do_not_follow_the_file(good: Path, tmp_path: Path) -> None:
-    """What was checked is what is used, even if someone overwrites the file in place afterwards."""
+    """The checked values are used, even if the file is overwritten in place afterwards."""
     path = shutil.copy(good, tmp_path / "mine.safetensors")
     read, kept = read_delta(path), read_delta(good)  # type: ignore[arg-type]
     with path.open("r+b") as file:  # type: ignore[union-attr]
@@ -515,7 +515,7 @@ def test_values_do_not_follow_the_file(good: Path, tmp_path: Path) -> None:
 def test_wrong_backbone_is_refused_with_both_fingerprints(
     tiny_backbone: Backbone, good: Path
 ) -> None:
-    """One bit of one weight, same name, same shapes."""
+    """A backbone that differs in one bit of one weight is another backbone."""
     parameters = {name: value.clone() for name, value in tiny_backbone.parameters.items()}
     parameters[SPARSE].view(-1)[1234] *= 1 + 2**-23
     other = make_backbone(
@@ -533,7 +533,7 @@ def test_wrong_backbone_is_refused_with_both_fingerprints(
 def test_delta_must_fit_the_backbone(
     tiny_backbone: Backbone, good: Path, tmp_path: Path, defect: str
 ) -> None:
-    """Right fingerprints, but made by someone who didn't mean well."""
+    """A forged file has the right fingerprints and the wrong shapes."""
     facts, tensors = opened(good)
     if defect == "name":
         facts["entries"][-1]["name"] = "bert.pooler.dense.other"

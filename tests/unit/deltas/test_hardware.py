@@ -1,4 +1,4 @@
-"""Where and how to compute: what is picked, and what is refused."""
+"""Choice of device and precision, and the settings of the allocator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_cpu_is_always_there() -> None:
     assert pick_device().type == expected
 
 
-def test_missing_cuda_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cuda_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto").type == "cpu"
     with pytest.raises(BackboneError, match=r"'cuda' was asked for.*use 'auto' or 'cpu'"):
@@ -55,7 +55,7 @@ def test_this_machine_has_an_answer() -> None:
     assert expected == DTYPES
 
 
-def test_whole_numbers_run_on_cpus_only() -> None:
+def test_int8_runs_on_cpus_only() -> None:
     with pytest.raises(BackboneError, match="'int8' runs on CPUs only, not on 'cuda'"):
         pick_precision("int8", torch.device("cuda"))
 
@@ -70,8 +70,8 @@ def test_a_gpu_gets_bfloat16_if_it_has_it(
     assert pick_precision(wanted, torch.device("cuda")) == given
 
 
-def test_a_gpu_without_bfloat16_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention's kernels would fail in the midst of a pass."""
+def test_bfloat16_on_a_gpu_without_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attention kernels would fail in the middle of a pass."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: False)
     with pytest.raises(BackboneError, match=r"this GPU has no bfloat16.*use 'auto' or 'fp32'"):
         pick_precision("bf16", torch.device("cuda"))
@@ -88,13 +88,13 @@ def test_int8_is_discouraged_where_bfloat16_is_faster(
 
 
 def add_in_16_bits(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """As CPUs without VNNI do it: x made positive, and sums of two products cut off."""
+    """Multiply like a CPU without VNNI: x made positive, sums of two products saturated."""
     products = (x.int() + 128).unsqueeze(2) * y.int()
     pairs = products.unflatten(1, (-1, 2)).sum(2).clamp(-(2**15), 2**15 - 1)
     return pairs.sum(1) - 128 * y.int().sum(0)
 
 
-def test_whole_numbers_need_exact_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_needs_exact_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     check = hardware.multiplies_int8_exactly
     monkeypatch.setattr(hardware, "multiplies_int8_exactly", check.__wrapped__)
     monkeypatch.setattr(torch, "_int_mm", lambda x, y: (x.double() @ y.double()).int())
@@ -116,8 +116,8 @@ except BackboneError as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
-def test_whole_numbers_are_refused_where_sums_are_cut_off(isa: str) -> None:
-    """On a CPU without VNNI, or one that is told to do without: answers would be wrong."""
+def test_int8_is_refused_where_sums_overflow(isa: str) -> None:
+    """Without VNNI, or with oneDNN told not to use it, answers would be wrong."""
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
     command = [sys.executable, "-c", ASK_FOR_INT8]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -141,7 +141,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_freed_memory_is_used_again() -> None:
-    """Fresh pages cost a fault each: 32,768 each time, where these blocks are given back."""
+    """A fresh page costs a page fault: 32,768 per pass if the blocks are returned."""
     command = [sys.executable, "-c", FAULTS, "keep"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 32_768

@@ -1,4 +1,4 @@
-"""`python -m deltas`: what it prints, what it refuses, how it exits."""
+"""`python -m deltas`: its output, its refusals and its exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest: what it can't say."""
+"""The manifest, and the values that it refuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BAD_NAMES = ("", "A", "a b", "../a", ".a", "a/b", "ä", "a\n", "a" * 129)
 
 @pytest.fixture(scope="module")
 def manifest(tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any) -> Manifest:
-    """A good one."""
+    """A valid manifest."""
     delta: Delta = make_delta(tiny_backbone, toy_tasks["toy3"], "bitfit+random:0.01")
     return delta.manifest
 
@@ -80,7 +80,7 @@ def test_width_of_the_head(kind: str, labels: tuple[str, ...], outputs: int) -> 
     ],
     ids=str,
 )
-def test_tasks_that_are_none(changes: dict[str, Any], sentence: str) -> None:
+def test_inconsistent_tasks_are_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         task(**changes)
 
@@ -91,7 +91,7 @@ def test_names_that_tasks_may_have(name: str) -> None:
 
 
 def task(**changes: Any) -> TaskSpec:
-    """A good task, changed."""
+    """A valid task with changes."""
     good: dict[str, Any] = {
         "name": "mine",
         "kind": "single_label",

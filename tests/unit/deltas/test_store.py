@@ -1,4 +1,4 @@
-"""The store: which delta answers to a name, what is turned away, and that names are no paths."""
+"""The store: lookup by name, rejected files, and names that never become paths."""
 
 from __future__ import annotations
 
@@ -166,14 +166,14 @@ def test_a_root_may_lie_in_a_hidden_folder(put: Put, tmp_path: Path) -> None:
     assert len(Store([tmp_path / ".cache/deltas"]).records) == 1
 
 
-def test_nothing_there_is_an_empty_store(tmp_path: Path) -> None:
+def test_an_empty_folder_is_an_empty_store(tmp_path: Path) -> None:
     store = Store([tmp_path, tmp_path / "none"])
     assert store.tasks == store.records == store.rejected == []  # type: ignore[comparison-overlap]
     with pytest.raises(DeltaNotFoundError, match="Available: none"):
         store.resolve("cola")
 
 
-def test_links_in_circles_end(put: Put, tmp_path: Path) -> None:
+def test_circular_links_end(put: Put, tmp_path: Path) -> None:
     good = put("a/b/1")
     (tmp_path / "a/b/up").symlink_to(tmp_path / "a", target_is_directory=True)
     (tmp_path / "a/self.safetensors").symlink_to(tmp_path / "a/self.safetensors")
@@ -191,7 +191,7 @@ print(len(Store([Path(sys.argv[1])]).records))
 
 @pytest.mark.slow
 def test_a_pipe_does_not_hang_the_store(put: Put, tmp_path: Path) -> None:
-    """In a process of its own: waiting for a writer that never comes can't be interrupted."""
+    """Runs in a subprocess, because waiting for a pipe's writer can't be interrupted."""
     put("a/1")
     os.mkfifo(tmp_path / "a/pipe.safetensors")
     command = [sys.executable, "-c", PIPE, str(tmp_path / "a")]
@@ -217,7 +217,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_no_name_is_ever_a_path(put: Put, tmp_path: Path, name: str) -> None:
-    """Looking up needs no disk: the files are gone, known names answer, others are unknown."""
+    """A lookup needs no disk: with the files gone, known names still resolve, others don't."""
     put("a/1")
     store = Store([tmp_path])
     shutil.rmtree(tmp_path / "a")
@@ -265,7 +265,7 @@ def test_loading_notices_a_replaced_file(put: Put, tmp_path: Path) -> None:
 
 
 def test_loading_checks_what_the_header_cannot_show(put: Put, tmp_path: Path) -> None:
-    """The store reads headers alone, so damage further in is found on loading, and said."""
+    """The store reads only headers, so loading finds damage elsewhere in the file."""
     put("a/1")
     path = tmp_path / "a/1.safetensors"
     content = bytearray(path.read_bytes())
@@ -276,7 +276,7 @@ def test_loading_checks_what_the_header_cannot_show(put: Put, tmp_path: Path) ->
         record.load()
 
 
-def test_a_rejected_record_makes_room_for_the_next(put: Put, tmp_path: Path) -> None:
+def test_a_rejected_record_is_replaced_by_the_next(put: Put, tmp_path: Path) -> None:
     first, second = put("1/a", seed=1), put("2/a", seed=2)
     put("1/b", strategy="bitfit")
     store = Store([tmp_path / "1", tmp_path / "2"])
@@ -328,7 +328,7 @@ def test_the_sample_answers_by_default_only_alone(put: Put, tmp_path: Path) -> N
 
 
 def test_deltas_of_one_strategy_share_their_list_of_entries(put: Put, tmp_path: Path) -> None:
-    """It is most of a manifest, and there may be thousands."""
+    """The entries are most of a manifest, and a store may hold thousands of manifests."""
     for seed in range(3):
         put(f"1/{seed}", strategy="bitfit", seed=seed)
     first, *others = Store([tmp_path]).records

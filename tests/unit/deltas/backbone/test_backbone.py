@@ -1,4 +1,4 @@
-"""Loading a backbone and telling it from every other: fingerprints, and what is refused."""
+"""Loading a backbone: fingerprints that tell backbones apart, and refused folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deltas.backbone.backbone import tokenizer_fingerprint, weights_fingerprint
 
 @pytest.fixture
 def folder(tiny_backbone_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny backbone, to be spoilt."""
+    """A copy of the tiny backbone, for a test to damage."""
     return Path(shutil.copytree(tiny_backbone_dir, tmp_path / "copy"))
 
 
@@ -35,7 +35,7 @@ def test_loading_is_repeatable(tiny_backbone: Backbone, folder: Path) -> None:
 
 
 def test_parameters_are_the_weights_themselves(tiny_backbone: Backbone) -> None:
-    """Held once: the names of transformers are views into what the encoder multiplies."""
+    """Parameters are views into the encoder's weights, so that nothing is held twice."""
     storages = {weight.untyped_storage().data_ptr() for weight in tiny_backbone.weights.values()}
     views = {value.untyped_storage().data_ptr() for value in tiny_backbone.parameters.values()}
     assert views == storages
@@ -84,7 +84,7 @@ def test_swapped_parameters_change_the_fingerprint(tiny_backbone: Backbone) -> N
 
 
 def fresh_tokenizer(folder: Path) -> Any:
-    """A tokenizer of its own, as a process that has just started has it."""
+    """A fresh tokenizer, as in a process that has just started."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
@@ -125,7 +125,7 @@ def test_using_a_tokenizer_does_not_change_its_fingerprint(tiny_backbone_dir: Pa
 def test_saved_again_it_is_the_same_backbone(
     tiny_backbone: Backbone, tiny_backbone_dir: Path, tmp_path: Path
 ) -> None:
-    """As `save_pretrained` writes it after use: the deltas must still fit."""
+    """Deltas must fit a backbone that `save_pretrained` wrote after use."""
     from transformers import AutoModel
 
     tokenizer = fresh_tokenizer(tiny_backbone_dir)
@@ -239,7 +239,7 @@ def test_damaged_folders_are_refused_clearly(folder: Path, damage: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_more_tokens_than_embeddings_are_refused(folder: Path) -> None:
-    """Else the first text with such a token fails, or on CUDA kills the process."""
+    """The first text with such a token would fail, or on CUDA end the process."""
     tokenizer = fresh_tokenizer(folder)
     tokenizer.add_tokens(["extra1", "extra2"])
     tokenizer.save_pretrained(folder)
@@ -251,7 +251,7 @@ def test_more_tokens_than_embeddings_are_refused(folder: Path) -> None:
     "spec",
     ["/no/such/folder", "nobody/nothing", "a/b/c/d", "a\0b", "~nouser-at-all/x", "..", "@", "ü"],
 )
-def test_what_is_no_backbone(spec: str) -> None:
+def test_other_specs_are_refused(spec: str) -> None:
     with pytest.raises(BackboneError, match=r"no backbone at|give a hub id or a local folder"):
         load_backbone(spec)
 
@@ -280,7 +280,7 @@ def test_the_packaged_weights_are_checked(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_packaged_backbone(packaged_backbone: Backbone) -> None:
-    """What the shipped deltas are made for."""
+    """The shipped deltas are made for this backbone."""
     assert packaged_backbone.ref.id == "all-MiniLM-L6-v2"
     assert packaged_backbone.num_parameters == 22_713_216
     assert weights_fingerprint(packaged_backbone.parameters) == packaged_backbone.ref.fingerprint

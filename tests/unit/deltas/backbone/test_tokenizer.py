@@ -1,4 +1,4 @@
-"""From a user's row to token ids (`deltas.backbone.tokenizer`), as transformers does it, or a clear error."""
+"""Rows of text become the token ids that transformers gives, or a clear error."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def stock_tokenizer(tiny_backbone_dir: Path) -> Any:
-    """A tokenizer of its own: calling it changes its state."""
+    """A fresh tokenizer, because calling it changes its state."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tiny_backbone_dir)
 
 
 def called(tokenizer: Any, texts: tuple[str, ...], max_length: int | None) -> tuple[Any, Any]:
-    """What calling a transformers tokenizer on a batch of one row gives.
+    """Call a transformers tokenizer on a batch of one row.
 
     (Called on a bare pair it takes an empty second text for none; its batches don't.)
     """
@@ -59,7 +59,7 @@ def called(tokenizer: Any, texts: tuple[str, ...], max_length: int | None) -> tu
 
 
 def check(row: TokenizedRow, tokenizer: Any, texts: tuple[str, ...], max_length: int) -> None:
-    """The row is what the tokenizer gives, and says rightly whether it was cut."""
+    """Assert that the row equals the tokenizer's, and that `truncated` is right."""
     assert (list(row.input_ids), list(row.token_type_ids)) == called(tokenizer, texts, max_length)
     assert row.num_tokens == len(row.input_ids) <= max_length
     assert row.truncated == (len(called(tokenizer, texts, None)[0]) > max_length)
@@ -100,7 +100,7 @@ def test_real_vocabulary_equals_transformers(packaged_backbone: Backbone) -> Non
 
 
 def test_a_hundred_thousand_characters(tiny_backbone: Backbone, toy_tasks: Any) -> None:
-    """Without and with a space to cut at."""
+    """Tokenize a long text without spaces, and one with spaces."""
     for text in ("a" * 100_000, "good film " * 10_000):
         (row,) = tokenize_rows(tiny_backbone.tokenizer, toy_tasks["toy2"], [text])
         assert row.num_tokens <= 32
@@ -108,7 +108,7 @@ def test_a_hundred_thousand_characters(tiny_backbone: Backbone, toy_tasks: Any) 
 
 
 def test_two_long_texts_take_no_longer_than_one_by_one(packaged_backbone: Backbone) -> None:
-    """Cut by the tokenizer itself, this pair takes minutes and tens of gigabytes."""
+    """The tokenizer's own truncation of this pair takes minutes and tens of gigabytes."""
     text = "a b " * 50_000
     (row,) = tokenize_texts(packaged_backbone.tokenizer, 128, [(text, text)])
     (alone,) = tokenize_texts(packaged_backbone.tokenizer, 128, [(text,)])
@@ -162,7 +162,9 @@ def test_rows_may_be_given_in_several_ways(tiny_backbone: Backbone, toy_tasks: A
 
 
 @pytest.mark.parametrize("fields", [("text_pair", "text"), ("text", "text_pair"), ("text", "b")])
-def test_a_tasks_own_names_come_first(tiny_backbone: Backbone, fields: tuple[str, str]) -> None:
+def test_the_field_names_of_a_task_come_first(
+    tiny_backbone: Backbone, fields: tuple[str, str]
+) -> None:
     """A user's columns may be called like the generic fields, and stand in another order."""
     task = TaskSpec(
         name="mine", kind="single_label", labels=("a", "b"), text_fields=fields, max_length=16
@@ -209,7 +211,7 @@ def test_a_tasks_own_names_come_first(tiny_backbone: Backbone, fields: tuple[str
 def test_wrong_rows_are_named(
     tiny_backbone: Backbone, toy_tasks: Any, task: str, row: Any, field: str, sentence: str
 ) -> None:
-    """The third of four rows is wrong: that one is named, and nothing else said."""
+    """The third of four rows is wrong, and the error names only that row."""
     good = dict.fromkeys(toy_tasks[task].text_fields, "good")
     with pytest.raises(InvalidTextError) as caught:
         tokenize_rows(tiny_backbone.tokenizer, toy_tasks[task], [good, good, row, good])

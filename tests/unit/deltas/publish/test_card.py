@@ -1,4 +1,4 @@
-"""Model cards: each delta of the zoo has the one that its manifest makes."""
+"""Model cards: each delta of the zoo has the card that its manifest renders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study's shipped rows: written, read, and refused when they are something else."""
+"""The study's shipped rows are written and read; other files are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_another_file_is_refused(tmp_path: Path, content: str) -> None:
         read_study(path)
 
 
-def test_what_is_shipped_can_be_read() -> None:
+def test_the_shipped_rows_can_be_read() -> None:
     for row in read_study(study_path()):
         assert row.seeds >= 1
         assert row.peak_bytes > 10**6
