@@ -41,8 +41,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m training
 
 def _fit(words: Sequence[str], prog: str) -> int:
     config = parse_arguments(words, prog)
-    if isinstance(config, int):
-        return config
     # Imported late: these import torch, and `--help` must not wait for it.
     from deltas.hardware import keep_freed_memory
     from training.run import distributed
@@ -52,23 +50,19 @@ def _fit(words: Sequence[str], prog: str) -> int:
     with distributed.joined(config.device):
         command = shlex.join(["python", "-m", "training.fit", *words])
         path, delta = train_delta(config, command=command)
-        is_first = distributed.is_first()
-    if is_first:
-        print_summary(path, delta, as_json=config.json_)
+        if distributed.is_first():
+            print_summary(path, delta, as_json=config.json_)
     return 0
 
 
-def parse_arguments(words: Sequence[str], prog: str = "python -m training.fit") -> FitConfig | int:
-    """Turn the command line into options, or into an exit code: 0 after help, 2 after misuse."""
-    try:
-        given = vars(_parser(prog).parse_args(list(words)))
-    except SystemExit as stop:
-        return int(stop.code or 0)
+def parse_arguments(words: Sequence[str], prog: str = "python -m training.fit") -> FitConfig:
+    """Turn the command line into options; exits with 0 after help, and with 2 after misuse."""
+    given = vars(_parser(prog).parse_args(list(words)))
     if given.get("freeze") == "help":
         sys.stdout.write(
             f"--freeze takes one of these, or several joined by +:\n{grammar.describe_rules()}\n"
         )
-        return 0
+        raise SystemExit(0)
     try:
         return FitConfig.model_validate(given)
     except ValidationError as error:
@@ -77,7 +71,7 @@ def parse_arguments(words: Sequence[str], prog: str = "python -m training.fit") 
             value = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r})"
             message = problem["msg"].removeprefix("Value error, ")
             sys.stderr.write(f"error: {flag}{message}{value}\n")
-        return 2
+        raise SystemExit(2) from error
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -91,14 +85,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     for name, field in FitConfig.model_fields.items():
         given_as = field.alias or name
-        if isinstance(field.default, bool):
-            parser.add_argument(
-                flag_of(given_as), dest=given_as, action="store_true", help=field.description
-            )
-            continue
-        default = "" if field.default in (None, "") else f" (default: {field.default})"
-        help_text = f"{field.description}{default}".replace("%", "%%")
-        parser.add_argument(flag_of(given_as), dest=given_as, metavar=name.upper(), help=help_text)
+        default = "" if field.default in (None, "", False) else f" (default: {field.default})"
+        shape: dict[str, Any] = {"metavar": name.upper()}
+        if field.annotation is bool:
+            shape = {"action": "store_true"}
+        text = f"{field.description}{default}".replace("%", "%%")
+        parser.add_argument(flag_of(given_as), dest=given_as, help=text, **shape)
     return parser
 
 

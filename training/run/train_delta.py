@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,12 @@ _PACKAGES = ("deltabert", "torch", "transformers", "tokenizers", "safetensors")
 def train_delta(
     config: FitConfig, *, command: str, report: Report | None = None
 ) -> tuple[Path, Delta]:
-    """Train one delta and write its file.
+    """Train one delta and write it; returns the file and its content.
 
     Args:
         config: options of the run.
         command: command line that repeats the run, for the manifest.
         report: called after each step; without it a progress bar is shown.
-
-    Returns:
-        The file and its content.
 
     Raises:
         TrainingError: unusable options or data.
@@ -98,11 +95,12 @@ def train_delta(
     entries = {name: _detached(entry) for name, entry in trained.items()}
     weight, bias = (part.detach().cpu() for part in model.head)
     selection = SplitMetrics(rows=len(splits[1].rows), values=result.metrics)
-    metrics = {"selection": selection, **_validate(model, spec, backbone, data)}
+    metrics = {"selection": selection} | _validate(model, spec, backbone, data)
     seconds = round(time.monotonic() - started, 1)
     known = _training_facts(config, data, splits, loop, result.steps)
-    start_facts = start and start.facts
-    facts = TrainingFacts(**known, duration_s=seconds, command=command, init_from=start_facts)
+    facts = TrainingFacts(
+        **known, duration_s=seconds, command=command, init_from=start and start.facts
+    )
     manifest = Manifest(
         backbone=backbone.ref,
         task=spec,
@@ -116,7 +114,10 @@ def train_delta(
     )
     delta = Delta(manifest, entries, weight, bias)
     check_delta(delta, backbone)
-    return path, _write(delta, path, state)
+    if distributed.is_first():
+        delta = write_delta(delta, path)
+        state.unlink(missing_ok=True)
+    return path, delta
 
 
 def _make_repeatable() -> None:
@@ -218,51 +219,39 @@ def _train(
     report: Report | None,
 ) -> FitResult:
     """Run the loop; rank 0 shows a progress bar if there is no `report`."""
-    task = data.task
-    if report is None and not distributed.is_first():
-        report = _silent
-    if report is None:
+    reports: AbstractContextManager[Report]
+    task, weights = data.task, label_weights(config, data.task, splits[0])
+    if report is None and distributed.is_first():
         notes = state_notes(state, resume=config.resume)
         sys.stderr.write("".join(f"note: {note}\n" for note in notes))
-    weights = label_weights(config, task, splits[0])
-    title = f"{task.name} {config.freeze}"
-    with progress_bar(loop.steps, title, task.primary_metric, report) as shown:
-        return train(model, task, splits, loop, state_path=state, report=shown, weights=weights)
-
-
-def _silent(progress: Progress) -> None:
-    """Ignore a report."""
+        reports = progress_bar(loop.steps, f"{task.name} {config.freeze}", task.primary_metric)
+    else:
+        reports = nullcontext(report or (lambda progress: None))
+    with reports as told:
+        return train(model, task, splits, loop, state_path=state, report=told, weights=weights)
 
 
 @contextmanager
-def progress_bar(
-    steps: int, title: str, metric: str, instead: Report | None = None
-) -> Iterator[Report]:
+def progress_bar(steps: int, title: str, metric: str) -> Iterator[Report]:
     """Show loss, best metric and time left on standard error while the block runs.
 
     Args:
         steps: steps in the whole run.
         title: text before the bar.
         metric: name of the primary metric.
-        instead: receives the reports in place of a bar.
     """
-    if instead is not None:
-        yield instead
-        return
-    smooth, best = math.nan, math.nan
+    loss, best = math.nan, -math.inf
     with tqdm(total=steps, desc=title, unit="step", file=sys.stderr, mininterval=0.5) as bar:
 
         def report(progress: Progress) -> None:
-            nonlocal smooth, best
-            smooth = progress.loss if math.isnan(smooth) else 0.95 * smooth + 0.05 * progress.loss
+            nonlocal loss, best
+            loss = progress.loss if math.isnan(loss) else 0.95 * loss + 0.05 * progress.loss
             if progress.metric is not None:
-                best = progress.metric if math.isnan(best) else max(best, progress.metric)
+                best = max(best, progress.metric)
             if progress.step > bar.n + 1:  # resumed: time left counts from the first new step
                 bar.initial = bar.n = progress.step - 1
-            shown = {"loss": f"{smooth:.3f}"}
-            if not math.isnan(best):
-                shown[metric] = f"{best:.3f}"
-            bar.set_postfix(shown, refresh=False)
+            shown = {"loss": loss} if math.isinf(best) else {"loss": loss, metric: best}
+            bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()}, refresh=False)
             bar.update()
 
         yield report
@@ -279,16 +268,11 @@ def _validate(
     model: TaskModel, spec: TaskSpec, backbone: Backbone, data: TaskData
 ) -> dict[str, SplitMetrics]:
     """Evaluate the selected state on the validation splits, which nothing has used before."""
-    custom = data.task.name not in TASKS
+    custom, notes = data.task.name not in TASKS, data.validation_notes
+    splits = {name: _tokenized(spec, backbone, rows) for name, rows in data.validation.items()}
     return {
-        name: score_split(
-            model,
-            data.task,
-            _tokenized(spec, backbone, rows),
-            data.validation_notes.get(name, ""),
-            by_label=custom,
-        )
-        for name, rows in data.validation.items()
+        name: score_split(model, data.task, split, notes.get(name, ""), by_label=custom)
+        for name, split in splits.items()
     }
 
 
@@ -321,10 +305,8 @@ def _versions() -> dict[str, str]:
     """Return the versions of Python and of the installed packages that affect a result."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -336,12 +318,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _write(delta: Delta, path: Path, state: Path) -> Delta:
-    """Write the delta in rank 0 and remove the run's checkpoint."""
-    if not distributed.is_first():
-        return delta
-    written = write_delta(delta, path)
-    state.unlink(missing_ok=True)
-    return written

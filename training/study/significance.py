@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from training.study.aggregates import MAIN, Cell
 
 FEWEST_SEEDS = 3
+_REFERENCE = "full"
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,13 @@ class Comparison:
     """A method compared with the reference on one task.
 
     Attributes:
-        part: part of the method's cell; the reference is of the same part or of the main part.
-        train_rows: train size that the study asked for; None for all rows.
         seeds: number of seeds that both have; runs of a seed see the same rows in the same order.
         difference: mean of method minus reference.
-        low: lower end of the difference's 95 % confidence interval from the t distribution; None if
-            all seeds differ equally, which leaves no spread.
+        low: lower end of the 95 % confidence interval; None if all seeds differ equally.
         high: upper end of the interval, or None.
         p: two-sided p of the paired t-test; without a spread that of the sign-flip test.
-        p_holm: `p` corrected by Holm (1979) for all comparisons of the table.
-        p_signs: p of the exact sign-flip test; needs no normal distribution, but can't be below
-            2 / 2**seeds.
+        p_holm: `p` corrected for all comparisons of the table.
+        p_signs: p of the sign-flip test, which needs no normal distribution; at least 2 / 2**seeds.
     """
 
     part: str
@@ -45,24 +42,20 @@ class Comparison:
     p_signs: float
 
 
-def compare_parts(cells: Sequence[Cell], reference: str = "full") -> dict[str, list[Comparison]]:
+def compare_parts(cells: Sequence[Cell]) -> dict[str, list[Comparison]]:
     """Return the comparisons of each part that has any; each part is corrected by itself.
 
     A part without its own reference on a task is compared with the main part's reference, because
     equal seeds mean equal rows.
     """
-    lent = [cell for cell in cells if cell.part == MAIN]
-    parts = {}
-    for part in dict.fromkeys(cell.part for cell in cells):
-        of_part = [cell for cell in cells if cell.part == part]
-        if found := compare(of_part, lent, reference):
-            parts[part] = found
-    return parts
+    parts: dict[str, list[Cell]] = {}
+    for cell in cells:
+        parts.setdefault(cell.part, []).append(cell)
+    found = {part: compare(of_part, parts.get(MAIN, [])) for part, of_part in parts.items()}
+    return {part: comparisons for part, comparisons in found.items() if comparisons}
 
 
-def compare(
-    cells: Sequence[Cell], lent: Sequence[Cell] = (), reference: str = "full"
-) -> list[Comparison]:
+def compare(cells: Sequence[Cell], lent: Sequence[Cell] = ()) -> list[Comparison]:
     """Compare every cell with the reference's cell of the same task, size, backbone and variant.
 
     Cells that share fewer than three seeds with the reference are left out.
@@ -70,9 +63,8 @@ def compare(
     Args:
         cells: cells of one part.
         lent: cells that supply references which the part lacks.
-        reference: strategy to compare with.
     """
-    references = {_setting(cell): cell for cell in (*lent, *cells) if cell.strategy == reference}
+    references = {_setting(cell): cell for cell in (*lent, *cells) if cell.strategy == _REFERENCE}
     found = []
     for cell in cells:
         other = references.get(_setting(cell))
@@ -133,10 +125,8 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 def holm(values: Sequence[float]) -> list[float]:
     """Correct p values for their number of comparisons (Holm 1979); the order is kept."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    corrected: dict[int, float] = {}
-    highest = 0.0
-    for rank, position in enumerate(order):
+    corrected, highest = list(values), 0.0
+    for rank, position in enumerate(sorted(range(len(values)), key=values.__getitem__)):
         highest = max(highest, min(1.0, (len(values) - rank) * values[position]))
         corrected[position] = highest
-    return [corrected[position] for position in range(len(values))]
+    return corrected

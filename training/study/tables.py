@@ -64,6 +64,7 @@ def scores_section(cells: Sequence[Cell], words: str) -> str:
     with_sizes, main = sized_cells(cells), main_cells(cells)
     sections = []
     for part in dict.fromkeys(cell.part for cell in cells):
+        title = f"## Part `{part}`{words}"
         of_part = [cell for cell in cells if cell.part == part]
         tasks = _tasks(of_part)
         # Cells of the main part that are shown for comparison.
@@ -73,17 +74,15 @@ def scores_section(cells: Sequence[Cell], words: str) -> str:
                 of_task = [cell for cell in of_part if cell.task == task]
                 methods = _methods(of_task)
                 whole = [c for c in lent if c.task == task and c.method in methods]
-                table = sizes_table([*of_task, *whole])
-                sections.append(f"## Part `{part}`{words}: {task}\n\n{table}")
+                sections.append(f"{title}: {task}\n\n{sizes_table([*of_task, *whole])}")
         elif len(rules := {rule_of(cell.method) for cell in of_part}) == 1 and None not in rules:
             whole = [cell for cell in lent if cell.method in rules]
-            sections.append(f"## Part `{part}`{words}\n\n{layers_table(of_part, whole)}")
+            sections.append(f"{title}\n\n{layers_table(of_part, whole)}")
         else:
             bases = {"full", "bitfit"} - {cell.method for cell in of_part}
             whole = [cell for cell in lent if cell.method in bases]
             note = f"\n`full` and `bitfit` are those of part `{MAIN}`.\n" if whole else ""
-            table = methods_table([*whole, *of_part])
-            sections.append(f"## Part `{part}`{words}\n\n{table}{note}")
+            sections.append(f"{title}\n\n{methods_table([*whole, *of_part])}{note}")
     return "\n".join(sections)
 
 
@@ -339,10 +338,8 @@ def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
     rows, which may be a sample.
     """
     best: dict[tuple[str, str, str], Record] = {}
-    for record in earlier:
-        setting = (record["task"], record["strategy"], record["train_rows"])
-        if setting not in best or float(record["mean"]) > float(best[setting]["mean"]):
-            best[setting] = record
+    for record in sorted(earlier, key=lambda record: -float(record["mean"])):
+        best.setdefault((record["task"], record["strategy"], record["train_rows"]), record)
     ours = _matching_earlier(cells)
     rows = []
     # By task, all rows first, then by size and method.
@@ -371,7 +368,7 @@ def _matching_earlier(cells: Sequence[Cell]) -> dict[tuple[str, str, str], Cell]
     and `zoo`, which may be a sample, stands for them.
     """
     whole = [cell for part in (MAIN, ZOO) for cell in cells if cell.part == part]
-    first = [cell for cell in whole if cell.part == MAIN and cell.train_rows is None]
+    first = [cell for cell in main_cells(cells) if cell.train_rows is None]
     found: dict[tuple[str, str, str], Cell] = {}
     for cell in (*first, *cells):
         found.setdefault((cell.task, cell.method, str(cell.train_rows or "")), cell)
@@ -393,12 +390,8 @@ def csv_text(records: Sequence[Record]) -> str:
     writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
     writer.writeheader()
     for record in records:
-        writer.writerow(
-            {
-                name: f"{value:.6g}" if isinstance(value, float) else value
-                for name, value in record.items()
-            }
-        )
+        values = (f"{v:.6g}" if isinstance(v, float) else v for v in record.values())
+        writer.writerow(dict(zip(record, values, strict=True)))
     return out.getvalue()
 
 

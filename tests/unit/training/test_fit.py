@@ -13,6 +13,12 @@ from training.strategies.rules import RULES
 Capture = pytest.CaptureFixture[str]
 
 
+def exit_code(words: list[str]) -> object:
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(words)
+    return stop.value.code
+
+
 def test_flags_become_options(capsys: Capture) -> None:
     words = "--task rte --freeze random:0.001 --lr 1e-2 --train-rows 100 --json --overwrite"
     config = parse_arguments(words.split())
@@ -24,7 +30,7 @@ def test_flags_become_options(capsys: Capture) -> None:
 
 
 def test_every_option_is_a_flag_in_the_help(capsys: Capture) -> None:
-    assert parse_arguments(["--help"]) == 0
+    assert exit_code(["--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     for name, field in FitConfig.model_fields.items():
         assert f"--{(field.alias or name).replace('_', '-')}" in told
@@ -34,7 +40,7 @@ def test_every_option_is_a_flag_in_the_help(capsys: Capture) -> None:
 
 def test_help_says_what_no_option_sets(capsys: Capture) -> None:
     """Who repeats a run with another program needs these, too."""
-    assert parse_arguments(["--help"]) == 0
+    assert exit_code(["--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "AdamW" in told
     assert "each step's gradient, of overlay and head together, is clipped to a norm of 1.0" in told
@@ -42,7 +48,7 @@ def test_help_says_what_no_option_sets(capsys: Capture) -> None:
 
 @pytest.mark.parametrize("words", [["--freeze", "help"], ["--task", "rte", "--freeze", "help"]])
 def test_freeze_help_lists_strategies(capsys: Capture, words: list[str]) -> None:
-    assert parse_arguments(words) == 0
+    assert exit_code(words) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert all(f"  {name}" in out for name in RULES)
@@ -68,7 +74,7 @@ def test_freeze_help_lists_strategies(capsys: Capture, words: list[str]) -> None
     ],
 )
 def test_mistakes_are_named_with_their_value(capsys: Capture, words: str, sentence: str) -> None:
-    assert parse_arguments(words.split()) == 2
+    assert exit_code(words.split()) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert re.search(sentence, err), err
@@ -77,6 +83,6 @@ def test_mistakes_are_named_with_their_value(capsys: Capture, words: str, senten
 
 def test_all_mistakes_are_told_at_once(capsys: Capture) -> None:
     words = ["--task", "rte", "--lr", "-1", "--seed", "x", "--max-length", "2"]
-    assert parse_arguments(words) == 2
+    assert exit_code(words) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[1].strip() for line in lines] == ["--lr", "--seed", "--max-length"]

@@ -369,7 +369,7 @@ def test_control_c_in_a_real_process(words: list[str]) -> None:
     out, error = process.communicate(timeout=120)
     assert process.returncode == 130
     assert out == ""
-    assert "stopped; the same command with --resume goes on" in error
+    assert "stopped; to continue from the last evaluation" in error
     assert "Traceback" not in error
 
 
