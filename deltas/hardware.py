@@ -49,7 +49,7 @@ def pick_precision(wanted: str, device: torch.device) -> str:
 
     Among CPUs, bf16 is faster on those with AMX and on AMD's with AVX-512 BF16. On a Xeon with
     AVX-512 BF16 alone it has half the speed of float32, on a CPU without either a tenth (measured:
-    DECISIONS.md). This is a fixed rule, not a timing, because a seed must always give the same run.
+    decision 0011). This is a fixed rule, not a timing, because a seed must always give the same run.
     "auto" never takes int8, which changes answers by more than rounding.
 
     Raises:

@@ -21,7 +21,7 @@ CLIP_NORM = 1.0  # largest norm of all gradients of a step together, as BERT was
 # Small tasks settle, and large ones finish, within this many rows.
 _VISITED_ROWS = 60_000
 _MAX_EPOCHS = 20
-# A head alone needs more epochs, and they cost little: its features are cached (DECISIONS.md).
+# A head alone needs more epochs, and they cost little: its features are cached (decision 0072).
 _HEAD_EPOCHS = 40
 
 

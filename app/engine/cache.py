@@ -39,7 +39,7 @@ Acquired = dict[Key, int | DeltaUnavailableError]  # the slot of each delta, or 
 
 TOO_SLOW = "reading its file takes too long"
 
-# More threads than a quarter of the cores slow the forward pass (docs/performance.md).
+# More threads than a quarter of the cores slow the forward pass (docs/performance/log.md).
 _THREADS = min(4, max(1, (os.cpu_count() or 1) // 4))
 _MAX_THREADS = 32  # threads at most, hanging ones included
 _HANGS_S = 1.0

@@ -44,7 +44,7 @@ from deltas.hardware import give_back_freed_memory
 from deltas.manifest import Manifest, TaskKind
 
 # On the packaged backbone int8 moves the margin between two labels by 0.05 (root mean square;
-# docs/performance.md). Two labels with this margin score 0.5125 and 0.4875.
+# docs/performance/log.md). Two labels with this margin score 0.5125 and 0.4875.
 LOW_MARGIN = 0.05
 
 _TRIAL_TEXT = "ready?"

@@ -4,7 +4,7 @@ Training uses it, and every device but the CPU; CPU serving attends in rows end 
 (`deltas.encoder.row_attention`). One call of PyTorch's fused attention covers all windows of one
 width, under a mask that keeps the rows of a window apart. On CPUs the backward pass of the fused
 attention is many times slower than plain matrix products in bfloat16 (measured:
-docs/performance.md). Training on CPUs therefore takes a backward pass made of matrix products,
+docs/performance/log.md). Training on CPUs therefore takes a backward pass made of matrix products,
 which recomputes the attention weights instead of keeping them.
 """
 

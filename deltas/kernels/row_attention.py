@@ -3,8 +3,8 @@
 There is no padding, no mask, and no row reads another row's values (variable-length attention).
 PyTorch's fused attention needs rows of one length, or windows under a mask
 (`deltas.encoder.window_attention`); for rows of 20 to 60 tokens calling its matrix products takes
-as long as the products (measured: docs/performance.md). `deltas.encoder.row_attention` hands this
-kernel to the encoder.
+as long as the products (measured: docs/performance/log.md). `deltas.encoder.row_attention` hands
+this kernel to the encoder.
 """
 
 from __future__ import annotations
