@@ -2,6 +2,7 @@
 
 A delta holds values, not differences, so that it reproduces the trained parameters exactly.
 `deltas.format` reads and writes deltas; `deltas.encoder` explains the letters of shapes.
+Tested by tests/property/test_delta_laws.py and tests/unit/deltas/test_format.py.
 """
 
 from __future__ import annotations
