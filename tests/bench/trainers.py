@@ -1,11 +1,11 @@
-"""The trainers that `tests.bench.training` compares, each run in a process of its own.
+"""Trainers that `tests.bench.training` compares, each in a process of its own.
 
     python -m tests.bench.trainers SYSTEM TASK ROWS THREADS PRECISION
 
-loads, says `ready`, and then answers each line on standard input with one JSON line: `epoch` trains
-one pass over the rows, `run N` a whole run of N epochs from the start (with whatever is computed
-once before it), `end` gives the memory and stops. Rows, batch size, optimiser and precision are the
-same for all; nobody uses dropout.
+The process loads, prints `ready`, and then answers each line on standard input with one JSON line:
+`epoch` trains one pass over the rows, `run N` a whole run of N epochs from the start (the caching
+before it included), `end` returns the memory and stops. Rows, batch size, optimiser and precision
+are the same for all trainers; none of them uses dropout.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ _CLIP_NORM = 1.0
 
 
 class Trainer(Protocol):
-    """Something that trains on the rows it was made with."""
+    """A system that trains on the rows given to its constructor."""
 
     def epoch(self) -> None:
-        """One pass over the rows, in batches of `BATCH_SIZE`."""
+        """Train one pass over the rows, in batches of `BATCH_SIZE`."""
 
     def run(self, epochs: int) -> None:
-        """A whole run, with what it prepares."""
+        """Train a whole run, its preparation included."""
 
     def optimizer_bytes(self) -> int:
-        """Gradients and optimiser state of what lies under the head."""
+        """Return the bytes of gradients and optimiser state, the head left out."""
 
     def loss(self) -> float:
-        """Mean loss of its first rows."""
+        """Return the mean loss of the first rows."""
 
 
 def load_rows(task: str, count: int, backbone: Backbone) -> Split:
-    """The first rows of a shuffled train set."""
+    """Return the first rows of a shuffled train set."""
     data = load_task(task)
     positions = list(range(len(data.train)))
     random.Random(0).shuffle(positions)
@@ -73,7 +73,7 @@ def _held_bytes(parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer) 
 
 
 class Ours:
-    """This project's loop."""
+    """The training loop of this project."""
 
     def __init__(self, freeze: str, split: Split, backbone: Backbone, precision: str) -> None:
         self._task = load_task("rte").task  # two classes; only its kind is read
@@ -127,8 +127,8 @@ class Ours:
 class Plain:
     """Stock transformers, AdamW, batches padded to their longest row.
 
-    Kinds: full, bitfit, head, top:2 by `requires_grad`; random:0.001 with dense 0/1 masks on the
-    gradients, as in the study.
+    The kinds full, bitfit, head and top:2 set `requires_grad`; random:0.001 masks gradients with
+    dense 0/1 masks, as in the study.
     """
 
     def __init__(self, kind: str, split: Split, precision: str, attention: str = "sdpa") -> None:
@@ -188,7 +188,7 @@ class Plain:
 
 
 class Peft(Plain):
-    """The same loop around a network of PEFT's; `kind` is layernorm or random:0.001 (SHiRA)."""
+    """The loop of `Plain` around a PEFT network; `kind` is layernorm or random:0.001 (SHiRA)."""
 
     def __init__(self, kind: str, split: Split, precision: str) -> None:
         from peft import LNTuningConfig, ShiraConfig, TaskType, get_peft_model
@@ -211,7 +211,7 @@ class Peft(Plain):
 
 
 def stock_trainable(dtype: torch.dtype, attention: str) -> Any:
-    """`BertForSequenceClassification` on the packaged weights, ready to train, without dropout."""
+    """Return `BertForSequenceClassification` with the packaged weights, without dropout."""
     from transformers import AutoModelForSequenceClassification
 
     from deltas.backbone.backbone import _packaged_folder
@@ -228,7 +228,7 @@ def stock_trainable(dtype: torch.dtype, attention: str) -> Any:
 
 
 def make(system: str, split: Split, backbone: Backbone, precision: str) -> Trainer:
-    """A trainer by its name: `ours bitfit`, `plain-eager bitfit`, `peft layernorm`."""
+    """Make a trainer by its name: `ours bitfit`, `plain-eager bitfit`, `peft layernorm`."""
     maker, _, kind = system.partition(" ")
     if maker == "ours":
         return Ours(kind, split, backbone, precision)
@@ -238,7 +238,7 @@ def make(system: str, split: Split, backbone: Backbone, precision: str) -> Train
 
 
 def _memory(field: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
+    """Return VmRSS or VmHWM of this process, in bytes."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
     found = re.search(rf"{field}:\s+(\d+) kB", text)
     return int(found[1]) * 1024 if found else 0

@@ -1,8 +1,8 @@
-"""Training beside a plain transformers loop and PEFT: `make bench-training`.
+"""Compares training with a plain transformers loop and with PEFT: `make bench-training`.
 
-Real RTE and SST-2 rows, batches of 32, one precision. Each system has a process of its own, so that
-its memory is its own; the systems take turns, an epoch each, so that all see the same machine.
-Ratios are those of medians.
+Real RTE and SST-2 rows, batches of 32, one precision. Each system runs in its own process
+(`tests.bench.trainers`), so its memory can be measured. The systems take turns, an epoch each, so
+other load on the machine affects all of them. Ratios are ratios of medians.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ STEPS = (
     "peft layernorm",
     "peft random:0.001",
 )
-# Whole runs of some epochs, with what is computed once before them.
+# Systems measured in whole runs of some epochs, the caching before them included.
 RUNS = ("ours head", "plain head", "ours top:2", "plain top:2")
 EPOCHS = 10
-# What is compared, as (numerator, denominator): rows/s, peak memory or bytes.
+# Compared systems as (numerator, denominator) of rows/s or of peak memory.
 SPEED = {
     "bitfit_vs_plain": ("ours bitfit", "plain bitfit"),
     "bitfit_vs_plain_eager": ("ours bitfit", "plain-eager bitfit"),
@@ -46,7 +46,7 @@ SPEED = {
     "full_vs_plain": ("ours full", "plain full"),
     "head_run_vs_plain": ("ours head", "plain head"),
     "top2_run_vs_plain": ("ours top:2", "plain top:2"),
-    # The other way round, since it is a time.
+    # The other way round, because it is a ratio of times.
     "random_time_vs_bitfit": ("ours bitfit", "ours random:0.001"),
 }
 MEMORY = {
@@ -56,7 +56,7 @@ MEMORY = {
 
 
 class Child:
-    """A trainer in its process."""
+    """A trainer in a process of its own."""
 
     def __init__(self, system: str, task: str, rows: int, threads: int, precision: str) -> None:
         words = [system, task, str(rows), str(threads), precision]
@@ -70,7 +70,7 @@ class Child:
             raise SystemExit(f"{system} did not start")
 
     def ask(self, verb: str) -> dict[str, Any]:
-        """Send a line, get its answer."""
+        """Send a line and return its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{verb}\n")
         self._process.stdin.flush()
@@ -78,7 +78,7 @@ class Child:
         return answer
 
     def end(self) -> dict[str, Any]:
-        """Its memory; then it ends."""
+        """Return the memory of the process and end it."""
         facts = self.ask("end")
         self._process.wait()
         return facts
@@ -89,7 +89,7 @@ class Child:
 
 
 def measure(task: str, options: argparse.Namespace, precision: str) -> dict[str, dict[str, Any]]:
-    """Rows a second, memory, and bytes of gradients and optimiser of every system on a task."""
+    """Measure rows a second, memory, and bytes of gradients and optimiser of every system."""
     found: dict[str, dict[str, Any]] = {}
     for systems, verb, rounds, rows in (
         (STEPS, "epoch", options.rounds, options.rows),
@@ -109,7 +109,7 @@ def measure(task: str, options: argparse.Namespace, precision: str) -> dict[str,
 
 
 def ratios(systems: Mapping[str, Mapping[str, Any]], task: str) -> dict[str, float]:
-    """What the measurements of one task say, by name and task."""
+    """Return the ratios of one task's measurements, by name and task."""
     made = {}
     for pairs, fact in ((SPEED, "rows_per_s"), (MEMORY, "peak_mb")):
         for name, (ours, theirs) in pairs.items():
@@ -120,7 +120,7 @@ def ratios(systems: Mapping[str, Mapping[str, Any]], task: str) -> dict[str, flo
 
 
 def table(report: Mapping[str, Any]) -> list[str]:
-    """Everything measured, as lines of Markdown."""
+    """Write all measurements as lines of Markdown."""
     about = report["machine"]
     lines = [
         f"{report['rows']} rows of {report['data']}, {report['precision']}, "

@@ -1,4 +1,4 @@
-"""Metrics against their definitions, written out, on any answers."""
+"""Metrics equal their written-out definitions on arbitrary answers."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class FeatureCache:
 
     Args:
         config: the encoder's dimensions.
-        overlay: the weights; those of the frozen part are the backbone's.
+        overlay: weights of the encoder; in the frozen part the backbone's weights.
         depth: number from `frozen_depth`.
         device: device to compute on.
     """

@@ -227,8 +227,8 @@ def _train(
         reports = progress_bar(loop.steps, f"{task.name} {config.freeze}", task.primary_metric)
     else:
         reports = nullcontext(report or (lambda progress: None))
-    with reports as told:
-        return train(model, task, splits, loop, state_path=state, report=told, weights=weights)
+    with reports as each:
+        return train(model, task, splits, loop, state_path=state, report=each, weights=weights)
 
 
 @contextmanager

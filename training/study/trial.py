@@ -151,7 +151,7 @@ def run_outcome(trial: Trial) -> RunOutcome:
     is stopped in between would lose the run, because a finished run leaves no checkpoint.
 
     Raises:
-        TrainingError: unusable options, a diverged run, or generated rows that nobody asked for.
+        TrainingError: unusable options, a diverged run, or generated rows without `--data sample`.
         DeltaError: an unusable backbone.
     """
     fixed = {"data": trial.data, "out": trial.folder, "resume": True, "overwrite": True}

@@ -38,8 +38,8 @@ def test_every_option_is_a_flag_in_the_help(capsys: Capture) -> None:
     assert "--json-" not in told
 
 
-def test_help_says_what_no_option_sets(capsys: Capture) -> None:
-    """Who repeats a run with another program needs these, too."""
+def test_help_states_the_optimiser_and_the_clipping(capsys: Capture) -> None:
+    """A person who repeats a run with another program needs them, too."""
     assert exit_code(["--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "AdamW" in told
@@ -81,7 +81,7 @@ def test_mistakes_are_named_with_their_value(capsys: Capture, words: str, senten
     assert "Traceback" not in err
 
 
-def test_all_mistakes_are_told_at_once(capsys: Capture) -> None:
+def test_all_mistakes_are_reported_at_once(capsys: Capture) -> None:
     words = ["--task", "rte", "--lr", "-1", "--seed", "x", "--max-length", "2"]
     assert exit_code(words) == 2
     lines = capsys.readouterr().err.splitlines()

@@ -108,7 +108,7 @@ def assert_as_far(first: Delta, second: Delta, start: Delta) -> None:
         "top:1",
     ],
 )
-def test_what_a_strategy_makes_is_verified_and_served(
+def test_the_delta_of_each_strategy_is_verified_and_served(
     words: Callable[..., list[str]],
     tmp_path: Path,
     tiny_backbone: Backbone,
@@ -176,7 +176,7 @@ def test_schedules_are_recorded_and_differ(run: Run) -> None:
     assert not torch.equal(found["linear"], found["constant"])
 
 
-def test_balanced_classes_are_weighed_judged_and_reported(run: Run, tmp_path: Path) -> None:
+def test_balanced_classes_are_weighted_evaluated_and_reported(run: Run, tmp_path: Path) -> None:
     """One row in twelve is good; a head that always answers bad is right in eleven."""
     rows = write_rows(tmp_path / "rare.csv", 240, 3, share=1 / 12)
     flags = {"train_file": rows, "validation_file": rows, "epochs": 1}
@@ -270,7 +270,7 @@ def test_a_start_that_has_learnt_the_selection_rows_is_refused(
     capsys: pytest.CaptureFixture[str],
     flags: dict[str, Any],
 ) -> None:
-    """Of the same task or the same rows, whatever it is called, and of another split."""
+    """The start has the same task or the same rows, but another split."""
     run(**STILL)
     (path,) = tmp_path.rglob("mine/*.safetensors")
     assert fit.main(words(init_from=path, **STILL, **flags)) == 2
@@ -281,7 +281,7 @@ def test_a_start_that_has_learnt_the_selection_rows_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_start_of_the_very_same_split_is_taken(run: Run, tmp_path: Path) -> None:
+def test_a_start_trained_on_the_same_split_is_accepted(run: Run, tmp_path: Path) -> None:
     first = run(**STILL)
     (path,) = tmp_path.rglob("mine/*.safetensors")
     facts = run(init_from=path, **STILL).manifest.training.init_from
@@ -321,7 +321,7 @@ def test_a_head_of_other_labels_is_refused(
     )
 
 
-def test_layers_can_be_reinitialised_alone(run: Run, tiny_backbone: Backbone) -> None:
+def test_single_layers_can_be_reinitialised(run: Run, tiny_backbone: Backbone) -> None:
     delta = run(reinit="biases@1", freeze="head", lr=1e-30)
     assert delta.manifest.strategy.served_as == "initbias@1+head"
     assert delta.entries
@@ -387,7 +387,7 @@ def only_delta(out: Path) -> Delta:
         ("full", "regression", {"accumulate": 3}),
     ],
 )
-def test_two_processes_make_what_one_makes(
+def test_two_processes_give_the_delta_of_one(
     words: Callable[..., list[str]],
     run: Run,
     tmp_path: Path,

@@ -208,7 +208,7 @@ def test_another_runs_state_is_never_continued(
 
 
 @pytest.mark.parametrize("change", ["torch", "processes", "tokenizer"])
-def test_what_would_change_the_rest_of_a_run_makes_it_another(
+def test_an_option_that_changes_the_rest_of_a_run_makes_another_run(
     words: list[str],
     tiny_backbone_dir: Path,
     tmp_path: Path,
@@ -374,7 +374,7 @@ def test_control_c_in_a_real_process(words: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_json_is_alone_in_a_real_process(words: list[str]) -> None:
+def test_only_json_is_printed_in_a_real_process(words: list[str]) -> None:
     """Nothing of any library gets onto standard output."""
     process = start([*words, "--json"])
     out, error = process.communicate(timeout=300)

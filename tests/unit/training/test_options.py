@@ -26,7 +26,7 @@ def test_a_task_is_enough() -> None:
     assert Path("runs/deltas") == DEFAULT_OUT
 
 
-def test_own_rows_are_enough() -> None:
+def test_rows_of_a_custom_task_are_enough() -> None:
     assert FitConfig.model_validate(OWN).train_file == Path("rows.csv")
     assert FitConfig.model_validate(HUB).train_split_name == "train"
     assert FitConfig.model_validate(HUB | {"train_split": "all"}).train_split_name == "all"

@@ -46,7 +46,7 @@ def out(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_page_says_what_the_lines_say(out: Path) -> None:
+def test_the_page_has_the_numbers_of_the_lines(out: Path) -> None:
     page = (out / "README.md").read_text()
     assert "| `full` | 0.626 ± 0.024 (5) |" in page
     assert "| `bitfit` | 0.646 ± 0.039 (5) |" in page

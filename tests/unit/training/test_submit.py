@@ -111,7 +111,7 @@ def test_files_have_the_leaderboard_s_form(
     assert "get test_matched of mnli from nyu-mll/glue" in matched
 
 
-def test_answers_are_those_of_the_best_delta_in_the_order_of_the_index(
+def test_the_best_delta_answers_in_the_order_of_the_index(
     words: list[str], tmp_path: Path, tiny_backbone: Backbone, make_delta: MakeDelta
 ) -> None:
     from deltas import DTYPES, pick_device, pick_precision, tokenize_texts
@@ -286,7 +286,7 @@ def test_answers_in_the_leaderboard_s_words(
         ("STS-B.tsv", ["nan", "5"], "row 1: STS-B.tsv"),
     ],
 )
-def test_the_check_finds_what_the_leaderboard_would_refuse(
+def test_the_check_finds_lines_that_the_leaderboard_would_refuse(
     tmp_path: Path, name: str, answers: list[str], message: str
 ) -> None:
     path = tmp_path / "bad.zip"

@@ -241,7 +241,7 @@ def test_a_study_of_the_command_line_leaves_the_committed_results_alone(
     words: list[str],
     missing: str,
 ) -> None:
-    """One run is committed: who declares it anew looks for it elsewhere."""
+    """One run is committed; a study of the command line looks for it elsewhere."""
     monkeypatch.chdir(tmp_path)
     append_run(sweep.RUNS, make_run(freeze="head", lr=0.1))
     declared = '[[part]]\nname = "a"\ntasks = ["rte"]\nfreeze = ["head"]\nrates = [0.1]\n'
@@ -299,7 +299,7 @@ def test_misuse(words: list[str], message: str, capsys: pytest.CaptureFixture[st
     assert message in capsys.readouterr().err
 
 
-def test_the_generated_sample_is_not_swept_by_accident(
+def test_the_generated_sample_is_swept_only_on_request(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.delenv("GLUE_DIR", raising=False)

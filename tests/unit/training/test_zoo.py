@@ -103,7 +103,7 @@ def test_runs_that_are_another_recipe_do_not_count(sweep: Sweep, other: Run) -> 
 
 
 def test_a_start_from_another_task_counts(sweep: Sweep) -> None:
-    """What it was trained from is in the delta; who is served cares for the score."""
+    """The delta records its start; the choice depends on the score alone."""
     sweep.add(run_with(0.9, 0.9, init_from="mnli.safetensors"))
     sweep.add(run_with(0.6, 0.6))
     assert sweep.ship() == 0
@@ -118,7 +118,7 @@ def test_a_failed_run_does_not_count(sweep: Sweep) -> None:
     assert sweep.shipped().values["accuracy"] == 0.6
 
 
-def test_a_best_run_without_its_delta_leaves_what_is_shipped(
+def test_a_best_run_without_its_delta_leaves_the_shipped_one(
     sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second best is not the best: nothing takes its place silently."""
@@ -153,7 +153,7 @@ def test_the_best_run_need_not_be_repeated_when_its_delta_is_shipped_already(
     )
 
 
-def test_what_is_replaced_is_said(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_replaced_delta_is_reported(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     sweep.add(run_with(0.6, 0.6))
     sweep.ship()
     sweep.add(run_with(0.8, 0.8, seed=1))

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[4]
 
 
 def torchrun(script: Path, code: str) -> list[dict[str, Any]]:
-    """What two processes print, one JSON line each, ordered by rank."""
+    """Return the JSON lines of two processes, ordered by rank."""
     script.write_text(f"import json\nfrom training.run import distributed\n{code}\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
@@ -53,13 +53,15 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_each_process_has_a_gpu_of_its_own(
     gpus: list[int], monkeypatch: pytest.MonkeyPatch, device: str, local_rank: str, gpu: int
 ) -> None:
-    """As far as there are enough."""
+    """With fewer GPUs than processes, some processes share one."""
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     with distributed_module.joined(device):
         assert gpus == [gpu]
 
 
-def test_no_gpu_is_touched_unasked(gpus: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gpu_is_used_for_the_cpu_or_a_single_process(
+    gpus: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with distributed_module.joined("cpu"):
         pass
     monkeypatch.delenv("WORLD_SIZE")
@@ -68,7 +70,7 @@ def test_no_gpu_is_touched_unasked(gpus: list[int], monkeypatch: pytest.MonkeyPa
     assert gpus == []
 
 
-def test_alone_there_is_nobody_to_ask() -> None:
+def test_a_single_process_is_first_and_keeps_its_flag() -> None:
     assert distributed_module.broadcast_flag(flag=True)
     assert not distributed_module.broadcast_flag(flag=False)
     assert distributed_module.is_first()

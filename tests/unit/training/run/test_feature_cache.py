@@ -1,4 +1,4 @@
-"""What is computed once for each row is what would be computed anew in every step."""
+"""Cached features: equal answers and gradients, and the limit of their size."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_it_learns(tiny_backbone: Backbone, tmp_path: Path) -> None:
 def test_the_same_seed_is_bit_equal(
     tiny_backbone: Backbone, tmp_path: Path, dropout: float
 ) -> None:
-    """Whatever other code draws from torch's generator in between."""
+    """Other code may draw from torch's generator in between."""
     runs = []
     for number in range(2):
         torch.manual_seed(number)
@@ -186,7 +186,7 @@ def test_dropout_is_on_in_every_step_and_off_in_every_evaluation(
     assert seen == [(4, 0.3), (4, 0.3), (4, 0.3), (12, 0.0)] * 3
 
 
-def test_judging_twice_gives_the_same(tiny_backbone: Backbone) -> None:
+def test_two_evaluations_give_the_same(tiny_backbone: Backbone) -> None:
     model, split = model_of(tiny_backbone), split_of(tiny_backbone, 30)
     assert evaluate(model, TASK, split) == evaluate(model, TASK, split)
 
@@ -206,7 +206,7 @@ def test_predicting_in_parts_keeps_the_order(
     assert not together.requires_grad
 
 
-def test_kept_features_are_those_of_their_row(tiny_backbone: Backbone) -> None:
+def test_cached_features_belong_to_their_row(tiny_backbone: Backbone) -> None:
     """With the head alone, pooled outputs are computed once a row: for rows that are gone, too.
 
     MNLI is judged on two sets, one after the other; the first set's rows are freed in between,
@@ -234,13 +234,13 @@ def test_kept_features_are_those_of_their_row(tiny_backbone: Backbone) -> None:
         ),
     ],
 )
-def test_losses_are_those_of_transformers(kind: str, labels: Tensor, stock: Any) -> None:
+def test_losses_equal_those_of_transformers(kind: str, labels: Tensor, stock: Any) -> None:
     logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
     assert float(task_loss(kind, logits, labels)) == pytest.approx(float(stock(logits, labels)))
 
 
 def test_regression_compares_one_value_a_row() -> None:
-    """Not every prediction with every label, as broadcasting would."""
+    """Broadcasting would compare every prediction with every label."""
     logits, labels = torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0])
     assert float(task_loss("regression", logits, labels)) == 2.0
 

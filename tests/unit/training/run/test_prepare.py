@@ -1,4 +1,4 @@
-"""What a run starts from: the rows that `fisher` looks at, and how long a run is by default."""
+"""Preparation of a run: the rows that `fisher` uses, and the default number of epochs."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_fisher_takes_all_rows_of_a_small_file(tiny_backbone: Backbone, labels: 
 
 
 @pytest.mark.parametrize(("fits", "epochs"), [(True, 40), (False, 20)])
-def test_a_head_alone_has_more_epochs_where_its_features_are_kept(
+def test_a_head_alone_has_more_epochs_if_its_features_are_cached(
     tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, fits: bool, epochs: int
 ) -> None:
     """If they don't fit, each of its epochs costs as much as any other's."""

@@ -59,7 +59,7 @@ def test_fewer_steps_are_the_beginning_of_more() -> None:
 
 
 def test_rows_of_a_batch_are_of_similar_length() -> None:
-    """Not so similar that short rows always come first."""
+    """The lengths of batches are shuffled, so that short rows do not always come first."""
     rows = rows_of([*range(1, 65)] * 4)
     cut = list(batches(rows, replace(OPTIONS, steps=64)))
     spread = [max(part) - min(part) for part in ([rows[i].num_tokens for i in b] for b in cut)]

@@ -1,6 +1,6 @@
-"""Whole training runs on the tiny backbone: what is written, repeated, reported and refused.
+"""Whole training runs on the tiny backbone: files, repeated runs, summaries, refused options.
 
-Interrupted runs: `test_fit_resume.py`. The loop alone: `test_loop.py`.
+Interrupted runs: `tests/unit/training/test_fit_resume.py`. The loop: `test_loop.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FILLERS = ["the", "film", "and", "very", "not", "a", "b", "c"]
 
 
 class Done(NamedTuple):
-    """How a run ended."""
+    """Exit code and output of a run."""
 
     code: int
     out: str
@@ -143,7 +143,7 @@ def served_metrics(
     "strategy",
     ["full", "head", "bitfit", "layernorm", "random:0.01", "top:1", "bitfit:query+random:0.01"],
 )
-def test_what_is_trained_is_what_is_served(
+def test_the_served_scores_equal_the_trained_ones(
     run: Run, custom: dict[str, Any], tmp_path: Path, tiny_backbone: Backbone, strategy: str
 ) -> None:
     """The file's dev score, its counts and its facts, for every kind of strategy."""
@@ -181,7 +181,7 @@ def test_summary_for_people(run: Run, custom: dict[str, Any], tmp_path: Path) ->
     assert "Traceback" not in done.err
 
 
-def test_json_is_alone_on_standard_output(run: Run, custom: dict[str, Any], tmp_path: Path) -> None:
+def test_only_json_is_on_standard_output(run: Run, custom: dict[str, Any], tmp_path: Path) -> None:
     done = run("--json", **custom)
     facts = json.loads(done.out)
     assert done.out.count("\n") == 1
@@ -384,7 +384,7 @@ def test_a_study_of_initial_values_stands_beside_plain_bitfit(
         ({"out": "/proc/nope"}, "--out: can't write into /proc/nope"),
     ],
 )
-def test_what_would_fail_at_the_end_is_said_at_the_start(
+def test_an_error_at_the_end_is_reported_at_the_start(
     run: Run, custom: dict[str, Any], flags: dict[str, Any], sentence: str
 ) -> None:
     done = run(**custom | flags)
@@ -393,7 +393,7 @@ def test_what_would_fail_at_the_end_is_said_at_the_start(
     assert "step/s" not in done.err
 
 
-def test_the_summary_says_what_the_labels_were_taken_for(run: Run, custom: dict[str, Any]) -> None:
+def test_the_summary_states_kind_and_labels(run: Run, custom: dict[str, Any]) -> None:
     assert "labels      bad, good\n" in run(**custom).out
 
 
@@ -417,7 +417,7 @@ def glue_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("strategy", ["head", "bitfit"])
-def test_both_dev_sets_of_mnli_are_judged_on_their_own_rows(
+def test_each_dev_set_of_mnli_is_evaluated_on_its_rows(
     run: Run, glue_like: Path, tmp_path: Path, tiny_backbone: Backbone, strategy: str
 ) -> None:
     done = run(task="mnli", data=glue_like, freeze=strategy, precision="fp32")
@@ -452,7 +452,7 @@ def test_the_command_is_recorded(run: Run, custom: dict[str, Any], tmp_path: Pat
     assert facts.git_commit is None or re.fullmatch(r"[0-9a-f]{40}", facts.git_commit)
 
 
-def test_an_existing_delta_is_not_replaced_unasked(
+def test_an_existing_delta_is_replaced_only_with_overwrite(
     run: Run, custom: dict[str, Any], tmp_path: Path
 ) -> None:
     run(**custom)
@@ -506,7 +506,7 @@ def test_out_that_cannot_be_a_folder(
         ({"kind": "regression"}, 1, "label"),
     ],
 )
-def test_what_cannot_be_run_is_said(
+def test_unusable_options_and_data_are_reported(
     run: Run,
     custom: dict[str, Any],
     tmp_path: Path,

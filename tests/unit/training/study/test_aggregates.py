@@ -66,7 +66,7 @@ def test_runs_with_other_options_are_no_cell_of_each_other() -> None:
     ]
 
 
-def test_what_does_not_compare_is_said() -> None:
+def test_runs_that_do_not_compare_are_reported() -> None:
     def changed(run: Run, **fields: Any) -> Run:
         assert run.outcome is not None
         return run.model_copy(update={"outcome": run.outcome.model_copy(update=fields)})
@@ -107,7 +107,7 @@ def test_a_cell_s_time_is_that_of_its_fastest_whole_run() -> None:
     assert (cell.cost.seconds, cell.cost.cpu_seconds) == (None, None)
 
 
-def test_times_are_told_by_machine() -> None:
+def test_times_are_given_by_machine() -> None:
     """A fast machine's seed says nothing about a slow one's."""
     machines = [("slow", 1, 9.0), ("fast", 1, 2.0), ("slow", 1, 8.0), ("fast", 4, 1.0)]
     runs = []

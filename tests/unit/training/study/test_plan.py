@@ -1,4 +1,4 @@
-"""What a study declares, run by run, and how learning rates are chosen."""
+"""The planned runs of a study, and the choice of learning rates."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_rate_is_that_of_the_best_selection_rows_not_of_the_dev_set() -> Non
     assert not keys & set(finished)
 
 
-def test_equal_metrics_are_told_apart_by_their_loss_then_the_lower_rate_wins() -> None:
+def test_the_loss_breaks_ties_of_metrics_and_the_lower_rate_ties_of_losses() -> None:
     def run(loss: float) -> Run:
         return Run(**make_run().model_dump() | {"outcome": outcome(0.5, 0.5, loss)})
 

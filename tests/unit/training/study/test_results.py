@@ -15,7 +15,7 @@ MakeRun = Any
 
 
 def outcome(score: float, selection: float, loss: float = 0.5) -> RunOutcome:
-    """What a run of rte with bitfit may give."""
+    """Return an outcome of a run on rte with bitfit."""
     return RunOutcome(
         task="rte",
         strategy="bitfit",
@@ -104,7 +104,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     assert caught.value.path == path
 
 
-def test_the_key_is_that_of_what_is_stated() -> None:
+def test_the_key_depends_on_stated_options_only() -> None:
     options = {"task": "rte", "lr": 0.001, "seed": 0}
     assert run_key(options) == run_key(dict(reversed(options.items())))
     assert run_key(options) == run_key(options | {"out": "elsewhere", "data": "hub"})
@@ -112,7 +112,7 @@ def test_the_key_is_that_of_what_is_stated() -> None:
     assert run_key(options) != run_key(options | {"evals": 3})
 
 
-def test_a_run_that_diverged_is_told_from_one_that_was_killed() -> None:
+def test_a_diverged_run_differs_from_a_killed_one() -> None:
     from training.errors import TrainingError
     from training.run.loop import _check_finite
 

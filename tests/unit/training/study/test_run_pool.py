@@ -69,7 +69,7 @@ def planned(*parts: dict[str, Any]) -> list[PlannedRun]:
     return plan(make_study({"options": {"epochs": 1.0}, "part": list(parts)}, "here"))
 
 
-def test_a_resumed_sweep_counts_only_what_is_missing(
+def test_a_resumed_sweep_counts_only_missing_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The finished runs stand below the missing ones: they are no part of what is left."""
@@ -100,7 +100,7 @@ def test_one_run_of_two_parts_is_made_once(tmp_path: Path) -> None:
 def test_a_killed_run_fails_the_sweep_until_it_is_made_good(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nor is a rate chosen without it: the run of seed 1 waits."""
+    """No rate is chosen without the killed run, so the run of seed 1 waits."""
     runs = planned(part("main", rates=[1e-3, 2e-3], seeds=2))
     pool = StandIn(runs, tmp_path)
     pool.answers[2e-3] = {"error": "its process ended with exit code -9"}
@@ -129,7 +129,7 @@ def test_a_rate_that_diverged_is_out_and_said_at_the_end(tmp_path: Path) -> None
     assert [options["lr"] for options in pool.started] == [1e-3, 2e-3, 2e-3]
 
 
-def test_what_a_run_kept_for_a_stopped_sweep_is_removed_once_recorded(tmp_path: Path) -> None:
+def test_a_kept_outcome_is_removed_once_it_is_recorded(tmp_path: Path) -> None:
     runs = planned(part("main", rates=[0.1]))
     (run,) = runs
     kept = tmp_path / "work" / run_key(run.with_rate(0.1)) / "outcome.json"

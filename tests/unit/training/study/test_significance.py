@@ -12,7 +12,7 @@ from training.study.results import Run
 from training.study.significance import compare, compare_parts, holm, sign_flip
 
 
-def test_a_variant_is_compared_with_its_own_reference() -> None:
+def test_a_variant_is_compared_with_the_reference_of_its_variant() -> None:
     runs = [
         run_of(strategy, score + epochs / 10, seed=seed, epochs=epochs)
         for seed, score in enumerate((0.1, 0.2, 0.4))
@@ -57,7 +57,7 @@ def test_seeds_are_paired_and_few_are_left_out() -> None:
     assert (same.difference, same.p) == (0.0, 1.0)
 
 
-def test_a_part_is_compared_with_its_own_full_or_with_that_of_the_main_part() -> None:
+def test_a_part_is_compared_with_full_of_itself_or_of_the_main_part() -> None:
     def moved(part: str, runs: list[Run]) -> list[Run]:
         return [run.model_copy(update={"part": part}) for run in runs]
 

@@ -28,12 +28,12 @@ def test_layers_are_read_from_the_name(method: str, layers: set[int]) -> None:
 @pytest.mark.parametrize(
     "method", ["bitfit", "bitfit@0+layernorm@1", "bitfit@0+head", "initbias+bitfit@0"]
 )
-def test_what_is_no_single_rule_on_layers(method: str) -> None:
+def test_other_methods_are_no_single_rule_on_layers(method: str) -> None:
     assert layers_of(method) is None
     assert rule_of(method) is None
 
 
-def test_a_layer_stands_beside_all_others_and_what_is_missing_is_empty() -> None:
+def test_a_layer_stands_beside_all_other_layers_and_missing_cells_are_empty() -> None:
     runs = [
         run_of(method, score)
         for method, score in (
