@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from importlib.metadata import EntryPoints, PackageNotFoundError, distribution, version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,6 @@ from deltas.errors import DeltaError, did_you_mean
 if TYPE_CHECKING:
     from deltas.store import Record
 
-_GROUP = "deltabert.commands"
 _COMMANDS = {
     "fit": "fine-tune one task and write its delta",
     "sweep": "run every missing training run of a study",
@@ -33,6 +32,7 @@ _COMMANDS = {
     "page": "show a server in the browser (Streamlit's flags are passed on)",
     "deltas": "list, show, verify and export delta files, write their model cards",
 }
+_BACKBONE_HELP = "hub id or folder (default: the packaged one)"
 
 
 def deltabert(arguments: Sequence[str] | None = None) -> int:
@@ -54,19 +54,12 @@ def deltabert(arguments: Sequence[str] | None = None) -> int:
             f"error: unknown command {name[:128]!r}.{hint} Allowed: {', '.join(_COMMANDS)}\n"
         )
         return 2
-    found = _entry_points().select(name=name)
+    found = entry_points(group="deltabert.commands", name=name)
     if not found:
         sys.stderr.write(f"error: deltabert was installed without {name!r}; install it again\n")
         return 1
     code: int = found[name].load()(rest, prog=f"deltabert {name}")
     return code
-
-
-def _entry_points() -> EntryPoints:
-    try:
-        return distribution("deltabert").entry_points.select(group=_GROUP)
-    except PackageNotFoundError:
-        return EntryPoints()
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m deltas") -> int:
@@ -102,7 +95,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "verify", help="check files completely, also against their backbone"
     )
     verify.add_argument("files", nargs="+", type=Path, help="delta files, or folders of them")
-    verify.add_argument("--backbone", help="hub id or folder (default: the packaged one)")
+    verify.add_argument("--backbone", help=_BACKBONE_HELP)
     verify.set_defaults(command=_verify)
 
     cards = commands.add_parser("cards", help="write a model card beside each delta of a folder")
@@ -112,7 +105,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write a folder that stock transformers loads")
     export.add_argument("file", type=Path)
     export.add_argument("folder", type=Path)
-    export.add_argument("--backbone", help="hub id or folder (default: the packaged one)")
+    export.add_argument("--backbone", help=_BACKBONE_HELP)
     export.set_defaults(command=_export)
     return parser
 
@@ -182,11 +175,10 @@ def _verify(options: argparse.Namespace) -> int:
         try:
             delta = read_delta(path)
             check_delta(delta, backbone)
+            _print(f"ok     {path}  {delta.version}")
         except DeltaError as error:
             num_wrong += 1
             _print(f"WRONG  {path}: {str(error).removeprefix(f'{path}: ')}")
-        else:
-            _print(f"ok     {path}  {delta.version}")
     return 1 if num_wrong else 0
 
 

@@ -209,9 +209,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def _format_errors(path: Path) -> Iterator[None]:
     """Turn every error of reading `path` into a DeltaFormatError."""
     if path.suffix != SUFFIX:
-        raise DeltaFormatError(
-            path, f"a delta's name ends in {SUFFIX}; pickled files are never opened"
-        )
+        reason = f"a delta's name ends in {SUFFIX}; pickled files are never opened"
+        raise DeltaFormatError(path, reason)
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
             raise DeltaFormatError(path, "not a file")
@@ -270,33 +269,25 @@ def _digests(texts: Sequence[str], tensors: dict[str, Tensor]) -> list[str]:
 
 
 def _check_tensors(path: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
-    """Compare the tensors with the manifest; all missing or unexpected names are reported."""
-    outputs = manifest.task.num_outputs
+    """Compare the tensors with the manifest; raise the first problem."""
+    for problems in (_name_problems, _head_problems, _value_problems, _entry_problems):
+        for problem in problems(manifest, tensors):
+            raise DeltaFormatError(path, problem)
+
+
+def _name_problems(manifest: Manifest, tensors: dict[str, Tensor]) -> Iterator[str]:
+    """Find names that occur twice, and all missing or unexpected ones."""
     expected = {HEAD_WEIGHT, HEAD_BIAS}
     names = [HEAD_WEIGHT, HEAD_BIAS, *(info.name for info in manifest.entries)]
     if twice := sorted(name for name, times in Counter(names).items() if times > 1):
-        raise DeltaFormatError(path, f"named more than once: {_listed(twice)}")
+        yield f"named more than once: {_listed(twice)}"
     for info in manifest.entries:
         sparse = info.kind == "sparse"
         expected |= {info.name + _INDICES, info.name + _VALUES} if sparse else {info.name}
     if missing := sorted(expected - set(tensors)):
-        raise DeltaFormatError(path, f"tensors are missing: {_listed(missing)}")
+        yield f"tensors are missing: {_listed(missing)}"
     if unexpected := sorted(set(tensors) - expected):
-        raise DeltaFormatError(
-            path, f"tensors that the manifest doesn't name: {_listed(unexpected)}"
-        )
-    weight, bias = tensors[HEAD_WEIGHT], tensors[HEAD_BIAS]
-    if weight.ndim != 2 or weight.shape[0] != outputs or tuple(bias.shape) != (outputs,):
-        found = f"head of shape {tuple(weight.shape)} and {tuple(bias.shape)}"
-        raise DeltaFormatError(
-            path, f"{found}, but the task {manifest.task.name!r} has {outputs} outputs"
-        )
-    for name, tensor in tensors.items():
-        if not name.endswith(_INDICES):
-            _check_values(path, name, tensor)
-    for info in manifest.entries:
-        _check_entry(path, info, tensors)
-    _check_counts(path, manifest, weight.numel() + bias.numel())
+        yield f"tensors that the manifest doesn't name: {_listed(unexpected)}"
 
 
 def _listed(names: list[str]) -> str:
@@ -306,51 +297,52 @@ def _listed(names: list[str]) -> str:
     return f"{shown} and {more:,} more" if more > 0 else shown
 
 
-def _check_counts(path: Path, manifest: Manifest, in_head: int) -> None:
+def _head_problems(manifest: Manifest, tensors: dict[str, Tensor]) -> Iterator[str]:
+    outputs = manifest.task.num_outputs
+    weight, bias = tuple(tensors[HEAD_WEIGHT].shape), tuple(tensors[HEAD_BIAS].shape)
+    if len(weight) != 2 or weight[0] != outputs or bias != (outputs,):
+        found = f"head of shape {weight} and {bias}"
+        yield f"{found}, but the task {manifest.task.name!r} has {outputs} outputs"
+
+
+def _value_problems(_manifest: Manifest, tensors: dict[str, Tensor]) -> Iterator[str]:
+    for name, tensor in tensors.items():
+        if name.endswith(_INDICES):
+            continue
+        if tensor.dtype != torch.float32:
+            yield f"{name} has dtype {tensor.dtype}, expected torch.float32"
+        if not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            yield f"{name} has {bad} values that are NaN or infinite; train it again"
+
+
+def _entry_problems(manifest: Manifest, tensors: dict[str, Tensor]) -> Iterator[str]:
+    for info in manifest.entries:
+        if info.kind == "sparse":
+            indices, values = tensors[info.name + _INDICES], tensors[info.name + _VALUES]
+            yield from _sparse_problems(info, indices, values)
+        elif (found := tuple(tensors[info.name].shape)) != info.shape:
+            yield f"{info.name} has shape {found}, the manifest says {info.shape}"
+    in_head = tensors[HEAD_WEIGHT].numel() + tensors[HEAD_BIAS].numel()
     held = sum(info.count for info in manifest.entries) + in_head
     trained, total = manifest.trainable_parameters, manifest.total_parameters
     # A delta holds more values than were trained only if parameters were re-initialised.
     if trained > held or (trained < held and manifest.strategy.reinit == "none"):
-        raise DeltaFormatError(
-            path, f"holds {held} values, the manifest says {trained} were trained"
-        )
+        yield f"holds {held} values, the manifest says {trained} were trained"
     if total < held:
-        raise DeltaFormatError(path, f"holds {held} values, the manifest says {total} in total")
+        yield f"holds {held} values, the manifest says {total} in total"
 
 
-def _check_values(path: Path, name: str, tensor: Tensor) -> None:
-    if tensor.dtype != torch.float32:
-        raise DeltaFormatError(path, f"{name} has dtype {tensor.dtype}, expected torch.float32")
-    if not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
-        raise DeltaFormatError(
-            path, f"{name} has {bad} values that are NaN or infinite; train it again"
-        )
-
-
-def _check_entry(path: Path, info: EntryInfo, tensors: dict[str, Tensor]) -> None:
-    if info.kind == "dense":
-        found = tuple(tensors[info.name].shape)
-        if found != info.shape:
-            raise DeltaFormatError(
-                path, f"{info.name} has shape {found}, the manifest says {info.shape}"
-            )
-        return
-    indices, values = tensors[info.name + _INDICES], tensors[info.name + _VALUES]
+def _sparse_problems(info: EntryInfo, indices: Tensor, values: Tensor) -> Iterator[str]:
     if indices.dtype not in (torch.int32, torch.int64):
-        raise DeltaFormatError(
-            path, f"indices of {info.name} have dtype {indices.dtype}, expected int32 or int64"
-        )
+        yield f"indices of {info.name} have dtype {indices.dtype}, expected int32 or int64"
     if tuple(indices.shape) != (info.count,) or tuple(values.shape) != (info.count,):
-        found_counts = f"{tuple(indices.shape)} indices and {tuple(values.shape)} values"
-        raise DeltaFormatError(
-            path, f"{info.name} has {found_counts}, the manifest says {info.count}"
-        )
+        found = f"{tuple(indices.shape)} indices and {tuple(values.shape)} values"
+        yield f"{info.name} has {found}, the manifest says {info.count}"
     size = prod(info.shape)
     increasing = bool((indices[1:] > indices[:-1]).all())  # indices.diff() could overflow
     if int(indices[0]) < 0 or int(indices[-1]) >= size or not increasing:
-        reason = f"indices of {info.name} must increase strictly within 0..{size - 1}"
-        raise DeltaFormatError(path, reason)
+        yield f"indices of {info.name} must increase strictly within 0..{size - 1}"
 
 
 def _entry(info: EntryInfo, tensors: dict[str, Tensor]) -> Entry:

@@ -48,9 +48,9 @@ def pick_precision(wanted: str, device: torch.device) -> str:
     """Resolve "auto", "fp32", "bf16" or "int8"; "auto" takes bf16 if the hardware runs it faster.
 
     Among CPUs, bf16 is faster on those with AMX and on AMD's with AVX-512 BF16. On a Xeon with
-    AVX-512 BF16 alone it has half the speed of float32, on a CPU without either a tenth (measured:
-    decision 0011). This is a fixed rule, not a timing, because a seed must always give the same run.
-    "auto" never takes int8, which changes answers by more than rounding.
+    AVX-512 BF16 alone it has half the speed of float32, on a CPU without either a tenth (decision
+    0011). This is a fixed rule, not a timing, because a seed must always give the same run. "auto"
+    never takes int8, which changes answers by more than rounding.
 
     Raises:
         BackboneError: int8 on another device than a CPU, or on a CPU with inexact int8 products;

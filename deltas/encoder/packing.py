@@ -36,18 +36,15 @@ class Block:
     """The windows of one width, which lie side by side.
 
     Attributes:
-        tokens: range of the W x L tokens.
         positions: range of the positions; each window has equally many.
-        count: W.
-        width: L.
         allowed: bool [W, 1, L, L], whether a token (third axis) attends to another (last axis);
             None if every token attends to its whole window.
     """
 
     tokens: slice
     positions: slice
-    count: int
-    width: int
+    count: int  # W
+    width: int  # L
     allowed: Tensor | None
 
 
@@ -119,9 +116,8 @@ class _Layout:
         self.position_of_row = [0] * len(rows)
         self.blocks: list[Block] = []  # `allowed` is filled in last
 
-    def add_block(self, windows: Sequence[_Window]) -> None:
+    def add_block(self, windows: Sequence[_Window], width: int) -> None:
         """Lay out windows of one width."""
-        width = windows[0].width
         each = max(len(window.rows) for window in windows)
         token, position = len(self.ids), len(self.row_at_position)
         for window in windows:
@@ -187,8 +183,8 @@ def pack(
         token, position = len(layout.ids), len(layout.row_at_position)
         if windows:
             filled = _fill_windows(lengths[key])
-            for _, block in groupby(filled, key=lambda window: window.width):
-                layout.add_block(list(block))
+            for width, block in groupby(filled, key=lambda window: window.width):
+                layout.add_block(list(block), width)
         else:
             layout.add_rows(lengths[key])
             count = len(layout.ids) - token
@@ -201,11 +197,7 @@ def pack(
 
 
 def _fill_windows(lengths: dict[int, int]) -> list[_Window]:
-    """Distribute rows to windows (best fit, longest row first); return the narrowest window first.
-
-    Args:
-        lengths: number of tokens of each row.
-    """
+    """Distribute rows to windows, best fit and longest row first; return narrow windows first."""
     windows: list[_Window] = []
     free: list[tuple[int, int]] = []  # (free tokens, window), sorted
     for row in sorted(lengths, key=lengths.__getitem__, reverse=True):
@@ -213,8 +205,8 @@ def _fill_windows(lengths: dict[int, int]) -> list[_Window]:
         at = bisect_left(free, (length, 0))
         if at == len(free):
             # Powers of two leave space for a few short rows beside a long one.
+            number = len(windows)
             windows.append(_Window(free=max(_MIN_CAPACITY, 1 << (length - 1).bit_length())))
-            number = len(windows) - 1
         else:
             number = free.pop(at)[1]
         window = windows[number]
@@ -256,30 +248,24 @@ def _to_tensors(layout: _Layout, spans: dict[int, KeySpan], device: torch.device
     """Build the batch's tensors and bring them to the device in a single copy."""
     lengths = torch.tensor(layout.segment_lengths)
     segment = torch.arange(len(lengths)).repeat_interleave(lengths)  # [N]
-    parts = [
-        torch.frombuffer(layout.ids, dtype=torch.int64),
-        torch.frombuffer(layout.types, dtype=torch.int64),
-        torch.frombuffer(layout.position_ids, dtype=torch.int64),
-        torch.tensor(layout.segment_rows)[segment],
-        torch.tensor(layout.row_at_position),
-        torch.tensor(layout.first_token),
-        torch.tensor(layout.position_of_row),
-        segment,
-    ]
+    parts = {
+        "input_ids": torch.frombuffer(layout.ids, dtype=torch.int64),
+        "token_type_ids": torch.frombuffer(layout.types, dtype=torch.int64),
+        "position_ids": torch.frombuffer(layout.position_ids, dtype=torch.int64),
+        "row_of_token": torch.tensor(layout.segment_rows)[segment],
+        "row_at_position": torch.tensor(layout.row_at_position),
+        "first_token": torch.tensor(layout.first_token),
+        "position_of_row": torch.tensor(layout.position_of_row),
+        "segment": segment,
+    }
     if device.type != "cpu":
-        whole = torch.cat(parts).to(device)
-        parts = list(torch.split(whole, [len(part) for part in parts]))
-    ids, types, position_ids, row_of_token, row_at_position = parts[:5]
-    first_token, position_of_row, on_device = parts[5:]
+        sizes = [len(part) for part in parts.values()]
+        whole = torch.cat(list(parts.values())).to(device)
+        parts = dict(zip(parts, torch.split(whole, sizes), strict=True))
+    on_device = parts.pop("segment")
     position_lengths = [len(layout.rows[row][0]) for row in layout.row_at_position]
     return PackedBatch(
-        input_ids=ids,
-        token_type_ids=types,
-        position_ids=position_ids,
-        row_of_token=row_of_token,
-        row_at_position=row_at_position,
-        first_token=first_token,
-        position_of_row=position_of_row,
+        **parts,
         segment_lengths=lengths,
         position_lengths=torch.tensor(position_lengths),
         blocks=tuple(_with_allowed(block, segment, on_device) for block in layout.blocks),

@@ -34,14 +34,12 @@ class RowAttention(Attention):
     def tokens(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
     ) -> Tensor:
-        """Attend from every token: [N, H]."""
         require_inference(query, key_value, dropout)
         return attend(query, key_value, self._tokens, num_heads)
 
     def first_tokens(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
     ) -> Tensor:
-        """Attend from the first token of each position: [P, H]."""
         require_inference(query, key_value, dropout)
         return attend(query, key_value, self._first_tokens, num_heads)
 

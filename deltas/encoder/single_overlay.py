@@ -30,8 +30,6 @@ class _RowRange:
 
     Attributes:
         parts: Hugging Face names of the parameters that are stacked here.
-        start: first output row in the site's matrix.
-        stop: output row after the last.
         kind: "frozen", "dense" or "sparse", the source of the values.
         patched: for sparse ranges, a copy of the frozen output rows with the entries' values.
         indices: for sparse ranges, int64 [K], flat indices into `patched`.
@@ -88,7 +86,6 @@ class TrainableOverlay(Overlay):
                     row_range.patched.view(-1)[row_range.indices] = values
 
     def embed(self, site: str, ids: Tensor) -> Tensor:
-        """Look up ids [N] in the table at `site`: [N, H]."""
         (row_range,) = self._ranges[f"{site}.weight"]
         if row_range.kind == "sparse":
             values = self._sparse_values(row_range)
@@ -99,7 +96,6 @@ class TrainableOverlay(Overlay):
         return F.embedding(ids, self._matrix(f"{site}.weight", row_range))
 
     def linear(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
-        """Multiply x [N or P, I] by the site's matrix and add its bias: [N or P, O]."""
         del per_position  # all rows see the same values
         ranges = self._ranges[f"{site}.weight"]
         bias = self._vectors[f"{site}.bias"]
@@ -115,7 +111,6 @@ class TrainableOverlay(Overlay):
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
 
     def norm(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
-        """Normalise x [N or P, H] with the site's LayerNorm."""
         del per_position
         weight, bias = self._vectors[f"{site}.weight"], self._vectors[f"{site}.bias"]
         return F.layer_norm(x, (x.shape[-1],), weight, bias, self._eps)

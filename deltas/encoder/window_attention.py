@@ -24,21 +24,13 @@ from deltas.kernels.private_apis import softmax_backward
 
 
 class _Windows(NamedTuple):
-    """The windows of one width, and the queries that each of them has.
+    """The windows of one width, and the queries that each of them has."""
 
-    Attributes:
-        queries: range of the rows of the query tensor, equally many for each window.
-        tokens: range of the W x L tokens.
-        num: W.
-        width: L.
-        mask: [W, 1, queries, L], added to the scores; None if every query may see its whole window.
-    """
-
-    queries: slice
+    queries: slice  # of the query tensor, equally many for each window
     tokens: slice
-    num: int
-    width: int
-    mask: Tensor | None
+    num: int  # W
+    width: int  # L
+    mask: Tensor | None  # [W, 1, queries, L], added to the scores; None to see the whole window
 
 
 class WindowAttention(Attention):
@@ -67,13 +59,11 @@ class WindowAttention(Attention):
     def tokens(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
     ) -> Tensor:
-        """Attend from every token: [N, H]."""
         return _attend(query, key_value, self._tokens, num_heads, dropout)
 
     def first_tokens(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
     ) -> Tensor:
-        """Attend from the first token of each position: [P, H]."""
         return _attend(query, key_value, self._first_tokens, num_heads, dropout)
 
 

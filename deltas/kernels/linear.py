@@ -46,10 +46,7 @@ def _prepacked(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 @cache
 def can_prepack() -> bool:
-    """Return whether this PyTorch multiplies by a prepacked weight correctly; tried on a small one.
-
-    The operators are private (`deltas.kernels.private_apis`), and builds without oneDNN lack them.
-    """
+    """Return True if this PyTorch multiplies a small matrix by a prepacked weight correctly."""
     weight = (torch.arange(48 * 40) % 13 - 6).view(48, 40).bfloat16()
     x = (torch.arange(3 * 40) % 7 - 3).view(3, 40).bfloat16()
     try:
@@ -63,6 +60,6 @@ def can_prepack() -> bool:
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
     """Multiply int8 matrices [N or P, I] and [I, O]: int32 [N or P, O].
 
-    Some CPUs cut off large sums; see `deltas.hardware.multiplies_int8_exactly`.
+    On some CPUs large sums overflow; see `deltas.hardware.multiplies_int8_exactly`.
     """
     return torch._int_mm(a, b)

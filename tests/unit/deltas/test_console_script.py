@@ -10,7 +10,6 @@ import tomllib
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,8 +38,7 @@ def entry_points() -> EntryPoints:
 @pytest.fixture
 def installed(entry_points: EntryPoints, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the running process see this checkout's entry points."""
-    found = SimpleNamespace(entry_points=entry_points)
-    monkeypatch.setattr(cli, "distribution", lambda _: found)
+    monkeypatch.setattr(cli, "entry_points", entry_points.select)
 
 
 @pytest.fixture
@@ -75,8 +73,8 @@ def test_help_lists_each_command_with_one_line(arguments: list[str], capsys: Cap
         assert sum(line.startswith(f"  {name} ") for line in lines) == 1
 
 
-def test_the_installed_commands_are_the_ones_listed(installed: None) -> None:
-    assert [entry.name for entry in cli._entry_points()] == NAMES == list(cli._COMMANDS)
+def test_the_installed_commands_are_the_ones_listed(entry_points: EntryPoints) -> None:
+    assert [entry.name for entry in entry_points] == NAMES == list(cli._COMMANDS)
 
 
 def test_an_unknown_command_gets_a_near_match(capsys: Capture) -> None:
@@ -127,7 +125,7 @@ def test_page_hands_its_flags_to_streamlit(
 def test_an_installation_without_commands_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(cli, "_entry_points", EntryPoints)
+    monkeypatch.setattr(cli, "entry_points", EntryPoints().select)
     assert cli.deltabert(["fit"]) == 1
     assert "install" in capsys.readouterr().err
 
