@@ -19,22 +19,14 @@ _BUCKET_BATCHES = 32  # batches whose rows are sorted by length together
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Options of the loop, resolved to numbers.
+    """Options of the loop, resolved to numbers; `training.options.FitConfig` explains them.
 
     Attributes:
         steps: optimiser steps in the whole run.
-        batch_size: rows that are computed together.
         learning_rate: peak learning rate of the overlay.
         head_learning_rate: peak learning rate of the head.
-        warmup: share of the steps in which the rate rises.
-        weight_decay: AdamW's weight decay.
-        dropout: probability of dropping a value.
         evals: evaluations in the whole run.
-        seed: draws the order of rows and dropout.
         decay: course of the rate after the warm-up.
-        accumulate: batches that make one step.
-        label_smoothing: share of each label's probability that is spread over all labels.
-        patience: evaluations without an improvement after which the run ends; None: never.
     """
 
     steps: int

@@ -43,16 +43,16 @@ class TaskModel:
 
     Args:
         backbone: the frozen encoder.
-        entries: entries of the overlay; their values will require gradients.
+        entries: entries of the overlay.
         head: weight [C, H] and bias [C].
         device: device to compute on.
         dtype: precision of the frozen computation.
         output: scale and shift of a regression.
 
     Attributes:
-        entries: entries of the overlay; their values require gradients.
-        head_weight: float32 [C, H], requires gradients.
-        head_bias: float32 [C], requires gradients.
+        entries: entries of the overlay; their values, like the head, require gradients.
+        head_weight: float32 [C, H].
+        head_bias: float32 [C].
         scale: standard deviation of a regression's labels; 1 for other kinds.
     """
 
