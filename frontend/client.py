@@ -2,7 +2,7 @@
 
 The client takes its `requests` session as an argument, so that tests and proxies can bring their
 own; `open_session` makes the usual one. `frontend.models` has the answers, `frontend.errors` the
-exceptions.
+exceptions. Tested by `tests/integration/frontend/test_client.py`.
 """
 
 from __future__ import annotations

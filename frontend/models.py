@@ -2,7 +2,7 @@
 
 Fields that a newer server adds are ignored. A missing field, or one of another type, raises a
 `ServerError` that names the field. `frontend.client` asks for the answers.
-Tested by `tests/unit/frontend/test_client.py`.
+Tested by `tests/integration/frontend/test_client.py`.
 """
 
 from __future__ import annotations

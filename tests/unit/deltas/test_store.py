@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,24 +177,6 @@ def test_circular_links_end(put: Put, tmp_path: Path) -> None:
     (tmp_path / "a/self.safetensors").symlink_to(tmp_path / "a/self.safetensors")
     store = Store([tmp_path / "a"])
     assert [record.version for record in store.records] == [good.version]
-
-
-PIPE = """
-import sys
-from pathlib import Path
-from deltas import Store
-print(len(Store([Path(sys.argv[1])]).records))
-"""
-
-
-@pytest.mark.slow
-def test_a_pipe_does_not_hang_the_store(put: Put, tmp_path: Path) -> None:
-    """Runs in a subprocess, because waiting for a pipe's writer can't be interrupted."""
-    put("a/1")
-    os.mkfifo(tmp_path / "a/pipe.safetensors")
-    command = [sys.executable, "-c", PIPE, str(tmp_path / "a")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "1\n"
 
 
 NAMES = [

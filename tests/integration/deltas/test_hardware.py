@@ -1,0 +1,81 @@
+"""Processors and allocators, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+ASK_FOR_INT8 = """
+import torch
+from deltas import BackboneError, pick_precision
+try:
+    print(pick_precision("int8", torch.device("cpu")))
+except BackboneError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_int8_is_refused_where_sums_overflow(isa: str) -> None:
+    """Without VNNI, or with oneDNN told not to use it, answers would be wrong."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    command = [sys.executable, "-c", ASK_FOR_INT8]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "needs a CPU with exact int8 products" in done.stdout
+
+
+FAULTS = """
+import resource, sys, torch
+from deltas import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def work():
+    return [torch.empty(16 << 20, dtype=torch.uint8).fill_(1) for _ in range(8)][:0]
+work(), work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_used_again() -> None:
+    """A fresh page costs a page fault: 32,768 per pass if the blocks are returned."""
+    command = [sys.executable, "-c", FAULTS, "keep"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 32_768
+
+
+GIVEN_BACK = """
+import torch
+from app.engine.bank import VectorTable
+from deltas.hardware import give_back_freed_memory, keep_freed_memory
+from tests.bench.scale import resident_bytes
+keep_freed_memory()
+held, pins = [], []
+for _ in range(50):
+    held.append(torch.ones(1 << 19))
+    pins.append(bytearray(5000))
+table = VectorTable({"bias": torch.zeros(500)})
+before = resident_bytes()
+held.clear()
+table.reserve(10_000)
+give_back_freed_memory()
+print(before - resident_bytes())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_given_back_at_the_end_of_a_start() -> None:
+    """100 MB are freed in blocks between used ones; reserved, unwritten rows do not keep them.
+
+    20 MB of the reserved rows are never written to.
+    """
+    command = [sys.executable, "-c", GIVEN_BACK]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 95_000_000
