@@ -150,7 +150,7 @@ def _list_line(record: Record, *, as_json: bool) -> str:
 
 def _show(options: argparse.Namespace) -> int:
     from deltas.format import read_manifest
-    from deltas.publish.describe import describe, in_columns
+    from deltas.publish.card import describe, in_columns
 
     manifest, version = read_manifest(options.file)
     if options.json:

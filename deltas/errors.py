@@ -39,10 +39,7 @@ def near_matches(name: str, known: Iterable[str]) -> list[str]:
 def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = repr) -> str:
     """Return " Did you mean 'a' or 'b'?" for an unknown name, or "" if no known name is near.
 
-    Args:
-        name: the unknown name.
-        known: all allowed names.
-        show: formats a suggestion.
+    `show` formats a suggestion.
     """
     close = [show(match) for match in near_matches(name, known)[:2]]
     return f" Did you mean {' or '.join(close)}?" if close else ""
@@ -57,7 +54,6 @@ class DeltaNotFoundError(DeltaError):
 
     Attributes:
         kind: "task", "strategy" or "version".
-        name: the name as given.
         available: all known names, sorted.
         suggestions: known names that look like `name`, best first.
     """
@@ -107,7 +103,6 @@ class InvalidTextError(DeltaError):
     Attributes:
         row: 0-based position of the row in the request.
         field: name of the wrong field; None if the whole row is wrong.
-        problem: a description of the mistake and of the allowed values.
     """
 
     def __init__(self, row: int, field: str | None, problem: str) -> None:

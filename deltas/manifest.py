@@ -104,21 +104,13 @@ class InitialDelta(_Part):
 
 
 class DataSetRef(_Part):
-    """The data set and the splits that a custom task's rows came from.
+    """The data set and the splits that a custom task's rows came from."""
 
-    Attributes:
-        name: name on the Hugging Face hub, or of a folder.
-        config: configuration that was asked for.
-        revision: commit on the hub; None for a folder.
-        train_split: split with the train rows.
-        validation_split: split with the validation rows; None if train rows were held out.
-    """
-
-    name: str
+    name: str  # on the Hugging Face hub, or of a folder
     config: str | None = None
-    revision: str | None = None
+    revision: str | None = None  # commit on the hub; None for a folder
     train_split: str
-    validation_split: str | None = None
+    validation_split: str | None = None  # None if train rows were held out
 
     @property
     def spelled(self) -> str:

@@ -48,21 +48,13 @@ def _strategy_file(strategy: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One delta of the store, as its header describes it.
-
-    Attributes:
-        path: the file.
-        manifest: the manifest in its header.
-        version: digest of its content.
-        num_bytes: size of the file.
-        is_default: True if it answers requests that name no version.
-    """
+    """One delta of the store, as its header describes it."""
 
     path: Path
     manifest: Manifest
     version: str
     num_bytes: int
-    is_default: bool = True
+    is_default: bool = True  # answers requests that name no version
 
     @cached_property
     def key(self) -> tuple[str, str, str]:
@@ -111,15 +103,17 @@ class Store:
         self._found: dict[tuple[str, str], list[Record]] = {}
         for path in _delta_files(roots):
             try:
-                record = _read_record(path, backbone)
+                manifest, version = read_manifest(path)
+                if backbone is not None:
+                    check_backbone(manifest, backbone)
             except DeltaError as error:
                 reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
                 self.rejected.append((path, reason))
                 continue
             # Thousands of deltas of one strategy have equal entries: keep one tuple for them all.
-            shared = entries.setdefault(record.manifest.entries, record.manifest.entries)
-            manifest = record.manifest.model_copy(update={"entries": shared})
-            record = replace(record, manifest=manifest)
+            shared = entries.setdefault(manifest.entries, manifest.entries)
+            manifest = manifest.model_copy(update={"entries": shared})
+            record = Record(path, manifest, version, path.stat().st_size)
             self._found.setdefault(manifest.key, []).append(record)
 
     def reject(self, record: Record, reason: str, *, with_copies: bool = False) -> None:
@@ -210,13 +204,6 @@ def _delta_files(roots: Sequence[Path]) -> Iterable[Path]:
             if not hidden and real not in seen:
                 seen.add(real)
                 yield path
-
-
-def _read_record(path: Path, backbone: BackboneRef | None) -> Record:
-    manifest, version = read_manifest(path)
-    if backbone is not None:
-        check_backbone(manifest, backbone)
-    return Record(path, manifest, version, path.stat().st_size)
 
 
 def _is_sample(record: Record) -> bool:

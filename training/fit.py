@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from deltas.publish.describe import describe, in_columns
+from deltas.publish.card import describe, in_columns
 from training.errors import run_command
 from training.options import CLIP_NORM, FitConfig, flag_of
 from training.strategies import grammar

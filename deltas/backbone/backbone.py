@@ -37,11 +37,8 @@ class Backbone:
     """Frozen encoder weights with their tokenizer.
 
     Attributes:
-        ref: id, revision and fingerprints.
-        config: sizes of the encoder.
         weights: float32, by encoder name (`deltas.backbone.layout`); query, key and value stacked.
         parameters: views into `weights`, by Hugging Face name.
-        tokenizer: fast Hugging Face tokenizer.
     """
 
     ref: BackboneRef
@@ -93,7 +90,7 @@ def make_backbone(
     """Build a backbone from weights in memory.
 
     Args:
-        config: sizes of the encoder.
+        config: the sizes.
         parameters: all parameters by Hugging Face name (`bert.` prefix); copied as float32.
         tokenizer: fast Hugging Face tokenizer.
         name: the value of `ref.id`.

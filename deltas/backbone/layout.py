@@ -14,6 +14,18 @@ from typing import Any
 from deltas.errors import BackboneError
 
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+# The sizes of `EncoderConfig` and their names in `transformers.BertConfig`.
+STOCK_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "max_positions": "max_position_embeddings",
+    "num_token_types": "type_vocab_size",
+    "layer_norm_eps": "layer_norm_eps",
+    "activation": "hidden_act",
+}
 
 
 @dataclass(frozen=True)
@@ -48,28 +60,14 @@ class EncoderConfig:
                 f"only encoders with absolute positions are supported; this network has "
                 f"{positions!r} positions{' and is a decoder' if config.is_decoder else ''}"
             )
-        return cls(
-            num_layers=config.num_hidden_layers,
-            hidden_size=config.hidden_size,
-            num_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            vocab_size=config.vocab_size,
-            max_positions=config.max_position_embeddings,
-            num_token_types=config.type_vocab_size,
-            layer_norm_eps=config.layer_norm_eps,
-            activation=config.hidden_act,
-        )
+        return cls(**{ours: getattr(config, theirs) for ours, theirs in STOCK_NAMES.items()})
 
 
 def encoder_layout(config: EncoderConfig) -> dict[str, tuple[str, ...]]:
     """Map each encoder weight to the Hugging Face parameters stacked in it, in network order."""
     layout: dict[str, tuple[str, ...]] = {
-        f"embeddings.{short}.weight": (f"bert.embeddings.{long}.weight",)
-        for short, long in (
-            ("word", "word_embeddings"),
-            ("position", "position_embeddings"),
-            ("token_type", "token_type_embeddings"),
-        )
+        f"embeddings.{table}.weight": (f"bert.embeddings.{table}_embeddings.weight",)
+        for table in ("word", "position", "token_type")
     }
 
     def add(target: str, *sources: str) -> None:

@@ -45,7 +45,7 @@ def tokenize_rows(
     """Check rows against the task's fields and tokenize them; thread-safe.
 
     Args:
-        tokenizer: tokenizer of the backbone.
+        tokenizer: the backbone's.
         task: text fields and maximum length.
         rows: for each row a string (tasks with one text), or an object with the task's fields, or
             with `text` and `text_pair`.
@@ -104,11 +104,8 @@ def row_texts(task: TaskSpec, row: object, position: int) -> tuple[str, ...]:
     fields = task.text_fields
     if isinstance(row, str):
         if len(fields) == 2:
-            raise InvalidTextError(
-                position,
-                None,
-                f"{task.name!r} takes two texts: give an object with {_listed(fields)}",
-            )
+            problem = f"{task.name!r} takes two texts: give an object with {_listed(fields)}"
+            raise InvalidTextError(position, None, problem)
         return (_check_text(row, position, None),)
     if not isinstance(row, Mapping):
         wanted = f"an object with {_listed(fields)}"
@@ -118,12 +115,13 @@ def row_texts(task: TaskSpec, row: object, position: int) -> tuple[str, ...]:
     used = generic if set(row) == set(generic) != set(fields) else fields
     for name in row:
         if name not in used:
-            raise InvalidTextError(position, str(name)[:64], _unknown_field(str(name), task))
+            problem = f"is not a field of {task.name!r}, which takes {_listed(fields)}."
+            problem += did_you_mean(str(name), fields)
+            raise InvalidTextError(position, str(name)[:64], problem)
     for name in used:
         if name not in row:
-            raise InvalidTextError(
-                position, name, f"is missing; {task.name!r} takes {_listed(fields)}"
-            )
+            problem = f"is missing; {task.name!r} takes {_listed(fields)}"
+            raise InvalidTextError(position, name, problem)
     return tuple(_check_text(row[name], position, name) for name in used)
 
 
@@ -133,11 +131,8 @@ def _check_text(text: object, position: int, field: str | None) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidTextError(
-            position,
-            field,
-            f"has a lone surrogate at character {error.start}; send valid Unicode",
-        ) from None
+        problem = f"has a lone surrogate at character {error.start}; send valid Unicode"
+        raise InvalidTextError(position, field, problem) from None
     return text
 
 
@@ -148,18 +143,8 @@ def _json_type(value: object) -> str:
     return names.get(type(value).__name__, type(value).__name__)
 
 
-def _unknown_field(name: str, task: TaskSpec) -> str:
-    hint = did_you_mean(name, task.text_fields)
-    return f"is not a field of {task.name!r}, which takes {_listed(task.text_fields)}.{hint}"
-
-
 def _listed(fields: Sequence[str]) -> str:
     return " and ".join(repr(field) for field in fields)
-
-
-@lru_cache(maxsize=8)
-def _plain(tokenizer: Any) -> Any:
-    return plain_copy(tokenizer)
 
 
 def plain_copy(tokenizer: Any) -> Any:
@@ -169,3 +154,6 @@ def plain_copy(tokenizer: Any) -> Any:
     plain.no_truncation()
     plain.no_padding()
     return plain
+
+
+_plain = lru_cache(maxsize=8)(plain_copy)

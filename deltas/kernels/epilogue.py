@@ -158,7 +158,8 @@ def apply_epilogue(
     shape = count, size = product.values.shape
     constants, polynomial = _constants(gelu, norm.eps if norm else 0.0)
     x, matrix = product.factors or (None, None)
-    updates = _table(product.correction)  # in a variable, so that it outlives the launch
+    # In a variable, so that it outlives the launch.
+    updates = array("q", chain(*product.correction.updates) if product.correction else ())
     int8 = target.int8
     _kernel().launch(
         count,
@@ -193,10 +194,6 @@ def _vector_pointers(vector: PerRowVector | None, shape: tuple[int, ...]) -> tup
     count, size = shape
     table = data_pointer(vector.table, (len(vector.table), size))
     return table, data_pointer(vector.row_of, (count,), torch.int64)
-
-
-def _table(correction: SparseCorrection | None) -> array[int]:
-    return array("q", chain.from_iterable(correction.updates if correction else ()))
 
 
 def _correction_pointers(

@@ -4,12 +4,11 @@ A few channels of an encoder are many times as large as the others and would lea
 the 255 steps. x W^T equals (x H) (W H)^T if H is orthogonal, so both sides are transformed first:
 with a Hadamard matrix H each value becomes a mix of 64, and none is much larger than the others
 (QuaRot, Ashkboos et al. 2024, arXiv:2404.00456). QuaRot works H into the weights. Here rows are
-transformed at the moment they are quantised, because every task has biases and LayerNorms of its
-own between the products. The mean of a row is subtracted before, since the transform would gather
-it in one value of 64.
+transformed as they are quantised, because every task has its own biases and LayerNorms between the
+products. The mean of a row is subtracted before, since the transform would gather it in one value
+of 64.
 
-Matrices are quantised once. `deltas.kernels.epilogue` quantises rows as it writes them
-(`quantise_row`) and scales the products back.
+Matrices are quantised once; `deltas.kernels.epilogue` quantises rows and scales products back.
 """
 
 from __future__ import annotations
@@ -98,13 +97,7 @@ def hadamard(rows: Tensor) -> Tensor:
 
 @compiled
 def quantise_row(values: Any, size: int, into: Any) -> Any:
-    """Write a row of floats as int8 in a kernel and return its scale and offset.
-
-    Args:
-        values: float32 array, overwritten.
-        size: number of values.
-        into: int8 array.
-    """
+    """Write a row of float32 values, which are overwritten, as int8; return scale and offset."""
     transforms = size % HADAMARD_SIZE == 0
     offset = _mean(values, size) if transforms else _middle(values, size)
     for o in range(size):

@@ -51,7 +51,6 @@ _NAN = np.int32(0x7FC00000)
 _INLINED = ("runtime.py", "simd.py", "int8.py")  # files whose functions kernels of others inline
 _SMALL = 1 << 13  # number of values below which waking another thread takes longer than the work
 
-
 F = TypeVar("F", bound=Callable[..., Any])
 # Sums may be reordered. NaN and infinity are kept, since a broken delta is detected by them.
 _OPTIONS: dict[str, Any] = {
@@ -192,11 +191,7 @@ def data_pointer(
 def dtype_and_pointer(
     tensor: Tensor | None, shape: tuple[int, ...], codes: Mapping[torch.dtype, int]
 ) -> tuple[int, int]:
-    """Return a tensor's dtype code, one of `codes`, and its address; 0, 0 for None.
-
-    Raises:
-        ValueError: the tensor has another shape or dtype, or is not contiguous.
-    """
+    """Return a tensor's dtype code, one of `codes`, and its `data_pointer`; 0, 0 for None."""
     if tensor is None:
         return 0, 0
     if tensor.dtype not in codes:

@@ -1,12 +1,69 @@
-"""Write a delta's model card: a page for people, made from its manifest alone."""
+"""Describe a delta in words, from its manifest alone: in lines of text, or as a model card.
+
+`deltas show` and the summary of a training run print the lines; a card is a page in Markdown beside
+the delta. `deltas.manifest` documents the fields.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from deltas.format import read_manifest
-from deltas.manifest import DataSetRef, InitialDelta, Manifest
-from deltas.publish.describe import describe_size, describe_training
+from deltas.manifest import Manifest
+
+_MAX_LABELS = 12
+
+
+def describe(manifest: Manifest) -> dict[str, str]:
+    """Return the facts of a manifest as one line of text each, by heading."""
+    task, training, strategy = manifest.task, manifest.training, manifest.strategy
+    labels = ", ".join(task.labels[:_MAX_LABELS])
+    if len(task.labels) > _MAX_LABELS:
+        labels += f" and {len(task.labels) - _MAX_LABELS} more"
+    rows = training.data_set
+    kinds = [entry.kind for entry in manifest.entries]
+    facts = {
+        "backbone": f"{manifest.backbone.id} {manifest.backbone.fingerprint}",
+        "task": f"{task.name} ({task.kind}); fields {', '.join(task.text_fields)}; "
+        f"at most {task.max_length} tokens",
+        "labels": labels or "none: a number",
+        "strategy": f"{strategy.name}, reinit {strategy.reinit}, seed {strategy.seed}",
+        "trained": f"{_describe_size(manifest)} ({100 * manifest.trained_share:.3f} %)",
+        "entries": f"{kinds.count('dense')} dense, {kinds.count('sparse')} sparse",
+        "data": f"{training.data}{f' {rows.spelled} ({rows.train_split})' if rows else ''}, "
+        f"{training.train_rows:,} train rows{_note(training.data_note)}",
+        "training": _describe_training(manifest),
+        "command": training.command,
+    }
+    for split, part in manifest.metrics.items():
+        values = ", ".join(f"{name} {value:.4f}" for name, value in part.values.items())
+        facts[split] = f"{values} ({part.rows:,} rows){_note(part.note)}"
+    return facts
+
+
+def _describe_size(manifest: Manifest) -> str:
+    """Return how many of the parameters were trained, head included."""
+    return f"{manifest.trainable_parameters:,} of {manifest.total_parameters:,} parameters"
+
+
+def _describe_training(manifest: Manifest, *more: str) -> str:
+    """Return length, learning rate and cost of the run, with `more` before the cost."""
+    training = manifest.training
+    parts = [
+        f"{training.epochs:g} epochs",
+        f"{training.steps:,} steps of {training.batch_size}",
+        f"learning rate {training.learning_rate:g}",
+        *more,
+        f"{training.precision} on {training.device}",
+        f"{training.duration_s:,.0f} s",
+    ]
+    return ", ".join(parts)
+
+
+def in_columns(facts: Mapping[str, str]) -> str:
+    """Return one line for each fact: its heading, then its text, in two columns."""
+    width = max(map(len, facts))
+    return "".join(f"{name:{width}}  {value}\n" for name, value in facts.items())
 
 
 def card_path(path: Path) -> Path:
@@ -20,9 +77,13 @@ def render_card(path: Path) -> str:
     Raises:
         DeltaError: the file is not a delta.
     """
+    from deltas.format import read_manifest  # late, since it loads torch
+
     manifest, version = read_manifest(path)
     task, training = manifest.task, manifest.training
     labels = ", ".join(f"`{label}`" for label in task.labels) or "none; it answers with a number"
+    rows = training.data_set
+    source = f", of {rows.spelled}, split {rows.train_split}" if rows else ""
     facts = {
         "backbone": f"{manifest.backbone.id}, `{manifest.backbone.fingerprint}`",
         "version": f"`{version}`, {path.stat().st_size / 1000:,.1f} kB",
@@ -30,13 +91,16 @@ def render_card(path: Path) -> str:
         f"{task.max_length} tokens together",
         "kind": task.kind.replace("_", " "),
         "labels": labels,
-        "trained": f"{describe_size(manifest)} ({manifest.trained_share:.3%}), the head included",
+        "trained": f"{_describe_size(manifest)} ({manifest.trained_share:.3%}), the head included",
         "rows": f"{training.train_rows:,} to train on, {training.selection_rows:,} to select by"
-        f"{_source(training.data_set)}{_note(training.data_note)}",
-        "training": describe_training(manifest, f"seed {training.seed}"),
-        **_start(training.init_from),
-        "software": ", ".join(f"{name} {found}" for name, found in training.versions.items()),
+        f"{source}{_note(training.data_note)}",
+        "training": _describe_training(manifest, f"seed {training.seed}"),
     }
+    if start := training.init_from:
+        head = ", head included" if start.with_head else ""
+        delta = f"{start.task}/{start.strategy}, version `{start.version}`"
+        facts["start"] = f"the delta {delta}{head}"
+    facts["software"] = ", ".join(f"{name} {found}" for name, found in training.versions.items())
     table = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
     return (
         f"# {task.name}, {manifest.strategy.served_as}\n\n"
@@ -48,17 +112,6 @@ def render_card(path: Path) -> str:
         f"-H 'content-type: application/json' \\\n  -d '{_request(manifest)}'\n```\n\n"
         f"## Made by\n\n```sh\n{training.command}\n```\n\n## Limits\n\n{_limits(manifest)}"
     )
-
-
-def _source(data_set: DataSetRef | None) -> str:
-    return f", of {data_set.spelled}, split {data_set.train_split}" if data_set else ""
-
-
-def _start(start: InitialDelta | None) -> dict[str, str]:
-    if start is None:
-        return {}
-    head = ", head included" if start.with_head else ""
-    return {"start": f"the delta {start.task}/{start.strategy}, version `{start.version}`{head}"}
 
 
 def _note(note: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from deltas.backbone.backbone import Backbone
+from deltas.backbone.layout import STOCK_NAMES
 from deltas.delta import Delta
 from deltas.errors import DeltaError
 from deltas.format import check_delta
@@ -31,16 +32,9 @@ def stock_network(delta: Delta, backbone: Backbone) -> Any:
     check_delta(delta, backbone)
     sizes, task = backbone.config, delta.manifest.task
     labels = task.labels or ("score",)
+    facts: dict[str, Any] = {theirs: getattr(sizes, ours) for ours, theirs in STOCK_NAMES.items()}
     config = BertConfig(
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        num_hidden_layers=sizes.num_layers,
-        num_attention_heads=sizes.num_heads,
-        intermediate_size=sizes.intermediate_size,
-        hidden_act=sizes.activation,
-        max_position_embeddings=sizes.max_positions,
-        type_vocab_size=sizes.num_token_types,
-        layer_norm_eps=sizes.layer_norm_eps,
+        **facts,
         pad_token_id=backbone.tokenizer.pad_token_id,
         problem_type=_PROBLEM_TYPES[task.kind],
         id2label=dict(enumerate(labels)),

@@ -14,8 +14,6 @@ from deltas.errors import DeltaFormatError
 from deltas.format import write_atomically
 from deltas.store import zoo_path
 
-_FILE = "study.json"
-
 
 class StudyRow(BaseModel):
     """One strategy on one task at one train size: mean score over seeds, and cost."""
@@ -57,7 +55,7 @@ _ROWS = TypeAdapter(list[StudyRow])
 
 def study_path() -> Path:
     """Return the path of the shipped rows."""
-    return zoo_path() / _FILE
+    return zoo_path() / "study.json"
 
 
 def write_study(path: Path, rows: list[StudyRow]) -> None:
