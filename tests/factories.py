@@ -135,7 +135,7 @@ def stock_network(backbone: Backbone, delta: Delta, **options: Any) -> Any:
         num_attention_heads=sizes.num_heads,
         intermediate_size=sizes.intermediate_size,
         max_position_embeddings=sizes.max_positions,
-        num_labels=delta.manifest.task.num_outputs,
+        num_labels=delta.manifest.task.num_outputs,  # type: ignore[call-arg]
         **options,
     )
     network = BertForSequenceClassification(config).eval()

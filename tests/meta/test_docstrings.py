@@ -75,8 +75,9 @@ def missing_docstrings(sources: Mapping[str, Source]) -> Iterator[str]:
         if ast.get_docstring(source.tree) is None:
             yield f"{source.path}: the module has no docstring"
         for node in source.tree.body:
-            is_named = isinstance(node, ast.ClassDef | Function)
-            if is_named and not ast.get_docstring(node) and (source.module, node.name) in used:
+            if not isinstance(node, ast.ClassDef | Function) or ast.get_docstring(node):
+                continue
+            if (source.module, node.name) in used:
                 yield f"{source.path}:{node.lineno}: {node.name} has no docstring"
 
 
