@@ -306,7 +306,7 @@ class RowQueue(Generic[Q]):
             self._recent.popitem(last=False)
 
     def _is_last_lane(self, key: Hashable, batch: Batch[Q]) -> bool:
-        """Tell if only this lane has rows left, others had recently, and it has its half."""
+        """Tell if a lane has at least its half, and the other recent lanes are empty."""
         has_its_half = 2 * batch.lane_tokens.get(key, 0) >= batch.largest > 0
         return has_its_half and len(self._lanes) == 1 and len(self._recent) > 1
 

@@ -68,7 +68,7 @@ class VectorTable:
         return iter(rows)
 
     def free(self, row: int) -> None:
-        """Let the next delta use a row; has no effect on the backbone's."""
+        """Make a row available to the next delta; row 0 always stays the backbone's."""
         if row:
             self._free_rows.append(row)
 

@@ -128,7 +128,7 @@ class BankOverlay(Overlay):
     def _matrices(
         self, name: str, num_rows: int, trained: Sequence[TrainedMatrix]
     ) -> Iterator[tuple[Tensor, slice]]:
-        """Yield consecutive ranges of x, each with its matrix; between trained ones the frozen."""
+        """Yield consecutive ranges of rows, each with its trained matrix or the frozen one."""
         frozen, done = self._bank.frozen[name], 0
         for matrix, rows in trained:
             if rows.start > done:

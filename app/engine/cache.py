@@ -84,7 +84,7 @@ class IoThreads:
         return future
 
     def replace_hanging(self) -> None:
-        """Start another thread if too few are left that do not hang."""
+        """Start another thread if hanging ones leave too few to load files."""
         now = time.monotonic()
         hanging = sum(now - since > self._hangs_s for since in list(self._busy.values()))
         too_few = len(self._threads) - hanging < self._num_threads

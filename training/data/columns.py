@@ -73,7 +73,8 @@ def read_columns(path: Path, wanted: Sequence[str]) -> Columns:
         raise DataError("is a folder; name a file in it", path=path)
     if not path.is_file():
         others = [item.name for item in path.parent.glob("*") if item.suffix.lower() in _READERS]
-        raise DataError(f"no such file.{did_you_mean(path.name, others)}", path=path)
+        hint = did_you_mean(path.name, others)
+        raise DataError(f"no such file{hint and f'.{hint}'}", path=path)
     values = _READERS[suffix](path, wanted)
     num_rows = len(values[wanted[0]])
     if num_rows == 0:

@@ -155,7 +155,7 @@ def test_help_and_misuse_answer_at_once(
 
 @pytest.mark.parametrize(
     ("module", "command"),
-    [("training.fit", "fit"), ("training.sweep", "fit"), ("app", "serve")],
+    [("training.fit", "fit"), ("training.sweep", "sweep"), ("app", "serve")],
 )
 def test_a_user_s_module_that_hides_deltas_is_named(
     start: Callable[..., Any], tmp_path: Path, module: str, command: str
