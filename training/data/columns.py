@@ -1,11 +1,10 @@
 """Reads named columns from a CSV, JSONL or parquet file.
 
-Each format has one reader. Errors name the file, the row and the column; rows are counted from 1,
-without a CSV's header and without blank lines. No value is changed on the way: `007`, `NA` and
-`true` stay texts in CSV. That is why pandas reads none of these: it fills short CSV rows up without
-an error, renames columns that occur twice, and turns integers with gaps into floats. The meaning of
-the values is decided in `training.data.labels`; columns of a data set come from
-`training.data.hub_dataset`.
+Errors name the file, the row and the column; rows are counted from 1, without a CSV's header and
+without blank lines. No value is changed: `007`, `NA` and `true` stay texts in CSV. That is why
+pandas reads none of these: it fills short CSV rows up without an error, renames columns that occur
+twice, and turns integers with gaps into floats. `training.data.labels` interprets the values;
+columns of a data set come from `training.data.hub_dataset`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -33,7 +32,6 @@ class Columns:
 
     Attributes:
         path: the file, or the name of the split in messages.
-        num_rows: length of every column.
         values: by column name; only strings in CSV and TSV, any type elsewhere.
         label_names: names of the label column in the data set's own order, if it states them.
     """
@@ -100,12 +98,17 @@ def require(path: Path | str, wanted: Sequence[str], names: Sequence[str]) -> No
         raise DataError(problem, path=path, column=column)
 
 
-def plain(values: Sequence[Any]) -> list[Any]:
-    """Return values with decimals as floats, and with bytes as text where they are UTF-8.
+def plain(value: Any) -> Any:
+    """Return a decimal as a float, and bytes as text if they are UTF-8; keep any other value.
 
     Some writers of parquet store texts as bytes and numbers as decimals.
     """
-    return [_plain(value) if isinstance(value, Decimal | bytes) else value for value in values]
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+    return value
 
 
 def parquet_label_names(path: Path, column: str) -> tuple[str, ...]:
@@ -117,15 +120,6 @@ def parquet_label_names(path: Path, column: str) -> tuple[str, ...]:
         return tuple(header["info"]["features"][column]["names"])
     except (ValueError, KeyError, TypeError):
         return ()
-
-
-def _plain(value: Decimal | bytes) -> float | str | bytes:
-    if isinstance(value, Decimal):
-        return float(value)
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value
 
 
 @contextmanager
@@ -178,11 +172,8 @@ def _check_delimiter(path: Path, header: list[str], delimiter: str) -> None:
     found = [other for other in others if len(header) == 1 and other in header[0]]
     # A line break inside a name is a quote that is never closed, as a rule.
     if found and "\n" not in header[0]:
-        raise DataError(
-            f"the header has no {delimiter!r}: {header[0]!r}; fields must be separated by "
-            f"{delimiter!r}, not by {found[0]!r}",
-            path=path,
-        )
+        wanted = f"fields must be separated by {delimiter!r}, not by {found[0]!r}"
+        raise DataError(f"the header has no {delimiter!r}: {header[0]!r}; {wanted}", path=path)
 
 
 def _read_jsonl(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
@@ -226,10 +217,9 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
         table = pq.read_table(path, columns=list(wanted), partitioning=None)
         table.validate(full=True)  # text that isn't UTF-8 would fail much later, without a name
     except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"not a sound parquet file ({error}); write or fetch it again", path=path
-        ) from error
-    return {column: plain(table[column].to_pylist()) for column in wanted}
+        problem = f"not a sound parquet file ({error}); write or fetch it again"
+        raise DataError(problem, path=path) from error
+    return {column: [plain(value) for value in table[column].to_pylist()] for column in wanted}
 
 
 _READERS: dict[str, Callable[[Path, Sequence[str]], dict[str, list[Any]]]] = {

@@ -1,9 +1,8 @@
 """Makes a custom task: one that users define by their own rows.
 
-Columns come from files (`training.data.columns`) or from a data set (`training.data.hub_dataset`).
-Here they become a task and its rows: labels are interpreted (`training.data.labels`), texts are
-checked, and validation rows are held out if there are none. The result is the same `TaskData` as
-that of a GLUE task.
+Columns of files (`training.data.columns`) or of a data set (`training.data.hub_dataset`) become the
+same `TaskData` as that of a GLUE task: labels are interpreted (`training.data.labels`), texts are
+checked, and validation rows are held out if there are none.
 """
 
 from __future__ import annotations
@@ -53,26 +52,25 @@ class CustomTask:
     def __post_init__(self) -> None:
         from deltas.manifest import NAME_PATTERN, TaskKind
 
-        if not re.fullmatch(NAME_PATTERN, self.name):
-            raise ConfigError(
-                f"--name {self.name[:128]!r}: 1 to 128 of a-z, 0-9, dot, dash and underscore are "
+        name, texts, kinds = self.name, self.text_columns, get_args(TaskKind)
+        if not re.fullmatch(NAME_PATTERN, name):
+            problem = (
+                f"--name {name[:128]!r}: 1 to 128 of a-z, 0-9, dot, dash and underscore are "
                 "allowed, starting with a letter or digit"
             )
-        if self.name in TASKS:
-            raise ConfigError(
-                f"--name {self.name!r} is a GLUE task; choose another, for example 'my-{self.name}'"
-            )
-        if len(self.text_columns) not in (1, 2) or "" in self.text_columns:
-            raise ConfigError(
-                f"--text-columns {','.join(self.text_columns)!r}: give one column, or two joined "
-                "by a comma"
-            )
-        if len(set(self.columns)) != len(self.columns):
-            raise ConfigError(
-                f"the columns {', '.join(self.columns)} are not distinct; each may be used once"
-            )
-        if self.kind is not None and self.kind not in get_args(TaskKind):
-            raise ConfigError(f"--kind {self.kind!r}: allowed are {', '.join(get_args(TaskKind))}")
+        elif name in TASKS:
+            problem = f"--name {name!r} is a GLUE task; choose another, for example 'my-{name}'"
+        elif len(texts) not in (1, 2) or "" in texts:
+            given = ",".join(texts)
+            problem = f"--text-columns {given!r}: give one column, or two joined by a comma"
+        elif len(set(self.columns)) != len(self.columns):
+            given = ", ".join(self.columns)
+            problem = f"the columns {given} are not distinct; each may be used once"
+        elif self.kind is not None and self.kind not in kinds:
+            problem = f"--kind {self.kind!r}: allowed are {', '.join(kinds)}"
+        else:
+            return
+        raise ConfigError(problem)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -51,22 +51,20 @@ def load_task(name: str, data: str | None = None) -> TaskData:
         DataError: the rows are missing or wrong; names the file, row and column, and the remedy.
     """
     task = find_task(name)
-    folder = os.environ.get("GLUE_DIR", "")
-    if data is None and folder:
+    if data is None and (folder := os.environ.get("GLUE_DIR")):
         return _load_folder(task, Path(folder), named_by="GLUE_DIR")
-    if data is None:
-        try:
-            return _assemble(task, "hub", _hub_folder(task))
-        except HubUnreachableError as error:
-            logger.warning(
-                "NOT REAL DATA: training %s on the built-in sample, because %s", task.name, error
-            )
-            return _load_sample(task)
-    if data == "hub":
-        return _assemble(task, "hub", _hub_folder(task))
     if data == "sample":
         return _load_sample(task)
-    return _load_folder(task, Path(data), named_by="--data")
+    if data is not None and data != "hub":
+        return _load_folder(task, Path(data), named_by="--data")
+    try:
+        return _assemble(task, "hub", _hub_folder(task))
+    except HubUnreachableError as error:
+        if data == "hub":
+            raise
+        warning = "NOT REAL DATA: training %s on the built-in sample, because %s"
+        logger.warning(warning, task.name, error)
+        return _load_sample(task)
 
 
 def why_no_hub(repository: str, revision: str = "main") -> str:
@@ -180,11 +178,8 @@ def _size_note(task: Task, split: str, rows: int) -> str:
 def split_files(folder: Path, name: str) -> list[Path]:
     """Return the file of that name, or its parts, which are numbered: `train-00000-of-00002`."""
     path = folder / name
-    return (
-        [path]
-        if path.is_file()
-        else sorted(folder.glob(f"{path.stem}-[0-9]*-of-[0-9]*{path.suffix}"))
-    )
+    parts = f"{path.stem}-[0-9]*-of-[0-9]*{path.suffix}"
+    return [path] if path.is_file() else sorted(folder.glob(parts))
 
 
 def _read_split(task: Task, folder: Path, split: str) -> Rows:
@@ -201,9 +196,10 @@ def _read_split(task: Task, folder: Path, split: str) -> Rows:
     for path in paths:
         columns = read_columns(path, (*task.text_fields, "label"))
         _check_label_names(task, path)
-        for field in task.text_fields:
-            _check_texts(columns.values[field], field, path)
-        _check_labels(task, columns.values["label"], path)
+        for column, values in columns.values.items():
+            for row, value in enumerate(values, start=1):
+                if problem := _problem(task, column, value):
+                    raise DataError(problem, path=path, row=row, column=column)
         texts += zip(*(columns.values[field] for field in task.text_fields), strict=True)
         labels += columns.values["label"]
     return Rows(texts, labels)
@@ -220,31 +216,26 @@ def _check_label_names(task: Task, path: Path) -> None:
         )
 
 
-def _check_texts(values: list[Any], column: str, path: Path) -> None:
-    for row, value in enumerate(values, start=1):
-        if not isinstance(value, str):
-            shown = "null" if value is None else f"{value!r} ({type(value).__name__})"
-            problem = f"{shown} where a text is needed; mend or drop the row"
-            raise DataError(problem, path=path, row=row, column=column)
+def _problem(task: Task, column: str, value: Any) -> str:
+    """Return the problem with a text or label, or ""."""
+    if column == "label":
+        return _label_problem(task, value)
+    if isinstance(value, str):
+        return ""
+    shown = "null" if value is None else f"{value!r} ({type(value).__name__})"
+    return f"{shown} where a text is needed; mend or drop the row"
 
 
-def _check_labels(task: Task, values: list[Any], path: Path) -> None:
-    for row, value in enumerate(values, start=1):
-        problem = _label_problem(task, value)
-        if problem:
-            raise DataError(problem, path=path, row=row, column="label")
-
-
-def _label_problem(task: Task, value: Any) -> str | None:
+def _label_problem(task: Task, value: Any) -> str:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and value == -1:
         return "-1 means unlabelled (GLUE's test sets are); train and validation rows need labels"
     if task.kind == "regression":
         low, high = task.value_range or (-math.inf, math.inf)
         if number and math.isfinite(value) and low <= value <= high:
-            return None
+            return ""
         return f"{value!r} is not allowed; a number from {low:g} to {high:g} is needed"
     if number and isinstance(value, int) and 0 <= value < len(task.labels):
-        return None
+        return ""
     codes = ", ".join(f"{code} ({label})" for code, label in enumerate(task.labels))
     return f"{value!r} is not a label of {task.name}; allowed: {codes}"

@@ -1,8 +1,8 @@
 """Loads a custom task from a data set: one of the Hugging Face hub, or a folder that holds one.
 
-The data set is fetched, or found in the cache of `datasets`, and two of its splits become columns.
-The columns' meaning is decided in `training.data.custom`, as for files. No code of a data set is
-ever run: `datasets` reads data files only. `training.data.glue` finds out if the hub answers.
+The data set is fetched, or found in the cache of `datasets`, and two of its splits become columns,
+which `training.data.custom` interprets as those of files. No code of a data set is ever run:
+`datasets` reads data files only. `training.data.glue` finds out if the hub answers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from deltas.errors import did_you_mean
@@ -38,7 +39,7 @@ _LONGEST_REASON = 300  # characters
 
 @dataclass(frozen=True)
 class Address:
-    """The place of a data set: the parts of the text after `--dataset`."""
+    """The parts of the text after `--dataset`."""
 
     name: str
     config: str | None = None
@@ -117,7 +118,6 @@ def parse_address(text: str) -> Address:
     """
     if Path(text).is_dir():
         return Address(text, is_folder=True)
-    problem = ""
     match = _FORM.fullmatch(text)
     if match is None:
         raise ConfigError(
@@ -135,9 +135,9 @@ def parse_address(text: str) -> Address:
         problem = "no such folder, and no name that the hub could have"
     elif address.name in _FORMATS:
         problem = "that is a format, not a data set; files go with --train-file"
-    if problem:
-        raise ConfigError(f"--dataset {text!r}: {problem}")
-    return address
+    else:
+        return address
+    raise ConfigError(f"--dataset {text!r}: {problem}")
 
 
 def _from_folder(address: Address) -> _DataSet:
@@ -165,11 +165,8 @@ def _from_hub(address: Address) -> _DataSet:
     reason = why_no_hub(address.name, address.revision or "main")
     if not reason:
         try:
-            commit = (
-                HfApi()
-                .dataset_info(address.name, revision=address.revision, timeout=_HUB_TIMEOUT_S)
-                .sha
-            )
+            asked: dict[str, Any] = {"revision": address.revision, "timeout": _HUB_TIMEOUT_S}
+            commit = HfApi().dataset_info(address.name, **asked).sha
         except Exception as error:  # noqa: BLE001 - of the hub or of its HTTP client
             reason = _reason(error)
         else:
@@ -229,9 +226,8 @@ def _build(source: str, address: Address, commit: str | None = None) -> _DataSet
         builder.download_and_prepare()
     except Exception as error:
         problem = _config_problem(source, address) if type(error) is ValueError else ""
-        raise DataError(
-            problem or f"can't be read: {_reason(error)}", path=address.title
-        ) from error
+        problem = problem or f"can't be read: {_reason(error)}"
+        raise DataError(problem, path=address.title) from error
     if commit not in (None, builder.hash):  # on any failure `datasets` takes what is in its cache
         problem = f"can't be read: commit {commit} was asked for, {builder.hash} found; try again"
         raise DataError(problem, path=address.title)
@@ -277,7 +273,7 @@ def _columns(address: Address, data_set: _DataSet, split: str, custom: CustomTas
 
 def _values(rows: datasets.Dataset, column: str, title: str) -> list[Any]:
     try:
-        values = plain(rows[column][:])
+        values = [plain(value) for value in rows[column][:]]
     except Exception as error:  # decoding pictures and sounds needs libraries
         raise DataError(f"can't be read: {_reason(error)}", path=title, column=column) from error
     names = _label_names(rows.features[column])
@@ -308,5 +304,4 @@ def _reason(error: Exception) -> str:
     found: BaseException = error
     if type(error) is DatasetGenerationError and error.__cause__:
         found = error.__cause__
-    words = " ".join(str(found).split()) or type(found).__name__
-    return words if len(words) <= _LONGEST_REASON else f"{words[:_LONGEST_REASON]}..."
+    return shorten(str(found), _LONGEST_REASON, placeholder="...") or type(found).__name__

@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from deltas.errors import did_you_mean
@@ -91,7 +91,9 @@ def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, 
     stated = [name.strip() for name in columns.label_names]
     if set(counts) <= set(stated):
         return tuple(name for name in stated if name in counts)
-    return tuple(sorted(counts, key=_sort_key(counts)))
+    if all(_INTEGER.fullmatch(name) for name in counts):
+        return tuple(sorted(counts, key=lambda name: (int(name), name)))
+    return tuple(sorted(counts))
 
 
 def encode_labels(columns: Columns, column: str, kind: TaskKind, labels: Sequence[str]) -> Labels:
@@ -142,12 +144,6 @@ def _check_counts(columns: Columns, column: str, counts: Counter[str], fewest: i
         raise _bad(columns, column, problem)
 
 
-def _sort_key(names: Counter[str]) -> Callable[[str], Any]:
-    if all(_INTEGER.fullmatch(name) for name in names):
-        return lambda name: (int(name), name)
-    return str
-
-
 def _names(columns: Columns, column: str, kind: TaskKind) -> list[list[str]]:
     """Return the label names of every row: exactly one for single label, any number otherwise."""
     values = columns.values[column]
@@ -156,9 +152,7 @@ def _names(columns: Columns, column: str, kind: TaskKind) -> list[list[str]]:
         raise _no_labels(columns, column, blank)
     rows = []
     for row, value in enumerate(values, start=1):
-        parts = [value]
-        if kind == "multi_label":
-            parts = _parts(columns, column, row, value)
+        parts = _parts(columns, column, row, value) if kind == "multi_label" else [value]
         try:
             rows.append(list(dict.fromkeys(_name(part) for part in parts)))
         except ValueError as error:
@@ -244,18 +238,15 @@ def _numbers(columns: Columns, column: str) -> list[float]:
     numbers = []
     for row, value in enumerate(columns.values[column], start=1):
         number = _as_number(value)
-        problem = ""
         if number is None:
             problem = (
                 f"{value!r} is not a finite number, which a regression task needs; mend or drop "
                 "the row, or use --kind single_label"
             )
-        elif abs(number) > _LARGEST_NUMBER:
-            problem = (
-                f"{number:g} is too large; numbers from -{_LARGEST_NUMBER:g} to "
-                f"{_LARGEST_NUMBER:g} can be learned"
-            )
-        if number is None or problem:
+            raise _bad(columns, column, problem, row)
+        if abs(number) > _LARGEST_NUMBER:
+            allowed = f"from -{_LARGEST_NUMBER:g} to {_LARGEST_NUMBER:g}"
+            problem = f"{number:g} is too large; numbers {allowed} can be learned"
             raise _bad(columns, column, problem, row)
         numbers.append(number)
     return numbers

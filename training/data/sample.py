@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
 
 from training.data.rows import Labels, Rows
 from training.data.sample_grammar import (
@@ -33,7 +32,6 @@ VALIDATION_ROWS = 400
 _MOST_REPEATS = 1000
 
 Row = tuple[tuple[str, ...], float]
-RowGenerator = Callable[[Grammar, int], Row]
 
 _OPTIONAL = ("agent_trait", "patient_trait", "place", "time")
 _SOURCES = ("", "", "officials said that ", "according to a witness, ", "it is reported that ")
@@ -255,10 +253,7 @@ def wnli(grammar: Grammar, label: int) -> Row:
     return (sentence(whole), sentence(f"{nouns[named]} {reasons[meant]}")), label
 
 
-_GENERATORS: dict[str, RowGenerator] = {
-    generator.__name__: generator
-    for generator in (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli)
-}
+_GENERATORS = {make.__name__: make for make in (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli)}
 
 
 def sample_splits(task: Task) -> dict[str, Rows]:
@@ -268,7 +263,7 @@ def sample_splits(task: Task) -> dict[str, Rows]:
     """
     seen: set[tuple[str, ...]] = set()
     splits = {}
-    for split in (task.train_split, *task.validation_splits):
+    for split in task.splits:
         size = TRAIN_ROWS if split == task.train_split else VALIDATION_ROWS
         # A text as seed gives the same numbers everywhere; hash() would not.
         world = SEA if split.endswith("mismatched") else TOWN
@@ -278,7 +273,7 @@ def sample_splits(task: Task) -> dict[str, Rows]:
 
 
 def _draw(task: Task, grammar: Grammar, size: int, seen: set[tuple[str, ...]]) -> Rows:
-    rows: list[tuple[tuple[str, ...], float]] = []
+    rows: list[Row] = []
     repeats = 0
     while len(rows) < size:
         texts, label = _GENERATORS[task.name](grammar, len(rows) % max(1, len(task.labels)))

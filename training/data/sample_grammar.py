@@ -40,17 +40,11 @@ _REVERSED_WEIGHT = 1.0  # of the opposite action: still about the same thing
 
 @dataclass(frozen=True)
 class Sense:
-    """An action and its opposite.
-
-    Attributes:
-        verbs: base forms that mean the same.
-        opposites: base forms that mean the reverse.
-        objects: the group of nouns that the action can be done to.
-    """
+    """An action and its opposite, each as base forms of verbs that mean the same."""
 
     verbs: tuple[str, ...]
     opposites: tuple[str, ...]
-    objects: str
+    objects: str  # the group of nouns that the action can be done to
 
 
 SENSES = tuple(
@@ -61,17 +55,11 @@ SENSES = tuple(
 
 @dataclass(frozen=True)
 class World:
-    """The nouns and places that scenes are made of.
+    """The nouns and places that scenes are made of."""
 
-    Attributes:
-        nouns: by group, each noun with its synonyms.
-        hypernyms: a noun's general term, by the noun's first word; not every noun has one.
-        places: phrases that exclude each other.
-    """
-
-    nouns: dict[str, list[tuple[str, ...]]]
-    hypernyms: dict[str, str]
-    places: list[str]
+    nouns: dict[str, list[tuple[str, ...]]]  # by group, each noun with its synonyms
+    hypernyms: dict[str, str]  # by a noun's first word; not every noun has a general term
+    places: list[str]  # phrases that exclude each other
 
 
 def _world(name: str) -> World:
@@ -93,24 +81,13 @@ SEA = _world("sea")
 
 @dataclass(frozen=True)
 class Scene:
-    """The meaning of a sentence, as slots to fill.
+    """The meaning of a sentence, as slots to fill; "" leaves an optional slot empty."""
 
-    Attributes:
-        sense: position in `SENSES`.
-        is_reversed: the sense's opposite was done.
-        agent: first word of a noun in the group "person".
-        agent_trait: a trait with its synonyms, or "".
-        patient: first word of a noun in the sense's group.
-        patient_trait: a trait with its synonyms, or "".
-        place: a phrase, or "".
-        time: a phrase, or "".
-    """
-
-    sense: int
-    is_reversed: bool
-    agent: str
-    agent_trait: str
-    patient: str
+    sense: int  # position in `SENSES`
+    is_reversed: bool  # the sense's opposite was done
+    agent: str  # first word of a noun in the group "person"
+    agent_trait: str  # with its synonyms
+    patient: str  # first word of a noun in the sense's group
     patient_trait: str
     place: str
     time: str
@@ -143,12 +120,7 @@ def _another(rng: random.Random, choices: Sequence[T], current: T) -> T:
 
 
 class Grammar:
-    """Draws scenes from a world and puts them into words.
-
-    Args:
-        rng: source of every choice.
-        world: the nouns and places to choose from.
-    """
+    """Draws scenes from a world and puts them into words; `rng` makes every choice."""
 
     def __init__(self, rng: random.Random, world: World) -> None:
         self.rng = rng

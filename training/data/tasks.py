@@ -21,8 +21,6 @@ class Task:
     """A text-classification task: the form of its rows, its labels and its metrics.
 
     Attributes:
-        name: the name that users type.
-        kind: "single_label", "multi_label" or "regression".
         labels: names in the order of their codes; empty for regression.
         text_fields: one or two column names.
         metrics: names that `training.run.evaluation` knows; the first is the primary one.
@@ -54,81 +52,37 @@ class Task:
         return (self.train_split, *self.validation_splits)
 
 
-def _glue(
-    name: str,
-    labels: tuple[str, ...],
-    text_fields: tuple[str, ...],
-    metrics: tuple[str, ...],
-    rows: dict[str, int],
-) -> Task:
+def _glue(name: str, labels: str, text_fields: str, metrics: str, **rows: int) -> Task:
     return Task(
         name=name,
         kind="single_label" if labels else "regression",
-        labels=labels,
-        text_fields=text_fields,
-        metrics=metrics,
+        labels=tuple(labels.split()),
+        text_fields=tuple(text_fields.split()),
+        metrics=tuple(metrics.split()),
         validation_splits=tuple(split for split in rows if split != "train"),
         value_range=None if labels else (0.0, 5.0),
         canonical_rows=rows,
     )
 
 
-_ENTAILMENT = ("entailment", "not_entailment")
-_PAIR = ("sentence1", "sentence2")
+_ENTAILMENT, _PAIR = "entailment not_entailment", "sentence1 sentence2"
 # GLUE averages accuracy and F1 for MRPC and QQP. Accuracy comes first here because it is defined
 # the same for every task with labels, so that one sweep can rank runs of all of them.
-_ACCURACY_F1 = ("accuracy", "f1")
-
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        _glue(
-            "cola",
-            ("unacceptable", "acceptable"),
-            ("sentence",),
-            ("matthews",),
-            {"train": 8551, "validation": 1043},
-        ),
-        _glue(
-            "sst2",
-            ("negative", "positive"),
-            ("sentence",),
-            ("accuracy",),
-            {"train": 67349, "validation": 872},
-        ),
-        _glue(
-            "mrpc",
-            ("not_equivalent", "equivalent"),
-            _PAIR,
-            _ACCURACY_F1,
-            {"train": 3668, "validation": 408},
-        ),
-        _glue("stsb", (), _PAIR, ("pearson", "spearman"), {"train": 5749, "validation": 1500}),
-        _glue(
-            "qqp",
-            ("not_duplicate", "duplicate"),
-            ("question1", "question2"),
-            _ACCURACY_F1,
-            {"train": 363846, "validation": 40430},
-        ),
-        _glue(
-            "mnli",
-            ("entailment", "neutral", "contradiction"),
-            ("premise", "hypothesis"),
-            ("accuracy",),
-            {"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832},
-        ),
-        _glue(
-            "qnli",
-            _ENTAILMENT,
-            ("question", "sentence"),
-            ("accuracy",),
-            {"train": 104743, "validation": 5463},
-        ),
-        _glue("rte", _ENTAILMENT, _PAIR, ("accuracy",), {"train": 2490, "validation": 277}),
-        _glue("wnli", _ENTAILMENT[::-1], _PAIR, ("accuracy",), {"train": 635, "validation": 71}),
-    )
-}
+_BOTH = "accuracy f1"
+_QUESTIONS, _PREMISE = "question1 question2", "premise hypothesis"
+_MNLI = {"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832}
+_GLUE = (
+    _glue("cola", "unacceptable acceptable", "sentence", "matthews", train=8551, validation=1043),
+    _glue("sst2", "negative positive", "sentence", "accuracy", train=67349, validation=872),
+    _glue("mrpc", "not_equivalent equivalent", _PAIR, _BOTH, train=3668, validation=408),
+    _glue("stsb", "", _PAIR, "pearson spearman", train=5749, validation=1500),
+    _glue("qqp", "not_duplicate duplicate", _QUESTIONS, _BOTH, train=363846, validation=40430),
+    _glue("mnli", "entailment neutral contradiction", _PREMISE, "accuracy", **_MNLI),
+    _glue("qnli", _ENTAILMENT, "question sentence", "accuracy", train=104743, validation=5463),
+    _glue("rte", _ENTAILMENT, _PAIR, "accuracy", train=2490, validation=277),
+    _glue("wnli", "not_entailment entailment", _PAIR, "accuracy", train=635, validation=71),
+)
+TASKS = {task.name: task for task in _GLUE}
 
 
 def find_task(name: str) -> Task:

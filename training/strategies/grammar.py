@@ -67,10 +67,8 @@ def select(
         chosen = RULES[use.name].select(given, use.argument)
         if not chosen and use.name != "head":
             raise ConfigError(f"--freeze {freeze}: {use.text} selects no parameter")
-        for parameter, indices in chosen.items():
-            selection[parameter] = (
-                _union(selection[parameter], indices) if parameter in selection else indices
-            )
+        for name, indices in chosen.items():
+            selection[name] = _union(selection[name], indices) if name in selection else indices
     return {name: selection[name] for name in shapes if name in selection}
 
 

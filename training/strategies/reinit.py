@@ -23,7 +23,7 @@ def reinitialise(backbone: Backbone, mode: Reinit, seed: int) -> Backbone:
     """Return the backbone to train over.
 
     Args:
-        backbone: the pretrained backbone; it is left as it is.
+        backbone: the pretrained backbone, which stays unchanged.
         mode: "none", "biases" (they become 0) or "all" (every parameter is drawn anew), the last
             two also for some layers: "biases@0-3".
         seed: seed of the draws.
@@ -73,13 +73,7 @@ def entries_over(
     """Return entries that turn the original backbone into the trained re-initialised one.
 
     A re-initialised parameter differs from the original in every value, so it becomes a dense
-    entry whether it was trained or not.
-
-    Args:
-        original: the pretrained backbone.
-        started_from: its re-initialised form, over which the run trained.
-        mode: the mode that was given to `reinitialise`.
-        trained: the trained entries over `started_from`, by parameter name.
+    entry whether it was trained or not. `trained` are entries over `started_from`.
     """
     entries: dict[str, Entry] = {}
     for name in original.parameters:

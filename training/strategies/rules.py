@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, TypeAlias
@@ -42,40 +43,24 @@ BIAS_TERMS = {
 
 @dataclass(frozen=True)
 class RuleInput:
-    """Everything that a rule can select from.
+    """Everything that a rule can select from."""
 
-    Attributes:
-        shapes: the parameters' shapes by Hugging Face name, in the network's order.
-        seed: seed of rules that draw at random.
-        values: the parameters themselves, in the same order.
-        scores: returns a score for each value, computed on first use.
-    """
-
-    shapes: Shapes
-    seed: int
-    values: Scores
-    scores: Callable[[], Scores]
+    shapes: Shapes  # by Hugging Face name, in the network's order
+    seed: int  # for rules that draw at random
+    values: Scores  # the parameters themselves, in the same order
+    scores: Callable[[], Scores]  # returns a score for each value, computed on first use
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One strategy: its argument, its help, its learning rate and its selection.
+    """One strategy: its argument, its help, its learning rate and its selection."""
 
-    Attributes:
-        argument: the text after the colon as the help shows it; "" if none is allowed.
-        about: one line for users.
-        default_lr: learning rate of a run that is given none.
-        select: returns the selection for an input and the text after the colon.
-        takes_layers: True if `@0-3` may follow and restrict the rule to some layers.
-        tidy: returns the canonical spelling of an argument.
-    """
-
-    argument: str
-    about: str
+    argument: str  # the text after the colon as the help shows it; "" if none is allowed
+    about: str  # one line for users
     default_lr: float
-    select: Callable[[RuleInput, str], Selection]
-    takes_layers: bool = True
-    tidy: Callable[[str], str] = str
+    select: Callable[[RuleInput, str], Selection]  # takes an input and the text after the colon
+    takes_layers: bool = True  # `@0-3` may follow and restrict the rule to some layers
+    tidy: Callable[[str], str] = str  # returns the canonical spelling of an argument
 
 
 def layer_of(name: str) -> int | None:
@@ -110,15 +95,12 @@ def _bitfit(given: RuleInput, argument: str) -> Selection:
 
 
 def _share(rule: str, argument: str) -> float:
-    try:
-        share = float(argument)
-    except ValueError:
-        share = -1.0
-    if not 0 < share <= 1:
-        raise ConfigError(
-            f"{rule}:{argument}: the share of parameters must be a number above 0 and at most 1"
-        )
-    return share
+    with suppress(ValueError):
+        if 0 < (share := float(argument)) <= 1:
+            return share
+    raise ConfigError(
+        f"{rule}:{argument}: the share of parameters must be a number above 0 and at most 1"
+    )
 
 
 def _num_wanted(given: RuleInput, rule: str, argument: str) -> int:
