@@ -1,1 +1,4 @@
-"""The frozen part: weights, layout and tokenizer of a backbone."""
+"""The frozen part: weights, layout and tokenizer of a backbone.
+
+Read `deltas.backbone.backbone` first, then `deltas.backbone.layout`.
+"""

@@ -1,1 +1,4 @@
-"""Makes model cards, stock model folders and study rows from deltas."""
+"""Makes model cards, stock model folders and study rows from deltas.
+
+Read `deltas.publish.card` first, which puts a manifest into words.
+"""

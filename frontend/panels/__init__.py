@@ -1,1 +1,4 @@
-"""The panels of the page."""
+"""Draws the page, one panel per module.
+
+Read `frontend.panels.task` first, the panel of one task.
+"""

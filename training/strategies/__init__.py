@@ -1,1 +1,4 @@
-"""Freezing strategies: parses `--freeze` and selects the parameters to train."""
+"""Freezing strategies: parses `--freeze` and selects the parameters to train.
+
+Read `training.strategies.grammar` first, then `training.strategies.rules`.
+"""
