@@ -43,10 +43,6 @@ class Target:
     task: str
     strategy: str | None = None
 
-    def as_json(self) -> dict[str, str]:
-        """Return the entry for `targets` in the request body."""
-        return {"task": self.task} | ({"strategy": self.strategy} if self.strategy else {})
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -134,7 +130,10 @@ class Client:
             raise UnreachableError(
                 f"{self.url} is not an address that this page can call: {error}."
             ) from error
-        payload = _decode(response)
+        try:
+            payload = response.json()
+        except requests.JSONDecodeError:
+            payload = None
         if not response.ok or not isinstance(payload, Mapping):
             raise explain_error(response.status_code, payload, response.headers.get("Retry-After"))
         return payload
@@ -142,7 +141,8 @@ class Client:
 
 def fan_out_body(row: Row, targets: Sequence[Target]) -> dict[str, Any]:
     """Build the body of `POST /predict`."""
-    return {"inputs": row, "targets": [target.as_json() for target in targets]}
+    given = [{name: value for name, value in vars(target).items() if value} for target in targets]
+    return {"inputs": row, "targets": given}
 
 
 def curl_command(url: str, path: str, body: Mapping[str, Any]) -> str:
@@ -154,10 +154,3 @@ def curl_command(url: str, path: str, body: Mapping[str, Any]) -> str:
         f"-d {shlex.quote(data)}",
     )
     return " \\\n  ".join(lines)
-
-
-def _decode(response: requests.Response) -> Any:
-    try:
-        return response.json()
-    except requests.JSONDecodeError:
-        return None

@@ -36,14 +36,12 @@ class ServerError(Exception):
         message: one sentence for a person, with the next step.
         hints: details, one line each: problems of the input, near matches.
         status: HTTP status; None if there was no HTTP answer.
-        code: the server's error code.
         request_id: the id of the request in the server's log.
     """
 
     message: str
     hints: tuple[str, ...] = ()
     status: int | None = None
-    code: str | None = None
     request_id: str | None = None
 
     def __str__(self) -> str:
@@ -71,13 +69,12 @@ def explain_error(status: int, payload: Any, retry_after: str | None) -> ServerE
             status=status,
         )
     said = str(error.get("message") or "").strip()
-    hints = _hints(error.get("details"), said)
+    details, request_id = error.get("details"), error.get("request_id")
     return ServerError(
-        _sentence(status, "" if isinstance(error.get("details"), list) else said, retry_after),
-        hints=tuple(hints),
+        _sentence(status, "" if isinstance(details, list) else said, retry_after),
+        hints=tuple(_hints(details, said)),
         status=status,
-        code=_text_or_none(error.get("code")),
-        request_id=_text_or_none(error.get("request_id")),
+        request_id=str(request_id) if request_id else None,
     )
 
 
@@ -111,10 +108,6 @@ def _hints(details: Any, said: str) -> list[str]:
 
 
 def _problem(item: Mapping[str, Any]) -> str:
-    problem = str(item.get("problem") or item.get("msg") or "not accepted")
+    problem = str(item.get("problem") or "not accepted")
     field = item.get("field")
     return f"{field}: {problem}" if field else problem
-
-
-def _text_or_none(value: Any) -> str | None:
-    return str(value) if value else None

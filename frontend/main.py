@@ -17,9 +17,8 @@ from frontend.errors import UnreachableError
 from frontend.glossary import task_words
 from frontend.models import TaskInfo
 from frontend.panels.benchmark import show_full_benchmark, show_task_benchmark
-from frontend.panels.fan_out import show_fan_out_panel
 from frontend.panels.inputs import show_error
-from frontend.panels.task import show_task_panel
+from frontend.panels.predict import show_fan_out_panel, show_task_panel
 from frontend.state import Catalogue, Connection, connect, session_client
 
 _POLL_S = 5.0
@@ -33,7 +32,7 @@ def main() -> None:
     st.html(folder / "page.css")
     client = session_client()
     connection = connect(client)
-    st.session_state["waiting"] = connection.should_retry
+    st.session_state["waiting"] = connection.error is not None
     _show_header(client, connection)
     # The container is always there: if it came and went, the browser would rebuild everything below
     # and lose half-typed text.
@@ -56,7 +55,7 @@ def _show_header(client: Client, connection: Connection) -> None:
         )
         # Full reruns draw the status, too; only a rerun by its own timer may rerun the page.
         st.session_state["full_rerun"] = True
-        interval = _RETRY_S if connection.should_retry else _POLL_S
+        interval = _POLL_S if connection.error is None else _RETRY_S
         st.fragment(_show_status, run_every=interval)(client, is_alive=connection.is_alive)
 
 

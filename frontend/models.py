@@ -28,7 +28,6 @@ class TaskInfo:
     text_fields: tuple[str, ...]
     max_length: int
     strategies: tuple[str, ...]
-    default_strategy: str
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,6 @@ class DeltaDetails:
 
     version: str
     size_bytes: int
-    is_default: bool
     manifest: dict[str, Any]
 
 

@@ -49,11 +49,6 @@ class Connection:
     catalogue: Catalogue | None
     error: ServerError | None
 
-    @property
-    def should_retry(self) -> bool:
-        """True if a retry may succeed without any action of the user."""
-        return self.error is not None
-
 
 @dataclass(frozen=True)
 class PanelResult:

@@ -25,7 +25,6 @@ from frontend.panels.tables import (
 )
 from frontend.state import load_delta
 
-_STUDY_FIRST = ("Strategy", "Trained")
 _HIGHLIGHT = "background-color: rgba(76, 110, 245, 0.14)"
 
 
@@ -87,7 +86,8 @@ def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
     left.caption(
         "Scores are measured once after training, on each task's development set; the manifest of "
         f"each delta has the details. Backbone: {literal(backbone.id)}, "
-        f"fingerprint {_short(backbone.fingerprint)}.  \n" + "  \n".join(sample_notes(benchmark))
+        f"fingerprint {backbone.fingerprint.rpartition(':')[2][:16]}.  \n"
+        + "  \n".join(sample_notes(benchmark))
     )
     right.download_button(
         "Download CSV",
@@ -100,7 +100,7 @@ def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
     if records := study_records(benchmark):
         st.subheader("Study", anchor=False)
         st.dataframe(
-            pd.DataFrame(records, columns=[*_STUDY_FIRST, *_tasks_of(records)]),
+            pd.DataFrame(records),
             hide_index=True,
             width="stretch",
             height="content",
@@ -111,10 +111,6 @@ def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
             "(their number in brackets). Learning rates were chosen on held-out train rows. "
             "The whole study is in docs/results."
         )
-
-
-def _tasks_of(records: list[dict[str, str]]) -> list[str]:
-    return [name for name in records[0] if name not in _STUDY_FIRST]
 
 
 def _size_sentence(rows: tuple[BenchmarkRow, ...], backbone: Backbone) -> str:
@@ -150,21 +146,16 @@ def _show_details(client: Client, rows: tuple[BenchmarkRow, ...], task: TaskInfo
     st.json(dict(details.manifest), expanded=1)
 
 
-def _short(fingerprint: str) -> str:
-    return fingerprint.rpartition(":")[2][:16]
-
-
 def _facts(row: BenchmarkRow) -> list[tuple[str, str]]:
-    train = f"{row.train_rows:,} rows" + _in_brackets(row.train_note)
     dev = f"{row.split_rows:,} rows of {literal(row.split)}" + _in_brackets(row.split_note)
-    facts = [
+    more = other_metrics(row)
+    return [
         (literal(metric_words(row.metric)), f"{row.value:.4f}, on {dev}"),
-        ("Trained on", train),
+        *([("Also measured", literal(more))] if more else []),
+        ("Trained on", f"{row.train_rows:,} rows" + _in_brackets(row.train_note)),
         ("Trained", f"{row.trainable_parameters:,} parameters, {percent(row.trained_share)}"),
         ("Learning rate", f"{row.learning_rate:g}, {row.epochs:.3g} epochs, seed {row.seed}"),
     ]
-    more = other_metrics(row)
-    return [*facts[:1], ("Also measured", literal(more)), *facts[1:]] if more else facts
 
 
 def _in_brackets(note: str) -> str:

@@ -1,4 +1,4 @@
-"""Text fields with a Predict button, and the remarks below them: errors and the curl command.
+"""Text fields with a Predict button, and the error that a panel shows below them.
 
 The session keeps the typed texts and the sent texts apart: a rerun for another reason (a tab, the
 server's return) leaves a half-typed text in its field and does not send it.
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from frontend.client import Client, Row, Target, curl_command, fan_out_body
 from frontend.errors import ServerError
 from frontend.glossary import literal
+
+_HEIGHT = 88  # pixels of a text field
 
 
 def show_error(error: ServerError) -> None:
@@ -23,16 +24,6 @@ def show_error(error: ServerError) -> None:
     if error.request_id:
         lines += ["", f":small[Request id: `{error.request_id.replace('`', '')}`]"]
     st.error("\n".join(lines))
-
-
-def show_curl(client: Client, row: Row, targets: Sequence[Target]) -> None:
-    """Show the page's request as a command to copy."""
-    with st.expander("The same request with curl"):
-        command = curl_command(client.url, "/predict", fan_out_body(row, targets))
-        st.code(command, language="bash", wrap_lines=True)
-
-
-_HEIGHT = 88
 
 
 @dataclass(frozen=True)
@@ -46,11 +37,6 @@ class Sent:
 
     texts: tuple[str, ...]
     is_new: bool
-
-    @property
-    def is_blank(self) -> bool:
-        """True if all texts are blank."""
-        return not any(text.strip() for text in self.texts)
 
 
 @dataclass(frozen=True)

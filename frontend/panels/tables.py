@@ -56,15 +56,15 @@ def benchmark_csv(benchmark: Benchmark) -> str:
 
 def study_records(benchmark: Benchmark) -> list[dict[str, str]]:
     """Return the main part of the study: one record per strategy, one column per task."""
-    records: dict[str, dict[str, str]] = {}
     rows = [row for row in benchmark.study if row.part == "main"]
+    empty = dict.fromkeys((task_words(row.task).title for row in rows), "")
+    records: dict[str, dict[str, str]] = {}
     for row in rows:
+        first = {"Strategy": row.strategy, "Trained": percent(row.trained_share)}
         spread = "" if row.spread is None else f" ± {row.spread:.3f}"
-        record = records.setdefault(row.strategy, {"Strategy": row.strategy})
-        record.setdefault("Trained", percent(row.trained_share))
+        record = records.setdefault(row.strategy, first | empty)
         record[task_words(row.task).title] = f"{row.mean:.3f}{spread} ({row.seeds})"
-    titles = dict.fromkeys(task_words(row.task).title for row in rows)
-    return [dict.fromkeys(titles, "") | record for record in records.values()]
+    return list(records.values())
 
 
 def other_metrics(row: BenchmarkRow) -> str:

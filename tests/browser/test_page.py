@@ -15,8 +15,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from frontend.client import Client, Target, open_session
-from frontend.examples import examples_of
-from frontend.glossary import disagreement
+from frontend.glossary import disagreement, examples_of
 
 MAIN = Path(__file__).parents[2] / "frontend" / "main.py"
 Open = Callable[..., AppTest]

@@ -108,16 +108,15 @@ DIRECTION = {
     "training.errors": ("", "errors", ""),
     "frontend": ("", "", ""),
     "frontend.__main__": ("", "", "streamlit"),
-    "frontend.main": ("panels client models state glossary examples errors", "", "streamlit"),
+    "frontend.main": ("panels client models state glossary errors", "", "streamlit"),
     "frontend.panels": (
-        "client models state glossary examples errors",
+        "client models state glossary errors",
         "",
         "altair pandas streamlit",
     ),
     "frontend.state": ("client models errors", "", "streamlit"),
     "frontend.client": ("models errors", "", "requests"),
     "frontend.glossary": ("models", "", ""),
-    "frontend.examples": ("models", "", ""),
     "frontend.models": ("errors", "", "pydantic"),
     "frontend.errors": ("", "", ""),
 }

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from frontend.examples import examples_of, shared_example
-from frontend.glossary import value_scale
+from frontend.glossary import examples_of, shared_example, value_scale
 from training.data.tasks import TASKS
 
 
