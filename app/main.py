@@ -24,8 +24,7 @@ from app.batching.batcher import Batcher
 from app.batching.queue import BatchLimits
 from app.batching.workers import Parallelism
 from app.engine.engine import Engine
-from app.engine.tuning import Tuning
-from app.engine.warm_up import tune_without_measuring, warm_up
+from app.engine.warm_up import Tuning, tune_without_measuring, warm_up
 from app.errors import STATUSES, error_response
 from app.http import routes
 from app.http.catalogue import Catalogue

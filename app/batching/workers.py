@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 from app.batching.admission import BatchTiming, ThroughputEstimate
 from app.batching.queue import Batch, BatchLimits, BatchObserver, PendingRequest, Row, RowQueue
@@ -50,16 +50,9 @@ class WorkerThread:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self._inbox: queue.SimpleQueue[tuple[Callable[[], object], asyncio.Future[object]] | None]
-        self._inbox = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
-        self._thread.start()
-
-    @property
-    def is_alive(self) -> bool:
-        """True while the thread runs functions."""
-        return self._thread.is_alive()
+        self._inbox: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        self.thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self.thread.start()
 
     async def call(self, function: Callable[[], B]) -> B:
         """Run a function in the thread and return its result.
@@ -68,47 +61,30 @@ class WorkerThread:
             WorkerDiedError: the thread has ended.
             Exception: any exception of the function.
         """
-        if not self.is_alive:
-            raise WorkerDiedError(f"thread {self.name!r} has ended")
-        future: asyncio.Future[B] = asyncio.get_running_loop().create_future()
-        self._inbox.put((function, future))  # type: ignore[arg-type]
-        return await future
+        if not self.thread.is_alive():
+            raise WorkerDiedError(f"thread {self.thread.name!r} has ended")
+        future: Future[B] = Future()
+        self._inbox.put((function, future))
+        return await asyncio.wrap_future(future)
 
     def stop(self) -> None:
         """Ask the thread to end after the functions it was given; returns at once."""
         self._inbox.put(None)
 
-    def join(self, timeout_s: float) -> None:
-        """Wait for the end of the thread."""
-        self._thread.join(timeout_s)
-
     def _serve(self) -> None:
         while (item := self._inbox.get()) is not None:
             function, future = item
+            if not future.set_running_or_notify_cancel():  # its caller waits no more
+                continue
             try:
-                result = function()
+                future.set_result(function())
+            except StopIteration as error:  # a coroutine cannot raise it, and would hang
+                future.set_exception(RuntimeError(f"the function raised {error!r}"))
             except Exception as error:  # noqa: BLE001 - the caller gets it
-                _complete(future, None, error)
+                future.set_exception(error)
             except BaseException as error:  # noqa: BLE001 - the thread was told to end
-                _complete(future, None, WorkerDiedError(f"ended by {error!r}"))
+                future.set_exception(WorkerDiedError(f"ended by {error!r}"))
                 return
-            else:
-                _complete(future, result, None)
-
-
-def _complete(future: asyncio.Future[object], result: object, error: Exception | None) -> None:
-    def complete() -> None:
-        if future.done():  # cancelled meanwhile
-            return
-        if isinstance(error, StopIteration):  # a future refuses it, and its caller would hang
-            future.set_exception(RuntimeError(f"the function raised {error!r}"))
-        elif error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    with suppress(RuntimeError):  # the loop is closed, so no caller waits any more
-        future.get_loop().call_soon_threadsafe(complete)
 
 
 _Rows = list[tuple[PendingRequest[R, T], int]]  # each row as its request and its position there
@@ -187,7 +163,9 @@ class WorkerPool(Generic[R, T]):
     @property
     def is_alive(self) -> bool:
         """False if batches can never run again, which only a restart of the process mends."""
-        return self._on_end is not None and all(worker.is_alive for worker in self._workers)
+        return self._on_end is not None and all(
+            worker.thread.is_alive() for worker in self._workers
+        )
 
     async def stop(self) -> None:
         """Start no more batches; the threads finish the batches that run."""
@@ -201,7 +179,7 @@ class WorkerPool(Generic[R, T]):
         """End the threads; threads that do not end in time are left behind."""
         for worker in self._workers:
             worker.stop()
-        joins = (asyncio.to_thread(worker.join, timeout_s) for worker in self._workers)
+        joins = (asyncio.to_thread(worker.thread.join, timeout_s) for worker in self._workers)
         await asyncio.gather(*joins)
 
     def _start_batches(self) -> None:
@@ -253,7 +231,7 @@ class WorkerPool(Generic[R, T]):
         self._free.remove(worker)
         running = RunningBatch(batch, worker, share)
         self._running[running] = asyncio.create_task(
-            self._serve(running), name=worker.name, context=self._context
+            self._serve(running), name=worker.thread.name, context=self._context
         )
         return running
 

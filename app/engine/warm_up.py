@@ -1,30 +1,64 @@
-"""Prepares the engine before the first request: measures, and compiles kernels.
+"""Prepares the engine before the first request: measures the fastest settings, compiles kernels.
 
-Runs batches of made-up rows through the engine, with the deltas that it serves, so that
-`app.engine.tuning` can choose threads, parallel batches and tokens per batch.
+The best numbers of threads, parallel batches and tokens per batch depend on the machine, its load
+and the backbone: large batches read the weights less often, small ones are answered sooner and stay
+in the caches. So batches of made-up rows run through the engine, with the deltas that it serves.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import Barrier, BrokenBarrierError
 
 import torch
 
 from app.engine.engine import Engine, EngineRow
-from app.engine.tuning import BUDGETS, THREADS, TOKENS, WORKERS, Option, Tuning, choose
 from deltas import TokenizedRow
 
 logger = logging.getLogger(__name__)
 
+BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)  # tokens per batch
+_MEASURED_TOKENS = BUDGETS[1]  # tokens of the batches that threads and workers are measured with
+_MAX_BATCH_S = 0.25  # seconds that the next request would wait for a batch
+_FAST_ENOUGH = 0.95  # of the best speed: smaller batches or fewer threads are worth the rest
 _ROW_TOKENS = (12, 24, 9, 60, 33, 45, 18, 100, 28)  # mean 37, as in GLUE's dev sets
 _MAX_TASKS = 9
-_MEASURED_TOKENS = BUDGETS[1]  # tokens of the batches that threads and workers are measured with
 _REPEATS = 2
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The numbers chosen for a server."""
+
+    threads: int  # per forward pass that has the full machine
+    workers: int  # forward passes that may run at the same time
+    share_threads: int  # per forward pass while several run
+    batch_tokens: int  # limit for a batch that has the full machine
+
+
+@dataclass(frozen=True)
+class Option:
+    """A number to choose."""
+
+    name: str  # in the log
+    candidates: Callable[[int], Iterable[int]]  # given the number of threads, smallest first
+    prefer: Callable[[Iterable[int]], int]  # chooses among the nearly fastest candidates
+    max_s: float = math.inf  # after a batch that takes longer, no larger candidate is tried
+
+
+THREADS = Option("threads", lambda cpus: sorted({max(cpus >> n, 1) for n in range(32)}), min)
+# As many as possible: these are measured while nothing else runs. Beside a busy event loop, the
+# threads of one pass wait for a thread that lost its core; several passes do not.
+WORKERS = Option(
+    "parallel batches", lambda threads: [2**n for n in range(threads.bit_length())], max
+)
+TOKENS = Option("tokens per batch", lambda _: BUDGETS, min, _MAX_BATCH_S)
 
 
 def warm_up(
@@ -47,21 +81,20 @@ def warm_up(
     # Parallel passes may use cores that a single pass gains nothing from.
     shared = threads or (_num_cpus() if on_cpu else torch.get_num_threads())
     if not threads and on_cpu:
-        threads = _choose(THREADS, lambda n: seconds_for(engine, tokens, n), tokens, shared)
-    if workers or not on_cpu or shared == 1:
-        workers = limit_workers(engine, workers or 1, shared)
-    else:
-        workers = _choose(
+        threads = choose(THREADS, lambda n: seconds_for(engine, tokens, n), tokens, shared)
+    if not workers and on_cpu and shared > 1:
+        workers = choose(
             WORKERS,
             lambda n: seconds_in_parallel(engine, tokens, n, max(1, shared // n)),
             tokens,
             shared,
         )
+    workers = _limit_workers(engine, workers or 1, shared)
     threads = threads or shared
     engine.cache.set_concurrency(1)
     torch.set_num_threads(threads)
     if not max_batch_tokens:
-        max_batch_tokens = _choose(TOKENS, lambda count: seconds_for(engine, count))
+        max_batch_tokens = choose(TOKENS, lambda count: seconds_for(engine, count))
     workers = engine.cache.set_concurrency(workers)
     tuning = Tuning(threads, workers, max(1, shared // workers), max_batch_tokens)
     _prepare(engine, tuning, max_batch_rows)
@@ -74,11 +107,36 @@ def tune_without_measuring(
 ) -> Tuning:
     """Use the given numbers; by default all threads of PyTorch and one batch at a time."""
     threads = threads or torch.get_num_threads()
-    workers = engine.cache.set_concurrency(limit_workers(engine, workers or 1, threads))
+    workers = engine.cache.set_concurrency(_limit_workers(engine, workers or 1, threads))
     return Tuning(threads, workers, max(1, threads // workers), max_batch_tokens)
 
 
-def limit_workers(engine: Engine, workers: int, threads: int) -> int:
+def choose(
+    option: Option, seconds: Callable[[int], float], tokens: int | None = None, threads: int = 1
+) -> int:
+    """Measure an option's candidates, log their speeds, and return the best one.
+
+    Args:
+        option: the number to choose.
+        seconds: runs a batch with a candidate; returns its duration.
+        tokens: tokens of that batch; None if the candidate is their number.
+        threads: most threads.
+    """
+    speeds: dict[int, float] = {}
+    for candidate in option.candidates(threads):
+        seconds(candidate)  # the first run does not count
+        best_s = min(seconds(candidate) for _ in range(_REPEATS))
+        if speeds and best_s > option.max_s:
+            break
+        speeds[candidate] = (tokens or candidate) / best_s
+    fastest = max(speeds.values())
+    chosen = option.prefer([n for n, speed in speeds.items() if speed >= _FAST_ENOUGH * fastest])
+    tried = ", ".join(f"{candidate:,}: {speed:,.0f}" for candidate, speed in speeds.items())
+    logger.info("%s: %s (tokens/s with %s)", option.name, f"{chosen:,}", tried)
+    return chosen
+
+
+def _limit_workers(engine: Engine, workers: int, threads: int) -> int:
     """Limit parallel batches to the number of threads, and to one on a GPU."""
     if engine.device.type != "cpu":
         if workers > 1:
@@ -99,14 +157,6 @@ def _prepare(engine: Engine, tuning: Tuning, max_rows: int) -> None:
     if made := sum(engine.prepare(tokens, count, max_rows) for count, tokens in most.items()):
         kind = "products compiled" if engine.device.type == "cpu" else "passes recorded"
         logger.info("%d %s in %.1f s", made, kind, time.perf_counter() - started)
-
-
-def _choose(
-    option: Option, seconds: Callable[[int], float], tokens: int | None = None, threads: int = 1
-) -> int:
-    measured = choose(option, seconds, tokens, threads)
-    logger.info("%s: %s", option.name, measured)
-    return measured.value
 
 
 def seconds_in_parallel(engine: Engine, num_tokens: int, workers: int, threads: int) -> float:

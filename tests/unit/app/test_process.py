@@ -13,7 +13,7 @@ from datetime import datetime
 import pytest
 
 from app import main, process
-from app.engine.tuning import BUDGETS
+from app.engine.warm_up import BUDGETS
 from app.main import create_app
 from app.process import JsonFormatter, RequestIdFilter, configure_logging, request_id_var
 from app.settings import Settings

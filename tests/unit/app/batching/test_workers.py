@@ -40,8 +40,8 @@ def test_runs_calls_in_order_in_one_other_thread() -> None:
     assert call_all(worker, double, 1, 2, 3) == [2, 4, 6]
     assert seen == [(1, "doubler"), (2, "doubler"), (3, "doubler")]
     worker.stop()
-    worker.join(5.0)
-    assert not worker.is_alive
+    worker.thread.join(5.0)
+    assert not worker.thread.is_alive()
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), StopIteration(), asyncio.CancelledError()])
@@ -66,8 +66,8 @@ def test_a_thread_told_to_end_is_dead_for_all_callers() -> None:
     worker = WorkerThread("ending")
     (first,) = call_all(worker, end, 1)
     assert isinstance(first, WorkerDiedError)
-    worker.join(5.0)
-    assert not worker.is_alive
+    worker.thread.join(5.0)
+    assert not worker.thread.is_alive()
     (second,) = call_all(worker, end, 2)
     assert isinstance(second, WorkerDiedError)
 
@@ -85,8 +85,8 @@ def test_does_not_keep_the_process_alive() -> None:
     assert thread.daemon
     never.set()  # its late result meets a closed loop, which must not be an error
     worker.stop()
-    worker.join(5.0)
-    assert not worker.is_alive
+    worker.thread.join(5.0)
+    assert not worker.thread.is_alive()
 
 
 def test_a_separate_thread_has_ended_when_its_result_is_there() -> None:

@@ -1,4 +1,4 @@
-"""Warming up: made-up batches, which numbers are measured, and what is compiled."""
+"""Warming up: made-up batches, which numbers are measured and chosen, and what is compiled."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ import torch
 from fastapi.testclient import TestClient
 
 from app.engine.engine import Engine, EngineRow
-from app.engine.tuning import BUDGETS, Tuning
-from app.engine.warm_up import made_up_rows, seconds_for, seconds_in_parallel, warm_up
+from app.engine.warm_up import (
+    BUDGETS,
+    THREADS,
+    TOKENS,
+    WORKERS,
+    Tuning,
+    choose,
+    made_up_rows,
+    seconds_for,
+    seconds_in_parallel,
+    warm_up,
+)
 from app.main import create_app
 from app.process import run_in_own_thread
 from app.settings import DEFAULT_BATCH_TOKENS, Settings
@@ -160,3 +170,56 @@ def test_parallel_batches_take_as_long_as_the_slowest(
     monkeypatch.setattr(engine, "predict", run)
     assert 0.1 <= seconds_in_parallel(engine, 64, 2, 1) < 0.2
     assert sorted(calls.values()) == [3, 3], "the first pass of each thread does not count"
+
+
+def test_the_smallest_nearly_fastest_budget_is_chosen() -> None:
+    speeds = {512: 1e5, 1024: 1.5e5, 2048: 1.98e5, 4096: 2e5, 8192: 2.01e5, 16384: 2.02e5}
+    assert choose(TOKENS, lambda tokens: tokens / speeds[tokens]) == 2048
+
+
+def test_budgets_beyond_the_longest_batch_are_not_tried() -> None:
+    tried = []
+
+    def seconds(tokens: int) -> float:
+        tried.append(tokens)
+        return tokens / 5_000  # every batch is equally efficient, and slow
+
+    assert choose(TOKENS, seconds) == 512
+    assert set(tried) == {512, 1024, 2048}  # 2048 took 0.41 s
+
+
+def test_a_slow_machine_still_gets_a_budget() -> None:
+    assert choose(TOKENS, lambda tokens: tokens / 10.0) == BUDGETS[0]
+
+
+def test_the_fewest_nearly_fastest_threads_are_chosen(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    seconds = {1: 1.0, 2: 0.5, 4: 0.3, 8: 0.29, 16: 0.6}
+    assert choose(THREADS, seconds.__getitem__, 1000, 16) == 4
+    assert "threads: 4 (tokens/s with 1: 1,000, 2: 2,000, 4: 3,333, 8: 3,448, 16: 1," in caplog.text
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 6, 12])
+def test_all_cores_are_among_the_candidates(cpus: int) -> None:
+    assert choose(THREADS, lambda count: 1.0 / count, 1, cpus) == cpus
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({1: 1.0}, 1),
+        ({1: 1.0, 2: 0.97}, 2),
+        ({1: 1.0, 2: 1.04}, 2),  # several passes lose less to a busy event loop
+        ({1: 1.0, 2: 1.06}, 1),
+        ({1: 1.0, 2: 0.8, 4: 0.83, 8: 0.9}, 4),
+    ],
+)
+def test_the_most_nearly_fastest_workers_are_chosen(
+    seconds: dict[int, float], expected: int
+) -> None:
+    assert choose(WORKERS, seconds.__getitem__, 1000, max(seconds)) == expected
+
+
+def test_the_first_run_and_disturbed_ones_do_not_count() -> None:
+    seconds = {1: iter([9.0, 5.0, 2.0]), 2: iter([0.1, 3.0, 3.0])}
+    assert choose(THREADS, lambda count: next(seconds[count]), 1000, 2) == 1
