@@ -1,19 +1,4 @@
-"""The errors of serving, and the one table that maps them to HTTP statuses.
-
-    Exception
-    ├── InvalidInputError      422  the body does not fit; carries every problem found
-    ├── TooLargeError          413  too many rows, characters or bytes
-    ├── UnsupportedBodyError   415  not JSON, or compressed
-    ├── OverloadedError        429  the queue is full or too slow; carries the time to retry
-    ├── BodyTimeoutError       408  the body takes too long to arrive
-    ├── BodiesOverloadedError  429  too many bytes of bodies are in memory
-    ├── ClientGoneError        499  the client has closed the connection
-    ├── BatchFailedError       500  the forward pass failed; the log has the cause
-    ├── BadResultError         500  the forward pass gave no usable answer
-    ├── NotReadyError          503  starting, stopping, or broken
-    ├── DeltaUnavailableError  503  the delta's file cannot be loaded; other deltas are served
-    ├── DeadlineTooShortError  504  impossible in time, even if nothing else waited
-    └── DeadlineExceededError  504  not answered in time
+"""The errors of serving, and the one table that maps them to HTTP statuses and codes: `STATUSES`.
 
 The exceptions hold facts and know no HTTP; `describe_error` alone makes JSON of them. The errors of
 `deltas.errors` that a request can cause are in the same table.
@@ -107,8 +92,6 @@ class OverloadedError(Exception):
         wait_s: float = 0.0,
         limit: WaitLimit | None = None,
     ) -> None:
-        self.queued_rows = queued_rows
-        self.queued_tokens = queued_tokens
         self.retry_after_s = retry_after_s
         queued = f"{queued_rows:,} rows, {queued_tokens:,} tokens"
         why = f"the queue is full ({queued})"

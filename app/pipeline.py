@@ -150,7 +150,7 @@ class Pipeline:
             Exception: any exception of `Batcher.reserve` and `Batcher.submit`.
         """
         rows = list_rows(inputs, self._max_rows, len(records))
-        texts = self._read(records, rows)
+        texts = [read_texts(each.manifest.task, rows, self._max_text_chars) for each in records]
         num_rows = len(rows) * len(records)
         async with self._batcher.reserve(num_rows, key=key, deadline=deadline) as submit:
             loads = self._cache.prefetch(records)
@@ -168,29 +168,20 @@ class Pipeline:
             logits.append(RowLogits(outcome, row.tokens.truncated))
         return [logits[start : start + len(rows)] for start in range(0, num_rows, len(rows))]
 
-    def _read(self, records: Sequence[Record], rows: list[Any]) -> list[Texts]:
-        """Read the texts for each delta, once for deltas of the same task."""
-        tasks = [record.manifest.task for record in records]
-        distinct = {(task.name, task.text_fields): task for task in tasks}
-        texts = {
-            key: read_texts(task, rows, self._max_text_chars) for key, task in distinct.items()
-        }
-        return [texts[task.name, task.text_fields] for task in tasks]
-
     async def _tokenize(self, records: Sequence[Record], texts: list[Texts]) -> list[EngineRow]:
         """Tokenize for each delta, once for deltas that read the same texts to the same length."""
-        done: list[tuple[int, Texts, list[TokenizedRow]]] = []
+        done: dict[tuple[int, tuple[tuple[str, ...], ...]], list[TokenizedRow]] = {}
         rows: list[EngineRow] = []
         for record, of_record in zip(records, texts, strict=True):
-            length = record.manifest.task.max_length
-            tokens = next((made for n, t, made in done if n == length and t == of_record), None)
-            if tokens is None:
-                tokens = await self._tokenize_texts(length, of_record)
-                done.append((length, of_record, tokens))
-            rows += [EngineRow(row, record, row.num_tokens) for row in tokens]
+            key = record.manifest.task.max_length, tuple(of_record)
+            if key not in done:
+                done[key] = await self._tokenize_texts(*key)
+            rows += [EngineRow(row, record, row.num_tokens) for row in done[key]]
         return rows
 
-    async def _tokenize_texts(self, max_length: int, texts: Texts) -> list[TokenizedRow]:
+    async def _tokenize_texts(
+        self, max_length: int, texts: Sequence[tuple[str, ...]]
+    ) -> list[TokenizedRow]:
         if sum(len(text) for row in texts for text in row) <= _INLINE_CHARS:
             return tokenize_texts(self._tokenizer, max_length, texts)
         return await to_thread.run_sync(

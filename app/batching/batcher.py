@@ -42,6 +42,7 @@ class Batcher(Generic[R, T]):
         clock: source of the time that deadlines are compared with.
 
     Attributes:
+        queue: the rows that wait for a batch.
         admission: decides whether rows may wait, also for callers that have not read them yet.
     """
 
@@ -56,9 +57,9 @@ class Batcher(Generic[R, T]):
         throughput = ThroughputEstimate(parallelism.num_workers)
         self._observer = observer
         self._clock = clock
-        self._queue: RowQueue[PendingRequest[R, T]] = RowQueue(throughput.small_batch_tokens)
-        self._pool = WorkerPool(parallelism, self._queue, limits, throughput, observer, clock)
-        self.admission = AdmissionController(self._queue, limits, throughput, observer)
+        self.queue: RowQueue[PendingRequest[R, T]] = RowQueue(throughput.small_batch_tokens)
+        self._pool = WorkerPool(parallelism, self.queue, limits, throughput, observer, clock)
+        self.admission = AdmissionController(self.queue, limits, throughput, observer)
         self._pending: set[PendingRequest[R, T]] = set()
         self._idle = asyncio.Event()
         self._refusal: str | None = "the server is starting"
@@ -69,29 +70,14 @@ class Batcher(Generic[R, T]):
         self._refusal = None
         self._pool.start(self._on_pool_end)
 
-    @property
-    def is_alive(self) -> bool:
-        """False if batches can never run again, which only a restart of the process mends."""
-        return self._pool.is_alive
-
     def check_alive(self) -> None:
         """Raise if no batch can run; cheap enough for any probe.
 
         Raises:
             NotReadyError: starting, stopped or dead.
         """
-        if not self.is_alive:
+        if not self._pool.is_alive:
             raise NotReadyError(self._refusal or _DEAD)
-
-    @property
-    def queued_rows(self) -> int:
-        """Number of rows that wait for a batch."""
-        return self._queue.num_rows
-
-    @property
-    def queued_tokens(self) -> int:
-        """Number of tokens that wait for a batch."""
-        return self._queue.num_tokens
 
     @asynccontextmanager
     async def reserve(
@@ -111,7 +97,7 @@ class Batcher(Generic[R, T]):
         self._check_accepting()
         now = self._clock()
         self.admission.admit(key, num_rows, 0, deadline, now)
-        self._queue.reserve(key, num_rows)
+        self.queue.reserve(key, num_rows)
         num_reserved = num_rows
 
         async def submit(rows: Sequence[R]) -> Answer[T]:
@@ -134,7 +120,7 @@ class Batcher(Generic[R, T]):
                 self._observer.on_drop("cancelled")
             raise
         finally:
-            self._queue.release(key, num_reserved)
+            self.queue.release(key, num_reserved)
             self._note_idle()
 
     async def submit(
@@ -179,12 +165,12 @@ class Batcher(Generic[R, T]):
                     key, len(rows), num_tokens, deadline, now, num_reserved=num_reserved
                 )
         finally:
-            self._queue.release(key, num_reserved)
+            self.queue.release(key, num_reserved)
         request: PendingRequest[R, T] = PendingRequest(
             rows, deadline, key, future=loop.create_future(), queued_at=now
         )
         self._pending.add(request)
-        self._queue.add(request, urgent=urgent)
+        self.queue.add(request, urgent=urgent)
         self._pool.wake()
         timer = loop.call_later(deadline - now, request.expire)
         try:
@@ -194,7 +180,11 @@ class Batcher(Generic[R, T]):
             raise
         finally:
             timer.cancel()
-            self._forget(request)
+            self.queue.remove(request)
+            self._pending.discard(request)
+            if request.future.done() and not request.future.cancelled():
+                request.future.exception()  # marks it as seen if the caller was cancelled meanwhile
+            self._note_idle()
         queue_s = (request.started_at or now) - now
         self._observer.on_answer(queue_s)
         results = [request.results[position] for position in range(len(rows))]
@@ -203,7 +193,7 @@ class Batcher(Generic[R, T]):
     async def stop(self, drain_timeout_s: float) -> None:
         """Accept no more rows, finish the accepted ones, and fail those left after the timeout."""
         self._refusal = self._refusal or _STOPPING
-        if not self._is_idle and self.is_alive:
+        if not self._is_idle and self._pool.is_alive:
             self._idle.clear()
             try:
                 async with asyncio.timeout(drain_timeout_s):
@@ -219,16 +209,9 @@ class Batcher(Generic[R, T]):
         if self._refusal is not None:
             raise NotReadyError(self._refusal)
 
-    def _forget(self, request: PendingRequest[R, T]) -> None:
-        self._queue.remove(request)
-        self._pending.discard(request)
-        if request.future.done() and not request.future.cancelled():
-            request.future.exception()  # marks it as seen if the caller was cancelled meanwhile
-        self._note_idle()
-
     @property
     def _is_idle(self) -> bool:
-        return not self._pending and not self._queue.num_reserved
+        return not self._pending and not self.queue.num_reserved
 
     def _note_idle(self) -> None:
         if self._is_idle:
@@ -236,7 +219,7 @@ class Batcher(Generic[R, T]):
 
     def _fail_all(self, reason: str) -> None:
         for request in self._pending:
-            self._queue.remove(request)
+            self.queue.remove(request)
             request.fail(NotReadyError(reason))
 
     def _on_pool_end(self, error: BaseException | None) -> None:

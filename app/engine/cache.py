@@ -136,10 +136,6 @@ class PendingLoad:
     requested_at: float
     deadline: float  # batches wait no longer
 
-    def is_alive(self, now: float) -> bool:
-        """Tell whether the delta is on the host, or may still come in time."""
-        return self.staged.done() or now <= self.deadline
-
 
 class DeltaCache:
     """The resident deltas, in the order of their last use.
@@ -186,10 +182,6 @@ class DeltaCache:
     def __contains__(self, record: object) -> bool:
         """Tell whether a delta is resident."""
         return isinstance(record, Record) and record.key in self._slot_of
-
-    def reset_counts(self) -> None:
-        """Start all counts at zero."""
-        self.counts = CacheCounts()
 
     def insert(self, loaded: Sequence[tuple[Record, StagedDelta]]) -> None:
         """Put loaded deltas into free slots, before any batch runs."""
@@ -255,8 +247,9 @@ class DeltaCache:
             old = [key for key, load in self._pending.items() if now - load.requested_at > _KEEP_S]
             for key in old:
                 del self._pending[key]
-        # Files that hang do not count.
-        return sum(load.is_alive(now) for load in self._pending.values()) < self._max_prefetched
+        loads = self._pending.values()
+        on_time = sum(load.staged.done() or now <= load.deadline for load in loads)
+        return on_time < self._max_prefetched  # files that hang do not count
 
     def split(self, records: Iterable[Record]) -> list[list[Record]]:
         """Split a batch's deltas into parts that fit its share of slots, resident ones first."""

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from app.engine.bank import Bank, StagedDelta
-from app.engine.cache import DeltaCache, Key
+from app.engine.cache import CacheCounts, DeltaCache, Key
 from app.engine.cpu import CpuForward
 from app.engine.cuda import CudaForward, cuda_recorder
 from app.engine.loader import Loader
@@ -169,7 +169,7 @@ class Engine:
 
     def reset_counts(self) -> None:
         """Start all counts at zero, so that rows of the start-up are not counted."""
-        self.cache.reset_counts()
+        self.cache.counts = CacheCounts()
         self.int8_counts = Int8Counts()
 
     def _check_manifests(self) -> None:

@@ -7,6 +7,7 @@ from a request, so no client can grow the number of series. Tested by tests/http
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from prometheus_client import (
@@ -37,52 +38,46 @@ class Metrics:
     """The metrics of an app; the `BatchObserver` of its batcher."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        self._requests = Counter(
+        registry = self._registry = CollectorRegistry()
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self._requests = counter(
             "deltabert_requests",
             "Requests answered, by route template and status.",
             ("method", "route", "status"),
-            registry=registry,
         )
-        self._request_seconds = Histogram(
+        self._request_seconds = histogram(
             "deltabert_request_seconds",
             "Time from the first byte of a request to the end of its answer.",
             ("route",),
             buckets=_SECONDS,
-            registry=registry,
         )
         # Finding the children by their labels takes longer than counting.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._rows = Counter(
-            "deltabert_rows", "Rows answered, by delta.", ("task", "strategy"), registry=registry
+        self._rows = counter("deltabert_rows", "Rows answered, by delta.", ("task", "strategy"))
+        self._batch_rows = histogram("deltabert_batch_rows", "Rows in a batch.", buckets=_ROWS)
+        self._batch_tokens = histogram(
+            "deltabert_batch_tokens", "Tokens in a batch.", buckets=_TOKENS
         )
-        self._batch_rows = Histogram(
-            "deltabert_batch_rows", "Rows in a batch.", buckets=_ROWS, registry=registry
+        self._forward_seconds = histogram(
+            "deltabert_forward_seconds", "Time to run a batch.", buckets=_SECONDS
         )
-        self._batch_tokens = Histogram(
-            "deltabert_batch_tokens", "Tokens in a batch.", buckets=_TOKENS, registry=registry
-        )
-        self._forward_seconds = Histogram(
-            "deltabert_forward_seconds", "Time to run a batch.", buckets=_SECONDS, registry=registry
-        )
-        self._queue_seconds = Histogram(
+        self._queue_seconds = histogram(
             "deltabert_queue_seconds",
             "Time that the first row of a request waited for a batch.",
             buckets=_SECONDS,
-            registry=registry,
         )
-        self._dropped = Counter(
+        self._dropped = counter(
             "deltabert_dropped_requests",
             "Requests that ended without results: rejected, expired, cancelled or failed.",
             ("reason",),
-            registry=registry,
         )
         for reason in ("rejected", "expired", "cancelled", "failed"):
             self._dropped.labels(reason)  # exports a 0 before the first one
-        self._queue_rows = Gauge("deltabert_queue_rows", "Rows waiting.", registry=registry)
-        self._queue_tokens = Gauge("deltabert_queue_tokens", "Tokens waiting.", registry=registry)
-        self._slots = Gauge("deltabert_slots_used", "Deltas on the device.", registry=registry)
-        self._deltas = Gauge("deltabert_deltas", "Deltas served.", registry=registry)
+        self._queue_rows = gauge("deltabert_queue_rows", "Rows waiting.")
+        self._queue_tokens = gauge("deltabert_queue_tokens", "Tokens waiting.")
+        self._slots = gauge("deltabert_slots_used", "Deltas on the device.")
+        self._deltas = gauge("deltabert_deltas", "Deltas served.")
         self._build = Info("deltabert_build", "Version and engine.", registry=registry)
         ProcessCollector(registry=registry)
 
@@ -99,8 +94,8 @@ class Metrics:
         self._build.info({name: str(value) for name, value in build.items()})
         self._deltas.set(len(engine.store.records))
         self._slots.set_function(lambda: engine.cache.num_used)
-        self._queue_rows.set_function(lambda: batcher.queued_rows)
-        self._queue_tokens.set_function(lambda: batcher.queued_tokens)
+        self._queue_rows.set_function(lambda: batcher.queue.num_rows)
+        self._queue_tokens.set_function(lambda: batcher.queue.num_tokens)
         self._registry.register(_EngineCollector(engine))
 
     def on_request(self, method: str, route: str, status: int, seconds: float) -> None:

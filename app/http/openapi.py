@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 
 from app.errors import (
     THE_SERVER,
@@ -95,20 +94,14 @@ Examples = dict[str, Schema]
 
 def openapi_of(app: FastAPI) -> Schema:
     """Return the OpenAPI document of an app, with examples once the app serves."""
-    if app.openapi_schema is not None:
-        return app.openapi_schema
-    schema = get_openapi(
-        title=app.title,
-        version=app.version,
-        summary=app.summary,
-        description=app.description,
-        routes=app.routes,
-        tags=app.openapi_tags,
-    )
-    serving = app.state.serving
-    if isinstance(serving, Serving) and serving.engine.store.records:
-        add_examples(schema["paths"], serving.engine.store)
-        app.openapi_schema = schema
+    is_new = app.openapi_schema is None
+    schema = FastAPI.openapi(app)  # the class's method, which keeps its result
+    if is_new:
+        serving = app.state.serving
+        if isinstance(serving, Serving) and serving.engine.store.records:
+            add_examples(schema["paths"], serving.engine.store)
+        else:
+            app.openapi_schema = None  # the next document may have examples
     return schema
 
 

@@ -75,7 +75,7 @@ def crowded(
         wait_for_queue(client, 30)
         batcher = client.app.state.serving.batcher  # type: ignore[attr-defined]
         slow, now = ThroughputEstimate(), time.monotonic()
-        slow.end(slow.begin(batcher.queued_tokens, now - 60, under_load=True), now)
+        slow.end(slow.begin(batcher.queue.num_tokens, now - 60, under_load=True), now)
         batcher.admission._throughput = slow
         yield client
         gate.is_open.set()
@@ -215,7 +215,7 @@ def test_the_rows_of_a_client_that_leaves_are_not_computed(
 async def until_queued(app: FastAPI, num_rows: int) -> None:
     """Wait until the queue holds a number of rows."""
     for _ in range(2000):
-        if app.state.serving.batcher.queued_rows == num_rows:
+        if app.state.serving.batcher.queue.num_rows == num_rows:
             return
         await asyncio.sleep(0.005)
     pytest.fail(f"there never were {num_rows} rows in the queue")

@@ -140,7 +140,7 @@ async def play(plan: list[tuple[str, Any, Any]]) -> World:
     await asyncio.wait_for(
         asyncio.gather(*(sent.task for sent in world.sent), return_exceptions=True), 10
     )
-    assert (batcher.queued_rows, batcher.queued_tokens) == (0, 0)
+    assert (batcher.queue.num_rows, batcher.queue.num_tokens) == (0, 0)
     await batcher.stop(1.0)
     return world
 
@@ -151,7 +151,7 @@ async def settle(world: World, batcher: Batcher[Row, int]) -> None:
         for _ in range(4):
             await asyncio.sleep(0)
         pending = any(not sent.task.done() for sent in world.sent)
-        if world.engine.at_gate.is_set() or not (pending or batcher.queued_rows):
+        if world.engine.at_gate.is_set() or not (pending or batcher.queue.num_rows):
             return
         await asyncio.sleep(0.0005)
     raise AssertionError("the batcher hangs")

@@ -15,7 +15,7 @@ import pytest
 from app import main, process
 from app.engine.warm_up import BUDGETS
 from app.main import create_app
-from app.process import JsonFormatter, RequestIdFilter, configure_logging, request_id_var
+from app.process import JsonFormatter, add_request_id, configure_logging, request_id_var
 from app.settings import Settings
 from deltas import packed_sizes
 
@@ -90,7 +90,7 @@ def _restored_logging() -> Iterator[None]:
 
 def record(message: str = "answer %d", *args: object) -> logging.LogRecord:
     made = logging.LogRecord("app.x", logging.INFO, "x.py", 1, message, args or (42,), None)
-    RequestIdFilter().filter(made)
+    add_request_id(made)
     return made
 
 

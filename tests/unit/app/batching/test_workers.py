@@ -281,7 +281,8 @@ def test_a_dead_thread_ends_the_pool() -> None:
         rig.engine.is_open.set()
         ended = await asyncio.gather(*tasks, waiting, return_exceptions=True)
         assert isinstance(ended[2], NotReadyError)
-        assert not rig.batcher.is_alive
+        with pytest.raises(NotReadyError):
+            rig.batcher.check_alive()
         with pytest.raises(NotReadyError, match="died"):
             await rig.submit(1)
 
