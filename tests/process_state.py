@@ -19,7 +19,7 @@ def remember() -> Callable[[], None]:
     loggers = [logging.getLogger(name) for name in LOGGERS]
     logs = [(log, log.level, log.propagate, log.disabled, _handlers(log)) for log in loggers]
     threads, interval = torch.get_num_threads(), sys.getswitchinterval()
-    thresholds, deterministic = gc.get_threshold(), torch.are_deterministic_algorithms_enabled()
+    thresholds = gc.get_threshold()
 
     def put_back() -> None:
         now = _environment()
@@ -34,7 +34,7 @@ def remember() -> Callable[[], None]:
                 pytests = [handler for handler in log.handlers if handler not in _handlers(log)]
                 log.handlers[:] = [*handlers, *pytests]
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(mode=False)  # a run switches it on for its process
         sys.setswitchinterval(interval)
         gc.set_threshold(*thresholds)
         gc.unfreeze()

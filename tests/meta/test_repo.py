@@ -7,12 +7,9 @@ import os
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-
-from tests.meta.source import report
 
 MAX_FILE_BYTES = 5 * 2**20
 MAX_TOTAL_BYTES = 64 * 2**20
@@ -112,39 +109,6 @@ def test_license_is_whole(root: Path) -> None:
     assert "DeltaBERT contributors" in text
     content = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     assert content["project"]["license"] == "Apache-2.0"
-
-
-def decision_violations(pages: dict[str, str], index: str) -> Iterator[str]:
-    """Yield the pages of decisions without a number or a date, and those that the index omits."""
-    for number, name in enumerate(sorted(pages), start=1):
-        path = f"docs/decisions/{name}"
-        if not re.match(rf"{number:04}-[a-z0-9-]+\.md$", name):
-            yield f"{path}: must be called {number:04}-<words>.md"
-        if not re.match(rf"# {number:04}\. .+\n\nDate: \d{{4}}-\d\d-\d\d\b", pages[name]):
-            yield f"{path}: must begin with '# {number:04}. <title>' and 'Date: YYYY-MM-DD'"
-        if path not in index:
-            yield f"{path}: DECISIONS.md does not list it"
-
-
-def test_decisions_have_a_number_and_a_date(root: Path) -> None:
-    pages = {path.name: path.read_text("utf-8") for path in root.glob("docs/decisions/*.md")}
-    index = (root / "DECISIONS.md").read_text(encoding="utf-8")
-    report("decisions", decision_violations(pages, index))
-    if not pages:
-        report("decisions", ["docs/decisions: there are no decisions"])
-
-
-def test_planted_faults_of_decisions_are_found() -> None:
-    page = "# 0001. Choose\n\nDate: 2026-01-31 (revised 2026-02-01)\n"
-    index = "docs/decisions/0001-a.md docs/decisions/0003-c.md docs/decisions/b.md"
-    assert not list(decision_violations({"0001-a.md": page}, index))
-    for name, text in (
-        ("0002-a.md", page),
-        ("b.md", page),
-        ("0001-a.md", "# 0001. Choose\n"),
-        ("0001-d.md", page),
-    ):
-        assert list(decision_violations({name: text}, index)), (name, text)
 
 
 def test_changelog_has_a_place_for_the_next_change(root: Path) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,6 @@ from training.run import train_delta
 FILLERS = ["the", "film", "and", "very", "not", "a"]
 Run = Callable[..., Delta]
 STILL: dict[str, Any] = {"lr": 1e-30, "head_lr": 1e-30, "epochs": 1}
-
-
-@pytest.fixture(autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    """A run makes torch deterministic for its process; other tests share this one."""
-    yield
-    torch.use_deterministic_algorithms(mode=False)
 
 
 def write_rows(path: Path, count: int, seed: int, share: float = 0.5) -> Path:
@@ -89,6 +79,12 @@ def values_of(delta: Delta) -> torch.Tensor:
     """All values that it holds, in one vector."""
     parts = [entry.values.view(-1) for entry in delta.entries.values()]
     return torch.cat([*parts, delta.head_weight.view(-1), delta.head_bias])
+
+
+def only_delta(out: Path) -> Delta:
+    """The only delta below a folder."""
+    (path,) = out.rglob("*.safetensors")
+    return read_delta(path)
 
 
 def assert_as_far(first: Delta, second: Delta, start: Delta) -> None:
@@ -347,104 +343,3 @@ def test_regression_has_no_labels_to_weigh(
     value = {"class_weights": "balanced", "label_smoothing": 0.1}[flag]
     assert fit.main(words(train_file=rows, validation_file=rows, **{flag: value})) == 2
     assert "is a regression, which has no labels" in capsys.readouterr().err
-
-
-# Of what kind the labels of the own rows are, by a function of a row's number and words.
-LABELS: dict[str, Callable[[int, str], str]] = {
-    "single_label": lambda number, words: "good" if number % 5 == 0 else "bad",
-    "multi_label": lambda number, words: "|".join(
-        ["long"] * (len(words) > 20) + ["ab"[number % 2]]
-    ),
-    "regression": lambda number, words: f"{len(words) / 7 + number % 3}",
-}
-
-
-def torchrun(words: list[str], *program: str) -> subprocess.CompletedProcess[str]:
-    """Two processes that train one delta, as torchrun starts them."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", *(program or ("-m", "training.fit"))]
-    return subprocess.run(
-        [*command, *words],
-        env=os.environ | {"PYTHONPATH": str(Path(fit.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def only_delta(out: Path) -> Delta:
-    (path,) = out.rglob("*.safetensors")
-    return read_delta(path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("freeze", "kind", "flags"),
-    [
-        ("bitfit", "single_label", {"class_weights": "balanced", "accumulate": 2}),
-        ("random:0.02", "multi_label", {"class_weights": "balanced", "label_smoothing": 0.1}),
-        ("full", "regression", {"accumulate": 3}),
-    ],
-)
-def test_two_processes_give_the_delta_of_one(
-    words: Callable[..., list[str]],
-    run: Run,
-    tmp_path: Path,
-    freeze: str,
-    kind: str,
-    flags: dict[str, Any],
-) -> None:
-    """The last batch of an epoch is odd, so that their shares differ."""
-    texts = [line.split(",")[0] for line in (tmp_path / "train.csv").read_text().split("\n")[1:-1]]
-    lines = [f"{text},{LABELS[kind](number, text)}" for number, text in enumerate(texts)]
-    rows = tmp_path / "rows.csv"
-    rows.write_text("text,label\n" + "\n".join(lines) + "\n")
-    flags |= {"train_file": rows, "validation_file": rows, "kind": kind}
-    flags |= {"freeze": freeze, "batch_size": 7}
-    alone = run(**flags)
-    done = torchrun([*words(**flags, out=tmp_path / "two"), "--json"])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count('"version"') == 1  # only the first process talks and writes
-    together = only_delta(tmp_path / "two")
-    assert together.manifest.training.processes == 2
-    assert_as_far(together, alone, run(**flags | STILL))
-    mine, theirs = (delta.manifest.metrics["validation"].values for delta in (alone, together))
-    assert theirs == pytest.approx(mine, abs=0.02)
-
-
-# A run that nothing stops; one that sees Ctrl-C a step after its second evaluation, and goes on.
-THREE_RUNS = """
-import sys
-from pathlib import Path
-from training import fit
-from training.run import distributed, loop
-
-def stopping(step, loss):
-    if step == 12:
-        raise KeyboardInterrupt
-
-whole, resumed, *words = sys.argv[1:]
-with distributed.joined("cpu"):
-    assert fit.main([*words, "--out", whole]) == 0
-    going_on, loop._check_finite = loop._check_finite, stopping
-    assert fit.main([*words, "--out", resumed]) == 130
-    assert len(list(Path(resumed).rglob(".*.state.safetensors"))) == 1
-    loop._check_finite = going_on
-    assert fit.main([*words, "--out", resumed, "--resume"]) == 0
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_go_on_where_they_were_stopped(
-    words: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    script, folders = tmp_path / "runs.py", [tmp_path / "whole", tmp_path / "resumed"]
-    script.write_text(THREE_RUNS)
-    given = words(dropout=0.1, freeze="layernorm", device="cpu")
-    done = torchrun([*map(str, folders), *given], str(script))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "no state of this run" not in done.stderr
-    whole, resumed = map(only_delta, folders)
-    assert torch.equal(values_of(whole), values_of(resumed))
-    assert whole.version == resumed.version

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,13 +19,6 @@ from training.run.loop import Progress
 ROWS = 90
 STEPS = 22  # 81 rows in batches of 8, twice
 EVALUATIONS = (6, 11, 17, 22)
-
-
-@pytest.fixture(autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    """A run makes torch deterministic for its process; other tests share this one."""
-    yield
-    torch.use_deterministic_algorithms(mode=False)
 
 
 @pytest.fixture(scope="module")
@@ -311,74 +298,3 @@ def test_damaged_state_is_said(
     error = capsys.readouterr().err
     assert "can't resume from" in error
     assert "delete it to start anew" in error
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def start(words: list[str]) -> subprocess.Popen[str]:
-    """The command as a user starts it."""
-    command = [sys.executable, "-m", "training.fit", *words]
-    return subprocess.Popen(
-        command,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(fit.__file__).parent.parent,
-    )
-
-
-def wait_for_state(process: subprocess.Popen[str], words: list[str]) -> None:
-    """Until the run has saved its state once."""
-    deadline = time.monotonic() + 180
-    while not states(words):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-@pytest.mark.slow
-def test_killed_for_real_and_resumed(
-    words: list[str], tmp_path: Path, uninterrupted: Callable[[list[str]], Delta]
-) -> None:
-    """SIGKILL at some moment after the first evaluation, then --resume in a new process."""
-    long = [*words, "--epochs", "40"]
-    process = start(long)
-    wait_for_state(process, long)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert states(long)
-    resumed = start([*long, "--resume"])
-    _, error = resumed.communicate(timeout=300)
-    assert resumed.returncode == 0, error
-    for left in out_of(long).rglob(".*.tmp"):  # a kill can leave a hidden half, never a wrong whole
-        left.unlink()
-    assert_same(result(long), uninterrupted(long))
-
-
-@pytest.mark.slow
-def test_control_c_in_a_real_process(words: list[str]) -> None:
-    long = [*words, "--epochs", "2000", "--json"]
-    process = start(long)
-    wait_for_state(process, long)
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert out == ""
-    assert "stopped; to continue from the last evaluation" in error
-    assert "Traceback" not in error
-
-
-@pytest.mark.slow
-def test_only_json_is_printed_in_a_real_process(words: list[str]) -> None:
-    """Nothing of any library gets onto standard output."""
-    process = start([*words, "--json"])
-    out, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    assert json.loads(out)["task"] == "mine"
-    assert f"{STEPS}/{STEPS}" in error
-    assert "Traceback" not in error

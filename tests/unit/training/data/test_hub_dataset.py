@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from deltas import read_delta
@@ -353,14 +351,6 @@ def test_offline_without_a_cached_copy_is_an_error() -> None:
     assert "offline mode is on (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE). No copy is in its" in found
 
 
-@pytest.fixture
-def _torch_as_it_was() -> Iterator[None]:
-    """A run makes torch deterministic for its process; other tests share this one."""
-    yield
-    torch.use_deterministic_algorithms(mode=False)
-
-
-@pytest.mark.usefixtures("_torch_as_it_was")
 def test_a_run_takes_its_rows_from_a_data_set(
     tmp_path: Path, tiny_backbone_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -74,21 +71,6 @@ def test_no_row_occurs_twice(sample: dict[str, dict[str, Rows]]) -> None:
         ]
         assert len(set(rows)) == len(rows)
         assert not any(len(set(texts)) < len(texts) for texts in rows)
-
-
-@pytest.mark.slow
-def test_every_process_generates_the_same_rows(sample: dict[str, dict[str, Rows]]) -> None:
-    code = (
-        "from training.data.rows import digest_rows\n"
-        "from training.data.sample import sample_splits\n"
-        "from training.data.tasks import TASKS\n"
-        "print(*(digest_rows(sample_splits(TASKS[name])) for name in ('cola', 'rte')))"
-    )
-    env = {**os.environ, "PYTHONHASHSEED": "4711", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == [digest_rows(sample[name]) for name in ("cola", "rte")]
 
 
 def test_the_rows_are_the_recorded_ones(sample: dict[str, dict[str, Rows]]) -> None:

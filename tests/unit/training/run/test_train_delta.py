@@ -9,7 +9,7 @@ import csv
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,13 +39,6 @@ class Done(NamedTuple):
 
 
 Run = Callable[..., Done]
-
-
-@pytest.fixture(autouse=True)
-def _torch_as_it_was() -> Iterator[None]:
-    """A run makes torch deterministic for its process; other tests share this one."""
-    yield
-    torch.use_deterministic_algorithms(mode=False)
 
 
 @pytest.fixture
