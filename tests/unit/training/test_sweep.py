@@ -19,6 +19,9 @@ def test_two_sweeps_do_not_share_results_nor_the_folder_of_their_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
     shared = tmp_path / "shared"
+    (tmp_path / "rte").mkdir()
+    for split in ("train", "validation"):
+        (tmp_path / "rte" / f"{split}.parquet").touch()
     words = ["--tasks", "rte", "--freeze", "head", "--data", str(tmp_path)]
     words += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     with sweep._locked(shared, option):
