@@ -277,19 +277,19 @@ class WorkerPool(Generic[R, T]):
         function = on_full_machine or self._parallelism.on_share
         try:
             results = await running.worker.call(partial(function, rows))
+            seconds = self._clock() - started_at
             if len(results) != len(rows):
                 raise RuntimeError(f"the engine gave {len(results)} results for {len(rows)} rows")
+            for (request, position), result in zip(batch_rows, results, strict=True):
+                request.results[position] = result
+            for request in requests:
+                request.compute_s += seconds
+                request.finish()
+            self._observer.on_batch(len(rows), sum(row.num_tokens for row in rows), seconds)
         except WorkerDiedError:
             raise
-        except Exception as error:  # noqa: BLE001 - the pool must survive any engine
+        except Exception as error:  # noqa: BLE001 - the pool must survive any engine and observer
             return error
-        seconds = self._clock() - started_at
-        for (request, position), result in zip(batch_rows, results, strict=True):
-            request.results[position] = result
-        for request in requests:
-            request.compute_s += seconds
-            request.finish()
-        self._observer.on_batch(len(rows), sum(row.num_tokens for row in rows), seconds)
         return None
 
     def _fail(self, request: PendingRequest[R, T], error: Exception) -> None:

@@ -60,8 +60,8 @@ class Readiness:
         # A resident delta comes first, because one bad file does not break the whole server.
         resident = (record for record in self._records if record in self._engine.cache)
         smallest = next(resident, self._records[0])
-        rows = self._engine.tokenize(smallest, [self._engine.trial(smallest)])
         started = time.monotonic()
+        rows = self._engine.tokenize(smallest, [self._engine.trial(smallest)])
         try:
             answer = await self._batcher.submit(
                 rows, deadline=started + self._timeout_s, urgent=True

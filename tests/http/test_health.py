@@ -28,6 +28,20 @@ def test_alive_and_ready(client: TestClient) -> None:
     assert body["latency_ms"] > 0
 
 
+def test_the_latency_covers_the_tokenizer(
+    start: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize = Engine.tokenize
+    client = start()
+
+    def tokenize_slowly(engine: Engine, record: Any, texts: Any) -> Any:
+        time.sleep(0.05)
+        return tokenize(engine, record, texts)
+
+    monkeypatch.setattr(Engine, "tokenize", tokenize_slowly)
+    assert client.get("/health/ready").json()["latency_ms"] >= 50
+
+
 def test_probes_are_no_load(start: Callable[..., TestClient], gate: Any) -> None:
     client = start()
     with ThreadPoolExecutor(16) as pool:

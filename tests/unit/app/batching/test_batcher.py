@@ -619,6 +619,19 @@ def test_a_wrong_number_of_results_is_a_failure(returned: Any) -> None:
     run(test, run_batch=lambda _rows: returned)
 
 
+def test_an_observer_that_fails_does_not_end_the_pool() -> None:
+    async def test(rig: Rig) -> None:
+        def fail(*_: object) -> None:
+            raise RuntimeError("a bug")
+
+        rig.observer.on_batch = fail  # type: ignore[method-assign]
+        assert (await rig.submit(3)).results == [9]
+        assert (await rig.submit(4)).results == [16]
+        assert rig.batcher.is_alive
+
+    run(test)
+
+
 def test_stop_finishes_accepted_requests_and_accepts_no_more() -> None:
     async def test(rig: Rig) -> None:
         first = await rig.stall()
