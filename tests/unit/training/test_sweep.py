@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.training.study.test_results import make_run
@@ -20,8 +22,9 @@ def test_two_sweeps_do_not_share_results_nor_the_folder_of_their_runs(
 ) -> None:
     shared = tmp_path / "shared"
     (tmp_path / "rte").mkdir()
+    table = pa.table({"sentence1": ["a"] * 40, "sentence2": ["b"] * 40, "label": [0, 1] * 20})
     for split in ("train", "validation"):
-        (tmp_path / "rte" / f"{split}.parquet").touch()
+        pq.write_table(table, tmp_path / "rte" / f"{split}.parquet")
     words = ["--tasks", "rte", "--freeze", "head", "--data", str(tmp_path)]
     words += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     with sweep._locked(shared, option):
