@@ -143,20 +143,9 @@ class NotReadyError(Exception):
 
 
 class DeltaUnavailableError(Exception):
-    """A delta that the store knows could not be loaded when a row needed it.
-
-    Args:
-        task: task of the delta.
-        strategy: strategy of the delta.
-        version: version of the delta.
-        reason: problem with its file.
-    """
+    """A delta that the store knows could not be loaded when a row needed it."""
 
     def __init__(self, task: str, strategy: str, version: str, reason: str) -> None:
-        self.task = task
-        self.strategy = strategy
-        self.version = version
-        self.reason = reason
         super().__init__(
             f"the delta {task}/{strategy}, version {version}, cannot be loaded now: {reason}; "
             f"other deltas are served"

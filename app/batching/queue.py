@@ -141,15 +141,12 @@ Q = TypeVar("Q", bound=QueuedRequest[Any])
 
 @dataclass
 class _Lane(Generic[Q]):
-    """The requests of one key.
+    """The requests of one key, in the order of their turns.
 
     Attributes:
         deficit: tokens that the lane may still give in this round.
-        num_rows: number of rows that wait.
-        num_tokens: tokens of the rows that wait.
         own_tokens: tokens of the lane in batches that were capped, older batches weighing less.
         batch_tokens: tokens of all lanes in those batches, weighed alike.
-        requests: the requests in the order of their turns.
     """
 
     deficit: int = QUANTUM_TOKENS
@@ -166,7 +163,6 @@ class Batch(Generic[Q]):
 
     Attributes:
         rows: each row as its request and its position there.
-        num_tokens: tokens of all rows.
         lane_tokens: tokens of each lane but the urgent one.
         expired: requests that were dropped because their deadline had passed.
     """
@@ -193,9 +189,9 @@ class RowQueue(Generic[Q]):
         small_batch_tokens: function from the tokens of a full batch to the tokens of a capped one.
 
     Attributes:
-        num_rows: number of rows that wait.
-        num_tokens: tokens of the rows that wait.
-        num_reserved: number of rows that were announced and will be added.
+        num_rows: number of rows that wait, without the reserved ones.
+        num_tokens: tokens of these rows.
+        num_reserved: number of rows that will be added.
     """
 
     def __init__(self, small_batch_tokens: Callable[[int], int]) -> None:

@@ -38,14 +38,13 @@ class VectorTable:
 
     Attributes:
         capacity: the preallocated tables by parameter name.
-        num_rows: number of rows that are or were in use.
         generation: incremented when the tables move; callers that keep data pointers must read
             them again.
     """
 
     def __init__(self, frozen: Mapping[str, Tensor]) -> None:
         self.capacity = {name: vector[None] for name, vector in frozen.items()}
-        self.num_rows = 1
+        self.num_rows = 1  # rows that are or were in use
         self.generation = 0
         self._free_rows: list[int] = []
 
@@ -202,9 +201,9 @@ class Bank:
         """Return each slot's row in the vector tables, by kind in the order of the kinds."""
         return [[self.row_of_slot[kind][slot] for slot in slots] for kind in PARAMETER_KINDS]
 
-    def excludes_int8(self, slot: int) -> bool:
-        """Tell whether a slot's rows need a pass without int8, because its matrices are trained."""
-        return bool(self.int8_matrices) and slot in self.matrix_slots
+    def allows_int8(self, slot: int) -> bool:
+        """Tell whether a slot's rows may be computed in int8, because no matrix is trained."""
+        return bool(self.int8_matrices) and slot not in self.matrix_slots
 
     def has_whole_matrices(self, slot: int) -> bool:
         """Tell whether a slot in `matrix_slots` trains more than sparse values."""

@@ -203,23 +203,16 @@ class DeltaCache:
                 self._bank.remove(slot)
 
     def set_concurrency(self, num_batches: int) -> int:
-        """Share the slots between this many batches, or fewer if there are not enough slots.
-
-        Returns:
-            The number of batches that may run at a time.
-        """
+        """Share the slots between this many batches, or fewer; returns how many may run."""
         if self._num_evictable is not None:
             num_batches = max(1, min(num_batches, self._num_evictable))
         self._concurrency = num_batches
         return num_batches
 
     def prefetch(self, records: Iterable[Record]) -> dict[Key, PendingLoad]:
-        """Start loading the deltas of rows that will be queued; thread-safe, returns at once.
+        """Start loading the deltas of rows that will be queued; returns the pending ones at once.
 
-        Loads nothing if as many deltas as the bank has slots are pending already.
-
-        Returns:
-            The deltas that are pending.
+        Thread-safe. Loads nothing if as many deltas as the bank has slots are pending already.
         """
         now = time.monotonic()
         pending: dict[Key, PendingLoad] = {}
@@ -269,13 +262,9 @@ class DeltaCache:
 
     @contextmanager
     def acquire(self, records: Sequence[Record]) -> Iterator[Acquired]:
-        """Make deltas resident, and keep them so until the block ends.
+        """Make the deltas of a part of `split` resident, and keep them so until the block ends.
 
-        Args:
-            records: distinct deltas; one part of `split`.
-
-        Yields:
-            The slot of each delta, or the error for the client.
+        Yields the slot of each delta, or the error for the client.
         """
         used: list[Key] = []
         try:

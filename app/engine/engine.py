@@ -258,10 +258,10 @@ class Engine:
                             for index in indices[key]:
                                 outcomes[index] = slot
                         else:
-                            chosen = passes.setdefault(self._bank.excludes_int8(slot), [])
+                            chosen = passes.setdefault(self._bank.allows_int8(slot), [])
                             chosen += [(index, slot) for index in indices[key]]
-                    for chosen in passes.values():
-                        self._run_pass(rows, chosen, outcomes)
+                    for int8, chosen in passes.items():
+                        self._run_pass(rows, chosen, outcomes, int8=int8)
         return outcomes
 
     def _run_pass(
@@ -270,15 +270,13 @@ class Engine:
         chosen: Sequence[tuple[int, int]],
         outcomes: list[Outcome],
         *,
-        exact: bool = False,
+        int8: bool,
     ) -> None:
         """Write the logits of the chosen rows, (index, slot) each, into `outcomes`.
 
-        Rows with a low margin are recomputed without int8, as all rows are if `exact`.
+        With int8, rows with a low margin are recomputed without it.
         """
         slots = [slot for _, slot in chosen]
-        int8 = self.precision == "int8" and not exact
-        int8 = int8 and self._bank.matrix_slots.isdisjoint(slots)
         answers = self._forward.logits([rows[n].tokens for n, _ in chosen], slots, int8=int8)
         again: list[tuple[int, int]] = []
         for (index, slot), logits in zip(chosen, answers, strict=True):
@@ -286,13 +284,12 @@ class Engine:
             if int8 and self.int8_counts.needs_recompute(rows[index].record.manifest, logits):
                 again.append((index, slot))
         if again:
-            self._run_pass(rows, again, outcomes, exact=True)
+            self._run_pass(rows, again, outcomes, int8=False)
 
     def prepare(self, max_tokens: int, threads: int, max_rows: int = 256) -> int:
-        """Compile or record everything that batches up to these sizes need.
+        """Compile products (CPU) or record passes (GPU) for batches up to these sizes.
 
-        Returns:
-            The number of products compiled (CPU) or passes recorded (GPU).
+        Returns their number.
         """
         torch.set_num_threads(threads)
         lengths = (record.manifest.task.max_length for record in self.store.records)

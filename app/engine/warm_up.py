@@ -167,9 +167,6 @@ def seconds_in_parallel(engine: Engine, num_tokens: int, workers: int, threads: 
         num_tokens: tokens of all batches that run at the same time.
         workers: number of these batches.
         threads: threads of each batch.
-
-    Raises:
-        Exception: a batch raised it.
     """
     workers = engine.cache.set_concurrency(workers)
     rows = made_up_rows(engine, num_tokens // workers)
@@ -196,19 +193,11 @@ def seconds_in_parallel(engine: Engine, num_tokens: int, workers: int, threads: 
     return float(max(ended) - min(started)) / _REPEATS
 
 
-def seconds_for(engine: Engine, num_tokens: int, threads: int | None = None) -> float:
-    """Run a batch of rows of mixed lengths; returns its seconds.
-
-    Args:
-        engine: serves at least one delta.
-        num_tokens: tokens of the batch.
-        threads: number of threads to set for this process first; None leaves it unchanged.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
+def seconds_for(engine: Engine, num_tokens: int, threads: int = 0) -> float:
+    """Run a batch of rows of mixed lengths; returns its seconds."""
     rows = made_up_rows(engine, num_tokens)
     started = time.perf_counter()
-    engine.predict(rows)
+    engine.predict(rows, threads)
     return time.perf_counter() - started
 
 

@@ -57,7 +57,7 @@ def test_made_up_rows_fit_a_small_bank(tiny_backbone: Backbone, store: Store) ->
 
 def test_made_up_rows_are_run(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Sequence[EngineRow]] = []
-    monkeypatch.setattr(engine, "predict", seen.append)
+    monkeypatch.setattr(engine, "predict", lambda rows, _threads: seen.append(rows))
     seconds_for(engine, 700)
     assert [sum(row.num_tokens for row in rows) for rows in seen] == [700]
 
