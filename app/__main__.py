@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
     # spins (about 10 us) are the compromise.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Loading torch takes seconds. Ctrl-C ends the process at once and without a traceback until
+    # `app.server` has set its own handlers.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from app import server
 
     return server.main()

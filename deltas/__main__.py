@@ -1,10 +1,10 @@
 """`python -m deltas list|show|verify|cards|export`, and `deltabert`, which has all commands.
 
 Results go to standard output, complaints to standard error. Exit codes: 0 all is well, 1 something
-is wrong with a delta, 2 misuse. The commands import late, since `--help` must not wait for torch.
-The subcommands of `deltabert` are entry points (see pyproject.toml), so this package imports
-neither `training` nor `app`. A console script never imports from the current folder; with
-`python -m`, a user's own `app.py` or `deltas.py` there would replace our package.
+is wrong with a delta or a file, 2 misuse, 130 interrupted. The commands import late, since `--help`
+must not wait for torch. The subcommands of `deltabert` are entry points (see pyproject.toml), so
+this package imports neither `training` nor `app`. A console script never imports from the current
+folder; with `python -m`, a user's own `app.py` or `deltas.py` there would replace our package.
 """
 
 from __future__ import annotations
@@ -67,11 +67,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m deltas")
     options = _parser(prog).parse_args(arguments)
     try:
         code: int = options.command(options)
-    except DeltaError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
     except BrokenPipeError:
         return 0
+    except (DeltaError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
     return code
 
 
@@ -186,6 +189,8 @@ def _cards(options: argparse.Namespace) -> int:
     from deltas.format import write_atomically
     from deltas.publish.card import card_path, render_card
 
+    if not options.folder.exists():
+        raise DeltaError(f"{options.folder}: no such folder")
     for path in _delta_files(options.folder):
         write_atomically(card_path(path), render_card(path).encode())
         _print(str(card_path(path)))

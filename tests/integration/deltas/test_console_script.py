@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tomllib
@@ -167,6 +168,18 @@ def test_a_user_s_module_that_hides_deltas_is_named(
     assert done.stderr == (
         f"error: {hiding} hides DeltaBERT's `deltas`; start with `deltabert {command}` instead\n"
     )
+
+
+def test_ctrl_c_while_the_server_loads_is_no_traceback(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    # Stands for a library that takes seconds to load.
+    (tmp_path / "site" / "uvicorn.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = start("-m", "app")
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == ""
 
 
 def test_a_user_s_modules_do_not_hide_ours_from_the_script(

@@ -95,6 +95,7 @@ def test_verify_refuses_another_backbone(
         (["show", "weights.bin"], "ends in .safetensors"),
         (["list", "nowhere"], "nowhere is not a folder"),
         (["verify", "."], "no delta files below ."),
+        (["cards", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_complaints(
@@ -107,6 +108,26 @@ def test_complaints(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
     assert complaint in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named(
+    delta_file: Path, tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    folder = str(tmp_path / "file" / "folder")
+    assert main(["export", str(delta_file), folder, "--backbone", str(tiny_backbone_dir)]) == 1
+    assert folder in capsys.readouterr().err
+
+
+def test_ctrl_c_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deltas.__main__._list", interrupted)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_misuse_exits_with_2() -> None:
