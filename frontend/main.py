@@ -90,10 +90,13 @@ def _show_tabs(client: Client, catalogue: Catalogue, *, is_alive: bool) -> None:
     one, every, benchmark = st.tabs(
         ["One task", "All tasks on one text", "Benchmark"], key="tab", on_change="rerun"
     )
-    task = _chosen_task(catalogue)
+    by_name = {task.name: task for task in catalogue.tasks}
+    # On the first visit, the task with the most strategies is chosen.
+    task = max(catalogue.tasks, key=lambda task: len(task.strategies))
+    task = by_name.get(st.session_state.get("task", ""), task)
     if one.open:
         with one:
-            task = _choose_task(catalogue, task)
+            task = _choose_task(by_name, task)
             left, right = st.columns([3, 2], gap="large")
             with left:
                 show_task_panel(client, catalogue, task, is_alive=is_alive)
@@ -107,15 +110,7 @@ def _show_tabs(client: Client, catalogue: Catalogue, *, is_alive: bool) -> None:
             show_full_benchmark(catalogue.benchmark, task.name)
 
 
-def _chosen_task(catalogue: Catalogue) -> TaskInfo:
-    """Return the task picked before; on the first visit the task with the most strategies."""
-    by_name = {task.name: task for task in catalogue.tasks}
-    first = max(catalogue.tasks, key=lambda task: len(task.strategies))
-    return by_name.get(st.session_state.get("task", ""), first)
-
-
-def _choose_task(catalogue: Catalogue, default: TaskInfo) -> TaskInfo:
-    by_name = {task.name: task for task in catalogue.tasks}
+def _choose_task(by_name: dict[str, TaskInfo], default: TaskInfo) -> TaskInfo:
     name = st.pills(
         "Task",
         list(by_name),

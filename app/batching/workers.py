@@ -190,7 +190,9 @@ class WorkerPool(Generic[R, T]):
         try:
             now = self._clock()
             started = []
-            while self._queue.num_rows and self._has_free_worker:
+            while self._queue.num_rows and self._free:
+                if any(running.share == 1 for running in self._running):
+                    break
                 if running := self._start_next(now):
                     started.append(running)
             under_load = self._queue.num_rows > 0
@@ -205,10 +207,6 @@ class WorkerPool(Generic[R, T]):
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             on_end(error)
-
-    @property
-    def _has_free_worker(self) -> bool:
-        return bool(self._free) and all(running.share < 1 for running in self._running)
 
     def _start_next(self, now: float) -> RunningBatch[R, T] | None:
         """Start a batch; returns None if the deadlines of all its rows have passed."""

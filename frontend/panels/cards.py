@@ -19,22 +19,14 @@ _THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Card:
-    """One prediction, ready to show.
+    """One prediction, ready to show."""
 
-    Attributes:
-        title: a strategy or a task.
-        note: small print under the title.
-        color: color of the bars.
-        footer: small print at the bottom.
-        scale: range of a regression value, if known.
-    """
-
-    title: str
-    note: str
-    color: str
+    title: str  # a strategy or a task
+    note: str  # small print under the title
+    color: str  # of the bars
     prediction: Prediction
     footer: str
-    scale: Scale | None = None
+    scale: Scale | None = None  # of a regression value, if known
 
 
 def card_grid(cards: Sequence[Card], label: str) -> str:
