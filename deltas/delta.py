@@ -18,13 +18,9 @@ from deltas.manifest import EntryInfo, Manifest
 
 @dataclass(frozen=True)
 class DenseEntry:
-    """An entry with all values of one parameter.
+    """An entry with all values of one parameter."""
 
-    Attributes:
-        values: float32, the parameter's own shape.
-    """
-
-    values: Tensor
+    values: Tensor  # float32, the parameter's own shape
 
     def info(self, name: str) -> EntryInfo:
         """Return this entry's part of the manifest, under a parameter's name."""
@@ -38,17 +34,11 @@ class DenseEntry:
 
 @dataclass(frozen=True)
 class SparseEntry:
-    """An entry with some values of one parameter.
+    """An entry with some values of one parameter."""
 
-    Attributes:
-        indices: int64 [K], flat indices into the parameter, strictly increasing.
-        values: float32 [K].
-        shape: the whole parameter's shape.
-    """
-
-    indices: Tensor
-    values: Tensor
-    shape: tuple[int, ...]
+    indices: Tensor  # int64 [K], flat indices into the parameter, strictly increasing
+    values: Tensor  # float32 [K]
+    shape: tuple[int, ...]  # of the whole parameter
 
     def info(self, name: str) -> EntryInfo:
         """Return this entry's part of the manifest, under a parameter's name."""
@@ -65,34 +55,20 @@ Entry = DenseEntry | SparseEntry
 
 @dataclass(frozen=True)
 class Delta:
-    """One task's trained values and head, read from a file or about to be written.
-
-    Attributes:
-        manifest: task, strategy, backbone, training and metrics.
-        entries: entry of each parameter, by its name in `BertForSequenceClassification`.
-        head_weight: float32 [C, H].
-        head_bias: float32 [C].
-        version: digest of the content, 16 hex digits; "" before the first write.
-        num_bytes: size of the file; 0 before the first write.
-    """
+    """One task's trained values and head, read from a file or about to be written."""
 
     manifest: Manifest
-    entries: dict[str, Entry]
-    head_weight: Tensor
-    head_bias: Tensor
-    version: str = ""
-    num_bytes: int = 0
+    entries: dict[str, Entry]  # by the parameter's name in `BertForSequenceClassification`
+    head_weight: Tensor  # float32 [C, H]
+    head_bias: Tensor  # float32 [C]
+    version: str = ""  # digest of the content, 16 hex digits; "" before the first write
+    num_bytes: int = 0  # size of the file; 0 before the first write
 
 
 def task_scores(kind: str, logits: Tensor) -> Tensor:
-    """Turn logits into scores: softmax, independent sigmoids, or the unchanged value.
+    """Turn logits [..., C] into float32 scores of the same shape, by the task's kind.
 
-    Args:
-        kind: the task's kind.
-        logits: float [..., C].
-
-    Returns:
-        float32 [..., C]: probabilities for label tasks, the predicted value for regression.
+    These are softmax, independent sigmoids, or the unchanged value of a regression.
     """
     logits = logits.float()
     if kind == "single_label":

@@ -90,9 +90,7 @@ def read_delta(path: Path) -> Delta:
 
 
 def read_content(path: Path) -> bytes:
-    """Read all bytes of a file.
-
-    The file is not memory-mapped: if it were truncated meanwhile, SIGBUS would end the process.
+    """Read all bytes of a file, not memory-mapped: if it shrank, SIGBUS would end the process.
 
     Raises:
         DeltaFormatError: the file can't be read, or its name is not that of a delta.
@@ -137,19 +135,15 @@ def check_backbone(manifest: Manifest, backbone: BackboneRef) -> None:
     """Check that fingerprints of weights and tokenizer match; the backbone's name is ignored.
 
     Raises:
-        DeltaMismatchError: a fingerprint differs; the message has both.
+        DeltaMismatchError: a fingerprint differs.
     """
     ours, theirs = backbone, manifest.backbone
     if ours.fingerprint != theirs.fingerprint:
-        raise DeltaMismatchError(
-            "backbone fingerprint",
-            f"{ours.id} ({ours.fingerprint})",
-            f"{theirs.id} ({theirs.fingerprint})",
-        )
-    if ours.tokenizer_fingerprint != theirs.tokenizer_fingerprint:
-        raise DeltaMismatchError(
-            "tokenizer fingerprint", ours.tokenizer_fingerprint, theirs.tokenizer_fingerprint
-        )
+        expected, found = (f"{ref.id} ({ref.fingerprint})" for ref in (ours, theirs))
+        raise DeltaMismatchError("backbone fingerprint", expected, found)
+    expected, found = ours.tokenizer_fingerprint, theirs.tokenizer_fingerprint
+    if expected != found:
+        raise DeltaMismatchError("tokenizer fingerprint", expected, found)
 
 
 def check_fit(manifest: Manifest, backbone: Backbone) -> None:
@@ -177,10 +171,9 @@ def check_delta(delta: Delta, backbone: Backbone) -> None:
         DeltaMismatchError: the first difference.
     """
     check_fit(delta.manifest, backbone)
-    if delta.head_weight.shape[1] != backbone.config.hidden_size:
-        raise DeltaMismatchError(
-            "width of the head", backbone.config.hidden_size, delta.head_weight.shape[1]
-        )
+    width = backbone.config.hidden_size
+    if delta.head_weight.shape[1] != width:
+        raise DeltaMismatchError("width of the head", width, delta.head_weight.shape[1])
     total = backbone.num_parameters + delta.head_weight.numel() + delta.head_bias.numel()
     if delta.manifest.total_parameters != total:
         raise DeltaMismatchError("total of parameters", total, delta.manifest.total_parameters)

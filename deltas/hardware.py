@@ -113,15 +113,11 @@ def keep_freed_memory() -> None:
 
     By default, glibc returns each block of several MB to the system and gets zeroed pages for the
     next one, which costs a tenth of a forward pass on a CPU (measured). The memory kept is at most
-    what concurrent passes needed. Call this before threads are started; it does nothing without
-    glibc.
+    what concurrent passes needed. Call this before threads are started.
     """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc
         for option, value in _MALLOC_OPTIONS:
-            mallopt(option, value)
+            libc.mallopt(option, value)
 
 
 def keep_compiled_products() -> None:

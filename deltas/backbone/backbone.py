@@ -34,18 +34,13 @@ _PROBE = ("Naïve Straße, don't re-tokenise: 3.14% of HTTP/2!", "Ünïcödé �
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """Frozen encoder weights with their tokenizer.
-
-    Attributes:
-        weights: float32, by encoder name (`deltas.backbone.layout`); query, key and value stacked.
-        parameters: views into `weights`, by Hugging Face name.
-    """
+    """Frozen encoder weights with their tokenizer."""
 
     ref: BackboneRef
     config: EncoderConfig
-    weights: Mapping[str, Tensor]
-    parameters: Mapping[str, Tensor]
-    tokenizer: Any
+    weights: Mapping[str, Tensor]  # float32, by encoder name; query, key and value stacked
+    parameters: Mapping[str, Tensor]  # views into `weights`, by Hugging Face name
+    tokenizer: Any  # a fast one of Hugging Face
 
     @property
     def num_parameters(self) -> int:

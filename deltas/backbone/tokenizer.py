@@ -21,17 +21,11 @@ GENERIC_FIELDS = ("text", "text_pair")
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """One row, ready for a packed batch.
+    """One row, ready for a packed batch."""
 
-    Attributes:
-        input_ids: token ids, special tokens included.
-        token_type_ids: 0 for the first text, 1 for the second.
-        truncated: True if text was cut to the task's maximum length.
-    """
-
-    input_ids: list[int]
-    token_type_ids: list[int]
-    truncated: bool
+    input_ids: list[int]  # special tokens included
+    token_type_ids: list[int]  # 0 for the first text, 1 for the second
+    truncated: bool  # text was cut to the task's maximum length
 
     @property
     def num_tokens(self) -> int:

@@ -35,14 +35,12 @@ _MIN_CAPACITY = 64  # tokens that a window can hold at least, before its unused 
 class Block:
     """The windows of one width, which lie side by side.
 
-    Attributes:
-        positions: range of the positions; each window has equally many.
-        allowed: bool [W, 1, L, L], whether a token (third axis) attends to another (last axis);
-            None if every token attends to its whole window.
+    `allowed` is bool [W, 1, L, L]: True if a token (third axis) attends to another (last axis). It
+    is None if every token attends to its whole window.
     """
 
     tokens: slice
-    positions: slice
+    positions: slice  # equally many in each window
     count: int  # W
     width: int  # L
     allowed: Tensor | None
@@ -62,33 +60,20 @@ class PackedBatch:
 
     A *segment* is a row, or padding, within the batch. Padding tokens attend to each other only and
     count as tokens of a neighbouring row. A *position* is a row in the order of the batch; some
-    repeat a row to fill up the batch.
-
-    Attributes:
-        input_ids: int64 [N].
-        token_type_ids: int64 [N].
-        position_ids: int64 [N], 0 at the start of each row and in padding.
-        row_of_token: int64 [N], input row of each token.
-        row_at_position: int64 [P], input row of each position.
-        first_token: int64 [P], index of each position's first token.
-        position_of_row: int64 [R], position of each input row.
-        segment_lengths: int64, number of tokens of each segment, in order; on the host.
-        position_lengths: int64 [P], number of tokens of each position; on the host.
-        blocks: the windows; empty if rows lie end to end.
-        key_spans: ranges of the rows of each key.
+    repeat a row to fill up the batch. All tensors are int64.
     """
 
-    input_ids: Tensor
-    token_type_ids: Tensor
-    position_ids: Tensor
-    row_of_token: Tensor
-    row_at_position: Tensor
-    first_token: Tensor
-    position_of_row: Tensor
-    segment_lengths: Tensor
-    position_lengths: Tensor
-    blocks: tuple[Block, ...]
-    key_spans: dict[int, KeySpan]
+    input_ids: Tensor  # [N]
+    token_type_ids: Tensor  # [N]
+    position_ids: Tensor  # [N], 0 at the start of each row and in padding
+    row_of_token: Tensor  # [N], input row of each token
+    row_at_position: Tensor  # [P], input row of each position
+    first_token: Tensor  # [P], index of each position's first token
+    position_of_row: Tensor  # [R], position of each input row
+    segment_lengths: Tensor  # number of tokens of each segment, in order; on the host
+    position_lengths: Tensor  # [P], number of tokens of each position; on the host
+    blocks: tuple[Block, ...]  # the windows; empty if rows lie end to end
+    key_spans: dict[int, KeySpan]  # ranges of the rows of each key
 
 
 @dataclass
@@ -276,10 +261,7 @@ def _to_tensors(layout: _Layout, spans: dict[int, KeySpan], device: torch.device
 def _with_allowed(block: Block, segment: Tensor, on_device: Tensor) -> Block:
     """Let the tokens of a segment attend to each other.
 
-    Args:
-        block: the windows.
-        segment: int64 [N], segment of each token; on the host, where reading values is cheap.
-        on_device: the same on the device.
+    `segment` is int64 [N], the segment of each token, on the host, where reading values is cheap.
     """
     shape = block.count, 1, block.width
     of_window = segment[block.tokens].view(shape)

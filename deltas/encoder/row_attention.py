@@ -15,11 +15,7 @@ from deltas.kernels.row_attention import RowSegments, attend
 
 
 class RowAttention(Attention):
-    """Attention within each row of a batch that was packed without windows.
-
-    Args:
-        batch: rows and padding end to end; padding attends to itself only.
-    """
+    """Attention within each row of a batch that was packed without windows."""
 
     def __init__(self, batch: PackedBatch) -> None:
         lengths = batch.segment_lengths

@@ -26,21 +26,15 @@ from deltas.kernels.sparse_gradient import sddmm
 
 @dataclass
 class _RowRange:
-    """Consecutive output rows of a site's matrix that one product computes.
+    """Consecutive output rows of a site's matrix that one product computes."""
 
-    Attributes:
-        parts: Hugging Face names of the parameters that are stacked here.
-        kind: "frozen", "dense" or "sparse", the source of the values.
-        patched: for sparse ranges, a copy of the frozen output rows with the entries' values.
-        indices: for sparse ranges, int64 [K], flat indices into `patched`.
-        offsets: for sparse embedding tables, int64, the first of the K values of each output row,
-            and K.
-    """
-
-    parts: tuple[str, ...]
+    parts: tuple[str, ...]  # Hugging Face names of the parameters that are stacked here
     start: int
     stop: int
-    kind: str
+    kind: str  # "frozen", "dense" or "sparse", the source of the values
+    # Only for sparse ranges: a copy of the frozen output rows with the entries' values, int64 [K]
+    # flat indices into it, and, for embedding tables, the first of the K values of each output
+    # row, and K.
     patched: Tensor | None = None
     indices: Tensor | None = None
     offsets: Tensor | None = None

@@ -34,13 +34,9 @@ class _Windows(NamedTuple):
 
 
 class WindowAttention(Attention):
-    """Attention in padded windows, differentiable, on any device.
+    """Attention in padded windows, differentiable, on any device; `dtype` is that of the queries.
 
     Positions that only fill up a batch and belong to no window get zeros.
-
-    Args:
-        batch: rows packed into windows.
-        dtype: dtype of the queries, keys and values.
     """
 
     def __init__(self, batch: PackedBatch, dtype: torch.dtype = torch.float32) -> None:

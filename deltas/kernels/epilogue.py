@@ -46,9 +46,7 @@ NO_UPDATE: SparseUpdate = 0, 0, 0, 0
 
 
 def sparse_update(rows: Tensor, columns: Tensor, values: Tensor) -> SparseUpdate:
-    """Return pointers to a sparse update of a shared matrix.
-
-    The tensors must stay alive for as long as the pointers are in use.
+    """Return pointers to a sparse update of a shared matrix, whose tensors must stay alive.
 
     Args:
         rows: int32 [K], output rows of the matrix.
@@ -69,58 +67,36 @@ def sparse_update(rows: Tensor, columns: Tensor, values: Tensor) -> SparseUpdate
 
 @dataclass(frozen=True)
 class SparseCorrection:
-    """Sparse updates of the shared matrix that a product with it does not contain yet.
+    """Sparse updates of the shared matrix that a product with it does not contain yet."""
 
-    Attributes:
-        x: float32 or bfloat16 [N or P, I], the left side of the product.
-        updates: pointers to each update, `NO_UPDATE` for an empty one.
-        update_of: int64 [N or P], index of each row's update, -1 for none.
-    """
-
-    x: Tensor
-    updates: Sequence[SparseUpdate]
-    update_of: Tensor
+    x: Tensor  # float32 or bfloat16 [N or P, I], the left side of the product
+    updates: Sequence[SparseUpdate]  # `NO_UPDATE` for an empty one
+    update_of: Tensor  # int64 [N or P], index of each row's update, -1 for none
 
 
 @dataclass(frozen=True)
 class Product:
-    """The result of a matrix product, before the epilogue.
+    """The result of a matrix product, before the epilogue."""
 
-    Attributes:
-        values: float32, bfloat16, or int32 if int8 was multiplied, [N or P, O].
-        factors: the multiplied rows and matrix, for int32 values.
-        correction: sparse updates to add.
-    """
-
-    values: Tensor
-    factors: tuple[Int8Rows, Int8Matrix] | None = None
-    correction: SparseCorrection | None = None
+    values: Tensor  # [N or P, O]: float32, bfloat16, or int32 if int8 was multiplied
+    factors: tuple[Int8Rows, Int8Matrix] | None = None  # of int32 values
+    correction: SparseCorrection | None = None  # updates to add
 
 
 @dataclass(frozen=True)
 class EpilogueOutput:
-    """Memory for the finished rows, in one form or both.
+    """Memory for the finished rows, in one form or both."""
 
-    Attributes:
-        out: float32 or bfloat16 [N or P, O]; may be the product's values.
-        int8: the rows quantised.
-    """
-
-    out: Tensor | None = None
+    out: Tensor | None = None  # float32 or bfloat16 [N or P, O]; may be the product's values
     int8: Int8Rows | None = None
 
 
 @dataclass(frozen=True)
 class PerRowVector:
-    """A vector for each row: row n gets table[row_of[n]].
+    """A vector for each row: row n gets table[row_of[n]]."""
 
-    Attributes:
-        table: float32, one vector [O] for each task.
-        row_of: int64 [N or P].
-    """
-
-    table: Tensor
-    row_of: Tensor
+    table: Tensor  # float32, one vector [O] for each task
+    row_of: Tensor  # int64 [N or P]
 
 
 @dataclass(frozen=True)
@@ -146,11 +122,11 @@ def apply_epilogue(
     Args:
         product: the rows to finish.
         target: memory for the finished rows.
-        bias: added after the correction.
+        bias: bias of each row's task.
         residual: float32 or bfloat16 [N or P, O].
         gelu: "none" for the exact one, "tanh" for its approximation (Hendrycks and Gimpel 2016,
             arXiv:1606.08415), as in `torch.nn.functional.gelu`.
-        norm: applied last.
+        norm: LayerNorm of each row's task.
 
     Raises:
         ValueError: a tensor has another shape or dtype, or is not contiguous.

@@ -35,18 +35,13 @@ class Int8Rows:
     """Rows of activations as integers from -127 to 127.
 
     `hadamard(x - offset)` is about scale * value. The scale and offset of a row depend on that row
-    alone, so that its values do not depend on its batch neighbours.
-
-    Attributes:
-        values: int8 [N or P, O].
-        scales: float32 [N or P].
-        offsets: float32 [N or P], the mean of each row; the middle between its extremes if the
-            width is not a multiple of 64.
+    alone, so that its values do not depend on its batch neighbours. The offset is the mean of the
+    row, or the middle between its extremes if the width is not a multiple of 64.
     """
 
-    values: Tensor
-    scales: Tensor
-    offsets: Tensor
+    values: Tensor  # int8 [N or P, O]
+    scales: Tensor  # float32 [N or P]
+    offsets: Tensor  # float32 [N or P]
 
     @classmethod
     def empty(cls, count: int, width: int) -> Int8Rows:
@@ -59,16 +54,12 @@ class Int8Rows:
 class Int8Matrix:
     """A frozen matrix W as integers: `hadamard(W)` is about scales[:, None] * values.
 
-    Attributes:
-        values: int8 [O, I].
-        scales: float32 [O].
-        row_sums: float32 [O], the sum of each output row of W, by which the offset of a row of x
-            enters its products.
+    The offset of a row of x enters its products by the sum of each output row of W.
     """
 
-    values: Tensor
-    scales: Tensor
-    row_sums: Tensor
+    values: Tensor  # int8 [O, I]
+    scales: Tensor  # float32 [O]
+    row_sums: Tensor  # float32 [O]
 
     @classmethod
     def quantise(cls, matrix: Tensor) -> Int8Matrix:

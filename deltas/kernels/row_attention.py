@@ -40,19 +40,13 @@ class RowSegments:
     """Segments of tokens that attend to each other, and the queries of each segment.
 
     A segment is a row of the batch, or padding. Its queries are all of its tokens, or only its
-    first one.
-
-    Attributes:
-        starts: int64, first token of each segment.
-        lengths: int64, number of tokens of each segment, at least 1.
-        query_starts: int64, first row of each segment's queries in the query tensor.
-        query_counts: int64, number of queries of each segment.
+    first one. All tensors are int64, with one number for each segment.
     """
 
-    starts: Tensor
-    lengths: Tensor
-    query_starts: Tensor
-    query_counts: Tensor
+    starts: Tensor  # the first token
+    lengths: Tensor  # number of tokens, at least 1
+    query_starts: Tensor  # first row of the queries in the query tensor
+    query_counts: Tensor  # number of queries
 
     @cached_property
     def max_length(self) -> int:

@@ -28,18 +28,12 @@ _OTHER_DELIMITERS = ",;\t|"
 
 @dataclass(frozen=True)
 class Columns:
-    """Some columns of one file, or of one split of a data set.
+    """Some columns of one file, or of one split of a data set."""
 
-    Attributes:
-        path: the file, or the name of the split in messages.
-        values: by column name; only strings in CSV and TSV, any type elsewhere.
-        label_names: names of the label column in the data set's own order, if it states them.
-    """
-
-    path: Path | str
+    path: Path | str  # the file, or the name of the split in messages
     num_rows: int
-    values: dict[str, list[Any]]
-    label_names: tuple[str, ...] = ()
+    values: dict[str, list[Any]]  # only strings in CSV and TSV, any type elsewhere
+    label_names: tuple[str, ...] = ()  # in the data set's own order, if it states them
 
     @property
     def is_text_only(self) -> bool:

@@ -33,21 +33,17 @@ _SPLIT_SEED = 0
 class CustomTask:
     """The user's description of a custom task.
 
-    Attributes:
-        text_columns: one or two.
-        label_column: names, integers (their text becomes the label), numbers (regression), or
-            several labels a row (a list; in CSV joined by "|").
-        name: the task's name in deltas and URLs.
-        kind: "single_label", "multi_label" or "regression"; None infers it from the train rows.
+    The label column holds names, integers (their text becomes the label), numbers (regression), or
+    several labels a row (a list; in CSV joined by "|").
 
     Raises:
         ConfigError: a bad name, kind or choice of columns.
     """
 
-    text_columns: tuple[str, ...]
+    text_columns: tuple[str, ...]  # one or two
     label_column: str
-    name: str
-    kind: str | None = None
+    name: str  # in deltas and URLs
+    kind: str | None = None  # None infers it from the train rows
 
     def __post_init__(self) -> None:
         from deltas.manifest import NAME_PATTERN, TaskKind
@@ -79,12 +75,7 @@ class CustomTask:
 
 
 def load_files(train_file: Path, validation_file: Path | None, custom: CustomTask) -> TaskData:
-    """Load a custom task from files.
-
-    Args:
-        train_file: .csv, .tsv, .jsonl, .ndjson or .parquet; texts are UTF-8.
-        validation_file: a file with the same columns; None holds out a fifth of the train rows.
-        custom: the columns to read, and their meaning.
+    """Load a custom task from files; without a validation file, a fifth of the rows is held out.
 
     Raises:
         DataError: the files can't be used; names the file, row and column.
@@ -97,13 +88,7 @@ def load_files(train_file: Path, validation_file: Path | None, custom: CustomTas
 def custom_data(
     custom: CustomTask, train: Columns, validation: Columns | None, source: str
 ) -> TaskData:
-    """Turn columns into a task and its rows.
-
-    Args:
-        custom: the user's description of the columns.
-        train: rows to train on.
-        validation: rows to evaluate on; None holds out a fifth of the train rows.
-        source: the value for `TaskData.source`.
+    """Turn columns into a task and its rows; `source` is that of `TaskData`.
 
     Raises:
         DataError: the rows can't be used; names the file or split, row and column.

@@ -69,7 +69,13 @@ def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, 
         DataError: a value can't be a label, or there are too few or implausibly many labels.
     """
     if kind == "regression":
-        _check_numbers_differ(columns, column)
+        if all(map(_is_blank, columns.values[column])):
+            raise _no_labels(columns, column)
+        numbers = set(_numbers(columns, column))
+        if len(numbers) < 2:
+            found = f"every row has the number {numbers.pop():g}"
+            problem = f"{found}; at least 2 different ones needed to learn anything"
+            raise _bad(columns, column, problem)
         return ()
     rows = _names(columns, column, kind)
     if not any(rows):
@@ -129,10 +135,8 @@ def _bad(columns: Columns, column: str, problem: str, row: int | None = None) ->
 
 def _check_counts(columns: Columns, column: str, counts: Counter[str], fewest: int) -> None:
     if len(counts) < fewest:
-        problem = (
-            f"{len(counts)} distinct label ({listing(counts)}); at least {fewest} needed to learn "
-            "anything"
-        )
+        found = f"{len(counts)} distinct label ({listing(counts)})"
+        problem = f"{found}; at least {fewest} needed to learn anything"
         raise _bad(columns, column, problem)
     never_repeated = len(counts) > 10 and max(counts.values()) == 1
     if len(counts) > _MOST_LABELS or never_repeated:
@@ -220,18 +224,6 @@ def _as_number(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _check_numbers_differ(columns: Columns, column: str) -> None:
-    if all(map(_is_blank, columns.values[column])):
-        raise _no_labels(columns, column)
-    numbers = set(_numbers(columns, column))
-    if len(numbers) < 2:
-        problem = (
-            f"every row has the number {numbers.pop():g}; at least 2 different ones needed to "
-            "learn anything"
-        )
-        raise _bad(columns, column, problem)
 
 
 def _numbers(columns: Columns, column: str) -> list[float]:

@@ -27,13 +27,11 @@ Labels = list[int] | list[float] | list[list[int]]
 class Rows:
     """Texts and labels of one split, in order.
 
-    Attributes:
-        texts: one tuple a row, with one string for each of the task's text fields.
-        labels: codes (single label), values (regression), or lists of 0 and 1, one for each label
-            of the task (multi label).
+    Labels are codes (single label), values (regression), or lists of 0 and 1, one for each label of
+    the task (multi label).
     """
 
-    texts: list[tuple[str, ...]]
+    texts: list[tuple[str, ...]]  # one string for each of the task's text fields
     labels: Labels
 
     def __len__(self) -> int:
@@ -48,27 +46,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class TaskData:
-    """All rows of one task that a run may use.
-
-    Attributes:
-        task: the meaning of the rows.
-        source: "hub", "folder", "sample" or "files".
-        note: a remark on the train rows for readers of results; "" for the published rows.
-        digest: SHA-256 of train and validation rows; the same for every source.
-        train: rows to train on (a selection set is split from them).
-        validation: rows to evaluate on, by split name.
-        validation_notes: like `note`, for each validation split that needs one.
-        data_set: the data set of the rows, if the user named one.
-    """
+    """All rows of one task that a run may use."""
 
     task: Task
-    source: str
-    note: str
-    digest: str
-    train: Rows
-    validation: dict[str, Rows]
-    validation_notes: dict[str, str] = field(default_factory=dict)
-    data_set: DataSetRef | None = None
+    source: str  # "hub", "folder", "sample" or "files"
+    note: str  # a remark on the train rows for readers of results; "" for the published rows
+    digest: str  # SHA-256 of train and validation rows; the same for every source
+    train: Rows  # a selection set is split from them
+    validation: dict[str, Rows]  # by split name
+    validation_notes: dict[str, str] = field(default_factory=dict)  # of splits that need one
+    data_set: DataSetRef | None = None  # of the rows, if the user named one
 
     def subset(self, train_rows: int, seed: int) -> TaskData:
         """Keep `train_rows` of the train rows, drawn by `seed`; validation stays whole.
@@ -80,7 +67,7 @@ class TaskData:
             ConfigError: fewer rows than labels, or more rows than there are. The number is never
                 rounded: a point of a size curve must have the size that it says.
         """
-        labels = [_label_key(label) for label in self.train.labels]
+        labels = [str(label) for label in self.train.labels]
         distinct = len(set(labels)) if self.task.kind == "single_label" else 1
         if not distinct <= train_rows <= len(self.train):
             raise ConfigError(
@@ -144,10 +131,6 @@ def _labels_of(rows: Rows, group: Iterable[int], kind: TaskKind) -> set[object]:
         return set(labels)
     lists = [label for label in labels if isinstance(label, list)]
     return {code for label in lists for code, is_set in enumerate(label) if is_set}
-
-
-def _label_key(label: int | float | list[int]) -> object:
-    return tuple(label) if isinstance(label, list) else label
 
 
 def digest_rows(splits: Mapping[str, Rows]) -> str:

@@ -20,25 +20,18 @@ if TYPE_CHECKING:
 class Task:
     """A text-classification task: the form of its rows, its labels and its metrics.
 
-    Attributes:
-        labels: names in the order of their codes; empty for regression.
-        text_fields: one or two column names.
-        metrics: names that `training.run.evaluation` knows; the first is the primary one.
-        train_split: the split to train on.
-        validation_splits: evaluated, never trained on; the first stands for the task.
-        value_range: lowest and highest label allowed in regression; None allows any finite number.
-        canonical_rows: rows of each split in the published data set, so that a part of it can be
-            recognised.
+    The first metric is the primary one; the first validation split stands for the task.
     """
 
     name: str
     kind: TaskKind
-    labels: tuple[str, ...]
-    text_fields: tuple[str, ...]
-    metrics: tuple[str, ...]
+    labels: tuple[str, ...]  # in the order of their codes; empty for regression
+    text_fields: tuple[str, ...]  # one or two column names
+    metrics: tuple[str, ...]  # names that `training.run.evaluation` knows
     train_split: str = "train"
-    validation_splits: tuple[str, ...] = ("validation",)
-    value_range: tuple[float, float] | None = None
+    validation_splits: tuple[str, ...] = ("validation",)  # evaluated, never trained on
+    value_range: tuple[float, float] | None = None  # of regression; None for any finite number
+    # Rows of each split in the published data set, so that a part of it can be recognised.
     canonical_rows: dict[str, int] = field(default_factory=dict)
 
     @property

@@ -52,10 +52,10 @@ def select(
 
     Args:
         freeze: the text after `--freeze`, such as "bitfit@0-3" or "random:0.001+layernorm".
-        shapes: every backbone parameter's shape by Hugging Face name, in the network's order.
+        shapes: the shape of every backbone parameter, in the network's order.
         seed: seed of rules that draw at random.
-        values: the parameters, by name; only `magnitude` needs them.
-        scores: returns each value's score, by parameter name; only `fisher` needs it.
+        values: the parameters; only `magnitude` needs them.
+        scores: returns a score for each value; only `fisher` needs it.
 
     Raises:
         ConfigError: unknown rule, bad argument, or nothing selected by a rule.

@@ -77,7 +77,8 @@ def test_pytorchs_own_openmp_runs_kernels() -> None:
 
 def test_compiled_code_is_cached_by_the_content_of_inlined_files(counting: Kernel) -> None:
     """Every file with functions that kernels of other files inline."""
-    assert counting is not None
+    visits = np.zeros(1, np.int64)
+    counting.launch(1, 1, visits.ctypes.data)
     files = (inspect.getfile(module) for module in (runtime, simd, int8))
     called = b"".join(Path(file).read_bytes() for file in files)
     digest = hashlib.sha256(called).hexdigest()[:16]
