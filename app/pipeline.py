@@ -150,7 +150,7 @@ class Pipeline:
             Exception: any exception of `Batcher.reserve` and `Batcher.submit`.
         """
         rows = list_rows(inputs, self._max_rows, len(records))
-        texts = [read_texts(each.manifest.task, rows, self._max_text_chars) for each in records]
+        texts = self._read(records, rows)
         num_rows = len(rows) * len(records)
         async with self._batcher.reserve(num_rows, key=key, deadline=deadline) as submit:
             loads = self._cache.prefetch(records)
@@ -167,6 +167,18 @@ class Pipeline:
                 raise outcome
             logits.append(RowLogits(outcome, row.tokens.truncated))
         return [logits[start : start + len(rows)] for start in range(0, num_rows, len(rows))]
+
+    def _read(self, records: Sequence[Record], rows: list[Any]) -> list[Texts]:
+        """Read the texts for each delta, once for deltas of the same task.
+
+        Checking long texts again for each of many targets would block the event loop.
+        """
+        tasks = [record.manifest.task for record in records]
+        distinct = {(task.name, task.text_fields): task for task in tasks}
+        texts = {
+            key: read_texts(task, rows, self._max_text_chars) for key, task in distinct.items()
+        }
+        return [texts[task.name, task.text_fields] for task in tasks]
 
     async def _tokenize(self, records: Sequence[Record], texts: list[Texts]) -> list[EngineRow]:
         """Tokenize for each delta, once for deltas that read the same texts to the same length."""

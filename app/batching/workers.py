@@ -17,7 +17,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -78,7 +78,7 @@ class WorkerThread:
                 continue
             try:
                 future.set_result(function())
-            except StopIteration as error:  # a coroutine cannot raise it, and would hang
+            except (StopIteration, CancelledError) as error:  # its caller would hang
                 future.set_exception(RuntimeError(f"the function raised {error!r}"))
             except Exception as error:  # noqa: BLE001 - the caller gets it
                 future.set_exception(error)

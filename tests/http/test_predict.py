@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app import pipeline
 from deltas import Backbone, TaskSpec, delta_path, read_delta, write_delta
 
 ROWS: dict[str, Any] = {
@@ -159,6 +160,23 @@ def test_fan_out_over_tasks_with_other_field_names(client: TestClient) -> None:
     first, second = answer["results"]
     assert len(first["predictions"][0]["scores"]) == 2
     assert "value" in second["predictions"][0]
+
+
+def test_fan_out_checks_the_rows_once_for_each_task(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With the longest texts and most targets, more checks would block the event loop for 0.7 s.
+    checked: list[str] = []
+
+    def read_texts(task: TaskSpec, rows: list[Any], max_chars: int) -> pipeline.Texts:
+        checked.append(task.name)
+        return original(task, rows, max_chars)
+
+    original = pipeline.read_texts
+    monkeypatch.setattr(pipeline, "read_texts", read_texts)
+    targets = [{"task": task} for task in ("toy2", "toymulti", "toy2", "toy2")]
+    post(client, "/predict", inputs="good", targets=targets)
+    assert checked == ["toy2", "toymulti"]
 
 
 def test_calls_are_repeatable(client: TestClient) -> None:

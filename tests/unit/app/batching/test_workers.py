@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent import futures
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -44,7 +45,9 @@ def test_runs_calls_in_order_in_one_other_thread() -> None:
     assert not worker.thread.is_alive()
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), StopIteration(), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), StopIteration(), futures.CancelledError(), asyncio.CancelledError()]
+)
 def test_errors_reach_the_caller_and_the_thread_lives(error: BaseException) -> None:
     def fail(number: int) -> int:
         if number == 1:
