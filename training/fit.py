@@ -85,10 +85,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     for name, field in FitConfig.model_fields.items():
         given_as = field.alias or name
-        default = "" if field.default in (None, "", False) else f" (default: {field.default})"
+        default = "" if field.default in (None, "") else f" (default: {field.default})"
         shape: dict[str, Any] = {"metavar": name.upper()}
         if field.annotation is bool:
-            shape = {"action": "store_true"}
+            shape, default = {"action": "store_true"}, ""
         text = f"{field.description}{default}".replace("%", "%%")
         parser.add_argument(flag_of(given_as), dest=given_as, help=text, **shape)
     return parser

@@ -34,8 +34,12 @@ def test_every_option_is_a_flag_in_the_help(capsys: Capture) -> None:
     told = " ".join(capsys.readouterr().out.split())
     for name, field in FitConfig.model_fields.items():
         assert f"--{(field.alias or name).replace('_', '-')}" in told
-        assert str(field.description) in told
+        default = field.default
+        stated = not isinstance(default, bool) and default not in (None, "")
+        assert f"{field.description}{f' (default: {default})' if stated else ''}" in told
     assert "--json-" not in told
+    assert "(default: 0.0)" in told
+    assert "False" not in told
 
 
 def test_help_states_the_optimiser_and_the_clipping(capsys: Capture) -> None:
