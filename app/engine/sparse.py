@@ -81,8 +81,24 @@ class SparseWeights:
         wanted = ids[tokens].int()
         first = torch.searchsorted(self.rows, wanted)
         end = torch.searchsorted(self.rows, wanted, right=True)
-        # Each token gets `most_in_row` values, zeros behind its last one, because counting the
-        # values would make the host wait for a GPU.
+        if ids.device.type == "cpu":
+            self._add_values(out, tokens, first, end - first)
+        else:
+            self._add_padded(out, tokens, first, end)
+
+    def _add_values(self, out: Tensor, tokens: Tensor, first: Tensor, counts: Tensor) -> None:
+        """Add the values one by one: `counts` of them to each token, from `first` on."""
+        token = torch.arange(len(tokens), device=tokens.device).repeat_interleave(counts)
+        within = torch.arange(len(token), device=tokens.device) - (counts.cumsum(0) - counts)[token]
+        index = first[token] + within
+        target = tokens[token], self.columns[index].long()  # distinct, so that += adds all
+        out[target] = (out[target] + self.differences[index]).to(out.dtype)
+
+    def _add_padded(self, out: Tensor, tokens: Tensor, first: Tensor, end: Tensor) -> None:
+        """Add `most_in_row` values to each token, zeros behind its last value.
+
+        Counting the values would make the host wait for the GPU.
+        """
         index = first[:, None] + torch.arange(self.most_in_row, device=tokens.device)
         is_value = index < end[:, None]
         index = index.clamp(max=len(self.rows) - 1)

@@ -31,9 +31,14 @@ def test_adding_to_frozen_rows_equals_looking_up_in_the_merged_table(
     tokens = torch.tensor(sorted(chosen))
     expected = frozen[all_ids]
     expected[tokens] = slot.merged_with(frozen)[all_ids[tokens]]
-    found = frozen[all_ids]
-    slot.add_to_embedded(found, all_ids, tokens)
-    assert torch.equal(found, expected)
+    wanted = all_ids[tokens].int()
+    first, end = (torch.searchsorted(slot.rows, wanted, right=right) for right in (False, True))
+    here, there, either = (frozen[all_ids] for _ in range(3))
+    slot._add_values(here, tokens, first, end - first)
+    slot._add_padded(there, tokens, first, end)  # what GPUs do
+    slot.add_to_embedded(either, all_ids, tokens)
+    for found in (here, there, either):
+        assert torch.equal(found, expected)
 
 
 def test_the_fullest_row_sets_the_padding() -> None:
