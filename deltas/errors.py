@@ -52,10 +52,7 @@ class DeltaError(Exception):
 class DeltaNotFoundError(DeltaError):
     """No task, strategy or version has this name; nothing else is ever used in its place.
 
-    Attributes:
-        kind: "task", "strategy" or "version".
-        available: all known names, sorted.
-        suggestions: known names that look like `name`, best first.
+    `available` are all known names, sorted; `suggestions` look like `name`, the best first.
     """
 
     def __init__(self, kind: str, name: str, available: Iterable[str]) -> None:
@@ -100,9 +97,7 @@ class BackboneError(DeltaError):
 class InvalidTextError(DeltaError):
     """One input row does not fit the task's text fields.
 
-    Attributes:
-        row: 0-based position of the row in the request.
-        field: name of the wrong field; None if the whole row is wrong.
+    `row` counts from 0; `field` is None if the whole row is wrong.
     """
 
     def __init__(self, row: int, field: str | None, problem: str) -> None:

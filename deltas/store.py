@@ -73,10 +73,8 @@ class Record:
         """Check the delta like `load`, from the bytes of the file."""
         delta = parse_delta(self.path, content)
         if delta.version != self.version:
-            raise DeltaFormatError(
-                self.path,
-                f"changed from version {self.version} to {delta.version}; restart",
-            )
+            reason = f"changed from version {self.version} to {delta.version}; restart"
+            raise DeltaFormatError(self.path, reason)
         return delta
 
 
@@ -91,13 +89,10 @@ class Store:
     Args:
         roots: folders to search, the most important first.
         backbone: the backbone of the deltas to serve; None serves all.
-
-    Attributes:
-        rejected: (file, reason) of each file that is not served.
     """
 
     def __init__(self, roots: Sequence[Path], *, backbone: BackboneRef | None = None) -> None:
-        self.rejected: list[tuple[Path, str]] = []
+        self.rejected: list[tuple[Path, str]] = []  # files that are not served, with the reason
         self._roots = tuple(roots)
         entries: dict[tuple[EntryInfo, ...], tuple[EntryInfo, ...]] = {}
         self._found: dict[tuple[str, str], list[Record]] = {}

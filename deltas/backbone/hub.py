@@ -18,7 +18,7 @@ def why_unreachable(path: str) -> str:
     Args:
         path: small file on the hub to request.
     """
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():
         return "offline mode is on (HF_HUB_OFFLINE)"
@@ -27,7 +27,12 @@ def why_unreachable(path: str) -> str:
 
     def ask() -> None:
         try:
-            outcome[0] = _ask(endpoint, path)
+            # The library's session uses the same proxies and certificates as the later download.
+            answer = get_session().head(f"{endpoint}/{path}", timeout=_REQUEST_TIMEOUT_S)
+            status = answer.status_code
+            # Proxies and gateways answer 5xx and 407; any other answer comes from the hub.
+            is_proxy = status >= 500 or status == 407
+            outcome[0] = f"{endpoint} answered with status {status}" if is_proxy else ""
         except Exception as error:  # noqa: BLE001 - whatever happened, the hub is unusable
             outcome[0] = f"{endpoint} can't be reached ({error or type(error).__name__})"
 
@@ -48,12 +53,3 @@ def is_cached(name: str, file: str, revision: str | None) -> bool:
         return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
     except (HFValidationError, ValueError):
         return False
-
-
-def _ask(endpoint: str, path: str) -> str:
-    from huggingface_hub import get_session
-
-    # The hub library's session uses the same proxies and certificates as the later download.
-    status = get_session().head(f"{endpoint}/{path}", timeout=_REQUEST_TIMEOUT_S).status_code
-    # Proxies and gateways answer 5xx and 407; any other answer comes from the hub.
-    return f"{endpoint} answered with status {status}" if status >= 500 or status == 407 else ""

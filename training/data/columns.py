@@ -125,12 +125,12 @@ def _open_text(path: Path) -> Iterator[TextIO]:
     except UnicodeDecodeError as error:
         start = path.read_bytes()[:2]
         guess = "it looks like UTF-16; " if start in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise DataError(
+        coding = "UTF-16" if guess else "WINDOWS-1252"
+        problem = (
             f"not UTF-8 ({error.reason}, byte 0x{error.object[error.start]:02x}); {guess}save it "
-            f"as UTF-8, for example with `iconv -f {'UTF-16' if guess else 'WINDOWS-1252'} "
-            "-t UTF-8`",
-            path=path,
-        ) from error
+            f"as UTF-8, for example with `iconv -f {coding} -t UTF-8`"
+        )
+        raise DataError(problem, path=path) from error
     except OSError as error:
         raise DataError(f"can't be read: {error.strerror}", path=path) from error
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from training.data.columns import Columns, read_columns
-from training.data.labels import collect_labels, encode_labels, infer_kind
+from training.data.labels import collect_labels, encode_labels, infer_kind, is_blank
 from training.data.rows import Rows, TaskData, digest_rows, hold_out
 from training.data.tasks import TASKS, Task
 from training.errors import ConfigError, DataError
@@ -159,8 +159,7 @@ def _is_text(value: object) -> bool:
 def _text_problem(value: object, bad: list[int], num_rows: int) -> str:
     if len(bad) == num_rows:
         return "no row has a text here; is this the right column?"
-    blank = value is None or (isinstance(value, str) and not value.strip())
-    found = "no text" if blank else f"{value!r:.100} is not a text"
+    found = "no text" if is_blank(value) else f"{value!r:.100} is not a text"
     more = f" ({len(bad) - 1:,} more such rows follow)" if len(bad) > 1 else ""
     return f"{found}{more}; fill it in or drop the row"
 

@@ -187,10 +187,8 @@ def _read_split(task: Task, folder: Path, split: str) -> Rows:
     if not paths:
         needed = ", ".join(f"{name}.parquet" for name in task.splits)
         found = listing(sorted(item.name for item in folder.glob("*.parquet")))
-        raise DataError(
-            f"no such file; {task.name} needs {needed}; this folder has {found}",
-            path=folder / f"{split}.parquet",
-        )
+        problem = f"no such file; {task.name} needs {needed}; this folder has {found}"
+        raise DataError(problem, path=folder / f"{split}.parquet")
     texts: list[tuple[str, ...]] = []
     labels: list[Any] = []
     for path in paths:
@@ -208,12 +206,11 @@ def _read_split(task: Task, folder: Path, split: str) -> Rows:
 def _check_label_names(task: Task, path: Path) -> None:
     names = parquet_label_names(path, "label")
     if names and names != task.labels:
-        raise DataError(
+        problem = (
             f"the file says that its labels are {', '.join(names)}, but {task.name} has "
-            f"{', '.join(task.labels)} in this order; answers would be permuted",
-            path=path,
-            column="label",
+            f"{', '.join(task.labels)} in this order; answers would be permuted"
         )
+        raise DataError(problem, path=path, column="label")
 
 
 def _problem(task: Task, column: str, value: Any) -> str:

@@ -90,11 +90,9 @@ def load_data_set(text: str, splits: tuple[str, str | None], custom: CustomTask)
         validation_split = "validation"
     for flag, split in (("--train-split", train_split), ("--validation-split", validation_split)):
         if split is not None and split not in data_set.splits:
-            raise DataError(
-                f"no split {split!r}; it has {listing(data_set.splits)}; choose with {flag}."
-                f"{did_you_mean(split, data_set.splits)}",
-                path=address.title,
-            )
+            hint = f"choose with {flag}.{did_you_mean(split, data_set.splits)}"
+            problem = f"no split {split!r}; it has {listing(data_set.splits)}; {hint}"
+            raise DataError(problem, path=address.title)
     train = _columns(address, data_set, train_split, custom)
     validation = None
     if validation_split is not None:
@@ -174,15 +172,14 @@ def _from_hub(address: Address) -> _DataSet:
     cached = None if address.revision else _from_cache(address)
     if cached is None:
         of_revision = f" of {address.revision}" if address.revision else ""
-        raise HubUnreachableError(
+        problem = (
             f"no such folder, and the Hugging Face hub can't be used: {reason}. No "
             f"copy{of_revision} is in its cache. Check the name, give a folder that holds the data "
-            "set, or set HF_ENDPOINT to a mirror",
-            path=address.title,
+            "set, or set HF_ENDPOINT to a mirror"
         )
-    logger.warning(
-        "%s: taking the cached copy of commit %s, since %s", address.title, cached.commit, reason
-    )
+        raise HubUnreachableError(problem, path=address.title)
+    warning = "%s: taking the cached copy of commit %s, since %s"
+    logger.warning(warning, address.title, cached.commit, reason)
     return cached
 
 
@@ -301,7 +298,5 @@ def _reason(error: Exception) -> str:
         return "the data set has no such revision"
     if isinstance(error, RepositoryNotFoundError):
         return "there is no such data set, or you may not read it (try `hf auth login`)"
-    found: BaseException = error
-    if type(error) is DatasetGenerationError and error.__cause__:
-        found = error.__cause__
+    found = (type(error) is DatasetGenerationError and error.__cause__) or error
     return shorten(str(found), _LONGEST_REASON, placeholder="...") or type(found).__name__

@@ -39,7 +39,7 @@ def infer_kind(columns: Columns, column: str) -> TaskKind:
     Raises:
         DataError: most values are numbers with fractions, but not all; a value is a mistake.
     """
-    values = {row: v for row, v in enumerate(columns.values[column], 1) if not _is_blank(v)}
+    values = {row: v for row, v in enumerate(columns.values[column], 1) if not is_blank(v)}
     if columns.is_text_only:
         if any(SEPARATOR in value for value in values.values()):
             return "multi_label"
@@ -69,7 +69,7 @@ def collect_labels(columns: Columns, column: str, kind: TaskKind) -> tuple[str, 
         DataError: a value can't be a label, or there are too few or implausibly many labels.
     """
     if kind == "regression":
-        if all(map(_is_blank, columns.values[column])):
+        if all(map(is_blank, columns.values[column])):
             raise _no_labels(columns, column)
         numbers = set(_numbers(columns, column))
         if len(numbers) < 2:
@@ -151,7 +151,7 @@ def _check_counts(columns: Columns, column: str, counts: Counter[str], fewest: i
 def _names(columns: Columns, column: str, kind: TaskKind) -> list[list[str]]:
     """Return the label names of every row: exactly one for single label, any number otherwise."""
     values = columns.values[column]
-    blank = [row for row, value in enumerate(values, 1) if _is_blank(value)]
+    blank = [row for row, value in enumerate(values, 1) if is_blank(value)]
     if blank and kind == "single_label":
         raise _no_labels(columns, column, blank)
     rows = []
@@ -164,7 +164,8 @@ def _names(columns: Columns, column: str, kind: TaskKind) -> list[list[str]]:
     return rows
 
 
-def _is_blank(value: Any) -> bool:
+def is_blank(value: Any) -> bool:
+    """Return True for a missing value, and for a text without characters."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 

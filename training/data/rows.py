@@ -95,11 +95,7 @@ def hold_out(rows: Rows, kind: TaskKind, fraction: float, seed: int) -> tuple[Ro
     """Split rows in two: the rows that are kept, and about `fraction` of each label's, held out.
 
     Rows with the same texts stay on one side; otherwise the held-out rows would measure memory.
-    Every label keeps a row, also where rows have several labels.
-
-    Returns:
-        The rows that are kept and the rows that are held out, each in their order; the second part
-        may be empty.
+    Every label keeps a row, also where rows have several labels. Nothing may be left to hold out.
     """
     by_text: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for position, texts in enumerate(rows.texts):

@@ -194,10 +194,8 @@ def rte(grammar: Grammar, label: int) -> Row:
     rng = grammar.rng
     first, second = grammar.scene(detail=0.4), grammar.scene(detail=0.4)
     about, unrelated = rng.choice(((first, second), (second, first)))
-    if label == 0:
-        hypothesis = _hypothesis(grammar, about, 0)
-    elif rng.random() < 0.5:
-        hypothesis = _hypothesis(grammar, about, 2)
+    if label == 0 or rng.random() < 0.5:
+        hypothesis = _hypothesis(grammar, about, 2 * label)
     else:
         mixed = refill(about, {"agent": unrelated.agent, "agent_trait": ""})
         if unrelated.agent in (about.agent, about.patient):

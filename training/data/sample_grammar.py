@@ -228,11 +228,8 @@ class Grammar:
 
 def similarity(first: Scene, second: Scene) -> float:
     """Grade how alike two scenes are, from 0 to 5; each slot that differs costs its weight."""
-    lost = sum(
-        weight
-        for slot, weight in SLOT_WEIGHTS.items()
-        if getattr(first, slot) != getattr(second, slot)
-    )
+    differing = (slot for slot in SLOT_WEIGHTS if getattr(first, slot) != getattr(second, slot))
+    lost = sum(SLOT_WEIGHTS[slot] for slot in differing)
     if first.sense == second.sense and first.is_reversed != second.is_reversed:
         lost += _REVERSED_WEIGHT
     return round(max(0.0, 5.0 - lost), 1)

@@ -20,13 +20,10 @@ _STANDARD_DEVIATION = 0.02  # BERT's initializer_range
 
 
 def reinitialise(backbone: Backbone, mode: Reinit, seed: int) -> Backbone:
-    """Return the backbone to train over.
+    """Return the backbone to train over; the given one stays unchanged.
 
-    Args:
-        backbone: the pretrained backbone, which stays unchanged.
-        mode: "none", "biases" (they become 0) or "all" (every parameter is drawn anew), the last
-            two also for some layers: "biases@0-3".
-        seed: seed of the draws.
+    A mode is "none", "biases" (they become 0) or "all" (every parameter is drawn anew with the
+    seed), the last two also for some layers: "biases@0-3".
 
     Raises:
         ConfigError: the mode names layers that the backbone does not have.
