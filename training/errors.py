@@ -1,11 +1,6 @@
 """Errors that a user can cause, and the exit codes of the commands.
 
 Each message says what is wrong, which value, what is allowed and what to do next.
-
-TrainingError
-├── TaskError      no such task, or a task name that can't be used (carries near matches)
-├── DataError      rows that are missing, unreadable or wrong (carries file, row and column)
-└── ConfigError    options that don't fit each other or the data
 """
 
 from __future__ import annotations
@@ -54,13 +49,7 @@ class TrainingError(Exception):
 
 
 class TaskError(TrainingError):
-    """No task has the given name.
-
-    Attributes:
-        name: the name as given.
-        available: all known names.
-        suggestions: known names that look like `name`, best first.
-    """
+    """No task has the given name; carries all known names and those that look like it."""
 
     def __init__(self, name: str, available: Iterable[str]) -> None:
         self.name = name

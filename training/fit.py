@@ -124,17 +124,16 @@ def print_summary(path: Path, delta: Delta, *, as_json: bool) -> None:
 
 def _label_lines(split: str, by_label: Mapping[str, LabelMetrics]) -> list[str]:
     """Return a line for each label, worst F1 first, and a count of the labels left out."""
-    if not by_label:
-        return []
-    ranked = sorted(by_label.items(), key=lambda item: (item[1].f1, item[0]))
+    ranked = sorted(by_label, key=lambda label: (by_label[label].f1, label))
     shown = ranked[:_MAX_LABELS]
-    width = max(len(label) for label, _ in shown)
-    lines = [f"{split} by label, worst first"]
-    lines += [
-        f"  {label:{width}}  precision {found.precision:.3f}  recall {found.recall:.3f}  "
-        f"f1 {found.f1:.3f}  ({found.rows:,} rows)"
-        for label, found in shown
-    ]
+    width = max(map(len, shown), default=0)
+    lines = [f"{split} by label, worst first"] if shown else []
+    for label in shown:
+        found = by_label[label]
+        lines.append(
+            f"  {label:{width}}  precision {found.precision:.3f}  recall {found.recall:.3f}  "
+            f"f1 {found.f1:.3f}  ({found.rows:,} rows)"
+        )
     more = len(ranked) - len(shown)
     return [*lines, f"  and {more} more labels in the manifest"] if more else lines
 

@@ -54,128 +54,90 @@ def flag_of(option: str) -> str:
 class FitConfig(BaseModel):
     """Options of `python -m training.fit`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
-    task: str = Field(
-        "", description="GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli"
-    )
-    freeze: str = Field(
-        "bitfit",
-        description="strategy: what trains besides the head; 'help' lists all; a+b combines two",
-    )
-    reinit: Annotated[str, AfterValidator(_known_reinit)] = Field(
-        "none",
-        description="start from re-initialised values: none, biases (set to 0), all, biases@0-3",
-    )
-    init_from: Path | None = Field(
-        None,
-        description="start from this delta, of another task or of the same rows and seed; "
-        "same --freeze",
-    )
-    init_head: bool = Field(
-        False, description="with --init-from: start from its head, too (same number of labels)"
-    )
-    backbone: str | None = Field(
-        None, description="hub id, id@revision or folder of a BERT (default: packaged MiniLM)"
-    )
-    data: str | None = Field(
-        None,
-        description="hub, sample, or folder of <task>/<split>.parquet (default: $GLUE_DIR, hub)",
-    )
-    train_rows: int | None = Field(
-        None, ge=2, description="train on a sample of this many rows, drawn with --seed"
-    )
-    epochs: float | None = Field(
-        None,
-        gt=0,
-        description="passes over the train rows (default: 60,000 rows, at most 20; head alone 40)",
-    )
-    lr: float | None = Field(
-        None, gt=0, description="peak learning rate (default: depends on the strategy)"
-    )
-    head_lr: float | None = Field(
-        None, gt=0, description="peak learning rate of the head (default: 0.001 / RMS of its input)"
-    )
-    batch_size: int = Field(32, ge=1, description="rows in a batch")
-    warmup: float = Field(
-        0.06, ge=0, le=1, description="share of the steps in which the learning rate rises"
-    )
-    schedule: Decay = Field(
-        "linear", description="learning rate after the warm-up: linear or cosine to 0, or constant"
-    )
-    accumulate: int = Field(
-        1, ge=1, description="batches in a step; needs less memory than one large batch"
-    )
-    class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: rare labels count as much as frequent ones"
-    )
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of each label that is spread over all labels"
-    )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
-    dropout: float = Field(
-        0.0, ge=0, lt=1, description="dropout probability in the encoder and before the head"
-    )
-    selection_share: float = Field(
-        0.1,
-        gt=0,
-        lt=1,
-        description="share of the train rows held out to select the best state, at most 2,000",
-    )
-    evals: int | None = Field(
-        None,
-        ge=1,
-        description="evaluations on the held-out rows (default: one an epoch, at least 4)",
-    )
-    evals_per_epoch: float | None = Field(
-        None, gt=0, description="evaluations in an epoch, instead of --evals; 4: every quarter"
-    )
-    patience: int | None = Field(
-        None, ge=1, description="stop after this many evaluations without an improvement"
-    )
-    seed: int = Field(
-        0, ge=0, lt=2**31, description="seed of selection, head, order of rows and dropout"
-    )
-    max_length: int = Field(128, ge=8, description="tokens in a row; longer rows are cut")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="precision of the frozen computation; deltas stay float32"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto uses CUDA if it is available"
-    )
-    train_file: Path | None = Field(
-        None, description="custom task: file of train rows, CSV, JSONL or parquet"
-    )
-    validation_file: Path | None = Field(
-        None, description="file of validation rows (default: a fifth of the train file)"
-    )
-    dataset: str | None = Field(
-        None,
-        description="custom task: owner/name[:config][@revision] on the hub, or a folder",
-    )
-    train_split: str | None = Field(
-        None, description="split of the data set to train on (default: train)"
-    )
-    validation_split: str | None = Field(
-        None, description="split to validate on (default: validation, else a fifth of the other)"
-    )
-    text_columns: str | None = Field(
-        None, description="custom task: its one or two text columns, a or a,b"
-    )
-    label_column: str | None = Field(None, description="custom task: its label column")
-    name: str | None = Field(None, description="custom task: its name")
-    kind: TaskKind | None = Field(
-        None,
-        description="custom task: single_label, multi_label or regression (default: from labels)",
-    )
-    out: Path = Field(
-        DEFAULT_OUT, description="folder to write <backbone>/<task>/<strategy>.safetensors into"
-    )
-    overwrite: bool = Field(False, description="replace an existing delta")
-    resume: bool = Field(
-        False, description="continue a stopped run with the same options from its last evaluation"
-    )
-    json_: bool = Field(False, alias="json", description="print the summary as JSON")
+    task: str = ""
+    """GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte or wnli"""
+    freeze: str = "bitfit"
+    """strategy: what trains besides the head; 'help' lists all; a+b combines two"""
+    reinit: Annotated[str, AfterValidator(_known_reinit)] = "none"
+    """start from re-initialised values: none, biases (set to 0), all, biases@0-3"""
+    init_from: Path | None = None
+    """start from this delta, of another task or of the same rows and seed; same --freeze"""
+    init_head: bool = False
+    """with --init-from: start from its head, too (same number of labels)"""
+    backbone: str | None = None
+    """hub id, id@revision or folder of a BERT (default: packaged MiniLM)"""
+    data: str | None = None
+    """hub, sample, or folder of <task>/<split>.parquet (default: $GLUE_DIR, hub)"""
+    train_rows: int | None = Field(None, ge=2)
+    """train on a sample of this many rows, drawn with --seed"""
+    epochs: float | None = Field(None, gt=0)
+    """passes over the train rows (default: 60,000 rows, at most 20; head alone 40)"""
+    lr: float | None = Field(None, gt=0)
+    """peak learning rate (default: depends on the strategy)"""
+    head_lr: float | None = Field(None, gt=0)
+    """peak learning rate of the head (default: 0.001 / RMS of its input)"""
+    batch_size: int = Field(32, ge=1)
+    """rows in a batch"""
+    warmup: float = Field(0.06, ge=0, le=1)
+    """share of the steps in which the learning rate rises"""
+    schedule: Decay = "linear"
+    """learning rate after the warm-up: linear or cosine to 0, or constant"""
+    accumulate: int = Field(1, ge=1)
+    """batches in a step; needs less memory than one large batch"""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: rare labels count as much as frequent ones"""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """share of each label that is spread over all labels"""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay"""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """dropout probability in the encoder and before the head"""
+    selection_share: float = Field(0.1, gt=0, lt=1)
+    """share of the train rows held out to select the best state, at most 2,000"""
+    evals: int | None = Field(None, ge=1)
+    """evaluations on the held-out rows (default: one an epoch, at least 4)"""
+    evals_per_epoch: float | None = Field(None, gt=0)
+    """evaluations in an epoch, instead of --evals; 4: every quarter"""
+    patience: int | None = Field(None, ge=1)
+    """stop after this many evaluations without an improvement"""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """seed of selection, head, order of rows and dropout"""
+    max_length: int = Field(128, ge=8)
+    """tokens in a row; longer rows are cut"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """precision of the frozen computation; deltas stay float32"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto uses CUDA if it is available"""
+    train_file: Path | None = None
+    """custom task: file of train rows, CSV, JSONL or parquet"""
+    validation_file: Path | None = None
+    """file of validation rows (default: a fifth of the train file)"""
+    dataset: str | None = None
+    """custom task: owner/name[:config][@revision] on the hub, or a folder"""
+    train_split: str | None = None
+    """split of the data set to train on (default: train)"""
+    validation_split: str | None = None
+    """split to validate on (default: validation, else a fifth of the other)"""
+    text_columns: str | None = None
+    """custom task: its one or two text columns, a or a,b"""
+    label_column: str | None = None
+    """custom task: its label column"""
+    name: str | None = None
+    """custom task: its name"""
+    kind: TaskKind | None = None
+    """custom task: single_label, multi_label or regression (default: from labels)"""
+    out: Path = DEFAULT_OUT
+    """folder to write <backbone>/<task>/<strategy>.safetensors into"""
+    overwrite: bool = False
+    """replace an existing delta"""
+    resume: bool = False
+    """continue a stopped run with the same options from its last evaluation"""
+    json_: bool = Field(False, alias="json")
+    """print the summary as JSON"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> FitConfig:

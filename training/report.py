@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from training.errors import ConfigError, run_command
 from training.study import tables
 from training.study.aggregates import Cell, make_cells, not_comparable
-from training.study.plan import num_missing, plan, read_study
+from training.study.plan import plan, read_study
 from training.study.results import Run, RunOutcome, read_runs
 from training.study.significance import compare_parts
 
@@ -74,15 +74,12 @@ def _report(arguments: Sequence[str] | None, prog: str) -> int:
 
 
 def report(results: Path, out: Path, benchmark: Path) -> list[Path]:
-    """Write the whole report.
+    """Write the whole report and return the files written.
 
     Args:
         results: folder with runs.jsonl; earlier_study.csv, study.toml and conclusions.md if there.
         out: folder to write into.
         benchmark: file for the server's rows.
-
-    Returns:
-        The files written.
 
     Raises:
         ConfigError: there is no finished run, or matplotlib is not installed.
@@ -179,13 +176,20 @@ def _origin(results: Path, runs: Sequence[Run], cells: Sequence[Cell]) -> str:
     done = [run.outcome for run in runs if run.outcome]
     machines = "; ".join(dict.fromkeys(map(_machine_text, done)))
     backbones = ", ".join(dict.fromkeys(cell.backbone for cell in cells))
-    declared = (results / "study.toml").is_file()
+    declared, progress = results / "study.toml", ""
+    if declared.is_file():
+        planned, made = plan(read_study(declared)), {run.key: run for run in runs}
+        if missing := sum(run.find(made) is None for run in planned):
+            progress = (
+                f"**The study is not finished: {missing:,} of its {len(planned):,} runs are "
+                "missing**, and more of them can change what is chosen. "
+            )
     lines = [
         "## How it was made\n",
         f"Made by `python -m training.report` from the {len(done):,} finished runs in "
         "`runs.jsonl`, which `python -m training.sweep` made"
-        f"{' as `study.toml` and `zoo.toml` say' if declared else ''}. "
-        f"{_progress(results, runs)}Backbone: {backbones}. Machine: {machines} "
+        f"{' as `study.toml` and `zoo.toml` say' if declared.is_file() else ''}. "
+        f"{progress}Backbone: {backbones}. Machine: {machines} "
         "(of the frozen computation; what trains is float32).",
         "",
         "A number is the mean of the dev metric ± its standard deviation over the seeds, whose "
@@ -204,28 +208,11 @@ def _origin(results: Path, runs: Sequence[Run], cells: Sequence[Cell]) -> str:
 
 def _machine_text(outcome: RunOutcome) -> str:
     machine = outcome.machine
+    runs = f"{machine.workers} run{'s' * (machine.workers != 1)}"
+    threads = f"{machine.threads} thread{'s' * (machine.threads != 1)}"
     return (
-        f"{machine.cpu}, {machine.cores} cores, {_counted(machine.workers, 'run')} at a time with "
-        f"{_counted(machine.threads, 'thread')} each, precision {outcome.precision}"
-    )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def _progress(results: Path, runs: Sequence[Run]) -> str:
-    """Return a warning if runs that study.toml declares are missing, else ""."""
-    declared = results / "study.toml"
-    if not declared.is_file():
-        return ""
-    planned = plan(read_study(declared))
-    missing = num_missing(planned, {run.key: run for run in runs})
-    if not missing:
-        return ""
-    return (
-        f"**The study is not finished: {missing:,} of its {len(planned):,} runs are missing**, and "
-        "more of them can change what is chosen. "
+        f"{machine.cpu}, {machine.cores} cores, {runs} at a time with {threads} each, "
+        f"precision {outcome.precision}"
     )
 
 

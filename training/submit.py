@@ -12,9 +12,10 @@ import argparse
 import io
 import math
 import os
+import re
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -33,15 +34,7 @@ _CODES = {"cola", "sst2", "mrpc", "qqp", "wnli"}  # the leaderboard wants 0 and 
 
 @dataclass(frozen=True)
 class LeaderboardFile:
-    """One file of a submission.
-
-    Attributes:
-        file: name of the file on the leaderboard.
-        task: task of the delta that answers.
-        folder: folder of the test set below the data folder.
-        split: name of the test set's parquet file.
-        rows: number of rows of the published test set.
-    """
+    """One file of a submission, the task whose delta answers, and the published test set."""
 
     file: str
     task: str
@@ -101,15 +94,17 @@ def submit(options: argparse.Namespace) -> list[str]:
         ConfigError: a file is missing and --partial was not given.
         DataError: an unusable test set.
     """
-    folder = options.data or (Path(os.environ["GLUE_DIR"]) if "GLUE_DIR" in os.environ else None)
-    if folder is None:
+    if not (source := options.data or os.environ.get("GLUE_DIR")):
         raise ConfigError("no test sets: set GLUE_DIR, or give --data, a folder of <task>/test*")
+    folder = Path(source)
     backbone = deltas.load_backbone(options.backbone)
     store = deltas.Store([options.deltas], backbone=backbone.ref)
     found, missing = [], []
     for test_set in TEST_SETS:
         record = _best_record(store, test_set.task, options.strategy)
-        path = _parquet(folder / test_set.folder, test_set.split)
+        path = folder / test_set.folder / f"{test_set.split}.parquet"
+        numbered = path.with_stem(f"{path.stem}-00000-of-00001")  # as the hub stores a test set
+        path = numbered if numbered.is_file() else path
         if record is None:
             missing.append(
                 f"{test_set.file}: no delta of {test_set.task} below {options.deltas}; train one: "
@@ -183,12 +178,6 @@ def _check_labels(record: Record) -> None:
             )
 
 
-def _parquet(folder: Path, split: str) -> Path:
-    """Return `<split>.parquet`, or the numbered file in which the hub stores a test set."""
-    part = folder / f"{split}-00000-of-00001.parquet"
-    return part if part.is_file() else folder / f"{split}.parquet"
-
-
 def _read_texts(test_set: LeaderboardFile, path: Path) -> list[tuple[str, ...]]:
     """Read the test rows in the order of their index."""
     fields = find_task(test_set.task).text_fields
@@ -233,11 +222,7 @@ def write_zip(path: Path, files: dict[str, list[str]]) -> None:
 
 
 def check_zip(path: Path, rows: dict[str, int]) -> None:
-    """Check a submission: file names, headers, indices, answers.
-
-    Args:
-        path: the zip.
-        rows: required number of rows by file name.
+    """Check a submission's file names, headers, numbers of rows, indices and answers.
 
     Raises:
         DataError: the first thing that the leaderboard would refuse.
@@ -253,26 +238,17 @@ def check_zip(path: Path, rows: dict[str, int]) -> None:
                 raise DataError(f"{name}: header {header!r} instead of {_HEADER!r}", path=path)
             if len(lines) != rows[name]:
                 raise DataError(f"{name}: {len(lines):,} rows, not {rows[name]:,}", path=path)
-            is_answer = _answer_check(by_file[name].task)
+            answers = _answer_pattern(by_file[name].task)
             for number, line in enumerate(lines):
                 index, _, answer = line.partition("\t")
-                if index != str(number) or not is_answer(answer):
+                if index != str(number) or not re.fullmatch(answers, answer):
                     raise DataError(f"{name}: {line!r}", path=path, row=number + 1)
 
 
-def _answer_check(task: str) -> Callable[[str], bool]:
-    labels = find_task(task).labels
-    if not labels:
-        return _is_score
-    allowed = {"0", "1"} if task in _CODES else set(labels)
-    return allowed.__contains__
-
-
-def _is_score(answer: str) -> bool:
-    try:
-        return 0.0 <= float(answer) <= 5.0
-    except ValueError:
-        return False
+def _answer_pattern(task: str) -> str:
+    if task in _CODES:
+        return "[01]"
+    return "|".join(find_task(task).labels) or r"[0-4](\.\d+)?|5(\.0+)?"
 
 
 if __name__ == "__main__":

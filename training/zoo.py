@@ -10,7 +10,9 @@ those of `docs/results/study.toml` and `docs/results/zoo.toml`, made by `trainin
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +32,7 @@ STRATEGIES = ("bitfit", "layernorm", "random:0.001", "head")
 
 @dataclass(frozen=True)
 class ZooChoice:
-    """The choice for one task and strategy of the zoo.
-
-    Attributes:
-        run: the best run; None if no finished run counts.
-        folder: folder of the run's delta.
-        source: file of the delta, checked; None if it was not kept.
-    """
+    """The best run of a task and strategy, if one counts, and its checked delta, if it was kept."""
 
     task: str
     strategy: str
@@ -85,14 +81,13 @@ def choose(runs: Iterable[Run], work: Sequence[Path]) -> list[ZooChoice]:
         if cell not in best or outcome.selection_score > best[cell][1].selection_score:
             best[cell] = run, outcome
     choices = []
-    for task in TASKS:
-        for strategy in STRATEGIES:
-            if (task, strategy) not in best:
-                choices.append(ZooChoice(task, strategy))
-                continue
-            run, outcome = best[task, strategy]
+    for cell in itertools.product(TASKS, STRATEGIES):
+        if cell in best:
+            run, outcome = best[cell]
             folders = [folder / run.key for folder in work]
-            choices.append(ZooChoice(task, strategy, run, folders[0], _kept(run, outcome, folders)))
+            choices.append(ZooChoice(*cell, run, folders[0], _kept(run, outcome, folders)))
+        else:
+            choices.append(ZooChoice(*cell))
     return choices
 
 
@@ -131,15 +126,10 @@ def _counting(runs: Iterable[Run]) -> list[tuple[Run, RunOutcome]]:
         and run.outcome.backbone == deltas.DEFAULT_BACKBONE
         and run.outcome.data != "sample"
     ]
-    most: dict[str, int] = {}
+    most = Counter[str]()
     for _, outcome in real:
-        rows = outcome.train_rows + outcome.selection_rows
-        most[outcome.task] = max(most.get(outcome.task, 0), rows)
-    return [
-        (run, outcome)
-        for run, outcome in real
-        if outcome.train_rows + outcome.selection_rows == most[outcome.task]
-    ]
+        most |= {outcome.task: outcome.num_rows}  # the union of counters keeps the larger number
+    return [(run, outcome) for run, outcome in real if outcome.num_rows == most[outcome.task]]
 
 
 def _kept(run: Run, outcome: RunOutcome, folders: Iterable[Path]) -> Path | None:

@@ -8,6 +8,7 @@ the selection rows of the seeds that every rate has; runs with other rates are l
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from statistics import fmean, median, stdev
 from typing import NamedTuple, TypeVar
 
 from training.study.plan import choose_rate
-from training.study.results import Machine, Run, RunOutcome
+from training.study.results import Run, RunOutcome
 
 MAIN = "main"
 ZOO = "zoo"  # the part of one seed, on samples: the served deltas, also for tasks not in the study
@@ -31,7 +32,7 @@ class Cost:
     """The cost of a cell's runs on one machine.
 
     Attributes:
-        machine: name of the machine, see `machine_name`.
+        machine: the processor, and the threads if several; times compare only within one name.
         seeds: number of runs on it.
         seconds: duration of the fastest run that was not resumed, None without one. Equal runs do
             equal work; other load on a shared machine can only add to it.
@@ -51,13 +52,12 @@ class Cell:
     """Runs that differ only in their seed.
 
     Attributes:
-        part: part of the study.
-        task: name of the GLUE task.
         method: strategy as served, with the delta that it started from, if any, and `variant`.
         train_rows: train size that the study asked for; None for all of the task's rows.
         rate: the chosen learning rate.
         tried: every tried rate with its mean metric on the selection rows of the deciding seeds.
-        runs: runs by seed, at least one.
+        outcomes: outcomes of the runs with the chosen rate by seed, lowest seed first.
+        command: command that repeats the first run.
         variant: options that set the cell apart from others of the same part, task, strategy,
             backbone and size ("epochs=5.0"); "" if there are none.
     """
@@ -69,18 +69,14 @@ class Cell:
     train_rows: int | None
     rate: float
     tried: dict[float, float]
-    runs: dict[int, Run]
-    variant: str = ""
+    outcomes: dict[int, RunOutcome]
+    command: str
+    variant: str
 
     @property
     def strategy(self) -> str:
         """The method without its variant."""
         return self.method.removesuffix(_VARIANT_SEPARATOR + self.variant)
-
-    @cached_property
-    def outcomes(self) -> dict[int, RunOutcome]:
-        """The runs' outcomes by seed."""
-        return {seed: run.outcome for seed, run in self.runs.items() if run.outcome}
 
     @property
     def first(self) -> RunOutcome:
@@ -102,17 +98,14 @@ class Cell:
         """Standard deviation of the scores (n - 1 in the denominator); None for one seed."""
         return stdev(self.scores.values()) if len(self.scores) > 1 else None
 
-    @property
-    def num_rows(self) -> int:
-        """Number of rows of a run, those to select by included."""
-        return self.first.train_rows + self.first.selection_rows
-
     @cached_property
     def costs(self) -> list[Cost]:
         """Costs by machine, the fastest machine first."""
-        machines: dict[str, list[RunOutcome]] = {}
+        machines: dict[str, list[RunOutcome]] = defaultdict(list)
         for outcome in self.outcomes.values():
-            machines.setdefault(machine_name(outcome.machine), []).append(outcome)
+            threads = outcome.machine.threads
+            name = outcome.machine.cpu + (f", {threads} threads" if threads > 1 else "")
+            machines[name].append(outcome)
         costs = [_cost(name, outcomes) for name, outcomes in machines.items()]
         return sorted(costs, key=lambda cost: (cost.seconds is None, cost.seconds or 0.0))
 
@@ -125,12 +118,6 @@ class Cell:
     def trained_share(self) -> float:
         """Trained parameters over all parameters, the head included in both."""
         return self.first.trained / self.first.total
-
-
-def machine_name(machine: Machine) -> str:
-    """Return a name within which times compare: the processor, and the threads if several."""
-    threads = f", {machine.threads} threads" if machine.threads > 1 else ""
-    return f"{machine.cpu}{threads}"
 
 
 def _cost(machine: str, outcomes: Sequence[RunOutcome]) -> Cost:
@@ -162,11 +149,11 @@ def make_cells(runs: Iterable[Run]) -> list[Cell]:
     Returns:
         Cells by part and task in the order of the runs, then by method and size.
     """
-    groups: dict[_Setting, dict[float, dict[int, Run]]] = {}
+    groups: dict[_Setting, dict[float, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
         if run.outcome is not None:
-            rates = groups.setdefault(_setting(run, run.outcome), {})
-            rates.setdefault(run.outcome.learning_rate, {})[run.options["seed"]] = run
+            by_rate = groups[_setting(run, run.outcome)]
+            by_rate[run.outcome.learning_rate][run.options["seed"]] = run
     variants = _variants(groups)
     cells = [_cell(setting, variants[setting], rates) for setting, rates in groups.items()]
     parts = list(dict.fromkeys(cell.part for cell in cells))
@@ -192,6 +179,7 @@ def _cell(setting: _Setting, variant: str, by_rate: dict[float, dict[int, Run]])
         }
     part, task, method, backbone, train_rows, _ = setting
     rate = choose_rate(comparable)
+    runs = dict(sorted(by_rate[rate].items()))
     return Cell(
         part=part,
         task=task,
@@ -199,8 +187,12 @@ def _cell(setting: _Setting, variant: str, by_rate: dict[float, dict[int, Run]])
         backbone=backbone,
         train_rows=train_rows,
         rate=rate,
-        tried={tried: _selection_mean(runs) for tried, runs in sorted(comparable.items())},
-        runs=dict(sorted(by_rate[rate].items())),
+        tried={
+            tried: fmean(run.outcome.selection_score[0] for run in runs if run.outcome)
+            for tried, runs in sorted(comparable.items())
+        },
+        outcomes={seed: run.outcome for seed, run in runs.items() if run.outcome},
+        command=next(iter(runs.values())).command,
         variant=variant,
     )
 
@@ -220,9 +212,9 @@ def _setting(run: Run, outcome: RunOutcome) -> _Setting:
 
 def _variants(settings: Iterable[_Setting]) -> dict[_Setting, str]:
     """Return for each setting the options that set it apart from others in its table cell."""
-    alike: dict[tuple[object, ...], list[_Setting]] = {}
+    alike: dict[tuple[object, ...], list[_Setting]] = defaultdict(list)
     for setting in settings:
-        alike.setdefault(setting[:-1], []).append(setting)
+        alike[setting[:-1]].append(setting)
     variants = {}
     for group in alike.values():
         common = set.intersection(*(set(setting.options) for setting in group))
@@ -230,10 +222,6 @@ def _variants(settings: Iterable[_Setting]) -> dict[_Setting, str]:
             distinct = (option for option in setting.options if option not in common)
             variants[setting] = " ".join(f"{name}={value}" for name, value in distinct)
     return variants
-
-
-def _selection_mean(runs: Iterable[Run]) -> float:
-    return fmean(run.outcome.selection_score[0] for run in runs if run.outcome)
 
 
 def method_order(method: str) -> tuple[int, str]:
@@ -276,7 +264,7 @@ def not_comparable(cells: Sequence[Cell]) -> list[str]:
 
 def _conflicts(pairs: Iterable[tuple[Key, str]]) -> dict[Key, list[str]]:
     """Return the sorted values of each key that has several."""
-    found: dict[Key, set[str]] = {}
+    found: dict[Key, set[str]] = defaultdict(set)
     for key, value in pairs:
-        found.setdefault(key, set()).add(value)
+        found[key].add(value)
     return {key: sorted(values) for key, values in found.items() if len(values) > 1}

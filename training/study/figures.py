@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from training.study.aggregates import Cell, Cost, method_order
+from training.study.aggregates import Cell, method_order
 
 # Okabe and Ito's palette; colour-blind people can tell these colours apart.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -206,7 +206,7 @@ def _size_lines(axes: list[Axes], cells: list[Cell]) -> None:
     (axis,) = axes
     for number, method in enumerate(sorted({cell.method for cell in cells}, key=method_order)):
         points = sorted(
-            (cell.num_rows, cell.mean, cell.spread or 0.0)
+            (cell.first.num_rows, cell.mean, cell.spread or 0.0)
             for cell in cells
             if cell.method == method
         )
@@ -226,16 +226,15 @@ def _costs(cells: Sequence[Cell]) -> Figure:
     figure, grid = plt.subplots(len(tasks), 3, figsize=size, squeeze=False, layout="constrained")
     for task, row in zip(tasks, grid, strict=True):
         of_task = [cell for cell in cells if cell.task == task]
-        time, measure = _time_measure(of_task)
-        measures: dict[str, Callable[[Cell], float | None]] = {
-            "trained, % of all parameters": lambda cell: 100 * cell.trained_share,
-            "file, KB": lambda cell: cell.first.delta_bytes / 1000,
-            time: measure,
+        time, times = _times(of_task)
+        measures: dict[str, Sequence[float | None]] = {
+            "trained, % of all parameters": [100 * cell.trained_share for cell in of_task],
+            "file, KB": [cell.first.delta_bytes / 1000 for cell in of_task],
+            time: times,
         }
         axis: Any
-        for axis, (name, value_of) in zip(row, measures.items(), strict=True):
-            for cell in of_task:
-                value = value_of(cell)
+        for axis, (name, values) in zip(row, measures.items(), strict=True):
+            for cell, value in zip(of_task, values, strict=True):
                 if value is not None:
                     axis.errorbar(
                         value, cell.mean, yerr=cell.spread, color=_colour(cell.method),
@@ -252,8 +251,8 @@ def _costs(cells: Sequence[Cell]) -> Figure:
     return figure
 
 
-def _time_measure(cells: Sequence[Cell]) -> tuple[str, Callable[[Cell], float | None]]:
-    """Return the label of the time axis of a task's cells, and a function that gives a cell's time.
+def _times(cells: Sequence[Cell]) -> tuple[str, list[float | None]]:
+    """Return the label of the time axis of a task's cells, and each cell's time if it has one.
 
     Only times of one machine and one measure compare: the machine has most cells, then most seeds.
     """
@@ -263,17 +262,7 @@ def _time_measure(cells: Sequence[Cell]) -> tuple[str, Callable[[Cell], float | 
             cells_on[cost.machine] += 1
             seeds_on[cost.machine] += cost.seeds
     machine = max(sorted(cells_on), key=lambda name: (cells_on[name], seeds_on[name]))
-
-    def cost_of(cell: Cell) -> Cost | None:
-        return next((cost for cost in cell.costs if cost.machine == machine), None)
-
-    found = [cost_of(cell) for cell in cells]
-    has_cpu_seconds = all(cost.cpu_seconds is not None for cost in found if cost)
-
-    def seconds(cell: Cell) -> float | None:
-        cost = cost_of(cell)
-        if cost is None:
-            return None
-        return cost.cpu_seconds if has_cpu_seconds else cost.seconds
-
-    return f"{'CPU seconds' if has_cpu_seconds else 'training time, s'}, {machine}", seconds
+    costs = [next((c for c in cell.costs if c.machine == machine), None) for cell in cells]
+    if all(cost.cpu_seconds is not None for cost in costs if cost):
+        return f"CPU seconds, {machine}", [cost and cost.cpu_seconds for cost in costs]
+    return f"training time, s, {machine}", [cost and cost.seconds for cost in costs]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,7 @@ class RateChoice:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of the plan; its learning rate may still depend on other runs.
-
-    Attributes:
-        part: name of its part.
-        options: options of `training.fit` without the rate.
-        rate: choice of its learning rate.
-    """
+    """A run of the plan: its options without the rate, which may still depend on other runs."""
 
     part: str
     options: Options
@@ -164,11 +159,7 @@ def read_study(path: Path) -> Study:
 
 
 def make_study(declared: Mapping[str, Any], origin: str) -> Study:
-    """Check the declaration of a study.
-
-    Args:
-        declared: content of the declaration.
-        origin: name of its source, for messages.
+    """Check the declaration of a study; `origin` names its source in messages.
 
     Raises:
         ConfigError: not a study; names every wrong field.
@@ -208,11 +199,6 @@ def plan(study: Study, only: Iterable[str] = ()) -> list[PlannedRun]:
     return list(planned.values())
 
 
-def num_missing(planned: Iterable[PlannedRun], finished: Mapping[str, Run]) -> int:
-    """Count the planned runs that were not made, including those whose rates all diverged."""
-    return sum(run.find(finished) is None for run in planned)
-
-
 def _plan_part(
     study: Study, part: Part, choices: dict[tuple[str, ...], RateChoice]
 ) -> Iterator[PlannedRun]:
@@ -233,21 +219,13 @@ def _plan_part(
         yield from sorted(seeds, key=lambda run: int(run.options["seed"]))
 
 
-def _variants(part: Part) -> list[Options]:
-    return [
-        {
-            "freeze": canonical(freeze),
-            **({"train_rows": rows} if rows else {}),
-            **({"reinit": reinit} if reinit != "none" else {}),
-            **({"init_from": start} if start else {}),
-            **({"backbone": backbone} if backbone else {}),
-        }
-        for backbone in part.backbone
-        for rows in part.train_rows
-        for start in part.init_from
-        for reinit in part.reinit
-        for freeze in part.freeze
-    ]
+def _variants(part: Part) -> Iterator[Options]:
+    """Yield each combination of a part's lists; options that say nothing are left out."""
+    unset = {"backbone": "", "train_rows": 0, "init_from": "", "reinit": "none"}
+    for *values, freeze in product(*(getattr(part, name) for name in unset), part.freeze):
+        variant = dict(zip(unset, values, strict=True))
+        stated = {name: value for name, value in variant.items() if value != unset[name]}
+        yield {"freeze": canonical(freeze), **stated}
 
 
 def _options(study: Study, part: Part, task: str, variant: Options) -> Options:
@@ -280,12 +258,10 @@ def _rate_choice(
         return choices[lender]
     declared = part.rates if isinstance(part.rates, tuple) else part.rates.get(freeze, ())
     rates = declared or study.rates.get(freeze, ()) or (default_learning_rate(freeze),)
+    seeds = range(part.rate_seeds)
     choice = RateChoice(
         tuple(
-            (
-                rate,
-                tuple(run_key(options | {"seed": n, "lr": rate}) for n in range(part.rate_seeds)),
-            )
+            (rate, tuple(run_key(options | {"seed": seed, "lr": rate}) for seed in seeds))
             for rate in dict.fromkeys(rates)
         )
     )

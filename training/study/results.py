@@ -21,7 +21,6 @@ from training.errors import DataError
 
 # Options that say where and how a run is carried out; they don't identify it.
 _NOT_PART_OF_A_RUN = {"data", "device", "out", "overwrite", "resume", "json", "json_"}
-_KEY_LENGTH = 12
 _DIVERGED = "training diverged"  # start of such an error's message, see `training.run.loop`
 
 
@@ -40,13 +39,9 @@ class Machine(_Stored):
 
 
 class History(_Stored):
-    """The evaluations of a run, as columns of equal length.
+    """The evaluations of a run, as columns of equal length: loss and metric on selection rows.
 
-    Attributes:
-        step: steps done.
-        train_loss: mean loss of the steps since the last evaluation.
-        loss: loss on the selection rows.
-        metric: primary metric on the selection rows.
+    `train_loss` is the mean loss of the steps since the last evaluation.
     """
 
     step: tuple[int, ...] = ()
@@ -66,7 +61,6 @@ class RunOutcome(_Stored):
 
     Attributes:
         strategy: name as served, with its re-initialisation: "initbias+bitfit".
-        metric: the task's primary metric.
         scores: metrics by split: "selection" and the dev splits.
         seconds: duration of the training with its evaluations; of a resumed run only from where it
             continued.
@@ -76,9 +70,6 @@ class RunOutcome(_Stored):
         peak_bytes: peak memory of the run's process.
         trained: number of trained parameters, including the head.
         total: number of parameters of backbone and head.
-        delta_bytes: size of the delta's file.
-        backbone: name of the backbone.
-        fingerprint: fingerprint of the backbone's weights.
     """
 
     task: str
@@ -117,6 +108,11 @@ class RunOutcome(_Stored):
         return values[self.metric], -values.get("loss", 0.0)
 
     @property
+    def num_rows(self) -> int:
+        """Number of the run's rows, those to select by included."""
+        return self.train_rows + self.selection_rows
+
+    @property
     def dev_split(self) -> str:
         """Name of the first dev split."""
         return next(name for name in self.scores if name != "selection")
@@ -128,15 +124,13 @@ class RunOutcome(_Stored):
 
 
 class Run(_Stored):
-    """One line: a run with either its outcome or its error.
+    """One line: a run with either its outcome or the message of the error that ended it.
 
     Attributes:
         key: digest of the options; runs with equal keys are the same run.
         part: part of the study that asked for the run first.
         options: options of `training.fit`, as the study states them.
         command: command that repeats the run.
-        error: message of the error that ended the run.
-        outcome: scores and cost of a finished run.
     """
 
     key: str
@@ -165,7 +159,7 @@ def run_key(options: Mapping[str, Any]) -> str:
     """
     stated = {name: value for name, value in options.items() if name not in _NOT_PART_OF_A_RUN}
     text = json.dumps(stated, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def read_runs(path: Path) -> dict[str, Run]:

@@ -5,9 +5,12 @@ The tests are scipy's. `training.study.tables` shows the comparisons.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from training.options import shared_fields
 from training.study.aggregates import MAIN, Cell
 
 FEWEST_SEEDS = 3
@@ -48,10 +51,10 @@ def compare_parts(cells: Sequence[Cell]) -> dict[str, list[Comparison]]:
     A part without its own reference on a task is compared with the main part's reference, because
     equal seeds mean equal rows.
     """
-    parts: dict[str, list[Cell]] = {}
+    parts: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
-        parts.setdefault(cell.part, []).append(cell)
-    found = {part: compare(of_part, parts.get(MAIN, [])) for part, of_part in parts.items()}
+        parts[cell.part].append(cell)
+    found = {part: compare(of_part, parts.get(MAIN, ())) for part, of_part in parts.items()}
     return {part: comparisons for part, comparisons in found.items() if comparisons}
 
 
@@ -92,11 +95,7 @@ def _compare(cell: Cell, differences: Sequence[float]) -> Comparison:
         low, high = map(float, test.confidence_interval(0.95))
         p = float(test.pvalue)
     return Comparison(
-        part=cell.part,
-        backbone=cell.backbone,
-        task=cell.task,
-        train_rows=cell.train_rows,
-        method=cell.method,
+        **shared_fields(cell, Comparison),
         seeds=len(differences),
         difference=float(np.mean(differences)),
         low=low,
@@ -109,18 +108,16 @@ def _compare(cell: Cell, differences: Sequence[float]) -> Comparison:
 
 def sign_flip(differences: Sequence[float]) -> float:
     """Return the exact two-sided p: the share of sign patterns with a sum as far from 0."""
-    import numpy as np
     from scipy import stats
 
-    return float(
-        stats.permutation_test(
-            (differences,),
-            lambda values, axis: np.abs(np.sum(values, axis=axis)),
-            permutation_type="samples",
-            alternative="greater",
-            n_resamples=np.inf,
-        ).pvalue
+    test = stats.permutation_test(
+        (differences,),
+        lambda values, axis: abs(values.sum(axis=axis)),
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=math.inf,
     )
+    return float(test.pvalue)
 
 
 def holm(values: Sequence[float]) -> list[float]:

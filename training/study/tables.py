@@ -10,6 +10,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,7 @@ def sized_cells(cells: Sequence[Cell]) -> list[Cell]:
 def scores_section(cells: Sequence[Cell], words: str) -> str:
     """Write the scores of each part by train size, by layer, or by strategy and task.
 
-    Args:
-        cells: cells of one backbone.
-        words: words at the end of each heading.
+    Here and in the other sections, all cells are of one backbone and `words` end each heading.
     """
     with_sizes, main = sized_cells(cells), main_cells(cells)
     sections = []
@@ -75,7 +74,7 @@ def scores_section(cells: Sequence[Cell], words: str) -> str:
                 methods = _methods(of_task)
                 whole = [c for c in lent if c.task == task and c.method in methods]
                 sections.append(f"{title}: {task}\n\n{sizes_table([*of_task, *whole])}")
-        elif len(rules := {rule_of(cell.method) for cell in of_part}) == 1 and None not in rules:
+        elif len(rules := {layers_of(c.method)[0] for c in of_part}) == 1 and None not in rules:
             whole = [cell for cell in lent if cell.method in rules]
             sections.append(f"{title}\n\n{layers_table(of_part, whole)}")
         else:
@@ -174,8 +173,8 @@ def methods_table(cells: Sequence[Cell]) -> str:
 
 def sizes_table(cells: Sequence[Cell]) -> str:
     """Write one row per method and one column per train size; cells of one task."""
-    columns = {size: f"{size:,} rows" for size in sorted({cell.num_rows for cell in cells})}
-    return _scores_table(cells, columns, lambda cell: cell.num_rows)
+    columns = {size: f"{size:,} rows" for size in sorted({cell.first.num_rows for cell in cells})}
+    return _scores_table(cells, columns, lambda cell: cell.first.num_rows)
 
 
 def _scores_table(
@@ -201,36 +200,25 @@ def _metrics(cells: Iterable[Cell]) -> dict[str, str]:
     return {cell.task: cell.first.metric for cell in cells}
 
 
-def layers_of(method: str) -> tuple[str, frozenset[int]] | None:
+def layers_of(method: str) -> tuple[str | None, frozenset[int]]:
     """Return the rule and the layers of `bitfit@2`, or of a union like `bitfit@0-1+bitfit@3-5`.
 
-    Returns:
-        None for a method that isn't one rule on some layers.
+    Another method, which is not one rule on some layers, has the rule None and no layers.
     """
-    rules, layers = set(), set()
-    for part in method.split("+"):
-        found = _LAYERS.fullmatch(part)
-        if found is None:
-            return None
-        rules.add(found[1])
-        layers |= set(range(int(found[2]), int(found[3] or found[2]) + 1))
-    return (rules.pop(), frozenset(layers)) if len(rules) == 1 else None
-
-
-def rule_of(method: str) -> str | None:
-    """Return the rule of a method that is one rule on some layers: "bitfit" of `bitfit@2`."""
-    known = layers_of(method)
-    return known and known[0]
+    found = [_LAYERS.fullmatch(part) for part in method.split("+")]
+    rules = {part and part[1] for part in found}
+    if None in rules or len(rules) > 1:
+        return None, frozenset()
+    spans = (range(int(part[2]), int(part[3] or part[2]) + 1) for part in found if part)
+    return rules.pop(), frozenset(chain.from_iterable(spans))
 
 
 def layers_table(cells: Sequence[Cell], whole: Sequence[Cell]) -> str:
     """Write one row per layer and two columns per task: that layer alone, all other layers.
 
-    Args:
-        cells: cells of strategies with layers that `layers_of` knows.
-        whole: cells of the same rule on all layers, for the last row.
+    The last row has the cells of the same rule on all layers, `whole`.
     """
-    found = {(cell.task, known[1]): cell for cell in cells if (known := layers_of(cell.method))}
+    found = {(cell.task, layers_of(cell.method)[1]): cell for cell in cells}
     metrics = _metrics(cells)
     every = frozenset[int]().union(*(layers for _, layers in found))
     rows = []
@@ -255,7 +243,7 @@ def rows_table(cells: Sequence[Cell]) -> str:
         drawn = re.sub(r"drawn with seed \d+", "drawn with the run's seed", first.data_note)
         notes = "; ".join(filter(None, (drawn, dev.note))) or "the published sets"
         numbers = (f"{number:,}" for number in (first.train_rows, first.selection_rows, dev.rows))
-        lines.setdefault((cell.task, cell.num_rows), [cell.task, *numbers, notes])
+        lines.setdefault((cell.task, first.num_rows), [cell.task, *numbers, notes])
     return markdown_table(["task", "train", "selection", "dev", "note"], lines.values())
 
 
@@ -340,13 +328,20 @@ def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
     best: dict[tuple[str, str, str], Record] = {}
     for record in sorted(earlier, key=lambda record: -float(record["mean"])):
         best.setdefault((record["task"], record["strategy"], record["train_rows"]), record)
-    ours = _matching_earlier(cells)
+    # For all rows the main part takes precedence. If no cell has all rows, a cell of the parts
+    # `main` and `zoo`, which may be a sample, stands for them.
+    main = main_cells(cells)
+    ours: dict[tuple[str, str, str], Cell] = {}
+    for cell in (*(cell for cell in main if cell.train_rows is None), *cells):
+        ours.setdefault((cell.task, cell.method, str(cell.train_rows or "")), cell)
+    for cell in (*main, *(cell for cell in cells if cell.part == ZOO)):
+        ours.setdefault((cell.task, cell.method, ""), cell)
     rows = []
     # By task, all rows first, then by size and method.
     for task, strategy, size in sorted(
         best, key=lambda setting: (setting[0], float(setting[2] or -1), method_order(setting[1]))
     ):
-        record, cell = best[task, strategy, size], ours.get((task, strategy, size))
+        record, match = best[task, strategy, size], ours.get((task, strategy, size))
         rows.append(
             [
                 task,
@@ -354,27 +349,13 @@ def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
                 f"{int(size):,}" if size else "all",
                 f"{float(record['mean']):.3f} ± {float(record['spread']):.3f}",
                 f"{float(record['learning_rate']):g}",
-                *((score(cell), f"{cell.rate:g}", f"{cell.num_rows:,}") if cell else [_NONE] * 3),
+                score(match),
+                f"{match.rate:g}" if match else _NONE,
+                f"{match.first.num_rows:,}" if match else _NONE,
             ]
         )
     head = ["task", "strategy", "rows", "earlier study", "its rate"]
     return markdown_table([*head, "this study", "its rate", "its rows"], rows)
-
-
-def _matching_earlier(cells: Sequence[Cell]) -> dict[tuple[str, str, str], Cell]:
-    """Return this study's cells by task, method and requested rows ("": all).
-
-    For all rows the main part takes precedence. If no cell has all rows, a cell of the parts `main`
-    and `zoo`, which may be a sample, stands for them.
-    """
-    whole = [cell for part in (MAIN, ZOO) for cell in cells if cell.part == part]
-    first = [cell for cell in main_cells(cells) if cell.train_rows is None]
-    found: dict[tuple[str, str, str], Cell] = {}
-    for cell in (*first, *cells):
-        found.setdefault((cell.task, cell.method, str(cell.train_rows or "")), cell)
-    for cell in whole:
-        found.setdefault((cell.task, cell.method, ""), cell)
-    return found
 
 
 def read_earlier(path: Path) -> list[dict[str, str]]:
@@ -390,8 +371,7 @@ def csv_text(records: Sequence[Record]) -> str:
     writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
     writer.writeheader()
     for record in records:
-        values = (f"{v:.6g}" if isinstance(v, float) else v for v in record.values())
-        writer.writerow(dict(zip(record, values, strict=True)))
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()})
     return out.getvalue()
 
 
@@ -411,7 +391,7 @@ def cell_facts(cell: Cell) -> dict[str, Any]:
         "seconds": cell.cost.seconds,
         "cpu_seconds": cell.cost.cpu_seconds,
         "peak_bytes": cell.cost.peak_bytes,
-        "command": next(iter(cell.runs.values())).command,
+        "command": cell.command,
     }
 
 

@@ -126,8 +126,7 @@ def test_times_are_given_by_machine() -> None:
     ]
     record = tables.cell_record(cells[0])
     assert (record["machine"], record["seconds"]) == ("fast, 4 threads", 1.0)
-    assert figures._time_measure(cells)[0] == "training time, s, slow"
-    assert figures._time_measure(cells)[1](cells[0]) == 8.0
+    assert figures._times(cells) == ("training time, s, slow", [8.0])
 
 
 def test_seeds_that_every_rate_has_decide() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.training.study.test_aggregates import run_of
 from training.study.aggregates import make_cells
-from training.study.tables import layers_of, layers_table, rule_of
+from training.study.tables import layers_of, layers_table
 
 
 @pytest.mark.parametrize(
@@ -19,18 +19,14 @@ from training.study.tables import layers_of, layers_table, rule_of
     ],
 )
 def test_layers_are_read_from_the_name(method: str, layers: set[int]) -> None:
-    found = layers_of(method)
-    assert found is not None
-    assert found[1] == layers
-    assert rule_of(method) == method.partition("@")[0]
+    assert layers_of(method) == (method.partition("@")[0], layers)
 
 
 @pytest.mark.parametrize(
     "method", ["bitfit", "bitfit@0+layernorm@1", "bitfit@0+head", "initbias+bitfit@0"]
 )
 def test_other_methods_are_no_single_rule_on_layers(method: str) -> None:
-    assert layers_of(method) is None
-    assert rule_of(method) is None
+    assert layers_of(method) == (None, set())
 
 
 def test_a_layer_stands_beside_all_other_layers_and_missing_cells_are_empty() -> None:
