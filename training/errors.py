@@ -15,14 +15,9 @@ _MAX_LISTED = 20
 
 
 def run_command(command: Callable[[], int], interrupted: str = "stopped") -> int:
-    """Run a command and turn its errors into messages on standard error.
+    """Run a command, turn its errors into messages on standard error, and return the exit code.
 
-    Args:
-        command: parses the arguments, does the work and returns the exit code.
-        interrupted: message after Ctrl-C.
-
-    Returns:
-        The exit code: the command's own, 1 after an error, 2 after misuse, 130 after Ctrl-C.
+    That is the command's own, 1 after an error, 2 after misuse, 130 after Ctrl-C (`interrupted`).
     """
     try:
         return command()
@@ -63,13 +58,9 @@ class TaskError(TrainingError):
 
 
 class DataError(TrainingError):
-    """Rows can't be used; none of them is.
+    """Rows can't be used; none of them is. Rows are counted from 1, without the header.
 
-    Attributes:
-        problem: what is wrong, what is allowed, what to do next.
-        path: file or folder, or the name of a data set's split; None for rows from elsewhere.
-        row: 1-based number of the wrong row without the header; None if no single row is wrong.
-        column: the wrong column, or None.
+    `path` is a file or folder, or the name of a data set's split; None for rows from elsewhere.
     """
 
     def __init__(

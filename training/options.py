@@ -33,17 +33,13 @@ def _known_reinit(text: str) -> str:
     return text
 
 
-# Options of custom tasks: the source of rows that each belongs to, and those that are required.
+# Options of custom tasks: those that are required, and the source of rows that each belongs to.
+_NEEDED = ("text_columns", "label_column", "name")
 _GOES_WITH = {
     "validation_file": ("train_file",),
-    "train_split": ("dataset",),
-    "validation_split": ("dataset",),
-    "text_columns": ("train_file", "dataset"),
-    "label_column": ("train_file", "dataset"),
-    "name": ("train_file", "dataset"),
-    "kind": ("train_file", "dataset"),
+    **dict.fromkeys(("train_split", "validation_split"), ("dataset",)),
+    **dict.fromkeys((*_NEEDED, "kind"), ("train_file", "dataset")),
 }
-_NEEDED = ("text_columns", "label_column", "name")
 
 
 def flag_of(option: str) -> str:
@@ -185,9 +181,7 @@ class FitConfig(BaseModel):
 def default_epochs(train_rows: int, *, head_only: bool = False) -> float:
     """Return the passes over the train rows if the user names none.
 
-    Args:
-        train_rows: number of train rows.
-        head_only: True if only a head trains, on cached features.
+    `head_only` means that only a head trains, on cached features.
     """
     if head_only:
         return float(_HEAD_EPOCHS)
@@ -195,11 +189,6 @@ def default_epochs(train_rows: int, *, head_only: bool = False) -> float:
 
 
 def shared_fields(source: Any, target: Any) -> dict[str, Any]:
-    """Return the attributes of `source` that are fields of `target`, by name.
-
-    Args:
-        source: a model or dataclass instance.
-        target: a model class or dataclass.
-    """
+    """Return the attributes of `source` that are fields of `target`, a model or dataclass."""
     names = getattr(target, "model_fields", None) or target.__dataclass_fields__
     return {name: getattr(source, name) for name in names if hasattr(source, name)}

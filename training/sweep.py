@@ -130,7 +130,7 @@ def describe(planned: Sequence[PlannedRun], finished: Mapping[str, Run], workers
     lines, left, missing = [], 0.0, 0
     for run in planned:
         made, chosen = run.find(finished), run.chosen(finished)
-        rates = [chosen] if chosen else [rate for rate, _ in run.rate.candidates]
+        rates = [chosen] if chosen else list(run.rates)
         rate = ("best of " if len(rates) > 1 else "") + ", ".join(map("{:g}".format, rates))
         seconds = estimate.seconds(run.options)
         if made is None:

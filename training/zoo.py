@@ -14,31 +14,19 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import deltas
 from training.data.tasks import TASKS
 from training.errors import DataError, run_command
-from training.study.results import Run, RunOutcome, read_runs
+from training.study.results import Run, read_runs
 from training.sweep import RUNS, WORK
 
 if TYPE_CHECKING:
     from deltas.manifest import Manifest
 
 STRATEGIES = ("bitfit", "layernorm", "random:0.001", "head")
-
-
-@dataclass(frozen=True)
-class ZooChoice:
-    """The best run of a task and strategy, if one counts, and its checked delta, if it was kept."""
-
-    task: str
-    strategy: str
-    run: Run | None = None
-    folder: Path | None = None
-    source: Path | None = None
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m training.zoo") -> int:
@@ -57,68 +45,21 @@ def _fill_zoo(arguments: Sequence[str] | None, prog: str) -> int:
     add("--work", type=Path, nargs="+", default=[WORK], help=f"kept deltas (default: {WORK})")
     add("--zoo", type=Path, help="folder to write into (default: the shipped zoo)")
     options = parser.parse_args(arguments)
-    runs = [run for path in options.results for run in read_runs(path).values()]
-    zoo = options.zoo or deltas.zoo_path()
-    for choice in choose(runs, options.work):
-        sys.stdout.write(f"{choice.task} {choice.strategy}: {ship(choice, zoo)}\n")
+    best = choose(run for path in options.results for run in read_runs(path).values())
+    # Every kept delta is checked before the first one is shipped.
+    kept = {cell: _kept(run, cell, options.work) for cell, run in best.items()}
+    for cell in itertools.product(TASKS, STRATEGIES):
+        target = deltas.delta_path(options.zoo or deltas.zoo_path(), deltas.DEFAULT_BACKBONE, *cell)
+        done = ship(best.get(cell), kept.get(cell), target, options.work[0])
+        sys.stdout.write(f"{' '.join(cell)}: {done}\n")
     return 0
 
 
-def choose(runs: Iterable[Run], work: Sequence[Path]) -> list[ZooChoice]:
-    """Choose the best run of each task and strategy, with its delta if that was kept.
+def choose(runs: Iterable[Run]) -> dict[tuple[str, str], Run]:
+    """Return the best run of each task and strategy that has a run that counts.
 
-    Args:
-        runs: finished and failed runs.
-        work: folders that hold `<key of a run>/<backbone>/<task>/<strategy>.safetensors`.
-
-    Raises:
-        DeltaError: a kept delta is damaged.
-        DataError: a kept delta does not belong to its line.
+    Such a run has the default backbone, and as many real rows as the task's largest run.
     """
-    best: dict[tuple[str, str], tuple[Run, RunOutcome]] = {}
-    for run, outcome in _counting(runs):
-        cell = outcome.task, outcome.strategy
-        if cell not in best or outcome.selection_score > best[cell][1].selection_score:
-            best[cell] = run, outcome
-    choices = []
-    for cell in itertools.product(TASKS, STRATEGIES):
-        if cell in best:
-            run, outcome = best[cell]
-            folders = [folder / run.key for folder in work]
-            choices.append(ZooChoice(*cell, run, folders[0], _kept(run, outcome, folders)))
-        else:
-            choices.append(ZooChoice(*cell))
-    return choices
-
-
-def ship(choice: ZooChoice, zoo: Path) -> str:
-    """Copy a chosen delta into the zoo and write its model card; returns what was done.
-
-    Both files are written whole or not at all.
-    """
-    from deltas.format import write_atomically
-    from deltas.publish.card import card_path, render_card
-
-    target = deltas.delta_path(zoo, deltas.DEFAULT_BACKBONE, choice.task, choice.strategy)
-    if choice.run is None or choice.source is None:
-        left = f"kept the shipped one ({_score(target)})" if target.exists() else "none in the zoo"
-        if choice.run is None:
-            return f"{left}; no finished run that counts"
-        if target.exists() and _is_of(choice.run, deltas.read_manifest(target)[0]):
-            return f"the shipped one is the best run's ({_score(target)})"
-        return (
-            f"{left}; the delta of the best run is missing, repeat the run: {choice.run.command} "
-            f"--out {choice.folder}"
-        )
-    before = f", instead of {_score(target)}" if target.exists() else ""
-    write_atomically(target, choice.source.read_bytes())
-    write_atomically(card_path(target), render_card(target).encode())
-    rate, seed = choice.run.options["lr"], choice.run.options["seed"]
-    return f"rate {rate:g}, seed {seed}: {_score(target)}{before}"
-
-
-def _counting(runs: Iterable[Run]) -> list[tuple[Run, RunOutcome]]:
-    """Return runs of the default backbone on as many real rows as the task's largest run."""
     real = [
         (run, run.outcome)
         for run in runs
@@ -129,13 +70,52 @@ def _counting(runs: Iterable[Run]) -> list[tuple[Run, RunOutcome]]:
     most = Counter[str]()
     for _, outcome in real:
         most |= {outcome.task: outcome.num_rows}  # the union of counters keeps the larger number
-    return [(run, outcome) for run, outcome in real if outcome.num_rows == most[outcome.task]]
+    best: dict[tuple[str, str], Run] = {}
+    for run, outcome in sorted(real, key=lambda pair: pair[1].selection_score, reverse=True):
+        if outcome.num_rows == most[outcome.task] and outcome.strategy in STRATEGIES:
+            best.setdefault((outcome.task, outcome.strategy), run)
+    return best
 
 
-def _kept(run: Run, outcome: RunOutcome, folders: Iterable[Path]) -> Path | None:
-    """Return the checked delta that a run left, if it was kept."""
-    for folder in folders:
-        path = deltas.delta_path(folder, outcome.backbone, outcome.task, outcome.strategy)
+def ship(run: Run | None, source: Path | None, target: Path, folder: Path) -> str:
+    """Copy the best run's delta into the zoo and write its model card; returns what was done.
+
+    Both files are written whole or not at all.
+
+    Args:
+        run: the best run; None if no finished run counts.
+        source: file of its delta; None if that was not kept.
+        target: file of the zoo.
+        folder: folder for the delta of a repeated run.
+    """
+    from deltas.format import write_atomically
+    from deltas.publish.card import card_path, render_card
+
+    if run is None or source is None:
+        left = f"kept the shipped one ({_score(target)})" if target.exists() else "none in the zoo"
+        if run is None:
+            return f"{left}; no finished run that counts"
+        if target.exists() and _is_of(run, deltas.read_manifest(target)[0]):
+            return f"the shipped one is the best run's ({_score(target)})"
+        return (
+            f"{left}; the delta of the best run is missing, repeat the run: {run.command} "
+            f"--out {folder / run.key}"
+        )
+    before = f", instead of {_score(target)}" if target.exists() else ""
+    write_atomically(target, source.read_bytes())
+    write_atomically(card_path(target), render_card(target).encode())
+    return f"rate {run.options['lr']:g}, seed {run.options['seed']}: {_score(target)}{before}"
+
+
+def _kept(run: Run, cell: tuple[str, str], work: Iterable[Path]) -> Path | None:
+    """Return the delta that a run left, if it was kept.
+
+    Raises:
+        DeltaError: the delta is damaged.
+        DataError: the delta does not belong to the run.
+    """
+    for folder in work:
+        path = deltas.delta_path(folder / run.key, deltas.DEFAULT_BACKBONE, *cell)
         if path.exists():
             if not _is_of(run, deltas.read_delta(path).manifest):
                 raise DataError(

@@ -110,7 +110,7 @@ class Ours:
 
     def run(self, epochs: int) -> None:
         self._start()
-        self.model.cache_features(self._split.rows)
+        self.model.cache.fill(self._split.rows)
         for _ in range(epochs):
             self.epoch()
 

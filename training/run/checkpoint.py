@@ -41,13 +41,7 @@ def save_state(
 ) -> None:
     """Write a checkpoint atomically.
 
-    Args:
-        path: file to write.
-        step: last finished step.
-        parameters: trained values by name.
-        optimizer: AdamW over the parameters.
-        best: best state so far.
-        stale: evaluations since the best one.
+    `step` is the last finished step, `stale` the number of evaluations since the best one.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in parameters.items():

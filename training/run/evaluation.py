@@ -35,26 +35,16 @@ _SCALE_FLOOR = 1e-3
 _WORST_ERROR = float(np.finfo(np.float32).max)
 
 
-def _accuracy(predictions: Numbers, references: Numbers) -> float:
-    # For multi-label rows this is the share of rows in which every label is right.
-    return float(sklearn_metrics.accuracy_score(references, predictions))
+def _score(score: Callable[..., Any], predictions: Numbers, references: Numbers) -> float:
+    return float(score(references, predictions))
 
 
-def _f1(predictions: Numbers, references: Numbers) -> float:
-    # The positive class is code 1, as in GLUE's own scorer.
-    return float(sklearn_metrics.f1_score(references, predictions, pos_label=1, zero_division=0.0))
-
-
-def _average_f1(average: str, predictions: Numbers, references: Numbers) -> float:
+def _f1(average: str, predictions: Numbers, references: Numbers) -> float:
     if references.ndim == 2 and references.shape[1] == 1:
         # scikit-learn would take a single column of 0 and 1 for two classes.
-        return _f1(predictions[:, 0], references[:, 0])
+        predictions, references, average = predictions[:, 0], references[:, 0], "binary"
     score = sklearn_metrics.f1_score(references, predictions, average=average, zero_division=0.0)
     return float(score)
-
-
-def _matthews(predictions: Numbers, references: Numbers) -> float:
-    return float(sklearn_metrics.matthews_corrcoef(references, predictions))
 
 
 def _correlation(correlate: Callable[..., Any], predictions: Numbers, references: Numbers) -> float:
@@ -69,11 +59,12 @@ def _mse(predictions: Numbers, references: Numbers) -> float:
 
 
 METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "macro_f1": partial(_average_f1, "macro"),
-    "micro_f1": partial(_average_f1, "micro"),
-    "matthews": _matthews,
+    # For multi-label rows this is the share of rows in which every label is right.
+    "accuracy": partial(_score, sklearn_metrics.accuracy_score),
+    "f1": partial(_f1, "binary"),  # of code 1, as in GLUE's own scorer
+    "macro_f1": partial(_f1, "macro"),
+    "micro_f1": partial(_f1, "micro"),
+    "matthews": partial(_score, sklearn_metrics.matthews_corrcoef),
     "pearson": partial(_correlation, stats.pearsonr),
     "spearman": partial(_correlation, stats.spearmanr),
     "mse": _mse,
@@ -83,16 +74,12 @@ METRICS: dict[str, Callable[[Numbers, Numbers], float]] = {
 def compute_metrics(
     names: Sequence[str], predictions: Numbers, references: Numbers
 ) -> dict[str, float]:
-    """Compute metrics of predictions against references.
+    """Compute a finite number for each name in `METRICS`, in the given order.
 
     Args:
         names: keys of `METRICS`.
-        predictions: int [R] label codes, float [R] values, or int [R, C] of 0 and 1 for multi-label
-            tasks.
+        predictions: answers as `decisions` returns them.
         references: expected answers, same shape.
-
-    Returns:
-        One finite number for each name, in the order of `names`.
 
     Raises:
         ConfigError: a name is unknown, the shapes differ, or there are no rows.
@@ -114,13 +101,7 @@ def compute_metrics(
 def metrics_by_label(
     labels: Sequence[str], predictions: Numbers, references: Numbers
 ) -> dict[str, LabelMetrics]:
-    """Compute rows, precision, recall and F1 of each label.
-
-    Args:
-        labels: label names in the order of their codes.
-        predictions: int [R] label codes, or int [R, C] of 0 and 1.
-        references: expected answers, same shape.
-    """
+    """Compute rows, precision, recall and F1 of each label; labels are in the order of codes."""
     columns = sklearn_metrics.precision_recall_fscore_support(
         references, predictions, labels=list(range(len(labels))), zero_division=0.0
     )
@@ -148,7 +129,7 @@ def predict(model: TaskModel, rows: Sequence[TokenizedRow]) -> Tensor:
 
     Several processes share the work; each of them gets the logits of all rows.
     """
-    answers = torch.zeros(len(rows), len(model.head_bias))
+    answers = torch.zeros(len(rows), len(model.head[1]))
     for positions in distributed.shard(list(length_batches(rows, _BATCH_TOKENS))):
         answers[positions] = model.logits([rows[index] for index in positions]).cpu()
     return distributed.all_reduce(answers)

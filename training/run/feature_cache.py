@@ -31,10 +31,6 @@ _Key = tuple[tuple[int, ...], tuple[int, ...]]
 def frozen_depth(names: Collection[str], config: EncoderConfig) -> int:
     """Return how deep the encoder is frozen below its lowest trained parameter.
 
-    Args:
-        names: Hugging Face names of the trained parameters.
-        config: the encoder's dimensions.
-
     Returns:
         k if the embeddings and the first k layers are frozen (0 also if the embeddings train), and
         the number of layers + 1 if the pooler is frozen, too.
@@ -48,19 +44,17 @@ def frozen_depth(names: Collection[str], config: EncoderConfig) -> int:
 
 
 class FeatureCache:
-    """Outputs of the frozen lower part of the encoder, by row.
-
-    Args:
-        config: the encoder's dimensions.
-        overlay: weights of the encoder; in the frozen part the backbone's weights.
-        depth: number from `frozen_depth`.
-        device: device to compute on.
-    """
+    """Outputs of the frozen lower part of the encoder, by row; `depth` is of `frozen_depth`."""
 
     def __init__(
-        self, config: EncoderConfig, overlay: Overlay, depth: int, device: torch.device
+        self,
+        config: EncoderConfig,
+        overlay: Overlay,
+        depth: int,
+        device: torch.device,
+        itemsize: int,
     ) -> None:
-        self.depth = depth
+        self.depth, self._itemsize = depth, itemsize
         self._config, self._overlay, self._device = config, overlay, device
         self._features: dict[_Key, Tensor] = {}
 
@@ -69,12 +63,12 @@ class FeatureCache:
         """True if nothing of the encoder trains."""
         return self.depth > self._config.num_layers
 
-    def fits(self, rows: Sequence[TokenizedRow], itemsize: int) -> bool:
+    def fits(self, rows: Sequence[TokenizedRow]) -> bool:
         """Return whether the features of these rows need at most 2 GiB."""
         vectors = sum(1 if self._is_per_position else row.num_tokens for row in rows)
-        return vectors * self._config.hidden_size * itemsize <= _MAX_BYTES
+        return vectors * self._config.hidden_size * self._itemsize <= _MAX_BYTES
 
-    def fill(self, rows: Sequence[TokenizedRow], itemsize: int) -> None:
+    def fill(self, rows: Sequence[TokenizedRow]) -> None:
         """Compute and keep the features of these rows, unless they need more than 2 GiB.
 
         The rows are computed together and always in the same order. A row's last bits depend on
@@ -82,7 +76,7 @@ class FeatureCache:
         """
         if not self.depth:
             return
-        if not self.fits(rows, itemsize):
+        if not self.fits(rows):
             logger.info("the frozen layers' outputs of %d rows are too large to keep", len(rows))
             return
         distinct = list({_key(row): row for row in rows}.values())

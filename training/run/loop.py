@@ -28,10 +28,9 @@ from training.run.task_model import Split, TaskModel, loss_sum, total_weight
 
 @dataclass
 class Progress:
-    """Progress of a run after a step.
+    """Progress of a run after a step, which is counted from 1.
 
     Attributes:
-        step: number of the step, counted from 1.
         loss: mean loss of the step's rows.
         metric: primary metric on the selection rows; None if the step was not evaluated.
         metrics: all metrics on the selection rows and "loss"; None if the step was not evaluated.
@@ -46,14 +45,6 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """The best state's metrics on the selection rows, and the number of steps taken."""
-
-    metrics: dict[str, float]
-    steps: int
-
-
 def train(
     model: TaskModel,
     task: Task,
@@ -63,14 +54,15 @@ def train(
     state_path: Path,
     report: Report,
     weights: Tensor | None = None,
-) -> FitResult:
+) -> tuple[dict[str, float], int]:
     """Train a model in place and leave it in its best state.
 
-    The best state has the highest primary metric on the selection rows.
+    The best state has the highest primary metric on the selection rows. Returns its metrics, and
+    the number of steps taken.
 
     Args:
         model: model to train.
-        task: kind and metrics.
+        task: task of the rows.
         splits: train rows, selection rows.
         config: options of the loop.
         state_path: file of the checkpoint; the caller removes it.
@@ -78,7 +70,7 @@ def train(
         weights: float32 [C], weight of each label's rows.
     """
     train_rows, selection_rows = splits
-    model.cache_features([*train_rows.rows, *selection_rows.rows])
+    model.cache.fill([*train_rows.rows, *selection_rows.rows])
     parameters = model.parameters
     optimizer = make_optimizer(model, config)
     first, best, stale = 0, BestState(_copies(parameters), {}), 0
@@ -95,7 +87,9 @@ def train(
         step = number
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate_factor(step, config)
-        torch.manual_seed(_dropout_seed(config.seed, step))
+        # Other processes draw other masks. CPUs use only the lowest 32 bits of a seed, so the rank
+        # can't stand above them.
+        torch.manual_seed(config.seed * 1_000_003 + step + distributed.rank() * 15_485_863)
         loss = train_batch(model, task, train_rows, positions, optimizer, config, weights)
         metric = metrics = None
         if step in evaluations:
@@ -112,7 +106,7 @@ def train(
     with torch.no_grad():
         for name, value in parameters.items():
             value.copy_(best.values[name])
-    return FitResult(best.metrics, step)
+    return best.metrics, step
 
 
 def make_optimizer(model: TaskModel, config: LoopConfig) -> torch.optim.Optimizer:
@@ -162,12 +156,6 @@ def train_batch(
     torch.nn.utils.clip_grad_norm_(model.parameters.values(), CLIP_NORM)
     optimizer.step()
     return float(distributed.all_reduce(loss_so_far))
-
-
-def _dropout_seed(seed: int, step: int) -> int:
-    """Return the seed of this process's dropout masks; other processes compute other rows."""
-    # CPUs use only the lowest 32 bits of a seed, so the rank can't stand above them.
-    return seed * 1_000_003 + step + distributed.rank() * 15_485_863
 
 
 def _copies(parameters: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,14 +11,13 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from deltas.backbone.backbone import Backbone
-from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
+from deltas.delta import Delta, Entry, SparseEntry
 from deltas.format import check_delta, read_delta
 from deltas.hardware import DTYPES, pick_device, pick_precision
 from deltas.manifest import InitialDelta
@@ -45,35 +44,28 @@ _HEAD_RATE = 1e-3
 _SCALE_ROWS = 64
 
 
-@dataclass(frozen=True)
-class StartingPoint:
-    """The delta of `--init-from`, and its description in the manifest."""
-
-    delta: Delta
-    facts: InitialDelta
-
-
-def read_starting_point(config: FitConfig, backbone: Backbone) -> StartingPoint | None:
-    """Read the delta of `--init-from`, if that option is given.
+def read_starting_point(
+    config: FitConfig, backbone: Backbone
+) -> tuple[Delta, InitialDelta] | tuple[None, None]:
+    """Read the delta of `--init-from`, if that option is given, and describe it for the manifest.
 
     Raises:
         DeltaError: the file is not a delta, or its delta belongs to another backbone.
     """
     path = config.init_from
     if path is None:
-        return None
+        return None, None
     if not path.is_file():
         raise ConfigError(f"--init-from {path}: no such file")
     delta = read_delta(path)
     check_delta(delta, backbone)
-    facts = InitialDelta(
+    return delta, InitialDelta(
         task=delta.manifest.task.name,
         strategy=delta.manifest.strategy.served_as,
         version=delta.version,
         digest=f"sha256:{file_digest(path)}",
         with_head=config.init_head,
     )
-    return StartingPoint(delta, facts)
 
 
 def file_digest(path: Path | None) -> str:
@@ -82,7 +74,7 @@ def file_digest(path: Path | None) -> str:
 
 
 def refuse_seen_rows(
-    start: StartingPoint | None, config: FitConfig, data: TaskData, splits: tuple[Split, Split]
+    start: Delta | None, config: FitConfig, data: TaskData, splits: tuple[Split, Split]
 ) -> None:
     """Refuse a starting point that was trained on this run's selection rows.
 
@@ -95,7 +87,7 @@ def refuse_seen_rows(
     """
     if start is None:
         return
-    task, facts = start.delta.manifest.task, start.delta.manifest.training
+    task, facts = start.manifest.task, start.manifest.training
     if task.name != data.task.name and facts.data_digest != data.digest:
         return
     train, selection = (len(split.rows) for split in splits)
@@ -113,16 +105,12 @@ def refuse_seen_rows(
 
 
 def make_task_model(
-    config: FitConfig, backbone: Backbone, split: Split, task: Task, start: StartingPoint | None
+    config: FitConfig, backbone: Backbone, split: Split, task: Task, start: Delta | None
 ) -> TaskModel:
-    """Make the model to train.
+    """Make the model to train on the train rows.
 
-    Args:
-        config: strategy, seed, precision, device.
-        backbone: backbone to train over, already re-initialised if `--reinit` says so.
-        split: train rows.
-        task: kind and labels.
-        start: delta whose values replace the backbone's.
+    The backbone is already re-initialised if `--reinit` says so; the values of `start` replace the
+    backbone's.
 
     Raises:
         ConfigError: the strategy selects nothing, or differs from that of the starting point.
@@ -144,9 +132,9 @@ def make_task_model(
     selection = grammar.select(config.freeze, shapes, config.seed, backbone.parameters, scores)
     entries = initial_entries(backbone, selection, device)
     if start is not None:
-        _copy_values(entries, selection, start.delta, config)
+        _copy_values(entries, selection, start, config)
         if config.init_head:
-            head = _initial_head_from(start.delta, task, output)
+            head = _initial_head_from(start, task, output)
     return TaskModel(backbone, entries, head, device, dtype, output)
 
 
@@ -195,9 +183,9 @@ def label_weights(config: FitConfig, task: Task, split: Split) -> Tensor | None:
 def loop_config(config: FitConfig, model: TaskModel, splits: tuple[Split, Split]) -> LoopConfig:
     """Resolve the options of the loop; defaults depend on the train rows and the head's input."""
     rows, selection = (split.rows for split in splits)
-    epochs = config.epochs or default_epochs(
-        len(rows), head_only=model.trains_head_only([*rows, *selection])
-    )
+    # The epochs of a head alone cost little if the pooled outputs of all rows can be cached.
+    head_only = model.cache.is_whole_encoder and model.cache.fits([*rows, *selection])
+    epochs = config.epochs or default_epochs(len(rows), head_only=head_only)
     rows_a_step = config.batch_size * config.accumulate
     steps = max(1, math.ceil(epochs * math.ceil(len(rows) / rows_a_step)))
     learning_rate = config.lr or grammar.default_learning_rate(config.freeze)
@@ -226,13 +214,8 @@ def _copy_values(
         ConfigError: the delta has another selection.
     """
     found = delta.entries
-    differing = sorted(set(entries) ^ set(found))
-    differing += [
-        name
-        for name in selection
-        if name in found and not _same_indices(selection[name], found[name])
-    ]
-    if differing:
+    other = {name for name in selection if not _same_indices(selection[name], found.get(name))}
+    if differing := sorted(other | (set(found) - set(selection))):
         strategy = delta.manifest.strategy
         raise ConfigError(
             f"--init-from {config.init_from}: its selection ({strategy.served_as}, seed "
@@ -244,11 +227,10 @@ def _copy_values(
         entry.values.copy_(found[name].values)
 
 
-def _same_indices(indices: Tensor | None, entry: Entry) -> bool:
-    if isinstance(entry, DenseEntry):
-        return indices is None
-    assert isinstance(entry, SparseEntry)
-    return indices is not None and torch.equal(indices, entry.indices)
+def _same_indices(indices: Tensor | None, entry: Entry | None) -> bool:
+    if isinstance(entry, SparseEntry):
+        return indices is not None and torch.equal(indices, entry.indices)
+    return indices is None and entry is not None
 
 
 def _initial_head_from(

@@ -19,15 +19,7 @@ _BUCKET_BATCHES = 32  # batches whose rows are sorted by length together
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Options of the loop, resolved to numbers; `training.options.FitConfig` explains them.
-
-    Attributes:
-        steps: optimiser steps in the whole run.
-        learning_rate: peak learning rate of the overlay.
-        head_learning_rate: peak learning rate of the head.
-        evals: evaluations in the whole run.
-        decay: course of the rate after the warm-up.
-    """
+    """Options of the loop, resolved to numbers; `training.options.FitConfig` explains them."""
 
     steps: int
     batch_size: int

@@ -18,7 +18,7 @@ from deltas.backbone.backbone import Backbone
 from deltas.backbone.tokenizer import TokenizedRow
 from deltas.delta import DenseEntry, Entry, SparseEntry
 from deltas.encoder.encoder import embed, pool, run_layers
-from deltas.encoder.packing import PackedBatch, pack
+from deltas.encoder.packing import pack
 from deltas.encoder.single_overlay import TrainableOverlay
 from deltas.encoder.window_attention import WindowAttention
 from training.run.feature_cache import FeatureCache, frozen_depth
@@ -43,17 +43,11 @@ class TaskModel:
 
     Args:
         backbone: the frozen encoder.
-        entries: entries of the overlay.
-        head: weight [C, H] and bias [C].
+        entries: entries of the overlay; their values, like the head, require gradients from now on.
+        head: weight [C, H] and bias [C], float32.
         device: device to compute on.
         dtype: precision of the frozen computation.
-        output: scale and shift of a regression.
-
-    Attributes:
-        entries: entries of the overlay; their values, like the head, require gradients.
-        head_weight: float32 [C, H].
-        head_bias: float32 [C].
-        scale: standard deviation of a regression's labels; 1 for other kinds.
+        output: scale and shift of a regression: standard deviation and mean of its labels.
     """
 
     def __init__(
@@ -65,69 +59,54 @@ class TaskModel:
         dtype: torch.dtype,
         output: tuple[float, float] = (1.0, 0.0),
     ) -> None:
-        self.entries = entries
-        self.head_weight, self.head_bias = (part.to(device).requires_grad_() for part in head)
+        weight, bias = (part.to(device).requires_grad_() for part in head)
+        self.entries, self.head = entries, (weight, bias)
         for entry in entries.values():
             entry.values.requires_grad_()
         self.scale, self._shift = output
         self._config = backbone.config
-        self._device, self._dtype = device, dtype
+        self._device = device
         self._overlay = TrainableOverlay(backbone, entries, device, dtype)
         depth = frozen_depth(entries, backbone.config)
-        self._cache = FeatureCache(backbone.config, self._overlay, depth, device)
-
-    @property
-    def head(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the head."""
-        return self.head_weight, self.head_bias
+        self.cache = FeatureCache(backbone.config, self._overlay, depth, device, dtype.itemsize)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
         """All trained tensors by name: the entries' values and the head."""
         named = {name: entry.values for name, entry in self.entries.items()}
-        return named | {"classifier.weight": self.head_weight, "classifier.bias": self.head_bias}
+        return named | dict(zip(("classifier.weight", "classifier.bias"), self.head, strict=True))
 
     def logits(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
         """Return float32 logits [R, C] in the order of the rows."""
         pooled = F.dropout(self.pooled(rows, dropout), dropout)
-        return F.linear(pooled, self.head_weight, self.head_bias) * self.scale + self._shift
+        return F.linear(pooled, *self.head) * self.scale + self._shift
 
     @torch.no_grad()
     def fold(self) -> None:
         """Fold scale and shift into the head, which gives the final answers from now on."""
-        self.head_weight *= self.scale
-        self.head_bias *= self.scale
-        self.head_bias += self._shift
+        weight, bias = self.head
+        weight *= self.scale
+        bias *= self.scale
+        bias += self._shift
         self.scale, self._shift = 1.0, 0.0
-
-    def cache_features(self, rows: Sequence[TokenizedRow]) -> None:
-        """Compute the frozen layers' outputs of rows that will be used in every epoch."""
-        self._cache.fill(rows, self._dtype.itemsize)
-
-    def trains_head_only(self, rows: Sequence[TokenizedRow]) -> bool:
-        """Return whether only the head trains and the pooled outputs of all rows can be cached."""
-        return self._cache.is_whole_encoder and self._cache.fits(rows, self._dtype.itemsize)
 
     def pooled(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
         """Return float32 pooled outputs [R, H] in the order of the rows.
 
         Dropout acts only in layers that train; the layers below are a fixed function of the row.
         """
-        if self._cache.is_whole_encoder:
-            return self._cache.pooled(rows).float()
+        if self.cache.is_whole_encoder:
+            return self.cache.pooled(rows).float()
         batch = pack([(row.input_ids, row.token_type_ids) for row in rows], self._device)
         self._overlay.refresh()
-        return self._encode(rows, batch, dropout).float()
-
-    def _encode(self, rows: Sequence[TokenizedRow], batch: PackedBatch, dropout: float) -> Tensor:
-        if self._cache.depth:
-            hidden = self._cache.hidden(rows, batch)
+        if self.cache.depth:
+            hidden = self.cache.hidden(rows, batch)
         else:
             hidden = embed(self._overlay, batch, dropout)
-        numbers = range(self._cache.depth, self._config.num_layers)
+        numbers = range(self.cache.depth, self._config.num_layers)
         attention = WindowAttention(batch, hidden.dtype)
         hidden = run_layers(self._config, self._overlay, batch, attention, hidden, numbers, dropout)
-        return pool(self._overlay, batch, hidden)
+        return pool(self._overlay, batch, hidden).float()
 
 
 def initial_entries(
@@ -153,16 +132,10 @@ def initial_head(outputs: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def balanced_weights(kind: str, labels: Tensor, num_labels: int) -> Tensor:
-    """Return label weights with which each label of a train set counts alike.
+    """Return weights, float32 [C], with which each label of a train set counts alike.
 
-    Args:
-        kind: "single_label" or "multi_label".
-        labels: int64 [R], or float32 [R, C] of 0 and 1.
-        num_labels: number of labels, C.
-
-    Returns:
-        float32 [C]. Single label: R / (C x rows of the label). Multi label: rows without the label
-        / rows with it, the weight of the label's presence.
+    Single label: R / (C x rows of the label). Multi label: rows without the label / rows with it,
+    the weight of the label's presence.
     """
     if kind == "multi_label":
         present = labels.sum(0)
@@ -191,7 +164,7 @@ def loss_sum(
     Args:
         kind: the task's kind.
         logits: float32 [R, C].
-        labels: int64 [R], float32 [R, C] of 0 and 1, or float32 [R] (regression).
+        labels: labels of the rows, see `Split`.
         scale: unit of squared errors; makes a learning rate suit labels of any range.
         weights: float32 [C], see `balanced_weights`.
         smoothing: share of each label that is spread over all labels (Szegedy et al. 2016,

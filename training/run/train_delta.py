@@ -40,7 +40,7 @@ from training.options import FitConfig, shared_fields
 from training.run import distributed
 from training.run.checkpoint import state_notes, state_path
 from training.run.evaluation import score_split
-from training.run.loop import FitResult, Progress, Report, train
+from training.run.loop import Progress, Report, train
 from training.run.prepare import (
     file_digest,
     label_weights,
@@ -79,9 +79,11 @@ def train_delta(
     data = _load_rows(config)
     backbone = load_backbone(config.backbone)
     spec = _task_spec(config, data, backbone)
-    path = _new_file(config, delta_path(config.out, backbone.ref.id, spec.name, strategy.served_as))
+    path = delta_path(config.out, backbone.ref.id, spec.name, strategy.served_as)
+    if path.exists() and not config.overwrite:
+        raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
     state = _state_file(path, config, data, backbone)
-    start = read_starting_point(config, backbone)
+    start, start_facts = read_starting_point(config, backbone)
     initial = reinitialise(backbone, config.reinit, config.seed)
     splits = _cut(config, spec, backbone, data)
     refuse_seen_rows(start, config, data, splits)
@@ -89,18 +91,16 @@ def train_delta(
     _check_writable(path.parent)
     loop = loop_config(config, model, splits)
     started = time.monotonic()
-    result = _train(config, data, model, splits, loop, state, report)
+    values, steps = _train(config, data, model, splits, loop, state, report)
     model.fold()
     trained = entries_over(backbone, initial, config.reinit, model.entries)
     entries = {name: _detached(entry) for name, entry in trained.items()}
     weight, bias = (part.detach().cpu() for part in model.head)
-    selection = SplitMetrics(rows=len(splits[1].rows), values=result.metrics)
+    selection = SplitMetrics(rows=len(splits[1].rows), values=values)
     metrics = {"selection": selection} | _validate(model, spec, backbone, data)
     seconds = round(time.monotonic() - started, 1)
-    known = _training_facts(config, data, splits, loop, result.steps)
-    facts = TrainingFacts(
-        **known, duration_s=seconds, command=command, init_from=start and start.facts
-    )
+    known = _training_facts(config, data, splits, loop, steps)
+    facts = TrainingFacts(**known, duration_s=seconds, command=command, init_from=start_facts)
     manifest = Manifest(
         backbone=backbone.ref,
         task=spec,
@@ -153,12 +153,6 @@ def _task_spec(config: FitConfig, data: TaskData, backbone: Backbone) -> TaskSpe
             f"--max-length {config.max_length}: the backbone has positions for {longest} tokens"
         )
     return TaskSpec(max_length=config.max_length, **shared_fields(data.task, TaskSpec))
-
-
-def _new_file(config: FitConfig, path: Path) -> Path:
-    if path.exists() and not config.overwrite:
-        raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
-    return path
 
 
 def _state_file(path: Path, config: FitConfig, data: TaskData, backbone: Backbone) -> Path:
@@ -217,7 +211,7 @@ def _train(
     loop: LoopConfig,
     state: Path,
     report: Report | None,
-) -> FitResult:
+) -> tuple[dict[str, float], int]:
     """Run the loop; rank 0 shows a progress bar if there is no `report`."""
     reports: AbstractContextManager[Report]
     task, weights = data.task, label_weights(config, data.task, splits[0])
@@ -233,13 +227,7 @@ def _train(
 
 @contextmanager
 def progress_bar(steps: int, title: str, metric: str) -> Iterator[Report]:
-    """Show loss, best metric and time left on standard error while the block runs.
-
-    Args:
-        steps: steps in the whole run.
-        title: text before the bar.
-        metric: name of the primary metric.
-    """
+    """Show loss, best metric and time left on standard error while the block runs."""
     loss, best = math.nan, -math.inf
     with tqdm(total=steps, desc=title, unit="step", file=sys.stderr, mininterval=0.5) as bar:
 
@@ -268,12 +256,11 @@ def _validate(
     model: TaskModel, spec: TaskSpec, backbone: Backbone, data: TaskData
 ) -> dict[str, SplitMetrics]:
     """Evaluate the selected state on the validation splits, which nothing has used before."""
-    custom, notes = data.task.name not in TASKS, data.validation_notes
-    splits = {name: _tokenized(spec, backbone, rows) for name, rows in data.validation.items()}
-    return {
-        name: score_split(model, data.task, split, notes.get(name, ""), by_label=custom)
-        for name, split in splits.items()
-    }
+    custom, scores = data.task.name not in TASKS, {}
+    for name, rows in data.validation.items():
+        split, note = _tokenized(spec, backbone, rows), data.validation_notes.get(name, "")
+        scores[name] = score_split(model, data.task, split, note, by_label=custom)
+    return scores
 
 
 def _training_facts(

@@ -7,7 +7,8 @@ Needs matplotlib: `pip install -c constraints.txt -e '.[report]'`. Cells are mad
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +37,9 @@ _STYLE: Any = {
 }
 _WIDTH, _HEIGHT = 3.4, 2.8  # size of one panel in inches
 _MAX_COLUMNS = 3  # panels side by side; more would be too small to read on a page
+# Columns of a run's history with the titles of their axes.
+_LOSSES = {"train_loss": "training loss", "loss": "selection loss"}
+_METRIC = {"metric": "{metric}, selection rows"}
 # Points of one size are shifted a little to the right of each other, so that all can be seen.
 _SHIFT = 1.04
 
@@ -56,8 +60,8 @@ def draw(
         figures = {
             "scores": lambda: _by_task(main, _bars),
             "spread": lambda: _by_task(main, _boxes),
-            "losses": lambda: _by_task(main, _loss_lines, rows=2),
-            "metric": lambda: _by_task(main, _metric_lines),
+            "losses": lambda: _by_task(main, partial(_histories, columns=_LOSSES), rows=2),
+            "metric": lambda: _by_task(main, partial(_histories, columns=_METRIC)),
             "costs": lambda: _costs(main),
         }
     if low_data:
@@ -130,12 +134,12 @@ def _bars(axes: list[Axes], cells: list[Cell]) -> None:
         axis.annotate(
             f"{cell.mean:.3f}", top, xytext=(0, 2), textcoords="offset points", ha="center"
         )
-    _seed_ticks(axis, cells)
-    axis.set_ylabel(f"{cells[0].first.metric}, dev set")
+    _seed_axis(axis, cells)
 
 
-def _seed_ticks(axis: Axes, cells: list[Cell]) -> None:
+def _seed_axis(axis: Axes, cells: list[Cell]) -> None:
     """Label each bar with its number of seeds; the colour tells the method."""
+    axis.set_ylabel(f"{cells[0].first.metric}, dev set")
     seeds = [len(cell.scores) for cell in cells]
     words = [f"{count} seed{'s' * (count > 1)}" for count in seeds]
     axis.set_xticks(range(len(cells)), words, fontsize=7)
@@ -154,8 +158,7 @@ def _boxes(axes: list[Axes], cells: list[Cell]) -> None:
                 showfliers=False,
             )  # fmt: skip
         axis.plot([number] * len(scores), scores, "o", color=_colour(cell.method), alpha=0.6)
-    _seed_ticks(axis, cells)
-    axis.set_ylabel(f"{cells[0].first.metric}, dev set")
+    _seed_axis(axis, cells)
 
 
 def _lines(axis: Axes, cell: Cell, column: str) -> None:
@@ -183,22 +186,13 @@ def _step_axis(axis: Axes, cells: Sequence[Cell]) -> None:
     axis.set_xlabel("optimiser steps")
 
 
-def _loss_lines(axes: list[Axes], cells: list[Cell]) -> None:
-    for axis, column, title in zip(
-        axes, ("train_loss", "loss"), ("training loss", "selection loss"), strict=True
-    ):
+def _histories(axes: list[Axes], cells: list[Cell], columns: Mapping[str, str]) -> None:
+    """Draw a column of the runs' histories on each axis; `columns` has titles by column."""
+    for axis, (column, title) in zip(axes, columns.items(), strict=True):
         for cell in cells:
             _lines(axis, cell, column)
-        axis.set_ylabel(title)
+        axis.set_ylabel(title.format(metric=cells[0].first.metric))
         _step_axis(axis, cells)
-
-
-def _metric_lines(axes: list[Axes], cells: list[Cell]) -> None:
-    (axis,) = axes
-    for cell in cells:
-        _lines(axis, cell, "metric")
-    axis.set_ylabel(f"{cells[0].first.metric}, selection rows")
-    _step_axis(axis, cells)
 
 
 def _size_lines(axes: list[Axes], cells: list[Cell]) -> None:
@@ -264,5 +258,5 @@ def _times(cells: Sequence[Cell]) -> tuple[str, list[float | None]]:
     machine = max(sorted(cells_on), key=lambda name: (cells_on[name], seeds_on[name]))
     costs = [next((c for c in cell.costs if c.machine == machine), None) for cell in cells]
     if all(cost.cpu_seconds is not None for cost in costs if cost):
-        return f"CPU seconds, {machine}", [cost and cost.cpu_seconds for cost in costs]
-    return f"training time, s, {machine}", [cost and cost.seconds for cost in costs]
+        return f"CPU seconds, {machine}", [c.cpu_seconds if c else None for c in costs]
+    return f"training time, s, {machine}", [c.seconds if c else None for c in costs]

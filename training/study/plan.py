@@ -25,6 +25,7 @@ from training.study.results import Run, run_key
 
 Options = dict[str, Any]
 Rates = tuple[float, ...]
+Candidates = dict[float, tuple[str, ...]]
 
 
 class _Declared(BaseModel):
@@ -77,42 +78,15 @@ class Study(_Declared):
 
 
 @dataclass(frozen=True)
-class RateChoice:
-    """Learning rates to choose from, each with the keys of the runs that decide."""
-
-    candidates: tuple[tuple[float, tuple[str, ...]], ...]
-
-    def resolve(self, finished: Mapping[str, Run]) -> float | None:
-        """Return the rate with the best selection scores, or None while a run is missing.
-
-        A rate with a diverged run is out. A run that failed otherwise counts as missing: a process
-        that the system killed says nothing about its rate.
-
-        Raises:
-            ConfigError: every rate has a diverged run.
-        """
-        if len(self.candidates) == 1:
-            return self.candidates[0][0]
-        runs = [finished.get(key) for _, keys in self.candidates for key in keys]
-        if any(run is None or (run.error and not run.diverged) for run in runs):
-            return None
-        whole = {
-            rate: [finished[key] for key in keys]
-            for rate, keys in self.candidates
-            if all(finished[key].outcome for key in keys)
-        }
-        if not whole:
-            raise ConfigError("every learning rate diverged")
-        return choose_rate(whole)
-
-
-@dataclass(frozen=True)
 class PlannedRun:
-    """A run of the plan: its options without the rate, which may still depend on other runs."""
+    """A run of the plan: its options without the rate, which may still depend on other runs.
+
+    `rates` are the learning rates to choose from, each with the keys of the runs that decide.
+    """
 
     part: str
     options: Options
-    rate: RateChoice
+    rates: Candidates
 
     def with_rate(self, rate: float) -> Options:
         """Return all options of the run."""
@@ -126,9 +100,32 @@ class PlannedRun:
     def chosen(self, finished: Mapping[str, Run]) -> float | None:
         """Return the run's rate, or None if it is not known yet or every rate diverged."""
         try:
-            return self.rate.resolve(finished)
+            return self.resolve_rate(finished)
         except ConfigError:
             return None
+
+    def resolve_rate(self, finished: Mapping[str, Run]) -> float | None:
+        """Return the rate with the best selection scores, or None while a run is missing.
+
+        A rate with a diverged run is out. A run that failed otherwise counts as missing: a process
+        that the system killed says nothing about its rate.
+
+        Raises:
+            ConfigError: every rate has a diverged run.
+        """
+        if len(self.rates) == 1:
+            return next(iter(self.rates))
+        runs = [finished.get(key) for keys in self.rates.values() for key in keys]
+        if any(run is None or (run.error and not run.diverged) for run in runs):
+            return None
+        whole = {
+            rate: [finished[key] for key in keys]
+            for rate, keys in self.rates.items()
+            if all(finished[key].outcome for key in keys)
+        }
+        if not whole:
+            raise ConfigError("every learning rate diverged")
+        return choose_rate(whole)
 
 
 def choose_rate(runs: Mapping[float, Sequence[Run]]) -> float:
@@ -188,34 +185,34 @@ def plan(study: Study, only: Iterable[str] = ()) -> list[PlannedRun]:
     if unknown := sorted(wanted - set(names)):
         raise ConfigError(f"no part is called {unknown[0]!r}; there are: {listing(names)}")
     planned: dict[str, PlannedRun] = {}
-    choices: dict[tuple[str, ...], RateChoice] = {}
+    choices: dict[tuple[str, ...], Candidates] = {}
     lenders = {part.rates_from for part in study.part if part.name in wanted}
     for part in study.part:
         if wanted and part.name not in wanted | lenders:
             continue
         for run in _plan_part(study, part, choices):
             if not wanted or part.name in wanted:
-                planned.setdefault(run_key(run.options | {"rate": run.rate}), run)
+                planned.setdefault(run_key(run.options | {"rates": run.rates}), run)
     return list(planned.values())
 
 
 def _plan_part(
-    study: Study, part: Part, choices: dict[tuple[str, ...], RateChoice]
+    study: Study, part: Part, choices: dict[tuple[str, ...], Candidates]
 ) -> Iterator[PlannedRun]:
     """Yield the runs of a part, task by task: first those that choose rates, then seed by seed."""
     for task in part.tasks:
         seeds: list[PlannedRun] = []
         for variant in _variants(part):
             options = _options(study, part, task, variant)
-            choice = _rate_choice(study, part, options, choices)
-            chooses = len(choice.candidates) > 1 and not part.rates_from
+            rates = _candidates(study, part, options, choices)
+            chooses = len(rates) > 1 and not part.rates_from
             for seed in range(part.seeds):
                 seeded = options | {"seed": seed}
                 if chooses and seed < part.rate_seeds:
-                    for rate, _ in choice.candidates:
-                        yield PlannedRun(part.name, seeded, RateChoice(((rate, ()),)))
+                    for rate in rates:
+                        yield PlannedRun(part.name, seeded, {rate: ()})
                 else:
-                    seeds.append(PlannedRun(part.name, seeded, choice))
+                    seeds.append(PlannedRun(part.name, seeded, rates))
         yield from sorted(seeds, key=lambda run: int(run.options["seed"]))
 
 
@@ -243,10 +240,10 @@ def _options(study: Study, part: Part, task: str, variant: Options) -> Options:
     return dict(sorted(stated.items()))
 
 
-def _rate_choice(
-    study: Study, part: Part, options: Options, choices: dict[tuple[str, ...], RateChoice]
-) -> RateChoice:
-    """Return the choice of the rate; remember it for parts that take their rates from this one."""
+def _candidates(
+    study: Study, part: Part, options: Options, choices: dict[tuple[str, ...], Candidates]
+) -> Candidates:
+    """Return the rates to choose from; remember them for parts that take theirs from this one."""
     task, freeze = str(options["task"]), str(options["freeze"])
     if part.rates_from:
         lender = (part.rates_from, task, canonical(part.rates_of or freeze))
@@ -259,12 +256,10 @@ def _rate_choice(
     declared = part.rates if isinstance(part.rates, tuple) else part.rates.get(freeze, ())
     rates = declared or study.rates.get(freeze, ()) or (default_learning_rate(freeze),)
     seeds = range(part.rate_seeds)
-    choice = RateChoice(
-        tuple(
-            (rate, tuple(run_key(options | {"seed": seed, "lr": rate}) for seed in seeds))
-            for rate in dict.fromkeys(rates)
-        )
-    )
+    choice = {
+        rate: tuple(run_key(options | {"seed": seed, "lr": rate}) for seed in seeds)
+        for rate in rates
+    }
     # Rates are lent only by cells that nothing but task and strategy sets apart.
     is_plain = not {"reinit", "init_from", "backbone"} & set(options)
     return choices.setdefault((part.name, task, freeze), choice) if is_plain else choice

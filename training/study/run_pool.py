@@ -12,7 +12,8 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -27,24 +28,23 @@ from training.errors import ConfigError
 from training.options import default_epochs
 from training.study.plan import PlannedRun
 from training.study.results import Run, append_run, read_runs, run_key
-from training.study.trial import Trial, fit_command, forget_outcome, last_log_line, run_trial
+from training.study.trial import OUTCOME, Trial, fit_command, last_log_line, run_trial
 
 # Seconds per row of a training step before anything was measured; a guess, and called one.
 GUESSED_SECONDS_A_ROW = 0.03
-_POLL_S = 30.0
 
 
 class Estimate:
     """Predicts durations from the measured seconds per row of finished runs."""
 
     def __init__(self, runs: Mapping[str, Run]) -> None:
-        measured: dict[tuple[Any, ...], list[float]] = {}
+        measured: dict[tuple[Any, ...], list[float]] = defaultdict(list)
         for run in runs.values():
             if run.outcome is None or run.outcome.resumed:
                 continue
             cost = run.outcome.seconds / max(1.0, visited_rows(run.options))
             for likeness in _likenesses(run.options):
-                measured.setdefault(likeness, []).append(cost)
+                measured[likeness].append(cost)
         self._cost = {likeness: median(costs) for likeness, costs in measured.items()}
 
     @property
@@ -93,13 +93,7 @@ class _RunningTrial:
 
 
 class RunPool:
-    """Makes the planned runs, several at a time.
-
-    Args:
-        planned: runs to make, in order.
-        options: `out`, `work`, `workers`, `threads`, `data`, `retry_failed` and `keep_deltas` of
-            the command.
-    """
+    """Makes the planned runs in their order, several at a time; takes the command's options."""
 
     def __init__(self, planned: Sequence[PlannedRun], options: argparse.Namespace) -> None:
         self._options = options
@@ -133,33 +127,26 @@ class RunPool:
         return self._conclude()
 
     def _start_runs(self) -> bool:
-        """Start runs until all workers are busy; returns whether any run is going on."""
-        for planned, options in self._ready_runs():
+        """Start runs whose rate is known until all workers are busy; False if no run goes on."""
+        for planned in list(self._waiting):
             if len(self._running) == self._options.workers:
                 break
-            self._waiting.remove(planned)
-            self._running.append(self._start(planned, options))
+            rate = planned.resolve_rate(self._runs)
+            if rate is None:
+                continue
+            options = planned.with_rate(rate)
+            # The plan can't always tell that two parts ask for the same run.
+            if run_key(options) not in {running.key for running in self._running}:
+                self._waiting.remove(planned)
+                self._running.append(self._start(planned, options))
         return bool(self._running)
-
-    def _ready_runs(self) -> Iterator[tuple[PlannedRun, dict[str, Any]]]:
-        """Yield the waiting runs whose rate is known.
-
-        The plan can't always tell that two parts ask for the same run; a run that is going on is
-        left out.
-        """
-        for planned in list(self._waiting):
-            rate = planned.rate.resolve(self._runs)
-            if rate is not None:
-                options = planned.with_rate(rate)
-                if run_key(options) not in {running.key for running in self._running}:
-                    yield planned, options
 
     def _drop_made(self, bar: tqdm[Any]) -> None:
         """Drop the waiting runs that were made already or whose rates all diverged."""
         waiting = []
         for planned in self._waiting:
             try:
-                rate = planned.rate.resolve(self._runs)
+                rate = planned.resolve_rate(self._runs)
             except ConfigError as error:
                 self._hopeless.append(
                     f"{planned.options['task']} {planned.options['freeze']}: {error}"
@@ -184,9 +171,7 @@ class RunPool:
 
     def _ended(self) -> list[_RunningTrial]:
         """Wait until at least one run has answered or died."""
-        ready: list[object] = []
-        while not ready:
-            ready = list(wait([running.answer for running in self._running], _POLL_S))
+        ready = wait([running.answer for running in self._running])
         ended = [running for running in self._running if running.answer in ready]
         self._running = [running for running in self._running if running not in ended]
         return ended
@@ -208,7 +193,7 @@ class RunPool:
         append_run(self._options.out, run)
         self._runs[run.key] = run
         if run.outcome is not None:
-            forget_outcome(running.folder)
+            (running.folder / OUTCOME).unlink(missing_ok=True)
             if not self._options.keep_deltas:
                 shutil.rmtree(running.folder, ignore_errors=True)
         bar.update()
@@ -236,7 +221,7 @@ class RunPool:
         """Return the options of the runs that are left; a run of two parts counts once."""
         rest = {running.key: running.options for running in self._running}
         for planned in self._waiting:
-            rate = planned.rate.resolve(self._runs)
+            rate = planned.resolve_rate(self._runs)
             options = planned.options if rate is None else planned.with_rate(rate)
             rest.setdefault(run_key(options), options)
         return list(rest.values())

@@ -300,10 +300,12 @@ def rates_table(cells: Sequence[Cell]) -> str:
 
 def significance_table(comparisons: Sequence[Comparison]) -> str:
     """Write comparisons with full fine-tuning, with the train size if there are several sizes."""
-    head = ["task", "strategy", "seeds", "difference", "95 % interval"]
+    sizes = ["rows"] if any(one.train_rows for one in comparisons) else []
+    head = ["task", *sizes, "strategy", "seeds", "difference", "95 % interval"]
     rows = [
         [
             one.task,
+            *(f"{one.train_rows:,}" if one.train_rows else "all" for _ in sizes),
             f"`{one.method}`",
             str(one.seeds),
             f"{one.difference:+.3f}",
@@ -312,10 +314,6 @@ def significance_table(comparisons: Sequence[Comparison]) -> str:
         ]
         for one in comparisons
     ]
-    if any(one.train_rows for one in comparisons):
-        head.insert(1, "rows")
-        for row, one in zip(rows, comparisons, strict=True):
-            row.insert(1, f"{one.train_rows:,}" if one.train_rows else "all")
     return markdown_table([*head, "p", "p (Holm)", "p (signs)"], rows)
 
 

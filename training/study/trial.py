@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import shlex
 import signal
@@ -37,20 +38,12 @@ from training.run.train_delta import train_delta
 from training.study.results import History, Machine, RunOutcome
 
 _LOG = "log.txt"
-_OUTCOME = "outcome.json"
+OUTCOME = "outcome.json"  # in the run's folder until the sweep has recorded it
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep and the conditions of its process.
-
-    Attributes:
-        options: options of `training.fit`.
-        data: source of the rows, a value of `--data`.
-        folder: folder for the run's files; kept if the run is stopped.
-        threads: torch threads.
-        workers: number of such processes at a time, for the record.
-    """
+    """One run of a sweep and the conditions of its process; `folder` is kept if it is stopped."""
 
     options: Mapping[str, Any]
     data: str | None
@@ -93,10 +86,10 @@ def run_trial(trial: Trial, answer: Connection) -> None:
 def last_log_line(folder: Path) -> str:
     """Return the last line that a run's process wrote, "" if there is none."""
     try:
-        lines = (folder / _LOG).read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = (folder / _LOG).read_text(encoding="utf-8", errors="replace").strip().split("\n")
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return lines[-1].strip()
 
 
 def _end_with_the_sweep() -> None:
@@ -164,26 +157,18 @@ def run_outcome(trial: Trial) -> RunOutcome:
     if delta.manifest.training.data == "sample" and trial.data != "sample":
         raise ConfigError("trained on the generated sample; set GLUE_DIR, or give --data")
     outcome = _outcome(delta, path.stat().st_size, recorder, trial)
-    write_atomically(trial.folder / _OUTCOME, outcome.model_dump_json().encode())
+    write_atomically(trial.folder / OUTCOME, outcome.model_dump_json().encode())
     return outcome
 
 
 def _kept_outcome(trial: Trial) -> RunOutcome | None:
     """Return the outcome of an earlier process of this run, if it was not recorded."""
-    path = trial.folder / _OUTCOME
-    if not path.is_file():
-        return None
     try:
-        outcome = RunOutcome.model_validate_json(path.read_bytes())
-    except ValidationError:  # written by another version: the run is made again
+        outcome = RunOutcome.model_validate_json((trial.folder / OUTCOME).read_bytes())
+    except (FileNotFoundError, ValidationError):  # written by another version: made again
         return None
     # A run's key says nothing about its rows: an outcome on the sample is none on real rows.
     return outcome if (outcome.data == "sample") == (trial.data == "sample") else None
-
-
-def forget_outcome(folder: Path) -> None:
-    """Remove the kept outcome from a run's folder after it was recorded."""
-    (folder / _OUTCOME).unlink(missing_ok=True)
 
 
 def _outcome(delta: Delta, delta_bytes: int, recorder: Recorder, trial: Trial) -> RunOutcome:
@@ -211,11 +196,9 @@ def _outcome(delta: Delta, delta_bytes: int, recorder: Recorder, trial: Trial) -
 
 def machine(threads: int, workers: int) -> Machine:
     """Describe this machine."""
-    cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
+    found = re.search(r"^model name.*?:(.*)", info.read_text(), re.M) if info.exists() else None
+    cpu = found[1].strip() if found else platform.processor() or platform.machine()
     cores = os.cpu_count() or 1
     system = f"{platform.system()} {platform.machine()}"
     return Machine(cpu=cpu, cores=cores, threads=threads, workers=workers, system=system)

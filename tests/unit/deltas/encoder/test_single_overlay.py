@@ -290,7 +290,8 @@ def test_new_values_are_taken_up(
     second = model.logits(rows).detach()
     assert not torch.allclose(first, second, atol=1e-3)
     entries = {name: _copy(entry) for name, entry in model.entries.items()}
-    head = (model.head_weight.detach().clone(), model.head_bias.detach().clone())
+    weight, bias = (part.detach().clone() for part in model.head)
+    head = (weight, bias)
     fresh = TaskModel(tiny_backbone, entries, head, torch.device("cpu"), torch.float32)
     assert torch.equal(fresh.logits(rows), second)
 

@@ -57,7 +57,7 @@ def test_kept_results_give_the_same_answers_and_gradients(
     for keeps in (True, False):
         model = model_of(tiny_backbone, freeze)
         if keeps:
-            model.cache_features(rows)
+            model.cache.fill(rows)
             # From here on nothing below the lowest trained layer may be computed.
             with monkeypatch.context() as patch:
                 patch.setattr(feature_cache, "embed", None)
@@ -77,7 +77,7 @@ def test_too_much_to_keep_is_computed_anew(
     rows: Sequence[TokenizedRow] = rows_of(tiny_backbone)
     monkeypatch.setattr(feature_cache, "_MAX_BYTES", 1000)
     model = model_of(tiny_backbone, "top:1")
-    model.cache_features(rows)
+    model.cache.fill(rows)
     monkeypatch.setattr(feature_cache, "embed", None)
     with pytest.raises(TypeError):
         model.logits(rows)
@@ -101,4 +101,5 @@ def test_only_a_head_needs_only_features(
     """All of them or none."""
     monkeypatch.setattr(feature_cache, "_MAX_BYTES", most_bytes)
     rows = rows_of(tiny_backbone)
-    assert model_of(tiny_backbone, freeze).trains_head_only(rows) is expected
+    cache = model_of(tiny_backbone, freeze).cache
+    assert (cache.is_whole_encoder and cache.fits(rows)) is expected

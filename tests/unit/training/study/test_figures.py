@@ -22,6 +22,6 @@ def test_the_metric_is_drawn_over_steps(factor: int, scale: str) -> None:
     fields = {"history": history, "steps": steps[-1]}
     long = long.model_copy(update={"outcome": long.outcome.model_copy(update=fields)})
     axis = Figure().subplots()
-    figures._metric_lines([axis], make_cells([short, long]))
+    figures._histories([axis], make_cells([short, long]), figures._METRIC)
     assert {tuple(np.asarray(line.get_xdata()).tolist()) for line in axis.lines} == {(1, 2), steps}
     assert (axis.get_xscale(), axis.get_xlabel()) == (scale, "optimiser steps")

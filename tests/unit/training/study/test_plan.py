@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.training.study.test_results import make_run, outcome
 from training.errors import ConfigError, TaskError
-from training.study.plan import RateChoice, Study, choose_rate, make_study, plan, read_study
+from training.study.plan import PlannedRun, Study, choose_rate, make_study, plan, read_study
 from training.study.results import Run, run_key
 
 STUDY: dict[str, Any] = {
@@ -75,7 +75,7 @@ def test_parts_can_be_left_out_and_still_lend_their_rates() -> None:
     assert [(run.options["train_rows"], run.options["seed"]) for run in planned] == [
         (100, 0), (200, 0), (100, 1), (200, 1)
     ]  # fmt: skip
-    assert all(len(run.rate.candidates) == 2 for run in planned)
+    assert all(len(run.rates) == 2 for run in planned)
     with pytest.raises(ConfigError, match="no part is called 'big'; there are: main, small"):
         plan(study(), ["big"])
 
@@ -85,12 +85,12 @@ def test_the_rate_is_that_of_the_best_selection_rows_not_of_the_dev_set() -> Non
     first, second, *rest = planned
     finished: dict[str, Run] = {}
     for run, score, selection in ((first, 0.9, 0.5), (second, 0.1, 0.6)):
-        rate = run.rate.resolve({})
+        rate = run.resolve_rate({})
         assert rate is not None
-        assert [later.rate.resolve(finished) for later in rest] == [None, None]
+        assert [later.resolve_rate(finished) for later in rest] == [None, None]
         options = run.with_rate(rate)
         finished[run_key(options)] = make_run(score, selection, **options)
-    assert [run.rate.resolve(finished) for run in rest] == [2e-3, 2e-3]
+    assert [run.resolve_rate(finished) for run in rest] == [2e-3, 2e-3]
     keys = {run_key(run.with_rate(2e-3)) for run in rest}
     assert len(keys) == 2
     assert not keys & set(finished)
@@ -109,18 +109,18 @@ def test_the_loss_breaks_ties_of_metrics_and_the_lower_rate_ties_of_losses() -> 
 
 def test_a_rate_that_diverged_is_out() -> None:
     low, high = make_run(lr=0.1), make_run(lr=0.2)
-    choice = RateChoice(((0.1, (low.key,)), (0.2, (high.key,))))
-    assert choice.resolve({low.key: low, high.key: failed(high)}) == 0.1
+    choice = PlannedRun("main", {}, {0.1: (low.key,), 0.2: (high.key,)})
+    assert choice.resolve_rate({low.key: low, high.key: failed(high)}) == 0.1
     with pytest.raises(ConfigError, match="every learning rate diverged"):
-        choice.resolve({run.key: failed(run) for run in (low, high)})
+        choice.resolve_rate({run.key: failed(run) for run in (low, high)})
 
 
 def test_a_killed_run_does_not_choose_the_other_rate() -> None:
     """The other seeds would silently run with a rate that was not the best."""
     low, high = make_run(lr=0.1), make_run(lr=0.2)
-    choice = RateChoice(((0.1, (low.key,)), (0.2, (high.key,))))
+    choice = PlannedRun("main", {}, {0.1: (low.key,), 0.2: (high.key,)})
     killed = failed(high, "its process ended with exit code -9 (killed)")
-    assert choice.resolve({low.key: low, high.key: killed}) is None
+    assert choice.resolve_rate({low.key: low, high.key: killed}) is None
 
 
 @pytest.mark.parametrize(
