@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m training
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    declared = _declared_part(options)
+    # The part of a study that the command line declares; empty for a study from a file.
+    names = (*_LISTS, "rates", "seeds", "rate_seeds", "set")
+    declared = {name: getattr(options, name) for name in names if getattr(options, name)}
     if options.out is None:
         options.out = COMMAND_LINE_RUNS if declared else RUNS
     planned = plan(_study(options, declared), options.only)
@@ -101,12 +103,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
-
-
-def _declared_part(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the part of a study that the command line declares; empty for a study from a file."""
-    names = (*_LISTS, "rates", "seeds", "rate_seeds", "set")
-    return {name: getattr(options, name) for name in names if getattr(options, name)}
 
 
 def _study(options: argparse.Namespace, declared: dict[str, Any]) -> Study:

@@ -61,10 +61,7 @@ def train(
     the number of steps taken.
 
     Args:
-        model: model to train.
-        task: task of the rows.
         splits: train rows, selection rows.
-        config: options of the loop.
         state_path: file of the checkpoint; the caller removes it.
         report: called after each step.
         weights: float32 [C], weight of each label's rows.

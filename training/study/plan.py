@@ -35,26 +35,20 @@ class _Declared(BaseModel):
 class Part(_Declared):
     """One block of runs: the cross product of its lists."""
 
-    name: str = Field(min_length=1, description="name of the part in the report")
+    name: str = Field(min_length=1)
     tasks: tuple[str, ...] = Field(min_length=1)
-    freeze: tuple[str, ...] = Field(min_length=1, description="strategies")
+    freeze: tuple[str, ...] = Field(min_length=1)
     reinit: tuple[str, ...] = ("none",)
-    init_from: tuple[str, ...] = Field(
-        ("",), description="deltas to start from; '' is the backbone itself"
-    )
-    backbone: tuple[str, ...] = Field(("",), description="'' is the default backbone")
-    train_rows: tuple[int, ...] = Field(
-        (0,), description="train sizes; 0 is the task's own option, or all rows"
-    )
-    seeds: int = Field(1, ge=1, description="number of seeds, from 0")
-    rate_seeds: int = Field(1, ge=1, description="seeds that run with every rate, to choose one")
-    rates: Rates | dict[str, Rates] = Field((), description="for all strategies, or by strategy")
-    rates_from: str = Field("", description="earlier part whose choice of rates is used here, too")
-    rates_of: str = Field(
-        "", description="use the rate chosen for this strategy (default: the same strategy)"
-    )
-    options: Options = Field({}, description="more options of training.fit")
-    tasks_options: dict[str, Options] = Field({}, description="more options, by task")
+    init_from: tuple[str, ...] = ("",)  # deltas to start from; "" is the backbone itself
+    backbone: tuple[str, ...] = ("",)  # "" is the default backbone
+    train_rows: tuple[int, ...] = (0,)  # 0 is the task's own option, or all rows
+    seeds: int = Field(1, ge=1)  # number of seeds, from 0
+    rate_seeds: int = Field(1, ge=1)  # number of seeds that run with every rate, to choose one
+    rates: Rates | dict[str, Rates] = ()  # for all strategies, or by strategy
+    rates_from: str = ""  # earlier part whose choice of rates is used here, too
+    rates_of: str = ""  # use the rate chosen for this strategy; "" is the same strategy
+    options: Options = {}  # more options of `training.fit`
+    tasks_options: dict[str, Options] = {}  # more options, by task
 
     @model_validator(mode="after")
     def _one_origin_of_rates(self) -> Part:
@@ -70,10 +64,10 @@ class Part(_Declared):
 class Study(_Declared):
     """A whole study as its file declares it; options of a part override those of the study."""
 
-    options: Options = Field({}, description="options of every run")
-    tasks: dict[str, Options] = Field({}, description="options by task")
-    strategies: dict[str, Options] = Field({}, description="options by strategy")
-    rates: dict[str, Rates] = Field({}, description="learning rates by strategy")
+    options: Options = {}  # options of every run
+    tasks: dict[str, Options] = {}  # options by task
+    strategies: dict[str, Options] = {}  # options by strategy
+    rates: dict[str, Rates] = {}  # learning rates by strategy
     part: tuple[Part, ...] = Field(min_length=1)
 
 

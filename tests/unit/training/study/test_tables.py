@@ -19,14 +19,14 @@ from training.study.tables import layers_of, layers_table
     ],
 )
 def test_layers_are_read_from_the_name(method: str, layers: set[int]) -> None:
-    assert layers_of(method) == (method.partition("@")[0], layers)
+    assert layers_of(method) == (method.partition("@")[0], frozenset(layers))
 
 
 @pytest.mark.parametrize(
     "method", ["bitfit", "bitfit@0+layernorm@1", "bitfit@0+head", "initbias+bitfit@0"]
 )
 def test_other_methods_are_no_single_rule_on_layers(method: str) -> None:
-    assert layers_of(method) == (None, set())
+    assert layers_of(method) == (None, frozenset())
 
 
 def test_a_layer_stands_beside_all_other_layers_and_missing_cells_are_empty() -> None:
