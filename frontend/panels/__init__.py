@@ -1,4 +1,4 @@
 """Draws the page, one panel per module.
 
-Read `frontend.panels.task` first, the panel of one task.
+Read `frontend.panels.predict` first, the panels that predict.
 """

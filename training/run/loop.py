@@ -61,7 +61,10 @@ def train(
     the number of steps taken.
 
     Args:
+        model: the model to train.
+        task: gives the metrics and the kind of the loss.
         splits: train rows, selection rows.
+        config: options of the loop.
         state_path: file of the checkpoint; the caller removes it.
         report: called after each step.
         weights: float32 [C], weight of each label's rows.
