@@ -74,13 +74,13 @@ class ThroughputEstimate:
     def begin(
         self, num_tokens: int, now: float, share: float = 1.0, *, under_load: bool
     ) -> BatchTiming:
-        """Note that a batch begins; returns the argument of `end`."""
+        """Record that a batch begins; return its timing, the argument of `end`."""
         timing = BatchTiming(num_tokens, share, now, under_load)
         self._running.add(timing)
         return timing
 
     def end(self, timing: BatchTiming, now: float) -> None:
-        """Note that a batch is done, and update the estimate if the batch tells about it."""
+        """Record the end of a batch; update the estimate if the batch ran under load."""
         self._running.discard(timing)
         speed = timing.num_tokens / timing.share / max(now - timing.began_at, 1e-6)
         past = self._tokens_per_s

@@ -430,12 +430,12 @@ class CudaForward:
         return encode(self._config, overlay, batch, VarlenAttention(batch))
 
     def _vector_rows(self, slots: Sequence[int], count: int) -> list[int]:
-        """Each row's rows in the vector tables, kind after kind, filled up to `count` rows."""
+        """List each slot's row of the vector tables, kind after kind, padded to `count`."""
         filling = [0] * (count - len(slots))
         return list(chain.from_iterable(kind + filling for kind in self._bank.vector_rows(slots)))
 
     def _logit_indices(self, slots: Sequence[int], head_slots: Sequence[int]) -> list[int]:
-        """Flat indices of each row's logits in the scores [R, C] of all rows with all heads."""
+        """List the flat indices of each row's logits in the scores [R, C] of all heads."""
         ends = list(accumulate(len(self._bank.heads[slot][1]) for slot in head_slots))
         columns = dict(zip(head_slots, map(range, [0, *ends], ends), strict=False))
         return [row * ends[-1] + at for row, slot in enumerate(slots) for at in columns[slot]]

@@ -64,7 +64,7 @@ def fit_command(options: Mapping[str, Any]) -> str:
 
 
 def run_trial(trial: Trial, answer: Connection) -> None:
-    """Body of the process: sends {"outcome": ...} or {"error": "..."} as JSON, once."""
+    """Run a trial in this process; send {"outcome": ...} or {"error": "..."} as JSON, once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the sweep decides
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     trial.folder.mkdir(parents=True, exist_ok=True)
