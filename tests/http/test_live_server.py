@@ -26,7 +26,6 @@ from app.settings import Settings
 START_WITHIN_S = 120.0
 STOP_WITHIN_S = 30.0
 
-pytestmark = pytest.mark.slow
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -125,7 +124,9 @@ def call(url: str, body: Any = None) -> tuple[int, Any]:
         return error.code, json.load(error)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_server_answers_finishes_its_work_and_exits_with_0(
     run_server: Callable[..., Any], number: signal.Signals
 ) -> None:
@@ -169,6 +170,7 @@ def wait_until_accepted(url: str) -> None:
     pytest.fail("the load never arrived")
 
 
+@pytest.mark.slow
 def test_logs_can_be_json(
     run_server: Callable[..., Any],
 ) -> None:
@@ -184,6 +186,7 @@ def test_logs_can_be_json(
     assert line["level"] == "info"
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_one_clear_sentence(run_server: Callable[..., Any]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -197,6 +200,7 @@ def test_a_port_in_use_is_one_clear_sentence(run_server: Callable[..., Any]) -> 
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -214,6 +218,7 @@ def test_threads_of_the_forward_pass_do_not_spin_for_long(
     assert expected in server.output
 
 
+@pytest.mark.slow
 def test_settings_that_cannot_be_used_are_one_line_each(run_server: Callable[..., Any]) -> None:
     with run_server(
         DELTABERT_PRECISON="fp32", DELTABERT_PORT="http", DELTABERT_DELTAS="/no/such/folder"
@@ -226,6 +231,7 @@ def test_settings_that_cannot_be_used_are_one_line_each(run_server: Callable[...
     assert any("'/no/such/folder' is not a folder" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_backbone_that_is_not_there_is_a_sentence(
     run_server: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -235,6 +241,7 @@ def test_a_backbone_that_is_not_there_is_a_sentence(
     assert "Traceback" not in server.output
 
 
+@pytest.mark.slow
 def test_an_unknown_pin_is_a_sentence(run_server: Callable[..., Any]) -> None:
     with run_server(DELTABERT_MAX_SLOTS="4", DELTABERT_PINNED="toy2, toi3/bitfit") as server:
         assert server.wait() == 2
@@ -243,6 +250,7 @@ def test_an_unknown_pin_is_a_sentence(run_server: Callable[..., Any]) -> None:
     assert "Traceback" not in server.output
 
 
+@pytest.mark.slow
 def test_uvicorn_can_use_the_factory(run_server: Callable[..., Any]) -> None:
     factory = ("-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(free_port()))
     with run_server(arguments=factory) as server:
@@ -264,6 +272,7 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.slow
 def test_answers_leave_at_once() -> None:
     """Accepted connections inherit the protocol; asyncio looks at it before it sets TCP_NODELAY."""
     with _listen(Settings(port=0)) as listener:

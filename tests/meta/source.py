@@ -89,7 +89,12 @@ def imported_names(source: Source, sources: Mapping[str, Source]) -> Iterator[tu
 
 
 def report(rule: str, found: Iterable[str]) -> None:
-    """Fail with the violations of a rule, if there are any."""
+    """Fail with the violations of a rule.
+
+    Args:
+        rule: the rule's name.
+        found: one line per violation, which begins with the file's path and a colon.
+    """
     bad = sorted(found)
     if bad:
         lines = "\n".join(bad)

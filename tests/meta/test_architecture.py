@@ -351,7 +351,6 @@ def test_planted_code_that_no_machine_has_run_is_found(path: str, text: str, fou
     assert len(list(unrun_violations(planted(path, text), "0.1.0"))) == found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [

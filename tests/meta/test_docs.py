@@ -92,7 +92,7 @@ def test_the_two_commands_stand_first(pages: dict[str, str]) -> None:
     [
         "docs/guide/zoo.md",
         "docs/reference/settings.md",
-        pytest.param("docs/reference/cli.md", marks=pytest.mark.slow),
+        "docs/reference/cli.md",
         "docs/performance.md",
     ],
 )
@@ -155,7 +155,6 @@ def test_files_that_guides_name_exist(guides: dict[str, str], root: Path) -> Non
     assert not [name for name in named if not (root / name).exists()]
 
 
-@pytest.mark.slow
 def test_flags_that_commands_use_exist(
     commands: list[str], script: Callable[[str], ModuleType]
 ) -> None:
@@ -168,7 +167,6 @@ def test_flags_that_commands_use_exist(
                 assert set(re.findall(r"--[\w-]+", arguments)) <= known.keys(), command
 
 
-@pytest.mark.slow
 def test_every_deltas_command_runs(
     commands: list[str],
     root: Path,

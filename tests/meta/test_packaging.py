@@ -58,7 +58,6 @@ def payload(wheel: Path) -> set[str]:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
-@pytest.mark.slow
 def test_wheel_holds_every_file_of_the_packages(
     root: Path, project_files: list[Path], packages: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -78,7 +77,6 @@ def test_wheel_holds_every_file_of_the_packages(
         assert "deltabert = deltas.__main__:deltabert" in archive.read(listed).decode()
 
 
-@pytest.mark.slow
 def test_wheel_holds_the_zoo_even_where_weights_are_ignored(
     root: Path, packages: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 # Read by their own programs, and only there; matplotlib makes folders when it is imported.
 RUN_NOT_IMPORTED = {"frontend.main", "training.study.figures"}
 
@@ -49,7 +47,6 @@ def test_others_use_deltas_by_its_public_names(modules: dict[str, Path]) -> None
     assert not private
 
 
-@pytest.mark.slow
 def test_importing_does_nothing_else(modules: dict[str, Path], tmp_path: Path) -> None:
     """No logging setup, no threads, no environment needed, no file written, nothing printed."""
     names = sorted(set(modules) - RUN_NOT_IMPORTED)

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 PIPE = """
 import sys
 from pathlib import Path
@@ -18,7 +16,6 @@ print(len(Store([Path(sys.argv[1])]).records))
 """
 
 
-@pytest.mark.slow
 def test_a_pipe_does_not_hang_the_store(tiny_deltas: Path, tmp_path: Path) -> None:
     """Runs in a subprocess, because waiting for a pipe's writer can't be interrupted."""
     shutil.copy(next(tiny_deltas.rglob("*.safetensors")), tmp_path / "1.safetensors")

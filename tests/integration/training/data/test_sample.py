@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from training.data.rows import digest_rows
 from training.data.sample import sample_splits
 from training.data.tasks import TASKS
@@ -16,7 +14,6 @@ from training.data.tasks import TASKS
 ROOT = Path(__file__).parents[4]
 
 
-@pytest.mark.slow
 def test_every_process_generates_the_same_rows() -> None:
     code = (
         "from training.data.rows import digest_rows\n"
