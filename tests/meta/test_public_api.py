@@ -47,7 +47,7 @@ def test_others_use_deltas_by_its_public_names(modules: dict[str, Path]) -> None
     assert not private
 
 
-def test_importing_does_nothing_else(modules: dict[str, Path], tmp_path: Path) -> None:
+def test_importing_does_nothing_else(root: Path, modules: dict[str, Path], tmp_path: Path) -> None:
     """No logging setup, no threads, no environment needed, no file written, nothing printed."""
     names = sorted(set(modules) - RUN_NOT_IMPORTED)
     names = [name for name in names if not name.endswith("__main__")]
@@ -64,7 +64,7 @@ assert not torch.cuda.is_initialized()
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         cwd=tmp_path,
-        env={"DELTABERT_MISTYPED": "1", "HOME": str(tmp_path), "PATH": ""},
+        env={"DELTABERT_MISTYPED": "1", "HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
         check=False,

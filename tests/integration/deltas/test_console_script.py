@@ -132,26 +132,26 @@ def test_an_installation_without_commands_says_what_to_do(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "most_s"),
+    ("arguments", "code"),
     [
-        (SCRIPT, 0, 0.3),
-        ((*SCRIPT, "--help"), 0, 0.3),
-        ((*SCRIPT, "fti"), 2, 0.3),
-        (("-m", "deltas", "--help"), 0, 0.5),
-        (("-m", "deltas", "prune"), 2, 0.5),
-        (("-m", "app", "--help"), 0, 0.5),
-        (("-m", "app", "--port", "9000"), 2, 0.5),
+        (SCRIPT, 0),
+        ((*SCRIPT, "--help"), 0),
+        ((*SCRIPT, "fti"), 2),
+        (("-m", "deltas", "--help"), 0),
+        (("-m", "deltas", "prune"), 2),
+        (("-m", "app", "--help"), 0),
+        (("-m", "app", "--port", "9000"), 2),
     ],
 )
 def test_help_and_misuse_answer_at_once(
-    start: Callable[..., Any], arguments: tuple[str, ...], code: int, most_s: float
+    start: Callable[..., Any], arguments: tuple[str, ...], code: int
 ) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = start(*arguments)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == code, done.stderr
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert spent < most_s
+    assert spent < 1.0, "CPU seconds, on a busy machine; to import torch takes more on any"
 
 
 @pytest.mark.parametrize(
