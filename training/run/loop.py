@@ -28,18 +28,12 @@ from training.run.task_model import Split, TaskModel, loss_sum, total_weight
 
 @dataclass
 class Progress:
-    """Progress of a run after a step, which is counted from 1.
+    """Progress of a run after a step, with metrics on the selection rows if it was evaluated."""
 
-    Attributes:
-        loss: mean loss of the step's rows.
-        metric: primary metric on the selection rows; None if the step was not evaluated.
-        metrics: all metrics on the selection rows and "loss"; None if the step was not evaluated.
-    """
-
-    step: int
-    loss: float
-    metric: float | None
-    metrics: dict[str, float] | None = None
+    step: int  # counted from 1
+    loss: float  # mean loss of the step's rows
+    metric: float | None  # the primary metric
+    metrics: dict[str, float] | None = None  # all metrics, and "loss"
 
 
 Report = Callable[[Progress], None]
@@ -58,16 +52,8 @@ def train(
     """Train a model in place and leave it in its best state.
 
     The best state has the highest primary metric on the selection rows. Returns its metrics, and
-    the number of steps taken.
-
-    Args:
-        model: the model to train.
-        task: gives the metrics and the kind of the loss.
-        splits: train rows, selection rows.
-        config: options of the loop.
-        state_path: file of the checkpoint; the caller removes it.
-        report: called after each step.
-        weights: float32 [C], weight of each label's rows.
+    the number of steps taken. `splits` are the train rows and the selection rows, `weights` the
+    weights of the labels' rows, float32 [C]. The caller removes the checkpoint at `state_path`.
     """
     train_rows, selection_rows = splits
     model.cache.fill([*train_rows.rows, *selection_rows.rows])

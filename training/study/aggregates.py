@@ -29,48 +29,36 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a cell's runs on one machine.
+    """The cost of a cell's runs on one machine; resumed runs have no times.
 
-    Attributes:
-        machine: the processor, and the threads if several; times compare only within one name.
-        seeds: number of runs on it.
-        seconds: duration of the fastest run that was not resumed, None without one. Equal runs do
-            equal work; other load on a shared machine can only add to it.
-        cpu_seconds: least CPU time of a run that was not resumed; None if it was not recorded.
-        peak_bytes: median of the runs' peak memory.
+    The times are the least of all runs: equal runs do equal work, and other load on a shared
+    machine can only add to it.
     """
 
-    machine: str
+    machine: str  # the processor, and the threads if several; times compare only within one name
     seeds: int
     seconds: float | None
     cpu_seconds: float | None
-    peak_bytes: float
+    peak_bytes: float  # median of the runs
 
 
 @dataclass(frozen=True)
 class Cell:
     """Runs that differ only in their seed.
 
-    Attributes:
-        method: strategy as served, with the delta that it started from, if any, and `variant`.
-        train_rows: train size that the study asked for; None for all of the task's rows.
-        rate: the chosen learning rate.
-        tried: every tried rate with its mean metric on the selection rows of the deciding seeds.
-        outcomes: outcomes of the runs with the chosen rate by seed, lowest seed first.
-        command: command that repeats the first run.
-        variant: options that set the cell apart from others of the same part, task, strategy,
-            backbone and size ("epochs=5.0"); "" if there are none.
+    `variant` are the options that set the cell apart from others of the same part, task, strategy,
+    backbone and size ("epochs=5.0"); "" if there are none.
     """
 
     part: str
     task: str
-    method: str
+    method: str  # strategy as served, with the delta that it started from, if any, and the variant
     backbone: str
-    train_rows: int | None
-    rate: float
-    tried: dict[float, float]
-    outcomes: dict[int, RunOutcome]
-    command: str
+    train_rows: int | None  # the train size that the study asked for; None for all rows
+    rate: float  # the chosen learning rate
+    tried: dict[float, float]  # mean metric on the selection rows of the deciding seeds, by rate
+    outcomes: dict[int, RunOutcome]  # by seed, lowest seed first
+    command: str  # repeats the first run
     variant: str
 
     @property

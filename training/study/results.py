@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from deltas.manifest import SplitMetrics
 from training.errors import DataError
@@ -33,8 +33,8 @@ class Machine(_Stored):
 
     cpu: str
     cores: int
-    threads: int = Field(description="torch threads of the run")
-    workers: int = Field(description="runs at a time")
+    threads: int  # torch threads of the run
+    workers: int  # runs at a time
     system: str
 
 
@@ -57,25 +57,17 @@ class History(_Stored):
 
 
 class RunOutcome(_Stored):
-    """Scores and cost of a finished run; fields not listed are those of `TrainingFacts`.
+    """Scores and cost of a finished run; most fields are those of the manifest.
 
-    Attributes:
-        strategy: name as served, with its re-initialisation: "initbias+bitfit".
-        scores: metrics by split: "selection" and the dev splits.
-        seconds: duration of the training with its evaluations; of a resumed run only from where it
-            continued.
-        resumed: True if the run continued a stopped one.
-        cpu_seconds: CPU time of the run's process, including its start and all threads; unlike
-            `seconds` hardly longer if the machine is busy. None in lines of earlier versions.
-        peak_bytes: peak memory of the run's process.
-        trained: number of trained parameters, including the head.
-        total: number of parameters of backbone and head.
+    `seconds` is the duration of the training with its evaluations, of a resumed run only from where
+    it continued. `cpu_seconds` is the CPU time of the run's process, including its start and all
+    threads; unlike `seconds` hardly longer if the machine is busy. Earlier versions have none.
     """
 
     task: str
-    strategy: str
+    strategy: str  # name as served, with its re-initialisation: "initbias+bitfit"
     metric: str
-    scores: dict[str, SplitMetrics]
+    scores: dict[str, SplitMetrics]  # by split: "selection" and the dev splits
     history: History
     train_rows: int
     selection_rows: int
@@ -91,9 +83,9 @@ class RunOutcome(_Stored):
     seconds: float
     resumed: bool
     cpu_seconds: float | None = None
-    peak_bytes: int
-    trained: int
-    total: int
+    peak_bytes: int  # peak memory of the run's process
+    trained: int  # number of trained parameters, head included
+    total: int  # number of parameters of backbone and head
     delta_bytes: int
     backbone: str
     fingerprint: str
@@ -124,18 +116,11 @@ class RunOutcome(_Stored):
 
 
 class Run(_Stored):
-    """One line: a run with either its outcome or the message of the error that ended it.
+    """One line: a run with either its outcome or the message of the error that ended it."""
 
-    Attributes:
-        key: digest of the options; runs with equal keys are the same run.
-        part: part of the study that asked for the run first.
-        options: options of `training.fit`, as the study states them.
-        command: command that repeats the run.
-    """
-
-    key: str
-    part: str
-    options: dict[str, Any]
+    key: str  # digest of the options; runs with equal keys are the same run
+    part: str  # the part of the study that asked for the run first
+    options: dict[str, Any]  # of `training.fit`, as the study states them
     command: str
     error: str | None = None
     outcome: RunOutcome | None = None

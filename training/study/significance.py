@@ -19,30 +19,20 @@ _REFERENCE = "full"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method compared with the reference on one task.
-
-    Attributes:
-        seeds: number of seeds that both have; runs of a seed see the same rows in the same order.
-        difference: mean of method minus reference.
-        low: lower end of the 95 % confidence interval; None if all seeds differ equally.
-        high: upper end of the interval, or None.
-        p: two-sided p of the paired t-test; without a spread that of the sign-flip test.
-        p_holm: `p` corrected for all comparisons of the table.
-        p_signs: p of the sign-flip test, which needs no normal distribution; at least 2 / 2**seeds.
-    """
+    """A method compared with the reference on one task; runs of a seed see the same rows."""
 
     part: str
     backbone: str
     task: str
     train_rows: int | None
     method: str
-    seeds: int
-    difference: float
-    low: float | None
+    seeds: int  # number of seeds that both have
+    difference: float  # mean of method minus reference
+    low: float | None  # lower end of the 95 % confidence interval; None if all seeds differ equally
     high: float | None
-    p: float
-    p_holm: float
-    p_signs: float
+    p: float  # two-sided, of the paired t-test; without a spread that of the sign-flip test
+    p_holm: float  # `p` corrected for all comparisons of the table
+    p_signs: float  # of the sign-flip test, which needs no normal distribution
 
 
 def compare_parts(cells: Sequence[Cell]) -> dict[str, list[Comparison]]:
