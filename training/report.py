@@ -74,12 +74,9 @@ def _report(arguments: Sequence[str] | None, prog: str) -> int:
 
 
 def report(results: Path, out: Path, benchmark: Path) -> list[Path]:
-    """Write the whole report and return the files written.
+    """Write the report on a folder of results into `out`, and the server's rows into `benchmark`.
 
-    Args:
-        results: folder with runs.jsonl; earlier_study.csv, study.toml and conclusions.md if there.
-        out: folder to write into.
-        benchmark: file for the server's rows.
+    Returns the files written.
 
     Raises:
         ConfigError: there is no finished run, or matplotlib is not installed.

@@ -85,10 +85,7 @@ def _submit(arguments: Sequence[str] | None, prog: str) -> int:
 
 
 def submit(options: argparse.Namespace) -> list[str]:
-    """Write and check the zip.
-
-    Returns:
-        The missing files with instructions; empty for a whole submission.
+    """Write and check the zip; returns a line with instructions for each missing file.
 
     Raises:
         ConfigError: a file is missing and --partial was not given.

@@ -80,13 +80,8 @@ def choose(runs: Iterable[Run]) -> dict[tuple[str, str], Run]:
 def ship(run: Run | None, source: Path | None, target: Path, folder: Path) -> str:
     """Copy the best run's delta into the zoo and write its model card; returns what was done.
 
-    Both files are written whole or not at all.
-
-    Args:
-        run: the best run; None if no finished run counts.
-        source: file of its delta; None if that was not kept.
-        target: file of the zoo.
-        folder: folder for the delta of a repeated run.
+    Both files are written whole or not at all. Without a run no finished run counts, without a
+    source its delta was not kept; `folder` is for the delta of a repeated run.
     """
     from deltas.format import write_atomically
     from deltas.publish.card import card_path, render_card

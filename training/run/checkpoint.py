@@ -58,10 +58,7 @@ def save_state(
 def load_state(
     path: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> tuple[int, BestState, int]:
-    """Restore parameters and optimiser from a checkpoint.
-
-    Returns:
-        The last finished step, the best state, and the number of evaluations since then.
+    """Restore parameters and optimiser; returns step, best state and stale as in `save_state`.
 
     Raises:
         ConfigError: the file is damaged or belongs to a run with other shapes.

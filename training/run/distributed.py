@@ -23,10 +23,8 @@ Item = TypeVar("Item")
 def joined(device: str) -> Iterator[None]:
     """Join torchrun's process group for the duration of the block, if torchrun started this.
 
-    Each process of a machine with several GPUs uses its own GPU as "cuda".
-
-    Args:
-        device: value of `--device`; no GPU is touched for "cpu".
+    Each process of a machine with several GPUs uses its own GPU as "cuda". No GPU is touched if
+    `--device` is "cpu".
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield

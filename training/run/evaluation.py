@@ -76,10 +76,7 @@ def compute_metrics(
 ) -> dict[str, float]:
     """Compute a finite number for each name in `METRICS`, in the given order.
 
-    Args:
-        names: keys of `METRICS`.
-        predictions: answers as `decisions` returns them.
-        references: expected answers, same shape.
+    The predictions are answers as `decisions` returns them, the references have the same shape.
 
     Raises:
         ConfigError: a name is unknown, the shapes differ, or there are no rows.

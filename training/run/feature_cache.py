@@ -31,9 +31,8 @@ _Key = tuple[tuple[int, ...], tuple[int, ...]]
 def frozen_depth(names: Collection[str], config: EncoderConfig) -> int:
     """Return how deep the encoder is frozen below its lowest trained parameter.
 
-    Returns:
-        k if the embeddings and the first k layers are frozen (0 also if the embeddings train), and
-        the number of layers + 1 if the pooler is frozen, too.
+    That is k if the embeddings and the first k layers are frozen (0 also if the embeddings train),
+    and the number of layers + 1 if the pooler is frozen, too.
     """
     lowest = config.num_layers + 1
     for name in names:

@@ -143,10 +143,8 @@ def fisher_scores(model: TaskModel, kind: str, split: Split, seed: int) -> dict[
 
     That is the squared gradient of each row's own loss, summed over rows (Sung et al. 2021,
     arXiv:2111.09839). 256 rows are enough to rank the values. They are drawn with the seed, because
-    the first rows of a file sorted by label have one label only.
-
-    Returns:
-        By parameter name, float32, in the parameter's shape.
+    the first rows of a file sorted by label have one label only. The scores are returned by
+    parameter name, float32, in the parameter's shape.
     """
     values = {name: entry.values for name, entry in model.entries.items()}
     scores = {name: torch.zeros_like(value) for name, value in values.items()}

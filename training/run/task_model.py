@@ -39,15 +39,11 @@ class TaskModel:
     """Frozen backbone + overlay + head for one task.
 
     The head of a regression is trained on standardised labels, whatever their range. `logits`
-    returns the labels' original units: head(pooled) * scale + shift.
+    returns the labels' original units: head(pooled) * scale + shift. `output` is scale and shift,
+    the labels' standard deviation and mean.
 
-    Args:
-        backbone: the frozen encoder.
-        entries: entries of the overlay; their values, like the head, require gradients from now on.
-        head: weight [C, H] and bias [C], float32.
-        device: device to compute on.
-        dtype: precision of the frozen computation.
-        output: scale and shift of a regression: standard deviation and mean of its labels.
+    The entries' values and the head, weight [C, H] and bias [C], require gradients from now on.
+    `dtype` is the precision of the frozen computation.
     """
 
     def __init__(
@@ -161,14 +157,9 @@ def loss_sum(
 ) -> Tensor:
     """Return the summed loss of rows: cross entropy, binary cross entropies, or squared error.
 
-    Args:
-        kind: the task's kind.
-        logits: float32 [R, C].
-        labels: labels of the rows, see `Split`.
-        scale: unit of squared errors; makes a learning rate suit labels of any range.
-        weights: float32 [C], see `balanced_weights`.
-        smoothing: share of each label that is spread over all labels (Szegedy et al. 2016,
-            arXiv:1512.00567).
+    `scale` is the unit of squared errors; it makes a learning rate suit labels of any range.
+    `smoothing` is the share of each label that is spread over all labels (Szegedy et al. 2016,
+    arXiv:1512.00567). For the weights, float32 [C], see `balanced_weights`.
     """
     if kind == "single_label":
         return F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)

@@ -64,10 +64,8 @@ def train_delta(
 ) -> tuple[Path, Delta]:
     """Train one delta and write it; returns the file and its content.
 
-    Args:
-        config: options of the run.
-        command: command line that repeats the run, for the manifest.
-        report: called after each step; without it a progress bar is shown.
+    `command` is the command line that repeats the run, for the manifest; `report` is called after
+    each step, without it a progress bar is shown.
 
     Raises:
         TrainingError: unusable options or data.

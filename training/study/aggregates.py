@@ -132,11 +132,7 @@ class _Setting(NamedTuple):
 
 
 def make_cells(runs: Iterable[Run]) -> list[Cell]:
-    """Group finished runs into cells; failed runs are left out.
-
-    Returns:
-        Cells by part and task in the order of the runs, then by method and size.
-    """
+    """Group finished runs into cells, by part and task in their order, then by method and size."""
     groups: dict[_Setting, dict[float, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
         if run.outcome is not None:

@@ -49,11 +49,8 @@ def draw(
 ) -> list[str]:
     """Draw every figure that the cells allow and return the names, without `.svg` and `.png`.
 
-    Args:
-        main: one cell for each task and method, at the task's full size; of one backbone.
-        low_data: cells of other sizes, of the same backbone.
-        folder: folder to write into.
-        ending: end of the names, to tell backbones apart.
+    `main` has one cell for each task and method, at the task's full size; `low_data` has cells of
+    other sizes. All are of one backbone, which `ending` tells apart in the names.
     """
     figures: dict[str, Callable[[], Figure]] = {}
     if main:

@@ -125,8 +125,7 @@ class PlannedRun:
 def choose_rate(runs: Mapping[float, Sequence[Run]]) -> float:
     """Return the rate with the best mean score on the selection rows; the lowest of equal ones.
 
-    Args:
-        runs: finished runs with an outcome, by rate; the same seeds for each rate.
+    The runs, by rate, have finished with an outcome, and each rate has the same seeds.
     """
 
     def mean_score(rate: float) -> tuple[float, float]:
@@ -167,9 +166,7 @@ def make_study(declared: Mapping[str, Any], origin: str) -> Study:
 def plan(study: Study, only: Iterable[str] = ()) -> list[PlannedRun]:
     """Return every run of a study once, in the order in which to make them.
 
-    Args:
-        study: the declaration.
-        only: names of parts; other parts are left out (but can still lend their rates).
+    `only` names parts; other parts are left out (but can still lend their rates).
 
     Raises:
         ConfigError, TaskError: an unknown option, strategy, task or part.

@@ -51,11 +51,8 @@ def compare_parts(cells: Sequence[Cell]) -> dict[str, list[Comparison]]:
 def compare(cells: Sequence[Cell], lent: Sequence[Cell] = ()) -> list[Comparison]:
     """Compare every cell with the reference's cell of the same task, size, backbone and variant.
 
-    Cells that share fewer than three seeds with the reference are left out.
-
-    Args:
-        cells: cells of one part.
-        lent: cells that supply references which the part lacks.
+    Cells that share fewer than three seeds with the reference are left out. All cells are of one
+    part; the `lent` cells supply references which the part lacks.
     """
     references = {_setting(cell): cell for cell in (*lent, *cells) if cell.strategy == _REFERENCE}
     found = []
