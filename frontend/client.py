@@ -46,15 +46,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Answer:
-    """The predictions of several targets for one row.
+    """The predictions of several targets for one row."""
 
-    Attributes:
-        predictions: in target order.
-        latency_ms: duration of the whole call, measured by the page.
-    """
-
-    predictions: tuple[Prediction, ...]
-    latency_ms: float
+    predictions: tuple[Prediction, ...]  # in target order
+    latency_ms: float  # duration of the whole call, measured by the page
 
 
 def open_session(url: str) -> requests.Session:

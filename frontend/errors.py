@@ -30,19 +30,12 @@ _SENTENCES: dict[int, str] = {
 
 @dataclass(eq=False)
 class ServerError(Exception):
-    """An answer of the server that is an error.
+    """An answer of the server that is an error."""
 
-    Attributes:
-        message: one sentence for a person, with the next step.
-        hints: details, one line each: problems of the input, near matches.
-        status: HTTP status; None if there was no HTTP answer.
-        request_id: the id of the request in the server's log.
-    """
-
-    message: str
-    hints: tuple[str, ...] = ()
-    status: int | None = None
-    request_id: str | None = None
+    message: str  # one sentence for a person, with the next step
+    hints: tuple[str, ...] = ()  # details, one line each: problems of the input, near matches
+    status: int | None = None  # HTTP status; None if there was no HTTP answer
+    request_id: str | None = None  # the id of the request in the server's log
 
     def __str__(self) -> str:
         """Return the sentence and its hints on one line, for logs."""

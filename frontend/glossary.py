@@ -17,17 +17,11 @@ from frontend.models import Prediction
 
 @dataclass(frozen=True)
 class TaskWords:
-    """The page's words for one task.
+    """The page's words for one task."""
 
-    Attributes:
-        title: the name as the authors of the task write it.
-        question: the question that the task answers.
-        topic: the question in one word.
-    """
-
-    title: str
-    question: str
-    topic: str = ""
+    title: str  # the name as the authors of the task write it
+    question: str  # the question that the task answers
+    topic: str = ""  # the question in one word
 
     @property
     def heading(self) -> str:
@@ -211,17 +205,11 @@ _SHARED = {
 
 @dataclass(frozen=True)
 class Example:
-    """An example input with the answer of its author.
+    """An example input with the answer of its author."""
 
-    Attributes:
-        texts: one for each text field of the task, in its order.
-        answer: the author's answer, a label or words for a value; a delta may differ.
-        hard: the reason why the example is hard; empty for plain ones.
-    """
-
-    texts: tuple[str, ...]
-    answer: str
-    hard: str = ""
+    texts: tuple[str, ...]  # one for each text field of the task, in its order
+    answer: str  # the author's answer, a label or words for a value; a delta may differ
+    hard: str = ""  # the reason why the example is hard; empty for plain ones
 
     @property
     def title(self) -> str:

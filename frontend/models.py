@@ -110,23 +110,16 @@ class DeltaDetails:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer of one delta to one row.
-
-    Attributes:
-        labels: the winner, or in multi-label tasks each label over one half; empty in regression.
-        scores: probability by label, in the server's order; empty in regression.
-        value: regression only.
-        truncated: True if the text was longer than the task reads.
-    """
+    """The answer of one delta to one row."""
 
     task: str
     strategy: str
     version: str
     kind: str
-    labels: tuple[str, ...]
-    scores: dict[str, float]
-    value: float | None
-    truncated: bool = False
+    labels: tuple[str, ...]  # the winner, or each label over one half; empty in regression
+    scores: dict[str, float]  # probability by label, in the server's order; empty in regression
+    value: float | None  # regression only
+    truncated: bool = False  # True if the text was longer than the task reads
 
     @property
     def score(self) -> float | None:

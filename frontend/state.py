@@ -37,17 +37,11 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Connection:
-    """The state of the server in this rerun.
+    """The state of the server in this rerun."""
 
-    Attributes:
-        is_alive: True if the server answers, so that it can predict.
-        catalogue: the latest one received; None if the server never answered.
-        error: the reason if the server isn't alive or the catalogue isn't current.
-    """
-
-    is_alive: bool
-    catalogue: Catalogue | None
-    error: ServerError | None
+    is_alive: bool  # True if the server answers, so that it can predict
+    catalogue: Catalogue | None  # the latest one received; None if the server never answered
+    error: ServerError | None  # the reason if the server isn't alive or the catalogue isn't current
 
 
 @dataclass(frozen=True)

@@ -76,21 +76,13 @@ class BatchObserver(Protocol):
 
 @dataclass(eq=False)
 class QueuedRequest(Generic[R]):
-    """The rows of one request.
+    """The rows of one request."""
 
-    Attributes:
-        rows: at least one row.
-        deadline: time at which the answer stops being useful, on the batcher's clock.
-        key: name of the lane that the rows wait in.
-        num_taken: number of rows, counted from the front, that have gone into batches.
-        waiting_tokens: tokens of the rows that have not.
-    """
-
-    rows: Sequence[R]
-    deadline: float
-    key: Hashable = None
-    num_taken: int = 0
-    waiting_tokens: int = field(init=False)
+    rows: Sequence[R]  # at least one row
+    deadline: float  # time at which the answer stops being useful, on the batcher's clock
+    key: Hashable = None  # name of the lane that the rows wait in
+    num_taken: int = 0  # number of rows, counted from the front, that have gone into batches
+    waiting_tokens: int = field(init=False)  # tokens of the rows that have not
 
     def __post_init__(self) -> None:
         self.waiting_tokens = sum(row.num_tokens for row in self.rows)
@@ -123,17 +115,11 @@ class PendingRequest(QueuedRequest[R], Generic[R, T]):
 
 @dataclass(frozen=True)
 class Answer(Generic[T]):
-    """The results of a request.
+    """The results of a request."""
 
-    Attributes:
-        results: one result a row, in the order of the rows.
-        queue_s: seconds from submission to the start of the first batch with one of the rows.
-        compute_s: total seconds of the batches that had rows of the request.
-    """
-
-    results: list[T]
-    queue_s: float
-    compute_s: float
+    results: list[T]  # one result a row, in the order of the rows
+    queue_s: float  # seconds from submission to the start of the first batch with one of the rows
+    compute_s: float  # total seconds of the batches that had rows of the request
 
 
 Q = TypeVar("Q", bound=QueuedRequest[Any])
@@ -141,19 +127,13 @@ Q = TypeVar("Q", bound=QueuedRequest[Any])
 
 @dataclass
 class _Lane(Generic[Q]):
-    """The requests of one key, in the order of their turns.
+    """The requests of one key, in the order of their turns."""
 
-    Attributes:
-        deficit: tokens that the lane may still give in this round.
-        own_tokens: tokens of the lane in batches that were capped, older batches weighing less.
-        batch_tokens: tokens of all lanes in those batches, weighed alike.
-    """
-
-    deficit: int = QUANTUM_TOKENS
+    deficit: int = QUANTUM_TOKENS  # tokens that the lane may still give in this round
     num_rows: int = 0
     num_tokens: int = 0
-    own_tokens: float = 0.0
-    batch_tokens: float = 0.0
+    own_tokens: float = 0.0  # tokens of the lane in capped batches; older ones weigh less
+    batch_tokens: float = 0.0  # tokens of all lanes in the same batches, weighed alike
     requests: OrderedDict[Q, None] = field(default_factory=OrderedDict)
 
 
@@ -162,7 +142,7 @@ class Batch(Generic[Q]):
     """Rows that run together.
 
     Attributes:
-        rows: each row as its request and its position there.
+        rows: each row as its request and position there.
         lane_tokens: tokens of each lane but the urgent one.
         expired: requests that were dropped because their deadline had passed.
     """

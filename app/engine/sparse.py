@@ -20,19 +20,12 @@ BYTES_PER_VALUE = 12  # row, column and difference of a sparse value
 
 @dataclass(frozen=True)
 class SparseWeights:
-    """The trained values of one slot in one matrix or table [O, I].
+    """The trained values of one slot in one matrix or table [O, I]."""
 
-    Attributes:
-        rows: int32 [K], increasing.
-        columns: int32 [K], increasing within a row.
-        differences: float32 [K], trained value minus the frozen value in the bank's dtype.
-        most_in_row: largest number of values in a row.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    differences: Tensor
-    most_in_row: int
+    rows: Tensor  # int32 [K], increasing
+    columns: Tensor  # int32 [K], increasing within a row
+    differences: Tensor  # float32 [K], trained value minus the frozen value in the bank's dtype
+    most_in_row: int  # largest number of values in a row
 
     @classmethod
     def of(

@@ -28,28 +28,18 @@ def show_error(error: ServerError) -> None:
 
 @dataclass(frozen=True)
 class Sent:
-    """The texts to predict on.
+    """The texts to predict on."""
 
-    Attributes:
-        texts: text of each field when Predict was last pressed; at first the initial texts.
-        is_new: True if Predict was pressed in this rerun.
-    """
-
-    texts: tuple[str, ...]
-    is_new: bool
+    texts: tuple[str, ...]  # one for each field, as sent last; at first the initial texts
+    is_new: bool  # True if Predict was pressed in this rerun
 
 
 @dataclass(frozen=True)
 class TextInputs:
-    """The text fields of one panel.
+    """The text fields of one panel."""
 
-    Attributes:
-        panel: name under which the session keeps the texts.
-        labels: label of each field.
-    """
-
-    panel: str
-    labels: tuple[str, ...]
+    panel: str  # name under which the session keeps the texts
+    labels: tuple[str, ...]  # label of each field
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Fill the fields with initial texts, which count as sent; once per session."""
