@@ -52,7 +52,7 @@ fi
 "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile \
     -c constraints.txt --editable '.[dev]' &&
     PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c \
-        'import app.main, datasets, hypothesis, pytest, streamlit.testing.v1, training.fit, transformers.models.bert.modeling_bert' ||
+        'import app.main, datasets, hypothesis, pytest, streamlit.testing.v1, training.run.train_delta, transformers.models.bert.modeling_bert' ||
     fail "Installing failed: see the message above; 'make setup' tries again."
 touch "$venv/.installed"
 echo "Installed."
