@@ -29,7 +29,7 @@ _PROBE_EVERY_S = 0.1
 
 @dataclass
 class Tally:
-    """What came back."""
+    """The answers to a load."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     rows: int = 0

@@ -170,7 +170,7 @@ class EngineAlone:
 
     @property
     def num_tokens(self) -> list[int]:
-        """Of each row."""
+        """Return the number of tokens of each row."""
         return [row.num_tokens for row in self._rows]
 
     def measure(self, seconds: float) -> dict[str, Any]:
@@ -295,13 +295,13 @@ def median_of(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def ratios(rounds: Sequence[dict[str, dict[str, Any]]]) -> dict[str, float]:
-    """What the project wants to know of the server that keeps up: medians over the rounds."""
+    """Return the ratios of the server under load: medians over the rounds."""
 
     def median(of_round: Callable[[dict[str, dict[str, Any]]], float], digits: int) -> float:
         return round(statistics.median(map(of_round, rounds)), digits)
 
     def pooled_p99(kind: str) -> float:
-        """Of all rounds' answers: a round's are too few for the slowest hundredth."""
+        """Return the 99th percentile over all rounds, since one round has too few answers."""
         answers = [found[f"one of nine, {kind}"]["every_ms"] for found in rounds]
         return percentile(sorted(itertools.chain(*answers)), 0.99)
 
@@ -332,7 +332,7 @@ def ratios_under_load(overload: dict[str, Any], capacity: float) -> dict[str, fl
 
 
 def table(measured: dict[str, Any]) -> list[str]:
-    """What was measured, as lines of Markdown."""
+    """Write the measurements as lines of Markdown."""
     lines = ["| | rows/s | tokens/s | p50 | p99 | answers |", "|---|---|---|---|---|---|"]
     for name, found in measured.items():
         counts = found.get("statuses", {}).items()

@@ -1,4 +1,4 @@
-"""What all benchmarks say in the same way: the machine, rates, tables, and the JSON file."""
+"""Writes the parts that all benchmarks share: the machine, rates, tables, and the JSON file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.bench.workload import Workload
 
 
 def machine(threads: int, device: str = "cpu") -> dict[str, Any]:
-    """What the numbers were measured on; "gpu" is there only if that was one."""
+    """Describe the machine of a measurement; "gpu" is present only on a GPU."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -49,7 +49,7 @@ def rates(seconds: Mapping[str, Sequence[float]], workload: Workload) -> dict[st
 
 
 def rates_table(report: Mapping[str, Any]) -> list[str]:
-    """What was run on what, and the rates, as lines of Markdown."""
+    """Write the work, the machine and the rates as lines of Markdown."""
     about = report["machine"]
     processor = f"{about['threads']} threads, {about['cpu']} ({about['instructions']})"
     lines = [
@@ -66,7 +66,7 @@ def rates_table(report: Mapping[str, Any]) -> list[str]:
 
 
 def speed(seconds: Mapping[str, Sequence[float]], mine: str, other: str) -> float:
-    """How many times as fast as the other one is: the median of the rounds' own ratios."""
+    """Return how many times as fast one rate is as another: the median of the rounds' ratios."""
     pairs = zip(seconds[mine], seconds[other], strict=True)
     return round(statistics.median(theirs / ours for ours, theirs in pairs), 3)
 
@@ -92,7 +92,7 @@ def publish(report: Mapping[str, Any], lines: Sequence[str], path: Path | None) 
 
 
 def _instructions() -> str:
-    """What PyTorch uses of this processor, and how it multiplies bfloat16."""
+    """Describe the instructions that PyTorch uses, and how it multiplies bfloat16."""
     found = [torch.backends.cpu.get_cpu_capability()]
     found += ["BF16"] if torch.cpu._is_avx512_bf16_supported() else []
     found += ["AMX"] if torch.cpu._is_amx_tile_supported() else []

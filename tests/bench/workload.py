@@ -1,4 +1,4 @@
-"""What every benchmark works on: rows of the nine GLUE dev sets, interleaved, and made-up deltas.
+"""The work of every benchmark: rows of the nine GLUE dev sets, interleaved, and made-up deltas.
 
 How long a forward pass takes does not depend on how well a delta was trained, so the deltas are the
 backbone's own values plus noise: any number of tasks, and every strategy for all of them.
@@ -63,7 +63,7 @@ class Workload:
 
 
 def data_source() -> str:
-    """Where dev rows come from: $GLUE_DIR, or the generated sample if that is not set."""
+    """Return the source of the dev rows: $GLUE_DIR, or the generated sample if it is not set."""
     return "GLUE dev sets" if os.environ.get("GLUE_DIR") else "generated sample, not GLUE"
 
 

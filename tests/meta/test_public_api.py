@@ -1,4 +1,4 @@
-"""What the packages offer by name is there, and importing them does nothing else."""
+"""Checks that all public names exist, and that importing the packages has no effects."""
 
 from __future__ import annotations
 

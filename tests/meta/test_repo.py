@@ -1,4 +1,4 @@
-"""What may lie in the repository, and that its scripts and workflows are sound."""
+"""Checks the files of the repository, its scripts and its workflows."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_scripts_parse_and_can_run(root: Path) -> None:
 
 
 def test_ci_decides_nothing_itself(root: Path) -> None:
-    """What CI checks is what anyone can run: each step is a make target."""
+    """Check that anyone can run the steps of CI: each step is a make target."""
     targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE))
     script = (root / ".ci" / "run").read_text(encoding="utf-8")
     called = set(re.findall(r"^step .* make ([a-z-]+)$", script, re.MULTILINE))

@@ -196,7 +196,7 @@ def test_training_ratios_are_of_medians_and_memory() -> None:
 
 @pytest.mark.parametrize("system", ["ours bitfit", "plain bitfit"])
 def test_trainers_learn(system: str) -> None:
-    """What is timed is training: the loss of its rows falls."""
+    """Check that the timed work is training: the loss of its rows falls."""
     backbone = load_backbone()
     rows = tokenize_texts(backbone.tokenizer, 16, [("good film",), ("bad film",)] * 16)
     split = Split(rows, torch.tensor([1, 0] * 16))

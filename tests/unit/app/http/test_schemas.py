@@ -14,7 +14,7 @@ from app.http.schemas import FanOutRequest, PredictRequest
     "inputs", ["x", "", ["x", "y"], {"a": "b"}, [{"a": "b"}], 5, None, [], [[1]]]
 )
 def test_rows_pass_as_they_are(inputs: Any) -> None:
-    """Whether they fit is for `app.pipeline` to say, which knows the task."""
+    """Accept rows of any form: `app.pipeline`, which knows the task, checks them."""
     assert PredictRequest(inputs=inputs).inputs == inputs
 
 

@@ -91,7 +91,7 @@ LABELS = torch.tensor([0, 2, 1, 1, 0])
 
 
 def model_of(backbone: Backbone, delta: Delta, dtype: torch.dtype = torch.float32) -> TaskModel:
-    """What training optimises, starting from a delta's values."""
+    """Return the overlay that training optimises, with a delta's values."""
     entries: dict[str, Entry] = {}
     for name, entry in delta.entries.items():
         values = entry.values.clone()
@@ -251,7 +251,7 @@ def test_no_dense_gradient_exists(
 def test_the_recorder_sees_dense_gradients(
     tiny_backbone: Backbone, task: TaskSpec, rows: Any, make_delta: Any
 ) -> None:
-    """Where one matrix is selected whole, exactly its size appears: the spy is not blind."""
+    """Check that the spy is not blind: a matrix selected whole appears with exactly its size."""
     strategy = "random:0.01+params:layer.0.output.dense.weight"
     model = model_of(tiny_backbone, make_delta(tiny_backbone, task, strategy))
     loss = task_loss(task.kind, model.logits(rows), LABELS)

@@ -29,7 +29,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of(labels: list[Any], feature: Any = None) -> Dataset:
-    """As many rows, with two texts each; the label's type is guessed unless given."""
+    """Make rows with two texts each; the label's type is guessed unless given."""
     values = {
         "text": [f"text {n} says {label}" for n, label in enumerate(labels)],
         "other": [f"other {n}" for n in range(len(labels))],

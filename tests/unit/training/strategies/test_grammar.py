@@ -121,7 +121,7 @@ def test_top_takes_last_layers_and_pooler(tiny: Shapes) -> None:
 
 
 def test_top_counts_layers_as_numbers(base: Shapes) -> None:
-    """Of 12 layers the last three are 9, 10 and 11: not those that sort last as text."""
+    """Select layers 9, 10 and 11 as the last three of 12, not the ones that sort last as text."""
     found = [re.search(r"layer\.(\d+)", name) for name in select("top:3", base, 0)]
     layers = {match[1] for match in found if match}
     assert layers == {"9", "10", "11"}
