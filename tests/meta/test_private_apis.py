@@ -25,6 +25,7 @@ def private_names(source: str) -> set[str]:
             for name in node.names:
                 top = name.name.split(".")[0]
                 aliases[name.asname or top] = name.name if name.asname else top
+                found.add(name.name)
         elif isinstance(node, ast.ImportFrom) and node.module:
             for name in node.names:
                 aliases[name.asname or name.name] = f"{node.module}.{name.name}"
@@ -86,6 +87,7 @@ def test_every_private_api_says_its_release_and_its_guard() -> None:
         ("import torch\ntorch._int_mm(x, y)", "torch._int_mm"),
         ("import torch.nn.functional as F\nF._pad(x)", "torch.nn.functional._pad"),
         ("from torch._C import Graph", "torch._C.Graph"),
+        ("import torch._C", "torch._C"),
         ("import torch\ntorch.ops.aten.gelu_(x)", "torch.ops.aten.gelu_"),
         ("from numba.core import cgutils", "numba.core.cgutils"),
         ("import ctypes\nctypes.CDLL(path).GOMP_parallel", "GOMP_parallel"),
