@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points, version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +54,9 @@ def deltabert(arguments: Sequence[str] | None = None) -> int:
             f"error: unknown command {name[:128]!r}.{hint} Allowed: {', '.join(_COMMANDS)}\n"
         )
         return 2
-    found = entry_points(group="deltabert.commands", name=name)
+    # Only our own: another package must not replace a command.
+    ours = distribution("deltabert").entry_points
+    found = ours.select(group="deltabert.commands", name=name)
     if not found:
         sys.stderr.write(f"error: deltabert was installed without {name!r}; install it again\n")
         return 1

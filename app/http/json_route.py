@@ -62,6 +62,7 @@ class JsonRoute(APIRoute):
             if not isinstance(serving, Serving):
                 raise NotReadyError(NOT_STARTED)
             try:
+                # `from_attributes` as in FastAPI, whose error messages depend on it.
                 body = model.model_validate(data, from_attributes=True)
             except ValidationError as error:
                 errors += _errors_at(("body",), error) if data is not _NOTHING else [_NO_BODY]

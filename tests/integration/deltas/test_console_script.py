@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,10 +37,16 @@ def entry_points() -> EntryPoints:
     )
 
 
+def install(monkeypatch: pytest.MonkeyPatch, entry_points: EntryPoints) -> None:
+    """Make the running process see an installation with these entry points."""
+    ours = SimpleNamespace(entry_points=entry_points)
+    monkeypatch.setattr(cli, "distribution", lambda _name: ours)
+
+
 @pytest.fixture
 def installed(entry_points: EntryPoints, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the running process see this checkout's entry points."""
-    monkeypatch.setattr(cli, "entry_points", entry_points.select)
+    install(monkeypatch, entry_points)
 
 
 @pytest.fixture
@@ -126,9 +133,23 @@ def test_page_hands_its_flags_to_streamlit(
 def test_an_installation_without_commands_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(cli, "entry_points", EntryPoints().select)
+    install(monkeypatch, EntryPoints())
     assert cli.deltabert(["fit"]) == 1
     assert "install" in capsys.readouterr().err
+
+
+def test_another_package_can_not_replace_a_command(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Its metadata come first on the path."""
+    metadata = tmp_path / "other" / "intruder-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Name: intruder\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[deltabert.commands]\nfit = os:_exit\n")
+    program = f"import sys; sys.path.insert(0, {str(metadata.parent)!r}); {SCRIPT[2]}"
+    done = start("-P", "-c", program, "fit", "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: deltabert fit")
 
 
 @pytest.mark.parametrize(
