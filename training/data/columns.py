@@ -34,6 +34,8 @@ class Columns:
     num_rows: int
     values: dict[str, list[Any]]  # only strings in CSV and TSV, any type elsewhere
     label_names: tuple[str, ...] = ()  # in the data set's own order, if it states them
+    reading_notes: tuple[str, ...] = ()  # sentences on how the values were read
+    warnings: tuple[str, ...] = ()  # sentences on what looked odd; they were also logged
 
     @property
     def is_text_only(self) -> bool:
@@ -71,7 +73,7 @@ def read_columns(path: Path, wanted: Sequence[str]) -> Columns:
     num_rows = len(values[wanted[0]])
     if num_rows == 0:
         raise DataError("no rows; at least one is needed", path=path)
-    return Columns(path, num_rows, values)
+    return Columns(path, num_rows, values, reading_notes=(f"{path.name}: {num_rows:,} rows",))
 
 
 def require(path: Path | str, wanted: Sequence[str], names: Sequence[str]) -> None:

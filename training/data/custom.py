@@ -97,6 +97,7 @@ def custom_data(
     labels = collect_labels(train, custom.label_column, kind)
     logger.info("%s: %s, labels: %s", custom.name, kind, ", ".join(labels) or "numbers")
     task = Task(custom.name, kind, labels, custom.text_columns, _metrics(kind, len(labels)))
+    read = [train] if validation is None else [train, validation]
     train_rows = _rows(task, train, custom.label_column)
     if validation is None:
         train_rows, validation_rows, note = _held_out(train_rows, kind, train)
@@ -111,6 +112,8 @@ def custom_data(
         train=train_rows,
         validation={"validation": validation_rows},
         validation_notes={"validation": note} if note else {},
+        reading_notes=tuple(line for part in read for line in part.reading_notes),
+        warnings=tuple(line for part in read for line in part.warnings),
     )
 
 

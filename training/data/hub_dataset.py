@@ -265,7 +265,9 @@ def _columns(address: Address, data_set: _DataSet, split: str, custom: CustomTas
     if not len(rows):
         raise DataError("no rows; at least one is needed", path=title)
     values = {column: _values(rows, column, title) for column in custom.columns}
-    return Columns(title, len(rows), values, _label_names(rows.features[custom.label_column]))
+    names = _label_names(rows.features[custom.label_column])
+    note = f"{title}: {len(rows):,} rows"
+    return Columns(title, len(rows), values, names, reading_notes=(note,))
 
 
 def _values(rows: datasets.Dataset, column: str, title: str) -> list[Any]:

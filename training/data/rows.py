@@ -56,6 +56,8 @@ class TaskData:
     validation: dict[str, Rows]  # by split name
     validation_notes: dict[str, str] = field(default_factory=dict)  # of splits that need one
     data_set: DataSetRef | None = None  # of the rows, if the user named one
+    reading_notes: tuple[str, ...] = ()  # sentences on how files and labels were read
+    warnings: tuple[str, ...] = ()  # sentences on what looked odd in them; they were also logged
 
     def subset(self, train_rows: int, seed: int) -> TaskData:
         """Keep `train_rows` of the train rows, drawn by `seed`; validation stays whole.

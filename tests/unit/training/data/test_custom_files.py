@@ -101,6 +101,12 @@ def test_a_validation_file_may_have_another_format(tmp_path: Path) -> None:
     assert data.validation_notes == {}
 
 
+def test_what_was_read_is_told(tmp_path: Path) -> None:
+    data = load(write(tmp_path / "t.csv", ROWS), write(tmp_path / "v.jsonl", ROWS[:5]))
+    assert data.reading_notes == ("t.csv: 40 rows", "v.jsonl: 5 rows")
+    assert data.warnings == ()
+
+
 def test_rows_in_both_files_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         data = load(write(tmp_path / "t.csv", ROWS), write(tmp_path / "v.csv", ROWS[:5]))
