@@ -171,7 +171,7 @@ def check_delta(delta: Delta, backbone: Backbone) -> None:
         DeltaMismatchError: the first difference.
     """
     check_fit(delta.manifest, backbone)
-    width = backbone.config.hidden_size
+    width = backbone.config.hidden_size * delta.manifest.task.vectors_per_row
     if delta.head_weight.shape[1] != width:
         raise DeltaMismatchError("width of the head", width, delta.head_weight.shape[1])
     total = backbone.num_parameters + delta.head_weight.numel() + delta.head_bias.numel()

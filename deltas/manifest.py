@@ -15,6 +15,8 @@ FORMAT_VERSION = 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
 
 TaskKind = Literal["single_label", "multi_label", "regression"]
+Pooling = Literal["cls", "mean"]
+PairEncoding = Literal["joint", "separate"]
 # "biases@0-3" re-initialises the biases of the layers 0 to 3 only.
 REINIT_PATTERN = r"^(none|(biases|all)(@[0-9]{1,4}(-[0-9]{1,4})?)?)$"
 Reinit = Annotated[str, Field(pattern=REINIT_PATTERN)]
@@ -38,24 +40,43 @@ class BackboneRef(_Part):
 
 
 class TaskSpec(_Part):
-    """The text fields of a task's rows and the meaning of its outputs."""
+    """The text fields of a task's rows, how the encoder reads them, and the meaning of its outputs.
+
+    `pooling` is the vector that the head reads: the first token's, through the trained pooler
+    ("cls", Devlin et al. 2018), or the mean of all tokens of the last layer ("mean", Reimers and
+    Gurevych 2019, arXiv:1908.10084). `pairs` says whether the two texts of a row are read in one
+    sequence ("joint", a cross-encoder) or each in a sequence of its own ("separate", a bi-encoder);
+    then the head reads [u, v, |u - v|, u * v] of the two vectors u and v.
+
+    Fields with a default were added later. A default is not written, so that the text of older
+    manifests, and with it their version, stays the same.
+    """
 
     name: Name
     kind: TaskKind
     labels: tuple[Text, ...]
     text_fields: Annotated[tuple[Text, ...], Field(min_length=1, max_length=2)]
     max_length: Annotated[int, Field(ge=4)]
+    pooling: Pooling = Field("cls", exclude_if=lambda value: value == "cls")
+    pairs: PairEncoding = Field("joint", exclude_if=lambda value: value == "joint")
 
     @property
     def num_outputs(self) -> int:
         """The head's number of outputs, C."""
         return 1 if self.kind == "regression" else len(self.labels)
 
+    @property
+    def vectors_per_row(self) -> int:
+        """The head's input width in units of the encoder's: 4 for texts read separately, else 1."""
+        return 4 if self.pairs == "separate" else 1
+
     @model_validator(mode="after")
     def _labels_fit_kind(self) -> TaskSpec:
         fewest = {"single_label": 2, "multi_label": 1, "regression": 0}[self.kind]
         if len(self.labels) < fewest or (self.kind == "regression" and self.labels):
             raise ValueError(f"a {self.kind} task can't have {len(self.labels)} labels")
+        if self.pairs == "separate" and len(self.text_fields) == 1:
+            raise ValueError("only pairs of texts can be read separately; this task has one text")
         for field, values in (("labels", self.labels), ("text_fields", self.text_fields)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{field} are not distinct: {', '.join(values)}")
