@@ -162,6 +162,8 @@ class TrainingFacts(_Part):
     decay: str | None = None
     weight_decay: float | None = None
     accumulate: int = 1
+    batch_order: str = Field("length", exclude_if=lambda value: value == "length")
+    clip_norm: float = Field(1.0, exclude_if=lambda value: value == 1.0)  # 0 clips nothing
     label_smoothing: float = 0.0
     class_weights: str = "none"
     patience: int | None = None

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from deltas.publish.card import describe, in_columns
 from training.errors import run_command
-from training.options import CLIP_NORM, FitConfig, flag_of
+from training.options import FitConfig, flag_of
 from training.strategies import grammar
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Fine-tune a task over the frozen backbone and write its delta. The optimiser "
-        f"is AdamW; each step's gradient, of overlay and head together, is clipped to a norm of "
-        f"{CLIP_NORM}.",
+        "is AdamW.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

@@ -15,9 +15,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from deltas.manifest import REINIT_PATTERN, TaskKind
 
 Decay = Literal["linear", "cosine", "constant"]
+BatchOrder = Literal["length", "random"]
 
 DEFAULT_OUT = Path("runs/deltas")
-CLIP_NORM = 1.0  # largest norm of all gradients of a step together, as BERT was trained
+CLIP_NORM = 1.0  # as BERT was trained
 # Small tasks settle, and large ones finish, within this many rows.
 _VISITED_ROWS = 60_000
 _MAX_EPOCHS = 20
@@ -74,10 +75,12 @@ class FitConfig(BaseModel):
     """passes over the train rows (default: 60,000 rows, at most 20; head alone 40)"""
     lr: float | None = Field(None, gt=0)
     """peak learning rate (default: depends on the strategy)"""
-    head_lr: float | None = Field(None, gt=0)
-    """peak learning rate of the head (default: 0.001 / RMS of its input)"""
+    head_lr: Annotated[float, Field(gt=0)] | Literal["same"] | None = None
+    """peak learning rate of the head, or 'same' as --lr (default: 0.001 / RMS of its input)"""
     batch_size: int = Field(32, ge=1)
     """rows in a batch"""
+    batch_order: BatchOrder = "length"
+    """length: batches of rows of like length, which is faster; random: batches of any rows"""
     warmup: float = Field(0.06, ge=0, le=1)
     """share of the steps in which the learning rate rises"""
     schedule: Decay = "linear"
@@ -90,10 +93,14 @@ class FitConfig(BaseModel):
     """share of each label that is spread over all labels"""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's weight decay"""
+    clip_norm: float = Field(CLIP_NORM, ge=0)
+    """largest norm of a step's gradient, of overlay and head together; 0 clips nothing"""
     dropout: float = Field(0.0, ge=0, lt=1)
     """dropout probability in the encoder and before the head"""
     selection_share: float = Field(0.1, gt=0, lt=1)
-    """share of the train rows held out to select the best state, at most 2,000"""
+    """share of the train rows held out to select the best state"""
+    max_selection_rows: int = Field(2000, ge=1)
+    """most rows to hold out, whatever the share"""
     evals: int | None = Field(None, ge=1)
     """evaluations on the held-out rows (default: one an epoch, at least 4)"""
     evals_per_epoch: float | None = Field(None, gt=0)

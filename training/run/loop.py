@@ -18,7 +18,6 @@ from torch import Tensor
 
 from training.data.tasks import Task
 from training.errors import TrainingError
-from training.options import CLIP_NORM
 from training.run import distributed
 from training.run.checkpoint import BestState, load_state, save_state
 from training.run.evaluation import evaluate
@@ -139,7 +138,8 @@ def train_batch(
         loss.backward()  # type: ignore[no-untyped-call]
         loss_so_far += loss.detach().cpu()
     distributed.all_reduce_gradients(model.parameters.values())
-    torch.nn.utils.clip_grad_norm_(model.parameters.values(), CLIP_NORM)
+    if config.clip_norm:
+        torch.nn.utils.clip_grad_norm_(model.parameters.values(), config.clip_norm)
     optimizer.step()
     return float(distributed.all_reduce(loss_so_far))
 

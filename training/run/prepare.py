@@ -187,8 +187,10 @@ def loop_config(config: FitConfig, model: TaskModel, splits: tuple[Split, Split]
     rows_a_step = config.batch_size * config.accumulate
     steps = max(1, math.ceil(epochs * math.ceil(len(rows) / rows_a_step)))
     learning_rate = config.lr or grammar.default_learning_rate(config.freeze)
-    head_rate = config.head_lr or (learning_rate if config.freeze == "head" else 0.0)
-    if not head_rate:
+    head_rate = config.head_lr or ("same" if config.freeze == "head" else None)
+    if head_rate == "same":
+        head_rate = learning_rate
+    elif head_rate is None:
         head_rate = float(f"{_HEAD_RATE / pooled_scale(model, rows[:_SCALE_ROWS]):.3g}")
     evals = config.evals or max(_MIN_EVALS, round(epochs))
     if config.evals_per_epoch is not None:

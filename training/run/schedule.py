@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deltas.backbone.tokenizer import TokenizedRow
-from training.options import Decay
+from training.options import CLIP_NORM, BatchOrder, Decay
 
 _BUCKET_BATCHES = 32  # batches whose rows are sorted by length together
 
@@ -32,6 +32,8 @@ class LoopConfig:
     seed: int
     decay: Decay = "linear"
     accumulate: int = 1
+    batch_order: BatchOrder = "length"
+    clip_norm: float = CLIP_NORM  # 0 clips nothing
     label_smoothing: float = 0.0
     patience: int | None = None
 
@@ -62,14 +64,17 @@ def rate_factor(step: int, config: LoopConfig) -> float:
 
 
 def batches(rows: Sequence[TokenizedRow], config: LoopConfig) -> Iterator[list[int]]:
-    """Yield the positions of each step's rows: each row once an epoch, like lengths together."""
+    """Yield the positions of each step's rows, each row once an epoch.
+
+    Rows of like length stand together, unless the order is "random".
+    """
     size = config.step_rows
+    bucket = size * (_BUCKET_BATCHES if config.batch_order == "length" else 1)
     made, epoch = 0, 0
     while made < config.steps:
         draw = random.Random(f"{config.seed} {epoch}")
         order = list(range(len(rows)))
         draw.shuffle(order)
-        bucket = _BUCKET_BATCHES * size
         cut: list[list[int]] = []
         for start in range(0, len(order), bucket):
             part = sorted(

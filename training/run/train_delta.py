@@ -54,7 +54,6 @@ from training.run.task_model import Split, TaskModel
 from training.strategies import grammar
 from training.strategies.reinit import entries_over, reinitialise
 
-_MAX_SELECTION_ROWS = 2000
 _NOT_PART_OF_A_RUN = {"resume", "overwrite", "json_", "out"}
 _PACKAGES = ("deltabert", "torch", "transformers", "tokenizers", "safetensors")
 
@@ -173,7 +172,7 @@ def _cut(
 ) -> tuple[Split, Split]:
     """Hold selection rows out of the train rows; they select the best state."""
     total = len(data.train)
-    share = min(config.selection_share, _MAX_SELECTION_ROWS / total)
+    share = min(config.selection_share, config.max_selection_rows / total)
     train_rows, selection_rows = hold_out(data.train, data.task.kind, share, config.seed)
     if not (len(train_rows) and len(selection_rows)):
         raise ConfigError(

@@ -172,6 +172,19 @@ def test_schedules_are_recorded_and_differ(run: Run) -> None:
     assert not torch.equal(found["linear"], found["constant"])
 
 
+def test_order_of_batches_and_clipping_are_recorded_and_differ(run: Run) -> None:
+    plain, mixed, free = run(), run(batch_order="random"), run(clip_norm=0)
+    facts = [delta.manifest.training for delta in (plain, mixed, free)]
+    assert [(one.batch_order, one.clip_norm) for one in facts] == [
+        ("length", 1.0),
+        ("random", 1.0),
+        ("length", 0.0),
+    ]
+    # What every earlier run did is not written, so that the text of earlier manifests stays.
+    assert not {"batch_order", "clip_norm"} & facts[0].model_dump().keys()
+    assert not torch.equal(values_of(plain), values_of(mixed))
+
+
 def test_balanced_classes_are_weighted_evaluated_and_reported(run: Run, tmp_path: Path) -> None:
     """One row in twelve is good; a head that always answers bad is right in eleven."""
     rows = write_rows(tmp_path / "rare.csv", 240, 3, share=1 / 12)

@@ -138,6 +138,26 @@ def test_another_seed_is_another_run(tiny_backbone: Backbone, tmp_path: Path) ->
     assert not torch.equal(first, second)
 
 
+def test_a_gradient_is_clipped_to_the_given_norm_or_not_at_all(
+    tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+    plain = torch.optim.AdamW.step
+
+    def spying(self: torch.optim.AdamW, *rest: Any) -> Any:
+        grads = [value.grad for group in self.param_groups for value in group["params"]]
+        found = [grad.norm() for grad in grads if grad is not None]
+        norms.append(float(torch.stack(found).norm()))
+        return plain(self, *rest)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spying)
+    for number, norm in enumerate((1e-3, 0.0)):
+        run(tiny_backbone, tmp_path / str(number), clip_norm=norm, steps=2, evals=1)
+    clipped, free = norms[:2], norms[2:]
+    assert clipped == pytest.approx([1e-3, 1e-3], rel=1e-3)
+    assert min(free) > 0.01
+
+
 def test_steps_and_evaluations_are_reported(tiny_backbone: Backbone, tmp_path: Path) -> None:
     _, seen, _ = run(tiny_backbone, tmp_path / "s.safetensors", steps=10, evals=4)
     assert [progress.step for progress in seen] == list(range(1, 11))

@@ -11,7 +11,9 @@ from torch import Tensor
 from deltas import Backbone, DenseEntry, tokenize_texts
 from training.options import FitConfig
 from training.run import feature_cache, prepare
+from training.run.evaluation import pooled_scale
 from training.run.task_model import Split, TaskModel, initial_head
+from training.strategies.rules import RULES
 
 NAME = "bert.pooler.dense.bias"
 
@@ -61,6 +63,22 @@ def test_fisher_takes_all_rows_of_a_small_file(tiny_backbone: Backbone, labels: 
     scores = [prepare.fisher_scores(model, "single_label", split, seed) for seed in (0, 1)]
     assert labels == [0, 0, 0, 0, 1, 1, 1] * 2
     assert torch.equal(scores[0][NAME], scores[1][NAME])
+
+
+def test_the_head_has_its_own_rate_or_the_same(tiny_backbone: Backbone) -> None:
+    model = model_of(tiny_backbone)
+    parts = sorted_split(tiny_backbone, 6, 6), sorted_split(tiny_backbone, 2, 2)
+
+    def rates(**options: object) -> tuple[float, float]:
+        config = FitConfig.model_validate({"task": "rte", "lr": 0.25} | options)
+        loop = prepare.loop_config(config, model, parts)
+        return loop.learning_rate, loop.head_learning_rate
+
+    assert rates(head_lr="same") == (0.25, 0.25)
+    assert rates(head_lr="0.5") == (0.25, 0.5)
+    assert rates(head_lr="same", freeze="layernorm", lr=None)[1] == RULES["layernorm"].default_lr
+    scale = pooled_scale(model, parts[0].rows)
+    assert rates()[1] == pytest.approx(1e-3 / scale, rel=0.01)
 
 
 @pytest.mark.parametrize(("fits", "epochs"), [(True, 40), (False, 20)])

@@ -68,6 +68,16 @@ def test_rows_of_a_batch_are_of_similar_length() -> None:
     assert abs(float(np.corrcoef(means, range(len(means)))[0, 1])) < 0.5
 
 
+def test_batches_of_any_rows_have_every_length() -> None:
+    rows = rows_of([*range(1, 65)] * 4)
+    mixed = replace(OPTIONS, steps=64, batch_order="random")
+    cut = list(batches(rows, mixed))
+    assert sorted(row for positions in cut for row in positions) == list(range(256))
+    spread = [max(part) - min(part) for part in ([rows[i].num_tokens for i in b] for b in cut)]
+    # Of four uniform draws from 64 lengths, the expected range is 3 / 5 of it.
+    assert 30 < np.mean(spread) < 47
+
+
 @LAW
 @given(st.integers(1, 400), st.floats(0, 1))
 def test_rate_rises_then_falls(steps: int, warmup: float) -> None:

@@ -255,6 +255,16 @@ def test_selection_rows_are_not_trained_on(
     assert not parts[0] & parts[1], "the same text on both sides"
 
 
+@pytest.mark.parametrize(("most", "held_out"), [(7, 7), (1000, 45)])
+def test_the_selection_rows_have_a_limit(
+    run: Run, custom: dict[str, Any], tmp_path: Path, most: int, held_out: int
+) -> None:
+    run(selection_share=0.5, max_selection_rows=most, **custom)
+    facts = read_delta(written(tmp_path)).manifest.training
+    assert abs(facts.selection_rows - held_out) <= 3
+    assert facts.train_rows + facts.selection_rows == 90
+
+
 def test_train_rows_are_drawn(run: Run, custom: dict[str, Any], tmp_path: Path) -> None:
     run(train_rows=40, **custom)
     facts = read_delta(written(tmp_path)).manifest.training
