@@ -2,7 +2,7 @@
 
 Turns flags into options, and prints the summary of the finished run. The run itself is
 `training.run.train_delta`: read it next, then `training.run.prepare`, `training.run.task_model`,
-`training.run.loop`, `deltas.encoder.single_overlay` and `deltas.format`.
+`training.run.loop.loop`, `deltas.encoder.single_overlay` and `deltas.format`.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from deltas import Backbone, load_backbone, tokenize_texts
 from deltas.hardware import DTYPES, keep_freed_memory
 from tests.bench.peers import padded
 from training.data.glue import load_task
-from training.run.loop import make_optimizer, train_batch
-from training.run.schedule import LoopConfig, batches
+from training.run.loop.loop import make_optimizer, train_batch
+from training.run.loop.schedule import LoopConfig, batches
 from training.run.task_model import Split, TaskModel, initial_entries, initial_head, task_loss
 from training.strategies import grammar
 

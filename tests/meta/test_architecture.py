@@ -284,7 +284,7 @@ def planted(path: str, text: str) -> Source:
         ("app/engine/engine.py", "from app.batching.queue import Answer"),
         ("app/main.py", "from training.data.tasks import TASKS"),
         ("app/http/routes.py", "import prometheus_client"),
-        ("training/run/loop.py", "from training.study.plan import Study"),
+        ("training/run/loop/loop.py", "from training.study.plan import Study"),
         ("training/fit.py", "from fastapi import FastAPI"),
         ("frontend/client.py", "import importlib\nimportlib.import_module('torch.nn')"),
         ("app/main.py", "from . import settings"),

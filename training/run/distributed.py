@@ -2,7 +2,7 @@
 
 Each process computes its shard of every batch; the gradients are summed over all processes, and
 then every process takes the same step. In a single process all of this does nothing. torchrun
-passes rank and number of processes through the environment. Used by `training.run.loop`.
+passes rank and number of processes through the environment. Used by `training.run.loop.loop`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from deltas.manifest import LabelMetrics, SplitMetrics
 from training.data.tasks import Task
 from training.errors import ConfigError, listing
 from training.run import distributed
-from training.run.schedule import length_batches
+from training.run.loop.schedule import length_batches
 from training.run.task_model import Split, TaskModel, task_loss
 
 Numbers = NDArray[Any]

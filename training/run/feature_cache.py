@@ -19,7 +19,7 @@ from deltas.backbone.tokenizer import TokenizedRow
 from deltas.encoder.encoder import Overlay, embed, pool, run_layers
 from deltas.encoder.packing import PackedBatch, pack
 from deltas.encoder.window_attention import WindowAttention
-from training.run.schedule import length_batches
+from training.run.loop.schedule import length_batches
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 The model starts from the selected values of the backbone, or of another delta (`--init-from`), and
 a head. The scores by which the strategy `fisher` selects are computed here, too. Read
-`training.run.task_model` next, then `training.run.loop`.
+`training.run.task_model` next, then `training.run.loop.loop`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from training.data.tasks import Task
 from training.errors import ConfigError, listing
 from training.options import FitConfig, default_epochs, shared_fields
 from training.run.evaluation import pooled_scale
-from training.run.schedule import LoopConfig
+from training.run.loop.schedule import LoopConfig
 from training.run.task_model import (
     Split,
     TaskModel,

@@ -2,7 +2,7 @@
 
 Also defines the losses. A loss is a sum over rows, divided by the total weight of all rows of the
 step, so a step has the same gradient whether its rows are computed in one batch, in several, or
-spread over processes. Read `training.run.loop` next, which trains the model.
+spread over processes. Read `training.run.loop.loop` next, which trains the model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One training run: reads rows, trains a delta over the frozen backbone, and writes its file.
 
 `training.fit` is the command in front of it, `training.study.trial` makes runs of a sweep with it.
-Read `training.run.prepare` next, then `training.run.task_model` and `training.run.loop`.
+Read `training.run.prepare` next, then `training.run.task_model` and `training.run.loop.loop`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from deltas.backbone.backbone import Backbone, load_backbone
@@ -28,7 +29,14 @@ from deltas.backbone.tokenizer import tokenize_texts
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
 from deltas.format import check_delta, write_delta
 from deltas.hardware import pick_device, pick_precision
-from deltas.manifest import Manifest, SplitMetrics, StrategySpec, TaskSpec, TrainingFacts
+from deltas.manifest import (
+    InitialDelta,
+    Manifest,
+    SplitMetrics,
+    StrategySpec,
+    TaskSpec,
+    TrainingFacts,
+)
 from deltas.store import delta_path
 from training.data.custom import CustomTask, load_files
 from training.data.glue import load_task
@@ -38,9 +46,10 @@ from training.data.tasks import TASKS
 from training.errors import ConfigError
 from training.options import FitConfig, shared_fields
 from training.run import distributed
-from training.run.checkpoint import state_notes, state_path
 from training.run.evaluation import score_split
-from training.run.loop import Progress, Report, train
+from training.run.loop.checkpoint import state_notes, state_path
+from training.run.loop.loop import Progress, Report, train
+from training.run.loop.schedule import LoopConfig
 from training.run.prepare import (
     file_digest,
     label_weights,
@@ -49,13 +58,36 @@ from training.run.prepare import (
     read_starting_point,
     refuse_seen_rows,
 )
-from training.run.schedule import LoopConfig
 from training.run.task_model import Split, TaskModel
 from training.strategies import grammar
 from training.strategies.reinit import entries_over, reinitialise
 
 _NOT_PART_OF_A_RUN = {"resume", "overwrite", "json_", "out"}
 _PACKAGES = ("deltabert", "torch", "transformers", "tokenizers", "safetensors")
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run before its training: its rows are read and its model is made; nothing is written."""
+
+    config: FitConfig
+    data: TaskData
+    backbone: Backbone
+    initial: Backbone  # the backbone, re-initialised if `--reinit` says so
+    spec: TaskSpec
+    path: Path  # of the delta
+    state: Path  # of the checkpoint
+    start: InitialDelta | None
+    rows: tuple[Rows, Rows]  # to train on, and to select the best state by
+    splits: tuple[Split, Split]  # the same, tokenized
+    model: TaskModel
+    loop: LoopConfig
+    weights: Tensor | None  # of the labels
+
+    @property
+    def strategy(self) -> StrategySpec:
+        """The strategy for the manifest."""
+        return _strategy(self.config)
 
 
 def train_delta(
@@ -70,51 +102,88 @@ def train_delta(
         TrainingError: unusable options or data.
         DeltaError: an unusable backbone.
     """
+    return finish_run(prepare_run(config), command=command, report=report)
+
+
+def prepare_run(config: FitConfig) -> PreparedRun:
+    """Read the rows and make the model of a run, without writing anything.
+
+    Raises:
+        TrainingError: unusable options or data.
+        DeltaError: an unusable backbone.
+    """
     _make_repeatable()
     config = config.model_copy(update={"freeze": grammar.canonical(config.freeze)})
-    strategy = StrategySpec(name=config.freeze, reinit=config.reinit, seed=config.seed)
     data = _load_rows(config)
     backbone = load_backbone(config.backbone)
     spec = _task_spec(config, data, backbone)
-    path = delta_path(config.out, backbone.ref.id, spec.name, strategy.served_as)
+    path = delta_path(config.out, backbone.ref.id, spec.name, _strategy(config).served_as)
     if path.exists() and not config.overwrite:
         raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
-    state = _state_file(path, config, data, backbone)
     start, start_facts = read_starting_point(config, backbone)
     initial = reinitialise(backbone, config.reinit, config.seed)
-    splits = _cut(config, spec, backbone, data)
+    rows = _cut(config, data)
+    splits = _tokenized(spec, backbone, rows[0]), _tokenized(spec, backbone, rows[1])
     refuse_seen_rows(start, config, data, splits)
     model = make_task_model(config, initial, splits[0], data.task, start)
-    _check_writable(path.parent)
-    loop = loop_config(config, model, splits)
+    return PreparedRun(
+        config=config,
+        data=data,
+        backbone=backbone,
+        initial=initial,
+        spec=spec,
+        path=path,
+        state=_state_file(path, config, data, backbone),
+        start=start_facts,
+        rows=rows,
+        splits=splits,
+        model=model,
+        loop=loop_config(config, model, splits),
+        weights=label_weights(config, data.task, splits[0]),
+    )
+
+
+def finish_run(
+    run: PreparedRun, *, command: str, report: Report | None = None
+) -> tuple[Path, Delta]:
+    """Train a prepared run's model, evaluate it and write its delta, as `train_delta` does."""
+    config, backbone, model = run.config, run.backbone, run.model
+    _check_writable(run.path.parent)
+    if not config.resume and distributed.is_first():
+        run.state.unlink(missing_ok=True)
     started = time.monotonic()
-    values, steps = _train(config, data, model, splits, loop, state, report)
+    values, steps = _train(run, report)
     model.fold()
-    trained = entries_over(backbone, initial, config.reinit, model.entries)
+    trained = entries_over(backbone, run.initial, config.reinit, model.entries)
     entries = {name: _detached(entry) for name, entry in trained.items()}
     weight, bias = (part.detach().cpu() for part in model.head)
-    selection = SplitMetrics(rows=len(splits[1].rows), values=values)
-    metrics = {"selection": selection} | _validate(model, spec, backbone, data)
+    selection = SplitMetrics(rows=len(run.splits[1].rows), values=values)
+    metrics = {"selection": selection} | _validate(model, run.spec, backbone, run.data)
     seconds = round(time.monotonic() - started, 1)
-    known = _training_facts(config, data, splits, loop, steps)
-    facts = TrainingFacts(**known, duration_s=seconds, command=command, init_from=start_facts)
+    facts = TrainingFacts(
+        **_training_facts(run, steps), duration_s=seconds, command=command, init_from=run.start
+    )
     manifest = Manifest(
         backbone=backbone.ref,
-        task=spec,
-        strategy=strategy,
+        task=run.spec,
+        strategy=run.strategy,
         entries=tuple(entry.info(name) for name, entry in entries.items()),
         trainable_parameters=sum(value.numel() for value in model.parameters.values()),
         total_parameters=backbone.num_parameters + weight.numel() + bias.numel(),
         training=facts,
-        primary_metric=data.task.primary_metric,
+        primary_metric=run.data.task.primary_metric,
         metrics=metrics,
     )
     delta = Delta(manifest, entries, weight, bias)
     check_delta(delta, backbone)
     if distributed.is_first():
-        delta = write_delta(delta, path)
-        state.unlink(missing_ok=True)
-    return path, delta
+        delta = write_delta(delta, run.path)
+        run.state.unlink(missing_ok=True)
+    return run.path, delta
+
+
+def _strategy(config: FitConfig) -> StrategySpec:
+    return StrategySpec(name=config.freeze, reinit=config.reinit, seed=config.seed)
 
 
 def _make_repeatable() -> None:
@@ -161,15 +230,10 @@ def _state_file(path: Path, config: FitConfig, data: TaskData, backbone: Backbon
     sources = f"{data.digest} {ref.fingerprint} {ref.tokenizer_fingerprint} {start}"
     software = f"torch {_versions()['torch']} in {distributed.count()}"
     key = hashlib.sha256(f"{options} {sources} {software}".encode()).hexdigest()[:12]
-    state = state_path(path, key)
-    if not config.resume and distributed.is_first():
-        state.unlink(missing_ok=True)
-    return state
+    return state_path(path, key)
 
 
-def _cut(
-    config: FitConfig, spec: TaskSpec, backbone: Backbone, data: TaskData
-) -> tuple[Split, Split]:
+def _cut(config: FitConfig, data: TaskData) -> tuple[Rows, Rows]:
     """Hold selection rows out of the train rows; they select the best state."""
     total = len(data.train)
     share = min(config.selection_share, config.max_selection_rows / total)
@@ -179,7 +243,7 @@ def _cut(
             f"{total} train rows are too few to train on some and select on others, each label "
             "on both sides; add rows, or change --selection-share"
         )
-    return _tokenized(spec, backbone, train_rows), _tokenized(spec, backbone, selection_rows)
+    return train_rows, selection_rows
 
 
 def _tokenized(spec: TaskSpec, backbone: Backbone, rows: Rows) -> Split:
@@ -200,26 +264,26 @@ def _check_writable(folder: Path) -> None:
         raise ConfigError(f"--out: can't write into {folder} ({reason})") from error
 
 
-def _train(
-    config: FitConfig,
-    data: TaskData,
-    model: TaskModel,
-    splits: tuple[Split, Split],
-    loop: LoopConfig,
-    state: Path,
-    report: Report | None,
-) -> tuple[dict[str, float], int]:
+def _train(run: PreparedRun, report: Report | None) -> tuple[dict[str, float], int]:
     """Run the loop; rank 0 shows a progress bar if there is no `report`."""
     reports: AbstractContextManager[Report]
-    task, weights = data.task, label_weights(config, data.task, splits[0])
+    config, task, loop = run.config, run.data.task, run.loop
     if report is None and distributed.is_first():
-        notes = state_notes(state, resume=config.resume)
+        notes = state_notes(run.state, resume=config.resume)
         sys.stderr.write("".join(f"note: {note}\n" for note in notes))
         reports = progress_bar(loop.steps, f"{task.name} {config.freeze}", task.primary_metric)
     else:
         reports = nullcontext(report or (lambda progress: None))
     with reports as each:
-        return train(model, task, splits, loop, state_path=state, report=each, weights=weights)
+        return train(
+            run.model,
+            task,
+            run.splits,
+            loop,
+            state_path=run.state,
+            report=each,
+            weights=run.weights,
+        )
 
 
 @contextmanager
@@ -260,12 +324,11 @@ def _validate(
     return scores
 
 
-def _training_facts(
-    config: FitConfig, data: TaskData, splits: tuple[Split, Split], loop: LoopConfig, steps: int
-) -> dict[str, Any]:
+def _training_facts(run: PreparedRun, steps: int) -> dict[str, Any]:
     """Return the fields of `TrainingFacts` that follow from the options, the rows and the steps."""
+    config, data, loop = run.config, run.data, run.loop
     device = pick_device(config.device)
-    train_rows, selection_rows = (len(split.rows) for split in splits)
+    train_rows, selection_rows = (len(split.rows) for split in run.splits)
     return shared_fields(loop, TrainingFacts) | {
         "data": data.source,
         "data_digest": data.digest,

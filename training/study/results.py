@@ -21,7 +21,7 @@ from training.errors import DataError
 
 # Options that say where and how a run is carried out; they don't identify it.
 _NOT_PART_OF_A_RUN = {"data", "device", "out", "overwrite", "resume", "json", "json_"}
-_DIVERGED = "training diverged"  # start of such an error's message, see `training.run.loop`
+_DIVERGED = "training diverged"  # start of such an error's message, see `training.run.loop.loop`
 
 
 class _Stored(BaseModel):

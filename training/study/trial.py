@@ -33,7 +33,7 @@ from deltas.format import write_atomically
 from deltas.hardware import keep_freed_memory
 from training.errors import ConfigError, TrainingError
 from training.options import FitConfig, flag_of, shared_fields
-from training.run.loop import Progress
+from training.run.loop.loop import Progress
 from training.run.train_delta import train_delta
 from training.study.results import History, Machine, RunOutcome
 

@@ -187,7 +187,8 @@ THREE_RUNS = """
 import sys
 from pathlib import Path
 from training import fit
-from training.run import distributed, loop
+from training.run import distributed
+    from training.run.loop import loop
 
 def stopping(step, loss):
     if step == 12:

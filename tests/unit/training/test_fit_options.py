@@ -220,7 +220,7 @@ def test_a_run_on_a_gpu_goes_on_bit_for_bit(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("training.run.loop._check_finite", stopping)
+        patch.setattr("training.run.loop.loop._check_finite", stopping)
         assert fit.main(words(**flags, out=resumed)) == 130
     assert fit.main(words(**flags, out=resumed, resume=True)) == 0
     assert only_delta(whole).version == only_delta(resumed).version

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from deltas import Delta, read_delta
 from training import fit
 from training.run import distributed, train_delta
-from training.run.loop import Progress
+from training.run.loop.loop import Progress
 
 ROWS = 90
 STEPS = 22  # 81 rows in batches of 8, twice

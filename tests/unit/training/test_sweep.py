@@ -165,7 +165,7 @@ def test_durations_in_words(seconds: float, words: str) -> None:
 
 
 def test_a_history_counts_the_last_line_of_a_step(tmp_path: Path) -> None:
-    from training.run.loop import Progress
+    from training.run.loop.loop import Progress
     from training.study.trial import Recorder
 
     path = tmp_path / "history.jsonl"

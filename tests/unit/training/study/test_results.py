@@ -114,7 +114,7 @@ def test_the_key_depends_on_stated_options_only() -> None:
 
 def test_a_diverged_run_differs_from_a_killed_one() -> None:
     from training.errors import TrainingError
-    from training.run.loop import _check_finite
+    from training.run.loop.loop import _check_finite
 
     with pytest.raises(TrainingError) as caught:
         _check_finite(7, float("nan"))

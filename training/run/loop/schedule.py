@@ -1,7 +1,7 @@
 """Batch order, learning-rate schedule and evaluation steps of a run.
 
 All are pure functions of the options: random draws are seeded anew from the seed and the epoch, so
-a resumed run needs no generator's state. The loop that uses them is `training.run.loop`.
+a resumed run needs no generator's state. The loop that uses them is `training.run.loop.loop`.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from torch import Tensor
 from training.data.tasks import Task
 from training.errors import TrainingError
 from training.run import distributed
-from training.run.checkpoint import BestState, load_state, save_state
 from training.run.evaluation import evaluate
-from training.run.schedule import LoopConfig, batches, evaluation_steps, rate_factor
+from training.run.loop.checkpoint import BestState, load_state, save_state
+from training.run.loop.schedule import LoopConfig, batches, evaluation_steps, rate_factor
 from training.run.task_model import Split, TaskModel, loss_sum, total_weight
 
 

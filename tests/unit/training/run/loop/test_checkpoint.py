@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from training.errors import ConfigError
-from training.run.checkpoint import BestState, load_state, save_state
+from training.run.loop.checkpoint import BestState, load_state, save_state
 
 
 def parameters(seed: int, device: str = "cpu") -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 A checkpoint is stored as safetensors, so nothing is ever unpickled; it is never served. Together
 with the run's options it determines the rest of the run bit for bit, because all random draws come
-from the seed and the step. Written and read by `training.run.loop`.
+from the seed and the step. Written and read by `training.run.loop.loop`.
 """
 
 from __future__ import annotations

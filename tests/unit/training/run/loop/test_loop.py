@@ -18,8 +18,8 @@ from deltas.backbone.backbone import weights_fingerprint
 from training.data.tasks import Task
 from training.run import distributed
 from training.run.evaluation import decisions, evaluate, predict
-from training.run.loop import Progress, train
-from training.run.schedule import LoopConfig
+from training.run.loop.loop import Progress, train
+from training.run.loop.schedule import LoopConfig
 from training.run.task_model import Split, TaskModel, task_loss
 
 OPTIONS = LoopConfig(
@@ -168,7 +168,7 @@ def test_the_best_state_is_kept_and_not_the_last(
     tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each evaluation's values are recorded; the run must return those of the best one."""
-    import training.run.loop as loop
+    import training.run.loop.loop as loop
 
     kept: list[tuple[tuple[float, float], Tensor]] = []
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from deltas import TokenizedRow
 from tests.laws import law
-from tests.unit.training.run.test_loop import OPTIONS
-from training.run.schedule import batches, length_batches, rate_factor
+from tests.unit.training.run.loop.test_loop import OPTIONS
+from training.run.loop.schedule import batches, length_batches, rate_factor
 
 LAW = law(60)
 
