@@ -79,7 +79,7 @@ class BankOverlay(Overlay):
     def linear(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
         """Multiply x [N or P, I] by each slot's matrix at `site` and add its bias: [N or P, O]."""
         # The GEMM accumulates onto the gathered biases: no broadcast, no second pass.
-        out = self._gathered(site, "bias", per_position=per_position)
+        out = self._gathered(site, "bias", len(x), per_position=per_position)
         name = f"{site}.weight"
         for matrix, rows in self._matrices(
             name, len(x), self._trained(name, per_position=per_position)
@@ -90,8 +90,8 @@ class BankOverlay(Overlay):
     def norm(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
         """Normalise x [N or P, H], then scale and shift it by each slot's LayerNorm."""
         out = F.layer_norm(x, (x.shape[-1],), None, None, self._bank.eps)
-        scale = self._gathered(site, "weight", per_position=per_position)
-        return self._gathered(site, "bias", per_position=per_position).addcmul_(out, scale)
+        scale = self._gathered(site, "weight", len(x), per_position=per_position)
+        return self._gathered(site, "bias", len(x), per_position=per_position).addcmul_(out, scale)
 
     def head(self, pooled: Tensor) -> list[list[float]]:
         """Return the logits of each row of pooled [R, H]; their number depends on the task."""
@@ -110,10 +110,10 @@ class BankOverlay(Overlay):
         del slot
         return True
 
-    def _gathered(self, site: str, kind: str, *, per_position: bool) -> Tensor:
-        """Gather each slot's vector at a site: [N or P, O]."""
+    def _gathered(self, site: str, kind: str, count: int, *, per_position: bool) -> Tensor:
+        """Gather the vectors at a site for the first tokens or positions: [count, O]."""
         table = self._bank.vectors(f"{site}.{kind}")
-        return torch.index_select(table, 0, self._vector_rows[per_position][kind])
+        return torch.index_select(table, 0, self._vector_rows[per_position][kind][:count])
 
     def _trained(self, name: str, *, per_position: bool) -> list[TrainedMatrix]:
         """List the trained matrices of the batch's slots, in the order of their rows."""
@@ -131,12 +131,13 @@ class BankOverlay(Overlay):
         """Yield consecutive ranges of rows, each with its trained matrix or the frozen one."""
         frozen, done = self._bank.frozen[name], 0
         for matrix, rows in trained:
-            if rows.start > done:
-                yield frozen, slice(done, rows.start)
-            if rows.stop > rows.start:
+            start, stop = min(rows.start, num_rows), min(rows.stop, num_rows)
+            if start > done:
+                yield frozen, slice(done, start)
+            if stop > start:
                 if isinstance(matrix, SparseWeights):
                     matrix = matrix.merged_with(frozen)
-                yield matrix, rows
-            done = rows.stop
+                yield matrix, slice(start, stop)
+            done = stop
         if num_rows > done:
             yield frozen, slice(done, num_rows)

@@ -111,14 +111,14 @@ class CpuOverlay(BankOverlay):
         apply_epilogue(
             product,
             EpilogueOutput(out),
-            bias=self._vectors(site, "bias", per_position=per_position),
+            bias=self._vectors(site, "bias", len(x), per_position=per_position),
         )
         return out
 
     def norm(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
         """Normalise x [N or P, H], then scale and shift it by each slot's LayerNorm."""
         output = EpilogueOutput(torch.empty_like(x), self._int8_like(x))
-        apply_epilogue(Product(x), output, norm=self._norm(site, per_position=per_position))
+        apply_epilogue(Product(x), output, norm=self._norm(site, len(x), per_position=per_position))
         return self._remember(output)
 
     def activate(
@@ -128,7 +128,7 @@ class CpuOverlay(BankOverlay):
         product = self._product(site, x, per_position=per_position)
         int8_rows = self._int8_like(product.values)
         output = EpilogueOutput(product.values if int8_rows is None else None, int8_rows)
-        bias = self._vectors(site, "bias", per_position=per_position)
+        bias = self._vectors(site, "bias", len(x), per_position=per_position)
         apply_epilogue(product, output, bias=bias, gelu=ACTIVATIONS[activation])
         return self._remember(output)
 
@@ -151,9 +151,9 @@ class CpuOverlay(BankOverlay):
         apply_epilogue(
             product,
             output,
-            bias=self._vectors(sites[0], "bias", per_position=per_position),
+            bias=self._vectors(sites[0], "bias", len(x), per_position=per_position),
             residual=residual,
-            norm=self._norm(sites[1], per_position=per_position),
+            norm=self._norm(sites[1], len(x), per_position=per_position),
         )
         return self._remember(output)
 
@@ -179,7 +179,7 @@ class CpuOverlay(BankOverlay):
         if not any(slot in sparse for slot in self._scattered):
             return Product(values)
         updates = [sparse[slot].update if slot in sparse else NO_UPDATE for slot in self._scattered]
-        correction = SparseCorrection(x, updates, self._scattered_of[per_position])
+        correction = SparseCorrection(x, updates, self._scattered_of[per_position][: len(x)])
         return Product(values, correction=correction)
 
     def _must_have_span(self, slot: int) -> bool:
@@ -206,16 +206,14 @@ class CpuOverlay(BankOverlay):
         self._latest = (result, int8_rows)
         return result
 
-    def _vectors(self, site: str, kind: str, *, per_position: bool) -> PerRowVector:
-        return PerRowVector(
-            self._bank.vectors(f"{site}.{kind}"), self._vector_rows[per_position][kind]
-        )
+    def _vectors(self, site: str, kind: str, count: int, *, per_position: bool) -> PerRowVector:
+        row_of = self._vector_rows[per_position][kind][:count]
+        return PerRowVector(self._bank.vectors(f"{site}.{kind}"), row_of)
 
-    def _norm(self, site: str, *, per_position: bool) -> LayerNormParams:
-        scale = self._vectors(site, "weight", per_position=per_position)
-        return LayerNormParams(
-            scale, self._vectors(site, "bias", per_position=per_position), self._bank.eps
-        )
+    def _norm(self, site: str, count: int, *, per_position: bool) -> LayerNormParams:
+        scale = self._vectors(site, "weight", count, per_position=per_position)
+        shift = self._vectors(site, "bias", count, per_position=per_position)
+        return LayerNormParams(scale, shift, self._bank.eps)
 
 
 def _output_of(product: Product, dtype: torch.dtype) -> Tensor:

@@ -148,8 +148,7 @@ def encode_batch(
     numbers = _zero_filled(ids, shape.tokens) + _zero_filled(types, shape.tokens)
     numbers += _zero_filled(array("q", order), shape.rows) + _zero_filled(starts, shape.rows)
     numbers += position_of_row + cu_seqlens
-    for more in extra:
-        numbers.extend(more)
+    numbers.extend(chain.from_iterable(extra))
     return EncodedBatch(torch.frombuffer(numbers, dtype=torch.int64), shape, spans)
 
 
@@ -171,11 +170,15 @@ def decode_batch(numbers: Tensor, shape: BatchShape, spans: _Spans = _NONE) -> C
         token_type_ids=token_type_ids,
         position_ids=(token - first_token[position]).clamp_(max=shape.longest - 1),
         row_of_token=row_at_position[position],
+        token_at_position=first_token,
         row_at_position=row_at_position,
-        first_token=first_token,
-        position_of_row=position_of_row,
+        first_token_of_row=first_token[position_of_row],
+        pooled_of_row=position_of_row,
+        mean_offsets=_EMPTY,
         segment_lengths=_EMPTY,
-        position_lengths=_EMPTY,
+        run_segments=_EMPTY,
+        run_lengths=_EMPTY,
+        num_cls=shape.rows,
         blocks=(),
         key_spans=dict(spans),
         cu_seqlens=cu_seqlens,
@@ -205,7 +208,7 @@ class VarlenAttention(Attention):
         # Each position has one query, also a position that only fills the batch up.
         positions = torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device)
         self.of_tokens = CuSeqlens(cu_seqlens, cu_seqlens, longest, longest)
-        self.of_first_tokens = CuSeqlens(positions, cu_seqlens, 1, longest)
+        self.of_positions = CuSeqlens(positions, cu_seqlens, 1, longest)
 
     def tokens(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
@@ -213,11 +216,10 @@ class VarlenAttention(Attention):
         """Attend from every token: [N, H]; tokens behind the rows get any values."""
         return _attend(query, key_value, self.of_tokens, num_heads, dropout)
 
-    def first_tokens(
+    def positions(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
     ) -> Tensor:
-        """Attend from the first token of each position: [P, H]."""
-        return _attend(query, key_value, self.of_first_tokens, num_heads, dropout)
+        return _attend(query, key_value, self.of_positions, num_heads, dropout)
 
 
 def _attend(

@@ -8,7 +8,7 @@ through an `Attention` (`deltas.encoder.window_attention` for training and the r
 Legend of the letters in shapes, used by the whole project:
 
 - `N` tokens of a batch, padding included;
-- `P` positions: the packed rows of a batch, repeated ones included;
+- `P` positions: the tokens of the last layer that pooling reads, repeated ones included;
 - `R` rows of the input;
 - `H` hidden width, `A` attention heads, `D` = H / A;
 - `O` and `I` output and input width of a matrix; `C` outputs of a head;

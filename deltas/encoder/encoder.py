@@ -1,8 +1,9 @@
 """The forward pass of BERT for a packed batch; training and serving both run it.
 
-It computes the pooled output of each row as `transformers.BertModel` does (Devlin et al. 2018,
-arXiv:1810.04805). In the last layer only the first token of each row is computed, because the head
-reads nothing else; the answers are the same.
+It computes the output of each token as `transformers.BertModel` does (Devlin et al. 2018,
+arXiv:1810.04805), and pools it: the first token's output through the trained pooler, or the mean
+over all tokens of a row, as sentence encoders do (Reimers and Gurevych 2019, arXiv:1908.10084). The
+last layer computes only the positions, the tokens that pooling reads; the answers are the same.
 
 The encoder chooses neither weights nor attention. An `Overlay` multiplies by the weights that each
 row sees, named by sites of `deltas.backbone.layout`. An `Attention` knows which tokens attend to
@@ -27,8 +28,8 @@ class Overlay(ABC):
     """Weights as the rows of one batch see them.
 
     `per_position` says that x has one row for each position [P, ...] instead of one for each token
-    [N, ...]. `activate` and `add_norm` combine steps that an overlay may do in one pass over
-    memory.
+    [N, ...]; the pooler's x has the first positions only. `activate` and `add_norm` combine steps
+    that an overlay may do in one pass over memory.
     """
 
     @abstractmethod
@@ -94,10 +95,10 @@ class Attention(ABC):
         """
 
     @abstractmethod
-    def first_tokens(
+    def positions(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
     ) -> Tensor:
-        """Attend from the first token of each position: query [P, H] gives [P, H]."""
+        """Attend from the token of each position: query [P, H] gives [P, H]."""
 
 
 def encode(
@@ -117,7 +118,7 @@ def encode(
         dropout: probability of dropping hidden values and attention weights; 0 outside training.
 
     Returns:
-        [R, H] pooled output of each row, in the order of the input and in the overlay's dtype.
+        float32 [R, H], pooled output of each row, in the order of the input.
     """
     hidden = embed(overlay, batch, dropout)
     numbers = range(config.num_layers)
@@ -145,13 +146,15 @@ def run_layers(
     """Run consecutive layers on hidden values [N, H]; the encoder's last layer returns [P, H]."""
     last, width, heads = config.num_layers - 1, config.hidden_size, config.num_heads
     for number in numbers:
-        layer, per_position = f"layer.{number}", number == last
-        residual = hidden
-        if per_position:
-            residual = hidden[batch.first_token]  # [P, H]
-            query = overlay.linear(f"{layer}.query", residual, per_position=True)  # [P, H]
+        layer, residual = f"layer.{number}", hidden
+        per_position = number == last and batch.num_cls > 0  # else the positions are all tokens
+        if number == last:
+            if per_position:
+                residual = hidden.index_select(0, batch.token_at_position)  # [P, H]
+            query = overlay.linear(f"{layer}.query", residual, per_position=per_position)  # [P, H]
             key_value = overlay.linear(f"{layer}.key_value", hidden)  # [N, 2H]
-            attended = attention.first_tokens(query, key_value, heads, dropout)  # [P, H]
+            attend = attention.positions if per_position else attention.tokens
+            attended = attend(query, key_value, heads, dropout)  # [P, H]
         else:
             stacked = overlay.linear(f"{layer}.query_key_value", hidden)  # [N, 3H]
             query, key_value = torch.split(stacked, [width, 2 * width], dim=1)
@@ -166,6 +169,19 @@ def run_layers(
 
 
 def pool(overlay: Overlay, batch: PackedBatch, hidden: Tensor) -> Tensor:
-    """Return the pooled outputs [R, H], in input order, of the last layer's output [P, H]."""
-    pooled = torch.tanh(overlay.linear("pooler", hidden, per_position=True))
-    return pooled[batch.position_of_row]
+    """Return the pooled outputs, float32 [R, H], of the last layer's output [P, H].
+
+    Those of rows with cls pooling are tanh(pooler); the others are means over the row's tokens,
+    [CLS] and [SEP] included.
+    """
+    parts = []
+    if batch.num_cls:
+        x = overlay.linear("pooler", hidden[: batch.num_cls], per_position=True)
+        parts.append(torch.tanh(x).float())
+    if batch.num_cls < len(hidden):
+        summed = hidden[batch.num_cls :].float()
+        index = torch.arange(len(summed), device=hidden.device)
+        offsets = batch.mean_offsets
+        # A row's mean reads no other row, as a product with a matrix of shares would: 0 * NaN.
+        parts.append(F.embedding_bag(index, summed, offsets, mode="mean", include_last_offset=True))
+    return torch.cat(parts).index_select(0, batch.pooled_of_row)

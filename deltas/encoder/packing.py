@@ -9,6 +9,9 @@ Two layouts:
   best.
 - **End to end**, for serving on CPUs (`deltas.encoder.row_attention`): rows are concatenated.
 
+The last layer computes *positions* only, the tokens that pooling reads: the first token of most
+rows, and every token of a row whose pooled output is a mean.
+
 A batch comes in few total sizes, because oneDNN compiles a kernel for each new shape (in
 milliseconds) and soon has compiled all of them.
 """
@@ -59,19 +62,28 @@ class PackedBatch:
     """Rows of a batch as the encoder reads them.
 
     A *segment* is a row, or padding, within the batch. Padding tokens attend to each other only and
-    count as tokens of a neighbouring row. A *position* is a row in the order of the batch; some
-    repeat a row to fill up the batch. All tensors are int64.
+    count as tokens of a neighbouring row. A *position* is a token of the last layer's output that
+    pooling reads. The positions of rows with cls pooling come first, one for each row; those of
+    rows with mean pooling follow, one for each token. Some repeat another one to fill up the batch.
+    All tensors are int64.
     """
 
     input_ids: Tensor  # [N]
     token_type_ids: Tensor  # [N]
     position_ids: Tensor  # [N], 0 at the start of each row and in padding
     row_of_token: Tensor  # [N], input row of each token
+    token_at_position: Tensor  # [P], the token of each position
     row_at_position: Tensor  # [P], input row of each position
-    first_token: Tensor  # [P], index of each position's first token
-    position_of_row: Tensor  # [R], position of each input row
+    first_token_of_row: Tensor  # [R], index of each input row's first token
+    pooled_of_row: Tensor  # [R], each input row's place among the cls positions, then the means
+    # Where the positions of each mean begin, counted from `num_cls`, and where the last one ends.
+    # Padding has means, too, which no row reads.
+    mean_offsets: Tensor
     segment_lengths: Tensor  # number of tokens of each segment, in order; on the host
-    position_lengths: Tensor  # [P], number of tokens of each position; on the host
+    # Runs of neighbouring positions of one segment: the segment, and the number of positions.
+    run_segments: Tensor  # on the host
+    run_lengths: Tensor  # on the host
+    num_cls: int  # positions of rows with cls pooling; 0 if the positions are all tokens in order
     blocks: tuple[Block, ...]  # the windows; empty if rows lie end to end
     key_spans: dict[int, KeySpan]  # ranges of the rows of each key
 
@@ -87,39 +99,48 @@ class _Window:
 
 
 class _Layout:
-    """A batch while it is laid out, as plain lists."""
+    """A batch while it is laid out, as plain lists; `mean` is the pooling of the rows that follow.
+
+    Once `mean` is True, it stays so: rows with cls pooling come first.
+    """
 
     def __init__(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
         self.rows = rows
+        self.mean = False
         self.ids = array("q")
         self.types = array("q")
         self.position_ids = array("q")
         self.segment_lengths: list[int] = []
         self.segment_rows: list[int] = []
-        self.row_at_position: list[int] = []
-        self.first_token: list[int] = []
-        self.position_of_row = [0] * len(rows)
+        self.token_at_position = array("q")
+        self.run_segments: list[int] = []
+        self.run_lengths: list[int] = []
+        self.num_cls = 0
+        self.mean_offsets = [0]
+        self.first_token_of_row = [0] * len(rows)
+        self.pooled_of_row = [0] * len(rows)
         self.blocks: list[Block] = []  # `allowed` is filled in last
 
     def add_block(self, windows: Sequence[_Window], width: int) -> None:
         """Lay out windows of one width."""
         each = max(len(window.rows) for window in windows)
-        token, position = len(self.ids), len(self.row_at_position)
+        token, position = len(self.ids), len(self.token_at_position)
         for window in windows:
             self.add_rows(window.rows)
             self.add_padding(width - window.used)
-            self.repeat_position(each - len(window.rows))
+            if not self.mean:
+                self.repeat_position(each - len(window.rows))
         tokens = slice(token, len(self.ids))
-        positions = slice(position, len(self.row_at_position))
+        positions = slice(position, len(self.token_at_position))
         self.blocks.append(Block(tokens, positions, len(windows), width, None))
 
     def add_rows(self, rows: Iterable[int]) -> None:
         """Lay out rows end to end."""
         for row in rows:
             ids, types = self.rows[row]
-            self.position_of_row[row] = len(self.row_at_position)
-            self.row_at_position.append(row)
-            self.first_token.append(len(self.ids))
+            self.first_token_of_row[row] = len(self.ids)
+            self.pooled_of_row[row] = self.num_cls + len(self.mean_offsets) - 1
+            self._add_run(len(ids) if self.mean else 1)
             self.ids.extend(ids)
             self.types.extend(types)
             self.position_ids.extend(range(len(ids)))
@@ -129,17 +150,33 @@ class _Layout:
     def add_padding(self, count: int) -> None:
         """Append `count` padding tokens after the last row."""
         if count:
+            if self.mean:
+                self._add_run(count)
             padding = array("q", bytes(8 * count))
             self.ids += padding
             self.types += padding
             self.position_ids += padding
             self.segment_lengths.append(count)
-            self.segment_rows.append(self.row_at_position[-1])
+            self.segment_rows.append(self.segment_rows[-1])
 
     def repeat_position(self, times: int) -> None:
         """Repeat the last position."""
-        self.row_at_position += self.row_at_position[-1:] * times
-        self.first_token += self.first_token[-1:] * times
+        if times:
+            self.token_at_position.extend(self.token_at_position[-1:] * times)
+            self._count_run(self.run_segments[-1], times)
+
+    def _add_run(self, count: int) -> None:
+        """Make positions of the first tokens of the segment that is about to be laid out."""
+        self.token_at_position.extend(range(len(self.ids), len(self.ids) + count))
+        self._count_run(len(self.segment_lengths), count)
+
+    def _count_run(self, segment: int, count: int) -> None:
+        self.run_segments.append(segment)
+        self.run_lengths.append(count)
+        if self.mean:
+            self.mean_offsets.append(self.mean_offsets[-1] + count)
+        else:
+            self.num_cls += count
 
 
 def pack(
@@ -147,6 +184,7 @@ def pack(
     device: torch.device | str = "cpu",
     keys: Sequence[int] | None = None,
     *,
+    mean: Sequence[bool] | bool = False,
     windows: bool = True,
 ) -> PackedBatch:
     """Lay rows into windows, or end to end.
@@ -154,31 +192,57 @@ def pack(
     Args:
         rows: (input ids, token type ids) of each row, at least one token each.
         device: device of the tensors; one copy brings all of them there.
-        keys: a key for each row; rows of one key lie side by side, lowest key first. None lets all
-            rows share windows, which takes the least padding.
+        keys: a key for each row; rows of one key lie side by side, lowest key first, but keys with
+            mean pooling last. None lets all rows share windows, which takes the least padding.
+        mean: for each row, or for all of them, whether to pool by the mean of the tokens; at most
+            one key may have rows of both kinds.
         windows: if False, rows are concatenated, and the tokens of each key are padded only up to
             the next common size, so that oneDNN finds a compiled kernel.
     """
-    lengths: dict[int, dict[int, int]] = {}
-    for row, (ids, _) in enumerate(rows):
-        lengths.setdefault(0 if keys is None else keys[row], {})[row] = len(ids)
     layout = _Layout(rows)
     spans = {}
-    for key in sorted(lengths):
-        token, position = len(layout.ids), len(layout.row_at_position)
-        if windows:
-            filled = _fill_windows(lengths[key])
-            for width, block in groupby(filled, key=lambda window: window.width):
-                layout.add_block(list(block), width)
-        else:
-            layout.add_rows(lengths[key])
+    for key, of_key in _by_key_and_pooling(rows, keys, mean):
+        token, position = len(layout.ids), len(layout.token_at_position)
+        for is_mean, lengths in of_key.items():
+            layout.mean = is_mean
+            if windows:
+                filled = _fill_windows(lengths)
+                for width, block in groupby(filled, key=lambda window: window.width):
+                    layout.add_block(list(block), width)
+            else:
+                layout.add_rows(lengths)
+            if not is_mean:
+                count = len(layout.token_at_position) - position
+                layout.repeat_position(_common_positions(count) - count)
+        if not windows:
             count = len(layout.ids) - token
             layout.add_padding(_common_tokens(count) - count)
-        count = len(layout.row_at_position) - position
-        layout.repeat_position(_common_positions(count) - count)
+            if len(of_key) == 2:
+                count = len(layout.token_at_position) - position
+                layout.repeat_position(_common_tokens(count) - count)
         tokens = slice(token, len(layout.ids))
-        spans[key] = KeySpan(tokens, slice(position, len(layout.row_at_position)))
+        spans[key] = KeySpan(tokens, slice(position, len(layout.token_at_position)))
     return _to_tensors(layout, spans, torch.device(device))
+
+
+def _by_key_and_pooling(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    keys: Sequence[int] | None,
+    mean: Sequence[bool] | bool,
+) -> list[tuple[int, dict[bool, dict[int, int]]]]:
+    """Group row lengths by key, then by pooling; sort so that all rows with cls pooling lead."""
+    groups: dict[int, tuple[dict[int, int], dict[int, int]]] = {}  # cls, mean
+    for row, (ids, _) in enumerate(rows):
+        key = 0 if keys is None else keys[row]
+        is_mean = mean if isinstance(mean, bool) else mean[row]
+        groups.setdefault(key, ({}, {}))[is_mean][row] = len(ids)
+    if len(mixed := [key for key, (cls, means) in groups.items() if cls and means]) > 1:
+        raise ValueError(f"rows of the keys {mixed} can't all lie side by side: poolings differ")
+    order = sorted(groups, key=lambda key: (bool(groups[key][1]) - bool(groups[key][0]), key))
+    return [
+        (key, {bool(n): lengths for n, lengths in enumerate(groups[key]) if lengths})
+        for key in order
+    ]
 
 
 def _fill_windows(lengths: dict[int, int]) -> list[_Window]:
@@ -210,7 +274,8 @@ def packed_sizes(max_tokens: int) -> list[int]:
 
     Batches with keys, and rows longer than `max_tokens`, add more.
     """
-    tokens = {_common_tokens(count) for count in range(1, max_tokens + 1)}
+    # A batch of both poolings may have a few more positions than tokens.
+    tokens = {_common_tokens(count) for count in range(1, max_tokens + 16)}
     counts = range(1, min(_USUAL_POSITIONS, max_tokens) + 1)
     return sorted(tokens | {_common_positions(count) for count in counts})
 
@@ -238,21 +303,24 @@ def _to_tensors(layout: _Layout, spans: dict[int, KeySpan], device: torch.device
         "token_type_ids": torch.frombuffer(layout.types, dtype=torch.int64),
         "position_ids": torch.frombuffer(layout.position_ids, dtype=torch.int64),
         "row_of_token": torch.tensor(layout.segment_rows)[segment],
-        "row_at_position": torch.tensor(layout.row_at_position),
-        "first_token": torch.tensor(layout.first_token),
-        "position_of_row": torch.tensor(layout.position_of_row),
+        "token_at_position": torch.frombuffer(layout.token_at_position, dtype=torch.int64),
+        "first_token_of_row": torch.tensor(layout.first_token_of_row),
+        "pooled_of_row": torch.tensor(layout.pooled_of_row),
+        "mean_offsets": torch.tensor(layout.mean_offsets),
         "segment": segment,
     }
+    parts["row_at_position"] = parts["row_of_token"][parts["token_at_position"]]
     if device.type != "cpu":
         sizes = [len(part) for part in parts.values()]
         whole = torch.cat(list(parts.values())).to(device)
         parts = dict(zip(parts, torch.split(whole, sizes), strict=True))
     on_device = parts.pop("segment")
-    position_lengths = [len(layout.rows[row][0]) for row in layout.row_at_position]
     return PackedBatch(
         **parts,
         segment_lengths=lengths,
-        position_lengths=torch.tensor(position_lengths),
+        run_segments=torch.tensor(layout.run_segments),
+        run_lengths=torch.tensor(layout.run_lengths),
+        num_cls=layout.num_cls,
         blocks=tuple(_with_allowed(block, segment, on_device) for block in layout.blocks),
         key_spans=spans,
     )

@@ -21,11 +21,8 @@ class RowAttention(Attention):
         lengths = batch.segment_lengths
         starts = lengths.cumsum(0) - lengths
         self._tokens = RowSegments(starts, lengths, starts, lengths)
-        positions = torch.arange(len(batch.first_token))
-        one_each = torch.ones_like(batch.first_token)
-        self._first_tokens = RowSegments(
-            batch.first_token, batch.position_lengths, positions, one_each
-        )
+        run, counts = batch.run_segments, batch.run_lengths
+        self._positions = RowSegments(starts[run], lengths[run], counts.cumsum(0) - counts, counts)
 
     def tokens(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
@@ -33,11 +30,11 @@ class RowAttention(Attention):
         require_inference(query, key_value, dropout)
         return attend(query, key_value, self._tokens, num_heads)
 
-    def first_tokens(
+    def positions(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
     ) -> Tensor:
         require_inference(query, key_value, dropout)
-        return attend(query, key_value, self._first_tokens, num_heads)
+        return attend(query, key_value, self._positions, num_heads)
 
 
 def require_inference(query: Tensor, key_value: Tensor, dropout: float) -> None:

@@ -40,27 +40,28 @@ class WindowAttention(Attention):
     """
 
     def __init__(self, batch: PackedBatch, dtype: torch.dtype = torch.float32) -> None:
-        self._tokens, self._first_tokens = [], []
+        self._tokens, self._positions = [], []
         for block in batch.blocks:
-            mask = first = None
+            mask = of_positions = None
             if block.allowed is not None:
                 zeros = torch.zeros_like(block.allowed, dtype=dtype)
                 mask = zeros.masked_fill_(~block.allowed, -math.inf)  # [W, 1, L, L]
-                asking = batch.first_token[block.positions] - block.tokens.start
-                first = mask.view(-1, block.width)[asking].view(block.count, 1, -1, block.width)
+                asking = batch.token_at_position[block.positions] - block.tokens.start
+                of_positions = mask.view(-1, block.width)[asking]
+                of_positions = of_positions.view(block.count, 1, -1, block.width)
             shape = block.tokens, block.count, block.width
             self._tokens.append(_Windows(block.tokens, *shape, mask))
-            self._first_tokens.append(_Windows(block.positions, *shape, first))
+            self._positions.append(_Windows(block.positions, *shape, of_positions))
 
     def tokens(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
     ) -> Tensor:
         return _attend(query, key_value, self._tokens, num_heads, dropout)
 
-    def first_tokens(
+    def positions(
         self, query: Tensor, key_value: Tensor, num_heads: int, dropout: float = 0.0
     ) -> Tensor:
-        return _attend(query, key_value, self._first_tokens, num_heads, dropout)
+        return _attend(query, key_value, self._positions, num_heads, dropout)
 
 
 def _attend(

@@ -43,7 +43,7 @@ RETIRED_NAMES = {
     "kind_and_place": "dtype_and_pointer",
     "matrix_of": "prepack",
     "ordered": "sortable_bits",
-    "packed_row": "position_of_row",
+    "packed_row": "pooled_of_row",
     "place_of": "data_pointer",
     "row_of_packed": "row_at_position",
     "selected_products": "sddmm",

@@ -113,8 +113,8 @@ class FeatureCache:
         if self.is_whole_encoder:
             return list(torch.arange(len(rows), device=self._device).unsqueeze(1))
         if self._is_per_position:
-            return list(batch.position_of_row.unsqueeze(1))
-        starts = batch.first_token[batch.position_of_row].tolist()
+            return list(batch.pooled_of_row.unsqueeze(1))
+        starts = batch.first_token_of_row.tolist()
         return [
             torch.arange(start, start + row.num_tokens, device=self._device)
             for start, row in zip(starts, rows, strict=True)

@@ -230,7 +230,8 @@ def test_a_pass_writes_nothing_to_the_bank(
     mixed_overlay = overlay_type(bank, packed, slots)
     for site in sites(tiny_backbone, "table"):
         mixed_overlay.embed(site, packed.token_type_ids)
-    for per_position, count in ((False, len(packed.input_ids)), (True, len(packed.first_token))):
+    counts = len(packed.row_of_token), len(packed.row_at_position)
+    for per_position, count in zip((False, True), counts, strict=True):
         for site in sites(tiny_backbone, "matrix"):
             width = bank.frozen[f"{site}.weight"].shape[1]
             mixed_overlay.linear(site, torch.randn(count, width), per_position=per_position)

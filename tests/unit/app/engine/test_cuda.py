@@ -62,9 +62,9 @@ def test_decoding_finds_every_row_again(
     assert batch.longest == shape.longest
     cu_seqlens = batch.cu_seqlens.tolist()
     for mark, row in enumerate(rows):
-        position = int(batch.position_of_row[mark])
+        position = int(batch.pooled_of_row[mark])
         assert batch.row_at_position[position] == mark
-        assert batch.first_token[position] == cu_seqlens[position]
+        assert batch.token_at_position[position] == cu_seqlens[position]
         tokens_of_row = slice(cu_seqlens[position], cu_seqlens[position + 1])
         assert batch.input_ids[tokens_of_row].tolist() == row.input_ids
         assert batch.token_type_ids[tokens_of_row].tolist() == row.token_type_ids
@@ -79,7 +79,7 @@ def test_decoding_finds_every_row_again(
         values = getattr(batch, name)
         assert values.shape == (shape.tokens,)
         assert bool(((values >= 0) & (values < end)).all())
-    for name in ("first_token", "row_at_position", "position_of_row"):
+    for name in ("token_at_position", "row_at_position", "pooled_of_row"):
         assert getattr(batch, name).shape == (shape.rows,)
         assert not getattr(batch, name)[len(rows) :].any()
 
@@ -134,7 +134,7 @@ def attention_of(device: str, shape: BatchShape | None) -> tuple[VarlenAttention
     """The attention of a batch of these lengths, and the first token of each row."""
     encoded = encode_batch([row_of(length) for length in LENGTHS], shape)
     batch = decode_batch(encoded.numbers.to(device), encoded.shape)
-    return VarlenAttention(batch), batch.first_token
+    return VarlenAttention(batch), batch.token_at_position
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -161,7 +161,7 @@ def test_varlen_attention_equals_that_of_pytorch_for_each_row(
     filled[:num_tokens] = mixed
     query, key_value = filled.to(device, dtype).split([width, 2 * width], 1)
     if per_position:
-        attended = attention.first_tokens(query[first], key_value, heads)
+        attended = attention.positions(query[first], key_value, heads)
     else:
         attended = attention.tokens(query, key_value, heads)
     out = attended.cpu().double()
@@ -181,7 +181,7 @@ def test_kernels_are_given_upper_bounds_of_the_segments(shape: BatchShape | None
     """A kernel skips tokens beyond the bound."""
     longest = shape.longest if shape else max(LENGTHS)
     attention, _ = attention_of("cpu", shape)
-    tokens, rows = attention.of_tokens, attention.of_first_tokens
+    tokens, rows = attention.of_tokens, attention.of_positions
     assert (tokens.max_queries, tokens.max_keys) == (longest, longest)
     assert (rows.max_queries, rows.max_keys) == (1, longest)
     for segments in (tokens, rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +10,18 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from deltas import Backbone, EncoderConfig, TrainableOverlay, encode, make_backbone, pack
+from deltas import (
+    Backbone,
+    DenseEntry,
+    EncoderConfig,
+    Entry,
+    TrainableOverlay,
+    encode,
+    make_backbone,
+    pack,
+)
+from deltas.encoder.encoder import pool
+from deltas.encoder.row_attention import RowAttention
 from deltas.encoder.window_attention import WindowAttention
 
 ROWS = [
@@ -47,9 +59,9 @@ def backbone_of(made: BertModel, tokenizer: Any) -> Backbone:
     return make_backbone(EncoderConfig.from_transformers(made.config), parameters, tokenizer, "x")
 
 
-def pooled(backbone: Backbone, **options: Any) -> Tensor:
+def pooled(backbone: Backbone, *, mean: Sequence[bool] | bool = False, **options: Any) -> Tensor:
     """Pooled outputs of all rows in one packed batch."""
-    batch = pack(ROWS)
+    batch = pack(ROWS, mean=mean)
     with torch.no_grad():
         overlay = TrainableOverlay(backbone, {})
         return encode(backbone.config, overlay, batch, WindowAttention(batch), **options)
@@ -79,6 +91,68 @@ def test_variants_equal_stock_transformers(tiny_tokenizer: Any, changes: dict[st
         ]
     found = pooled(backbone_of(made, tiny_tokenizer))
     torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=0)
+
+
+def stock_pooled(made: BertModel, *, mean: bool) -> Tensor:
+    """What a stock library computes for each row: the pooler's output, or the mean."""
+    rows = [torch.tensor([row]) for row in ROWS]
+    outs = [made(input_ids=both[:1], token_type_ids=both[1:]) for both in (row[0] for row in rows)]
+    return torch.cat([out[0].mean(1) if mean else out[1] for out in outs])
+
+
+MEANS = [True, [True, False, True, False, True], [False, False, False, True, False]]
+
+
+@pytest.mark.parametrize("mean", MEANS, ids=["all", "most", "one"])
+@pytest.mark.parametrize("windows", [True, False], ids=["windows", "end to end"])
+def test_means_equal_stock_transformers(
+    tiny_tokenizer: Any, mean: Sequence[bool] | bool, windows: bool
+) -> None:
+    """Rows with cls pooling in the same batch keep theirs; both layouts, every gradient."""
+    made = network(num_hidden_layers=3)
+    backbone = backbone_of(made, tiny_tokenizer)
+    batch = pack(ROWS, mean=mean, windows=windows)
+    with torch.no_grad():
+        attention = WindowAttention(batch) if windows else RowAttention(batch)
+        found = encode(backbone.config, TrainableOverlay(backbone, {}), batch, attention)
+        theirs = [stock_pooled(made, mean=False), stock_pooled(made, mean=True)]
+    flags = torch.tensor(mean).expand(len(ROWS)).long()
+    expected = torch.stack(theirs)[flags, torch.arange(len(ROWS))]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mean", MEANS, ids=["all", "most", "one"])
+def test_gradients_through_a_mean_are_those_of_stock_transformers(
+    tiny_tokenizer: Any, mean: Sequence[bool] | bool
+) -> None:
+    made = network()
+    backbone = backbone_of(made, tiny_tokenizer)
+    flags = torch.tensor(mean).expand(len(ROWS)).long()
+    wanted = torch.randn(len(ROWS), 36, generator=torch.Generator().manual_seed(4))
+    theirs = torch.stack([stock_pooled(made, mean=False), stock_pooled(made, mean=True)])
+    (theirs[flags, torch.arange(len(ROWS))] * wanted).sum().backward()
+    entries: dict[str, Entry] = {
+        f"bert.{name}": DenseEntry(value.detach().clone().requires_grad_())
+        for name, value in made.named_parameters()
+        if value.ndim == 1
+    }
+    batch = pack(ROWS, mean=mean)
+    overlay = TrainableOverlay(backbone, entries)
+    (encode(backbone.config, overlay, batch, WindowAttention(batch)) * wanted).sum().backward()
+    for name, value in made.named_parameters():
+        if value.ndim == 1 and value.grad is not None:
+            found = entries[f"bert.{name}"].values.grad
+            found = torch.zeros_like(value) if found is None else found  # no row reads the pooler
+            torch.testing.assert_close(found, value.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_not_a_number_stays_in_its_row(tiny_backbone: Backbone) -> None:
+    """A mean over several rows' tokens would spread it."""
+    batch = pack(ROWS, mean=True)
+    hidden = torch.ones(len(batch.input_ids), tiny_backbone.config.hidden_size)
+    hidden[int(batch.first_token_of_row[1])] = torch.nan
+    found = pool(TrainableOverlay(tiny_backbone, {}), batch, hidden).isnan().any(1)
+    assert found.tolist() == [False, True, False, False, False]
 
 
 def test_two_calls_are_bit_equal(tiny_backbone: Backbone) -> None:

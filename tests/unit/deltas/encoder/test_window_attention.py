@@ -28,9 +28,12 @@ def row_by_row(
 ) -> Tensor:
     """Attend with PyTorch in each row by itself; zeros elsewhere."""
     out = torch.zeros_like(query)
-    for position, length in zip(batch.position_of_row.tolist(), lengths, strict=True):
-        start = int(batch.first_token[position])
-        asking = slice(position, position + 1) if per_position else slice(start, start + length)
+    starts, places = batch.first_token_of_row.tolist(), batch.pooled_of_row.tolist()
+    ends = [*range(batch.num_cls), *(batch.num_cls + batch.mean_offsets).tolist()]
+    for start, place, length in zip(starts, places, lengths, strict=True):
+        count = length if place >= batch.num_cls else 1
+        first, count = (ends[place], count) if per_position else (start, length)
+        asking = slice(first, first + count)
         parts = query[asking], *key_value[start : start + length].split(WIDTH, 1)
         q, k, v = (part.unflatten(1, (HEADS, -1)).transpose(0, 1) for part in parts)
         out[asking] = F.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
@@ -40,17 +43,19 @@ def row_by_row(
 @pytest.mark.parametrize("lengths", [(5,), (40, 40), (1, 2, 3, 64, 90, 128, 17), (200, 3, 3, 150)])
 @pytest.mark.parametrize("keyed", [False, True])
 @pytest.mark.parametrize("per_position", [False, True])
+@pytest.mark.parametrize("mean", ["none", "some", "all"])
 def test_gradients_are_those_of_pytorch(
-    lengths: tuple[int, ...], keyed: bool, per_position: bool
+    lengths: tuple[int, ...], keyed: bool, per_position: bool, mean: str
 ) -> None:
     """Also where rows of several keys leave positions that belong to no window."""
     keys = [number % 2 for number in range(len(lengths))] if keyed else None
-    batch = pack(rows_of(*lengths), keys=keys)
+    means = [mean == "all" or (mean == "some" and bool(n % 2)) for n in range(len(lengths))]
+    batch = pack(rows_of(*lengths), keys=keys, mean=means)
     generator = torch.Generator().manual_seed(len(lengths))
     tokens = len(batch.input_ids)
-    asking = len(batch.first_token) if per_position else tokens
+    asking = len(batch.token_at_position) if per_position else tokens
     attention = WindowAttention(batch, torch.float64)
-    attend = attention.first_tokens if per_position else attention.tokens
+    attend = attention.positions if per_position else attention.tokens
     shapes = ((asking, WIDTH), (tokens, 2 * WIDTH), (asking, WIDTH))
     query, key_value, wanted = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
@@ -74,7 +79,7 @@ def test_rows_do_not_see_each_other() -> None:
     query = torch.randn(len(batch.input_ids), WIDTH)
     key_value = torch.randn(len(batch.input_ids), 2 * WIDTH, requires_grad=True)
     out = WindowAttention(batch).tokens(query, key_value, HEADS)
-    starts = sorted([*batch.first_token[:3].tolist(), 60])
+    starts = sorted([*batch.token_at_position[:3].tolist(), 60])
     for start, stop in pairwise(starts):
         (grad,) = torch.autograd.grad(out[start:stop].sum(), key_value, retain_graph=True)
         assert bool(grad[start:stop].any())

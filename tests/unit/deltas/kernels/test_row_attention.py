@@ -35,9 +35,9 @@ def attended(stacked: Tensor, sizes: list[int], num_heads: int, *, per_position:
     width = stacked.shape[1] // 3
     query, key_value = padded[:, :width], padded[:, width:]
     if per_position:
-        rows = attention.first_tokens(query[batch.first_token], key_value, num_heads)
-        assert rows.shape == (len(batch.first_token), width)
-        return rows[batch.position_of_row]
+        rows = attention.positions(query[batch.token_at_position], key_value, num_heads)
+        assert rows.shape == (len(batch.token_at_position), width)
+        return rows[batch.pooled_of_row]
     out = attention.tokens(query, key_value, num_heads)
     assert out.shape == query.shape
     assert bool(out[len(stacked) :].isfinite().all())
