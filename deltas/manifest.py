@@ -157,6 +157,7 @@ class TrainingFacts(_Part):
     batch_size: int
     learning_rate: float
     head_learning_rate: float | None = None
+    head_start: str = "random"
     dropout: float = 0.0
     warmup: float | None = None
     decay: str | None = None

@@ -12,14 +12,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from deltas.manifest import REINIT_PATTERN, TaskKind
+from deltas.manifest import REINIT_PATTERN, PairEncoding, Pooling, TaskKind
 
 Decay = Literal["linear", "cosine", "constant"]
 BatchOrder = Literal["length", "random"]
 
 DEFAULT_OUT = Path("runs/deltas")
 CLIP_NORM = 1.0  # as BERT was trained
-# Small tasks settle, and large ones finish, within this many rows.
+# About ten minutes of bitfit on two cores that compute in float32 (decision 0091).
+_VISITED_TOKENS = 600_000
 _VISITED_ROWS = 60_000
 _MAX_EPOCHS = 20
 # A head alone needs more epochs, and they cost little: its features are cached (decision 0072).
@@ -65,6 +66,12 @@ class FitConfig(BaseModel):
     """start from this delta, of another task or of the same rows and seed; same --freeze"""
     init_head: bool = False
     """with --init-from: start from its head, too (same number of labels)"""
+    head_start: Literal["solved", "random"] = "solved"
+    """solved: start from the best head on the frozen features; random: a small random one"""
+    pooling: Pooling | Literal["auto"] = "auto"
+    """what the head reads: cls (first token), mean (of all tokens) or auto (see the guide)"""
+    pairs: PairEncoding | Literal["auto"] = "auto"
+    """read two texts jointly, as one sequence, or separately, as two; auto: see the guide"""
     backbone: str | None = None
     """hub id, id@revision or folder of a BERT (default: packaged MiniLM)"""
     data: str | None = None
@@ -72,7 +79,7 @@ class FitConfig(BaseModel):
     train_rows: int | None = Field(None, ge=2)
     """train on a sample of this many rows, drawn with --seed"""
     epochs: float | None = Field(None, gt=0)
-    """passes over the train rows (default: 60,000 rows, at most 20; head alone 40)"""
+    """passes over the train rows (default: 600,000 tokens, at most 20; a solved head: 0)"""
     lr: float | None = Field(None, gt=0)
     """peak learning rate (default: depends on the strategy)"""
     head_lr: Annotated[float, Field(gt=0)] | Literal["same"] | None = None
@@ -185,14 +192,15 @@ class FitConfig(BaseModel):
         return self.train_split or "train"
 
 
-def default_epochs(train_rows: int, *, head_only: bool = False) -> float:
-    """Return the passes over the train rows if the user names none.
+def default_epochs(rows: int, tokens: int, *, head_only: bool = False) -> float:
+    """Return the passes over the train rows if the user names none; `tokens` are those of all rows.
 
     `head_only` means that only a head trains, on cached features.
     """
     if head_only:
         return float(_HEAD_EPOCHS)
-    return min(float(_MAX_EPOCHS), round(_VISITED_ROWS / train_rows, 3))
+    most = min(_VISITED_TOKENS / tokens, _VISITED_ROWS / rows)
+    return min(float(_MAX_EPOCHS), round(most, 3))
 
 
 def shared_fields(source: Any, target: Any) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from deltas.backbone.hub import is_cached, why_unreachable
 from deltas.backbone.layout import EncoderConfig, encoder_layout
+from deltas.backbone.pooling import trained_pooling
 from deltas.backbone.tokenizer import plain_copy, tokenize_texts
 from deltas.errors import BackboneError
-from deltas.manifest import BackboneRef
+from deltas.manifest import BackboneRef, Pooling
 
 DEFAULT_BACKBONE = "all-MiniLM-L6-v2"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
@@ -41,6 +42,7 @@ class Backbone:
     weights: Mapping[str, Tensor]  # float32, by encoder name; query, key and value stacked
     parameters: Mapping[str, Tensor]  # views into `weights`, by Hugging Face name
     tokenizer: Any  # a fast one of Hugging Face
+    pooling: Pooling = "cls"  # that its makers trained it for
 
     @property
     def num_parameters(self) -> int:
@@ -193,7 +195,11 @@ def _load(source: str, name: str, revision: str | None, *, cache_only: bool = Fa
     parameters = {f"bert.{key}": value for key, value in network.named_parameters()}
     backbone = make_backbone(EncoderConfig.from_transformers(config), parameters, tokenizer, name)
     revision = revision or getattr(config, "_commit_hash", None)
-    return replace(backbone, ref=backbone.ref.model_copy(update={"revision": revision}))
+    return replace(
+        backbone,
+        ref=backbone.ref.model_copy(update={"revision": revision}),
+        pooling=trained_pooling(source, revision, cache_only=cache_only),
+    )
 
 
 def _check_tokenizer(tokenizer: Any, source: str, name: str, vocab_size: int) -> None:

@@ -121,6 +121,18 @@ def pooled_scale(model: TaskModel, rows: Sequence[TokenizedRow]) -> float:
 
 
 @torch.no_grad()
+def features(model: TaskModel, rows: Sequence[TokenizedRow]) -> Tensor:
+    """Return the head's input, float32 [R, F] on the CPU, of any number of rows.
+
+    Several processes share the work, as in `predict`.
+    """
+    found = torch.zeros(len(rows), model.head[0].shape[1])
+    for positions in distributed.shard(list(length_batches(rows, _BATCH_TOKENS))):
+        found[positions] = model.pooled([rows[index] for index in positions]).cpu()
+    return distributed.all_reduce(found)
+
+
+@torch.no_grad()
 def predict(model: TaskModel, rows: Sequence[TokenizedRow]) -> Tensor:
     """Return float32 logits [R, C] of any number of rows, computed in packed batches.
 

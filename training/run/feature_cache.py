@@ -52,8 +52,10 @@ class FeatureCache:
         depth: int,
         device: torch.device,
         itemsize: int,
+        *,
+        mean: bool = False,
     ) -> None:
-        self.depth, self._itemsize = depth, itemsize
+        self.depth, self._itemsize, self._mean = depth, itemsize, mean
         self._config, self._overlay, self._device = config, overlay, device
         self._features: dict[_Key, Tensor] = {}
 
@@ -78,7 +80,8 @@ class FeatureCache:
         if not self.fits(rows):
             logger.info("the frozen layers' outputs of %d rows are too large to keep", len(rows))
             return
-        distinct = list({_key(row): row for row in rows}.values())
+        new = {key: row for row in rows if (key := _key(row)) not in self._features}
+        distinct = list(new.values())
         for positions in length_batches(distinct, _BATCH_TOKENS):
             part = [distinct[position] for position in positions]
             batch = self._pack(part)
@@ -125,7 +128,8 @@ class FeatureCache:
         return self.depth >= self._config.num_layers
 
     def _pack(self, rows: Sequence[TokenizedRow]) -> PackedBatch:
-        return pack([(row.input_ids, row.token_type_ids) for row in rows], self._device)
+        tokens = [(row.input_ids, row.token_type_ids) for row in rows]
+        return pack(tokens, self._device, mean=self._mean)
 
     @torch.no_grad()
     def _compute(self, batch: PackedBatch) -> Tensor:

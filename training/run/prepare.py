@@ -20,12 +20,13 @@ from deltas.backbone.backbone import Backbone
 from deltas.delta import Delta, Entry, SparseEntry
 from deltas.format import check_delta, read_delta
 from deltas.hardware import DTYPES, pick_device, pick_precision
-from deltas.manifest import InitialDelta
+from deltas.manifest import InitialDelta, PairEncoding, TaskSpec
 from training.data.rows import TaskData
 from training.data.tasks import Task
 from training.errors import ConfigError, listing
 from training.options import FitConfig, default_epochs, shared_fields
-from training.run.evaluation import pooled_scale
+from training.run.evaluation import features, pooled_scale
+from training.run.head.solver import Problem, solve_head
 from training.run.loop.schedule import LoopConfig
 from training.run.task_model import (
     Split,
@@ -39,9 +40,45 @@ from training.strategies import grammar
 from training.strategies.rules import Selection
 
 _FISHER_ROWS = 256
+_MAX_START_ROWS = 5000  # enough to start from; a head that stays as it is reads all rows
 _MIN_EVALS = 4
 _HEAD_RATE = 1e-3
 _SCALE_ROWS = 64
+
+
+def task_spec(config: FitConfig, task: Task, backbone: Backbone, start: Delta | None) -> TaskSpec:
+    """Return how the encoder reads a task's rows, for the manifest.
+
+    "auto" takes what a starting point has, and else what backbone and task are made for: a sentence
+    encoder is made for the mean of a text's tokens, and any BERT for the first token of a pair.
+
+    Raises:
+        ConfigError: an option fits neither the task nor the starting point.
+    """
+    longest = backbone.config.max_positions
+    if config.max_length > longest:
+        raise ConfigError(
+            f"--max-length {config.max_length}: the backbone has positions for {longest} tokens"
+        )
+    is_pair = len(task.text_fields) == 2
+    if config.pairs == "separate" and not is_pair:
+        raise ConfigError(f"--pairs separate: {task.name} has one text; leave the option out")
+    pairs: PairEncoding = "joint" if config.pairs == "auto" else config.pairs
+    pooling = config.pooling
+    if pooling == "auto":
+        pooling = "cls" if is_pair and pairs == "joint" else backbone.pooling
+    if start is not None:
+        theirs = start.manifest.task
+        given = {"pooling": (config.pooling, theirs.pooling), "pairs": (config.pairs, theirs.pairs)}
+        for option, (ours, needed) in given.items():
+            if ours not in ("auto", needed):
+                raise ConfigError(
+                    f"--{option} {ours}: the delta of --init-from has {needed!r}; leave the option "
+                    "out to take that"
+                )
+        pooling, pairs = theirs.pooling, theirs.pairs
+    fields = shared_fields(task, TaskSpec)
+    return TaskSpec(**fields, max_length=config.max_length, pooling=pooling, pairs=pairs)
 
 
 def read_starting_point(
@@ -105,7 +142,12 @@ def refuse_seen_rows(
 
 
 def make_task_model(
-    config: FitConfig, backbone: Backbone, split: Split, task: Task, start: Delta | None
+    config: FitConfig,
+    backbone: Backbone,
+    split: Split,
+    task: Task,
+    spec: TaskSpec,
+    start: Delta | None,
 ) -> TaskModel:
     """Make the model to train on the train rows.
 
@@ -117,25 +159,55 @@ def make_task_model(
     """
     device = pick_device(config.device)
     dtype = DTYPES[pick_precision(config.precision, device)]
-    head = initial_head(len(task.labels) or 1, backbone.config.hidden_size, config.seed)
+    width = backbone.config.hidden_size * spec.vectors_per_row
+    head = initial_head(spec.num_outputs, width, config.seed)
     output = (1.0, 0.0)
     if task.kind == "regression":
         labels = split.labels.double()
         output = float(labels.std(correction=0)) or 1.0, float(labels.mean())
 
     def scores() -> Mapping[str, Tensor]:
-        every = initial_entries(backbone, dict.fromkeys(backbone.parameters), device)
-        model = TaskModel(backbone, every, head, device, dtype, output)
+        every = initial_entries(backbone, dict.fromkeys(values), device)
+        model = TaskModel(backbone, every, head, device, dtype, output, pooling=spec.pooling)
         return fisher_scores(model, task.kind, split, config.seed)
 
-    shapes = {name: tuple(value.shape) for name, value in backbone.parameters.items()}
-    selection = grammar.select(config.freeze, shapes, config.seed, backbone.parameters, scores)
+    # A mean reads no pooler, so training it would change nothing.
+    values = {
+        name: value
+        for name, value in backbone.parameters.items()
+        if not (spec.pooling == "mean" and ".pooler." in name)
+    }
+    shapes = {name: tuple(value.shape) for name, value in values.items()}
+    selection = grammar.select(config.freeze, shapes, config.seed, values, scores)
     entries = initial_entries(backbone, selection, device)
     if start is not None:
         _copy_values(entries, selection, start, config)
         if config.init_head:
             head = _initial_head_from(start, task, output)
-    return TaskModel(backbone, entries, head, device, dtype, output)
+    return TaskModel(backbone, entries, head, device, dtype, output, pooling=spec.pooling)
+
+
+def solve_starting_head(
+    config: FitConfig, model: TaskModel, task: Task, split: Split, weights: Tensor | None
+) -> None:
+    """Set a model's head to the best one on its features.
+
+    A head that trains alone is solved on all train rows, any other on a sample.
+    """
+    rows, labels = split.rows, split.labels
+    if model.entries and len(rows) > _MAX_START_ROWS:
+        draw = random.Random(f"{config.seed} head")
+        drawn = sorted(draw.sample(range(len(rows)), _MAX_START_ROWS))
+        rows, labels = [rows[position] for position in drawn], labels[drawn]
+    model.cache.fill(rows)
+    if task.kind == "regression":
+        labels = (labels - model.shift) / model.scale  # the units that the head is trained in
+    extra = weights, config.label_smoothing
+    problem = Problem(task.kind, len(model.head[1]), features(model, rows), labels, *extra)
+    solved = solve_head(problem, config.seed)
+    with torch.no_grad():
+        for part, value in zip(model.head, (solved.weight, solved.bias), strict=True):
+            part.copy_(value)
 
 
 def fisher_scores(model: TaskModel, kind: str, split: Split, seed: int) -> dict[str, Tensor]:
@@ -181,11 +253,17 @@ def label_weights(config: FitConfig, task: Task, split: Split) -> Tensor | None:
 def loop_config(config: FitConfig, model: TaskModel, splits: tuple[Split, Split]) -> LoopConfig:
     """Resolve the options of the loop; defaults depend on the train rows and the head's input."""
     rows, selection = (split.rows for split in splits)
-    # The epochs of a head alone cost little if the pooled outputs of all rows can be cached.
-    head_only = model.cache.is_whole_encoder and model.cache.fits([*rows, *selection])
-    epochs = config.epochs or default_epochs(len(rows), head_only=head_only)
     rows_a_step = config.batch_size * config.accumulate
-    steps = max(1, math.ceil(epochs * math.ceil(len(rows) / rows_a_step)))
+    head_start = "given" if config.init_head else config.head_start
+    epochs = config.epochs
+    if epochs is None:
+        # The epochs of a head alone cost little if the pooled outputs of all rows can be cached.
+        head_only = model.cache.is_whole_encoder and model.cache.fits([*rows, *selection])
+        tokens = sum(row.num_tokens for row in rows)
+        epochs = default_epochs(len(rows), tokens, head_only=head_only)
+        if not model.entries and head_start == "solved":
+            epochs = 0.0  # the solution is the best head already
+    steps = math.ceil(epochs * math.ceil(len(rows) / rows_a_step))
     learning_rate = config.lr or grammar.default_learning_rate(config.freeze)
     head_rate = config.head_lr or ("same" if config.freeze == "head" else None)
     if head_rate == "same":
@@ -201,6 +279,7 @@ def loop_config(config: FitConfig, model: TaskModel, splits: tuple[Split, Split]
         "head_learning_rate": head_rate,
         "evals": min(steps, evals),
         "decay": config.schedule,
+        "head_start": head_start,
     }
     return LoopConfig(**shared_fields(config, LoopConfig) | resolved)
 

@@ -21,6 +21,7 @@ from deltas.encoder.encoder import embed, pool, run_layers
 from deltas.encoder.packing import pack
 from deltas.encoder.single_overlay import TrainableOverlay
 from deltas.encoder.window_attention import WindowAttention
+from deltas.manifest import Pooling
 from training.run.feature_cache import FeatureCache, frozen_depth
 from training.strategies.rules import Selection
 
@@ -43,7 +44,8 @@ class TaskModel:
     the labels' standard deviation and mean.
 
     The entries' values and the head, weight [C, H] and bias [C], require gradients from now on.
-    `dtype` is the precision of the frozen computation.
+    `dtype` is the precision of the frozen computation. `pooling` is that of the task
+    (`deltas.manifest.TaskSpec`).
     """
 
     def __init__(
@@ -54,17 +56,22 @@ class TaskModel:
         device: torch.device,
         dtype: torch.dtype,
         output: tuple[float, float] = (1.0, 0.0),
+        *,
+        pooling: Pooling = "cls",
     ) -> None:
         weight, bias = (part.to(device).requires_grad_() for part in head)
         self.entries, self.head = entries, (weight, bias)
         for entry in entries.values():
             entry.values.requires_grad_()
-        self.scale, self._shift = output
+        self.scale, self.shift = output
         self._config = backbone.config
         self._device = device
+        self._mean = pooling == "mean"
         self._overlay = TrainableOverlay(backbone, entries, device, dtype)
         depth = frozen_depth(entries, backbone.config)
-        self.cache = FeatureCache(backbone.config, self._overlay, depth, device, dtype.itemsize)
+        self.cache = FeatureCache(
+            backbone.config, self._overlay, depth, device, dtype.itemsize, mean=self._mean
+        )
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -75,7 +82,7 @@ class TaskModel:
     def logits(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
         """Return float32 logits [R, C] in the order of the rows."""
         pooled = F.dropout(self.pooled(rows, dropout), dropout)
-        return F.linear(pooled, *self.head) * self.scale + self._shift
+        return F.linear(pooled, *self.head) * self.scale + self.shift
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -83,8 +90,8 @@ class TaskModel:
         weight, bias = self.head
         weight *= self.scale
         bias *= self.scale
-        bias += self._shift
-        self.scale, self._shift = 1.0, 0.0
+        bias += self.shift
+        self.scale, self.shift = 1.0, 0.0
 
     def pooled(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
         """Return float32 pooled outputs [R, H] in the order of the rows.
@@ -93,7 +100,8 @@ class TaskModel:
         """
         if self.cache.is_whole_encoder:
             return self.cache.pooled(rows).float()
-        batch = pack([(row.input_ids, row.token_type_ids) for row in rows], self._device)
+        tokens = [(row.input_ids, row.token_type_ids) for row in rows]
+        batch = pack(tokens, self._device, mean=self._mean)
         self._overlay.refresh()
         if self.cache.depth:
             hidden = self.cache.hidden(rows, batch)

@@ -57,6 +57,8 @@ from training.run.prepare import (
     make_task_model,
     read_starting_point,
     refuse_seen_rows,
+    solve_starting_head,
+    task_spec,
 )
 from training.run.task_model import Split, TaskModel
 from training.strategies import grammar
@@ -116,16 +118,16 @@ def prepare_run(config: FitConfig) -> PreparedRun:
     config = config.model_copy(update={"freeze": grammar.canonical(config.freeze)})
     data = _load_rows(config)
     backbone = load_backbone(config.backbone)
-    spec = _task_spec(config, data, backbone)
+    start, start_facts = read_starting_point(config, backbone)
+    spec = task_spec(config, data.task, backbone, start)
     path = delta_path(config.out, backbone.ref.id, spec.name, _strategy(config).served_as)
     if path.exists() and not config.overwrite:
         raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
-    start, start_facts = read_starting_point(config, backbone)
     initial = reinitialise(backbone, config.reinit, config.seed)
     rows = _cut(config, data)
     splits = _tokenized(spec, backbone, rows[0]), _tokenized(spec, backbone, rows[1])
     refuse_seen_rows(start, config, data, splits)
-    model = make_task_model(config, initial, splits[0], data.task, start)
+    model = make_task_model(config, initial, splits[0], data.task, spec, start)
     return PreparedRun(
         config=config,
         data=data,
@@ -212,15 +214,6 @@ def _load_rows(config: FitConfig) -> TaskData:
     return data if config.train_rows is None else data.subset(config.train_rows, config.seed)
 
 
-def _task_spec(config: FitConfig, data: TaskData, backbone: Backbone) -> TaskSpec:
-    longest = backbone.config.max_positions
-    if config.max_length > longest:
-        raise ConfigError(
-            f"--max-length {config.max_length}: the backbone has positions for {longest} tokens"
-        )
-    return TaskSpec(max_length=config.max_length, **shared_fields(data.task, TaskSpec))
-
-
 def _state_file(path: Path, config: FitConfig, data: TaskData, backbone: Backbone) -> Path:
     """Return the run's checkpoint file; only a run that gives the same values shares it."""
     device = pick_device(config.device)
@@ -274,6 +267,8 @@ def _train(run: PreparedRun, report: Report | None) -> tuple[dict[str, float], i
         reports = progress_bar(loop.steps, f"{task.name} {config.freeze}", task.primary_metric)
     else:
         reports = nullcontext(report or (lambda progress: None))
+    if loop.head_start == "solved":
+        solve_starting_head(config, run.model, task, run.splits[0], run.weights)
     with reports as each:
         return train(
             run.model,

@@ -32,6 +32,7 @@ from training.study.trial import OUTCOME, Trial, fit_command, last_log_line, run
 
 # Seconds per row of a training step before anything was measured; a guess, and called one.
 GUESSED_SECONDS_A_ROW = 0.03
+_TOKENS_A_ROW = 30  # about the mean of the GLUE tasks; only estimates depend on it
 
 
 class Estimate:
@@ -62,7 +63,7 @@ def visited_rows(options: Mapping[str, Any]) -> float:
     """Return rows times epochs; of a head alone just the rows, because its features are cached."""
     task = TASKS[options["task"]]
     rows = options.get("train_rows") or task.canonical_rows[task.train_split]
-    epochs = options.get("epochs") or default_epochs(rows)
+    epochs = options.get("epochs") or default_epochs(rows, rows * _TOKENS_A_ROW)
     return float(rows if options["freeze"] == "head" else rows * epochs)
 
 

@@ -110,12 +110,19 @@ def test_options_that_do_not_go_together(given: dict[str, Any], sentence: str) -
 
 
 @pytest.mark.parametrize(
-    ("rows", "epochs"),
-    [(1, 20), (635, 20), (2490, 20), (3000, 20), (8551, 7.017), (67_349, 0.891), (10**6, 0.06)],
+    ("rows", "tokens_a_row", "epochs"),
+    [
+        (1, 20, 20),
+        (1000, 20, 20),  # small tasks settle
+        (5000, 30, 4),
+        (2490, 70, 3.442),
+        (8551, 4, 7.017),  # the steps of short rows cost time, too
+        (10**6, 30, 0.02),
+    ],
 )
-def test_epochs_follow_the_number_of_rows(rows: int, epochs: float) -> None:
-    assert default_epochs(rows) == epochs
-    assert default_epochs(rows, head_only=True) == 40
+def test_epochs_follow_the_number_of_tokens(rows: int, tokens_a_row: int, epochs: float) -> None:
+    assert default_epochs(rows, rows * tokens_a_row) == epochs
+    assert default_epochs(rows, rows * tokens_a_row, head_only=True) == 40
 
 
 def test_every_option_is_explained() -> None:

@@ -58,7 +58,7 @@ def train(
     model.cache.fill([*train_rows.rows, *selection_rows.rows])
     parameters = model.parameters
     optimizer = make_optimizer(model, config)
-    first, best, stale = 0, BestState(_copies(parameters), {}), 0
+    first, best, stale = 0, _starting_state(model, task, selection_rows, config), 0
     # Rank 0 removes old checkpoints. A process that looked for itself, earlier, could resume alone.
     if distributed.broadcast_flag(state_path.exists()):
         first, best, stale = load_state(state_path, parameters, optimizer)
@@ -92,6 +92,18 @@ def train(
         for name, value in parameters.items():
             value.copy_(best.values[name])
     return best.metrics, step
+
+
+def _starting_state(
+    model: TaskModel, task: Task, selection_rows: Split, config: LoopConfig
+) -> BestState:
+    """Return the state before the first step, with its metrics if its head is solved.
+
+    A run from a solved head never ends with a worse state than the one that it started from.
+    """
+    is_solved = config.head_start == "solved"
+    metrics = evaluate(model, task, selection_rows) if is_solved else {}
+    return BestState(_copies(model.parameters), metrics)
 
 
 def make_optimizer(model: TaskModel, config: LoopConfig) -> torch.optim.Optimizer:

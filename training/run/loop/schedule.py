@@ -31,6 +31,7 @@ class LoopConfig:
     evals: int
     seed: int
     decay: Decay = "linear"
+    head_start: str = "random"  # or "solved", or "given" by another delta
     accumulate: int = 1
     batch_order: BatchOrder = "length"
     clip_norm: float = CLIP_NORM  # 0 clips nothing

@@ -96,6 +96,16 @@ def test_a_head_alone_has_more_epochs_if_its_features_are_cached(
         ({"freeze": "bitfit"}, model_of(tiny_backbone), 20),
     ):
         config = FitConfig.model_validate(
-            {"task": "rte", "freeze": "head", "batch_size": 4} | options
+            {"task": "rte", "freeze": "head", "head_start": "random", "batch_size": 4} | options
         )
         assert prepare.loop_config(config, model, parts).steps == 3 * expected
+
+
+def test_a_solved_head_alone_is_trained_only_if_epochs_are_given(tiny_backbone: Backbone) -> None:
+    head = initial_head(2, tiny_backbone.config.hidden_size, 0)
+    alone = TaskModel(tiny_backbone, {}, head, torch.device("cpu"), torch.float32)
+    parts = sorted_split(tiny_backbone, 6, 6), sorted_split(tiny_backbone, 2, 2)
+    for epochs, steps in ((None, 0), (2.0, 6)):
+        config = FitConfig(task="rte", freeze="head", batch_size=4, epochs=epochs)
+        loop = prepare.loop_config(config, alone, parts)
+        assert (loop.steps, loop.head_start) == (steps, "solved")

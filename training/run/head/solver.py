@@ -1,0 +1,159 @@
+"""Solves a task's head on fixed features: regularised logistic or ridge regression.
+
+With a frozen encoder the best head is the solution of a convex problem, so it is computed, not
+trained. It is the whole run of `--freeze head`, and the start of every other run: fine-tuning from
+a random head distorts the features before the head has learnt to read them (LP-FT, Kumar et al.
+2022, arXiv:2202.10054). Called by `training.run.prepare`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from torch import Tensor
+
+from training.run.task_model import loss_sum, total_weight
+
+# Strong to weak, so that each solution is a good start for the next one.
+_PENALTIES = tuple(10.0 ** (-half / 2) for half in range(0, 12))
+_FOLDS = 3
+_MAX_CHOICE_ROWS = 6000  # enough to rank penalties; all rows then solve the head
+_MAX_ITERATIONS = 100
+_TOLERANCE = 1e-4
+_SCALE_FLOOR = 1e-6
+_FREE = 30.0  # times the size of other features
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows of features float32 [R, F], their labels as in `Split`, and how a row's loss counts.
+
+    `weights` are those of `training.run.task_model.balanced_weights`; `smoothing` is the share of
+    each label that is spread over all labels. `free` is a direction in feature space, float32 [F],
+    along which the head's weight costs nothing.
+    """
+
+    kind: str
+    num_outputs: int
+    features: Tensor
+    labels: Tensor
+    weights: Tensor | None = None
+    smoothing: float = 0.0
+    free: Tensor | None = None
+
+    def take(self, rows: Tensor) -> Problem:
+        """Return the problem of some rows, int64 indices."""
+        return replace(self, features=self.features[rows], labels=self.labels[rows])
+
+
+@dataclass(frozen=True)
+class SolvedHead:
+    """A head, weight [C, F] and bias [C], and the penalty that cross-validation chose."""
+
+    weight: Tensor
+    bias: Tensor
+    penalty: float
+
+
+def solve_head(problem: Problem, seed: int) -> SolvedHead:
+    """Solve the head with the penalty that has the lowest loss in cross-validation.
+
+    Minimises the mean loss + penalty / 2 * |W|^2 over standardised features; the bias is free. The
+    head that is returned reads the features as they are. Regressions are solved in closed form
+    (ridge regression), all others by L-BFGS.
+    """
+    features = problem.features
+    if problem.free is not None:
+        features = torch.cat([features, (features @ problem.free).unsqueeze(1)], 1)
+    shift, scale = features.mean(0), features.std(0, correction=0)
+    scale = torch.where(scale > _SCALE_FLOOR, scale, torch.inf)  # a constant feature gets 0
+    if problem.free is not None:
+        scale[-1] /= _FREE  # a large feature needs a small weight, which costs next to nothing
+    standard = replace(problem, features=(features - shift) / scale)
+    penalty = _choose_penalty(standard, seed)
+    weight, bias = _solve(standard, penalty)
+    weight = weight / scale
+    bias = bias - weight @ shift
+    if problem.free is not None:
+        weight = weight[:, :-1] + weight[:, -1:] * problem.free
+    return SolvedHead(weight, bias, penalty)
+
+
+def _choose_penalty(problem: Problem, seed: int) -> float:
+    """Return the penalty with the lowest mean loss over the folds, the strongest of equal ones."""
+    folds = list(_folds(problem, seed))
+    starts: list[tuple[Tensor, Tensor] | None] = [None] * len(folds)
+    losses: list[float] = []
+    for penalty in _PENALTIES:
+        loss = 0.0
+        for number, (train, held_out) in enumerate(folds):
+            solved = _solve(train, penalty, starts[number])
+            starts[number] = solved
+            loss += _mean_loss(held_out, solved)
+        losses.append(loss)
+        if len(losses) > 2 and all(before < after for before, after in pairwise(losses[-3:])):
+            break  # weaker penalties overfit still more
+    return _PENALTIES[int(np.argmin(losses))] if folds else 1.0
+
+
+def _folds(problem: Problem, seed: int) -> Iterator[tuple[Problem, Problem]]:
+    """Yield the rows to solve on and the rows to judge by, once for each fold."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(problem.labels), generator=generator)[:_MAX_CHOICE_ROWS]
+    parts = [part for part in drawn.tensor_split(_FOLDS) if len(part)]
+    if len(parts) < 2:
+        return
+    for number, part in enumerate(parts):
+        others = torch.cat([other for at, other in enumerate(parts) if at != number])
+        yield problem.take(others), problem.take(part)
+
+
+def _mean_loss(problem: Problem, head: tuple[Tensor, Tensor]) -> float:
+    logits = F.linear(problem.features, *head)
+    total = total_weight(problem.kind, problem.labels, problem.weights)
+    return float(loss_sum(problem.kind, logits, problem.labels, weights=problem.weights)) / total
+
+
+def _solve(
+    problem: Problem, penalty: float, start: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return weight [C, F] and bias [C] that minimise the penalised mean loss."""
+    if problem.kind == "regression":
+        return _ridge(problem, penalty)
+    width = problem.features.shape[1]
+    if start is None:
+        start = torch.zeros(problem.num_outputs, width), torch.zeros(problem.num_outputs)
+    total = total_weight(problem.kind, problem.labels, problem.weights)
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        both = torch.from_numpy(flat).float().view(problem.num_outputs, width + 1)
+        head = [part.contiguous().requires_grad_() for part in (both[:, :-1], both[:, -1])]
+        logits = F.linear(problem.features, *head)
+        extra = {"weights": problem.weights, "smoothing": problem.smoothing}
+        loss = loss_sum(problem.kind, logits, problem.labels, **extra) / total
+        loss = loss + penalty / 2 * head[0].square().sum()
+        of_weight, of_bias = torch.autograd.grad(loss, head)
+        gradient = torch.cat([of_weight, of_bias.unsqueeze(1)], 1)
+        return float(loss.detach()), gradient.double().view(-1).numpy()
+
+    first = torch.cat([start[0], start[1].unsqueeze(1)], 1).double().view(-1).numpy()
+    options = {"maxiter": _MAX_ITERATIONS, "maxcor": 20, "gtol": _TOLERANCE, "ftol": 1e-7}
+    found = minimize(objective, first, jac=True, method="L-BFGS-B", options=options).x
+    both = torch.from_numpy(found).float().view(problem.num_outputs, width + 1)
+    return both[:, :-1].contiguous(), both[:, -1].contiguous()
+
+
+def _ridge(problem: Problem, penalty: float) -> tuple[Tensor, Tensor]:
+    """Return the closed-form solution of a ridge regression (Hoerl and Kennard 1970)."""
+    x, y = problem.features.double(), problem.labels.double()
+    centre, mean = x.mean(0), y.mean()
+    x = x - centre
+    gram = x.t() @ x / len(x) + penalty * torch.eye(x.shape[1], dtype=x.dtype)
+    weight = torch.linalg.solve(gram, x.t() @ (y - mean) / len(x))
+    return weight.float().unsqueeze(0), (mean - weight @ centre).float().unsqueeze(0)
