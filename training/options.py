@@ -35,10 +35,23 @@ def _known_reinit(text: str) -> str:
     return text
 
 
+_DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
+
+
+def _one_delimiter(text: str) -> str:
+    found = _DELIMITERS.get(text.lower(), text)
+    if len(found) != 1 or found in '"\r\n':
+        raise ValueError(
+            f"give one character, or {', '.join(name for name in _DELIMITERS if name.isalpha())}; "
+            f"not {text!r}"
+        )
+    return found
+
+
 # Options of custom tasks: those that are required, and the source of rows that each belongs to.
 _NEEDED = ("text_columns", "label_column", "name")
 _GOES_WITH = {
-    "validation_file": ("train_file",),
+    **dict.fromkeys(("validation_file", "delimiter", "quoting"), ("train_file",)),
     **dict.fromkeys(("train_split", "validation_split"), ("dataset",)),
     **dict.fromkeys((*_NEEDED, "kind"), ("train_file", "dataset")),
 }
@@ -126,6 +139,10 @@ class FitConfig(BaseModel):
     """custom task: file of train rows, CSV, JSONL or parquet"""
     validation_file: Path | None = None
     """file of validation rows (default: a fifth of the train file)"""
+    delimiter: Annotated[str, AfterValidator(_one_delimiter)] | None = None
+    """separator of the files' fields: a character, or tab (default: from header and rows)"""
+    quoting: Literal["on", "off"] | None = None
+    """off: quotes in the files enclose no fields (default: from the rows)"""
     dataset: str | None = None
     """custom task: owner/name[:config][@revision] on the hub, or a folder"""
     train_split: str | None = None
@@ -133,9 +150,9 @@ class FitConfig(BaseModel):
     validation_split: str | None = None
     """split to validate on (default: validation, else a fifth of the other)"""
     text_columns: str | None = None
-    """custom task: its one or two text columns, a or a,b"""
+    """custom task: its one or two text columns, a or a,b (a name with a comma in quotes)"""
     label_column: str | None = None
-    """custom task: its label column"""
+    """custom task: its label column, or columns of 0 and 1, a,b,c, one for each label"""
     name: str | None = None
     """custom task: its name"""
     kind: TaskKind | None = None

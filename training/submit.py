@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import deltas
-from training.data.columns import read_columns
+from training.data.files.reader import read_columns
 from training.data.tasks import find_task
 from training.errors import ConfigError, DataError, listing, run_command
 

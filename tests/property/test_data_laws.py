@@ -11,12 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.laws import law
-from training.data.columns import Columns, read_columns
-from training.data.labels import collect_labels, encode_labels
+from training.data.files.columns import Columns
+from training.data.files.reader import read_columns
+from training.data.files.spelling import clean
+from training.data.labels.forms import LabelForm
+from training.data.labels.label_column import collect_labels, encode_labels
+from training.data.labels.lists import ListForm
 from training.data.rows import Rows, TaskData, digest_rows, hold_out
 from training.data.tasks import TASKS
 from training.errors import ConfigError, DataError
@@ -25,8 +30,10 @@ from training.errors import ConfigError, DataError
 LAW = law(60)
 # Any text a tokenizer takes: no half surrogate pairs; a NUL or a lone carriage return is no CSV.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=20)
-NAME = TEXT.filter(str.strip)
-ROWS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=20)
+NAME = TEXT.filter(clean)
+# A row without any character is left out.
+ROW = st.tuples(TEXT, TEXT).filter(any)
+ROWS = st.lists(ROW, min_size=1, max_size=20)
 # Few different texts, so that repeats happen.
 LABELLED = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), min_size=1, max_size=80)
 
@@ -45,16 +52,57 @@ def as_rows(pairs: list[tuple[int, int]]) -> Rows:
 
 
 @LAW
-@given(ROWS, st.sampled_from(["\n", "\r\n"]), st.booleans())
-def test_csv_is_read_as_it_was_written(
-    rows: list[tuple[str, str]], line_end: str, bom: bool
+@given(
+    ROWS,
+    st.sampled_from([",", ";", "\t", "|"]),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL, csv.QUOTE_NONNUMERIC]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_delimited_text_is_read_as_it_was_written(
+    rows: list[tuple[str, str]], separator: str, line_end: str, quoting: Any, encoding: str
 ) -> None:
-    with file("a.csv", "\ufeff" if bom else "") as path:
-        with path.open("a", encoding="utf-8", newline="") as out:
-            writer = csv.writer(out, lineterminator=line_end, quoting=csv.QUOTE_ALL)
-            writer.writerows([("text", "y"), *rows])
+    with file("a.csv", "") as path:
+        with path.open("w", encoding=encoding, newline="") as out:
+            options: Any = {"delimiter": separator, "lineterminator": line_end, "quoting": quoting}
+            csv.writer(out, **options).writerows([("text", "y"), *rows])
         columns = read_columns(path, ("text", "y"))
     assert list(zip(columns.values["text"], columns.values["y"], strict=True)) == rows
+    assert columns.warnings == ()
+
+
+@LAW
+@given(ROWS, st.sampled_from([",", ";", "\t", "|"]), st.booleans())
+def test_delimited_text_is_read_as_pandas_wrote_it(
+    rows: list[tuple[str, str]], separator: str, index: bool
+) -> None:
+    with file("a.tsv", "") as path:
+        frame = pd.DataFrame(rows, columns=["text", "y"])
+        frame.to_csv(path, sep=separator, index=index, lineterminator="\n")
+        columns = read_columns(path, ("text", "y"))
+    assert list(zip(columns.values["text"], columns.values["y"], strict=True)) == rows
+
+
+@LAW
+@given(st.lists(st.lists(NAME, max_size=4), min_size=2, max_size=12))
+def test_lists_are_the_same_in_every_form(rows: list[list[str]]) -> None:
+    """Lists with types, lists as text, and vectors give the same labels."""
+    frame = pd.DataFrame({"text": [f"text {n}" for n in range(len(rows))], "y": rows})
+    expected = encoded(Columns(Path("a.jsonl"), len(rows), {"y": rows}), ListForm())
+    with file("a.csv", "") as path:
+        frame.to_csv(path, index=False)
+        columns = read_columns(path, ("text", "y"))
+    assert encoded(columns, ListForm(is_literal=True)) == expected
+
+
+def encoded(columns: Columns, lists: ListForm) -> Any:
+    """The labels of a multi-label column and its codes, or the error's sentence."""
+    form = LabelForm("multi_label", lists)
+    try:
+        labels = collect_labels(columns, "y", form, warn=lambda _: None)
+    except DataError as error:
+        return error.problem
+    return labels, encode_labels(columns, "y", form, labels)
 
 
 @LAW
@@ -69,7 +117,10 @@ def test_jsonl_is_read_as_it_was_written(rows: list[tuple[str, str]]) -> None:
 
 
 @LAW
-@given(st.binary(max_size=200), st.sampled_from([".csv", ".tsv", ".jsonl", ".parquet"]))
+@given(
+    st.binary(max_size=200),
+    st.sampled_from([".csv", ".tsv", ".jsonl", ".json", ".parquet", ".arrow"]),
+)
 def test_a_broken_file_gives_rows_or_a_data_error(content: bytes, suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a{suffix}"
@@ -130,18 +181,17 @@ def test_a_subset_has_the_size_asked_for_or_none(size: int) -> None:
 
 
 @LAW
-@given(
-    st.lists(NAME, min_size=2, max_size=12).filter(lambda names: len({*map(str.strip, names)}) > 1)
-)
+@given(st.lists(NAME, min_size=2, max_size=12).filter(lambda names: len({*map(clean, names)}) > 1))
 def test_codes_lead_back_to_names(names: list[str]) -> None:
     columns = Columns(Path("a.jsonl"), len(names), {"y": names})
+    single = LabelForm("single_label")
     try:
-        labels = collect_labels(columns, "y", "single_label")
+        labels = collect_labels(columns, "y", single, warn=lambda _: None)
     except DataError:
-        assert len(set(map(str.strip, names))) == len(names) > 10
+        assert len(set(map(clean, names))) == len(names) > 10
         return
-    codes = encode_labels(columns, "y", "single_label", labels)
-    assert [labels[code] for code in codes] == [name.strip() for name in names]  # type: ignore[index]
+    codes = encode_labels(columns, "y", single, labels)
+    assert [labels[code] for code in codes] == [clean(name) for name in names]  # type: ignore[index]
     assert len(set(labels)) == len(labels)
 
 

@@ -1,20 +1,31 @@
 """Makes a custom task: one that users define by their own rows.
 
-Columns of files (`training.data.columns`) or of a data set (`training.data.hub_dataset`) become the
+Columns of files (`training.data.files`) or of a data set (`training.data.hub_dataset`) become the
 same `TaskData` as that of a GLUE task: labels are interpreted (`training.data.labels`), texts are
 checked, and validation rows are held out if there are none.
 """
 
 from __future__ import annotations
 
+import csv
 import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
-from training.data.columns import Columns, read_columns
-from training.data.labels import collect_labels, encode_labels, infer_kind, is_blank
+from training.data.files.columns import Columns
+from training.data.files.delimited import DelimitedOptions
+from training.data.files.reader import is_delimited, read_columns
+from training.data.files.spelling import clean
+from training.data.labels.cells import is_blank
+from training.data.labels.forms import LabelForm, infer_form
+from training.data.labels.label_column import (
+    collect_labels,
+    encode_labels,
+    join_label_columns,
+    name_classes,
+)
 from training.data.rows import Rows, TaskData, digest_rows, hold_out
 from training.data.tasks import TASKS, Task
 from training.errors import ConfigError, DataError
@@ -34,7 +45,8 @@ class CustomTask:
     """The user's description of a custom task.
 
     The label column holds names, integers (their text becomes the label), numbers (regression), or
-    several labels a row (a list; in CSV joined by "|").
+    several labels a row (a list; in CSV joined by "|"). Several label columns, joined by commas,
+    hold 0 and 1, and their names are the labels.
 
     Raises:
         ConfigError: a bad name, kind or choice of columns.
@@ -49,6 +61,7 @@ class CustomTask:
         from deltas.manifest import NAME_PATTERN, TaskKind
 
         name, texts, kinds = self.name, self.text_columns, get_args(TaskKind)
+        labels = self.label_columns
         if not re.fullmatch(NAME_PATTERN, name):
             problem = (
                 f"--name {name[:128]!r}: 1 to 128 of a-z, 0-9, dot, dash and underscore are "
@@ -59,6 +72,8 @@ class CustomTask:
         elif len(texts) not in (1, 2) or "" in texts:
             given = ",".join(texts)
             problem = f"--text-columns {given!r}: give one column, or two joined by a comma"
+        elif "" in labels:
+            problem = f"--label-column {self.label_column!r}: a column without a name"
         elif len(set(self.columns)) != len(self.columns):
             given = ", ".join(self.columns)
             problem = f"the columns {given} are not distinct; each may be used once"
@@ -71,18 +86,54 @@ class CustomTask:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns to read: texts first, then the label."""
-        return (*self.text_columns, self.label_column)
+        return (*self.text_columns, *self.label_columns)
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The label column, or the columns with a label each."""
+        return split_names(self.label_column)
+
+    @property
+    def label(self) -> str:
+        """The name of the labels' column, once several are joined to one."""
+        names = self.label_columns
+        return names[0] if len(names) == 1 else self.label_column
 
 
-def load_files(train_file: Path, validation_file: Path | None, custom: CustomTask) -> TaskData:
+def split_names(text: str) -> tuple[str, ...]:
+    """Split names at commas; a name that contains a comma stands in double quotes.
+
+    Raises:
+        ConfigError: a quote is not closed.
+    """
+    try:
+        (names,) = csv.reader([text], skipinitialspace=True, strict=True)
+    except csv.Error as error:
+        raise ConfigError(
+            f"{text!r}: a double quote that is not closed, or a line break"
+        ) from error
+    return tuple(name.strip() for name in names) or ("",)
+
+
+def load_files(
+    train_file: Path,
+    validation_file: Path | None,
+    custom: CustomTask,
+    options: DelimitedOptions | None = None,
+) -> TaskData:
     """Load a custom task from files; without a validation file, a fifth of the rows is held out.
 
     Raises:
+        ConfigError: options of delimited text, but no file of it.
         DataError: the files can't be used; names the file, row and column.
     """
-    train = read_columns(train_file, custom.columns)
-    validation = None if validation_file is None else read_columns(validation_file, custom.columns)
-    return custom_data(custom, train, validation, "files")
+    files = [train_file] if validation_file is None else [train_file, validation_file]
+    if options not in (None, DelimitedOptions()) and not any(map(is_delimited, files)):
+        raise ConfigError(
+            f"{train_file}: --delimiter and --quoting are for delimited text, such as CSV"
+        )
+    train, *more = (read_columns(file, custom.columns, options) for file in files)
+    return custom_data(custom, train, more[0] if more else None, "files")
 
 
 def custom_data(
@@ -93,17 +144,27 @@ def custom_data(
     Raises:
         DataError: the rows can't be used; names the file or split, row and column.
     """
-    kind = cast("TaskKind", custom.kind) if custom.kind else infer_kind(train, custom.label_column)
-    labels = collect_labels(train, custom.label_column, kind)
-    logger.info("%s: %s, labels: %s", custom.name, kind, ", ".join(labels) or "numbers")
-    task = Task(custom.name, kind, labels, custom.text_columns, _metrics(kind, len(labels)))
-    read = [train] if validation is None else [train, validation]
-    train_rows = _rows(task, train, custom.label_column)
-    if validation is None:
-        train_rows, validation_rows, note = _held_out(train_rows, kind, train)
-    else:
-        validation_rows = _rows(task, validation, custom.label_column)
+    doubts: list[str] = []
+
+    def warn(sentence: str) -> None:
+        logger.warning("%s", sentence)
+        doubts.append(sentence)
+
+    label = custom.label
+    read = [_with_labels(part, custom) for part in (train, validation) if part is not None]
+    form = infer_form(read[0], label, cast("TaskKind | None", custom.kind), warn)
+    labels = collect_labels(read[0], label, form, warn)
+    logger.info("%s: %s, labels: %s", custom.name, form.kind, ", ".join(labels) or "numbers")
+    metrics = _metrics(form.kind, len(labels))
+    task = Task(custom.name, form.kind, labels, tuple(map(clean, custom.text_columns)), metrics)
+    train_rows, *more = (_rows(task, part, custom, form) for part in read)
+    if more:
+        validation_rows = more[0]
         note = _overlap_note(train_rows, validation_rows, train.noun)
+    else:
+        train_rows, validation_rows, note = _held_out(train_rows, form.kind, train)
+    notes = [line for part in read for line in part.reading_notes]
+    notes += [f"{train.name}, column {label!r}: {form.note}"] if form.note else []
     return TaskData(
         task=task,
         source=source,
@@ -112,9 +173,16 @@ def custom_data(
         train=train_rows,
         validation={"validation": validation_rows},
         validation_notes={"validation": note} if note else {},
-        reading_notes=tuple(line for part in read for line in part.reading_notes),
-        warnings=tuple(line for part in read for line in part.warnings),
+        reading_notes=tuple(notes),
+        warnings=(*(line for part in read for line in part.warnings), *doubts),
     )
+
+
+def _with_labels(columns: Columns, custom: CustomTask) -> Columns:
+    """Return the columns with names for codes of class labels, and one column of labels."""
+    if len(custom.label_columns) > 1:
+        return join_label_columns(columns, custom.label_columns, custom.label)
+    return name_classes(columns, custom.label)
 
 
 def _held_out(rows: Rows, kind: TaskKind, columns: Columns) -> tuple[Rows, Rows, str]:
@@ -138,15 +206,15 @@ def _metrics(kind: TaskKind, num_labels: int) -> tuple[str, ...]:
     return ("accuracy", "f1" if num_labels == 2 else "macro_f1")
 
 
-def _rows(task: Task, columns: Columns, label_column: str) -> Rows:
-    for field in task.text_fields:
+def _rows(task: Task, columns: Columns, custom: CustomTask, form: LabelForm) -> Rows:
+    for field in custom.text_columns:
         values = columns.values[field]
         bad = [row for row, value in enumerate(values, 1) if not _is_text(value)]
         if bad:
             problem = _text_problem(values[bad[0] - 1], bad, len(values))
             raise DataError(problem, path=columns.path, row=bad[0], column=field)
-    texts = list(zip(*(columns.values[field] for field in task.text_fields), strict=True))
-    return Rows(texts, encode_labels(columns, label_column, task.kind, task.labels))
+    texts = list(zip(*(columns.values[field] for field in custom.text_columns), strict=True))
+    return Rows(texts, encode_labels(columns, custom.label, form, task.labels))
 
 
 def _is_text(value: object) -> bool:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from deltas.errors import did_you_mean
-from training.data.columns import parquet_label_names, read_columns
+from training.data.files.columns import Columns
+from training.data.files.reader import read_columns
 from training.data.rows import Rows, TaskData, digest_rows
 from training.data.sample import sample_splits
 from training.data.tasks import find_task
@@ -193,7 +194,7 @@ def _read_split(task: Task, folder: Path, split: str) -> Rows:
     labels: list[Any] = []
     for path in paths:
         columns = read_columns(path, (*task.text_fields, "label"))
-        _check_label_names(task, path)
+        _check_label_names(task, columns)
         for column, values in columns.values.items():
             for row, value in enumerate(values, start=1):
                 if problem := _problem(task, column, value):
@@ -203,14 +204,14 @@ def _read_split(task: Task, folder: Path, split: str) -> Rows:
     return Rows(texts, labels)
 
 
-def _check_label_names(task: Task, path: Path) -> None:
-    names = parquet_label_names(path, "label")
+def _check_label_names(task: Task, columns: Columns) -> None:
+    names = columns.class_names.get("label")
     if names and names != task.labels:
         problem = (
             f"the file says that its labels are {', '.join(names)}, but {task.name} has "
             f"{', '.join(task.labels)} in this order; answers would be permuted"
         )
-        raise DataError(problem, path=path, column="label")
+        raise columns.error("label", problem)
 
 
 def _problem(task: Task, column: str, value: Any) -> str:

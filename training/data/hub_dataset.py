@@ -17,8 +17,8 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from deltas.errors import did_you_mean
-from training.data.columns import Columns, plain, require
 from training.data.custom import CustomTask, custom_data
+from training.data.files.columns import Columns, find_columns, plain
 from training.data.glue import HubUnreachableError, split_files, why_no_hub
 from training.data.rows import TaskData
 from training.errors import ConfigError, DataError, listing
@@ -261,34 +261,32 @@ def _columns(address: Address, data_set: _DataSet, split: str, custom: CustomTas
         rows = data_set.read(split).with_format(None)
     except Exception as error:
         raise DataError(f"can't be read: {_reason(error)}", path=title) from error
-    require(title, custom.columns, rows.column_names)
+    positions = find_columns(title, custom.columns, rows.column_names)
+    names = [rows.column_names[position] for position in positions]
     if not len(rows):
         raise DataError("no rows; at least one is needed", path=title)
-    values = {column: _values(rows, column, title) for column in custom.columns}
-    names = _label_names(rows.features[custom.label_column])
-    note = f"{title}: {len(rows):,} rows"
-    return Columns(title, len(rows), values, names, reading_notes=(note,))
+    found = dict(zip(custom.columns, names, strict=True))
+    values = {column: _values(rows, name, title) for column, name in found.items()}
+    classes = {column: _label_names(rows.features[name]) for column, name in found.items()}
+    return Columns(
+        title,
+        len(rows),
+        values,
+        class_names={column: known for column, known in classes.items() if known},
+        reading_notes=(f"{title}: {len(rows):,} rows",),
+    )
 
 
 def _values(rows: datasets.Dataset, column: str, title: str) -> list[Any]:
     try:
-        values = [plain(value) for value in rows[column][:]]
+        return [plain(value) for value in rows[column][:]]
     except Exception as error:  # decoding pictures and sounds needs libraries
         raise DataError(f"can't be read: {_reason(error)}", path=title, column=column) from error
-    names = _label_names(rows.features[column])
-    return [_named(value, names) for value in values] if names else values
 
 
 def _label_names(feature: Any) -> tuple[str, ...]:
     """Return the names of a column of class labels, or of lists of them; () for other columns."""
     return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
-
-
-def _named(value: Any, names: tuple[str, ...]) -> Any:
-    """Return the name of a code; -1 means that a row has no label, as in many test splits."""
-    if isinstance(value, list):
-        return [_named(part, names) for part in value]
-    return None if value is None or value < 0 else names[value]
 
 
 def _reason(error: Exception) -> str:

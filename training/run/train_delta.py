@@ -38,7 +38,8 @@ from deltas.manifest import (
     TrainingFacts,
 )
 from deltas.store import delta_path
-from training.data.custom import CustomTask, load_files
+from training.data.custom import CustomTask, load_files, split_names
+from training.data.files.delimited import DelimitedOptions
 from training.data.glue import load_task
 from training.data.hub_dataset import load_data_set
 from training.data.rows import Rows, TaskData, hold_out
@@ -198,12 +199,12 @@ def _load_rows(config: FitConfig) -> TaskData:
     if config.task:
         data = load_task(config.task, config.data)
     else:
-        columns = (column.strip() for column in (config.text_columns or "").split(","))
-        custom = CustomTask(
-            tuple(columns), config.label_column or "", config.name or "", config.kind
-        )
+        columns = split_names(config.text_columns or "")
+        custom = CustomTask(columns, config.label_column or "", config.name or "", config.kind)
         if config.train_file is not None:
-            data = load_files(config.train_file, config.validation_file, custom)
+            quoting = None if config.quoting is None else config.quoting == "on"
+            options = DelimitedOptions(config.delimiter, quoting)
+            data = load_files(config.train_file, config.validation_file, custom, options)
         else:
             splits = config.train_split_name, config.validation_split
             data = load_data_set(config.dataset or "", splits, custom)

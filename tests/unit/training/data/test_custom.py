@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from training.data.columns import Columns
 from training.data.custom import CustomTask, custom_data
+from training.data.files.columns import Columns
 from training.errors import ConfigError, DataError
 
 

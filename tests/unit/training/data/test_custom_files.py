@@ -103,7 +103,7 @@ def test_a_validation_file_may_have_another_format(tmp_path: Path) -> None:
 
 def test_what_was_read_is_told(tmp_path: Path) -> None:
     data = load(write(tmp_path / "t.csv", ROWS), write(tmp_path / "v.jsonl", ROWS[:5]))
-    assert data.reading_notes == ("t.csv: 40 rows", "v.jsonl: 5 rows")
+    assert data.reading_notes == ("t.csv: 40 rows, fields separated by commas", "v.jsonl: 5 rows")
     assert data.warnings == ()
 
 

@@ -1,0 +1,215 @@
+"""Delimited text: separators and quotes of every program are read, and broken rows are named."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from training.data.files.columns import Columns
+from training.data.files.delimited import DelimitedOptions, read_delimited
+from training.errors import DataError
+
+WANTED = ("text", "label")
+
+
+def write(tmp_path: Path, name: str, content: str) -> Path:
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    return path
+
+
+def load(path: Path, delimiter: str | None = None, *, quoting: bool | None = None) -> Columns:
+    return read_delimited(path, WANTED, DelimitedOptions(delimiter, quoting))
+
+
+def read(path: Path) -> dict[str, list[str]]:
+    return load(path).values
+
+
+def refused(path: Path, *, quoting: bool | None = None) -> DataError:
+    with pytest.raises(DataError) as caught:
+        load(path, quoting=quoting)
+    return caught.value
+
+
+CSV = 'id,text,label\n1,"a, b",01\n2,"two\nlines",x\n\n3,"say ""hi""",NA\n'
+CSV_VALUES = {"text": ["a, b", "two\nlines", 'say "hi"'], "label": ["01", "x", "NA"]}
+
+
+def test_csv_may_have_a_bom_other_line_ends_or_tabs(tmp_path: Path) -> None:
+    assert read(write(tmp_path, "a.CSV", "\ufeff" + CSV)) == CSV_VALUES
+    assert read(write(tmp_path, "b.csv", CSV.replace("\n", "\r\n"))) == {
+        **CSV_VALUES,
+        "text": ["a, b", "two\r\nlines", 'say "hi"'],
+    }
+    assert read(write(tmp_path, "c.tsv", "text\tlabel\na, b\tx\n")) == {
+        "text": ["a, b"],
+        "label": ["x"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "fields"), [("text,label\na,1\nb\n", 1), ("text,label\na,1\nb,2,3\n", 3)]
+)
+def test_a_row_with_too_few_or_too_many_fields_is_named(
+    tmp_path: Path, content: str, fields: int
+) -> None:
+    error = refused(write(tmp_path, "a.csv", content))
+    assert error.row == 2
+    assert f"row 2: {fields} fields, the header has 2" in str(error)
+
+
+@pytest.mark.parametrize("row", ['"b,2', 'b,"2', '"b,2\n"c","3"', 'b,"2\nc,3\nd,"4"'])
+def test_a_quote_that_is_never_closed_is_named(tmp_path: Path, row: str) -> None:
+    """In the last column it would swallow the remaining rows without an error."""
+    error = refused(write(tmp_path, "a.csv", f"text,label\na,1\n{row}\ne,5\n"))
+    assert error.row == 2
+    assert re.search("is never closed|goes on after its closing quote", str(error))
+    assert "--quoting off" in str(error)
+
+
+LONG = "word " * 600_000  # more than the parser takes at a time
+
+
+def test_a_text_may_have_any_length(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", f'text,label\na,1\n"{LONG}",2\nb,3\n')
+    assert read(path) == {"text": ["a", LONG, "b"], "label": ["1", "2", "3"]}
+
+
+def test_a_quote_that_is_never_closed_is_named_in_a_large_file(tmp_path: Path) -> None:
+    rows = "".join(f"text {n},{n % 2}\n" for n in range(200_000))
+    error = refused(write(tmp_path, "a.csv", f'text,label\na,1\n"b,2\n{rows}'))
+    assert error.row == 2
+    assert "a quote opens a field in this row and is never closed" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [('text,"a; b"', "x,y"), ('text,"a; b\nand c"', "x,y"), ('"text, if any"', "x")],
+)
+def test_a_column_name_may_contain_separators(tmp_path: Path, header: str, row: str) -> None:
+    column = header.split(',"')[0].strip('"')
+    path = write(tmp_path, "a.csv", f"{header}\n{row}\n")
+    assert read_delimited(path, [column], DelimitedOptions()).values == {column: ["x"]}
+
+
+# Two stray quotes, 20 lines apart, as GLUE's TSV files have them.
+LINES = [f"text {n}\t{n % 2}" for n in range(40)]
+STRAY = [*LINES[:9], '"' + LINES[9], *LINES[10:29], LINES[29].replace("\t", '"\t'), *LINES[30:]]
+UNCLOSED = [*LINES[:9], '"' + LINES[9], *LINES[10:]]
+INNER = [*LINES[:9], '"quoted" ' + LINES[9], *LINES[10:]]
+
+
+@pytest.mark.parametrize("lines", [STRAY, UNCLOSED, INNER])
+@pytest.mark.parametrize("delimiter", ["\t", "|"])
+def test_stray_quotes_of_a_file_without_quoting_swallow_no_row(
+    tmp_path: Path, lines: list[str], delimiter: str
+) -> None:
+    content = "\n".join(["text\tlabel", *lines]).replace("\t", delimiter)
+    columns = load(write(tmp_path, "a.tsv", content))
+    assert columns.values["text"] == [line.split("\t")[0] for line in lines]
+    assert columns.values["label"] == [line.split("\t")[1] for line in lines]
+    assert "quotes read as characters" in columns.reading_notes[0]
+    (warning,) = columns.warnings
+    assert warning.startswith("a.tsv, row 10: if quotes enclosed fields, this row would ")
+    assert "--quoting on" in warning
+
+
+def test_quotes_of_a_tsv_file_that_pandas_wrote_enclose_fields(tmp_path: Path) -> None:
+    texts = ["two\nlines", "a\ttab", 'say "hi"', '"', "plain", "a\n\nb\tc"]
+    path = tmp_path / "a.tsv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerows([WANTED, *((text, n % 2) for n, text in enumerate(texts))])
+    columns = load(path)
+    assert columns.values["text"] == texts
+    assert columns.warnings == ()
+
+
+def test_a_csv_row_that_swallowed_others_is_refused(tmp_path: Path) -> None:
+    """Its quotes are closed in the wrong place; the labels of its lines are those of others."""
+    content = "\n".join(["text,label", *(line.replace("\t", ",") for line in STRAY)])
+    path = write(tmp_path, "a.csv", content)
+    error = refused(path)
+    assert error.row == 10
+    assert "spans 21 lines that look like rows of their own" in str(error)
+    assert load(path, quoting=True).num_rows == 20
+    assert load(path, quoting=False).num_rows == 40
+    # One row needs its quotes, so that the file can't be read without quoting.
+    error = refused(write(tmp_path, "b.csv", content + '\n"a, b",1\n'))
+    assert error.row == 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Dear Ann,\nI am fine", "a, b\nc, d\ne, f\ng, h", "1\n2\n3", "x\n\n\ny", "a,b\n" * 9],
+)
+def test_a_text_of_several_lines_is_one_text(tmp_path: Path, text: str) -> None:
+    columns = load(write(tmp_path, "a.csv", f'text,label\n"{text}",pos\nb,neg\nc,pos\n'))
+    assert columns.values == {"text": [text, "b", "c"], "label": ["pos", "neg", "pos"]}
+    assert columns.warnings == ()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.txt"])
+@pytest.mark.parametrize(
+    ("delimiter", "shown"),
+    [(",", "commas"), (";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")],
+)
+def test_the_separator_is_found_whatever_the_name_says(
+    tmp_path: Path, name: str, delimiter: str, shown: str
+) -> None:
+    rows = ["text;label", "a film, too;0,5", "b | c, d;1", 'e;"2"']
+    content = "\n".join(row.replace(";", delimiter) for row in rows)
+    if delimiter in ",|":
+        content = (
+            content.replace("a film, too", "a film").replace("0,5", "1").replace("b | c, d", "b")
+        )
+    columns = load(write(tmp_path, name, content))
+    assert columns.num_rows == 3
+    assert columns.values["label"][2] == "2"
+    assert columns.reading_notes == (f"{name}: 3 rows, fields separated by {shown}",)
+
+
+def test_the_user_names_a_separator(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "text^label\na,b^1\n")
+    assert load(path, "^").values == {"text": ["a,b"], "label": ["1"]}
+    assert load(path, "^").reading_notes == ("a.csv: 1 rows, fields separated by '^'",)
+    error = refused(path)
+    assert "no such column; the file has text^label" in str(error)
+    assert "--delimiter" in str(error)
+
+
+@pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "SEP=;", "sep=;;"])
+def test_the_separator_line_of_excel_is_no_header(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path, "a.csv", f"\ufeff{line}\r\ntext;label\r\na,b;1\r\n")
+    assert read(path) == {"text": ["a,b"], "label": ["1"]}
+    assert load(write(tmp_path, "b.csv", "sep=\t\ntext\tlabel\na,b\t1\n")).num_rows == 1
+    assert load(write(tmp_path, "c.csv", "sep=,\ntext;label\na;1\n"), ";").num_rows == 1
+
+
+def test_blanks_may_stand_before_quotes(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", '"text", "label"\n"a, b", "x"\n"c", "y"\n')
+    assert read(path) == {"text": ["a, b", "c"], "label": ["x", "y"]}
+
+
+def test_rows_of_empty_fields_are_left_out(tmp_path: Path) -> None:
+    columns = load(write(tmp_path, "a.csv", "text,label,\na,1,\n,,\nb,2,\n,,\n  \n\n"))
+    assert columns.values == {"text": ["a", "b"], "label": ["1", "2"]}
+    assert columns.reading_notes[0].endswith(", 2 rows of empty fields left out")
+
+
+def test_empty_fields_beyond_the_header_are_no_error(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "a.csv", "text,label\na,1,,\nb,2\n")).num_rows == 2
+
+
+def test_a_header_of_many_columns_is_read(tmp_path: Path) -> None:
+    names = ",".join(f"column {n}" for n in range(100_000))
+    values = ",".join(str(n) for n in range(100_000))
+    columns = load(write(tmp_path, "a.csv", f"{names},text,label\n{values},a,1\n"))
+    assert columns.values == {"text": ["a"], "label": ["1"]}
+    error = refused(write(tmp_path, "b.csv", f"{names},txt,label\n{values},a,1\n"))
+    assert "and 99982 more. Did you mean 'txt'?" in str(error)
+    assert len(str(error)) < 1000

@@ -1,0 +1,97 @@
+"""Holds named columns of a file, or of a split of a data set, as they were read.
+
+No value is changed by reading: `007`, `NA` and `true` stay texts where a format has no types.
+`training.data.files.reader` reads columns from files, `training.data.hub_dataset` from data sets;
+`training.data.labels` interprets the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from deltas.errors import did_you_mean
+from training.data.files.spelling import clean
+from training.errors import DataError, listing
+
+Warn: TypeAlias = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some columns of one file, or of one split of a data set."""
+
+    path: Path | str  # the file, or the name of the split in messages
+    num_rows: int
+    values: dict[str, list[Any]]  # by the wanted names, in their order
+    is_text_only: bool = False  # the format has no types: numbers and lists arrive as text
+    # The names of the codes in a column of class labels, in the order of the codes.
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    reading_notes: tuple[str, ...] = ()  # sentences on how the values were read
+    warnings: tuple[str, ...] = ()  # sentences on what looked odd; they were also logged
+
+    @property
+    def name(self) -> str:
+        """The name for notes: a file without its folders, or the split."""
+        return self.path.name if isinstance(self.path, Path) else self.path
+
+    @property
+    def noun(self) -> str:
+        """Either "file" or "split"."""
+        return "file" if isinstance(self.path, Path) else "split"
+
+    def error(self, column: str, problem: str, row: int | None = None) -> DataError:
+        """Make the error for a value of a column, or for a whole column."""
+        return DataError(problem, path=self.path, row=row, column=column)
+
+
+def find_columns(path: Path | str, wanted: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Return the position in `names` of each wanted column of a file or split.
+
+    Names that look the same are the same, so that blanks around a name need not be spelled.
+
+    Raises:
+        DataError: a wanted column is missing, or occurs more than once.
+    """
+    noun = "file" if isinstance(path, Path) else "split"
+    cleaned = [clean(name) for name in names]
+    positions = []
+    for column in wanted:
+        found = [position for position, name in enumerate(cleaned) if name == clean(column)]
+        if len(found) > 1:
+            spellings = dict.fromkeys(names[position] for position in found)
+            spelled = f", spelled {listing(map(repr, spellings))}" if len(spellings) > 1 else ""
+            problem = f"the {noun} has this column {len(found)} times{spelled}; rename one"
+            raise DataError(problem, path=path, column=column)
+        if not found:
+            hint = did_you_mean(column, cleaned) + _comma_hint(wanted, cleaned)
+            problem = f"no such column; the {noun} has {listing(names)}.{hint}"
+            raise DataError(problem, path=path, column=column)
+        positions += found
+    return positions
+
+
+def _comma_hint(wanted: Sequence[str], names: Sequence[str]) -> str:
+    """Return a hint if wanted columns look like the parts of one name with a comma."""
+    for name in names:
+        parts = [part.strip() for part in name.split(",")]
+        if len(parts) > 1 and {*parts} <= {*wanted}:
+            return f" A name that contains a comma goes into double quotes: '\"{name}\"'"
+    return ""
+
+
+def plain(value: Any) -> Any:
+    """Return a decimal as a float, and bytes as text if they are UTF-8; keep any other value.
+
+    Some writers of parquet store texts as bytes and numbers as decimals.
+    """
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
+    return value

@@ -1,0 +1,212 @@
+"""Reads columns of delimited text: CSV, TSV, and files with semicolons or vertical bars.
+
+Whether quotes have a meaning differs between programs. Spreadsheets and Python put a field into
+quotes if it contains a separator, a quote or a line break. The TSV files of GLUE have no quoting,
+and a stray quote at the start of a field would swallow the rows up to the next quote. So a row that
+spans several lines is looked at: if its lines look like rows of their own, tab-separated files are
+read again without quoting, and others are refused. `training.data.files.dialect` finds the
+separator.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.data.files.columns import Columns, find_columns
+from training.data.files.content import open_text
+from training.data.files.dialect import Dialect, find_dialect, is_blank_row
+from training.errors import DataError
+
+_QUOTING_IS_USUAL = ",;"
+
+
+@dataclass(frozen=True)
+class DelimitedOptions:
+    """States how delimited text is written, as far as the user says so; None finds out."""
+
+    delimiter: str | None = None  # one character
+    quoting: bool | None = None
+
+
+@dataclass
+class _Reading:
+    """The rows of a file under one meaning of its quotes, up to the first error."""
+
+    values: dict[str, list[str]]
+    header: list[str] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)  # of the wanted columns
+    num_rows: int = 0
+    num_empty: int = 0  # rows of empty fields, which are left out
+    error: DataError | None = None
+    first_long: tuple[int, int] | None = None  # number and lines of the first row of several lines
+    # Rows whose lines have as many fields as rows: number, lines, and the wanted values in them.
+    row_like: list[tuple[int, int, dict[str, set[str]]]] = field(default_factory=list)
+
+    @property
+    def swallowing(self) -> tuple[int, int] | None:
+        """Number and lines of the first row that contains other rows, which have known values."""
+        known = {column: set(values) for column, values in self.values.items()}
+        for row, num_lines, inner in self.row_like:
+            if any(values and values <= known[column] for column, values in inner.items()):
+                return row, num_lines
+        return None
+
+
+def read_delimited(path: Path, wanted: Sequence[str], options: DelimitedOptions) -> Columns:
+    """Read the wanted columns of a file; all values are texts.
+
+    Raises:
+        DataError: a wanted column is missing, a row has another number of fields than the header,
+            or a quote is not closed.
+    """
+    dialect = find_dialect(path, wanted, options.delimiter)
+    reading = _read(path, wanted, dialect, quoted=options.quoting is not False)
+    warning = ""
+    if options.quoting is None and (reading.error or reading.first_long):
+        reading, warning = _choose(path, wanted, dialect, reading)
+    if reading.error:
+        raise reading.error
+    note = f"{path.name}: {reading.num_rows:,} rows, fields separated by {dialect.shown}"
+    if options.quoting is False or warning:
+        note += ", quotes read as characters"
+    if reading.num_empty:
+        note += f", {reading.num_empty:,} rows of empty fields left out"
+    return Columns(
+        path,
+        reading.num_rows,
+        reading.values,
+        is_text_only=True,
+        reading_notes=(note,),
+        warnings=(warning,) if warning else (),
+    )
+
+
+def _choose(
+    path: Path, wanted: Sequence[str], dialect: Dialect, quoted: _Reading
+) -> tuple[_Reading, str]:
+    """Return the reading of a file in which quoting fails or makes long rows, and a warning."""
+    unquoted = _read(path, wanted, dialect, quoted=False)
+    if dialect.delimiter not in _QUOTING_IS_USUAL and not unquoted.error:
+        row, problem = quoted.num_rows + 1, "would be malformed"
+        if not quoted.error and quoted.first_long:
+            row, problem = quoted.first_long[0], f"would span {quoted.first_long[1]:,} lines"
+        return unquoted, (
+            f"{path.name}, row {row}: if quotes enclosed fields, this row {problem}, but each line "
+            f"has the header's {len(unquoted.header)} fields; so quotes were read as characters "
+            "(--quoting on overrules)"
+        )
+    if quoted.error:
+        further = unquoted.error and (unquoted.error.row or 0) > (quoted.error.row or 0)
+        is_better = further and dialect.delimiter not in _QUOTING_IS_USUAL
+        return unquoted if is_better else quoted, ""
+    if found := quoted.swallowing:
+        problem = (
+            f"this row spans {found[1]:,} lines that look like rows of their own; its quote seems "
+            "to be closed in the wrong place. Mend it, or use --quoting on if all is right, or "
+            "--quoting off if quotes enclose no fields in this file"
+        )
+        quoted.error = DataError(problem, path=path, row=found[0])
+    return quoted, ""
+
+
+def _read(path: Path, wanted: Sequence[str], dialect: Dialect, *, quoted: bool) -> _Reading:
+    """Read a file up to its end or the first error; one in the header is kept like any other."""
+    reading = _Reading({column: [] for column in wanted})
+    with open_text(path) as lines:
+        reader = dialect.reader(lines, quoted=quoted)
+        try:
+            _read_header(path, wanted, dialect, reader, reading)
+            _read_rows(path, dialect, reader, reading)
+        except DataError as error:
+            reading.error = error
+        except csv.Error as error:
+            is_open = "unexpected end" in str(error)
+            problem = (
+                "a quote opens a field in this row and is never closed"
+                if is_open
+                else "a quoted field goes on after its closing quote; a quote inside of it must be "
+                "written twice"
+            )
+            problem += "; mend it, or use --quoting off if quotes enclose no fields in this file"
+            reading.error = DataError(problem, path=path, row=reading.num_rows + 1)
+    return reading
+
+
+def _read_header(
+    path: Path, wanted: Sequence[str], dialect: Dialect, reader: Any, reading: _Reading
+) -> None:
+    header = next((fields for fields in reader if not is_blank_row(fields)), None)
+    if header is None:
+        raise DataError("an empty file; a header with the columns' names is needed", path=path)
+    reading.header = header
+    try:
+        reading.positions = find_columns(path, wanted, header)
+    except DataError as error:
+        if len(header) > 1:
+            raise
+        problem = f"{error.problem} --delimiter names another separator than {dialect.shown}"
+        raise DataError(problem, path=path, column=error.column) from error
+
+
+def _read_rows(path: Path, dialect: Dialect, reader: Any, reading: _Reading) -> None:
+    targets = list(zip(reading.values.values(), reading.positions, strict=True))
+    width, line = len(reading.header), reader.line_num
+    for fields in reader:
+        num_lines, line = reader.line_num - line, reader.line_num
+        if not any(fields) or (len(fields) == 1 and is_blank_row(fields)):
+            reading.num_empty += len(fields) > 1
+            continue
+        row = reading.num_rows + 1
+        if len(fields) != width and (len(fields) < width or any(fields[width:])):
+            raise _count_error(path, row, fields, reading.header, dialect)
+        for values, position in targets:
+            values.append(fields[position])
+        reading.num_rows = row
+        if num_lines > 1:
+            reading.first_long = reading.first_long or (row, num_lines)
+            if inner := _inner_rows(fields, dialect.delimiter, reading):
+                reading.row_like.append((row, num_lines, inner))
+
+
+def _count_error(
+    path: Path, row: int, fields: Sequence[str], header: Sequence[str], dialect: Dialect
+) -> DataError:
+    """Make the error for a row with too few or too many fields."""
+    problem = f"{len(fields)} fields, the header has {len(header)}, separated by {dialect.shown}"
+    if len(header) == 1 or len(fields) == 1:
+        remedy = "another separator is named by --delimiter"
+    else:
+        remedy = (
+            f"a field with {dialect.shown}, line breaks or quotes must stand in "
+            '"double quotes", which must be closed'
+        )
+    return DataError(f"{problem}; {remedy}", path=path, row=row)
+
+
+def _inner_rows(fields: Sequence[str], delimiter: str, reading: _Reading) -> dict[str, set[str]]:
+    """Return the values of wanted columns in the lines of a row, if all lines could be rows.
+
+    The first line of a field begins in the middle of a row, and the last one ends there.
+    """
+    width = len(reading.header)
+    columns = dict(zip(reading.positions, reading.values, strict=True))
+    inner: dict[str, set[str]] = {column: set() for column in reading.values}
+    for start, text in enumerate(fields):
+        lines = text.replace("\r\n", "\n").split("\n")
+        for number, line in enumerate(lines if len(lines) > 1 else ()):
+            first = start if number == 0 else 0
+            last = start if number == len(lines) - 1 else width - 1
+            parts = line.split(delimiter)
+            if len(parts) != last - first + 1:
+                return {}
+            # The parts at the two ends of the field may be cut off.
+            for position, part in enumerate(parts, start=first):
+                if position in columns and not (
+                    position == start and number in (0, len(lines) - 1)
+                ):
+                    inner[columns[position]].add(part.strip('"'))
+    return inner

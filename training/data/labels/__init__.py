@@ -1,0 +1,1 @@
+"""Interprets label columns; read `training.data.labels.forms` first, then `label_column`."""
