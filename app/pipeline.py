@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from anyio import CapacityLimiter, to_thread
@@ -27,6 +28,7 @@ from app.errors import (
 )
 from deltas import InvalidTextError, Record, TaskSpec, TokenizedRow, tokenize_texts
 from deltas.backbone.tokenizer import row_texts
+from deltas.manifest import PairEncoding
 
 _INLINE_CHARS = 2000  # tokenized in about the time that handing them to a thread takes
 _TOKENIZER_THREADS = 2
@@ -181,26 +183,25 @@ class Pipeline:
         return [texts[task.name, task.text_fields] for task in tasks]
 
     async def _tokenize(self, records: Sequence[Record], texts: list[Texts]) -> list[EngineRow]:
-        """Tokenize for each delta, once for deltas that read the same texts to the same length."""
-        done: dict[tuple[int, tuple[tuple[str, ...], ...]], list[TokenizedRow]] = {}
+        """Tokenize for each delta, once for deltas that read the same texts in the same way."""
+        done: dict[tuple[int, PairEncoding, tuple[tuple[str, ...], ...]], list[TokenizedRow]] = {}
         rows: list[EngineRow] = []
         for record, of_record in zip(records, texts, strict=True):
-            key = record.manifest.task.max_length, tuple(of_record)
+            task = record.manifest.task
+            key = task.max_length, task.pairs, tuple(of_record)
             if key not in done:
                 done[key] = await self._tokenize_texts(*key)
             rows += [EngineRow(row, record, row.num_tokens) for row in done[key]]
         return rows
 
     async def _tokenize_texts(
-        self, max_length: int, texts: Sequence[tuple[str, ...]]
+        self, max_length: int, pairs: PairEncoding, texts: Sequence[tuple[str, ...]]
     ) -> list[TokenizedRow]:
+        tokenize = partial(tokenize_texts, self._tokenizer, max_length, texts, pairs=pairs)
         if sum(len(text) for row in texts for text in row) <= _INLINE_CHARS:
-            return tokenize_texts(self._tokenizer, max_length, texts)
+            return tokenize()
         return await to_thread.run_sync(
-            tokenize_texts,
-            self._tokenizer,
-            max_length,
-            texts,
+            tokenize,
             limiter=self._tokenizer_threads,
             abandon_on_cancel=True,  # the deadline ends the request, not the thread
         )

@@ -145,11 +145,23 @@ def make_delta() -> Callable[..., Delta]:
 @pytest.fixture(scope="session")
 def tiny_deltas(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Backbone) -> Path:
     """A delta of every toy task and strategy for the tiny backbone. Copy it to change it."""
-    root = tmp_path_factory.mktemp("deltas")
-    for task in factories.TOY_TASKS.values():
+    return _write_deltas(
+        tmp_path_factory.mktemp("deltas"), tiny_backbone, list(factories.TOY_TASKS.values())
+    )
+
+
+@pytest.fixture(scope="session")
+def pooled_deltas(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Backbone) -> Path:
+    """The same, with tasks of every pooling, whose pairs are read together or separately."""
+    tasks = [*factories.TOY_TASKS.values(), *factories.POOLED_TASKS.values()]
+    return _write_deltas(tmp_path_factory.mktemp("pooled"), tiny_backbone, tasks)
+
+
+def _write_deltas(root: Path, backbone: Backbone, tasks: list[TaskSpec]) -> Path:
+    for task in tasks:
         for strategy in factories.TOY_STRATEGIES:
-            delta = factories.make_delta(tiny_backbone, task, strategy)
-            write_delta(delta, delta_path(root, tiny_backbone.ref.id, task.name, strategy))
+            delta = factories.make_delta(backbone, task, strategy)
+            write_delta(delta, delta_path(root, backbone.ref.id, task.name, strategy))
     return root
 
 

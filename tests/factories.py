@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from deltas import (
     Backbone,
@@ -17,6 +20,7 @@ from deltas import (
     SplitMetrics,
     StrategySpec,
     TaskSpec,
+    TokenizedRow,
     TrainingFacts,
 )
 from frontend.models import BenchmarkRow
@@ -44,6 +48,19 @@ TOY_TASKS = {
             "utterance",
             length=16,
         ),
+    )
+}
+# Tasks whose rows are read in all other ways.
+POOLED_TASKS = {
+    task.name: task
+    for task in (
+        TOY_TASKS[of].model_copy(update={"name": name, "pooling": pooling, "pairs": pairs})
+        for of, name, pooling, pairs in (
+            ("toy2", "toymean", "mean", "joint"),
+            ("toy3", "toypairmean", "mean", "joint"),
+            ("toy3", "toysplit", "cls", "separate"),
+            ("toyreg", "toysplitmean", "mean", "separate"),
+        )
     )
 }
 TOY_STRATEGIES = ("bitfit", "layernorm", "random:0.05", "head", "top:1")
@@ -94,7 +111,8 @@ def make_delta(
             entries[name] = SparseEntry(
                 indices, value.reshape(-1)[indices] + noise, tuple(value.shape)
             )
-    weight = 0.3 * torch.randn(task.num_outputs, backbone.config.hidden_size, generator=generator)
+    width = backbone.config.hidden_size * task.vectors_per_row
+    weight = 0.3 * torch.randn(task.num_outputs, width, generator=generator)
     bias = torch.randn(task.num_outputs, generator=generator)
     described = tuple(entry.info(name) for name, entry in entries.items())
     in_head = weight.numel() + bias.numel()
@@ -122,7 +140,7 @@ def stock_network(backbone: Backbone, delta: Delta, **options: Any) -> Any:
 
     Args:
         backbone: the backbone that the delta lies over.
-        delta: the delta, whose head becomes the classifier.
+        delta: the delta, whose head becomes the classifier, unless it reads two vectors.
         **options: more fields of `BertConfig`.
     """
     from transformers import BertConfig, BertForSequenceClassification
@@ -144,9 +162,37 @@ def stock_network(backbone: Backbone, delta: Delta, **options: Any) -> Any:
         for name, value in backbone.parameters.items():
             entry = delta.entries.get(name)
             parameters[name].copy_(value if entry is None else entry.resolve(value))
-        network.classifier.weight.copy_(delta.head_weight)
-        network.classifier.bias.copy_(delta.head_bias)
+        if delta.manifest.task.pairs == "joint":
+            network.classifier.weight.copy_(delta.head_weight)
+            network.classifier.bias.copy_(delta.head_bias)
     return network
+
+
+def stock_logits(backbone: Backbone, delta: Delta, rows: Sequence[TokenizedRow]) -> Tensor:
+    """Return the logits of transformers' BertModel with the delta's values copied in.
+
+    Each row runs alone. Its sequences are padded to one length, and pooled as sentence-transformers
+    does, under the attention mask.
+    """
+    network, task, logits = stock_network(backbone, delta), delta.manifest.task, []
+    for row in rows:
+        longest = max(len(ids) for ids, _ in row.sequences)
+        padded = [
+            [[*values, *[0] * (longest - len(values))] for values in (ids, types, [1] * len(ids))]
+            for ids, types in row.sequences
+        ]
+        ids, types, mask = torch.tensor(padded).unbind(1)
+        with torch.no_grad():
+            out = network.bert(input_ids=ids, token_type_ids=types, attention_mask=mask)
+            vectors = out.pooler_output
+            if task.pooling == "mean":
+                weights = mask.unsqueeze(-1).float()
+                vectors = (out.last_hidden_state * weights).sum(1) / weights.sum(1)
+            if task.pairs == "separate":
+                u, v = vectors
+                vectors = torch.cat([u, v, (u - v).abs(), u * v]).unsqueeze(0)
+            logits.append(F.linear(vectors[0], delta.head_weight, delta.head_bias))
+    return torch.stack(logits)
 
 
 def benchmark_row(**changes: Any) -> BenchmarkRow:

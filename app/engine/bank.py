@@ -106,8 +106,9 @@ class StagedDelta:
             that the delta does not train is left out.
         matrices: whole trained matrices, by the name of the encoder's weight.
         sparse: sparse updates of shared matrices, by the name of the encoder's weight.
-        head_weight: float32 [C, H].
+        head_weight: float32 [C, H], or [C, 4H] for pairs that are read separately.
         head_bias: float32 [C].
+        mean: whether a row's pooled output is the mean of its tokens.
     """
 
     vectors: dict[str, Tensor]
@@ -115,6 +116,7 @@ class StagedDelta:
     sparse: dict[str, SparseWeights]
     head_weight: Tensor
     head_bias: Tensor
+    mean: bool
 
 
 class Bank:
@@ -135,8 +137,9 @@ class Bank:
         row_of_slot: each slot's row in the vector table, by parameter kind.
         matrices: whole trained matrices, by weight name and slot.
         sparse: sparse updates of matrices, by weight name and slot.
-        heads: weight [C, H] and bias [C] of each slot's head.
+        heads: weight [C, H], or [C, 4H] for pairs read separately, and bias [C] of each slot.
         matrix_slots: slots that train more than vectors and a head.
+        mean_slots: slots with mean pooling.
     """
 
     def __init__(
@@ -179,6 +182,7 @@ class Bank:
         self.sparse: dict[str, dict[int, SparseWeights]] = {name: {} for name in self.frozen}
         self.heads: list[tuple[Tensor, Tensor]] = [_NO_HEAD]
         self.matrix_slots: set[int] = set()
+        self.mean_slots: set[int] = set()
         # Sparse values in multiplied matrices, of slots without whole matrices.
         self._num_sparse: dict[int, int] = {}
         self._free_slots: list[int] = []
@@ -208,6 +212,11 @@ class Bank:
     def has_whole_matrices(self, slot: int) -> bool:
         """Tell whether a slot in `matrix_slots` trains more than sparse values."""
         return slot not in self._num_sparse
+
+    def reads_pairs(self, slot: int) -> bool:
+        """Tell whether a slot's rows are two sequences each, of which the head reads features."""
+        weight, _ = self.heads[slot]
+        return weight.shape[-1] > self._backbone.config.hidden_size
 
     def needs_span(self, slot: int, num_tokens: int) -> bool:
         """Tell whether a slot's tokens must be neighbours in a batch on a CPU.
@@ -258,7 +267,8 @@ class Bank:
                 sparse[name] = self._sparse_weights(name, parts, delta)
         # Heads are small and read last: in float32 they change no label.
         head = delta.head_weight.clone(), delta.head_bias.clone()
-        return StagedDelta(vectors, matrices, sparse, *head)
+        mean = delta.manifest.task.pooling == "mean"
+        return StagedDelta(vectors, matrices, sparse, *head, mean)
 
     def concatenate(
         self, kind: str, entries: Mapping[str, Entry], frozen: Mapping[str, Tensor]
@@ -281,6 +291,8 @@ class Bank:
                 self.sparse[name][slot] = sparse.to(self.device)
             if item.matrices or item.sparse:
                 self.matrix_slots.add(slot)
+            if item.mean:
+                self.mean_slots.add(slot)
             if not item.matrices:
                 self._num_sparse[slot] = sum(
                     len(sparse.rows)
@@ -296,6 +308,7 @@ class Bank:
             self.matrices[name].pop(slot, None)
             self.sparse[name].pop(slot, None)
         self.matrix_slots.discard(slot)
+        self.mean_slots.discard(slot)
         self._num_sparse.pop(slot, None)
         self.heads[slot] = _NO_HEAD
         for kind, table in self.vector_tables.items():

@@ -16,6 +16,7 @@ from torch import Tensor
 from app.engine.bank import PARAMETER_KINDS, Bank
 from app.engine.sparse import SparseWeights
 from deltas import Overlay, PackedBatch
+from deltas.encoder.encoder import pair_features
 
 # A trained matrix or its sparse update, and the rows of x that see it.
 TrainedMatrix = tuple[Tensor | SparseWeights, slice]
@@ -94,17 +95,23 @@ class BankOverlay(Overlay):
         return self._gathered(site, "bias", len(x), per_position=per_position).addcmul_(out, scale)
 
     def head(self, pooled: Tensor) -> list[list[float]]:
-        """Return the logits of each row of pooled [R, H]; their number depends on the task."""
+        """Return the logits of pooled [R, H]; their number depends on the task.
+
+        If a slot reads pairs, two neighbouring rows have logits together.
+        """
         by_slot = pooled[[row for rows in self._rows_of_slot.values() for row in rows]].float()
         logits: list[list[float]] = [[]] * len(pooled)
         done = 0
         for slot, rows in self._rows_of_slot.items():
             weight, bias = self._bank.heads[slot]
-            values = F.linear(by_slot[done : done + len(rows)], weight, bias).tolist()
+            x = by_slot[done : done + len(rows)]
+            done += len(rows)
+            if self._bank.reads_pairs(slot):
+                x, rows = pair_features(x), rows[::2]
+            values = F.linear(x, weight, bias).tolist()
             for row, row_logits in zip(rows, values, strict=True):
                 logits[row] = row_logits
-            done += len(rows)
-        return logits
+        return [row_logits for row_logits in logits if row_logits]
 
     def _must_have_span(self, slot: int) -> bool:
         del slot

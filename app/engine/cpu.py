@@ -44,8 +44,13 @@ class CpuForward:
         self, rows: Sequence[TokenizedRow], slots: Sequence[int], *, int8: bool = False
     ) -> list[list[float]]:
         """Return the logits of each row; see `app.engine.engine.Forward`."""
-        tokens = [(row.input_ids, row.token_type_ids) for row in rows]
-        batch = pack(tokens, keys=self._keys(rows, slots), windows=False)
+        keys = self._keys(rows, slots)
+        sequences = [sequence for row in rows for sequence in row.sequences]
+        if len(sequences) > len(rows):
+            row_of = [number for number, row in enumerate(rows) for _ in row.sequences]
+            slots, keys = [slots[row] for row in row_of], [keys[row] for row in row_of]
+        mean = [slot in self._bank.mean_slots for slot in slots]
+        batch = pack(sequences, keys=keys, mean=mean, windows=False)
         overlay = CpuOverlay(self._bank, batch, slots, int8=int8)
         return overlay.head(encode(self._config, overlay, batch, RowAttention(batch)))
 

@@ -24,7 +24,8 @@ import torch
 from app.engine.bank import Bank, StagedDelta
 from app.engine.cache import CacheCounts, DeltaCache, Key
 from app.engine.cpu import CpuForward
-from app.engine.cuda import CudaForward, cuda_recorder
+from app.engine.cuda.forward import CudaForward
+from app.engine.cuda.graphs import cuda_recorder
 from app.engine.loader import Loader
 from app.errors import DeltaUnavailableError
 from deltas import (
@@ -223,8 +224,9 @@ class Engine:
 
     def tokenize(self, record: Record, texts: Sequence[tuple[str, ...]]) -> list[EngineRow]:
         """Tokenize checked texts for one delta; thread-safe."""
-        max_length = record.manifest.task.max_length
-        tokenized = tokenize_texts(self.backbone.tokenizer, max_length, texts)
+        task = record.manifest.task
+        tokenizer = self.backbone.tokenizer
+        tokenized = tokenize_texts(tokenizer, task.max_length, texts, pairs=task.pairs)
         return [EngineRow(tokens, record, tokens.num_tokens) for tokens in tokenized]
 
     def predict(self, rows: Sequence[EngineRow], threads: int = 0) -> list[Outcome]:

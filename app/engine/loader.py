@@ -42,6 +42,7 @@ class _Recipe:
     digest: bytes  # SHA-256 of the file
     start: int  # offset of the data
     layout: _Layout  # shared by all files with the same tensors
+    mean: bool  # the manifest's pooling
 
 
 class Loader:
@@ -100,7 +101,7 @@ class Loader:
             data[start : start + torch.Size(shape).numel()].view(shape).clone()
             for start, shape in layout.head
         )
-        return StagedDelta(vectors, {}, {}, weight, bias)
+        return StagedDelta(vectors, {}, {}, weight, bias, recipe.mean)
 
     def _remember(self, path: Path, content: bytes, delta: Delta, checked: StagedDelta) -> None:
         start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
@@ -109,7 +110,8 @@ class Loader:
         text = repr(header)
         if text not in self._layouts:
             self._layouts[text] = self._layout_of(delta, header)
-        recipe = _Recipe(hashlib.sha256(content).digest(), start, self._layouts[text])
+        digest = hashlib.sha256(content).digest()
+        recipe = _Recipe(digest, start, self._layouts[text], checked.mean)
         if _is_same(self._follow(recipe, content), checked):
             self._recipes[path] = recipe
 

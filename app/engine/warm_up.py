@@ -209,10 +209,15 @@ def made_up_rows(engine: Engine, num_tokens: int) -> list[EngineRow]:
     rows: list[EngineRow] = []
     while num_tokens > 0:
         record = records[len(rows) % len(records)]
-        longest = min(record.manifest.task.max_length, num_tokens)
+        task = record.manifest.task
+        longest = min(task.max_length, num_tokens)
         length = min(_ROW_TOKENS[len(rows) % len(_ROW_TOKENS)], longest)
+        second = None
+        if task.pairs == "separate":
+            length = max(length, 2)  # two sequences
+            second = length // 2
         ids = [(len(rows) + offset) % engine.backbone.config.vocab_size for offset in range(length)]
-        rows.append(EngineRow(TokenizedRow(ids, [0] * length, False), record, length))
+        rows.append(EngineRow(TokenizedRow(ids, [0] * length, False, second), record, length))
         num_tokens -= length
     return rows
 

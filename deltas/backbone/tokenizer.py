@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from deltas.errors import InvalidTextError, did_you_mean
-from deltas.manifest import TaskSpec
+from deltas.manifest import PairEncoding, TaskSpec
 
 GENERIC_FIELDS = ("text", "text_pair")
 
@@ -24,13 +24,23 @@ class TokenizedRow:
     """One row, ready for a packed batch."""
 
     input_ids: list[int]  # special tokens included
-    token_type_ids: list[int]  # 0 for the first text, 1 for the second
+    token_type_ids: list[int]  # 0 for the first text, 1 for a second one in the same sequence
     truncated: bool  # text was cut to the task's maximum length
+    # Index of the second sequence's first token; None if all texts are in one sequence.
+    second_start: int | None = None
 
     @property
     def num_tokens(self) -> int:
         """The number of tokens, special tokens included."""
         return len(self.input_ids)
+
+    @property
+    def sequences(self) -> list[tuple[list[int], list[int]]]:
+        """Input ids and token types of each sequence that the encoder reads by itself."""
+        ids, types, start = self.input_ids, self.token_type_ids, self.second_start
+        if start is None:
+            return [(ids, types)]
+        return [(ids[:start], types[:start]), (ids[start:], types[start:])]
 
 
 def tokenize_rows(
@@ -48,22 +58,41 @@ def tokenize_rows(
         InvalidTextError: names the first wrong row and field.
     """
     texts = [row_texts(task, row, position) for position, row in enumerate(rows)]
-    return tokenize_texts(tokenizer, task.max_length, texts)
+    return tokenize_texts(tokenizer, task.max_length, texts, pairs=task.pairs)
 
 
 def tokenize_texts(
-    tokenizer: Any, max_length: int, texts: Sequence[tuple[str, ...]]
+    tokenizer: Any,
+    max_length: int,
+    texts: Sequence[tuple[str, ...]],
+    *,
+    pairs: PairEncoding = "joint",
 ) -> list[TokenizedRow]:
     """Tokenize checked texts, one or two per row; thread-safe.
 
-    Long rows are truncated like `transformers` does with truncation="longest_first": from the end
-    of the longer text until both have the same length, then from both.
+    If pairs are read separately, each text is a sequence of at most `max_length` tokens; otherwise
+    the texts of a row share one. A long sequence is truncated like `transformers` does with
+    truncation="longest_first": from the end of the longer text until both have the same length,
+    then from both.
     """
     plain = _plain(tokenizer)
     flat = [text for row in texts for text in row]
     ids = iter(encoding.ids for encoding in plain.encode_batch_fast(flat, add_special_tokens=False))
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    return [_join([next(ids) for _ in row], max_length, cls, sep) for row in texts]
+    rows = ([next(ids) for _ in row] for row in texts)
+    if pairs == "joint":
+        return [_join(parts, max_length, cls, sep) for parts in rows]
+    return [_side_by_side([_join([part], max_length, cls, sep) for part in row]) for row in rows]
+
+
+def _side_by_side(sequences: list[TokenizedRow]) -> TokenizedRow:
+    first, second = sequences
+    return TokenizedRow(
+        first.input_ids + second.input_ids,
+        first.token_type_ids + second.token_type_ids,
+        first.truncated or second.truncated,
+        first.num_tokens,
+    )
 
 
 def _join(parts: list[list[int]], max_length: int, cls: int, sep: int) -> TokenizedRow:

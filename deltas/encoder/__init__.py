@@ -9,7 +9,7 @@ Legend of the letters in shapes, used by the whole project:
 
 - `N` tokens of a batch, padding included;
 - `P` positions: the tokens of the last layer that pooling reads, repeated ones included;
-- `R` rows of the input;
+- `R` rows of the input; a pair of texts that is read separately counts as two;
 - `H` hidden width, `A` attention heads, `D` = H / A;
 - `O` and `I` output and input width of a matrix; `C` outputs of a head;
 - `K` values of a sparse entry; `S` slots of the bank;

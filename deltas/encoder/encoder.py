@@ -168,6 +168,15 @@ def run_layers(
     return hidden
 
 
+def pair_features(pooled: Tensor) -> Tensor:
+    """Return the features of pairs of neighbouring vectors u, v: [2R, H] gives float32 [R, 4H].
+
+    They are [u, v, |u - v|, u * v] (Conneau et al. 2017, arXiv:1705.02364).
+    """
+    u, v = pooled.float().reshape(-1, 2, pooled.shape[1]).unbind(1)
+    return torch.cat([u, v, (u - v).abs(), u * v], dim=1)
+
+
 def pool(overlay: Overlay, batch: PackedBatch, hidden: Tensor) -> Tensor:
     """Return the pooled outputs, float32 [R, H], of the last layer's output [P, H].
 

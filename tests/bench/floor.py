@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.engine.cuda import Recorder
+from app.engine.cuda.graphs import Recorder
 from deltas import Backbone
 
 _MAX_ROWS = 1 << 15

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from app.engine.cuda import cuda_recorder
+from app.engine.cuda.graphs import cuda_recorder
 from app.engine.engine import Engine, EngineRow
 from deltas import (
     DTYPES,

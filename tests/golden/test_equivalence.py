@@ -12,12 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from app.engine.engine import Engine, EngineRow
 from deltas import (
     Backbone,
-    Delta,
     Record,
     Store,
     TaskSpec,
@@ -28,9 +26,11 @@ from deltas import (
 )
 from deltas.backbone.backbone import weights_fingerprint
 from deltas.backbone.tokenizer import row_texts
+from deltas.encoder.encoder import pair_features
 from deltas.encoder.window_attention import WindowAttention
-from tests.factories import stock_network
+from tests.factories import POOLED_TASKS, TOY_TASKS, stock_logits
 
+TASKS = TOY_TASKS | POOLED_TASKS
 STRATEGIES = [
     "full", "head", "bitfit", "bitfit:intermediate,query", "layernorm", "random:0.001",
     "random:0.05", "top:1", "top:2", "attention", "ffn",
@@ -60,43 +60,33 @@ def tokenized(engine: Engine, record: Record, row: dict[str, str]) -> EngineRow:
     return made
 
 
-def stock_logits(backbone: Backbone, delta: Delta, rows: list[Any]) -> Tensor:
-    """Logits of the stock network, each row alone, with the delta's values copied in."""
-    network, answers = stock_network(backbone, delta), []
-    with torch.no_grad():
-        for row in rows:
-            ids, types = torch.tensor([row.input_ids]), torch.tensor([row.token_type_ids])
-            answers.append(network(input_ids=ids, token_type_ids=types).logits[0])
-    return torch.stack(answers)
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", ["toy3", "toypairmean", "toysplit", "toysplitmean"])
 def test_single_overlay_equals_stock_transformers(
-    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any, strategy: str
+    tiny_backbone: Backbone, make_delta: Any, strategy: str, name: str
 ) -> None:
-    task = toy_tasks["toy3"]
+    task = TASKS[name]
     delta = make_delta(tiny_backbone, task, strategy)
     rows = tokenize_rows(tiny_backbone.tokenizer, task, rows_for(task))
-    batch = pack([(row.input_ids, row.token_type_ids) for row in rows])
+    sequences = [sequence for row in rows for sequence in row.sequences]
+    batch = pack(sequences, mean=task.pooling == "mean")
     overlay = TrainableOverlay(tiny_backbone, delta.entries)
     with torch.no_grad():
         pooled = encode(tiny_backbone.config, overlay, batch, WindowAttention(batch))
-    logits = torch.nn.functional.linear(pooled, delta.head_weight, delta.head_bias)
+        vectors = pair_features(pooled) if task.pairs == "separate" else pooled
+    logits = torch.nn.functional.linear(vectors, delta.head_weight, delta.head_bias)
     torch.testing.assert_close(logits, stock_logits(tiny_backbone, delta, rows), atol=1e-5, rtol=0)
 
 
 @pytest.fixture(scope="module")
 def mixed_store(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_backbone: Backbone,
-    toy_tasks: Any,
-    make_delta: Any,
+    tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Backbone, make_delta: Any
 ) -> Store:
     """Every toy task with every strategy above."""
     from deltas import delta_path, write_delta
 
     root = tmp_path_factory.mktemp("mixed")
-    for task in toy_tasks.values():
+    for task in TASKS.values():
         for strategy in STRATEGIES:
             delta = make_delta(tiny_backbone, task, strategy)
             write_delta(delta, delta_path(root, "tiny", task.name, delta.manifest.strategy.name))
@@ -130,10 +120,13 @@ def test_mixed_batch_equals_stock_transformers(
     assert weights_fingerprint(tiny_backbone.parameters) == tiny_backbone.ref.fingerprint
 
 
-def test_batch_neighbours_do_not_matter(tiny_backbone: Backbone, mixed_store: Store) -> None:
+@pytest.mark.parametrize("name", ["toy3", "toypairmean", "toysplit"])
+def test_batch_neighbours_do_not_matter(
+    tiny_backbone: Backbone, mixed_store: Store, name: str
+) -> None:
     engine = Engine(tiny_backbone, mixed_store, precision="fp32")
     draw = random.Random(5)
-    record: Record = mixed_store.resolve("toy3", "random:0.05")
+    record: Record = mixed_store.resolve(name, "random:0.05")
     mine = tokenized(engine, record, {"premise": "the film", "hypothesis": "not good"})
     alone = torch.tensor(engine.predict([mine])[0])
     for size in (2, 8, 40):

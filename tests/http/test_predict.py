@@ -57,6 +57,28 @@ def test_a_multi_label_task(client: TestClient) -> None:
     assert any(abs(total - 1) > 0.01 for total in sums), "a softmax where sigmoids belong"
 
 
+def test_every_pooling_is_answered_as_alone(
+    start: Callable[..., TestClient], pooled_deltas: Path
+) -> None:
+    """In one pass of a fan-out, whose targets read the same texts in three ways."""
+    client = start(deltas=(pooled_deltas,))
+    names = ("toy3", "toypairmean", "toysplit")
+    rows = [ROWS["toy3"], {"premise": "the " * 25, "hypothesis": "film " * 25}]
+    targets = [{"task": name} for name in names]
+    answer = post(client, "/predict", inputs=rows, targets=targets)
+    truncated = []
+    for name, result in zip(names, answer["results"], strict=True):
+        alone = post(client, f"/predict/{name}", inputs=rows)
+        assert result["task"] == name
+        for found, expected in zip(result["predictions"], alone["predictions"], strict=True):
+            assert found["scores"] == pytest.approx(expected["scores"], abs=1e-5)
+        truncated.append([found["truncated"] for found in result["predictions"]])
+    scores = [result["predictions"][0]["scores"]["no"] for result in answer["results"]]
+    assert len(set(scores)) == 3
+    # Of 40 tokens, each text may have all if it is read by itself.
+    assert truncated == [[False, True], [False, True], [False, False]]
+
+
 def test_a_regression_task(client: TestClient) -> None:
     answer = post(client, "/predict/toyreg", inputs=ROWS["toyreg"])
     assert answer["kind"] == "regression"

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from app.engine import engine as engine_module
 from app.engine.engine import Engine, EngineRow
-from deltas import Backbone, Store, TokenizedRow, TrainableOverlay, encode, pack
+from deltas import Backbone, Record, Store, TokenizedRow, TrainableOverlay, encode, pack
 from deltas.backbone.backbone import weights_fingerprint
 from deltas.encoder.window_attention import WindowAttention
 from deltas.hardware import dtype_of, multiplies_int8_exactly
+from tests.factories import POOLED_TASKS, TOY_STRATEGIES, TOY_TASKS
 from tests.laws import law
 
 LAW = law(40)
@@ -28,6 +29,7 @@ WHOLE_TOLERANCE = 0.02
 APART = {"random:0.05", "top:1"}
 HALF_TOLERANCE = 0.1
 
+record_numbers = st.integers(0, (len(TOY_TASKS) + len(POOLED_TASKS)) * len(TOY_STRATEGIES) - 1)
 token_rows = st.lists(
     st.lists(st.integers(5, 100), min_size=1, max_size=12).map(
         lambda ids: ([2, *ids, 3], [0] * (len(ids) // 2) + [1] * (len(ids) - len(ids) // 2 + 2))
@@ -38,9 +40,9 @@ token_rows = st.lists(
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Engine:
+def engine(tiny_backbone: Backbone, pooled_deltas: Path) -> Engine:
     """All toy tasks and strategies."""
-    store = Store([tiny_deltas], backbone=tiny_backbone.ref)
+    store = Store([pooled_deltas], backbone=tiny_backbone.ref)
     return Engine(tiny_backbone, store, device="cpu", precision="fp32")
 
 
@@ -55,10 +57,19 @@ def overlays(tiny_backbone: Backbone, toy_tasks: Any, make_delta: Any) -> list[T
 
 
 def pooled(backbone: Backbone, overlay: TrainableOverlay, rows: Any) -> torch.Tensor:
-    """Pooled outputs in input order."""
-    batch = pack(rows)
+    """Pooled outputs in input order; the mean for rows with an even number of tokens."""
+    batch = pack(rows, mean=[len(ids) % 2 == 0 for ids, _ in rows])
     with torch.inference_mode():
         return encode(backbone.config, overlay, batch, WindowAttention(batch))
+
+
+def engine_row(record: Record, ids: list[int]) -> EngineRow:
+    """A row of these tokens, with a second sequence if the task reads pairs separately."""
+    tokens = TokenizedRow([2, *ids, 3], [0] * (len(ids) + 2), truncated=False)
+    if record.manifest.task.pairs == "separate":
+        both = [*tokens.input_ids, 2, *ids[1:], 3]
+        tokens = TokenizedRow(both, [0] * len(both), False, tokens.num_tokens)
+    return EngineRow(tokens, record, tokens.num_tokens)
 
 
 @LAW
@@ -91,11 +102,11 @@ def test_the_same_shape_gives_the_same_bits(
 
 
 @pytest.fixture(scope="module")
-def whole_engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Iterator[Engine]:
+def whole_engine(tiny_backbone: Backbone, pooled_deltas: Path) -> Iterator[Engine]:
     """The same in int8, without recomputing rows with a low margin."""
     if not multiplies_int8_exactly():
         pytest.skip("this CPU's int8 products are not exact")
-    store = Store([tiny_deltas], backbone=tiny_backbone.ref)
+    store = Store([pooled_deltas], backbone=tiny_backbone.ref)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_module, "LOW_MARGIN", 0.0)
         yield Engine(tiny_backbone, store, device="cpu", precision="int8")
@@ -104,7 +115,7 @@ def whole_engine(tiny_backbone: Backbone, tiny_deltas: Path) -> Iterator[Engine]
 @LAW
 @given(
     rows=st.lists(
-        st.tuples(st.integers(0, 24), st.lists(st.integers(5, 100), min_size=1, max_size=9)),
+        st.tuples(record_numbers, st.lists(st.integers(5, 100), min_size=1, max_size=9)),
         min_size=1,
         max_size=12,
     )
@@ -115,10 +126,7 @@ def test_int8_answers_do_not_depend_on_batch_neighbours(whole_engine: Engine, ro
     Low margins are not recomputed here: whether one is below the limit may depend on bfloat16's
     rounding in the pooler, which depends on batch neighbours.
     """
-    made = []
-    for number, ids in rows:
-        tokens = TokenizedRow([2, *ids, 3], [0] * (len(ids) + 2), truncated=False)
-        made.append(EngineRow(tokens, whole_engine.store.records[number], tokens.num_tokens))
+    made = [engine_row(whole_engine.store.records[number], ids) for number, ids in rows]
     together = whole_engine.predict(made)
     for row, logits in zip(made, together, strict=True):
         (alone,) = whole_engine.predict([row])
@@ -132,7 +140,7 @@ def test_int8_answers_do_not_depend_on_batch_neighbours(whole_engine: Engine, ro
 @LAW
 @given(
     wanted=st.lists(
-        st.tuples(st.integers(0, 24), st.lists(st.integers(5, 100), min_size=1, max_size=9)),
+        st.tuples(record_numbers, st.lists(st.integers(5, 100), min_size=1, max_size=9)),
         min_size=1,
         max_size=12,
     ),
@@ -142,10 +150,7 @@ def test_tasks_in_one_batch_do_not_affect_each_other(
     engine: Engine, wanted: Any, data: st.DataObject
 ) -> None:
     """Rows of any deltas together equal each row alone, in any order; labels too."""
-    rows = []
-    for number, ids in wanted:
-        tokens = TokenizedRow([2, *ids, 3], [0] * (len(ids) + 2), truncated=False)
-        rows.append(EngineRow(tokens, engine.store.records[number], tokens.num_tokens))
+    rows = [engine_row(engine.store.records[number], ids) for number, ids in wanted]
     order = data.draw(st.permutations(range(len(rows))))
     together = engine.predict([rows[index] for index in order])
     for index, logits in zip(order, together, strict=True):

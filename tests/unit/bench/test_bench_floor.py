@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from deltas import Backbone
 from tests.bench.floor import Gemms
-from tests.unit.app.engine.test_cuda import Recorder
+from tests.unit.app.engine.cuda.test_graphs import Recorder
 
 PRODUCTS = 4 + 5 + 1  # the tiny backbone's layers, the last with a query of its own, and the pooler
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from app.engine.bank import Bank, StagedDelta
 from app.engine.cache import DeltaCache
 from app.engine.loader import Loader
 from app.errors import DeltaUnavailableError
-from deltas import Backbone, DeltaFormatError, Record, Store
+from deltas import Backbone, DeltaFormatError, DeltaMismatchError, Record, Store, write_delta
+from tests.factories import POOLED_TASKS, make_delta
 
 CPU = torch.device("cpu")
 
 
 def same(one: StagedDelta, other: StagedDelta) -> bool:
     """Compare bit for bit."""
-    if one.vectors.keys() != other.vectors.keys():
+    if one.vectors.keys() != other.vectors.keys() or one.mean != other.mean:
         return False
     pairs = [(one.head_weight, other.head_weight), (one.head_bias, other.head_bias)]
     pairs += [(vectors, other.vectors[kind]) for kind, vectors in one.vectors.items()]
@@ -43,6 +45,52 @@ def test_loading_again_gives_the_same_bits(
     assert len(loader._recipes) == 15
     for record, expected in zip(store.records, first, strict=True):
         assert same(loader.load(record), expected)
+
+
+def test_files_that_differ_in_pooling_only_keep_theirs(
+    tiny_backbone: Backbone, bank: Bank, pooled_deltas: Path
+) -> None:
+    """Their tensors have the same names and shapes, and share a layout."""
+    store = Store([pooled_deltas], backbone=tiny_backbone.ref)
+    loader = Loader(tiny_backbone, bank, again=True)
+    for _ in range(2):
+        found = {
+            task: loader.load(store.resolve(task, "bitfit"))
+            for task in ("toy2", "toymean", "toysplit", "toysplitmean")
+        }
+        assert {task: staged.mean for task, staged in found.items()} == {
+            "toy2": False,
+            "toymean": True,
+            "toysplit": False,
+            "toysplitmean": True,
+        }
+        slots = bank.add(list(found.values()))
+        assert [bank.reads_pairs(slot) for slot in slots] == [False, False, True, True]
+        assert bank.mean_slots.intersection(slots) == {slots[1], slots[3]}
+        for slot in slots:
+            bank.remove(slot)
+        assert not bank.mean_slots
+
+
+def test_a_head_of_another_width_is_refused(
+    tiny_backbone: Backbone, bank: Bank, tmp_path: Path
+) -> None:
+    """The manifest says that pairs are read separately, the head reads one vector."""
+    task = POOLED_TASKS["toysplit"]
+    delta = make_delta(tiny_backbone, task, "head")
+    narrow = delta.head_weight[:, : tiny_backbone.config.hidden_size].contiguous()
+    less = delta.head_weight.numel() - narrow.numel()
+    manifest = delta.manifest.model_copy(
+        update={
+            "trainable_parameters": delta.manifest.trainable_parameters - less,
+            "total_parameters": delta.manifest.total_parameters - less,
+        }
+    )
+    path = tmp_path / "narrow.safetensors"
+    write_delta(replace(delta, manifest=manifest, head_weight=narrow), path)
+    (record,) = Store([tmp_path], backbone=tiny_backbone.ref).records
+    with pytest.raises(DeltaMismatchError, match=r"width of the head.*144.*36"):
+        Loader(tiny_backbone, bank, again=True).load(record)
 
 
 def test_checked_bytes_are_not_checked_again(

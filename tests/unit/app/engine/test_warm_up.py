@@ -32,8 +32,8 @@ from deltas import Backbone, Store, packed_sizes
 
 
 @pytest.fixture
-def store(tiny_backbone: Backbone, tiny_deltas: Path) -> Store:
-    return Store([tiny_deltas], backbone=tiny_backbone.ref)
+def store(tiny_backbone: Backbone, pooled_deltas: Path) -> Store:
+    return Store([pooled_deltas], backbone=tiny_backbone.ref)
 
 
 @pytest.fixture
@@ -48,6 +48,20 @@ def test_made_up_rows_have_the_given_number_of_tokens(engine: Engine) -> None:
         rows = made_up_rows(engine, size)
         assert sum(row.num_tokens for row in rows) == size
     assert {row.record.manifest.task.name for row in rows} == set(engine.store.tasks[:9])
+    for row in rows:
+        assert len(row.tokens.sequences) == 1 + (row.record.manifest.task.pairs == "separate")
+
+
+def test_pairs_of_any_size_are_made_up(tiny_backbone: Backbone, pooled_deltas: Path) -> None:
+    """Also a last row of one token, of a task that needs two sequences."""
+    folder = pooled_deltas / tiny_backbone.ref.id / "toysplit"
+    engine = Engine(tiny_backbone, Store([folder], backbone=tiny_backbone.ref), device="cpu")
+    for size in range(1, 16):
+        rows = made_up_rows(engine, size)
+        assert 0 <= sum(row.num_tokens for row in rows) - size <= 1
+        assert [len(logits) for logits in engine.predict(rows) if isinstance(logits, list)] == [
+            3
+        ] * len(rows)
 
 
 def test_made_up_rows_fit_a_small_bank(tiny_backbone: Backbone, store: Store) -> None:

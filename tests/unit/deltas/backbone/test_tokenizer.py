@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltas import Backbone, InvalidTextError, TaskSpec, TokenizedRow, tokenize_rows, tokenize_texts
+from tests.factories import POOLED_TASKS, TOY_TASKS
 from tests.laws import law
 
 LAW = law(60)
@@ -83,6 +84,33 @@ def test_any_text_equals_transformers(
 ) -> None:
     (row,) = tokenize_texts(tiny_backbone.tokenizer, max_length, [tuple(texts)])
     check(row, stock_tokenizer, tuple(texts), max_length)
+
+
+@LAW
+@given(st.tuples(st.text(max_size=40), st.text(max_size=40)), st.integers(4, 30))
+def test_pairs_that_are_read_separately_are_two_single_texts(
+    tiny_backbone: Backbone, stock_tokenizer: Any, texts: tuple[str, str], max_length: int
+) -> None:
+    """Each may have the whole length; the row's tokens are counted together."""
+    tokenizer = tiny_backbone.tokenizer
+    (row,) = tokenize_texts(tokenizer, max_length, [texts], pairs="separate")
+    alone = tokenize_texts(tokenizer, max_length, [(text,) for text in texts])
+    assert row.sequences == [(one.input_ids, one.token_type_ids) for one in alone]
+    assert row.num_tokens == sum(one.num_tokens for one in alone)
+    assert row.truncated == any(one.truncated for one in alone)
+    for text, (ids, types) in zip(texts, row.sequences, strict=True):
+        assert (ids, types) == called(stock_tokenizer, (text,), max_length)
+        assert not any(types)
+
+
+def test_a_task_says_how_its_pairs_are_read(tiny_backbone: Backbone) -> None:
+    row = {"premise": "a good film", "hypothesis": "not bad"}
+    counts = {
+        task.name: len(tokenize_rows(tiny_backbone.tokenizer, task, [row])[0].sequences)
+        for task in (TOY_TASKS["toy3"], *POOLED_TASKS.values())
+        if task.text_fields == ("premise", "hypothesis")
+    }
+    assert counts == {"toy3": 1, "toypairmean": 1, "toysplit": 2}
 
 
 def test_real_vocabulary_equals_transformers(packaged_backbone: Backbone) -> None:
