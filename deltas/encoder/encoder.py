@@ -171,9 +171,11 @@ def run_layers(
 def pair_features(pooled: Tensor) -> Tensor:
     """Return the features of pairs of neighbouring vectors u, v: [2R, H] gives float32 [R, 4H].
 
-    They are [u, v, |u - v|, u * v] (Conneau et al. 2017, arXiv:1705.02364).
+    They are [u, v, |u - v|, u * v] (Conneau et al. 2017, arXiv:1705.02364) of u and v scaled to
+    length 1, so that the cosine, which sentence encoders are trained for, is linear in them.
     """
-    u, v = pooled.float().reshape(-1, 2, pooled.shape[1]).unbind(1)
+    pairs = pooled.float().reshape(-1, 2, pooled.shape[1])
+    u, v = F.normalize(pairs, dim=-1).unbind(1)
     return torch.cat([u, v, (u - v).abs(), u * v], dim=1)
 
 

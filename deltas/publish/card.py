@@ -49,10 +49,15 @@ def _describe_size(manifest: Manifest) -> str:
 def _describe_training(manifest: Manifest, *more: str) -> str:
     """Return length, learning rate and cost of the run, with `more` before the cost."""
     training = manifest.training
-    parts = [
+    length = [
         f"{training.epochs:g} epochs",
         f"{training.steps:,} steps of {training.batch_size}",
         f"learning rate {training.learning_rate:g}",
+    ]
+    start = ["head solved"] if training.head_start == "solved" else []
+    parts = [
+        *start,
+        *(length if training.steps else []),
         *more,
         f"{training.precision} on {training.device}",
         f"{training.duration_s:,.0f} s",

@@ -112,23 +112,23 @@ def metrics_by_label(
 
 @torch.no_grad()
 def pooled_scale(model: TaskModel, rows: Sequence[TokenizedRow]) -> float:
-    """Return the root mean square of some rows' pooled outputs, before training.
+    """Return the root mean square of some rows' features, the head's input, before training.
 
     It differs tenfold between backbones (0.07 on all-MiniLM-L6-v2, whose pooler was never trained
     with the rest), and decides how fast a head's answers move at a given learning rate.
     """
-    return max(_SCALE_FLOOR, float(model.pooled(rows).square().mean().sqrt()))
+    return max(_SCALE_FLOOR, float(model.features(rows).square().mean().sqrt()))
 
 
 @torch.no_grad()
 def features(model: TaskModel, rows: Sequence[TokenizedRow]) -> Tensor:
-    """Return the head's input, float32 [R, F] on the CPU, of any number of rows.
+    """Return the head's input, float32 [R, I] on the CPU, of any number of rows.
 
     Several processes share the work, as in `predict`.
     """
     found = torch.zeros(len(rows), model.head[0].shape[1])
     for positions in distributed.shard(list(length_batches(rows, _BATCH_TOKENS))):
-        found[positions] = model.pooled([rows[index] for index in positions]).cpu()
+        found[positions] = model.features([rows[index] for index in positions]).cpu()
     return distributed.all_reduce(found)
 
 

@@ -20,13 +20,13 @@ from deltas.backbone.backbone import Backbone
 from deltas.delta import Delta, Entry, SparseEntry
 from deltas.format import check_delta, read_delta
 from deltas.hardware import DTYPES, pick_device, pick_precision
-from deltas.manifest import InitialDelta, PairEncoding, TaskSpec
+from deltas.manifest import InitialDelta, TaskSpec
 from training.data.rows import TaskData
 from training.data.tasks import Task
 from training.errors import ConfigError, listing
 from training.options import FitConfig, default_epochs, shared_fields
 from training.run.evaluation import features, pooled_scale
-from training.run.head.solver import Problem, solve_head
+from training.run.head.solver import HeadProblem, solve_head
 from training.run.loop.schedule import LoopConfig
 from training.run.task_model import (
     Split,
@@ -49,8 +49,10 @@ _SCALE_ROWS = 64
 def task_spec(config: FitConfig, task: Task, backbone: Backbone, start: Delta | None) -> TaskSpec:
     """Return how the encoder reads a task's rows, for the manifest.
 
-    "auto" takes what a starting point has, and else what backbone and task are made for: a sentence
-    encoder is made for the mean of a text's tokens, and any BERT for the first token of a pair.
+    "auto" takes what a starting point has, and else what backbone and task are made for (decision
+    0092). A sentence encoder is made for the mean of a text's tokens and for the similarity of two
+    texts that it read separately; frozen, it can't read joint pairs. Any BERT is made for the first
+    token of a joint pair.
 
     Raises:
         ConfigError: an option fits neither the task nor the starting point.
@@ -63,7 +65,11 @@ def task_spec(config: FitConfig, task: Task, backbone: Backbone, start: Delta | 
     is_pair = len(task.text_fields) == 2
     if config.pairs == "separate" and not is_pair:
         raise ConfigError(f"--pairs separate: {task.name} has one text; leave the option out")
-    pairs: PairEncoding = "joint" if config.pairs == "auto" else config.pairs
+    pairs = config.pairs
+    if pairs == "auto":
+        reads_alone = task.kind == "regression" or config.freeze == "head"
+        is_sentence_encoder = backbone.pooling == "mean"
+        pairs = "separate" if is_pair and is_sentence_encoder and reads_alone else "joint"
     pooling = config.pooling
     if pooling == "auto":
         pooling = "cls" if is_pair and pairs == "joint" else backbone.pooling
@@ -168,7 +174,9 @@ def make_task_model(
 
     def scores() -> Mapping[str, Tensor]:
         every = initial_entries(backbone, dict.fromkeys(values), device)
-        model = TaskModel(backbone, every, head, device, dtype, output, pooling=spec.pooling)
+        model = TaskModel(
+            backbone, every, head, device, dtype, output, pooling=spec.pooling, pairs=spec.pairs
+        )
         return fisher_scores(model, task.kind, split, config.seed)
 
     # A mean reads no pooler, so training it would change nothing.
@@ -184,7 +192,9 @@ def make_task_model(
         _copy_values(entries, selection, start, config)
         if config.init_head:
             head = _initial_head_from(start, task, output)
-    return TaskModel(backbone, entries, head, device, dtype, output, pooling=spec.pooling)
+    return TaskModel(
+        backbone, entries, head, device, dtype, output, pooling=spec.pooling, pairs=spec.pairs
+    )
 
 
 def solve_starting_head(
@@ -192,18 +202,20 @@ def solve_starting_head(
 ) -> None:
     """Set a model's head to the best one on its features.
 
-    A head that trains alone is solved on all train rows, any other on a sample.
+    A head that trains alone is solved on all train rows, any other on a sample. For pairs that are
+    read separately the weight of the cosine is free: it is the backbone's own answer.
     """
     rows, labels = split.rows, split.labels
     if model.entries and len(rows) > _MAX_START_ROWS:
         draw = random.Random(f"{config.seed} head")
         drawn = sorted(draw.sample(range(len(rows)), _MAX_START_ROWS))
         rows, labels = [rows[position] for position in drawn], labels[drawn]
-    model.cache.fill(rows)
+    model.keep_features(rows)
     if task.kind == "regression":
         labels = (labels - model.shift) / model.scale  # the units that the head is trained in
-    extra = weights, config.label_smoothing
-    problem = Problem(task.kind, len(model.head[1]), features(model, rows), labels, *extra)
+    found = features(model, rows)
+    extra = weights, config.label_smoothing, model.cosine_direction
+    problem = HeadProblem(task.kind, len(model.head[1]), found, labels, *extra)
     solved = solve_head(problem, config.seed)
     with torch.no_grad():
         for part, value in zip(model.head, (solved.weight, solved.bias), strict=True):
@@ -258,7 +270,7 @@ def loop_config(config: FitConfig, model: TaskModel, splits: tuple[Split, Split]
     epochs = config.epochs
     if epochs is None:
         # The epochs of a head alone cost little if the pooled outputs of all rows can be cached.
-        head_only = model.cache.is_whole_encoder and model.cache.fits([*rows, *selection])
+        head_only = model.can_keep_pooled([*rows, *selection])
         tokens = sum(row.num_tokens for row in rows)
         epochs = default_epochs(len(rows), tokens, head_only=head_only)
         if not model.entries and head_start == "solved":

@@ -17,11 +17,11 @@ from torch import Tensor
 from deltas.backbone.backbone import Backbone
 from deltas.backbone.tokenizer import TokenizedRow
 from deltas.delta import DenseEntry, Entry, SparseEntry
-from deltas.encoder.encoder import embed, pool, run_layers
+from deltas.encoder.encoder import embed, pair_features, pool, run_layers
 from deltas.encoder.packing import pack
 from deltas.encoder.single_overlay import TrainableOverlay
 from deltas.encoder.window_attention import WindowAttention
-from deltas.manifest import Pooling
+from deltas.manifest import PairEncoding, Pooling
 from training.run.feature_cache import FeatureCache, frozen_depth
 from training.strategies.rules import Selection
 
@@ -44,8 +44,8 @@ class TaskModel:
     the labels' standard deviation and mean.
 
     The entries' values and the head, weight [C, H] and bias [C], require gradients from now on.
-    `dtype` is the precision of the frozen computation. `pooling` is that of the task
-    (`deltas.manifest.TaskSpec`).
+    `dtype` is the precision of the frozen computation. `pooling` and `pairs` are
+    those of the task (`deltas.manifest.TaskSpec`).
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class TaskModel:
         output: tuple[float, float] = (1.0, 0.0),
         *,
         pooling: Pooling = "cls",
+        pairs: PairEncoding = "joint",
     ) -> None:
         weight, bias = (part.to(device).requires_grad_() for part in head)
         self.entries, self.head = entries, (weight, bias)
@@ -66,7 +67,7 @@ class TaskModel:
         self.scale, self.shift = output
         self._config = backbone.config
         self._device = device
-        self._mean = pooling == "mean"
+        self._mean, self._is_separate = pooling == "mean", pairs == "separate"
         self._overlay = TrainableOverlay(backbone, entries, device, dtype)
         depth = frozen_depth(entries, backbone.config)
         self.cache = FeatureCache(
@@ -81,8 +82,8 @@ class TaskModel:
 
     def logits(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
         """Return float32 logits [R, C] in the order of the rows."""
-        pooled = F.dropout(self.pooled(rows, dropout), dropout)
-        return F.linear(pooled, *self.head) * self.scale + self.shift
+        features = F.dropout(self.features(rows, dropout), dropout)
+        return F.linear(features, *self.head) * self.scale + self.shift
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -93,11 +94,39 @@ class TaskModel:
         bias += self.shift
         self.scale, self.shift = 1.0, 0.0
 
-    def pooled(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
-        """Return float32 pooled outputs [R, H] in the order of the rows.
+    def keep_features(self, rows: Sequence[TokenizedRow]) -> None:
+        """Keep the outputs of the frozen layers for these rows, if they fit into memory."""
+        self.cache.fill(self._sequences(rows))
+
+    def can_keep_pooled(self, rows: Sequence[TokenizedRow]) -> bool:
+        """Return whether nothing of the encoder trains and its outputs fit into memory."""
+        return self.cache.is_whole_encoder and self.cache.fits(self._sequences(rows))
+
+    @property
+    def cosine_direction(self) -> Tensor | None:
+        """The weight, float32 [4H], that turns features of a pair into its cosine; else None."""
+        if not self._is_separate:
+            return None
+        weight = torch.zeros(4, self._config.hidden_size)
+        weight[3] = 1.0  # u * v, whose sum is the cosine of vectors of unit length
+        return weight.view(-1)
+
+    def features(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
+        """Return the head's input, float32 [R, H] or, for pairs read separately, [R, 4H].
 
         Dropout acts only in layers that train; the layers below are a fixed function of the row.
         """
+        pooled = self._pooled(self._sequences(rows), dropout)
+        return pair_features(pooled) if self._is_separate else pooled
+
+    def _sequences(self, rows: Sequence[TokenizedRow]) -> Sequence[TokenizedRow]:
+        """Return each sequence that the encoder reads by itself as a row."""
+        if not self._is_separate:
+            return rows
+        sequences = (sequence for row in rows for sequence in row.sequences)
+        return [TokenizedRow(*sequence, truncated=False) for sequence in sequences]
+
+    def _pooled(self, rows: Sequence[TokenizedRow], dropout: float) -> Tensor:
         if self.cache.is_whole_encoder:
             return self.cache.pooled(rows).float()
         tokens = [(row.input_ids, row.token_type_ids) for row in rows]
@@ -110,7 +139,7 @@ class TaskModel:
         numbers = range(self.cache.depth, self._config.num_layers)
         attention = WindowAttention(batch, hidden.dtype)
         hidden = run_layers(self._config, self._overlay, batch, attention, hidden, numbers, dropout)
-        return pool(self._overlay, batch, hidden).float()
+        return pool(self._overlay, batch, hidden)
 
 
 def initial_entries(

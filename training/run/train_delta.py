@@ -156,6 +156,8 @@ def finish_run(
         run.state.unlink(missing_ok=True)
     started = time.monotonic()
     values, steps = _train(run, report)
+    if not steps:
+        _solve_on_all_rows(run)
     model.fold()
     trained = entries_over(backbone, run.initial, config.reinit, model.entries)
     entries = {name: _detached(entry) for name, entry in trained.items()}
@@ -244,7 +246,8 @@ def _tokenized(spec: TaskSpec, backbone: Backbone, rows: Rows) -> Split:
     labels = torch.tensor(rows.labels)
     if spec.kind != "single_label":
         labels = labels.float()
-    return Split(tokenize_texts(backbone.tokenizer, spec.max_length, rows.texts), labels)
+    tokenizer, length = backbone.tokenizer, spec.max_length
+    return Split(tokenize_texts(tokenizer, length, rows.texts, pairs=spec.pairs), labels)
 
 
 def _check_writable(folder: Path) -> None:
@@ -280,6 +283,17 @@ def _train(run: PreparedRun, report: Report | None) -> tuple[dict[str, float], i
             report=each,
             weights=run.weights,
         )
+
+
+def _solve_on_all_rows(run: PreparedRun) -> None:
+    """Solve the head of a run without steps again, now that the selection rows judged it.
+
+    No step is left to choose by the selection rows, so they make the head better.
+    """
+    train_rows, selection_rows = run.splits
+    labels = torch.cat([train_rows.labels, selection_rows.labels])
+    every = Split([*train_rows.rows, *selection_rows.rows], labels)
+    solve_starting_head(run.config, run.model, run.data.task, every, run.weights)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from training.errors import DataError
 
 # Options that say where and how a run is carried out; they don't identify it.
 _NOT_PART_OF_A_RUN = {"data", "device", "out", "overwrite", "resume", "json", "json_"}
+# Values of options that had no name in the first studies, whose runs are known by their keys.
+_FORMER = {"pooling": "cls", "pairs": "joint", "head_start": "random"}
 _DIVERGED = "training diverged"  # start of such an error's message, see `training.run.loop.loop`
 
 
@@ -140,9 +142,14 @@ class Run(_Stored):
 def run_key(options: Mapping[str, Any]) -> str:
     """Return the digest of the options that identify a run.
 
-    Only stated options count: an option that a later version adds changes no key.
+    Only stated options count: an option that a later version adds changes no key. Nor does stating
+    the value that it had before there was a choice.
     """
-    stated = {name: value for name, value in options.items() if name not in _NOT_PART_OF_A_RUN}
+    stated = {
+        name: value
+        for name, value in options.items()
+        if name not in _NOT_PART_OF_A_RUN and _FORMER.get(name) != value
+    }
     text = json.dumps(stated, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

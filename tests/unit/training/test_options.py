@@ -114,8 +114,8 @@ def test_options_that_do_not_go_together(given: dict[str, Any], sentence: str) -
     [
         (1, 20, 20),
         (1000, 20, 20),  # small tasks settle
-        (5000, 30, 4),
-        (2490, 70, 3.442),
+        (5000, 30, 3),
+        (2490, 70, 2.582),
         (8551, 4, 7.017),  # the steps of short rows cost time, too
         (10**6, 30, 0.02),
     ],

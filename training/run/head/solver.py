@@ -21,7 +21,7 @@ from torch import Tensor
 from training.run.task_model import loss_sum, total_weight
 
 # Strong to weak, so that each solution is a good start for the next one.
-_PENALTIES = tuple(10.0 ** (-half / 2) for half in range(0, 12))
+_PENALTIES = tuple(10.0 ** (-half / 2) for half in range(-4, 12))
 _FOLDS = 3
 _MAX_CHOICE_ROWS = 6000  # enough to rank penalties; all rows then solve the head
 _MAX_ITERATIONS = 100
@@ -31,11 +31,11 @@ _FREE = 30.0  # times the size of other features
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Rows of features float32 [R, F], their labels as in `Split`, and how a row's loss counts.
+class HeadProblem:
+    """Rows of features float32 [R, I], their labels as in `Split`, and how a row's loss counts.
 
     `weights` are those of `training.run.task_model.balanced_weights`; `smoothing` is the share of
-    each label that is spread over all labels. `free` is a direction in feature space, float32 [F],
+    each label that is spread over all labels. `free` is a direction in feature space, float32 [I],
     along which the head's weight costs nothing.
     """
 
@@ -47,21 +47,21 @@ class Problem:
     smoothing: float = 0.0
     free: Tensor | None = None
 
-    def take(self, rows: Tensor) -> Problem:
+    def take(self, rows: Tensor) -> HeadProblem:
         """Return the problem of some rows, int64 indices."""
         return replace(self, features=self.features[rows], labels=self.labels[rows])
 
 
 @dataclass(frozen=True)
 class SolvedHead:
-    """A head, weight [C, F] and bias [C], and the penalty that cross-validation chose."""
+    """A head, weight [C, I] and bias [C], and the penalty that cross-validation chose."""
 
     weight: Tensor
     bias: Tensor
     penalty: float
 
 
-def solve_head(problem: Problem, seed: int) -> SolvedHead:
+def solve_head(problem: HeadProblem, seed: int) -> SolvedHead:
     """Solve the head with the penalty that has the lowest loss in cross-validation.
 
     Minimises the mean loss + penalty / 2 * |W|^2 over standardised features; the bias is free. The
@@ -85,7 +85,7 @@ def solve_head(problem: Problem, seed: int) -> SolvedHead:
     return SolvedHead(weight, bias, penalty)
 
 
-def _choose_penalty(problem: Problem, seed: int) -> float:
+def _choose_penalty(problem: HeadProblem, seed: int) -> float:
     """Return the penalty with the lowest mean loss over the folds, the strongest of equal ones."""
     folds = list(_folds(problem, seed))
     starts: list[tuple[Tensor, Tensor] | None] = [None] * len(folds)
@@ -102,7 +102,7 @@ def _choose_penalty(problem: Problem, seed: int) -> float:
     return _PENALTIES[int(np.argmin(losses))] if folds else 1.0
 
 
-def _folds(problem: Problem, seed: int) -> Iterator[tuple[Problem, Problem]]:
+def _folds(problem: HeadProblem, seed: int) -> Iterator[tuple[HeadProblem, HeadProblem]]:
     """Yield the rows to solve on and the rows to judge by, once for each fold."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(problem.labels), generator=generator)[:_MAX_CHOICE_ROWS]
@@ -114,16 +114,16 @@ def _folds(problem: Problem, seed: int) -> Iterator[tuple[Problem, Problem]]:
         yield problem.take(others), problem.take(part)
 
 
-def _mean_loss(problem: Problem, head: tuple[Tensor, Tensor]) -> float:
+def _mean_loss(problem: HeadProblem, head: tuple[Tensor, Tensor]) -> float:
     logits = F.linear(problem.features, *head)
     total = total_weight(problem.kind, problem.labels, problem.weights)
     return float(loss_sum(problem.kind, logits, problem.labels, weights=problem.weights)) / total
 
 
 def _solve(
-    problem: Problem, penalty: float, start: tuple[Tensor, Tensor] | None = None
+    problem: HeadProblem, penalty: float, start: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return weight [C, F] and bias [C] that minimise the penalised mean loss."""
+    """Return weight [C, I] and bias [C] that minimise the penalised mean loss."""
     if problem.kind == "regression":
         return _ridge(problem, penalty)
     width = problem.features.shape[1]
@@ -135,8 +135,8 @@ def _solve(
         both = torch.from_numpy(flat).float().view(problem.num_outputs, width + 1)
         head = [part.contiguous().requires_grad_() for part in (both[:, :-1], both[:, -1])]
         logits = F.linear(problem.features, *head)
-        extra = {"weights": problem.weights, "smoothing": problem.smoothing}
-        loss = loss_sum(problem.kind, logits, problem.labels, **extra) / total
+        rows = problem.labels, 1.0, problem.weights, problem.smoothing
+        loss = loss_sum(problem.kind, logits, *rows) / total
         loss = loss + penalty / 2 * head[0].square().sum()
         of_weight, of_bias = torch.autograd.grad(loss, head)
         gradient = torch.cat([of_weight, of_bias.unsqueeze(1)], 1)
@@ -149,7 +149,7 @@ def _solve(
     return both[:, :-1].contiguous(), both[:, -1].contiguous()
 
 
-def _ridge(problem: Problem, penalty: float) -> tuple[Tensor, Tensor]:
+def _ridge(problem: HeadProblem, penalty: float) -> tuple[Tensor, Tensor]:
     """Return the closed-form solution of a ridge regression (Hoerl and Kennard 1970)."""
     x, y = problem.features.double(), problem.labels.double()
     centre, mean = x.mean(0), y.mean()

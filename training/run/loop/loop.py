@@ -55,7 +55,7 @@ def train(
     weights of the labels' rows, float32 [C]. The caller removes the checkpoint at `state_path`.
     """
     train_rows, selection_rows = splits
-    model.cache.fill([*train_rows.rows, *selection_rows.rows])
+    model.keep_features([*train_rows.rows, *selection_rows.rows])
     parameters = model.parameters
     optimizer = make_optimizer(model, config)
     first, best, stale = 0, _starting_state(model, task, selection_rows, config), 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deltas import Backbone, load_backbone
-from deltas.backbone.pooling import trained_pooling
+from deltas.backbone.backbone import trained_pooling
 
 TRANSFORMER = {"path": "", "type": "sentence_transformers.models.Transformer"}
 POOLING = {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}

@@ -110,6 +110,9 @@ def test_the_key_depends_on_stated_options_only() -> None:
     assert run_key(options) == run_key(options | {"out": "elsewhere", "data": "hub"})
     assert run_key(options) != run_key(options | {"seed": 1})
     assert run_key(options) != run_key(options | {"evals": 3})
+    earlier = {"pooling": "cls", "pairs": "joint", "head_start": "random"}
+    assert run_key(options) == run_key(options | earlier)
+    assert run_key(options) != run_key(options | earlier | {"head_start": "solved"})
 
 
 def test_a_diverged_run_differs_from_a_killed_one() -> None:
