@@ -2,7 +2,9 @@
 
 The data set is fetched, or found in the cache of `datasets`, and two of its splits become columns,
 which `training.data.custom` interprets as those of files. No code of a data set is ever run:
-`datasets` reads data files only. `training.data.glue` finds out if the hub answers.
+`datasets` reads data files only. CSV and JSON files whose types the data set does not declare are
+read like the user's own: `datasets` would guess, and take `007` for 7 and `NA` for a missing value.
+`training.data.glue` finds out if the hub answers.
 """
 
 from __future__ import annotations
@@ -10,15 +12,21 @@ from __future__ import annotations
 import glob
 import logging
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from deltas.errors import did_you_mean
 from training.data.custom import CustomTask, custom_data
 from training.data.files.columns import Columns, find_columns, plain
+from training.data.files.delimited import DelimitedOptions
+from training.data.files.dialect import SEPARATORS
+from training.data.files.reader import read_columns
 from training.data.glue import HubUnreachableError, split_files, why_no_hub
 from training.data.rows import TaskData
 from training.errors import ConfigError, DataError, listing
@@ -63,7 +71,7 @@ class _DataSet:
     """The splits of a data set, a function that reads one, and the commit, if it is known."""
 
     splits: Sequence[str]
-    read: Callable[[str], datasets.Dataset]
+    read: Callable[[str, CustomTask], Columns]
     commit: str | None = None
 
 
@@ -93,10 +101,10 @@ def load_data_set(text: str, splits: tuple[str, str | None], custom: CustomTask)
             hint = f"choose with {flag}.{did_you_mean(split, data_set.splits)}"
             problem = f"no split {split!r}; it has {listing(data_set.splits)}; {hint}"
             raise DataError(problem, path=address.title)
-    train = _columns(address, data_set, train_split, custom)
+    train = data_set.read(train_split, custom)
     validation = None
     if validation_split is not None:
-        validation = _columns(address, data_set, validation_split, custom)
+        validation = data_set.read(validation_split, custom)
     data = custom_data(custom, train, validation, "folder" if address.is_folder else "hub")
     ref = DataSetRef(
         name=replace(address, config=None).shown,
@@ -151,7 +159,7 @@ def _from_folder(address: Address) -> _DataSet:
     except Exception as error:
         raise DataError(f"can't be read: {_reason(error)}", path=address.title) from error
     by_split = {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
-    return _DataSet(list(by_split), by_split.__getitem__)
+    return _of_datasets(address, list(by_split), by_split.__getitem__)
 
 
 def _from_hub(address: Address) -> _DataSet:
@@ -203,7 +211,7 @@ def _from_cache(address: Address) -> _DataSet | None:
             if info.config_name == folder.parts[-3]:
                 copies[folder] = info
     if len({info.config_name for info in copies.values()}) != 1:
-        return None
+        return _from_snapshot(address)
     latest = max(copies, key=lambda folder: folder.stat().st_mtime)
     info = copies[latest]
 
@@ -211,7 +219,23 @@ def _from_cache(address: Address) -> _DataSet | None:
         files = split_files(latest, f"{info.dataset_name}-{split}.arrow")
         return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
 
-    return _DataSet(list(info.splits or {}), read, latest.name)
+    return _of_datasets(address, list(info.splits or {}), read, latest.name)
+
+
+def _from_snapshot(address: Address) -> _DataSet | None:
+    """Return the files of the pinned commit, or the latest files, in the cache of the hub.
+
+    CSV and JSON files are there; of others, `datasets` keeps copies of its own.
+    """
+    from huggingface_hub import constants
+
+    name = f"datasets--{address.name.replace('/', '--')}"
+    folders = Path(constants.HF_HUB_CACHE, name, "snapshots").glob(address.revision or "*")
+    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
+        with suppress(DataError):
+            found = _build(str(folder), replace(address, revision=None))
+            return replace(found, commit=folder.name)
+    return None
 
 
 def _build(source: str, address: Address, commit: str | None = None) -> _DataSet:
@@ -219,8 +243,13 @@ def _build(source: str, address: Address, commit: str | None = None) -> _DataSet
     import datasets
 
     try:
-        builder = datasets.load_dataset_builder(source, address.config, revision=address.revision)
-        builder.download_and_prepare()
+        build = partial(
+            datasets.load_dataset_builder, source, address.config, revision=address.revision
+        )
+        builder = build()
+        text_files = _text_files(builder, build)
+        if text_files is None:
+            builder.download_and_prepare()
     except Exception as error:
         problem = _config_problem(source, address) if type(error) is ValueError else ""
         problem = problem or f"can't be read: {_reason(error)}"
@@ -228,6 +257,8 @@ def _build(source: str, address: Address, commit: str | None = None) -> _DataSet
     if commit not in (None, builder.hash):  # on any failure `datasets` takes what is in its cache
         problem = f"can't be read: commit {commit} was asked for, {builder.hash} found; try again"
         raise DataError(problem, path=address.title)
+    if text_files is not None:
+        return _DataSet(list(text_files), _reader_of(address, builder, text_files), commit)
     splits = builder.info.splits or {}
 
     def read(split: str) -> datasets.Dataset:
@@ -235,7 +266,34 @@ def _build(source: str, address: Address, commit: str | None = None) -> _DataSet
             return builder.as_dataset(split=split)
         return datasets.Dataset.from_dict({name: [] for name in builder.info.features})
 
-    return _DataSet(list(splits), read, commit)
+    return _of_datasets(address, list(splits), read, commit)
+
+
+def _text_files(
+    builder: datasets.DatasetBuilder, build: Callable[..., datasets.DatasetBuilder]
+) -> Mapping[str, Sequence[str]] | None:
+    """Return the CSV or JSON files of each split, unless the data set says how to read them.
+
+    `build` makes the builder again.
+    """
+    from datasets import BuilderConfig
+    from datasets.packaged_modules.csv.csv import CsvConfig
+    from datasets.packaged_modules.json.json import JsonConfig
+
+    config = builder.config
+    if not isinstance(config, CsvConfig | JsonConfig):
+        return None
+    # Types are declared by the data set, or stand in the cache, where they were guessed.
+    if builder.info.features is not None:
+        with TemporaryDirectory() as empty:
+            if build(cache_dir=empty).info.features is not None:
+                return None
+    # Not options of reading, or such as are found out.
+    others = {field.name for field in fields(BuilderConfig)} | {"sep", "delimiter"}
+    options = [field for field in fields(config) if field.name not in others]
+    if any(getattr(config, option.name) != option.default for option in options):
+        return None
+    return {str(split): list(files) for split, files in (config.data_files or {}).items()}
 
 
 def _config_problem(source: str, address: Address) -> str:
@@ -255,26 +313,74 @@ def _config_problem(source: str, address: Address) -> str:
     return f"no configuration {address.config!r}; it has {listing(names)}.{hint}"
 
 
-def _columns(address: Address, data_set: _DataSet, split: str, custom: CustomTask) -> Columns:
-    title = f"{address.title}, split {split}"
-    try:
-        rows = data_set.read(split).with_format(None)
-    except Exception as error:
-        raise DataError(f"can't be read: {_reason(error)}", path=title) from error
-    positions = find_columns(title, custom.columns, rows.column_names)
-    names = [rows.column_names[position] for position in positions]
-    if not len(rows):
-        raise DataError("no rows; at least one is needed", path=title)
-    found = dict(zip(custom.columns, names, strict=True))
-    values = {column: _values(rows, name, title) for column, name in found.items()}
-    classes = {column: _label_names(rows.features[name]) for column, name in found.items()}
-    return Columns(
-        title,
-        len(rows),
-        values,
-        class_names={column: known for column, known in classes.items() if known},
-        reading_notes=(f"{title}: {len(rows):,} rows",),
-    )
+def _reader_of(
+    address: Address, builder: datasets.DatasetBuilder, files: Mapping[str, Sequence[str]]
+) -> Callable[[str, CustomTask], Columns]:
+    """Return a function that reads a split from CSV or JSON files like the user's own files."""
+    separator = getattr(builder.config, "sep", ",")
+    options = DelimitedOptions(None if separator in SEPARATORS else separator)
+
+    def read(split: str, custom: CustomTask) -> Columns:
+        from datasets import DownloadManager
+
+        title = f"{address.title}, split {split}"
+        parts = []
+        try:
+            paths = DownloadManager().download(list(files[split]))
+        except Exception as error:  # of the hub or of its HTTP client
+            raise DataError(f"can't be read: {_reason(error)}", path=title) from error
+        for path in map(Path, paths):
+            try:
+                parts.append(read_columns(path, custom.columns, options))
+            except DataError as error:
+                where = f"{title}, file {path.name}"
+                raise DataError(
+                    error.problem, path=where, row=error.row, column=error.column
+                ) from error
+        return Columns(
+            title,
+            sum(part.num_rows for part in parts),
+            {name: [v for part in parts for v in part.values[name]] for name in custom.columns},
+            parts[0].is_text_only,
+            reading_notes=tuple(
+                f"{title}, {note}" for part in parts for note in part.reading_notes
+            ),
+            warnings=tuple(warning for part in parts for warning in part.warnings),
+        )
+
+    return read
+
+
+def _of_datasets(
+    address: Address,
+    splits: Sequence[str],
+    load: Callable[[str], datasets.Dataset],
+    commit: str | None = None,
+) -> _DataSet:
+    """Return a data set whose splits `load` reads, with the types that they have there."""
+
+    def read(split: str, custom: CustomTask) -> Columns:
+        title = f"{address.title}, split {split}"
+        try:
+            rows = load(split).with_format(None)
+        except Exception as error:
+            raise DataError(f"can't be read: {_reason(error)}", path=title) from error
+        positions = find_columns(title, custom.columns, rows.column_names)
+        names = [rows.column_names[position] for position in positions]
+        if not len(rows):
+            raise DataError("no rows; at least one is needed", path=title)
+        found = dict(zip(custom.columns, names, strict=True))
+        values = {column: _values(rows, name, title) for column, name in found.items()}
+        classes = {column: _label_names(rows.features[name]) for column, name in found.items()}
+        return Columns(
+            title,
+            len(rows),
+            values,
+            class_names={column: known for column, known in classes.items() if known},
+            reading_notes=(f"{title}: {len(rows):,} rows",),
+        )
+
+    return _DataSet(splits, read, commit)
 
 
 def _values(rows: datasets.Dataset, column: str, title: str) -> list[Any]:

@@ -97,6 +97,21 @@ def test_a_pinned_commit_is_found_beside_a_newer_one(hub: Hub, ask: Ask) -> None
 
 
 @pytest.mark.slow
+def test_text_files_of_the_hub_are_read_like_the_users_own(ask: Ask) -> None:
+    """They are found again in the hub's cache: `datasets`, which would guess, has no copy."""
+    labels = ["NA", "007", "7"] * 10
+    lines = "".join(f"text {n},{label}\n" for n, label in enumerate(labels))
+    files = {"README.md": b"# Rows\n", "train.csv": f"text,label\n{lines}".encode()}
+    for hub in serve(Hub(files, "Owner/MyRows")):
+        fresh = ask(hub.url)
+        assert (fresh["source"], fresh["labels"]) == ("hub", ["007", "7", "NA"])
+        assert fresh["data_set"] == f"Owner/MyRows@{COMMIT}"
+        for name in ("Owner/MyRows", f"Owner/MyRows@{COMMIT}"):
+            offline = ask(hub.url, name, HF_HUB_OFFLINE="1")
+            assert (offline["digest"], offline["data_set"]) == (fresh["digest"], fresh["data_set"])
+
+
+@pytest.mark.slow
 def test_a_name_that_the_hub_does_not_have_is_an_error(hub: Hub, ask: Ask) -> None:
     found = ask(hub.url, "Owner/OtherRows")
     assert found["error"] == "HubUnreachableError"

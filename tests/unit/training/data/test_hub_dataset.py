@@ -155,6 +155,98 @@ def test_jsonl_may_have_labels_of_two_types(tmp_path: Path) -> None:
     assert load(str(tmp_path / "rows")).task.labels == ("1", "x")
 
 
+CSV = "text,label\n" + "".join(
+    f"text {n},{label}\n" for n, label in enumerate(["NA", "007", "7", "1.0", "null", "true"] * 6)
+)
+
+DATES = "".join(
+    json.dumps({"text": f"2020-01-{day}", "label": ["007", "7"][day % 2]}) + "\n"
+    for day in range(10, 30)
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.csv", CSV),
+        ("train.tsv", CSV.replace(",", "\t")),
+        ("train.csv", CSV.replace(",", ";")),
+        ("train.csv", "\ufeffsep=,\r\n" + CSV.replace("\n", "\r\n")),
+        ("train.jsonl", DATES),
+    ],
+)
+def test_values_are_those_of_the_same_file(tmp_path: Path, name: str, content: str) -> None:
+    """`datasets` would guess types: NA no label, 007 the number 7, and a text a time."""
+    (tmp_path / "rows").mkdir()
+    path = tmp_path / "rows" / name
+    path.write_text(content, encoding="utf-8")
+    (tmp_path / "rows" / f"._{name}").write_bytes(bytes(99))  # as macOS leaves them
+    custom = CustomTask(("text",), "label", "mine")
+    data, files = load(str(tmp_path / "rows")), load_files(path, None, custom)
+    assert (data.digest, data.task, data.source) == (files.digest, files.task, "folder")
+    assert "007" in data.task.labels
+    assert data.reading_notes[0] == f"data set rows, split train, {files.reading_notes[0]}"
+
+
+def test_values_are_those_of_the_file_also_where_a_guess_is_in_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.csv").write_text(CSV)
+    guessed = datasets.load_dataset(str(tmp_path / "rows"))
+    assert guessed["train"][0]["label"] is None
+    assert "NA" in load(str(tmp_path / "rows")).task.labels
+
+
+def test_a_split_may_be_several_text_files(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    for part in (0, 1):
+        (tmp_path / "rows" / f"train-0000{part}-of-00002.csv").write_text(
+            CSV.replace("t ", f"{part} ")
+        )
+    data = load(str(tmp_path / "rows"))
+    assert len(data.train) + len(data.validation["validation"]) == 72
+    assert len(data.reading_notes) == 2
+    (tmp_path / "rows" / "train-00001-of-00002.csv").write_text("text,label\na\n")
+    assert refused(str(tmp_path / "rows")).startswith(
+        "data set rows, split train, file train-00001-of-00002.csv, row 1: 1 fields"
+    )
+
+
+def test_a_data_set_may_declare_its_types(tmp_path: Path) -> None:
+    about = """---
+dataset_info:
+  features:
+  - name: text
+    dtype: string
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': worse
+          '1': better
+---
+"""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "README.md").write_text(about)
+    lines = "".join(f"text {n},{n % 2}\n" for n in range(ROWS))
+    (tmp_path / "rows" / "train.csv").write_text("text,label\n" + lines)
+    for _ in ("read", "found in the cache"):
+        assert load(str(tmp_path / "rows")).task.labels == ("worse", "better")
+
+
+@pytest.mark.parametrize(
+    ("options", "content"),
+    [("sep: '^'", CSV.replace(",", "^")), ("skiprows: 1", f"by,me\n{CSV}")],
+)
+def test_a_data_set_may_say_how_to_read_its_files(
+    tmp_path: Path, options: str, content: str
+) -> None:
+    about = f"---\nconfigs:\n- config_name: mine\n  data_files: train.csv\n  {options}\n---\n"
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "README.md").write_text(about)
+    (tmp_path / "rows" / "train.csv").write_text(content.replace("NA", "x").replace("null", "y"))
+    assert len(load(str(tmp_path / "rows")).task.labels) >= 5
+
+
 def test_folders_written_by_save_to_disk_are_read(tmp_path: Path) -> None:
     NAMES.save_to_disk(tmp_path / "one")
     DatasetDict(train=NAMES, dev=NAMES.select(range(10))).save_to_disk(tmp_path / "two")
@@ -285,9 +377,13 @@ def test_a_label_that_occurs_once_is_named(
         (
             "train.jsonl",
             '{"text": "a", "label": "b"}\n{"text": \n',
-            "can't be read: JSON parse error",
+            "split train, file train.jsonl, row 2: line 2 is not JSON",
         ),
-        ("train.csv", "text,label\na,b\na,b,c\n", "Expected 2 fields in line 3, saw 3"),
+        (
+            "train.csv",
+            "text,label\na,b\na,b,c\n",
+            "split train, file train.csv, row 2: 3 fields, the header has 2",
+        ),
         ("train.parquet", "PAR1", "can't be read: Parquet file size is 4 bytes"),
         ("rows.py", "raise SystemExit", "can't be read: Dataset scripts are no longer supported"),
         ("README.md", "---\nconfigs: [\n---\n", "can't be read: while parsing a flow node"),
@@ -303,7 +399,7 @@ def test_a_folder_without_a_data_set_is_refused_in_one_line(
     if name:
         (tmp_path / "rows" / name).write_text(content)
     found = refused(str(tmp_path / "rows"))
-    assert found.startswith("data set rows: ")
+    assert found.startswith(("data set rows: ", "data set rows, split train, file "))
     assert sentence in found
     assert "\n" not in found
 
