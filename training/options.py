@@ -19,7 +19,7 @@ BatchOrder = Literal["length", "random"]
 
 DEFAULT_OUT = Path("runs/deltas")
 CLIP_NORM = 1.0  # as BERT was trained
-# About ten minutes of bitfit on two cores that compute in float32 (decision 0091).
+# About ten minutes of bitfit on two cores that compute in float32 (decision 0095).
 _VISITED_TOKENS = 450_000
 _VISITED_ROWS = 60_000
 _MAX_EPOCHS = 20
