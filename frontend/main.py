@@ -90,9 +90,9 @@ def _show_tabs(client: Client, catalogue: Catalogue, *, is_alive: bool) -> None:
     one, every, benchmark = st.tabs(
         ["One task", "All tasks on one text", "Benchmark"], key="tab", on_change="rerun"
     )
-    by_name = {task.name: task for task in catalogue.tasks}
-    # On the first visit, the task with the most strategies is chosen.
-    task = max(catalogue.tasks, key=lambda task: len(task.strategies))
+    by_name = {task.name: task for task in catalogue.ranked}
+    # On the first visit, the best learnt of the tasks with the most strategies is chosen.
+    task = max(catalogue.ranked, key=lambda task: len(task.strategies))
     task = by_name.get(st.session_state.get("task", ""), task)
     if one.open:
         with one:

@@ -34,6 +34,24 @@ class Catalogue:
         rows = self.benchmark.of(task, strategy)
         return next((row for row in rows if row.version == version), None)
 
+    @property
+    def ranked(self) -> tuple[TaskInfo, ...]:
+        """The tasks, the best learnt one first; tasks without a known score come last."""
+        return tuple(sorted(self.tasks, key=lambda task: -(self.skill(task) or 0.0)))
+
+    def skill(self, task: TaskInfo) -> float | None:
+        """Return how far a task's best delta came from guessing, 0, to the best score, 1.
+
+        Guessing is right for one row in as many as there are labels, and correlates with nothing.
+        None means that no score of the task is such a share.
+        """
+        found: list[float] = []
+        for row in self.benchmark.of(task.name):
+            chance = 1 / max(1, len(task.labels)) if row.metric == "accuracy" else 0.0
+            if row.metric != "mse" and chance < 1:
+                found.append((row.value - chance) / (1 - chance))
+        return max(found, default=None)
+
 
 @dataclass(frozen=True)
 class Connection:

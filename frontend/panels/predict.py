@@ -30,6 +30,7 @@ from frontend.state import Catalogue, ask
 
 _FIELDS = ("text", "text_pair")  # names that every task understands
 _LABELS = ("Text", "Second text")
+_LEARNT = 0.2  # of the way from guessing to the best score; WNLI has 0.13, RTE 0.3
 _ARITY_WORDS = {1: "One text", 2: "A pair of texts"}
 
 
@@ -42,6 +43,9 @@ def show_task_panel(
     shape = f"any of {shape}" if task.kind == "multi_label" else shape
     st.header(words.question or words.title, anchor=False)
     st.caption(f"`{task.name}` · answers with {shape} · reads {task.max_length} tokens")
+    skill = catalogue.skill(task)
+    if skill is not None and skill < _LEARNT:
+        st.caption(":orange[Hardly learnt: its answers are little better than guesses.]")
     examples = examples_of(task.name, len(task.text_fields))
     inputs = TextInputs(f"task/{task.name}", task.text_fields)
     # On the first visit the fields hold the first example, so that the page shows predictions.
@@ -63,7 +67,7 @@ def show_task_panel(
 def show_fan_out_panel(client: Client, catalogue: Catalogue, *, is_alive: bool) -> None:
     """Draw the panel that sends one text to every task that can read it, in one request."""
     by_arity: dict[int, list[TaskInfo]] = {}
-    for task in catalogue.tasks:
+    for task in catalogue.ranked:
         by_arity.setdefault(len(task.text_fields), []).append(task)
     arities = sorted(arity for arity in by_arity if arity in _ARITY_WORDS)
     st.markdown(
