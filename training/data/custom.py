@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
@@ -157,7 +158,7 @@ def custom_data(
     logger.info("%s: %s, labels: %s", custom.name, form.kind, ", ".join(labels) or "numbers")
     metrics = _metrics(form.kind, len(labels))
     task = Task(custom.name, form.kind, labels, tuple(map(clean, custom.text_columns)), metrics)
-    train_rows, *more = (_rows(task, part, custom, form) for part in read)
+    train_rows, *more = (_rows(task, part, custom, form, warn) for part in read)
     if more:
         validation_rows = more[0]
         note = _overlap_note(train_rows, validation_rows, train.noun)
@@ -206,15 +207,29 @@ def _metrics(kind: TaskKind, num_labels: int) -> tuple[str, ...]:
     return ("accuracy", "f1" if num_labels == 2 else "macro_f1")
 
 
-def _rows(task: Task, columns: Columns, custom: CustomTask, form: LabelForm) -> Rows:
+def _rows(
+    task: Task, columns: Columns, custom: CustomTask, form: LabelForm, warn: Callable[[str], None]
+) -> Rows:
+    """Return the rows; those without a text are left out, with a warning."""
+    blank: set[int] = set()
     for field in custom.text_columns:
         values = columns.values[field]
+        missing = [row for row, value in enumerate(values, 1) if is_blank(value)]
         bad = [row for row, value in enumerate(values, 1) if not _is_text(value)]
-        if bad:
+        if bad and (len(bad) == len(values) or set(bad) - set(missing)):
+            bad = bad if len(bad) == len(values) else [row for row in bad if row not in missing]
             problem = _text_problem(values[bad[0] - 1], bad, len(values))
             raise DataError(problem, path=columns.path, row=bad[0], column=field)
+        blank.update(missing)
+    if blank:
+        rows = "1 row has" if len(blank) == 1 else f"{len(blank):,} rows have"
+        warn(
+            f"{columns.name}: {rows} no text and {'is' if len(blank) == 1 else 'are'} left out "
+            f"(the first is row {min(blank):,})"
+        )
     texts = list(zip(*(columns.values[field] for field in custom.text_columns), strict=True))
-    return Rows(texts, encode_labels(columns, custom.label, form, task.labels))
+    every = Rows(texts, encode_labels(columns, custom.label, form, task.labels))
+    return every.take(row for row in range(len(texts)) if row + 1 not in blank)
 
 
 def _is_text(value: object) -> bool:
@@ -230,7 +245,7 @@ def _is_text(value: object) -> bool:
 def _text_problem(value: object, bad: list[int], num_rows: int) -> str:
     if len(bad) == num_rows:
         return "no row has a text here; is this the right column?"
-    found = "no text" if is_blank(value) else f"{value!r:.100} is not a text"
+    found = f"{value!r:.100} is not a text"
     more = f" ({len(bad) - 1:,} more such rows follow)" if len(bad) > 1 else ""
     return f"{found}{more}; fill it in or drop the row"
 

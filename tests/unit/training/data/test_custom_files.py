@@ -163,18 +163,29 @@ def test_the_task_fits_a_manifest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
-        (None, "no text (1 more such rows follow); fill it in or drop the row"),
-        ("  ", "no text (1 more such rows follow)"),
         (7, "7 is not a text (1 more such rows follow)"),
         ("half a \ud800 pair", "is not a text"),
     ],
 )
-def test_a_row_without_a_text_is_named(tmp_path: Path, bad: Any, problem: str) -> None:
+def test_a_row_with_something_else_than_a_text_is_named(
+    tmp_path: Path, bad: Any, problem: str
+) -> None:
     rows = [*ROWS[:5], {"text": bad, "y": "yes"}, *ROWS[5:], {"text": bad, "y": "no"}]
     with pytest.raises(DataError) as caught:
         load(write(tmp_path / "train.jsonl", rows))
     assert (caught.value.row, caught.value.column) == (6, "text")
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("blank", [None, "", "  "])
+def test_rows_without_a_text_are_left_out_with_a_warning(tmp_path: Path, blank: Any) -> None:
+    rows = [*ROWS[:5], {"text": blank, "y": "yes"}, *ROWS[5:], {"text": blank, "y": "no"}]
+    whole, data = (
+        load(write(tmp_path / f"{n}.jsonl", given)) for n, given in enumerate((ROWS, rows))
+    )
+    assert data.digest == whole.digest
+    assert "1.jsonl: 2 rows have no text and are left out (the first is row 6)" in data.warnings
+    assert not whole.warnings
 
 
 def test_a_column_without_any_text_is_refused(tmp_path: Path) -> None:

@@ -342,11 +342,12 @@ def test_a_configuration_is_chosen_by_name(two: str) -> None:
             {
                 "train": NAMES,
                 "validation": Dataset.from_dict(
-                    {"text": ["a", None], "other": ["b", ""], "label": ["no", "yes"]}
+                    {"text": [None, None], "other": ["b", ""], "label": ["no", "yes"]}
                 ),
             },
             {},
-            ", split validation, row 2, column 'text': no text; fill it in or drop the row",
+            ", split validation, row 1, column 'text': no row has a text here; is this the right "
+            "column?",
         ),
         (
             {"train": rows_of([0.5, 1.5, float("nan")])},
