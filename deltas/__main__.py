@@ -17,7 +17,7 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltas.errors import DeltaError, did_you_mean
+from deltas.errors import DeltaError, did_you_mean, home_or_name, home_path, run_command
 
 if TYPE_CHECKING:
     from deltas.store import Record
@@ -67,17 +67,7 @@ def deltabert(arguments: Sequence[str] | None = None) -> int:
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m deltas") -> int:
     """Run one command; returns the exit code."""
     options = _parser(prog).parse_args(arguments)
-    try:
-        code: int = options.command(options)
-    except BrokenPipeError:
-        return 0
-    except (DeltaError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return 130
-    return code
+    return run_command(lambda: int(options.command(options)))
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -87,30 +77,30 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     listing = commands.add_parser(
         "list", help="print one line for each delta below a folder (default: the shipped zoo)"
     )
-    listing.add_argument("folders", nargs="*", type=Path)
+    listing.add_argument("folders", nargs="*", type=home_path)
     listing.add_argument("--json", action="store_true", help="print one JSON object per line")
     listing.set_defaults(command=_list)
 
     show = commands.add_parser("show", help="print the manifest of one delta")
-    show.add_argument("file", type=Path)
+    show.add_argument("file", type=home_path)
     show.add_argument("--json", action="store_true", help="print the manifest as JSON")
     show.set_defaults(command=_show)
 
     verify = commands.add_parser(
         "verify", help="check files completely, also against their backbone"
     )
-    verify.add_argument("files", nargs="+", type=Path, help="delta files, or folders of them")
-    verify.add_argument("--backbone", help=_BACKBONE_HELP)
+    verify.add_argument("files", nargs="+", type=home_path, help="delta files, or folders of them")
+    verify.add_argument("--backbone", type=home_or_name, help=_BACKBONE_HELP)
     verify.set_defaults(command=_verify)
 
     cards = commands.add_parser("cards", help="write a model card beside each delta of a folder")
-    cards.add_argument("folder", type=Path)
+    cards.add_argument("folder", type=home_path)
     cards.set_defaults(command=_cards)
 
     export = commands.add_parser("export", help="write a folder that stock transformers loads")
-    export.add_argument("file", type=Path)
-    export.add_argument("folder", type=Path)
-    export.add_argument("--backbone", help=_BACKBONE_HELP)
+    export.add_argument("file", type=home_path)
+    export.add_argument("folder", type=home_path)
+    export.add_argument("--backbone", type=home_or_name, help=_BACKBONE_HELP)
     export.set_defaults(command=_export)
     return parser
 
@@ -159,7 +149,7 @@ def _show(options: argparse.Namespace) -> int:
 
     manifest, version = read_manifest(options.file)
     if options.json:
-        _print(manifest.model_dump_json(indent=2))
+        _print(manifest.model_dump_json(indent=2, ensure_ascii=True))
         return 0
     facts = {
         "file": f"{options.file} ({options.file.stat().st_size / 1000:,.1f} kB)",
@@ -211,8 +201,10 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _delta_files(path: Path) -> list[Path]:
-    """Return the delta files below a folder, or the file itself."""
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    """Return the delta files below a folder, hidden ones left out, or the file itself."""
+    from deltas.store import find_delta_files
+
+    files = list(find_delta_files([path])) if path.is_dir() else [path]
     if not files:
         raise DeltaError(f"no delta files below {path}")
     return files

@@ -1,4 +1,6 @@
-"""The errors of deltas and of the backbone; `app.errors` maps them to HTTP statuses.
+"""The errors of deltas and of the backbone, and what all commands do about errors and output.
+
+`app.errors` maps the errors to HTTP statuses, `run_command` to exit codes.
 
 DeltaError
 ├── DeltaNotFoundError    no such task, strategy or version (carries near matches)
@@ -11,10 +13,15 @@ DeltaError
 from __future__ import annotations
 
 import difflib
+import io
+import re
+import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+# Characters that would break a line, move the cursor or turn the direction of writing.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _MAX_LISTED = 20
 _MAX_COMPARED = 300
 
@@ -43,6 +50,69 @@ def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = r
     """
     close = [show(match) for match in near_matches(name, known)[:2]]
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def one_line(text: str) -> str:
+    """Return a text on one line, with escapes in place of control characters."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def home_path(text: str | Path) -> Path:
+    """Return a path with the home folder in place of a leading ~.
+
+    Shells replace it in `--out ~/x`, but leave it in `--out=~/x`.
+
+    Raises:
+        ValueError: a user is named who has no home folder.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{str(text)!r}: no such user; write the folder without ~") from error
+
+
+def home_or_name(text: str) -> str:
+    """Return a text that may be a path or a name, with the home folder in place of a leading ~."""
+    return str(home_path(text)) if text.startswith("~") else text
+
+
+def escape_output() -> None:
+    """Let standard output and error escape what they can't encode, instead of failing there.
+
+    A terminal or a pipe may be set to Windows' code page or to ASCII.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def run_command(
+    command: Callable[[], int],
+    interrupted: str = "stopped",
+    errors: tuple[type[Exception], ...] = (),
+    misuse: tuple[type[Exception], ...] = (),
+) -> int:
+    """Run a command, turn its errors into messages on standard error, and return the exit code.
+
+    Args:
+        command: returns its own exit code, which is given back.
+        interrupted: the message after Ctrl-C, which is 130.
+        errors: errors besides `DeltaError` and those of files; they are 1.
+        misuse: those of them that are 2.
+    """
+    escape_output()
+    try:
+        return command()
+    except SystemExit as stop:  # argparse, after --help or a wrong flag
+        return int(stop.code or 0)
+    except BrokenPipeError:  # the reader of the output has seen enough
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{interrupted}\n")
+        return 130
+    except (DeltaError, OSError, *errors) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2 if isinstance(error, misuse) else 1
 
 
 class DeltaError(Exception):

@@ -96,7 +96,7 @@ class Store:
         self._roots = tuple(roots)
         entries: dict[tuple[EntryInfo, ...], tuple[EntryInfo, ...]] = {}
         self._found: dict[tuple[str, str], list[Record]] = {}
-        for path in _delta_files(roots):
+        for path in find_delta_files(roots):
             try:
                 manifest, version = read_manifest(path)
                 if backbone is not None:
@@ -190,7 +190,8 @@ class Store:
         raise DeltaNotFoundError("version", version, [record.version for record in records])
 
 
-def _delta_files(roots: Sequence[Path]) -> Iterable[Path]:
+def find_delta_files(roots: Sequence[Path]) -> Iterable[Path]:
+    """Yield the delta files below folders, each once, without hidden ones, such as macOS leaves."""
     seen: set[str] = set()
     for root in roots:
         for path in sorted(root.rglob(f"*{SUFFIX}")):

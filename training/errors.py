@@ -5,35 +5,28 @@ Each message says what is wrong, which value, what is allowed and what to do nex
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from deltas.errors import DeltaError, did_you_mean, near_matches
+from deltas import errors
+from deltas.errors import did_you_mean, near_matches, one_line
 
 _MAX_LISTED = 20
 
 
 def run_command(command: Callable[[], int], interrupted: str = "stopped") -> int:
-    """Run a command, turn its errors into messages on standard error, and return the exit code.
+    """Run a command like `deltas.errors.run_command`, with the errors of this package.
 
-    That is the command's own, 1 after an error, 2 after misuse, 130 after Ctrl-C (`interrupted`).
+    Wrong options are misuse.
     """
-    try:
-        return command()
-    except SystemExit as stop:  # argparse, after --help or a wrong flag
-        return int(stop.code or 0)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{interrupted}\n")
-        return 130
-    except (TrainingError, DeltaError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2 if isinstance(error, ConfigError | TaskError) else 1
+    return errors.run_command(
+        command, interrupted, (TrainingError,), misuse=(ConfigError, TaskError)
+    )
 
 
 def listing(names: Iterable[str]) -> str:
     """Join names for a message, in their order; after twenty names count the others."""
-    shown = list(names)
+    shown = list(map(one_line, names))
     if len(shown) <= _MAX_LISTED:
         return ", ".join(shown) or "none"
     return ", ".join(shown[:_MAX_LISTED]) + f" and {len(shown) - _MAX_LISTED} more"

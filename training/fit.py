@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from deltas.errors import one_line
 from deltas.publish.card import describe, in_columns
 from training.errors import run_command
 from training.options import FitConfig, flag_of
@@ -125,13 +126,13 @@ def _label_lines(split: str, by_label: Mapping[str, LabelMetrics]) -> list[str]:
     """Return a line for each label, worst F1 first, and a count of the labels left out."""
     ranked = sorted(by_label, key=lambda label: (by_label[label].f1, label))
     shown = ranked[:_MAX_LABELS]
-    width = max(map(len, shown), default=0)
+    width = max((len(one_line(label)) for label in shown), default=0)
     lines = [f"{split} by label, worst first"] if shown else []
     for label in shown:
         found = by_label[label]
         lines.append(
-            f"  {label:{width}}  precision {found.precision:.3f}  recall {found.recall:.3f}  "
-            f"f1 {found.f1:.3f}  ({found.rows:,} rows)"
+            f"  {one_line(label):{width}}  precision {found.precision:.3f}  "
+            f"recall {found.recall:.3f}  f1 {found.f1:.3f}  ({found.rows:,} rows)"
         )
     more = len(ranked) - len(shown)
     return [*lines, f"  and {more} more labels in the manifest"] if more else lines

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from deltas.errors import home_or_name, home_path
 from deltas.manifest import REINIT_PATTERN, PairEncoding, Pooling, TaskKind
 
 Decay = Literal["linear", "cosine", "constant"]
@@ -62,6 +63,10 @@ def flag_of(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
+HomePath = Annotated[Path, AfterValidator(home_path)]
+PathOrName = Annotated[str, AfterValidator(home_or_name)]
+
+
 class FitConfig(BaseModel):
     """Options of `python -m training.fit`."""
 
@@ -75,7 +80,7 @@ class FitConfig(BaseModel):
     """strategy: what trains besides the head; 'help' lists all; a+b combines two"""
     reinit: Annotated[str, AfterValidator(_known_reinit)] = "none"
     """start from re-initialised values: none, biases (set to 0), all, biases@0-3"""
-    init_from: Path | None = None
+    init_from: HomePath | None = None
     """start from this delta, of another task or of the same rows and seed; same --freeze"""
     init_head: bool = False
     """with --init-from: start from its head, too (same number of labels)"""
@@ -85,9 +90,9 @@ class FitConfig(BaseModel):
     """what the head reads: cls (first token), mean (of all tokens) or auto (see the guide)"""
     pairs: PairEncoding | Literal["auto"] = "auto"
     """read two texts jointly, as one sequence, or separately, as two; auto: see the guide"""
-    backbone: str | None = None
+    backbone: PathOrName | None = None
     """hub id, id@revision or folder of a BERT (default: packaged MiniLM)"""
-    data: str | None = None
+    data: PathOrName | None = None
     """hub, sample, or folder of <task>/<split>.parquet (default: $GLUE_DIR, hub)"""
     train_rows: int | None = Field(None, ge=2)
     """train on a sample of this many rows, drawn with --seed"""
@@ -135,15 +140,15 @@ class FitConfig(BaseModel):
     """precision of the frozen computation; deltas stay float32"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto uses CUDA if it is available"""
-    train_file: Path | None = None
+    train_file: HomePath | None = None
     """custom task: file of train rows, CSV, JSONL or parquet"""
-    validation_file: Path | None = None
+    validation_file: HomePath | None = None
     """file of validation rows (default: a fifth of the train file)"""
     delimiter: Annotated[str, AfterValidator(_one_delimiter)] | None = None
     """separator of the files' fields: a character, or tab (default: from header and rows)"""
     quoting: Literal["on", "off"] | None = None
     """off: quotes in the files enclose no fields (default: from the rows)"""
-    dataset: str | None = None
+    dataset: PathOrName | None = None
     """custom task: owner/name[:config][@revision] on the hub, or a folder"""
     train_split: str | None = None
     """split of the data set to train on (default: train)"""
@@ -157,7 +162,7 @@ class FitConfig(BaseModel):
     """custom task: its name"""
     kind: TaskKind | None = None
     """custom task: single_label, multi_label or regression (default: from labels)"""
-    out: Path = DEFAULT_OUT
+    out: HomePath = DEFAULT_OUT
     """folder to write <backbone>/<task>/<strategy>.safetensors into"""
     overwrite: bool = False
     """replace an existing delta"""

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltas.errors import home_path
 from training.errors import ConfigError, run_command
 from training.study import tables
 from training.study.aggregates import Cell, make_cells, not_comparable
@@ -54,11 +55,16 @@ def _report(arguments: Sequence[str] | None, prog: str) -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--results", type=Path, default=RESULTS, help="folder of runs.jsonl (default: %(default)s)")
-    add("--out", type=Path, help="folder to write into (default: the folder of --results)")
+    add(
+        "--results",
+        type=home_path,
+        default=RESULTS,
+        help="folder of runs.jsonl (default: %(default)s)",
+    )
+    add("--out", type=home_path, help="folder to write into (default: the folder of --results)")
     add(
         "--benchmark",
-        type=Path,
+        type=home_path,
         help="file of the rows for /benchmark (default: in the zoo for the committed results, else "
         "study.json in --out)",
     )

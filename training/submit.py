@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import deltas
+from deltas.errors import home_or_name, home_path
 from training.data.files.reader import read_columns
 from training.data.tasks import find_task
 from training.errors import ConfigError, DataError, listing, run_command
@@ -71,11 +72,20 @@ def _submit(arguments: Sequence[str] | None, prog: str) -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--deltas", type=Path, required=True, help="folder of <backbone>/<task>/<strategy> files")
-    add("--out", type=Path, required=True, help="zip to write")
-    add("--data", type=Path, help="folder of <task>/test*.parquet (default: $GLUE_DIR)")
+    add(
+        "--deltas",
+        type=home_path,
+        required=True,
+        help="folder of <backbone>/<task>/<strategy> files",
+    )
+    add("--out", type=home_path, required=True, help="zip to write")
+    add("--data", type=home_path, help="folder of <task>/test*.parquet (default: $GLUE_DIR)")
     add("--strategy", help="use this strategy's deltas (default: the best on the selection rows)")
-    add("--backbone", help="hub id or folder of a BERT (default: packaged MiniLM)")
+    add(
+        "--backbone",
+        type=home_or_name,
+        help="hub id or folder of a BERT (default: packaged MiniLM)",
+    )
     add("--partial", action="store_true", help="write the zip even if files are missing in it")
     options = parser.parse_args(arguments)
     missing = submit(options)

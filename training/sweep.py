@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from deltas.errors import home_or_name, home_path
 from training.errors import ConfigError, run_command
 from training.options import flag_of
 from training.study.plan import PlannedRun, Study, make_study, plan, read_study
@@ -65,17 +66,26 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--study", type=Path, help=f"file that declares the runs (default: {STUDY})")
+    add("--study", type=home_path, help=f"file that declares the runs (default: {STUDY})")
     add("--only", type=_words, default=(), help="make only these parts of the study: a,b")
     add(
         "--out",
-        type=Path,
+        type=home_path,
         help=f"file of the results (default: {RUNS}; without a file {COMMAND_LINE_RUNS})",
     )
-    add("--work", type=Path, default=WORK, help="folder for unfinished runs (default: %(default)s)")
+    add(
+        "--work",
+        type=home_path,
+        default=WORK,
+        help="folder for unfinished runs (default: %(default)s)",
+    )
     add("--workers", type=_positive, default=1, help="runs at a time (default: 1)")
     add("--threads", type=_positive, default=1, help="torch threads of a run (default: 1)")
-    add("--data", help="hub, sample, or folder of <task>/<split>.parquet (default: $GLUE_DIR, hub)")
+    add(
+        "--data",
+        type=home_or_name,
+        help="hub, sample, or folder of <task>/<split>.parquet (default: $GLUE_DIR, hub)",
+    )
     add("--dry-run", action="store_true", help="list the runs with an estimate of their time")
     add("--retry-failed", action="store_true", help="repeat failed runs, too")
     add("--keep-deltas", action="store_true", help="keep the deltas of finished runs in --work")

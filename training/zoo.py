@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import deltas
+from deltas.errors import home_path
 from training.data.tasks import TASKS
 from training.errors import DataError, run_command
 from training.study.results import Run, read_runs
@@ -41,9 +42,15 @@ def _fill_zoo(arguments: Sequence[str] | None, prog: str) -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--results", type=Path, nargs="+", default=[RUNS], help=f"files of runs (default: {RUNS})")
-    add("--work", type=Path, nargs="+", default=[WORK], help=f"kept deltas (default: {WORK})")
-    add("--zoo", type=Path, help="folder to write into (default: the shipped zoo)")
+    add(
+        "--results",
+        type=home_path,
+        nargs="+",
+        default=[RUNS],
+        help=f"files of runs (default: {RUNS})",
+    )
+    add("--work", type=home_path, nargs="+", default=[WORK], help=f"kept deltas (default: {WORK})")
+    add("--zoo", type=home_path, help="folder to write into (default: the shipped zoo)")
     options = parser.parse_args(arguments)
     best = choose(run for path in options.results for run in read_runs(path).values())
     # Every kept delta is checked before the first one is shipped.

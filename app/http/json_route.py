@@ -129,6 +129,11 @@ async def _read_json(request: Request) -> Any:
     except json.JSONDecodeError as error:
         item = {"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}
         raise RequestValidationError([item]) from error
+    except UnicodeDecodeError as error:
+        reason = f"the body is not {error.encoding.upper()} there (byte 0x{raw[error.start]:02x})"
+        context = {"error": f"{reason}; encode it as UTF-8"}
+        item = {"type": "json_invalid", "loc": ("body", error.start), "ctx": context}
+        raise RequestValidationError([item]) from error
     except (ValueError, RecursionError, ClientDisconnect) as error:
         raise HTTPException(400) from error
     return _NOTHING

@@ -6,9 +6,10 @@ names each wrong row and field.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.errors import UNKNOWN_FIELD
@@ -86,6 +87,24 @@ class Target(_Request):
     strategy: Strategy = None
     version: Version = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_bare_name(cls, data: Any) -> Any:
+        """Refuse a task's name by itself, and show the object that is meant."""
+        if isinstance(data, str):
+            meant = {"meant": json.dumps({"task": data[:64]})}
+            raise PydanticCustomError("bare_name", "must be an object like {meant}", meant)
+        return data
+
+
+def _listed(value: Any) -> Any:
+    """Refuse one target that is not in a list, and show the list that is meant."""
+    if isinstance(value, str | dict):
+        one = {"task": value[:64]} if isinstance(value, str) else {"task": "sst2"}
+        meant = {"meant": json.dumps([one])}
+        raise PydanticCustomError("not_listed", "must be a list like {meant}", meant)
+    return value
+
 
 class FanOutRequest(_Request):
     """The same rows for several deltas."""
@@ -93,6 +112,7 @@ class FanOutRequest(_Request):
     inputs: Inputs
     targets: Annotated[
         list[Target],
+        BeforeValidator(_listed),
         Field(
             min_length=1, max_length=256, description="Deltas to ask; results come in this order."
         ),

@@ -6,12 +6,17 @@ the delta. `deltas.manifest` documents the fields.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from deltas.errors import one_line
 from deltas.manifest import Manifest
 
 _MAX_LABELS = 12
+_BAR = r"\|"  # a bar that ends no cell of a table
 
 
 def describe(manifest: Manifest) -> dict[str, str]:
@@ -68,7 +73,7 @@ def _describe_training(manifest: Manifest, *more: str) -> str:
 def in_columns(facts: Mapping[str, str]) -> str:
     """Return one line for each fact: its heading, then its text, in two columns."""
     width = max(map(len, facts))
-    return "".join(f"{name:{width}}  {value}\n" for name, value in facts.items())
+    return "".join(f"{name:{width}}  {one_line(value)}\n" for name, value in facts.items())
 
 
 def card_path(path: Path) -> Path:
@@ -86,37 +91,59 @@ def render_card(path: Path) -> str:
 
     manifest, version = read_manifest(path)
     task, training = manifest.task, manifest.training
-    labels = ", ".join(f"`{label}`" for label in task.labels) or "none; it answers with a number"
-    rows = training.data_set
-    source = f", of {rows.spelled}, split {rows.train_split}" if rows else ""
+    labels = ", ".join(map(_code, task.labels)) or "none; it answers with a number"
+    rows, strategy = training.data_set, manifest.strategy.served_as
+    source = _prose(f", of {rows.spelled}, split {rows.train_split}") if rows else ""
     facts = {
-        "backbone": f"{manifest.backbone.id}, `{manifest.backbone.fingerprint}`",
+        "backbone": f"{_prose(manifest.backbone.id)}, `{manifest.backbone.fingerprint}`",
         "version": f"`{version}`, {path.stat().st_size / 1000:,.1f} kB",
-        "input": f"{' and '.join(f'`{name}`' for name in task.text_fields)}, cut at "
+        "input": f"{' and '.join(map(_code, task.text_fields))}, cut at "
         f"{task.max_length} tokens together",
         "kind": task.kind.replace("_", " "),
         "labels": labels,
         "trained": f"{_describe_size(manifest)} ({manifest.trained_share:.3%}), the head included",
         "rows": f"{training.train_rows:,} to train on, {training.selection_rows:,} to select by"
-        f"{source}{_note(training.data_note)}",
+        f"{source}{_note(_prose(training.data_note))}",
         "training": _describe_training(manifest, f"seed {training.seed}"),
     }
     if start := training.init_from:
         head = ", head included" if start.with_head else ""
-        delta = f"{start.task}/{start.strategy}, version `{start.version}`"
+        delta = f"{start.task}/{_prose(start.strategy)}, version `{start.version}`"
         facts["start"] = f"the delta {delta}{head}"
     facts["software"] = ", ".join(f"{name} {found}" for name, found in training.versions.items())
-    table = "".join(f"| {name} | {value} |\n" for name, value in facts.items())
+    table = "".join(map(_table_row, facts.items()))
     return (
-        f"# {task.name}, {manifest.strategy.served_as}\n\n"
+        f"# {task.name}, {_prose(strategy)}\n\n"
         f"A delta for the task `{task.name}`: the values of the parameters that "
-        f"`{manifest.strategy.served_as}` trains, and a head, to be laid over the frozen "
+        f"{_code(strategy)} trains, and a head, to be laid over the frozen "
         f"backbone.\n\n| | |\n|---|---|\n{table}\n"
         f"## Scores\n\n{_scores(manifest)}\n"
-        f"## Use\n\n```sh\ncurl -s localhost:8000/predict/{task.name} "
-        f"-H 'content-type: application/json' \\\n  -d '{_request(manifest)}'\n```\n\n"
-        f"## Made by\n\n```sh\n{training.command}\n```\n\n## Limits\n\n{_limits(manifest)}"
+        f"## Use\n\n{_shell(_request(manifest))}\n"
+        f"## Made by\n\n{_shell(training.command)}\n## Limits\n\n{_limits(manifest)}"
     )
+
+
+def _code(text: str) -> str:
+    """Return a text as code of Markdown; nothing in it has a meaning then."""
+    text = one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in (text[:1], text[-1:]) else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _prose(text: str) -> str:
+    """Return a text for Markdown without a meaning of its signs, on one line."""
+    return re.sub(r"([\\`*<\[])", r"\\\1", one_line(text))
+
+
+def _table_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', _BAR) for cell in cells)} |\n"
+
+
+def _shell(command: str) -> str:
+    """Return a block of Markdown with a command."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+    return f"{fence}sh\n{command}\n{fence}\n"
 
 
 def _note(note: str) -> str:
@@ -127,15 +154,19 @@ def _scores(manifest: Manifest) -> str:
     lines = ["| rows of | metric | value | rows |\n|---|---|---:|---:|\n"]
     for split, part in manifest.metrics.items():
         for name, value in part.values.items():
-            shown = f"{part.rows:,}{_note(part.note)}"
-            lines.append(f"| {split} | {name} | {value:.4f} | {shown} |\n")
+            shown = f"{part.rows:,}{_note(_prose(part.note))}"
+            lines.append(_table_row((_prose(split), name, f"{value:.4f}", shown)))
     return "".join(lines)
 
 
 def _request(manifest: Manifest) -> str:
     fields = manifest.task.text_fields
-    row = '"..."' if len(fields) == 1 else "{" + ", ".join(f'"{f}": "..."' for f in fields) + "}"
-    return f'{{"inputs": {row}, "strategy": "{manifest.strategy.served_as}"}}'
+    row = "..." if len(fields) == 1 else dict.fromkeys(fields, "...")
+    body = json.dumps({"inputs": row, "strategy": manifest.strategy.served_as})
+    return (
+        f"curl -s localhost:8000/predict/{manifest.task.name} "
+        f"-H 'content-type: application/json' \\\n  -d {shlex.quote(body)}"
+    )
 
 
 def _limits(manifest: Manifest) -> str:
@@ -150,5 +181,7 @@ def _limits(manifest: Manifest) -> str:
     if training.data == "sample":
         lines.append("- Trained on generated rows: it knows nothing of the real task.")
     elif training.data_note:
-        lines.append(f"- Its train rows are not the whole published set: {training.data_note}.")
+        lines.append(
+            f"- Its train rows are not the whole published set: {_prose(training.data_note)}."
+        )
     return "".join(f"{line}\n" for line in lines)

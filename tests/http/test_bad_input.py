@@ -279,6 +279,8 @@ def test_an_unknown_version(client: TestClient, check_error: CheckError) -> None
         ({"inputs": "x", "targets": []}, "targets"),
         ({"inputs": "x", "targets": [{"task": "toy2"}] * 257}, "targets"),
         ({"inputs": "x", "targets": "toy2"}, "targets"),
+        ({"inputs": "x", "targets": {"task": "toy2"}}, "targets"),
+        ({"inputs": "x", "targets": ["toy2"]}, "targets.0"),
         ({"inputs": "x", "targets": [{"task": "toy2"}, {}]}, "targets.1.task"),
         ({"inputs": "x", "targets": [{"task": "toy2", "strat": "head"}]}, "targets.0.strat"),
     ],
@@ -286,6 +288,39 @@ def test_an_unknown_version(client: TestClient, check_error: CheckError) -> None
 def test_wrong_targets(client: TestClient, check_error: CheckError, body: Any, field: str) -> None:
     error = check_error(client.post("/predict", json=body), 422, "invalid_input")
     assert [detail["field"] for detail in error["details"]] == [field]
+
+
+@pytest.mark.parametrize(
+    ("targets", "shown"),
+    [
+        (["toy2", {"task": "toy3"}], 'field \'targets.0\' must be an object like {"task": "toy2"}'),
+        ("toy2", 'must be a list like [{"task": "toy2"}]'),
+        ({"task": "toy2"}, 'must be a list like [{"task": "sst2"}]'),
+        (["\ud800"], "must be an object like"),
+    ],
+)
+def test_the_form_of_a_target_is_shown(
+    client: TestClient, check_error: CheckError, targets: Any, shown: str
+) -> None:
+    body = json.dumps({"inputs": "x", "targets": targets}).encode()
+    response = client.post("/predict", content=body, headers=JSON)
+    error = check_error(response, 422, "invalid_input")
+    assert shown in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b'{"inputs": "caf\xe9"}', "not UTF-8 there (byte 0xe9); encode it as UTF-8"),
+        (b"\xff\xfe{", "not UTF-16"),
+    ],
+)
+def test_a_body_in_another_encoding_is_named(
+    client: TestClient, check_error: CheckError, body: bytes, shown: str
+) -> None:
+    response = client.post("/predict/toy2", content=body, headers=JSON)
+    error = check_error(response, 400, "malformed_json")
+    assert shown in error["message"]
 
 
 def test_a_row_that_does_not_fit_one_of_the_targets(

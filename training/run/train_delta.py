@@ -257,6 +257,9 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        for path in (folder, *folder.parents):
+            if path.is_file():
+                raise ConfigError(f"--out: {path} is a file; name a folder") from error
         reason = error.strerror or str(error)
         raise ConfigError(f"--out: can't write into {folder} ({reason})") from error
 

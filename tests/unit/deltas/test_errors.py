@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import io
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,14 @@ from deltas import (
     DeltaNotFoundError,
     InvalidTextError,
 )
-from deltas.errors import did_you_mean
+from deltas.errors import (
+    did_you_mean,
+    escape_output,
+    home_or_name,
+    home_path,
+    one_line,
+    run_command,
+)
 
 
 def test_near_matches_ignore_case_and_come_best_first() -> None:
@@ -104,3 +114,57 @@ def test_one_root_catches_all() -> None:
         InvalidTextError(0, None, "a"),
     ):
         assert isinstance(error, DeltaError)
+
+
+def test_a_text_is_shown_on_one_line() -> None:
+    assert one_line("a\nb\r\t\x1b[0m\u2028\u202e\u00e9\u4e2d") == (
+        "a\\nb\\r\\t\\x1b[0m\\u2028\\u202e\u00e9\u4e2d"
+    )
+
+
+def test_a_leading_tilde_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert home_path("~/a") == tmp_path / "a"
+    assert home_path("~") == tmp_path
+    assert home_path("a/~/b") == Path("a/~/b")
+    assert home_or_name("~/a:config") == f"{tmp_path}/a:config"
+    assert home_or_name("owner/name@main") == "owner/name@main"
+    with pytest.raises(ValueError, match="'~no-such-user/a': no such user; write the folder"):
+        home_path("~no-such-user/a")
+
+
+def test_output_escapes_what_it_can_not_encode(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
+    escape_output()
+    sys.stdout.write("caf\u00e9 cafe\u0301 \u4e2d \udcff\n")
+    sys.stdout.flush()
+    assert raw.getvalue() == b"caf\xe9 cafe\\u0301 \\u4e2d \\udcff\n"
+    monkeypatch.setattr(sys, "stdout", None)  # closed by the shell
+    escape_output()
+
+
+def test_a_command_ends_with_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    class MisuseError(Exception):
+        pass
+
+    def command(error: BaseException) -> int:
+        raise error
+
+    codes = [
+        run_command(partial(command, error), "gone", (MisuseError, KeyError), misuse=(MisuseError,))
+        for error in (
+            MisuseError("wrong"),
+            KeyError("x"),
+            DeltaError("bad"),
+            OSError("full"),
+            BrokenPipeError(),
+            KeyboardInterrupt(),
+            SystemExit(3),
+        )
+    ]
+    assert codes == [2, 1, 1, 1, 0, 130, 3]
+    assert capsys.readouterr().err == "error: wrong\nerror: 'x'\nerror: bad\nerror: full\ngone\n"
+    assert run_command(lambda: 7) == 7

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deltas import Backbone, delta_path, read_delta, write_delta
+from deltas import Backbone, TaskSpec, delta_path, read_delta, write_delta
 from deltas.__main__ import main
 
 
@@ -183,3 +186,42 @@ def test_tokenizer_of_the_backbone_is_not_changed_by_export(
 def test_written_delta_has_no_trace_of_a_temporary_file(delta_file: Path, tmp_path: Path) -> None:
     write_delta(read_delta(delta_file), tmp_path / "copy.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["copy.safetensors"]
+
+
+def test_files_that_macos_leaves_are_no_deltas(
+    tiny_deltas: Path, tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_deltas, tmp_path / "all")
+    for path in list((tmp_path / "all").rglob("*.safetensors")):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    assert main(["verify", str(tmp_path / "all"), "--backbone", str(tiny_backbone_dir)]) == 0
+    assert main(["cards", str(tmp_path / "all")]) == 0
+    assert "._" not in capsys.readouterr().out
+    assert not list((tmp_path / "all").rglob("._*.md"))
+
+
+def test_a_tilde_is_the_home_folder(
+    tiny_deltas: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tiny_deltas.parent))
+    assert main(["list", f"~/{tiny_deltas.name}"]) == 0
+    assert capsys.readouterr().out
+
+
+def test_labels_that_the_output_can_not_encode_are_escaped(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any, tmp_path: Path
+) -> None:
+    spec = toy_tasks["toy3"].model_copy(update={"labels": ("cafe\u0301", "\u4e2d", "no")})
+    path = tmp_path / "a.safetensors"
+    write_delta(make_delta(tiny_backbone, spec, "bitfit"), path)
+    for flags, shown in (([], b"cafe\\u0301, \\u4e2d, no"), (["--json"], b'"cafe\\u0301"')):
+        done = subprocess.run(
+            [sys.executable, "-m", "deltas", "show", str(path), *flags],
+            capture_output=True,
+            check=False,
+            env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert shown in done.stdout
+        if flags:
+            assert json.loads(done.stdout)["task"]["labels"] == list(spec.labels)

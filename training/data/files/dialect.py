@@ -84,7 +84,7 @@ def find_dialect(path: Path, wanted: Sequence[str], delimiter: str | None = None
 
 
 def _read_head(lines: TextIO) -> list[str]:
-    head = []
+    head: list[str] = []
     num_chars = 0
     while len(head) < _HEAD_LINES and num_chars < _HEAD_CHARS and (line := lines.readline()):
         head.append(line)

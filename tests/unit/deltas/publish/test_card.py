@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from deltas import Backbone, Delta, Manifest, TaskSpec, delta_path, write_delta, zoo_path
 from deltas.__main__ import main
 from deltas.manifest import DataSetRef, InitialDelta
-from deltas.publish.card import card_path, render_card
+from deltas.publish.card import card_path, in_columns, render_card
 
 MakeDelta = Callable[..., Delta]
 FILES = sorted(zoo_path().rglob("*.safetensors"))
@@ -81,6 +82,48 @@ def test_a_sample_says_so(
     assert "| start |" not in card_with()
     noted = card_with(data_note="sample of the GLUE train set: 5 of 9 rows")
     assert "not the whole published set: sample of the GLUE train set: 5 of 9 rows." in noted
+
+
+LABELS = ("a|b", "line\nbreak", "`code`", "<script>", "**bold**", "\u202e", "plain", "a``b")
+
+
+def test_no_name_breaks_the_markdown_of_a_card(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: MakeDelta, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    fields = ("it's | one", 'say "two"')
+    spec = toy_tasks["toy3"].model_copy(update={"labels": LABELS, "text_fields": fields})
+    delta = make_delta(tiny_backbone, spec, "bitfit")
+    note = "9 rows of a|b_<i>.csv\nheld out"
+    training = delta.manifest.training.model_copy(
+        update={"data_note": note, "command": "fit --name 'a\n```\nb'"}
+    )
+    metrics = {
+        split: part.model_copy(update={"note": note})
+        for split, part in delta.manifest.metrics.items()
+    }
+    manifest = delta.manifest.model_copy(update={"training": training, "metrics": metrics})
+    write_delta(Delta(manifest, delta.entries, delta.head_weight, delta.head_bias), path)
+    card = render_card(path)
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {4, 6}  # two and four cells
+    (row,) = [row for row in rows if row.startswith("| labels |")]
+    assert row == (
+        "| labels | `a\\|b`, `line\\nbreak`, `` `code` ``, `<script>`, `**bold**`, `\\u202e`, "
+        "`plain`, ```a``b``` |"
+    )
+    assert "`` `code` ``" in row
+    assert "a|b_\\<i>.csv\\\\nheld out" in card
+    assert "````sh\nfit --name 'a\n```\nb'\n````" in card
+    (data,) = re.findall(r"-d ('.*)\n```", card)
+    (body,) = shlex.split(data)
+    assert json.loads(body)["inputs"] == dict.fromkeys(fields, "...")
+
+
+def test_lines_of_a_description_stay_lines() -> None:
+    assert in_columns({"labels": "a\nb\x1b[31m", "x": "\u00e9"}) == (
+        "labels  a\\nb\\x1b[31m\nx       \u00e9\n"
+    )
 
 
 def test_cards_are_written_beside_their_deltas(

@@ -385,6 +385,7 @@ def test_a_study_of_initial_values_stands_beside_plain_bitfit(
         ({"freeze": "params:" + "a|" * 200 + "bias"}, "--freeze: 411 characters; at most 240"),
         ({"seed": 2**31}, "--seed: .*less than 2147483648"),
         ({"out": "/proc/nope"}, "--out: can't write into /proc/nope"),
+        ({"out": "/proc/version"}, "--out: /proc/version is a file; name a folder"),
     ],
 )
 def test_an_error_at_the_end_is_reported_at_the_start(
