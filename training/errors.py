@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from deltas import errors
+import deltas.errors
 from deltas.errors import did_you_mean, near_matches, one_line
 
 _MAX_LISTED = 20
@@ -19,7 +19,7 @@ def run_command(command: Callable[[], int], interrupted: str = "stopped") -> int
 
     Wrong options are misuse.
     """
-    return errors.run_command(
+    return deltas.errors.run_command(
         command, interrupted, (TrainingError,), misuse=(ConfigError, TaskError)
     )
 

@@ -217,7 +217,8 @@ def _rows(
         missing = [row for row, value in enumerate(values, 1) if is_blank(value)]
         bad = [row for row, value in enumerate(values, 1) if not _is_text(value)]
         if bad and (len(bad) == len(values) or set(bad) - set(missing)):
-            bad = bad if len(bad) == len(values) else [row for row in bad if row not in missing]
+            others = sorted(set(bad) - set(missing))
+            bad = bad if len(bad) == len(values) else others
             problem = _text_problem(values[bad[0] - 1], bad, len(values))
             raise DataError(problem, path=columns.path, row=bad[0], column=field)
         blank.update(missing)
