@@ -97,7 +97,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     cards.add_argument("folder", type=home_path)
     cards.set_defaults(command=_cards)
 
-    export = commands.add_parser("export", help="write a folder that stock transformers loads")
+    export = commands.add_parser("export", help="write a folder that stock libraries load")
     export.add_argument("file", type=home_path)
     export.add_argument("folder", type=home_path)
     export.add_argument("--backbone", type=home_or_name, help=_BACKBONE_HELP)
@@ -194,8 +194,8 @@ def _export(options: argparse.Namespace) -> int:
     from deltas.format import read_delta
     from deltas.publish.export import export_folder
 
-    export_folder(read_delta(options.file), load_backbone(options.backbone), options.folder)
-    load = f"AutoModelForSequenceClassification.from_pretrained({str(options.folder)!r})"
+    backbone = load_backbone(options.backbone)
+    load = export_folder(read_delta(options.file), backbone, options.folder)
     _print(f"{options.folder}: load it with {load}")
     return 0
 

@@ -1,4 +1,11 @@
-"""Turn a delta back into a stock `transformers` network, or into a folder that loads anywhere."""
+"""Turn a delta back into a stock network: a folder that stock libraries load anywhere.
+
+A delta that reads the pooler becomes a `BertForSequenceClassification` of `transformers`. A delta
+that reads means becomes the modules of a sentence encoder (Reimers and Gurevych 2019,
+arXiv:1908.10084), the last of which gives the logits, in the files of `sentence-transformers`. If
+the texts of a pair are read separately, the modules give the vector of one text, and the head that
+reads both vectors lies in a file beside them.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from deltas.backbone.backbone import Backbone
 from deltas.backbone.layout import STOCK_NAMES
 from deltas.delta import Delta
 from deltas.errors import DeltaError
-from deltas.format import check_delta
+from deltas.format import HEAD_BIAS, HEAD_WEIGHT, check_delta
 
+PAIR_HEAD = "pair_head.safetensors"
 _PROBLEM_TYPES: dict[str, Any] = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
@@ -21,13 +31,45 @@ _PROBLEM_TYPES: dict[str, Any] = {
 }
 
 
-def stock_network(delta: Delta, backbone: Backbone) -> Any:
-    """Build a `BertForSequenceClassification` with parameters bit-equal to the trained ones.
+def export_folder(delta: Delta, backbone: Backbone, folder: Path) -> str:
+    """Write network, tokenizer and manifest for a stock library.
+
+    Returns:
+        How to load the folder, for the user.
 
     Raises:
         DeltaMismatchError: the delta belongs to another backbone.
+        DeltaError: the folder exists and isn't empty.
     """
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import BertForSequenceClassification
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DeltaError(f"{folder} exists and is not an empty folder; name another one")
+    task = delta.manifest.task
+    if task.pooling == "cls" and task.pairs == "joint":
+        _stock_network(BertForSequenceClassification, delta, backbone).save_pretrained(folder)
+        told = f"AutoModelForSequenceClassification.from_pretrained({str(folder)!r})"
+    else:
+        _write_sentence_encoder(delta, backbone, folder)
+        told = f"SentenceTransformer({str(folder)!r})"
+    if task.pairs == "separate":
+        told += f", its vectors u and v of two texts and the head in {PAIR_HEAD}"
+    backbone.tokenizer.save_pretrained(folder)
+    # Only in the file: the tokenizer in memory also serves tasks of other lengths.
+    settings_path = folder / "tokenizer_config.json"
+    settings = json.loads(settings_path.read_text()) | {
+        "model_max_length": task.max_length,
+        # Tokenizers of no class of BERT would leave the token types of a pair out.
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+    }
+    _write_json(settings_path, settings)
+    (folder / "delta_manifest.json").write_text(delta.manifest.model_dump_json(indent=2) + "\n")
+    return told
+
+
+def _stock_network(stock_class: Any, delta: Delta, backbone: Backbone) -> Any:
+    """Build a network of `transformers` with parameters bit-equal to the trained ones."""
+    from transformers import BertConfig
 
     check_delta(delta, backbone)
     sizes, task = backbone.config, delta.manifest.task
@@ -40,32 +82,62 @@ def stock_network(delta: Delta, backbone: Backbone) -> Any:
         id2label=dict(enumerate(labels)),
         label2id={label: number for number, label in enumerate(labels)},
     )
-    network: Any = BertForSequenceClassification(config)
+    network: Any = stock_class(config)
     network.eval()
-    parameters = dict(network.named_parameters())
+    values = {HEAD_WEIGHT: delta.head_weight, HEAD_BIAS: delta.head_bias}
+    for name, frozen in backbone.parameters.items():
+        entry = delta.entries.get(name)
+        values[name] = frozen if entry is None else entry.resolve(frozen)
+        values[name.removeprefix("bert.")] = values[name]  # its name in a network without head
     with torch.no_grad():
-        for name, frozen in backbone.parameters.items():
-            entry = delta.entries.get(name)
-            parameters[name].copy_(frozen if entry is None else entry.resolve(frozen))
-        network.classifier.weight.copy_(delta.head_weight)
-        network.classifier.bias.copy_(delta.head_bias)
+        for name, parameter in network.named_parameters():
+            parameter.copy_(values[name])
     return network
 
 
-def export_folder(delta: Delta, backbone: Backbone, folder: Path) -> None:
-    """Write network, tokenizer and manifest for `AutoModelForSequenceClassification`.
+def _write_sentence_encoder(delta: Delta, backbone: Backbone, folder: Path) -> None:
+    """Write the modules in the form of version 2 of the library, which later ones read as well."""
+    from transformers import BertModel
 
-    Raises:
-        DeltaError: the folder exists and isn't empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DeltaError(f"{folder} exists and is not an empty folder; name another one")
-    network = stock_network(delta, backbone)
+    task = delta.manifest.task
+    network = _stock_network(BertModel, delta, backbone)
     network.save_pretrained(folder)
-    backbone.tokenizer.save_pretrained(folder)
-    # Only in the file: the tokenizer in memory also serves tasks of other lengths.
-    settings_path = folder / "tokenizer_config.json"
-    settings = json.loads(settings_path.read_text())
-    settings["model_max_length"] = delta.manifest.task.max_length
-    settings_path.write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "delta_manifest.json").write_text(delta.manifest.model_dump_json(indent=2) + "\n")
+    lengths = {"max_seq_length": task.max_length, "do_lower_case": False}
+    _write_json(folder / "sentence_bert_config.json", lengths)
+    modules = {"": "Transformer", "1_Pooling": "Pooling"}
+    pooling = {
+        "word_embedding_dimension": backbone.config.hidden_size,
+        "pooling_mode_cls_token": task.pooling == "cls",
+        "pooling_mode_mean_tokens": task.pooling == "mean",
+    }
+    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    dense: tuple[Tensor, Tensor, str] | None = None
+    if task.pairs == "separate":
+        head = {HEAD_WEIGHT: delta.head_weight, HEAD_BIAS: delta.head_bias}
+        save_file(head, folder / PAIR_HEAD, metadata={"reads": "u, v, |u - v|, u * v"})
+        if task.pooling == "cls":
+            pooler = network.pooler.dense
+            dense = pooler.weight, pooler.bias, "torch.nn.modules.activation.Tanh"
+    else:
+        dense = delta.head_weight, delta.head_bias, "torch.nn.modules.linear.Identity"
+    if dense is not None:
+        _write_dense(folder / "2_Dense", *dense)
+        modules["2_Dense"] = "Dense"
+    listed = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{module}"}
+        for n, (path, module) in enumerate(modules.items())
+    ]
+    _write_json(folder / "modules.json", listed)
+
+
+def _write_dense(folder: Path, weight: Tensor, bias: Tensor, activation: str) -> None:
+    outputs, inputs = weight.shape
+    config = {"in_features": inputs, "out_features": outputs, "bias": True}
+    _write_json(folder / "config.json", config | {"activation_function": activation})
+    tensors = {"linear.weight": weight.detach(), "linear.bias": bias.detach()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -154,7 +154,9 @@ def test_export_loads_in_stock_transformers(
     labels = delta.manifest.task.labels or ("score",)
     assert tuple(network.config.id2label[number] for number in range(len(labels))) == labels
     assert network.config.label2id == {label: number for number, label in enumerate(labels)}
-    assert AutoTokenizer.from_pretrained(folder).model_max_length == delta.manifest.task.max_length
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.model_max_length == delta.manifest.task.max_length
+    assert max(tokenizer("good", "bad")["token_type_ids"]) == 1
     parameters = dict(network.named_parameters())
     for name, frozen in tiny_backbone.parameters.items():
         entry = delta.entries.get(name)
