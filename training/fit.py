@@ -12,6 +12,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,14 @@ from deltas.errors import one_line
 from deltas.publish.card import describe, in_columns
 from training.errors import run_command
 from training.options import FitConfig, flag_of
+from training.run.plan.render import baseline_line, plan_json, plan_lines
 from training.strategies import grammar
 
 if TYPE_CHECKING:
     from deltas.delta import Delta
     from deltas.manifest import LabelMetrics
+    from training.run.plan.facts import Baseline
+    from training.run.plan.plan import RunPlan
 
 _MAX_LABELS = 20  # labels in a summary; the manifest has all
 _INTERRUPTED = (
@@ -45,14 +49,21 @@ def _fit(words: Sequence[str], prog: str) -> int:
     # Imported late: these import torch, and `--help` must not wait for it.
     from deltas.hardware import keep_freed_memory
     from training.run import distributed
-    from training.run.train_delta import train_delta
+    from training.run.plan.plan import make_plan
+    from training.run.train_delta import finish_run, prepare_run
 
     keep_freed_memory()
     with distributed.joined(config.device):
         command = shlex.join(["python", "-m", "training.fit", *words])
-        path, delta = train_delta(config, command=command)
+        run = prepare_run(config)
+        plan = make_plan(run)
         if distributed.is_first():
-            print_summary(path, delta, as_json=config.json_)
+            print_plan(plan, config)
+        if config.dry_run:
+            return 0
+        path, delta = finish_run(run, command=command)
+        if distributed.is_first():
+            print_summary(path, delta, plan.facts.baseline, as_json=config.json_)
     return 0
 
 
@@ -94,7 +105,18 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def print_summary(path: Path, delta: Delta, *, as_json: bool) -> None:
+def print_plan(plan: RunPlan, config: FitConfig) -> None:
+    """Print the plan of a run: to standard output if it is all that was asked for."""
+    if config.dry_run and config.json_:
+        sys.stdout.write(plan_json(plan))
+        return
+    # Before a run the warnings of the reading are on standard error already.
+    odd = [*plan.warnings, *plan.oddities] if config.dry_run else plan.oddities
+    stream = sys.stdout if config.dry_run else sys.stderr
+    stream.write(in_columns(plan_lines(plan)) + "".join(f"odd: {line}\n" for line in odd))
+
+
+def print_summary(path: Path, delta: Delta, baseline: Baseline, *, as_json: bool) -> None:
     """Print the summary of a run to standard output, for people or as one JSON object."""
     manifest = delta.manifest
     training, metrics = manifest.training, manifest.metrics
@@ -113,11 +135,14 @@ def print_summary(path: Path, delta: Delta, *, as_json: bool) -> None:
             "learning_rate": training.learning_rate,
             "data_note": training.data_note,
             "metrics": {split: part.model_dump() for split, part in metrics.items()},
+            "baseline": asdict(baseline),
         }
         sys.stdout.write(json.dumps(facts) + "\n")
         return
     size = f"{delta.num_bytes / 1000:,.1f} kB, version {delta.version}"
-    sys.stdout.write(in_columns({"delta": f"{path} ({size})", **describe(manifest)}))
+    shown = {"delta": f"{path} ({size})", **describe(manifest)}
+    shown["baseline"] = baseline_line(baseline, manifest.primary_metric)
+    sys.stdout.write(in_columns(shown))
     for split, part in metrics.items():
         sys.stdout.write("".join(f"{line}\n" for line in _label_lines(split, part.by_label)))
 

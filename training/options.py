@@ -168,8 +168,10 @@ class FitConfig(BaseModel):
     """replace an existing delta"""
     resume: bool = False
     """continue a stopped run with the same options from its last evaluation"""
+    dry_run: bool = False
+    """print what was read, what would be done and how long it takes; write nothing"""
     json_: bool = Field(False, alias="json")
-    """print the summary as JSON"""
+    """print the summary as JSON; with --dry-run the plan"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> FitConfig:

@@ -130,7 +130,8 @@ def _study(options: argparse.Namespace, declared: dict[str, Any]) -> Study:
 
 def describe(planned: Sequence[PlannedRun], finished: Mapping[str, Run], workers: int) -> str:
     """Write one line per run with its expected duration, and the sum of what is missing."""
-    from training.study.run_pool import Estimate, format_duration
+    from training.run.plan.wording import format_duration
+    from training.study.run_pool import Estimate
 
     estimate = Estimate(finished)
     lines, left, missing = [], 0.0, 0

@@ -77,7 +77,7 @@ DIRECTION = {
         "",
     ),
     "training.report": ("study data options errors", "format manifest publish errors", ""),
-    "training.sweep": ("study data options errors", "errors", "filelock"),
+    "training.sweep": ("study run data options errors", "errors", "filelock"),
     "training.submit": (
         "run data errors",
         "backbone format hardware store errors",

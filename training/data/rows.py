@@ -33,15 +33,22 @@ class Rows:
 
     texts: list[tuple[str, ...]]  # one string for each of the task's text fields
     labels: Labels
+    # Row numbers in the file or split that the rows were read from; empty for all of them in order.
+    numbers: list[int] = field(default_factory=list, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def number(self, position: int) -> int:
+        """Return a row's number where it was read, counted from 1 as in error messages."""
+        return self.numbers[position] if self.numbers else position + 1
 
     def take(self, positions: Iterable[int]) -> Rows:
         """Return the rows at these positions, in this order."""
         chosen = list(positions)
         labels: list[object] = [self.labels[position] for position in chosen]
-        return Rows([self.texts[position] for position in chosen], labels)  # type: ignore[arg-type]
+        texts = [self.texts[position] for position in chosen]
+        return Rows(texts, labels, list(map(self.number, chosen)))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,10 @@ class FeatureCache:
             for row, index in zip(part, self._feature_index(part, batch), strict=True):
                 self._features[_key(row)] = features[index].clone()
 
+    def clear(self) -> None:
+        """Forget all features."""
+        self._features.clear()
+
     def hidden(self, rows: Sequence[TokenizedRow], batch: PackedBatch) -> Tensor:
         """Return the input of the first trained layer: [N, H], or [P, H] after all layers."""
         cached = self._cached(rows)

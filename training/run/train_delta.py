@@ -65,7 +65,7 @@ from training.run.task_model import Split, TaskModel
 from training.strategies import grammar
 from training.strategies.reinit import entries_over, reinitialise
 
-_NOT_PART_OF_A_RUN = {"resume", "overwrite", "json_", "out"}
+_NOT_PART_OF_A_RUN = {"resume", "overwrite", "json_", "out", "dry_run"}
 _PACKAGES = ("deltabert", "torch", "transformers", "tokenizers", "safetensors")
 
 
@@ -122,7 +122,7 @@ def prepare_run(config: FitConfig) -> PreparedRun:
     start, start_facts = read_starting_point(config, backbone)
     spec = task_spec(config, data.task, backbone, start)
     path = delta_path(config.out, backbone.ref.id, spec.name, _strategy(config).served_as)
-    if path.exists() and not config.overwrite:
+    if path.exists() and not (config.overwrite or config.dry_run):
         raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
     initial = reinitialise(backbone, config.reinit, config.seed)
     rows = _cut(config, data)

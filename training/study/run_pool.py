@@ -26,6 +26,7 @@ from tqdm import tqdm
 from training.data.tasks import TASKS
 from training.errors import ConfigError
 from training.options import default_epochs
+from training.run.plan.wording import format_duration
 from training.study.plan import PlannedRun
 from training.study.results import Run, append_run, read_runs, run_key
 from training.study.trial import OUTCOME, Trial, fit_command, last_log_line, run_trial
@@ -73,14 +74,6 @@ def _likenesses(options: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     freeze = str(options["freeze"])
     rule = freeze.partition(":")[0].partition("@")[0]
     return [(task, freeze, rows), (task, rule, rows), (task, rule), (task,), ()]
-
-
-def format_duration(seconds: float) -> str:
-    """Write a duration for people: "45 s", "12 min", "3 h 5 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @dataclass(frozen=True)

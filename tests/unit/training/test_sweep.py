@@ -12,8 +12,9 @@ import pytest
 
 from tests.unit.training.study.test_results import make_run
 from training import sweep
+from training.run.plan.wording import format_duration
 from training.study.results import History, Run, append_run
-from training.study.run_pool import Estimate, format_duration, visited_rows
+from training.study.run_pool import Estimate, visited_rows
 
 
 @pytest.mark.parametrize("option", ["--out", "--work"])
