@@ -1,4 +1,4 @@
-"""Write the generated parts of the pages below docs/: zoo, settings, command lines, performance.
+"""Write the generated parts of the pages below docs/: zoo, settings, commands, performance.
 
 `make docs` runs it; tests/meta/test_docs.py fails while a page differs from its result. Each page
 keeps its own prose; only the lines between the two markers are replaced. README.md has none.
@@ -182,11 +182,23 @@ def _losses(strategies: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
         yield [f"`{name}`", *(cell for pair in zip(lost, flips, strict=True) for cell in pair)]
 
 
+def quality_page() -> str:
+    """Tabulate goals and scores of docs/performance/quality.jsonl."""
+    from tests.bench.quality.report import page
+    from tests.bench.quality.results import Variant, read_runs
+
+    results = ROOT / "docs/performance/quality.jsonl"
+    figure = results.with_suffix(".svg")
+    runs = read_runs(results).values()
+    return page(runs, Variant(), figure.name if figure.exists() else "")
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/guide/zoo.md": zoo_page,
     "docs/reference/settings.md": settings_page,
     "docs/reference/cli.md": commands_page,
     "docs/performance.md": performance_page,
+    "docs/performance/quality.md": quality_page,
 }
 
 

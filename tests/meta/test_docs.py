@@ -94,6 +94,7 @@ def test_the_two_commands_stand_first(pages: dict[str, str]) -> None:
         "docs/reference/settings.md",
         "docs/reference/cli.md",
         "docs/performance.md",
+        "docs/performance/quality.md",
     ],
 )
 def test_generated_pages_are_those_of_make_docs(
