@@ -42,6 +42,7 @@ GROUPS = {
     "ours": OURS,
     "stock": STOCK,
 }
+_FACTS = ("steps", "epochs", "batch_size", "learning_rate", "precision", "head_start")
 _PROGRAM = "tests.bench.quality"
 
 
@@ -167,8 +168,9 @@ class Bench:
             run_process(["training.fit", *words], self._options.threads, lines.append)
             used = _children_cpu() - before
             manifest, _ = read_manifest(Path(lines[-1]["file"]))
-        facts, training = {"bytes": lines[-1]["bytes"]}, manifest.training
-        for name in ("steps", "epochs", "batch_size", "learning_rate", "precision"):
+        task, training = manifest.task, manifest.training
+        facts = {"bytes": lines[-1]["bytes"], "pooling": task.pooling, "pairs": task.pairs}
+        for name in _FACTS:
             facts[name] = getattr(training, name)
         return {
             "metric": manifest.primary_metric,
