@@ -173,6 +173,8 @@ def make_task_model(
         output = float(labels.std(correction=0)) or 1.0, float(labels.mean())
 
     def scores() -> Mapping[str, Tensor]:
+        if config.dry_run:  # as many values, without the work
+            return {name: value.abs() for name, value in values.items()}
         every = initial_entries(backbone, dict.fromkeys(values), device)
         model = TaskModel(
             backbone, every, head, device, dtype, output, pooling=spec.pooling, pairs=spec.pairs
@@ -206,20 +208,34 @@ def solve_starting_head(
     read separately the weight of the cosine is free: it is the backbone's own answer.
     """
     rows, labels = split.rows, split.labels
-    if model.entries and len(rows) > _MAX_START_ROWS:
+    count = num_start_rows(model, len(rows))
+    if count < len(rows):
         draw = random.Random(f"{config.seed} head")
-        drawn = sorted(draw.sample(range(len(rows)), _MAX_START_ROWS))
+        drawn = sorted(draw.sample(range(len(rows)), count))
         rows, labels = [rows[position] for position in drawn], labels[drawn]
     model.keep_features(rows)
-    if task.kind == "regression":
-        labels = (labels - model.shift) / model.scale  # the units that the head is trained in
-    found = features(model, rows)
-    extra = weights, config.label_smoothing, model.cosine_direction
-    problem = HeadProblem(task.kind, len(model.head[1]), found, labels, *extra)
+    problem = head_problem(config, model, task, Split(rows, labels), weights)
     solved = solve_head(problem, config.seed)
     with torch.no_grad():
         for part, value in zip(model.head, (solved.weight, solved.bias), strict=True):
             part.copy_(value)
+
+
+def num_start_rows(model: TaskModel, num_train_rows: int) -> int:
+    """Return the number of train rows on which a model's starting head is solved."""
+    return min(num_train_rows, _MAX_START_ROWS) if model.entries else num_train_rows
+
+
+def head_problem(
+    config: FitConfig, model: TaskModel, task: Task, split: Split, weights: Tensor | None
+) -> HeadProblem:
+    """Compute the features of rows, and return the problem whose solution is a model's head."""
+    labels = split.labels
+    if task.kind == "regression":
+        labels = (labels - model.shift) / model.scale  # the units that the head is trained in
+    found = features(model, split.rows)
+    extra = weights, config.label_smoothing, model.cosine_direction
+    return HeadProblem(task.kind, len(model.head[1]), found, labels, *extra)
 
 
 def fisher_scores(model: TaskModel, kind: str, split: Split, seed: int) -> dict[str, Tensor]:

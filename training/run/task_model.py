@@ -98,9 +98,13 @@ class TaskModel:
         """Keep the outputs of the frozen layers for these rows, if they fit into memory."""
         self.cache.fill(self._sequences(rows))
 
+    def can_keep_features(self, rows: Sequence[TokenizedRow]) -> bool:
+        """Return whether there are frozen layers and their outputs for these rows fit."""
+        return self.cache.depth > 0 and self.cache.fits(self._sequences(rows))
+
     def can_keep_pooled(self, rows: Sequence[TokenizedRow]) -> bool:
         """Return whether nothing of the encoder trains and its outputs fit into memory."""
-        return self.cache.is_whole_encoder and self.cache.fits(self._sequences(rows))
+        return self.cache.is_whole_encoder and self.can_keep_features(rows)
 
     @property
     def cosine_direction(self) -> Tensor | None:

@@ -182,7 +182,7 @@ def _count_tokens(
     for position in sampled(len(train)):
         row, texts = tokenized[TRAIN][position], train.texts[position]
         if not row.truncated:
-            tokens += row.num_tokens - 1 - len(texts)
+            tokens += row.num_tokens - len(row.sequences) - len(texts)
             words += sum(len(text.split()) for text in texts)
     return TokenFacts(
         limit=limit,

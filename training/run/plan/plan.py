@@ -21,6 +21,7 @@ from training.run import distributed
 from training.run.plan.facts import SELECTION, TRAIN, RunFacts, count_facts, sampled
 from training.run.plan.oddities import find_oddities
 from training.run.plan.timing import Duration, measure
+from training.run.plan.wording import format_duration, percent
 
 if TYPE_CHECKING:
     from training.run.train_delta import PreparedRun
@@ -38,8 +39,9 @@ class Actions:
     pairs: str | None  # None for tasks with one text
     trained_parameters: int  # the head included
     total_parameters: int
+    head_start: str  # "solved", "random" or "given"
     epochs: float
-    steps: int
+    steps: int  # 0 if the head is solved and nothing else trains
     step_rows: int
     learning_rate: float
     head_learning_rate: float
@@ -83,6 +85,7 @@ def make_plan(run: PreparedRun, limit_s: float = LIMIT_S) -> RunPlan:
         for split, rows in tokenized.items()
         if rows
     }
+    duration = measure(run, tokens, limit_s)
     notes = [*data.reading_notes, *filter(None, (data.note, *data.validation_notes.values()))]
     actions = _actions(run)
     return RunPlan(
@@ -91,8 +94,12 @@ def make_plan(run: PreparedRun, limit_s: float = LIMIT_S) -> RunPlan:
         warnings=data.warnings,
         facts=facts,
         actions=actions,
-        oddities=(*_odd_target(run, actions), *find_oddities(facts, splits)),
-        duration=measure(run, tokens, limit_s),
+        oddities=(
+            *_odd_target(run, actions),
+            *_unread_rows(run, actions, duration),
+            *find_oddities(facts, splits),
+        ),
+        duration=duration,
     )
 
 
@@ -101,7 +108,9 @@ def _tokenized(run: PreparedRun, validation: Mapping[str, Rows]) -> dict[str, li
     found = {TRAIN: run.splits[0].rows, SELECTION: run.splits[1].rows}
     for split, rows in validation.items():
         texts = [rows.texts[position] for position in sampled(len(rows))]
-        found[split] = tokenize_texts(run.backbone.tokenizer, run.spec.max_length, texts)
+        found[split] = tokenize_texts(
+            run.backbone.tokenizer, run.spec.max_length, texts, pairs=run.spec.pairs
+        )
     return found
 
 
@@ -115,6 +124,7 @@ def _actions(run: PreparedRun) -> Actions:
         pairs=run.spec.pairs if len(run.spec.text_fields) == 2 else None,
         trained_parameters=sum(value.numel() for value in run.model.parameters.values()),
         total_parameters=run.backbone.num_parameters + head,
+        head_start=loop.head_start,
         epochs=round(loop.steps * loop.step_rows / len(run.splits[0].rows), 3),
         steps=loop.steps,
         step_rows=loop.step_rows,
@@ -150,3 +160,14 @@ def _odd_target(run: PreparedRun, actions: Actions) -> list[str]:
             "that option it is deleted"
         )
     return found
+
+
+def _unread_rows(run: PreparedRun, actions: Actions, duration: Duration) -> list[str]:
+    """Return that a run without `--epochs` ends before it has read all train rows."""
+    if run.config.epochs is not None or not 0 < actions.epochs < 1:
+        return []
+    seconds = format_duration(duration.seconds / actions.epochs)
+    return [
+        f"the default length of a run trains on {percent(actions.epochs)} of the train rows; "
+        f"--epochs 1 takes all of them once, in about {seconds}"
+    ]

@@ -73,11 +73,13 @@ def time_line(plan: RunPlan) -> str:
     """Return the sentence on the run's length, and on how to stop it and to go on."""
     actions, rows = plan.actions, plan.facts.rows[_TRAIN]
     low, high = (format_duration(part) for part in plan.duration.range)
+    about = f"about {format_duration(plan.duration.seconds)} ({low} to {high})"
+    if not actions.steps:
+        return f"{rows:,} rows, no steps: {about}; Ctrl-C stops the run"
     most = "at most " if actions.patience is not None else ""
     return (
-        f"{rows:,} rows x {actions.epochs:g} epochs in {most}{actions.steps:,} steps: about "
-        f"{format_duration(plan.duration.seconds)} ({low} to {high}); Ctrl-C stops the run, the "
-        "same command with --resume continues it from its last evaluation"
+        f"{rows:,} rows x {actions.epochs:g} epochs in {most}{actions.steps:,} steps: {about}; "
+        "Ctrl-C stops the run, the same command with --resume continues it from its last evaluation"
     )
 
 
@@ -151,10 +153,14 @@ def _strategy(actions: Actions) -> str:
 
 
 def _training(actions: Actions) -> str:
+    if not actions.steps:
+        return "the head is solved on frozen features; nothing else trains"
     patience = f" (stops after {actions.patience} without gain)" if actions.patience else ""
+    start = {"solved": "from a solved head", "given": "from the head of --init-from"}
     return (
-        f"{actions.epochs:g} epochs, {actions.steps:,} steps of {actions.step_rows} rows, learning "
-        f"rate {actions.learning_rate:g} (head {actions.head_learning_rate:g}), "
+        f"{start.get(actions.head_start, 'from a random head')}: "
+        f"{actions.epochs:g} epochs, {actions.steps:,} steps of {actions.step_rows} rows, "
+        f"rates {actions.learning_rate:g} (head {actions.head_learning_rate:g}), "
         f"{actions.evaluations} evaluations{patience}"
     )
 

@@ -21,18 +21,21 @@ import torch
 from deltas.backbone.tokenizer import TokenizedRow
 from training.run import distributed
 from training.run.evaluation import predict
+from training.run.head.solver import solving_seconds
 from training.run.loop.loop import make_optimizer, train_batch
 from training.run.loop.schedule import batches
 from training.run.plan.facts import SELECTION, TRAIN
+from training.run.prepare import head_problem, num_start_rows
+from training.run.task_model import Split, TaskModel
 
 if TYPE_CHECKING:
-    from training.run.task_model import TaskModel
     from training.run.train_delta import PreparedRun
 
 _KNOWN_BATCHES = 128  # of the run, whose lengths stand for those of all
 _STRATA = 6  # batches to measure, from short to long ones
 _WARM_UP_SHARE = 8  # of a batch's rows, one in this many
 _EVALUATED_TOKENS = 2048
+_MOST_KEPT = 64  # rows whose frozen layers are timed
 # A measured duration was between these shares of the estimate (docs/guide/training.md).
 _LOW, _HIGH = 0.7, 1.5
 
@@ -95,50 +98,61 @@ class _Probe:
             group["lr"] = 0.0
         known = list(islice(batches(self._train, run.loop), _KNOWN_BATCHES))
         self._batches = sorted(known, key=self._num_tokens)
-        cache = run.model.cache
-        self._is_cached = bool(cache.depth) and cache.fits([*self._train, *self._selection])
+        self._keeps_features = run.model.can_keep_features([*self._train, *self._selection])
 
     def duration(self, tokens: Mapping[str, float]) -> Duration:
         """Measure, and return the duration of the whole run."""
-        loop = self._run.loop
-        evaluated = self._evaluated_rows()
-        frozen = self._fill_cache(evaluated) if self._is_cached else 0.0
-        step = self._step_seconds()
-        predict(self._run.model, evaluated[:1])  # the first call prepares kernels
-        forward = _seconds(lambda: predict(self._run.model, evaluated)) / _tokens(evaluated)
-        stages = {
-            "cached features": frozen * (tokens[TRAIN] + tokens[SELECTION]),
-            "training": step * loop.steps,
-            "evaluation": forward * tokens[SELECTION] * loop.evals,
-        }
+        model, loop = self._run.model, self._run.loop
+        evaluated = self._evaluated()
+        frozen = self._frozen_seconds(evaluated.rows) if self._keeps_features else 0.0
+        step = self._step_seconds() if loop.steps else 0.0
+        predict(model, evaluated.rows[:1])  # the first call prepares kernels
+        forward = _seconds(lambda: predict(model, evaluated.rows)) / _tokens(evaluated.rows)
+        is_solved = loop.head_start == "solved"
+        head = self._head_seconds(evaluated, forward * tokens[TRAIN]) if is_solved else 0.0
         others = sum(count for split, count in tokens.items() if split not in (TRAIN, SELECTION))
-        return Duration({**stages, "validation": (frozen + forward) * others})
+        return Duration(
+            {
+                "frozen layers": frozen * (tokens[TRAIN] + tokens[SELECTION]),
+                "head": head,
+                "training": step * loop.steps,
+                # A solved head is evaluated before the first step.
+                "evaluation": forward * tokens[SELECTION] * (loop.evals + is_solved),
+                "validation": (frozen + forward) * others,
+            }
+        )
 
-    def _evaluated_rows(self) -> list[TokenizedRow]:
-        """Return some selection rows, spread evenly, of at most 2,048 tokens together."""
-        mean = _tokens(self._selection) / len(self._selection)
-        count = max(1, min(len(self._selection), int(_EVALUATED_TOKENS / mean)))
-        step = len(self._selection) // count
-        return self._selection[::step][:count]
+    def _evaluated(self) -> Split:
+        """Return some selection rows, spread evenly, of about 2,048 tokens together."""
+        total, labels = len(self._selection), self._run.splits[1].labels
+        count = max(2, int(_EVALUATED_TOKENS * total / _tokens(self._selection)))
+        positions = list(range(0, total, -(-total // count)))
+        return Split([self._selection[position] for position in positions], labels[positions])
 
-    def _fill_cache(self, evaluated: Sequence[TokenizedRow]) -> float:
-        """Cache the features of all rows to be measured; returns seconds a token."""
-        cache = self._run.model.cache
-        cache.fill(evaluated[:1])  # the first call prepares kernels
-        rows = [self._train[position] for batch in self._strata() for position in batch]
-        together = {id(row): row for row in [*evaluated[1:], *rows]}
-        limit = _EVALUATED_TOKENS
-        chosen: list[TokenizedRow] = []
-        for row in together.values():
-            if (limit := limit - row.num_tokens) < 0:
-                break
-            chosen.append(row)
-        seconds = _seconds(lambda: cache.fill(chosen or rows[:1]))
-        cache.fill(list(together.values()))
-        return seconds / _tokens(chosen or rows[:1])
+    def _frozen_seconds(self, evaluated: Sequence[TokenizedRow]) -> float:
+        """Keep the features of all rows to be measured; returns seconds a token."""
+        model = self._run.model
+        model.keep_features(evaluated[:1])  # the first call prepares kernels
+        # Rows that are kept already take no time.
+        timed = [row for row in evaluated if row.input_ids != evaluated[0].input_ids]
+        timed = timed or [row for row in self._train if row.input_ids != evaluated[0].input_ids]
+        seconds = _seconds(lambda: model.keep_features(timed[:_MOST_KEPT]))
+        model.keep_features([self._train[place] for batch in self._strata() for place in batch])
+        return seconds / max(1, _tokens(timed[:_MOST_KEPT]))
+
+    def _head_seconds(self, evaluated: Split, forward_s: float) -> float:
+        """Return the seconds to solve the head; `forward_s` is a pass over all train rows."""
+        run, total = self._run, len(self._train)
+        count = num_start_rows(run.model, total)
+        problem = head_problem(run.config, run.model, run.data.task, evaluated, run.weights)
+        seconds = forward_s * count / total + solving_seconds(problem, count)
+        # Without steps, the head is solved once more, on the selection rows as well.
+        return seconds if run.loop.steps else 2 * seconds
 
     def _strata(self) -> list[list[int]]:
         """Return batches from short to long, the middle ones first, one for each stratum."""
+        if not self._batches:
+            return []
         places = [(number + 0.5) / _STRATA for number in range(_STRATA)]
         places.sort(key=lambda place: abs(place - 0.5))
         return [self._batches[int(place * len(self._batches))] for place in places]

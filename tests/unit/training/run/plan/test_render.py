@@ -23,6 +23,7 @@ ACTIONS = Actions(
     pairs=None,
     trained_parameters=1234,
     total_parameters=56789,
+    head_start="solved",
     epochs=2.5,
     steps=1000,
     step_rows=32,
@@ -67,7 +68,8 @@ repeats   no text occurs twice
 lengths   median 12 tokens, 90 % at most 12, 99 % at most 12, longest 12; no rows cut at 128
 baseline  always answering 'class 0': accuracy 0.5000 on selection, accuracy 0.5000 on validation
 strategy  bitfit over tiny-bert: trains 1,234 of 56,789 parameters, mean pooling
-training  2.5 epochs, 1,000 steps of 32 rows, learning rate 0.002 (head 0.01), 4 evaluations
+training  from a solved head: 2.5 epochs, 1,000 steps of 32 rows, rates 0.002 (head 0.01), \
+4 evaluations
 device    cpu in bf16, 2 threads
 writes    runs/deltas/tiny-bert/mine/bitfit.safetensors
 """
@@ -123,6 +125,9 @@ def test_many_labels_are_bounded_and_the_rarest_is_named() -> None:
         ({"patience": 3}, "4 evaluations (stops after 3 without gain)"),
         ({"pairs": "joint"}, "pairs read together"),
         ({"pairs": "separate"}, "pairs read apart"),
+        ({"head_start": "random"}, "from a random head: 2.5 epochs"),
+        ({"steps": 0}, "the head is solved on frozen features; nothing else trains"),
+        ({"steps": 0}, "60 rows, no steps: about 2 min ("),
         ({"device": "cuda", "processes": 2}, "cuda in bf16, 2 processes"),
     ],
 )

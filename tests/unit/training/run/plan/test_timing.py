@@ -56,13 +56,20 @@ def test_the_stages_are_positive_and_grow_with_the_work(prepare: Prepare) -> Non
     assert short["training"] > 0
     assert short["evaluation"] > 0
     assert short["validation"] > 0
-    assert short["cached features"] == 0
+    assert short["frozen layers"] == 0
     long = measure(prepare(epochs=500), TOKENS, 0.2).stages
     assert long["training"] > 20 * short["training"]
 
 
 def test_frozen_layers_are_computed_once(prepare: Prepare) -> None:
-    assert measure(prepare(freeze="head"), TOKENS, 0.2).stages["cached features"] > 0
+    assert measure(prepare(freeze="head"), TOKENS, 0.2).stages["frozen layers"] > 0
+
+
+def test_a_solved_head_takes_time_and_no_steps(prepare: Prepare) -> None:
+    alone = measure(prepare(freeze="head"), TOKENS, 0.2).stages
+    assert alone["head"] > 0
+    assert alone["training"] == 0
+    assert measure(prepare(head_start="random"), TOKENS, 0.2).stages["head"] == 0
 
 
 def test_a_limit_of_no_time_still_measures(prepare: Prepare) -> None:
