@@ -53,7 +53,7 @@ def export_folder(delta: Delta, backbone: Backbone, folder: Path) -> str:
         _write_sentence_encoder(delta, backbone, folder)
         told = f"SentenceTransformer({str(folder)!r})"
     if task.pairs == "separate":
-        told += f", its vectors u and v of two texts and the head in {PAIR_HEAD}"
+        told += f"; it gives the vectors u and v of two texts, their head is in {PAIR_HEAD}"
     backbone.tokenizer.save_pretrained(folder)
     # Only in the file: the tokenizer in memory also serves tasks of other lengths.
     settings_path = folder / "tokenizer_config.json"
@@ -123,6 +123,8 @@ def _write_sentence_encoder(delta: Delta, backbone: Backbone, folder: Path) -> N
     if dense is not None:
         _write_dense(folder / "2_Dense", *dense)
         modules["2_Dense"] = "Dense"
+    if task.pairs == "separate":
+        modules["3_Normalize"] = "Normalize"  # `deltas.encoder.encoder.pair_features` does it
     listed = [
         {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{module}"}
         for n, (path, module) in enumerate(modules.items())

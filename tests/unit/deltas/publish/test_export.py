@@ -71,7 +71,7 @@ def test_vectors_and_head_give_the_logits_of_separate_pairs(
     with caplog.at_level(logging.WARNING):
         model = exported(tmp_path, delta, tiny_backbone_dir)
     assert "falling back" not in caplog.text
-    assert "and the head in pair_head.safetensors" in capsys.readouterr().out
+    assert "their head is in pair_head.safetensors" in capsys.readouterr().out
     head = load_file(tmp_path / "exported" / "pair_head.safetensors")
     rows = rows_of(task)
     u, v = (
