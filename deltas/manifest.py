@@ -6,6 +6,8 @@ to refuse a wrong backbone, to serve the task, to show its benchmark row and to 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from math import prod
 from typing import Annotated, Literal
 
@@ -17,6 +19,7 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
 TaskKind = Literal["single_label", "multi_label", "regression"]
 Pooling = Literal["cls", "mean"]
 PairEncoding = Literal["joint", "separate"]
+Confidence = Literal["probability", "max_logit"]
 # "biases@0-3" re-initialises the biases of the layers 0 to 3 only.
 REINIT_PATTERN = r"^(none|(biases|all)(@[0-9]{1,4}(-[0-9]{1,4})?)?)$"
 Reinit = Annotated[str, Field(pattern=REINIT_PATTERN)]
@@ -24,6 +27,8 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Length = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Scale = Annotated[float, Field(gt=0)]
 
 
 class _Part(BaseModel):
@@ -168,6 +173,8 @@ class TrainingFacts(_Part):
     label_smoothing: float = 0.0
     class_weights: str = "none"
     patience: int | None = None
+    target: str | None = Field(None, exclude_if=lambda value: value is None)
+    coverage: float | None = Field(None, exclude_if=lambda value: value is None)
     stopped_early: bool = False
     init_from: InitialDelta | None = None
     processes: int = 1
@@ -180,6 +187,46 @@ class TrainingFacts(_Part):
     command: str
 
 
+class Calibration(_Part):
+    """The scale and shift of each output that turned the trained head into a calibrated one.
+
+    Calibrated logits are the trained ones times scale plus shift. The head in the file includes
+    both, so no reader applies them again. A single-label task has one scale, 1 / temperature (Guo
+    et al. 2017, arXiv:1706.04599); a multi-label task has a scale and a shift for each label (Platt
+    1999).
+    """
+
+    scale: Annotated[tuple[Scale, ...], Field(min_length=1)]
+    shift: tuple[float, ...] = ()
+
+
+class DecisionRule(_Part):
+    """The rule by which the scores of a row become a decision, on which a program can act.
+
+    Multi label: a label is given if its probability reaches its threshold. Single label: the most
+    probable label is given if the row's confidence reaches `limit`; else there is no answer.
+    """
+
+    thresholds: tuple[Share, ...] = ()  # in the order of the labels; () is one half for each
+    confidence: Confidence = "probability"  # the unit of `limit`
+    limit: float | None = None  # None always answers
+
+    def confidence_of(self, logits: Sequence[float]) -> float:
+        """Return a row's confidence from its logits.
+
+        "max_logit" is the largest logit (Hendrycks et al. 2022, arXiv:1911.11132). It finds rows
+        that belong to no label better than the largest probability, which any row can reach.
+        """
+        most = max(logits)
+        if self.confidence == "max_logit":
+            return most
+        return 1 / sum(math.exp(logit - most) for logit in logits)
+
+    def answers(self, logits: Sequence[float]) -> bool:
+        """Tell whether a row of a single-label task gets an answer."""
+        return self.limit is None or self.confidence_of(logits) >= self.limit
+
+
 class LabelMetrics(_Part):
     """Scores of one label on a split; `rows` counts the rows with that label."""
 
@@ -189,16 +236,35 @@ class LabelMetrics(_Part):
     f1: float
 
 
+class Reliability(_Part):
+    """The distance of a split's stated probabilities from the shares that were right.
+
+    `error` is the expected calibration error (Guo et al. 2017, arXiv:1706.04599): the mean distance
+    between probability and share over bins of equal width, weighted by their counts. A single-label
+    row counts once, by the probability of its most probable label. In a multi-label task each label
+    has an error of its own, and `error` is their mean; the bins hold all labels together.
+    `error_before` is that of the head before it was calibrated. `probability` and `share` are the
+    means of each bin, 0 in an empty one.
+    """
+
+    error: Share
+    error_before: Share
+    counts: tuple[int, ...]
+    probability: tuple[Share, ...]
+    share: tuple[Share, ...]
+
+
 class SplitMetrics(_Part):
     """Metrics on one split; `note` warns readers about its rows.
 
-    `by_label` is filled for custom tasks with labels.
+    `by_label` is filled for custom tasks with labels. Fields with an `exclude_if` came later.
     """
 
     rows: int
     values: dict[str, float]
     note: str = ""
     by_label: dict[str, LabelMetrics] = Field(default_factory=dict)
+    reliability: Reliability | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Manifest(_Part):
@@ -211,9 +277,27 @@ class Manifest(_Part):
     entries: tuple[EntryInfo, ...]
     trainable_parameters: Count
     total_parameters: Count
+    calibration: Calibration | None = Field(None, exclude_if=lambda value: value is None)
+    decision: DecisionRule | None = Field(None, exclude_if=lambda value: value is None)
     training: TrainingFacts
     primary_metric: str
     metrics: dict[str, SplitMetrics]
+
+    @model_validator(mode="after")
+    def _decision_fits_task(self) -> Manifest:
+        kind, outputs = self.task.kind, self.task.num_outputs
+        if self.calibration is not None:
+            scales, shifts = len(self.calibration.scale), len(self.calibration.shift)
+            fitting = {"single_label": (1, 0), "multi_label": (outputs, outputs)}.get(kind)
+            if (scales, shifts) != fitting:
+                raise ValueError(f"a {kind} task can't have {scales} scales and {shifts} shifts")
+        if self.decision is not None:
+            thresholds = len(self.decision.thresholds)
+            if thresholds not in ((0, outputs) if kind == "multi_label" else (0,)):
+                raise ValueError(f"{thresholds} thresholds don't fit {outputs} {kind} outputs")
+            if self.decision.limit is not None and kind != "single_label":
+                raise ValueError(f"a {kind} task can't have a limit of its confidence")
+        return self
 
     @property
     def key(self) -> tuple[str, str]:

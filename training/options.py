@@ -19,6 +19,7 @@ Decay = Literal["linear", "cosine", "constant"]
 BatchOrder = Literal["length", "random"]
 
 DEFAULT_OUT = Path("runs/deltas")
+TARGET_PATTERN = r"f1|precision=(0?\.\d*[1-9]\d*|1(\.0+)?)"
 CLIP_NORM = 1.0  # as BERT was trained
 # About ten minutes of bitfit on two cores that compute in float32 (decision 0095).
 _VISITED_TOKENS = 450_000
@@ -47,6 +48,12 @@ def _one_delimiter(text: str) -> str:
             f"not {text!r}"
         )
     return found
+
+
+def _known_target(text: str) -> str:
+    if not re.fullmatch(TARGET_PATTERN, text):
+        raise ValueError(f"give 'f1', or a precision like 'precision=0.95'; not {text!r}")
+    return text
 
 
 # Options of custom tasks: those that are required, and the source of rows that each belongs to.
@@ -126,6 +133,10 @@ class FitConfig(BaseModel):
     """share of the train rows held out to select the best state"""
     max_selection_rows: int = Field(2000, ge=1)
     """most rows to hold out, whatever the share"""
+    target: Annotated[str, AfterValidator(_known_target)] | None = None
+    """goal of the thresholds: f1 (of each label) or precision=0.95 (default: best micro F1)"""
+    coverage: float | None = Field(None, gt=0, le=1)
+    """single label: share of rows like the selection rows to answer; others get no answer"""
     evals: int | None = Field(None, ge=1)
     """evaluations on the held-out rows (default: one an epoch, at least 4)"""
     evals_per_epoch: float | None = Field(None, gt=0)

@@ -42,7 +42,7 @@ from deltas import (
     tokenize_texts,
 )
 from deltas.hardware import give_back_freed_memory
-from deltas.manifest import Manifest, TaskKind
+from deltas.manifest import Manifest
 
 # On the packaged backbone int8 moves the margin between two labels by 0.05 (root mean square;
 # docs/performance/log.md). Two labels with this margin score 0.5125 and 0.4875.
@@ -55,17 +55,37 @@ _LOADED_TOGETHER = 64  # bounds the deltas that the host and the bank hold at th
 Outcome = list[float] | DeltaUnavailableError  # a row's logits, or why its delta is missing
 
 
-def has_low_margin(kind: TaskKind, logits: Sequence[float]) -> bool:
-    """Tell whether a row's labels could change if its logits moved by `LOW_MARGIN`.
+def has_low_margin(manifest: Manifest, logits: Sequence[float]) -> bool:
+    """Tell whether a row's decision could change if its logits moved by `LOW_MARGIN`.
 
-    A regression has no labels, and recomputing logits that are not finite would not mend them.
+    The margin counts in logits as trained, so a calibrated head scales it. A regression decides
+    nothing, and recomputing logits that are not finite would not mend them.
     """
+    kind, rule = manifest.task.kind, manifest.decision
     if kind == "regression" or not all(map(math.isfinite, logits)):
         return False
+    scales = manifest.calibration.scale if manifest.calibration else (1.0,)
     if kind == "multi_label":
-        return any(abs(logit) < LOW_MARGIN for logit in logits)
+        thresholds = rule.thresholds if rule else ()
+        cuts = [_log_odds(share) for share in thresholds] or [0.0] * len(logits)
+        margins = [LOW_MARGIN * scale for scale in scales] * (len(logits) // len(scales))
+        return any(abs(z - cut) < m for z, cut, m in zip(logits, cuts, margins, strict=True))
+    margin = LOW_MARGIN * scales[0]
     best, second = heapq.nlargest(2, logits)
-    return best - second < LOW_MARGIN
+    if best - second < margin:
+        return True
+    if rule is None or rule.limit is None:
+        return False
+    found, limit = rule.confidence_of(logits), rule.limit
+    if rule.confidence == "probability":
+        found, limit = _log_odds(found), _log_odds(limit)
+    return abs(found - limit) < margin
+
+
+def _log_odds(share: float) -> float:
+    if share <= 0 or share >= 1:
+        return math.copysign(math.inf, share - 0.5)
+    return math.log(share / (1 - share))
 
 
 @dataclass
@@ -81,7 +101,7 @@ class Int8Counts:
 
     def needs_recompute(self, manifest: Manifest, logits: Sequence[float]) -> bool:
         """Count a row that was computed in int8; tell whether to recompute it."""
-        is_low = has_low_margin(manifest.task.kind, logits)
+        is_low = has_low_margin(manifest, logits)
         with self._lock:
             self.rows[manifest.key] += 1
             if is_low:

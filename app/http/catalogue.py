@@ -77,6 +77,8 @@ def _delta_info(record: Record) -> DeltaInfo:
         size_bytes=record.num_bytes,
         trainable_parameters=manifest.trainable_parameters,
         total_parameters=manifest.total_parameters,
+        calibration=manifest.calibration,
+        decision=manifest.decision,
         trained_on=training.data_note or source,
         metrics=_splits(manifest),
     )

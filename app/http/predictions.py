@@ -1,4 +1,7 @@
-"""Turns the logits of rows into the predictions of a response, for each kind of task."""
+"""Turns the logits of rows into the predictions of a response, for each kind of task.
+
+The head gives calibrated logits; `deltas.manifest.DecisionRule` says what they decide.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from app.http.schemas import (
 )
 from app.pipeline import RowLogits
 from deltas import Record, TaskSpec
-from deltas.manifest import TaskKind
+from deltas.manifest import DecisionRule, TaskKind
 
-_THRESHOLD = 0.5  # probability from which a label of a multi-label task is given
+_PLAIN = DecisionRule()  # of deltas without a rule: thresholds of one half, always an answer
+_THRESHOLD = 0.5
 
 
 def answer_of(record: Record, rows: Sequence[RowLogits], top_k: int | None) -> TargetPredictions:
@@ -28,12 +32,12 @@ def answer_of(record: Record, rows: Sequence[RowLogits], top_k: int | None) -> T
         strategy=strategy,
         version=record.version,
         kind=record.manifest.task.kind,
-        predictions=to_predictions(record.manifest.task, rows, top_k),
+        predictions=to_predictions(record.manifest.task, rows, top_k, record.manifest.decision),
     )
 
 
 def to_predictions(
-    task: TaskSpec, rows: Sequence[RowLogits], top_k: int | None
+    task: TaskSpec, rows: Sequence[RowLogits], top_k: int | None, rule: DecisionRule | None = None
 ) -> list[Prediction]:
     """Return the prediction of each row.
 
@@ -41,6 +45,7 @@ def to_predictions(
         task: task with its kind and labels.
         rows: logits of each row.
         top_k: number of scores to give, best first; None gives all in the order of the labels.
+        rule: the delta's thresholds, or its limit; None for one half, and for an answer always.
 
     Raises:
         BadResultError: logits of a row are not finite, or not as many as the task has outputs.
@@ -51,24 +56,40 @@ def to_predictions(
                 f"row {position} of {task.name!r}: the engine gave {row.logits[:8]} "
                 f"for {task.num_outputs} outputs"
             )
-    return [_prediction(task, row.logits, row.truncated, top_k) for row in rows]
+    rule = rule or _PLAIN
+    return [_prediction(task, row.logits, row.truncated, top_k, rule) for row in rows]
 
 
 def _prediction(
-    task: TaskSpec, logits: Sequence[float], truncated: bool, top_k: int | None
+    task: TaskSpec,
+    logits: Sequence[float],
+    truncated: bool,
+    top_k: int | None,
+    rule: DecisionRule,
 ) -> Prediction:
     if task.kind == "regression":
-        return ValuePrediction(value=logits[0], truncated=truncated)
+        return ValuePrediction(value=logits[0], decision=logits[0], truncated=truncated)
     by_label = dict(zip(task.labels, scores_of(task.kind, logits), strict=True))
     shown = by_label
     if top_k is not None:
         best_first = sorted(by_label, key=by_label.__getitem__, reverse=True)
         shown = {name: by_label[name] for name in best_first[:top_k]}
     if task.kind == "multi_label":
-        chosen = [name for name in task.labels if by_label[name] >= _THRESHOLD]
-        return LabelsPrediction(labels=chosen, scores=shown, truncated=truncated)
+        thresholds = rule.thresholds or (_THRESHOLD,) * len(task.labels)
+        chosen = [
+            name
+            for name, threshold in zip(task.labels, thresholds, strict=True)
+            if by_label[name] >= threshold
+        ]
+        return LabelsPrediction(labels=chosen, decision=chosen, scores=shown, truncated=truncated)
     best = max(by_label, key=by_label.__getitem__)
-    return LabelPrediction(label=best, score=by_label[best], scores=shown, truncated=truncated)
+    return LabelPrediction(
+        label=best,
+        decision=best if rule.answers(logits) else None,
+        score=by_label[best],
+        scores=shown,
+        truncated=truncated,
+    )
 
 
 def scores_of(kind: TaskKind, logits: Sequence[float]) -> list[float]:

@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from app.errors import UNKNOWN_FIELD
 from deltas.errors import did_you_mean
-from deltas.manifest import TaskKind
+from deltas.manifest import Calibration, DecisionRule, Reliability, TaskKind
 from deltas.publish.study import StudyRow
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
@@ -128,6 +128,10 @@ class LabelPrediction(_Response):
     """Answer to one row of a single-label task."""
 
     label: str
+    decision: Annotated[
+        str | None,
+        Field(description="The label, or null if the delta's limit of confidence is not reached."),
+    ]
     score: Annotated[float, Field(description="Probability of the label.")]
     scores: Annotated[dict[str, float], Field(description="Probability by label; they sum to 1.")]
     truncated: Annotated[bool, Field(description="True if text was cut to max_length.")]
@@ -136,7 +140,11 @@ class LabelPrediction(_Response):
 class LabelsPrediction(_Response):
     """Answer to one row of a multi-label task."""
 
-    labels: Annotated[list[str], Field(description="Labels with a probability of at least 0.5.")]
+    labels: Annotated[
+        list[str],
+        Field(description="Labels that reach their threshold: 0.5, or the delta's own."),
+    ]
+    decision: Annotated[list[str], Field(description="The same as `labels`.")]
     scores: Annotated[dict[str, float], Field(description="Probability of each label by itself.")]
     truncated: bool
 
@@ -145,6 +153,7 @@ class ValuePrediction(_Response):
     """Answer to one row of a regression task."""
 
     value: float
+    decision: Annotated[float, Field(description="The same as `value`.")]
     truncated: bool
 
 
@@ -207,6 +216,9 @@ class SplitResult(_Response):
     rows: int
     values: dict[str, float]
     note: str
+    reliability: Annotated[
+        Reliability | None, Field(description="Probabilities against shares; null if unknown.")
+    ] = None
 
 
 class DeltaInfo(_Response):
@@ -221,6 +233,12 @@ class DeltaInfo(_Response):
     size_bytes: int
     trainable_parameters: int
     total_parameters: int
+    calibration: Annotated[
+        Calibration | None, Field(description="Already part of the head; null if not calibrated.")
+    ] = None
+    decision: Annotated[
+        DecisionRule | None, Field(description="Thresholds or limit; null for the usual ones.")
+    ] = None
     trained_on: Annotated[str, Field(description="Source of the training rows.")]
     metrics: dict[str, SplitResult]
 

@@ -44,7 +44,13 @@ def test_deltas(client: TestClient, tiny_deltas: Path, toy_tasks: dict[str, Task
     assert sorted(delta["size_bytes"] for delta in body["deltas"]) == sizes
     first = body["deltas"][0]
     assert first["is_default"] is True
-    assert first["metrics"]["validation"] == {"rows": 20, "values": {"accuracy": 0.25}, "note": ""}
+    assert first["metrics"]["validation"] == {
+        "rows": 20,
+        "values": {"accuracy": 0.25},
+        "note": "",
+        "reliability": None,
+    }
+    assert first["calibration"] is first["decision"] is None
 
 
 def test_one_delta(client: TestClient, tiny_deltas: Path, tiny_backbone: Backbone) -> None:

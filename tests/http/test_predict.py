@@ -38,7 +38,8 @@ def test_a_single_label_task(client: TestClient, toy_tasks: dict[str, TaskSpec])
         "backbone": "tiny-bert",
         "kind": "single_label",
     }
-    assert set(prediction) == {"label", "score", "scores", "truncated"}
+    assert set(prediction) == {"label", "decision", "score", "scores", "truncated"}
+    assert prediction["decision"] == prediction["label"]
     assert list(prediction["scores"]) == list(toy_tasks["toy2"].labels)
     assert sum(prediction["scores"].values()) == pytest.approx(1.0)
     assert prediction["score"] == max(prediction["scores"].values())
@@ -50,7 +51,8 @@ def test_a_multi_label_task(client: TestClient) -> None:
     answer = post(client, "/predict/toymulti", inputs=["good", "the bad film", "x"])
     assert answer["kind"] == "multi_label"
     for prediction in answer["predictions"]:
-        assert set(prediction) == {"labels", "scores", "truncated"}
+        assert set(prediction) == {"labels", "decision", "scores", "truncated"}
+        assert prediction["decision"] == prediction["labels"]
         over_half = [name for name, score in prediction["scores"].items() if score >= 0.5]
         assert prediction["labels"] == over_half
     sums = [sum(prediction["scores"].values()) for prediction in answer["predictions"]]
@@ -83,7 +85,8 @@ def test_a_regression_task(client: TestClient) -> None:
     answer = post(client, "/predict/toyreg", inputs=ROWS["toyreg"])
     assert answer["kind"] == "regression"
     (prediction,) = answer["predictions"]
-    assert set(prediction) == {"value", "truncated"}
+    assert set(prediction) == {"value", "decision", "truncated"}
+    assert prediction["decision"] == prediction["value"]
     assert isinstance(prediction["value"], float)
 
 

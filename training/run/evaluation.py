@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,14 +17,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.special import expit
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
 from deltas.backbone.tokenizer import TokenizedRow
-from deltas.manifest import LabelMetrics, SplitMetrics
+from deltas.manifest import Calibration, DecisionRule, LabelMetrics, SplitMetrics
 from training.data.tasks import Task
 from training.errors import ConfigError, listing
 from training.run import distributed
+from training.run.head.calibration import (
+    calibrated,
+    calibrated_head,
+    fit_calibration,
+    uncalibrated,
+)
+from training.run.head.reliability import reliability
+from training.run.head.thresholds import fit_decision
 from training.run.loop.schedule import length_batches
 from training.run.task_model import Split, TaskModel, task_loss
 
@@ -152,26 +162,76 @@ def evaluate(model: TaskModel, task: Task, split: Split) -> dict[str, float]:
     return metrics | {"loss": float(task_loss(task.kind, logits, split.labels, model.scale))}
 
 
+@dataclass(frozen=True)
+class Decided:
+    """Calibration and decision rule of a run, fitted on its selection rows."""
+
+    calibration: Calibration | None
+    rule: DecisionRule | None
+
+
+def calibrate(
+    model: TaskModel, task: Task, split: Split, *, target: str | None, coverage: float | None
+) -> tuple[Decided, Tensor, list[str]]:
+    """Calibrate the model's head, and choose thresholds and limit, on the selection rows.
+
+    Returns the result, the calibrated logits [R, C] of the rows, and notes for the user.
+    """
+    logits, labels = predict(model, split.rows), split.labels.numpy()
+    calibration = fit_calibration(task.kind, logits.numpy(), labels)
+    calibrate_head(model, calibration)
+    logits = torch.from_numpy(calibrated(logits.numpy(), calibration))
+    rule, notes = fit_decision(task.kind, logits.numpy(), target=target, coverage=coverage)
+    return Decided(calibration, rule), logits, notes
+
+
+@torch.no_grad()
+def calibrate_head(model: TaskModel, calibration: Calibration | None) -> None:
+    """Multiply a calibration into the model's head."""
+    for part, value in zip(model.head, calibrated_head(model.head, calibration), strict=True):
+        part.copy_(value)
+
+
 def score_split(
-    model: TaskModel, task: Task, split: Split, note: str, *, by_label: bool
+    logits: Tensor, task: Task, labels: Tensor, note: str, decided: Decided, *, by_label: bool
 ) -> SplitMetrics:
-    """Return the manifest's metrics of a split, with `by_label` also those of each label."""
-    logits = predict(model, split.rows)
-    predictions, references = decisions(task.kind, logits.numpy()), split.labels.numpy()
-    labels = task.labels if by_label else ()
+    """Return the manifest's metrics of a split, with `by_label` also those of each label.
+
+    `logits` are those of the calibrated head. The metrics are those of the labels that a server
+    gives. Multi-label metrics with one half as every threshold end in "_at_half"; with a limit,
+    "coverage" is the share of rows that get an answer, "answered_accuracy" the accuracy of these.
+    """
+    numbers, references = logits.numpy(), labels.numpy()
+    predictions = decisions(task.kind, numbers, decided.rule)
+    values = compute_metrics(task.metrics, predictions, references)
+    rule, known = decided.rule, task.kind != "regression" and bool(np.isfinite(numbers).all())
+    if rule is not None and rule.thresholds:
+        plain = compute_metrics(task.metrics, decisions(task.kind, numbers), references)
+        values |= {f"{name}_at_half": value for name, value in plain.items()}
+    if rule is not None and rule.limit is not None:
+        answered = np.array([rule.answers(row) for row in numbers.tolist()])
+        right = (predictions == references)[answered]
+        values["coverage"] = float(answered.mean())
+        values["answered_accuracy"] = float(right.mean()) if len(right) else 0.0
+    before = uncalibrated(numbers, decided.calibration)
+    names = task.labels if by_label else ()
     return SplitMetrics(
-        rows=len(split.rows),
-        values=compute_metrics(task.metrics, predictions, references),
+        rows=len(numbers),
+        values=values,
         note=note,
-        by_label=metrics_by_label(labels, predictions, references) if labels else {},
+        by_label=metrics_by_label(names, predictions, references) if names else {},
+        reliability=reliability(task.kind, numbers, before, references) if known else None,
     )
 
 
-def decisions(kind: str, logits: Numbers) -> Numbers:
+def decisions(kind: str, logits: Numbers, rule: DecisionRule | None = None) -> Numbers:
     """Turn logits [R, C] into predictions: label codes [R], values [R], or 0/1 [R, C]."""
     if kind == "single_label":
         codes: Numbers = logits.argmax(axis=1)
         return codes
     if kind == "multi_label":
-        return (logits >= 0).astype(np.int64)
+        if rule is None or not rule.thresholds:
+            return (logits >= 0).astype(np.int64)
+        given: Numbers = expit(logits.astype(np.float64)) >= np.array(rule.thresholds)
+        return given.astype(np.int64)
     return logits[:, 0]

@@ -47,7 +47,8 @@ from training.data.tasks import TASKS
 from training.errors import ConfigError
 from training.options import FitConfig, shared_fields
 from training.run import distributed
-from training.run.evaluation import score_split
+from training.run.evaluation import Decided, calibrate, calibrate_head, predict, score_split
+from training.run.head.thresholds import check_target
 from training.run.loop.checkpoint import state_notes, state_path
 from training.run.loop.loop import Progress, Report, train
 from training.run.loop.schedule import LoopConfig
@@ -118,6 +119,7 @@ def prepare_run(config: FitConfig) -> PreparedRun:
     _make_repeatable()
     config = config.model_copy(update={"freeze": grammar.canonical(config.freeze)})
     data = _load_rows(config)
+    check_target(data.task.kind, config.target, config.coverage)
     backbone = load_backbone(config.backbone)
     start, start_facts = read_starting_point(config, backbone)
     spec = task_spec(config, data.task, backbone, start)
@@ -156,14 +158,21 @@ def finish_run(
         run.state.unlink(missing_ok=True)
     started = time.monotonic()
     values, steps = _train(run, report)
-    if not steps:
-        _solve_on_all_rows(run)
     model.fold()
+    task, selected = run.data.task, run.splits[1]
+    decided, logits, notes = calibrate(
+        model, task, selected, target=config.target, coverage=config.coverage
+    )
+    if not steps:  # after the selection rows have calibrated the head
+        _solve_on_all_rows(run, decided)
+    if distributed.is_first():
+        sys.stderr.write("".join(f"note: {note}\n" for note in notes))
     trained = entries_over(backbone, run.initial, config.reinit, model.entries)
     entries = {name: _detached(entry) for name, entry in trained.items()}
     weight, bias = (part.detach().cpu() for part in model.head)
-    selection = SplitMetrics(rows=len(run.splits[1].rows), values=values)
-    metrics = {"selection": selection} | _validate(model, run.spec, backbone, run.data)
+    selection = score_split(logits, task, selected.labels, "", decided, by_label=False)
+    selection = selection.model_copy(update={"values": values | selection.values})
+    metrics = {"selection": selection} | _validate(run, decided)
     seconds = round(time.monotonic() - started, 1)
     facts = TrainingFacts(
         **_training_facts(run, steps), duration_s=seconds, command=command, init_from=run.start
@@ -175,6 +184,8 @@ def finish_run(
         entries=tuple(entry.info(name) for name, entry in entries.items()),
         trainable_parameters=sum(value.numel() for value in model.parameters.values()),
         total_parameters=backbone.num_parameters + weight.numel() + bias.numel(),
+        calibration=decided.calibration,
+        decision=decided.rule,
         training=facts,
         primary_metric=run.data.task.primary_metric,
         metrics=metrics,
@@ -288,15 +299,17 @@ def _train(run: PreparedRun, report: Report | None) -> tuple[dict[str, float], i
         )
 
 
-def _solve_on_all_rows(run: PreparedRun) -> None:
+def _solve_on_all_rows(run: PreparedRun, decided: Decided) -> None:
     """Solve the head of a run without steps again, now that the selection rows judged it.
 
-    No step is left to choose by the selection rows, so they make the head better.
+    No step is left to choose by the selection rows, so they make the head better. It keeps the
+    calibration that they gave to the first head.
     """
     train_rows, selection_rows = run.splits
     labels = torch.cat([train_rows.labels, selection_rows.labels])
     every = Split([*train_rows.rows, *selection_rows.rows], labels)
     solve_starting_head(run.config, run.model, run.data.task, every, run.weights)
+    calibrate_head(run.model, decided.calibration)
 
 
 @contextmanager
@@ -326,14 +339,13 @@ def _detached(entry: Entry) -> Entry:
     return DenseEntry(values)
 
 
-def _validate(
-    model: TaskModel, spec: TaskSpec, backbone: Backbone, data: TaskData
-) -> dict[str, SplitMetrics]:
+def _validate(run: PreparedRun, decided: Decided) -> dict[str, SplitMetrics]:
     """Evaluate the selected state on the validation splits, which nothing has used before."""
-    custom, scores = data.task.name not in TASKS, {}
+    data, custom, scores = run.data, run.data.task.name not in TASKS, {}
     for name, rows in data.validation.items():
-        split, note = _tokenized(spec, backbone, rows), data.validation_notes.get(name, "")
-        scores[name] = score_split(model, data.task, split, note, by_label=custom)
+        split = _tokenized(run.spec, run.backbone, rows)
+        logits, note = predict(run.model, split.rows), data.validation_notes.get(name, "")
+        scores[name] = score_split(logits, data.task, split.labels, note, decided, by_label=custom)
     return scores
 
 
@@ -352,6 +364,8 @@ def _training_facts(run: PreparedRun, steps: int) -> dict[str, Any]:
         "epochs": round(steps * loop.step_rows / train_rows, 3),
         "steps": steps,
         "class_weights": config.class_weights,
+        "target": config.target,
+        "coverage": config.coverage,
         "stopped_early": steps < loop.steps,
         "processes": distributed.count(),
         "precision": pick_precision(config.precision, device),

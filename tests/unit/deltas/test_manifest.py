@@ -108,3 +108,37 @@ def test_metrics_are_numbers(manifest: Manifest, value: float) -> None:
     facts["metrics"]["selection"]["values"]["accuracy"] = value
     with pytest.raises(ValidationError, match="finite"):
         Manifest.model_validate(facts)
+
+
+def test_what_is_not_calibrated_is_not_written(manifest: Manifest) -> None:
+    """The text of older manifests, and with it their version, stays the same."""
+    text = manifest.model_dump_json()
+    for field in ("calibration", "decision", "reliability", "target", "coverage"):
+        assert f'"{field}"' not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"calibration": {"scale": (1.0, 2.0)}}, "2 scales and 0 shifts"),
+        ({"calibration": {"scale": (1.0,), "shift": (1.0,)}}, "1 scales and 1 shifts"),
+        ({"calibration": {"scale": (0.0,)}}, "greater than 0"),
+        ({"calibration": {"scale": ()}}, "at least 1 item"),
+        ({"decision": {"thresholds": (0.5, 0.5, 0.5)}}, "3 thresholds don't fit"),
+        ({"decision": {"thresholds": (1.5,)}}, "less than or equal to 1"),
+        ({"decision": {"confidence": "guess"}}, "max_logit"),
+        ({"decision": {"limit": float("nan")}}, "finite"),
+    ],
+)
+def test_a_decision_fits_its_task(
+    manifest: Manifest, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Manifest.model_validate(manifest.model_dump() | changes)
+
+
+def test_only_single_labels_have_a_limit(
+    tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: Any
+) -> None:
+    with pytest.raises(ValidationError, match="multi_label task can't have a limit"):
+        make_delta(tiny_backbone, toy_tasks["toymulti"], "head", decision={"limit": 0.5})

@@ -25,8 +25,10 @@ from deltas import (
     BackboneError,
     DeltaNotFoundError,
     DenseEntry,
+    Manifest,
     Record,
     Store,
+    TaskSpec,
     TokenizedRow,
     write_delta,
     zoo_path,
@@ -34,6 +36,7 @@ from deltas import (
 from deltas.backbone.backbone import weights_fingerprint
 from deltas.hardware import multiplies_int8_exactly
 from deltas.manifest import TaskKind
+from tests import factories
 
 INT8 = pytest.mark.skipif(
     not multiplies_int8_exactly(), reason="this CPU's int8 products are not exact"
@@ -384,7 +387,7 @@ def test_int8_rows_with_a_low_margin_are_recomputed_without_it(
         rows, logits_of(whole.predict(rows)), rough, logits_of(plain.predict(rows)), strict=True
     ):
         kind = row.record.manifest.task.kind
-        close = engine_module.has_low_margin(kind, before)
+        close = engine_module.has_low_margin(row.record.manifest, before)
         assert mine == (pytest.approx(exact, abs=0.02) if close else before)
         seen.add((kind, close))
         counts[row.record.manifest.key] += close
@@ -433,8 +436,48 @@ def test_int8_on_the_packaged_backbone(
         ("regression", [0.0], False),
     ],
 )
-def test_low_margins_are_found(kind: TaskKind, logits: list[float], close: bool) -> None:
-    assert engine_module.has_low_margin(kind, logits) == close
+def test_low_margins_are_found(
+    tiny_backbone: Backbone, kind: TaskKind, logits: list[float], close: bool
+) -> None:
+    assert engine_module.has_low_margin(manifest_of(tiny_backbone, kind, logits), logits) == close
+
+
+def manifest_of(
+    backbone: Backbone, kind: TaskKind, logits: list[float], **changes: Any
+) -> Manifest:
+    labels = () if kind == "regression" else tuple(f"l{n}" for n in range(len(logits)))
+    task = TaskSpec(name="t", kind=kind, labels=labels, text_fields=("x",), max_length=8)
+    return factories.make_delta(backbone, task, "head", **changes).manifest
+
+
+@pytest.mark.parametrize(
+    ("kind", "logits", "rule", "scale", "close"),
+    [
+        ("single_label", [1.0, 1.04], {}, (0.5,), False),
+        ("single_label", [1.0, 1.02], {}, (0.5,), True),
+        ("single_label", [3.0, 0.0], {"confidence": "max_logit", "limit": 3.04}, (1.0,), True),
+        ("single_label", [3.0, 0.0], {"confidence": "max_logit", "limit": 3.06}, (1.0,), False),
+        ("single_label", [3.0, 0.0], {"limit": 0.9540}, (1.0,), True),
+        ("single_label", [3.0, 0.0], {"limit": 0.99}, (1.0,), False),
+        ("single_label", [900.0, 0.0], {"limit": 1.0}, (1.0,), False),
+        ("multi_label", [0.0, 5.0], {"thresholds": (0.9, 0.5)}, (1.0, 1.0), False),
+        ("multi_label", [2.18, 5.0], {"thresholds": (0.9, 0.5)}, (1.0, 1.0), True),
+        ("multi_label", [2.24, 5.0], {"thresholds": (0.9, 0.5)}, (2.0, 1.0), True),
+        ("multi_label", [9.0, 5.0], {"thresholds": (1.0, 0.0)}, (1.0, 1.0), False),
+    ],
+)
+def test_low_margins_follow_the_rule_and_the_calibration(
+    tiny_backbone: Backbone,
+    kind: TaskKind,
+    logits: list[float],
+    rule: dict[str, Any],
+    scale: tuple[float, ...],
+    close: bool,
+) -> None:
+    shift = (0.0,) * len(scale) if kind == "multi_label" else ()
+    calibration = {"scale": scale, "shift": shift}
+    made = manifest_of(tiny_backbone, kind, logits, decision=rule, calibration=calibration)
+    assert engine_module.has_low_margin(made, logits) == close
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("int8", marks=INT8)])

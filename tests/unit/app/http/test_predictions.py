@@ -14,7 +14,7 @@ from app.errors import BadResultError
 from app.http.predictions import scores_of, to_predictions
 from app.pipeline import RowLogits
 from deltas import TaskSpec, task_scores
-from deltas.manifest import TaskKind
+from deltas.manifest import DecisionRule, TaskKind
 
 
 def task(kind: str, *labels: str) -> TaskSpec:
@@ -34,6 +34,7 @@ def test_single_label_is_a_softmax() -> None:
     answer = predict(task("single_label", "a", "b"), 0.0, math.log(3))
     assert answer == {
         "label": "b",
+        "decision": "b",
         "score": pytest.approx(0.75),
         "scores": {"a": pytest.approx(0.25), "b": pytest.approx(0.75)},
         "truncated": False,
@@ -52,7 +53,39 @@ def test_no_label_may_apply() -> None:
 
 
 def test_regression_is_the_value_itself() -> None:
-    assert predict(task("regression"), 3.25, top_k=5) == {"value": 3.25, "truncated": False}
+    assert predict(task("regression"), 3.25, top_k=5) == {
+        "value": 3.25,
+        "decision": 3.25,
+        "truncated": False,
+    }
+
+
+def decide(spec: TaskSpec, rule: DecisionRule, *logits: float) -> dict[str, Any]:
+    (prediction,) = to_predictions(spec, [RowLogits(list(logits), False)], None, rule)
+    return prediction.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("rule", "logits", "decision"),
+    [
+        (DecisionRule(limit=0.74), (0.0, math.log(3)), "b"),
+        (DecisionRule(limit=0.76), (0.0, math.log(3)), None),
+        (DecisionRule(confidence="max_logit", limit=2.0), (2.0, -9.0), "a"),
+        (DecisionRule(confidence="max_logit", limit=2.0), (1.9, -9.0), None),
+    ],
+)
+def test_a_row_below_the_limit_has_no_decision_but_keeps_its_label(
+    rule: DecisionRule, logits: tuple[float, ...], decision: str | None
+) -> None:
+    answer = decide(task("single_label", "a", "b"), rule, *logits)
+    assert answer["decision"] == decision
+    assert answer["label"] == "ab"[logits[1] > logits[0]]
+
+
+def test_labels_reach_their_own_thresholds() -> None:
+    rule = DecisionRule(thresholds=(0.6, 0.1))
+    answer = decide(task("multi_label", "a", "b"), rule, 0.0, -2.0)
+    assert answer["decision"] == answer["labels"] == ["b"]
 
 
 def test_top_k() -> None:

@@ -24,7 +24,7 @@ from app.engine.engine import Engine
 from deltas import Backbone, Delta, Store, read_delta
 from training import fit
 from training.run import train_delta
-from training.run.evaluation import compute_metrics, decisions
+from training.run.evaluation import METRICS, compute_metrics, decisions
 from training.run.task_model import Split
 
 FILLERS = ["the", "film", "and", "very", "not", "a", "b", "c"]
@@ -127,9 +127,13 @@ def served_metrics(
     given = [tuple(row[:width]) for row in rows]
     logits = np.array(engine.predict(engine.tokenize(record, given)))
     names = list(record.manifest.metrics["selection"].values)
-    names.remove("loss")
-    kind = record.manifest.task.kind
-    return compute_metrics(names, decisions(kind, logits), np.array(labels))
+    names = [name for name in names if name in METRICS]
+    kind, rule = record.manifest.task.kind, record.manifest.decision
+    found = compute_metrics(names, decisions(kind, logits, rule), np.array(labels))
+    if rule is not None and rule.thresholds:
+        plain = compute_metrics(names, decisions(kind, logits), np.array(labels))
+        found |= {f"{name}_at_half": value for name, value in plain.items()}
+    return found
 
 
 @pytest.mark.parametrize(
