@@ -25,6 +25,7 @@ CLIP_NORM = 1.0  # as BERT was trained
 _VISITED_TOKENS = 450_000
 _VISITED_ROWS = 60_000
 _MAX_EPOCHS = 20
+_MIN_EVALS = 4
 # A head alone needs more epochs, and they cost little: its features are cached (decision 0072).
 _HEAD_EPOCHS = 40
 
@@ -225,6 +226,13 @@ class FitConfig(BaseModel):
     def train_split_name(self) -> str:
         """Name of the data set's split to train on."""
         return self.train_split or "train"
+
+
+def num_evaluations(config: FitConfig, epochs: float) -> int:
+    """Return how often a run of this many epochs is evaluated, if it has as many steps."""
+    if config.evals_per_epoch is not None:
+        return max(1, round(epochs * config.evals_per_epoch))
+    return config.evals or max(_MIN_EVALS, round(epochs))
 
 
 def default_epochs(rows: int, tokens: int, *, head_only: bool = False) -> float:

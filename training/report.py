@@ -68,24 +68,30 @@ def _report(arguments: Sequence[str] | None, prog: str) -> int:
         help="file of the rows for /benchmark (default: in the zoo for the committed results, else "
         "study.json in --out)",
     )
+    add(
+        "--earlier",
+        type=Path,
+        help="numbers of an earlier study to show beside (default: earlier_study.csv in --results)",
+    )
     options = parser.parse_args(arguments)
     from deltas.publish.study import study_path
 
     out = options.out or options.results
     # The server ships the committed study; a report on other runs must not replace it.
     rows = study_path() if options.results == RESULTS else out / "study.json"
-    written = report(options.results, out, options.benchmark or rows)
+    written = report(options.results, out, options.benchmark or rows, options.earlier)
     sys.stdout.write("".join(f"{path}\n" for path in written))
     return 0
 
 
-def report(results: Path, out: Path, benchmark: Path) -> list[Path]:
+def report(results: Path, out: Path, benchmark: Path, earlier: Path | None = None) -> list[Path]:
     """Write the report on a folder of results into `out`, and the server's rows into `benchmark`.
 
+    `earlier` is a file of numbers to compare with, by default the folder's own if it has one.
     Returns the files written.
 
     Raises:
-        ConfigError: there is no finished run, or matplotlib is not installed.
+        ConfigError: there is no finished run, no such earlier file, or matplotlib is not installed.
         DataError: a damaged line.
     """
     from deltas.format import write_atomically
@@ -97,6 +103,8 @@ def report(results: Path, out: Path, benchmark: Path) -> list[Path]:
         raise ConfigError(
             f"{results / 'runs.jsonl'} has no finished run; make some: python -m training.sweep"
         )
+    if earlier and not earlier.is_file():
+        raise ConfigError(f"--earlier {earlier}: no such file")
     captions = _draw(cells, out)
     comparisons = [
         asdict(one)
@@ -105,7 +113,7 @@ def report(results: Path, out: Path, benchmark: Path) -> list[Path]:
         for one in found
     ]
     pages = {
-        "README.md": _page(results, runs, cells, captions),
+        "README.md": _page(results, runs, cells, captions, earlier),
         "results.csv": tables.csv_text([tables.cell_record(cell) for cell in cells]),
         "significance.csv": tables.csv_text(comparisons),
     }
@@ -154,12 +162,16 @@ def study_row(cell: Cell) -> StudyRow:
 
 
 def _page(
-    results: Path, runs: Sequence[Run], cells: Sequence[Cell], captions: Mapping[str, str]
+    results: Path,
+    runs: Sequence[Run],
+    cells: Sequence[Cell],
+    captions: Mapping[str, str],
+    earlier: Path | None,
 ) -> str:
     """Write README.md: the conclusions, the origin of the numbers, tables, figures."""
     backbones = tables.by_backbone(cells)
     parts = ["# Results of the study\n"]
-    conclusions, earlier = results / "conclusions.md", results / "earlier_study.csv"
+    conclusions, earlier = results / "conclusions.md", earlier or results / "earlier_study.csv"
     if conclusions.is_file():
         parts.append(conclusions.read_text(encoding="utf-8"))
     parts.append(_origin(results, runs, cells))

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 from deltas.errors import home_or_name, home_path
 from training.errors import ConfigError, run_command
 from training.options import flag_of
-from training.study.plan import PlannedRun, Study, make_study, plan, read_study
+from training.study.plan import Options, PlannedRun, Study, make_study, narrow, plan, read_study
 from training.study.results import Run, read_runs
 
 STUDY = Path("docs/results/study.toml")
@@ -42,21 +43,24 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m training
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    # The part of a study that the command line declares; empty for a study from a file.
+    # What the command line declares; empty for a study from a file.
     names = (*_LISTS, "rates", "seeds", "rate_seeds", "set")
     declared = {name: getattr(options, name) for name in names if getattr(options, name)}
+    study = _study(options, declared)
     if options.out is None:
-        options.out = COMMAND_LINE_RUNS if declared else RUNS
-    planned = plan(_study(options, declared), options.only)
+        # Fewer tasks or seeds of a file are runs of that file; with other options they are not.
+        is_of_file = "set" not in declared if options.study else not declared
+        options.out = (study.out or RUNS) if is_of_file else COMMAND_LINE_RUNS
+    planned = plan(study, options.only)
     runs = read_runs(options.out)
     if options.dry_run:
-        sys.stdout.write(describe(planned, runs, options.workers))
+        sys.stdout.write(describe(planned, runs, options.workers, study.seconds_a_pass))
         return 0
     from training.study.run_pool import RunPool
 
     _check_data(planned, options.data)
     with _locked(options.out, "--out"), _locked(options.work, "--work"), _stoppable():
-        return RunPool(planned, options).make_all()
+        return RunPool(planned, options, study.seconds_a_pass).make_all()
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -71,7 +75,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--out",
         type=home_path,
-        help=f"file of the results (default: {RUNS}; without a file {COMMAND_LINE_RUNS})",
+        help=f"file of the results (default: the study file's, or {RUNS}; for runs that no file "
+        f"declares {COMMAND_LINE_RUNS})",
     )
     add(
         "--work",
@@ -92,7 +97,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     group = parser.add_argument_group(
         "a study without a file",
         "Lists are written a,b. If a value has a comma itself, separate values by semicolons: "
-        "'a,b; c', or 'a,b;' for a single one.",
+        "'a,b; c', or 'a,b;' for a single one. With --study, --tasks and --seeds leave out runs of "
+        "the file, and --set replaces options of all its runs.",
     )
     for name in _LISTS:
         group.add_argument(flag_of(name), type=_words)
@@ -117,44 +123,72 @@ def _positive(text: str) -> int:
 
 def _study(options: argparse.Namespace, declared: dict[str, Any]) -> Study:
     """Return the study of the file, or the study that the command line declares."""
-    if not declared:
-        return read_study(options.study or STUDY)
-    if options.study:
-        raise ConfigError("--study declares the runs; leave out the options of a study of its own")
+    more = dict(word.partition("=")[::2] for word in declared.get("set", ()))
+    if options.study or not declared:
+        if others := sorted(declared.keys() - {"tasks", "seeds", "set"}):
+            raise ConfigError(
+                f"--study declares the runs; leave out {', '.join(map(flag_of, others))} (--tasks "
+                "and --seeds make fewer of them, --set changes their options)"
+            )
+        study = read_study(options.study or STUDY)
+        return narrow(study, options.tasks or (), options.seeds, more) if declared else study
     if "tasks" not in declared or "freeze" not in declared:
         raise ConfigError("a study without a file needs --tasks and --freeze")
     part = {name: value for name, value in declared.items() if name != "set"}
-    more = dict(word.partition("=")[::2] for word in declared.get("set", ()))
     return make_study({"part": [{"name": "command line", "options": more, **part}]}, "command line")
 
 
-def describe(planned: Sequence[PlannedRun], finished: Mapping[str, Run], workers: int) -> str:
-    """Write one line per run with its expected duration, and the sum of what is missing."""
-    from training.run.plan.wording import format_duration
-    from training.study.run_pool import Estimate
+def describe(
+    planned: Sequence[PlannedRun],
+    finished: Mapping[str, Run],
+    workers: int,
+    assumed: Mapping[str, float] | None = None,
+) -> str:
+    """Write one line per run with its expected duration, and the sums of what is missing.
 
-    estimate = Estimate(finished)
-    lines, left, missing = [], 0.0, 0
+    `assumed` are the study's seconds of a row's forward pass, by task.
+    """
+    from training.run.plan.wording import format_duration
+    from training.study.estimate import Estimate, forward_passes
+
+    estimate = Estimate(finished, assumed)
+    lines, missing = [], {run.part: list[Options]() for run in planned}
+    backbones = {run.options.get("backbone") for run in planned}
+    names = [name for name in _LISTS[2:] if name != "backbone" or len(backbones) > 1]
     for run in planned:
         made, chosen = run.find(finished), run.chosen(finished)
-        rates = [chosen] if chosen else list(run.rates)
-        rate = ("best of " if len(rates) > 1 else "") + ", ".join(map("{:g}".format, rates))
-        seconds = estimate.seconds(run.options)
         if made is None:
-            left, missing = left + seconds, missing + 1
-        others = {name: run.options[name] for name in _LISTS[2:] if name in run.options}
-        extra = "".join(f"  {name} {value}" for name, value in others.items())
-        lines.append(
-            f"{run.part:12} {run.options['task']:5} {run.options['freeze']:24} "
-            f"seed {run.options['seed']}  lr {rate}{extra}  "
-            + (format_duration(seconds) if made is None else "done" if made.outcome else "failed")
-        )
-    basis = "a guess: nothing is measured yet" if estimate.is_guess else "from the finished runs"
+            missing[run.part].append(run.options)
+            state = format_duration(estimate.seconds(run.options))
+        else:
+            state = "done" if made.outcome else "failed"
+        rates = [chosen] if chosen else list(run.rates)
+        lines.append(f"{_run_words(run, rates, names)}  {state}")
+
+    def cost(runs: Sequence[Options]) -> str:
+        seconds = sum(map(estimate.seconds, runs)) / workers
+        return f"about {format_duration(seconds)} with {workers} worker{'s' * (workers > 1)}"
+
+    if len(missing) > 1:
+        lines += [f"{part}: {len(runs):,} to make, {cost(runs)}" for part, runs in missing.items()]
+    left = list(chain.from_iterable(missing.values()))
+    basis = "; ".join(sorted(set(map(estimate.basis, left)))) or "nothing is left"
     lines.append(
-        f"{missing} of {len(planned)} runs to make, about {format_duration(left / workers)} with "
-        f"{workers} worker{'s' * (workers > 1)} ({basis})"
+        f"{len(left):,} of {len(planned):,} runs to make, {cost(left)} ({basis}): "
+        f"{sum(map(forward_passes, left)):,.0f} forward passes of rows, a step's rows counted "
+        "five times if whole matrices train, otherwise three times"
     )
     return "\n".join(lines) + "\n"
+
+
+def _run_words(run: PlannedRun, rates: Sequence[float], names: Sequence[str]) -> str:
+    """Describe a run on one line; `names` are the options to show besides the usual ones."""
+    rate = ("best of " if len(rates) > 1 else "") + ", ".join(map("{:g}".format, rates))
+    extra = "".join(f"  {name} {run.options[name]}" for name in names if name in run.options)
+    return (
+        f"{run.part:12} {run.options['task']:5} {run.options['freeze']:24} "
+        f"seed {run.options['seed']}  lr {rate}{extra}"
+    )
 
 
 def _check_data(planned: Sequence[PlannedRun], data: str | None) -> None:

@@ -24,7 +24,7 @@ from deltas.manifest import InitialDelta, TaskSpec
 from training.data.rows import TaskData
 from training.data.tasks import Task
 from training.errors import ConfigError, listing
-from training.options import FitConfig, default_epochs, shared_fields
+from training.options import FitConfig, default_epochs, num_evaluations, shared_fields
 from training.run.evaluation import features, pooled_scale
 from training.run.head.solver import HeadProblem, solve_head
 from training.run.loop.schedule import LoopConfig
@@ -41,7 +41,6 @@ from training.strategies.rules import Selection
 
 _FISHER_ROWS = 256
 _MAX_START_ROWS = 5000  # enough to start from; a head that stays as it is reads all rows
-_MIN_EVALS = 4
 _HEAD_RATE = 1e-3
 _SCALE_ROWS = 64
 
@@ -298,14 +297,11 @@ def loop_config(config: FitConfig, model: TaskModel, splits: tuple[Split, Split]
         head_rate = learning_rate
     elif head_rate is None:
         head_rate = float(f"{_HEAD_RATE / pooled_scale(model, rows[:_SCALE_ROWS]):.3g}")
-    evals = config.evals or max(_MIN_EVALS, round(epochs))
-    if config.evals_per_epoch is not None:
-        evals = max(1, round(epochs * config.evals_per_epoch))
     resolved = {
         "steps": steps,
         "learning_rate": learning_rate,
         "head_learning_rate": head_rate,
-        "evals": min(steps, evals),
+        "evals": min(steps, num_evaluations(config, epochs)),
         "decay": config.schedule,
         "head_start": head_start,
     }

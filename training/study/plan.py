@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,6 +26,8 @@ from training.study.results import Run, run_key
 Options = dict[str, Any]
 Rates = tuple[float, ...]
 Candidates = dict[float, tuple[str, ...]]
+# Options of which a part has a list, with the value that leaves each of them to other declarations.
+_UNSET = {"backbone": "", "train_rows": 0, "init_from": "", "reinit": "none"}
 
 
 class _Declared(BaseModel):
@@ -69,6 +71,9 @@ class Study(_Declared):
     strategies: dict[str, Options] = {}  # options by strategy
     rates: dict[str, Rates] = {}  # learning rates by strategy
     part: tuple[Part, ...] = Field(min_length=1)
+    out: Path | None = None  # file of the results
+    # By task: seconds that a forward pass of one row is assumed to take, until runs are measured.
+    seconds_a_pass: dict[str, Annotated[float, Field(gt=0)]] = {}
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,35 @@ def make_study(declared: Mapping[str, Any], origin: str) -> Study:
         raise ConfigError(f"{origin}: {'; '.join(problems)}") from error
 
 
+def narrow(
+    study: Study,
+    tasks: Iterable[str] = (),
+    seeds: int | None = None,
+    options: Options | None = None,
+) -> Study:
+    """Return a study of fewer tasks and seeds, with these options in place of the declared ones.
+
+    Raises:
+        ConfigError: the study has none of the tasks, or an option has a wrong value.
+    """
+    wanted, declared = list(tasks), {task: None for part in study.part for task in part.tasks}
+    if unknown := [task for task in wanted if task not in declared]:
+        raise ConfigError(f"the study has no task {unknown[0]!r}; it has: {listing(declared)}")
+    lists = {name: (value,) for name, value in (options or {}).items() if name in _UNSET}
+    others = {name: value for name, value in (options or {}).items() if name not in _UNSET}
+    parts = []
+    for part in study.part:
+        kept = [task for task in part.tasks if not wanted or task in wanted]
+        changes: Options = {"tasks": kept, "options": part.options | others} | lists
+        changes["seeds"] = min(part.seeds, seeds or part.seeds)
+        changes["rate_seeds"] = min(part.rate_seeds, changes["seeds"])
+        changes["tasks_options"] = {
+            task: found | others for task, found in part.tasks_options.items()
+        }
+        parts += [part.model_dump() | changes] if kept else []
+    return make_study(study.model_dump() | {"part": parts}, "the narrowed study")
+
+
 def plan(study: Study, only: Iterable[str] = ()) -> list[PlannedRun]:
     """Return every run of a study once, in the order in which to make them.
 
@@ -209,10 +243,9 @@ def _plan_part(
 
 def _variants(part: Part) -> Iterator[Options]:
     """Yield each combination of a part's lists; options that say nothing are left out."""
-    unset = {"backbone": "", "train_rows": 0, "init_from": "", "reinit": "none"}
-    for *values, freeze in product(*(getattr(part, name) for name in unset), part.freeze):
-        variant = dict(zip(unset, values, strict=True))
-        stated = {name: value for name, value in variant.items() if value != unset[name]}
+    for *values, freeze in product(*(getattr(part, name) for name in _UNSET), part.freeze):
+        variant = dict(zip(_UNSET, values, strict=True))
+        stated = {name: value for name, value in variant.items() if value != _UNSET[name]}
         yield {"freeze": canonical(freeze), **stated}
 
 

@@ -1,7 +1,7 @@
 """Makes the runs of a sweep, several at a time, and records their results.
 
-Each run has a process of its own (`training.study.trial`). `Estimate` predicts the duration of the
-runs that are left from finished runs with similar options.
+Each run has a process of its own (`training.study.trial`). After each run it says how long the
+others will take (`training.study.estimate`).
 """
 
 from __future__ import annotations
@@ -12,68 +12,21 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from tqdm import tqdm
 
-from training.data.tasks import TASKS
 from training.errors import ConfigError
-from training.options import default_epochs
 from training.run.plan.wording import format_duration
+from training.study.estimate import Estimate
 from training.study.plan import PlannedRun
 from training.study.results import Run, append_run, read_runs, run_key
 from training.study.trial import OUTCOME, Trial, fit_command, last_log_line, run_trial
-
-# Seconds per row of a training step before anything was measured; a guess, and called one.
-GUESSED_SECONDS_A_ROW = 0.03
-_TOKENS_A_ROW = 30  # about the mean of the GLUE tasks; only estimates depend on it
-
-
-class Estimate:
-    """Predicts durations from the measured seconds per row of finished runs."""
-
-    def __init__(self, runs: Mapping[str, Run]) -> None:
-        measured: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-        for run in runs.values():
-            if run.outcome is None or run.outcome.resumed:
-                continue
-            cost = run.outcome.seconds / max(1.0, visited_rows(run.options))
-            for likeness in _likenesses(run.options):
-                measured[likeness].append(cost)
-        self._cost = {likeness: median(costs) for likeness, costs in measured.items()}
-
-    @property
-    def is_guess(self) -> bool:
-        """True if nothing was measured yet."""
-        return not self._cost
-
-    def seconds(self, options: Mapping[str, Any]) -> float:
-        """Return the expected duration of a run."""
-        costs = (self._cost[mark] for mark in _likenesses(options) if mark in self._cost)
-        return next(costs, GUESSED_SECONDS_A_ROW) * visited_rows(options)
-
-
-def visited_rows(options: Mapping[str, Any]) -> float:
-    """Return rows times epochs; of a head alone just the rows, because its features are cached."""
-    task = TASKS[options["task"]]
-    rows = options.get("train_rows") or task.canonical_rows[task.train_split]
-    epochs = options.get("epochs") or default_epochs(rows, rows * _TOKENS_A_ROW)
-    return float(rows if options["freeze"] == "head" else rows * epochs)
-
-
-def _likenesses(options: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """Return what a run may have in common with other runs, closest likeness first."""
-    task, rows = options["task"], options.get("train_rows")
-    freeze = str(options["freeze"])
-    rule = freeze.partition(":")[0].partition("@")[0]
-    return [(task, freeze, rows), (task, rule, rows), (task, rule), (task,), ()]
 
 
 @dataclass(frozen=True)
@@ -87,10 +40,19 @@ class _RunningTrial:
 
 
 class RunPool:
-    """Makes the planned runs in their order, several at a time; takes the command's options."""
+    """Makes the planned runs in their order, several at a time; takes the command's options.
 
-    def __init__(self, planned: Sequence[PlannedRun], options: argparse.Namespace) -> None:
+    `assumed` are the study's seconds of a row's forward pass, by task.
+    """
+
+    def __init__(
+        self,
+        planned: Sequence[PlannedRun],
+        options: argparse.Namespace,
+        assumed: Mapping[str, float] | None = None,
+    ) -> None:
         self._options = options
+        self._assumed = assumed
         self._planned = planned
         self._waiting = list(planned)
         self._runs = read_runs(options.out)
@@ -197,7 +159,7 @@ class RunPool:
     def _tell(self, run: Run) -> None:
         """Write one line about a finished run, with the time that the other runs will take."""
         rest = self._rest()
-        left = sum(map(Estimate(self._runs).seconds, rest)) / self._options.workers
+        left = sum(map(Estimate(self._runs, self._assumed).seconds, rest)) / self._options.workers
         total = len(self._planned)
         names = [str(run.options.get(name, "")) for name in ("task", "freeze", "reinit")]
         result = f"failed: {run.error}"

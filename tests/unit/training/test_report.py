@@ -100,6 +100,19 @@ def test_the_earlier_study_is_shown_whole() -> None:
     assert "0.700 (1)" in rte, "the main part goes before one with other options"
 
 
+def test_an_earlier_study_may_be_in_another_folder(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--results", str(results), "--out", str(tmp_path), "--earlier"]
+    assert report.main([*words, str(tmp_path / "none.csv")]) == 2
+    assert "none.csv: no such file" in capsys.readouterr().err
+    numbers = "part,task,strategy,learning_rate,train_rows,mean,spread\n"
+    (tmp_path / "other.csv").write_text(f"{numbers}methods,rte,bitfit,0.5,,0.123,0.045\n")
+    assert report.main([*words, str(tmp_path / "other.csv")]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "| rte | `bitfit` | all | 0.123 ± 0.045 | 0.5 | 0.646" in page
+
+
 def test_the_page_says_that_runs_at_a_time_share_the_machine(tmp_path: Path) -> None:
     run = run_of("bitfit", 0.5)
     assert run.outcome is not None

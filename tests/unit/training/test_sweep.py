@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +11,7 @@ import pytest
 
 from tests.unit.training.study.test_results import make_run
 from training import sweep
-from training.run.plan.wording import format_duration
-from training.study.results import History, Run, append_run
-from training.study.run_pool import Estimate, visited_rows
+from training.study.results import History, append_run
 
 
 @pytest.mark.parametrize("option", ["--out", "--work"])
@@ -81,6 +78,69 @@ def test_a_study_of_the_command_line_leaves_the_committed_results_alone(
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"{missing} runs to make")
 
 
+FILE = """
+out = "from/file.jsonl"
+seconds_a_pass = { rte = 10.0 }
+[options]
+epochs = 1
+[[part]]
+name = "a"
+tasks = ["rte", "cola"]
+freeze = ["head"]
+rates = [0.1]
+seeds = 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "listed"),
+    [
+        ([], "from/file.jsonl", ["rte 0", "rte 1", "cola 0", "cola 1"]),
+        (["--tasks", "cola", "--seeds", "1"], "from/file.jsonl", ["cola 0"]),
+        (["--seeds", "1", "--set", "epochs=3"], str(sweep.COMMAND_LINE_RUNS), ["rte 0", "cola 0"]),
+    ],
+)
+def test_a_file_may_be_narrowed_and_says_where_its_results_are(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    where: str,
+    listed: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("study.toml").write_text(FILE)
+    words = ["--study", "study.toml", "--dry-run", *words]
+    assert sweep.main(words) == 0
+    *runs, last = capsys.readouterr().out.splitlines()
+    assert [f"{run.split()[1]} {run.split()[4]}" for run in runs] == listed
+    epochs = 3 if "--set" in words else 1
+    made = make_run(task="cola", freeze="head", lr=0.1, epochs=float(epochs))
+    append_run(Path(where), made)
+    assert sweep.main(words) == 0
+    again = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"{len(listed)} of {len(listed)} runs to make")
+    assert again.startswith(f"{len(listed) - 1} of {len(listed)} runs to make")
+
+
+def test_a_dry_run_sums_each_part_and_names_the_basis_of_its_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    second = '[[part]]\nname = "b"\ntasks = ["wnli"]\nfreeze = ["head"]\n'
+    Path("study.toml").write_text(FILE + second)
+    words = ["--study", "study.toml", "--tasks", "rte,wnli", "--dry-run", "--workers", "2"]
+    assert sweep.main(words) == 0
+    *_, part_a, part_b, last = capsys.readouterr().out.splitlines()
+    rows = {"rte": 2490 + 277, "wnli": 635 + 71}  # of a head alone each row is computed once
+    hours, minutes = divmod(round(rows["rte"] * 10 / 60), 60)
+    assert part_a == f"a: 2 to make, about {hours} h {minutes} min with 2 workers"
+    assert part_b.startswith("b: 1 to make, about 4 s with 2 workers")
+    assert last.startswith(f"3 of 3 runs to make, about {hours} h {minutes} min with 2 workers (")
+    assert "(a guess: nothing is measured yet; by the study file's assumption)" in last
+    assert f"{2 * rows['rte'] + rows['wnli']:,} forward passes of rows" in last
+
+
 @pytest.mark.parametrize(
     ("freeze", "listed"),
     [
@@ -117,7 +177,10 @@ def test_dry_run_knows_a_rate_that_was_chosen_already(
     ("words", "message"),
     [
         (["--tasks", "rte"], "a study without a file needs --tasks and --freeze"),
-        (["--study", "a.toml", "--tasks", "rte"], "--study declares the runs"),
+        (
+            ["--study", "a.toml", "--freeze", "head"],
+            "--study declares the runs; leave out --fr",
+        ),
         (["--study", "a.toml"], "a.toml: can't be read as a study"),
         (["--tasks", "rte", "--freeze", "head", "--set", "colour=red"], "colour: Extra inputs"),
         (["--workers", "0"], "'0' is no whole number of at least 1"),
@@ -137,32 +200,6 @@ def test_the_generated_sample_is_swept_only_on_request(
     words = ["--tasks", "wnli", "--freeze", "head", "--out", str(tmp_path / "runs.jsonl")]
     assert sweep.main(words) == 2
     assert "only the generated sample; set GLUE_DIR" in capsys.readouterr().err
-
-
-def test_estimates_come_from_the_most_alike() -> None:
-    def run(seconds: float, **options: object) -> Run:
-        stated: dict[str, Any] = {"epochs": 1.0, "train_rows": 100} | options
-        made = make_run(**stated)
-        fields = made.model_dump()
-        fields["outcome"]["seconds"] = seconds
-        return Run(**fields)
-
-    runs = [run(10, freeze="bitfit"), run(40, freeze="full"), run(1, task="cola", freeze="head")]
-    estimate = Estimate({run.key: run for run in runs})
-    options = {"task": "rte", "freeze": "bitfit", "train_rows": 200, "epochs": 2.0}
-    assert estimate.seconds(options) == pytest.approx(40)
-    assert estimate.seconds(options | {"freeze": "full"}) == pytest.approx(160)
-    assert estimate.seconds(options | {"freeze": "layernorm"}) == pytest.approx(100)
-    assert estimate.seconds(options | {"task": "cola"}) == pytest.approx(4)
-    assert visited_rows({"task": "rte", "freeze": "full", "epochs": 2}) == 2 * 2490
-    assert visited_rows({"task": "rte", "freeze": "head", "epochs": 2}) == 2490
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(4.4, "4 s"), (89, "89 s"), (600, "10 min"), (11_100, "3 h 5 min")]
-)
-def test_durations_in_words(seconds: float, words: str) -> None:
-    assert format_duration(seconds) == words
 
 
 def test_a_history_counts_the_last_line_of_a_step(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 
 def format_duration(seconds: float) -> str:
-    """Write a duration for people: "45 s", "12 min", "3 h 5 min"."""
+    """Write a duration for people: "45 s", "12 min", "3 h 5 min", "1,400 h"."""
     if seconds < 0.5:
         return "under 1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 6000 else f"{minutes / 60:,.0f} h"
 
 
 def percent(share: float) -> str:

@@ -166,7 +166,8 @@ def test_shares_are_short(share: float, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0.2, "under 1 s"), (59.6, "60 s"), (5400, "1 h 30 min")]
+    ("seconds", "words"),
+    [(0.2, "under 1 s"), (59.6, "60 s"), (5400, "1 h 30 min"), (5_000_000, "1,389 h")],
 )
 def test_durations_are_for_people(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
