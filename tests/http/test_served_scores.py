@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from deltas import Manifest, read_delta
 from training import fit
+from training.options import flag_of
 from training.run.evaluation import METRICS, compute_metrics
 
 WORDS = {"red": "good film", "green": "bad plot", "blue": "very long", "grey": "x y"}
@@ -60,7 +61,7 @@ def serve(
             "out": tmp_path / "out",
         } | flags
         pairs = given.items()
-        words = [str(word) for name, value in pairs for word in (fit.flag_of(name), value)]
+        words = [str(word) for name, value in pairs for word in (flag_of(name), value)]
         assert fit.main(words) == 0
         (path,) = (tmp_path / "out").rglob("*.safetensors")
         client, texts = start(deltas=(tmp_path / "out",)), [text for text, _ in rows]

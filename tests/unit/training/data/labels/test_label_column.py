@@ -247,7 +247,7 @@ def test_lists_of_one_label_each_are_worth_a_warning() -> None:
 
 
 def test_codes_of_class_labels_get_their_names() -> None:
-    values = {"label": [0, 1, -1, None], "more": [[1, 0], [], [1], [0]]}
+    values: dict[str, list[Any]] = {"label": [0, 1, -1, None], "more": [[1, 0], [], [1], [0]]}
     names = {"label": ("no", "yes"), "more": ("a", "b")}
     columns = Columns(Path("a.parquet"), 4, values, class_names=names)
     assert name_classes(columns, "label").values["label"] == ["no", "yes", None, None]
