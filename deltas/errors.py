@@ -101,6 +101,7 @@ def run_command(
         misuse: those of them that are 2.
     """
     escape_output()
+    expected: tuple[type[Exception], ...] = (DeltaError, OSError, *errors)
     try:
         return command()
     except SystemExit as stop:  # argparse, after --help or a wrong flag
@@ -110,7 +111,7 @@ def run_command(
     except KeyboardInterrupt:
         sys.stderr.write(f"{interrupted}\n")
         return 130
-    except (DeltaError, OSError, *errors) as error:
+    except expected as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, misuse) else 1
 
