@@ -160,6 +160,9 @@ class RunPool:
         """Write one line about a finished run, with the time that the other runs will take."""
         rest = self._rest()
         left = sum(map(Estimate(self._runs, self._assumed).seconds, rest)) / self._options.workers
+        rest_words = f"{len(rest)} to make" + (
+            f", about {format_duration(left)} left" if rest else ""
+        )
         total = len(self._planned)
         names = [str(run.options.get(name, "")) for name in ("task", "freeze", "reinit")]
         result = f"failed: {run.error}"
@@ -169,7 +172,7 @@ class RunPool:
         tqdm.write(
             f"[{total - len(rest)}/{total}] {' '.join(filter(None, names))} "
             f"lr {run.options['lr']:g} seed {run.options['seed']}  {result}  "
-            f"({len(rest)} to make, about {format_duration(left)} left)",
+            f"({rest_words})",
             file=sys.stderr,
         )
 
