@@ -82,7 +82,8 @@ def test_every_label_is_in_the_smallest_subset() -> None:
 
 def test_rows_and_labels_stay_together() -> None:
     data = make([n % 2 for n in range(100)])
-    for texts, label in zip(*vars(data.subset(30, 0).train).values(), strict=True):
+    train = data.subset(30, 0).train
+    for texts, label in zip(train.texts, train.labels, strict=True):
         assert int(texts[0].split()[1]) % 2 == label
 
 
