@@ -71,6 +71,8 @@ _STRATEGIES = {
     "bitfit": "all biases and the head",
     "layernorm": "weights and biases of all LayerNorms and the head",
     "random": "a random share of all parameters and the head",
+    "fisher": "the values with the largest Fisher information and the head",
+    "gem": "the values with the largest gradient in proportion to their size, and the head",
     "top": "the uppermost layers and the head",
     "attention": "the attention blocks and the head",
     "ffn": "the feed-forward blocks and the head",

@@ -1,7 +1,7 @@
 """Prepares a training run: its model, the options of its loop, and the weights of its labels.
 
 The model starts from the selected values of the backbone, or of another delta (`--init-from`), and
-a head. The scores by which the strategy `fisher` selects are computed here, too. Read
+a head. The scores by which `fisher` and `gem` select are computed here, too. Read
 `training.run.task_model` next, then `training.run.loop.loop`.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -39,7 +39,8 @@ from training.run.task_model import (
 from training.strategies import grammar
 from training.strategies.rules import Selection
 
-_FISHER_ROWS = 256
+_SCORED_ROWS = 256
+_SMALLEST_WEIGHT = 1e-8
 _MAX_START_ROWS = 5000  # enough to start from; a head that stays as it is reads all rows
 _HEAD_RATE = 1e-3
 _SCALE_ROWS = 64
@@ -171,14 +172,15 @@ def make_task_model(
         labels = split.labels.double()
         output = float(labels.std(correction=0)) or 1.0, float(labels.mean())
 
-    def scores() -> Mapping[str, Tensor]:
+    def scores(rule: str) -> Mapping[str, Tensor]:
         if config.dry_run:  # as many values, without the work
             return {name: value.abs() for name, value in values.items()}
         every = initial_entries(backbone, dict.fromkeys(values), device)
         model = TaskModel(
             backbone, every, head, device, dtype, output, pooling=spec.pooling, pairs=spec.pairs
         )
-        return fisher_scores(model, task.kind, split, config.seed)
+        score = {"fisher": fisher_scores, "gem": gem_scores}[rule]
+        return score(model, task.kind, split, config.seed)
 
     # A mean reads no pooler, so training it would change nothing.
     values = {
@@ -241,23 +243,56 @@ def fisher_scores(model: TaskModel, kind: str, split: Split, seed: int) -> dict[
     """Compute the empirical Fisher information of every trained value.
 
     That is the squared gradient of each row's own loss, summed over rows (Sung et al. 2021,
-    arXiv:2111.09839). 256 rows are enough to rank the values. They are drawn with the seed, because
-    the first rows of a file sorted by label have one label only. The scores are returned by
-    parameter name, float32, in the parameter's shape.
+    arXiv:2111.09839). The scores are returned by parameter name, float32, in the parameter's shape.
+    """
+    scores = {name: torch.zeros_like(entry.values) for name, entry in model.entries.items()}
+    for grads in _row_gradients(model, kind, split, seed):
+        for name, grad in grads.items():
+            scores[name].addcmul_(grad, grad)
+    return {name: score.detach().cpu() for name, score in scores.items()}
+
+
+def gem_scores(model: TaskModel, kind: str, split: Split, seed: int) -> dict[str, Tensor]:
+    """Compute the ratio of gradient to weight of every trained value (see the rule `gem`).
+
+    The gradient is that of the loss over all drawn rows. The scores are returned by parameter name,
+    float32, in the parameter's shape.
+    """
+    sums = {name: torch.zeros_like(entry.values) for name, entry in model.entries.items()}
+    for grads in _row_gradients(model, kind, split, seed):
+        for name, grad in grads.items():
+            sums[name] += grad
+    values = {name: entry.values.detach() for name, entry in model.entries.items()}
+    return {name: gradient_to_weight(grad, values[name]).cpu() for name, grad in sums.items()}
+
+
+def gradient_to_weight(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return |gradient| / |weight|, a weight below 1e-8 counted as 1e-8.
+
+    Some weights are exactly 0: the biases of an untrained pooler, or those that `--reinit biases`
+    has set to 0. They have no ratio. With a small divisor in its place they come first, those with
+    the larger gradient before the others. A value without a gradient has the ratio 0.
+    """
+    return gradient.abs() / weight.abs().clamp(min=_SMALLEST_WEIGHT)
+
+
+def _row_gradients(
+    model: TaskModel, kind: str, split: Split, seed: int
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the gradients of the losses of some rows, row by row, of the values that have one.
+
+    256 rows are enough to rank the values. They are drawn with the seed, because the first rows of
+    a file sorted by label have one label only.
     """
     values = {name: entry.values for name, entry in model.entries.items()}
-    scores = {name: torch.zeros_like(value) for name, value in values.items()}
     total = len(split.rows)
-    drawn = random.Random(f"{seed} fisher").sample(range(total), min(total, _FISHER_ROWS))
+    drawn = random.Random(f"{seed} fisher").sample(range(total), min(total, _SCORED_ROWS))
     for position in sorted(drawn):
         logits = model.logits([split.rows[position]])
         labels = split.labels[[position]].to(logits.device)
         loss = task_loss(kind, logits, labels, model.scale)
         grads = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
-        for score, grad in zip(scores.values(), grads, strict=True):
-            if grad is not None:
-                score.addcmul_(grad, grad)
-    return {name: score.detach().cpu() for name, score in scores.items()}
+        yield {name: grad for name, grad in zip(values, grads, strict=True) if grad is not None}
 
 
 def label_weights(config: FitConfig, task: Task, split: Split) -> Tensor | None:

@@ -46,7 +46,7 @@ def select(
     shapes: Shapes,
     seed: int,
     values: Scores | None = None,
-    scores: Callable[[], Scores] | None = None,
+    scores: Callable[[str], Scores] | None = None,
 ) -> Selection:
     """Apply a strategy.
 
@@ -55,7 +55,7 @@ def select(
         shapes: the shape of every backbone parameter, in the network's order.
         seed: seed of rules that draw at random.
         values: the parameters; only `magnitude` needs them.
-        scores: returns a score for each value; only `fisher` needs it.
+        scores: takes a rule, returns its score for each value; only `fisher` and `gem` need it.
 
     Raises:
         ConfigError: unknown rule, bad argument, or nothing selected by a rule.
@@ -72,8 +72,8 @@ def select(
     return {name: selection[name] for name in shapes if name in selection}
 
 
-def _no_scores() -> Scores:
-    raise ConfigError("fisher: needs train rows to score the parameters on")
+def _no_scores(rule: str) -> Scores:
+    raise ConfigError(f"{rule}: needs train rows to score the parameters on")
 
 
 def canonical(freeze: str) -> str:

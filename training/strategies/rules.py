@@ -48,7 +48,8 @@ class RuleInput:
     shapes: Shapes  # by Hugging Face name, in the network's order
     seed: int  # for rules that draw at random
     values: Scores  # the parameters themselves, in the same order
-    scores: Callable[[], Scores]  # returns a score for each value, computed on first use
+    # Returns a rule's score for each value, computed on first use.
+    scores: Callable[[str], Scores]
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,18 @@ def _magnitude(given: RuleInput, argument: str) -> Selection:
 def _fisher(given: RuleInput, argument: str) -> Selection:
     """Select by Fisher information, as the FISH mask of Sung et al. 2021 (arXiv:2111.09839)."""
     wanted = _num_wanted(given, "fisher", argument)
-    return _highest(given, given.scores(), wanted)
+    return _highest(given, given.scores("fisher"), wanted)
+
+
+def _gem(given: RuleInput, argument: str) -> Selection:
+    """Select by the ratio of gradient to weight, after GEM (Kang et al. 2025, arXiv:2508.16191).
+
+    GEM ranks values by how large their update would be in proportion to the pretrained value. It
+    also gives each layer a number of its own, by the entropy of the layer's values. Here the share
+    is one for all values, as in `fisher` and `random`, so that the rules compare.
+    """
+    wanted = _num_wanted(given, "gem", argument)
+    return _highest(given, given.scores("gem"), wanted)
 
 
 def _num_layers(argument: str) -> int:
@@ -261,6 +273,13 @@ RULES: dict[str, Rule] = {
         2e-3,
         _fisher,
         tidy=_tidy_share("fisher"),
+    ),
+    "gem": Rule(
+        "SHARE",
+        "the share of all values whose gradient on train rows is largest beside their size",
+        2e-3,
+        _gem,
+        tidy=_tidy_share("gem"),
     ),
     "magnitude": Rule(
         "SHARE",

@@ -52,6 +52,11 @@ def test_metrics_and_labels_are_read_aloud() -> None:
         ("random:0.001", "a random 0.1 % of all parameters and the head"),
         ("random:lots", "a random share of all parameters and the head"),
         ("top:2", "the uppermost layers and the head"),
+        ("fisher:0.001", "the values with the largest Fisher information and the head"),
+        (
+            "gem:0.001",
+            "the values with the largest gradient in proportion to their size, and the head",
+        ),
         ("bitfit+top:1", ""),
         ("something-new", ""),
     ],

@@ -98,6 +98,7 @@ def assert_as_far(first: Delta, second: Delta, start: Delta) -> None:
     [
         "rows:0.02",
         "fisher:0.02",
+        "gem:0.02",
         "magnitude:0.02",
         "bitfit@1",
         "random:0.05@0+layernorm@1",

@@ -12,7 +12,7 @@ from deltas import Backbone, DenseEntry, tokenize_texts
 from training.options import FitConfig
 from training.run import feature_cache, prepare
 from training.run.evaluation import pooled_scale
-from training.run.task_model import Split, TaskModel, initial_head
+from training.run.task_model import Split, TaskModel, initial_head, task_loss
 from training.strategies.rules import RULES
 
 NAME = "bert.pooler.dense.bias"
@@ -63,6 +63,18 @@ def test_fisher_takes_all_rows_of_a_small_file(tiny_backbone: Backbone, labels: 
     scores = [prepare.fisher_scores(model, "single_label", split, seed) for seed in (0, 1)]
     assert labels == [0, 0, 0, 0, 1, 1, 1] * 2
     assert torch.equal(scores[0][NAME], scores[1][NAME])
+
+
+def test_gem_is_the_gradient_of_the_whole_loss_by_the_weight(tiny_backbone: Backbone) -> None:
+    """One backward pass over all rows gives the same as the sum over rows."""
+    split = sorted_split(tiny_backbone, 5, 4)
+    model = model_of(tiny_backbone)
+    found = prepare.gem_scores(model, "single_label", split, 0)[NAME]
+    loss = task_loss("single_label", model.logits(split.rows), split.labels) * len(split.rows)
+    (gradient,) = torch.autograd.grad(loss, [model.entries[NAME].values])
+    expected = gradient.abs() / tiny_backbone.parameters[NAME].abs()
+    assert torch.allclose(found, expected, rtol=1e-3)
+    assert found.requires_grad is False
 
 
 def test_the_head_has_its_own_rate_or_the_same(tiny_backbone: Backbone) -> None:

@@ -68,10 +68,18 @@ def test_magnitude_takes_the_largest(tiny_backbone: Backbone, shapes: Shapes) ->
     assert values[chosen].min() >= values[~chosen].max()
 
 
-def test_fisher_takes_the_highest_scores_of_the_given_layers(shapes: Shapes) -> None:
+@pytest.mark.parametrize("rule", ["fisher", "gem"])
+def test_rules_by_score_take_the_highest_of_the_given_layers(shapes: Shapes, rule: str) -> None:
     generator = torch.Generator().manual_seed(0)
     scores = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
-    selection = select("fisher:0.1@1", shapes, 0, scores=lambda: scores)
+    asked: list[str] = []
+
+    def scores_of(name: str) -> dict[str, torch.Tensor]:
+        asked.append(name)
+        return scores
+
+    selection = select(f"{rule}:0.1@1+{rule}:0.05@1", shapes, 0, scores=scores_of)
+    assert asked == [rule], "computed once, and of this rule"
     assert {layer_of(name) for name in selection} == {1}
     inside = torch.cat([scores[name].view(-1) for name in shapes if layer_of(name) == 1])
     limit = inside.sort(descending=True).values[round(0.1 * len(inside)) - 1]
@@ -84,16 +92,17 @@ def test_fisher_takes_the_highest_scores_of_the_given_layers(shapes: Shapes) -> 
 def test_missing_values_are_a_clear_error(shapes: Shapes) -> None:
     with pytest.raises(ConfigError, match="magnitude: needs the parameters' values"):
         select("magnitude:0.1", shapes, 0)
-    with pytest.raises(ConfigError, match="fisher: needs train rows"):
-        select("fisher:0.1", shapes, 0)
+    for rule in ("fisher", "gem"):
+        with pytest.raises(ConfigError, match=f"{rule}: needs train rows"):
+            select(f"{rule}:0.1", shapes, 0)
 
 
-@pytest.mark.parametrize("rule", ["random", "magnitude", "fisher"])
+@pytest.mark.parametrize("rule", ["random", "magnitude", "fisher", "gem"])
 def test_the_share_1_selects_every_value(
     tiny_backbone: Backbone, shapes: Shapes, rule: str
 ) -> None:
     values = tiny_backbone.parameters
-    selection = select(f"{rule}:1", shapes, 0, values, lambda: values)
+    selection = select(f"{rule}:1", shapes, 0, values, lambda _: values)
     assert count(selection, shapes) == sum(map(prod, shapes.values()))
 
 
@@ -128,6 +137,8 @@ def test_layers_have_one_spelling() -> None:
         ("magnitude:2", "magnitude:2: the share"),
         ("random:1.5", "random:1.5: the share"),
         ("fisher:1.5", "fisher:1.5: the share"),
+        ("gem", "write gem:SHARE"),
+        ("gem:0", "gem:0: the share"),
         ("rows:1", "rows:1: the matrices of the layers and the pooler hold"),
     ],
 )
