@@ -48,6 +48,8 @@ from tests.bench.workload import Workload, load_workload, write_deltas
 from training.data.tasks import TASKS
 
 _INT8 = "mixed bitfit, int8"
+_MEANS = "mixed bitfit, mean pooling"
+_SOME_MEANS = "mixed bitfit, mean pooling of four in nine tasks"
 _ONNX = "ONNX Runtime float32, windows of 32"  # it has no bfloat16 on CPUs
 _ONNX_INT8 = "ONNX Runtime int8, windows of 32"
 _TRAFFIC = "the GEMMs that we run, and memory traffic"
@@ -59,6 +61,8 @@ RATIOS = {
     "head_mixed_vs_single": ("mixed head", "single head", 0.97),
     "sparse_mixed_vs_single": ("mixed random:0.001", "single bitfit", 0.85),
     "top_mixed_vs_single": ("mixed, one in four top:2", "single bitfit", 0.70),
+    "means_vs_mixed": (_MEANS, "mixed bitfit", 0.87),
+    "some_means_vs_mixed": (_SOME_MEANS, "mixed bitfit", None),
     "mixed_vs_gemm": ("mixed bitfit", "all GEMMs of 6 layers", 0.80),
     "mixed_vs_own_gemm": ("mixed bitfit", "the GEMMs that we run", None),
     "mixed_vs_traffic": ("mixed bitfit", _TRAFFIC, None),
@@ -91,6 +95,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-batch-tokens", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--no-peers", action="store_true", help="need no library of the peers")
     parser.add_argument("--only", default="", help="run only systems whose name holds this")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -101,7 +106,8 @@ def main() -> int:
     workload = load_workload(backbone)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         systems = ours(backbone, workload, Path(folder), precision, budget, device)
-        systems |= peers(backbone, workload, Path(folder), precision, budget, device)
+        if not options.no_peers:
+            systems |= peers(backbone, workload, Path(folder), precision, budget, device)
         chosen = {name: system for name, system in systems.items() if options.only in name}
         seconds = measure(chosen, options.rounds, wait_for(device))
     report = summarise(seconds, workload)
@@ -140,9 +146,25 @@ def ours(
         if strategy == "bitfit" and device == "cpu":
             whole = Engine(backbone, store, device=device, precision="int8")
             systems[_INT8] = run_engine(whole, rows, budget)
+        if strategy == "bitfit":
+            systems |= with_means(backbone, workload, folder, precision, budget, device)
         if strategy != _TOP:
             alone = [EngineRow(row.tokens, rows[0].record, row.num_tokens) for row in rows]
             systems[f"single {strategy}"] = run_engine(engine, alone, budget)
+    return systems
+
+
+def with_means(
+    backbone: Backbone, workload: Workload, folder: Path, precision: str, budget: int, device: str
+) -> dict[str, System]:
+    """Make systems whose tasks, all or some, read the mean of their tokens."""
+    systems = {}
+    for name, num_means in ((_MEANS, len(TASKS)), (_SOME_MEANS, len(TASKS) // 2)):
+        root = folder / f"bitfit-{num_means}-means"
+        write_deltas(backbone, root, list(TASKS), dict.fromkeys(TASKS, "bitfit"), num_means)
+        store = Store([root], backbone=backbone.ref)
+        engine = Engine(backbone, store, device=device, precision=precision)
+        systems[name] = run_engine(engine, mixed_rows(workload, store), budget)
     return systems
 
 

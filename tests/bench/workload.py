@@ -30,6 +30,7 @@ from deltas import (
     tokenize_texts,
     write_delta,
 )
+from deltas.manifest import Pooling
 from training.data.glue import load_task
 from training.data.rows import Rows
 from training.data.tasks import TASKS
@@ -86,7 +87,7 @@ def load_workload(backbone: Backbone) -> Workload:
     return Workload(texts, rows, [number for number, _ in pairs], data_source())
 
 
-def task_spec(name: str, num_labels: int = 2) -> TaskSpec:
+def task_spec(name: str, num_labels: int = 2, pooling: Pooling = "cls") -> TaskSpec:
     """A single-label task of that name."""
     return TaskSpec(
         name=name,
@@ -94,6 +95,7 @@ def task_spec(name: str, num_labels: int = 2) -> TaskSpec:
         labels=tuple(f"label{number}" for number in range(num_labels)),
         text_fields=("text",),
         max_length=MAX_LENGTH,
+        pooling=pooling,
     )
 
 
@@ -129,11 +131,16 @@ def noisy_delta(backbone: Backbone, task: TaskSpec, strategy: str, seed: int) ->
 
 
 def write_deltas(
-    backbone: Backbone, folder: Path, names: Sequence[str], strategy_of: dict[str, str]
+    backbone: Backbone,
+    folder: Path,
+    names: Sequence[str],
+    strategy_of: dict[str, str],
+    num_means: int = 0,
 ) -> None:
-    """Write one made-up delta a task name."""
+    """Write one made-up delta a task name; the first `num_means` of them have mean pooling."""
     for seed, name in enumerate(names):
-        delta = noisy_delta(backbone, task_spec(name), strategy_of[name], seed)
+        spec = task_spec(name, pooling="mean" if seed < num_means else "cls")
+        delta = noisy_delta(backbone, spec, strategy_of[name], seed)
         write_delta(delta, delta_path(folder, backbone.ref.id, name, strategy_of[name]))
 
 

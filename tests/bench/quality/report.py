@@ -176,7 +176,7 @@ def _all_metrics(runs: Sequence[QualityRun]) -> str:
     parts = []
     for split in _dev_splits(runs[0]):
         for metric in runs[0].scores[split]:
-            if metric in ("ece", "loss"):
+            if metric in ("ece", "ece_before", "loss"):
                 continue
             values = [run.scores[split][metric] for run in runs]
             deviation = spread(values)

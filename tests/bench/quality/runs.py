@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deltas.format import read_manifest
+from deltas.manifest import SplitMetrics
 from tests.bench.quality.results import (
     BASELINES,
     OURS,
@@ -180,7 +181,7 @@ class Bench:
             "git_commit": training.git_commit,
             "train_rows": training.train_rows,
             "selection_rows": training.selection_rows,
-            "scores": {split: part.values for split, part in manifest.metrics.items()},
+            "scores": {split: _values(part) for split, part in manifest.metrics.items()},
             "rows": {split: part.rows for split, part in manifest.metrics.items()},
             "seconds": training.duration_s,
             "cpu_s": round(used, 1),
@@ -216,6 +217,13 @@ class Bench:
             return shlex.join([f"{_PROGRAM}.baselines", f"{run.method}@{run.seed}", *words])
         rate, steps = run.method.removeprefix("stock:"), self._stock_steps(run)
         return shlex.join([f"{_PROGRAM}.stock", rate, steps, *words])
+
+
+def _values(part: SplitMetrics) -> dict[str, float]:
+    """Return the metrics of a split, with the expected calibration error if a run states it."""
+    stated = getattr(part, "reliability", None)
+    errors = {} if stated is None else {"ece": stated.error, "ece_before": stated.error_before}
+    return part.values | errors
 
 
 def _children_cpu() -> float:

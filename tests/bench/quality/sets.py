@@ -6,13 +6,16 @@ names with `--fresh`. All methods read a set by the code of `training.fit`, henc
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.data.files.content import open_text
+from training.data.files.dialect import find_dialect
+from training.data.files.reader import is_delimited
+from training.data.files.spelling import clean
 from training.data.rows import TaskData
 from training.data.tasks import TASKS
 from training.errors import ConfigError, DataError, listing
@@ -142,14 +145,17 @@ def _column_names(path: Path) -> list[str]:
         import pyarrow.parquet as pq
 
         return list(pq.read_schema(path).names)
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        if path.suffix in (".csv", ".tsv"):
-            return next(csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ","), [])
+    if is_delimited(path):
+        dialect = find_dialect(path, ())
+        with open_text(path) as lines:
+            header = next(filter(None, dialect.reader(lines, quoted=True)), [])
+        return [clean(name) for name in header]
+    with open_text(path) as lines:
         try:
-            row = json.loads(next(lines, ""))
-        except ValueError as error:
-            raise DataError("the first line is not JSON", path=path, row=1) from error
-    return list(row)
+            return list(json.loads(next(lines, "")))
+        except (ValueError, TypeError) as error:
+            problem = "the first line is no JSON object; give --text-columns and --label-column"
+            raise DataError(problem, path=path, row=1) from error
 
 
 def load_rows(config: FitConfig) -> TaskData:

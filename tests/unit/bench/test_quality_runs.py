@@ -117,6 +117,9 @@ def test_a_folder_names_its_files_and_columns(tmp_path: Path) -> None:
     )
     (chosen,) = fresh_sets(tmp_path / "CoLA", "two", "")
     assert chosen.options[5] == "two"
+    (tmp_path / "CoLA" / "other.tsv").write_text("a;label\nx;y\n")
+    (other,) = fresh_sets(tmp_path / "CoLA" / "other.tsv", "", "")
+    assert other.options[2:4] == ("--text-columns", "a")
     with pytest.raises(ConfigError, match="holds train and test"):
         fresh_sets(tmp_path / "none", "", "")
 
