@@ -96,7 +96,7 @@ DIRECTION = {
     "training.run": (
         "strategies data options errors",
         "backbone delta encoder format hardware manifest store errors",
-        "numpy safetensors scipy sklearn torch tqdm",
+        "numpy pyarrow safetensors scipy sklearn torch tqdm",
     ),
     "training.strategies": ("options errors", "backbone delta manifest errors", "numpy torch"),
     "training.data": (

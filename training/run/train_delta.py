@@ -52,6 +52,11 @@ from training.run.head.thresholds import check_target
 from training.run.loop.checkpoint import state_notes, state_path
 from training.run.loop.loop import Progress, Report, train
 from training.run.loop.schedule import LoopConfig
+from training.run.predictions import (
+    PredictedSplit,
+    predictions_path,
+    write_predictions,
+)
 from training.run.prepare import (
     file_digest,
     label_weights,
@@ -172,10 +177,14 @@ def finish_run(
     weight, bias = (part.detach().cpu() for part in model.head)
     selection = score_split(logits, task, selected.labels, "", decided, by_label=False)
     selection = selection.model_copy(update={"values": values | selection.values})
-    metrics = {"selection": selection} | _validate(run, decided)
+    scores, predicted = _validate(run, decided)
+    metrics = {"selection": selection} | scores
     seconds = round(time.monotonic() - started, 1)
     facts = TrainingFacts(
-        **_training_facts(run, steps), duration_s=seconds, command=command, init_from=run.start
+        **_training_facts(run, steps),
+        duration_s=seconds,
+        command=command,
+        init_from=run.start,
     )
     manifest = Manifest(
         backbone=backbone.ref,
@@ -193,6 +202,8 @@ def finish_run(
     delta = Delta(manifest, entries, weight, bias)
     check_delta(delta, backbone)
     if distributed.is_first():
+        chosen_by = PredictedSplit("selection", run.rows[1], logits)
+        write_predictions(predictions_path(run.path), [chosen_by, *predicted])
         delta = write_delta(delta, run.path)
         run.state.unlink(missing_ok=True)
     return run.path, delta
@@ -339,14 +350,19 @@ def _detached(entry: Entry) -> Entry:
     return DenseEntry(values)
 
 
-def _validate(run: PreparedRun, decided: Decided) -> dict[str, SplitMetrics]:
+def _validate(
+    run: PreparedRun, decided: Decided
+) -> tuple[dict[str, SplitMetrics], list[PredictedSplit]]:
     """Evaluate the selected state on the validation splits, which nothing has used before."""
-    data, custom, scores = run.data, run.data.task.name not in TASKS, {}
+    data, custom = run.data, run.data.task.name not in TASKS
+    scores: dict[str, SplitMetrics] = {}
+    predicted: list[PredictedSplit] = []
     for name, rows in data.validation.items():
         split = _tokenized(run.spec, run.backbone, rows)
         logits, note = predict(run.model, split.rows), data.validation_notes.get(name, "")
         scores[name] = score_split(logits, data.task, split.labels, note, decided, by_label=custom)
-    return scores
+        predicted.append(PredictedSplit(name, rows, logits))
+    return scores, predicted
 
 
 def _training_facts(run: PreparedRun, steps: int) -> dict[str, Any]:

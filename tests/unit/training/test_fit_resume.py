@@ -75,10 +75,10 @@ def uninterrupted(
 
 
 def result(words: list[str]) -> Delta:
-    """The only delta below --out; nothing else is left there."""
-    files = [path for path in out_of(words).rglob("*") if path.is_file()]
-    assert [path.suffix for path in files] == [".safetensors"], files
-    return read_delta(files[0])
+    """The only delta below --out, with its predictions; nothing else is left there."""
+    files = sorted(path for path in out_of(words).rglob("*") if path.is_file())
+    assert [path.suffix for path in files] == [".parquet", ".safetensors"], files
+    return read_delta(files[-1])
 
 
 def out_of(words: list[str]) -> Path:

@@ -25,6 +25,7 @@ from deltas import Backbone, Delta, Store, read_delta
 from training import fit
 from training.run import train_delta
 from training.run.evaluation import METRICS, compute_metrics, decisions
+from training.run.predictions import predictions_path, read_predictions
 from training.run.task_model import Split
 
 FILLERS = ["the", "film", "and", "very", "not", "a", "b", "c"]
@@ -199,10 +200,20 @@ def test_progress_is_on_standard_error(run: Run, custom: dict[str, Any]) -> None
     assert "loss=" not in done.out
 
 
-def test_nothing_but_the_delta_is_left(run: Run, custom: dict[str, Any], tmp_path: Path) -> None:
+def test_the_delta_and_its_predictions_are_left(
+    run: Run, custom: dict[str, Any], tmp_path: Path
+) -> None:
     run(**custom)
-    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert files == [written(tmp_path)]
+    files = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    predictions = predictions_path(written(tmp_path))
+    assert files == {written(tmp_path), predictions}
+    numbers, gold, logits = read_predictions(predictions, "validation")
+    manifest = read_delta(written(tmp_path)).manifest
+    assert numbers == list(range(1, manifest.metrics["validation"].rows + 1))
+    right = logits.argmax(1) == torch.tensor(gold)
+    accuracy = manifest.metrics["validation"].values["accuracy"]
+    assert float(right.float().mean()) == pytest.approx(accuracy)
+    assert len(read_predictions(predictions, "selection")[0]) == manifest.metrics["selection"].rows
 
 
 @pytest.mark.parametrize("strategy", ["bitfit", "random:0.01"])
