@@ -188,7 +188,7 @@ import sys
 from pathlib import Path
 from training import fit
 from training.run import distributed
-    from training.run.loop import loop
+from training.run.loop import loop
 
 def stopping(step, loss):
     if step == 12:
