@@ -148,7 +148,7 @@ def _column_names(path: Path) -> list[str]:
     if is_delimited(path):
         dialect = find_dialect(path, ())
         with open_text(path) as lines:
-            header = next(filter(None, dialect.reader(lines, quoted=True)), [])
+            header: list[str] = next(filter(None, dialect.reader(lines, quoted=True)), [])
         return [clean(name) for name in header]
     with open_text(path) as lines:
         try:
