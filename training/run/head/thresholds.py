@@ -20,7 +20,7 @@ from training.errors import ConfigError
 
 Numbers = NDArray[Any]
 
-_DIGITS = 6
+_GAP = 2e-5  # smallest distance of two scores between which a threshold fits
 
 
 def check_target(kind: TaskKind, target: str | None, coverage: float | None) -> None:
@@ -78,18 +78,20 @@ def _confidences(rule: DecisionRule, logits: Numbers) -> Numbers:
 
 
 def _limit(logits: Numbers, confidence: Confidence, coverage: float) -> DecisionRule:
-    """Return the rule that answers this share of the rows, the most confident ones."""
-    ranked = np.sort(_confidences(DecisionRule(confidence=confidence), logits))
+    """Return the rule that answers at least this share of the rows, the most confident ones."""
+    ranked = np.sort(_confidences(DecisionRule(confidence=confidence), logits))[::-1]
     answered = math.ceil(round(coverage * len(ranked), 6))  # 0.9 x 1,000 is a little off 900
-    return DecisionRule(confidence=confidence, limit=float(ranked[len(ranked) - answered]))
+    cuts = _cuts(ranked)
+    at = int(cuts[np.searchsorted(cuts, answered - 1)])
+    return DecisionRule(confidence=confidence, limit=_between(ranked, at))
 
 
 def _thresholds(scores: Numbers, target: str | None) -> tuple[DecisionRule, list[str]]:
     if target is None:
-        shared = _best_f1(scores.ravel())
+        shared = max(0.0, _best_f1(scores.ravel()))
         return DecisionRule(thresholds=(shared,) * scores.shape[1]), []
     if target == "f1":
-        return DecisionRule(thresholds=tuple(_best_f1(column) for column in scores.T)), []
+        return DecisionRule(thresholds=tuple(max(0.0, _best_f1(column)) for column in scores.T)), []
     precision = precision_of(target)
     found = [_lowest(column, precision) for column in scores.T]
     missed = sum(reached < precision for reached, _ in found)
@@ -97,7 +99,7 @@ def _thresholds(scores: Numbers, target: str | None) -> tuple[DecisionRule, list
         f"{missed} of {len(found)} labels have no selection row that reaches a precision of "
         f"{precision:g}; their threshold is that of their most probable row"
     )
-    rule = DecisionRule(thresholds=tuple(threshold for _, threshold in found))
+    rule = DecisionRule(thresholds=tuple(max(0.0, threshold) for _, threshold in found))
     return rule, [note] if missed else []
 
 
@@ -105,20 +107,29 @@ def _lowest(stated: Numbers, precision: float) -> tuple[float, float]:
     """Return the expected precision, and the lowest threshold that reaches the wanted one."""
     ranked = np.sort(stated)[::-1]
     expected = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)  # falls from row to row
-    at = max(0, int((expected >= precision).sum()) - 1)
-    return float(expected[at]), _below(ranked, at)
+    cuts = _cuts(ranked)
+    at = int(cuts[max(0, int((expected[cuts] >= precision).sum()) - 1)])
+    return float(expected[at]), _between(ranked, at)
 
 
 def _best_f1(stated: Numbers) -> float:
     ranked = np.sort(stated)[::-1]
     given = np.arange(1, len(ranked) + 1)
     scores = 2 * np.cumsum(ranked) / (given + ranked.sum())
-    return _below(ranked, int(scores.argmax()))
+    cuts = _cuts(ranked)
+    return _between(ranked, int(cuts[scores[cuts].argmax()]))
 
 
-def _below(ranked: Numbers, at: int) -> float:
-    """Return a threshold between a score and the next lower one, so that rounding turns no row."""
-    following = ranked[at + 1] if at + 1 < len(ranked) else ranked[at]
-    threshold = float((ranked[at] + following) / 2)
-    rounded = round(threshold, _DIGITS)
-    return rounded if following < rounded <= ranked[at] else threshold
+def _cuts(ranked: Numbers) -> Numbers:
+    """Return the positions after which falling scores have a gap, and the last position.
+
+    A row's score differs by about 1e-6 from batch to batch. A threshold on a score, or between two
+    rows with the same text, would let the batch decide.
+    """
+    return np.append(np.flatnonzero(ranked[:-1] - ranked[1:] > _GAP), len(ranked) - 1)
+
+
+def _between(ranked: Numbers, at: int) -> float:
+    """Return the middle of the gap after a position; below the last one, half a gap less."""
+    following = ranked[at + 1] if at + 1 < len(ranked) else ranked[at] - _GAP
+    return float((ranked[at] + following) / 2)

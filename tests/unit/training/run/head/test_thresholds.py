@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -86,3 +88,28 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_target(kind, target, coverage)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", [None, "f1", "precision=0.6"])
+def test_no_threshold_lies_on_a_score_or_between_equal_rows(target: str | None) -> None:
+    """Rows with the same text, computed in two batches, must not be told apart."""
+    logits = np.repeat(several(40, 0)[0], 5, axis=0)
+    rule, _ = fit_decision("multi_label", logits, target=target)
+    assert rule is not None
+    distance = abs(expit(logits) - np.array(rule.thresholds))
+    assert distance.min() > 5e-6
+    noise = 1e-6 * np.random.default_rng(0).normal(size=logits.shape)
+    given = expit(logits) >= np.array(rule.thresholds)
+    assert np.array_equal(given, expit(logits + noise) >= np.array(rule.thresholds))
+
+
+@pytest.mark.parametrize("options", [{"coverage": 0.83}, {"target": "precision=0.6"}])
+def test_no_limit_lies_on_a_confidence(options: dict[str, Any]) -> None:
+    logits = np.repeat(single(40, 0)[0], 5, axis=0)
+    rule, _ = fit_decision("single_label", logits, **options)
+    assert rule is not None
+    assert rule.limit is not None
+    found = np.array([rule.confidence_of(row) for row in logits.tolist()])
+    assert abs(found - rule.limit).min() > 5e-6
+    if "coverage" in options:
+        assert (found >= rule.limit).mean() >= 0.83
