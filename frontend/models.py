@@ -116,10 +116,11 @@ class Prediction:
     strategy: str
     version: str
     kind: str
-    labels: tuple[str, ...]  # the winner, or each label over one half; empty in regression
+    labels: tuple[str, ...]  # the winner, or each label given; empty in regression
     scores: dict[str, float]  # probability by label, in the server's order; empty in regression
     value: float | None  # regression only
     truncated: bool = False  # True if the text was longer than the task reads
+    is_answered: bool = True  # False if the delta is not sure enough of the winner
 
     @property
     def score(self) -> float | None:
@@ -152,6 +153,7 @@ def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
         return {**result, **row, "labels": (), "scores": {}}
     if kind == "single_label" and "label" in row:
         row["labels"] = (row["label"],)
+        row["is_answered"] = row.get("decision", row["label"]) is not None  # older servers: always
     return {**result, **row, "value": None}
 
 

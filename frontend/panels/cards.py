@@ -91,14 +91,20 @@ def _verdict(item: Prediction) -> str:
         found = ", ".join(escape(label_words(label)) for label in item.labels)
         return f"<b>{found or 'none of the labels'}</b>"
     score = f" <span>{probability(item.score)}</span>" if item.score is not None else ""
-    return f"<b>{escape(label_words(item.labels[0]))}</b>{score}"
+    label = escape(label_words(item.labels[0]))
+    return (
+        f"<b>{label}</b>{score}" if item.is_answered else f"<b>no answer</b> perhaps {label}{score}"
+    )
 
 
 def _bars(item: Prediction) -> str:
     """Draw a bar for each of the most likely labels, in the server's order."""
     kept = sorted(item.scores, key=lambda label: item.scores[label], reverse=True)[:_MAX_BARS]
+    # A delta with thresholds of its own would contradict a mark at one half.
+    over_half = {label for label, score in item.scores.items() if score >= _THRESHOLD}
+    has_mark = item.kind == "multi_label" and over_half == set(item.labels)
     bars = "".join(
-        _bar(label, score, is_winner=label in item.labels, is_multi=item.kind == "multi_label")
+        _bar(label, score, is_winner=item.is_answered and label in item.labels, has_mark=has_mark)
         for label, score in item.scores.items()
         if label in kept
     )
@@ -107,8 +113,8 @@ def _bars(item: Prediction) -> str:
     return f'<ul class="db-bars">{bars}{rest}</ul>'
 
 
-def _bar(label: str, score: float, *, is_winner: bool, is_multi: bool) -> str:
-    mark = f'<u style="left:{_THRESHOLD:.0%}"></u>' if is_multi else ""
+def _bar(label: str, score: float, *, is_winner: bool, has_mark: bool) -> str:
+    mark = f'<u style="left:{_THRESHOLD:.0%}"></u>' if has_mark else ""
     width = min(max(score, 0.0), 1.0)
     winner = ' class="db-winner"' if is_winner else ""
     return (

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from frontend.glossary import Scale
-from frontend.models import Prediction
+from frontend.models import FanOut, Prediction
 from frontend.panels.cards import Card, card_grid, delta_footer, delta_table
 from tests.factories import benchmark_row
 
@@ -63,6 +63,34 @@ def test_a_single_label_shows_the_winner_and_every_score() -> None:
     assert found.text[-1] == "footer"
     assert 'aria-label="a group"' in card(SINGLE)
     assert re.findall(r'<li class="db-winner"><span>([^<]*)', card(SINGLE)) == ["not ok"]
+
+
+def test_a_row_without_an_answer_says_so_and_names_no_winner() -> None:
+    html = card(replace(SINGLE, is_answered=False))
+    text = " ".join(Checker(html).text)
+    assert "no answer" in text
+    assert "perhaps not ok" in text
+    assert "db-winner" not in html
+    assert "no answer" not in card(SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("decision", "is_answered"),
+    [({"decision": None}, False), ({"decision": "not_ok"}, True), ({}, True)],
+)
+def test_a_decision_of_null_is_no_answer(decision: dict[str, None], is_answered: bool) -> None:
+    """A server of before has no decision, and always answers."""
+    row = {"label": "not_ok", "scores": {"ok": 0.25, "not_ok": 0.75}} | decision
+    about = {"task": "cola", "strategy": "bitfit", "version": "0", "kind": "single_label"}
+    (found,) = FanOut(({**about, "predictions": [row]},)).predictions()
+    assert found.is_answered is is_answered
+    assert found.labels == ("not_ok",)
+
+
+@pytest.mark.parametrize(("labels", "marks"), [(("a",), 2), (("a", "b"), 0), ((), 0)])
+def test_only_a_threshold_of_one_half_is_marked(labels: tuple[str, ...], marks: int) -> None:
+    several = replace(SINGLE, kind="multi_label", labels=labels, scores={"a": 0.6, "b": 0.3})
+    assert card(several).count("<u ") == marks
 
 
 def test_many_labels_show_the_likeliest_and_count_the_rest() -> None:
