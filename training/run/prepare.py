@@ -26,6 +26,7 @@ from training.data.tasks import Task
 from training.errors import ConfigError, listing
 from training.options import FitConfig, default_epochs, num_evaluations, shared_fields
 from training.run.evaluation import features, pooled_scale
+from training.run.head.calibration import head_as_trained
 from training.run.head.solver import HeadProblem, solve_head
 from training.run.loop.schedule import LoopConfig
 from training.run.task_model import (
@@ -374,12 +375,17 @@ def _same_indices(indices: Tensor | None, entry: Entry | None) -> bool:
 def _initial_head_from(
     delta: Delta, task: Task, output: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Return the delta's head; for a regression in standardised units, as it is trained."""
+    """Return the delta's head as it was trained.
+
+    It is not calibrated, since this run calibrates it, and for a regression in standardised units.
+    """
     theirs = delta.manifest.task
     if (theirs.kind, len(theirs.labels)) != (task.kind, len(task.labels)):
         raise ConfigError(
             f"--init-head: {theirs.name} is {theirs.kind} with {len(theirs.labels)} labels, "
             f"{task.name} is {task.kind} with {len(task.labels)}; leave --init-head out"
         )
+    head = delta.head_weight.clone(), delta.head_bias.clone()
+    weight, bias = head_as_trained(head, delta.manifest.calibration)
     scale, shift = output
-    return delta.head_weight.clone() / scale, (delta.head_bias.clone() - shift) / scale
+    return weight / scale, (bias - shift) / scale

@@ -79,6 +79,22 @@ def calibrated_head(
     return weight * scale[:, None], bias * scale + shift
 
 
+def head_as_trained(
+    head: tuple[Tensor, Tensor], calibration: Calibration | None
+) -> tuple[Tensor, Tensor]:
+    """Return weight [C, H] and bias [C] of the head before it was calibrated.
+
+    A run that starts from the head of a delta calibrates it again. The recorded scale would
+    otherwise be one of two, and the priors would count twice.
+    """
+    weight, bias = head
+    if calibration is None:
+        return weight, bias
+    scale = bias.new_tensor(calibration.scale)
+    shift = bias.new_tensor(calibration.shift) if calibration.shift else bias.new_zeros(())
+    return weight / scale[:, None], (bias - shift) / scale
+
+
 def _fit_scale(logits: Numbers, labels: Numbers) -> float:
     """Return 1 / temperature: the most likely scale given the rows and the prior."""
     right = logits[np.arange(len(labels)), labels]

@@ -15,6 +15,7 @@ from training.run.head.calibration import (
     calibrated,
     calibrated_head,
     fit_calibration,
+    head_as_trained,
     uncalibrated,
 )
 from training.run.head.reliability import expected_error
@@ -107,3 +108,8 @@ def test_the_head_gives_calibrated_logits_and_they_can_be_undone() -> None:
         folded = (pooled @ new_weight.T + new_bias).numpy()
         assert folded == pytest.approx(calibrated(logits, found), abs=1e-4)
         assert uncalibrated(folded, found) == pytest.approx(logits, abs=1e-3)
+        for part, trained in zip(
+            head_as_trained((new_weight, new_bias), found), (weight, bias), strict=True
+        ):
+            assert torch.allclose(part, trained, atol=1e-5)
+    assert head_as_trained((weight, bias), None) == (weight, bias)
