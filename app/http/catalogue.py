@@ -7,6 +7,7 @@ request would block the event loop. Tested by tests/http/test_catalogue.py.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.engine.engine import Engine
@@ -18,6 +19,7 @@ from app.http.schemas import (
     DeltaList,
     RejectedFile,
     SplitResult,
+    TaskDelta,
     TaskInfo,
     TaskList,
 )
@@ -43,15 +45,19 @@ class Catalogue:
             RejectedFile(file=store.shown_name(path), reason=why) for path, why in store.rejected
         ]
         deltas = [_delta_info(record) for record in store.records]
+        of_task: dict[str, list[Record]] = {name: [] for name in store.tasks}
+        for record in store.records:
+            of_task[record.manifest.task.name].append(record)
+        tasks = [_task_info(store, name, records) for name, records in of_task.items()]
         return cls(
             json.dumps(store.tasks),
-            TaskList(tasks=[_task_info(store, name) for name in store.tasks]).model_dump_json(),
+            TaskList(tasks=tasks).model_dump_json(),
             DeltaList(deltas=deltas, rejected=rejected).model_dump_json(),
             _benchmark(engine).model_dump_json(),
         )
 
 
-def _task_info(store: Store, name: str) -> TaskInfo:
+def _task_info(store: Store, name: str, records: Sequence[Record]) -> TaskInfo:
     spec = store.resolve(name).manifest.task
     return TaskInfo(
         task=name,
@@ -61,6 +67,16 @@ def _task_info(store: Store, name: str) -> TaskInfo:
         max_length=spec.max_length,
         strategies=store.strategies(name),
         default_strategy=store.default_strategy(name),
+        deltas=[
+            TaskDelta(
+                strategy=record.manifest.strategy.served_as,
+                version=record.version,
+                is_default=record.is_default,
+                calibration=record.manifest.calibration,
+                decision=record.manifest.decision,
+            )
+            for record in records
+        ],
     )
 
 

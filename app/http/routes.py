@@ -129,7 +129,7 @@ Name = Annotated[str, Path(max_length=256)]
 
 @catalogue.get("/tasks", summary="List the tasks", response_model=TaskList)
 async def list_tasks(serving: ServingDep) -> Response:
-    """List every task with its labels, text fields and strategies."""
+    """List every task with its labels, text fields, strategies and rules of decision."""
     return _json(serving.catalogue.tasks)
 
 

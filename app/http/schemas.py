@@ -188,6 +188,24 @@ class FanOutResponse(_Response):
     results: list[TargetPredictions]
 
 
+CalibrationField: TypeAlias = Annotated[
+    Calibration | None, Field(description="Already part of the head; null if not calibrated.")
+]
+DecisionField: TypeAlias = Annotated[
+    DecisionRule | None, Field(description="Thresholds or limit; null for the usual ones.")
+]
+
+
+class TaskDelta(_Response):
+    """One delta of a task, and how its scores become decisions."""
+
+    strategy: str
+    version: str
+    is_default: Annotated[bool, Field(description="True if it answers when no version is named.")]
+    calibration: CalibrationField = None
+    decision: DecisionField = None
+
+
 class TaskInfo(_Response):
     """One task that is served."""
 
@@ -202,6 +220,9 @@ class TaskInfo(_Response):
     max_length: Annotated[int, Field(description="Most tokens of a row; more are cut.")]
     strategies: list[str]
     default_strategy: str
+    deltas: Annotated[
+        list[TaskDelta], Field(description="All deltas of the task, sorted by strategy.")
+    ]
 
 
 class TaskList(_Response):
@@ -233,12 +254,8 @@ class DeltaInfo(_Response):
     size_bytes: int
     trainable_parameters: int
     total_parameters: int
-    calibration: Annotated[
-        Calibration | None, Field(description="Already part of the head; null if not calibrated.")
-    ] = None
-    decision: Annotated[
-        DecisionRule | None, Field(description="Thresholds or limit; null for the usual ones.")
-    ] = None
+    calibration: CalibrationField = None
+    decision: DecisionField = None
     trained_on: Annotated[str, Field(description="Source of the training rows.")]
     metrics: dict[str, SplitResult]
 

@@ -13,18 +13,25 @@ from fastapi.testclient import TestClient
 
 from app.http import catalogue
 from deltas import Backbone, TaskSpec, delta_path, read_delta, read_manifest, write_delta
-from deltas.manifest import DataSetRef
+from deltas.manifest import Calibration, DataSetRef, DecisionRule
 from deltas.publish.study import StudyRow, write_study
 
 CheckError = Callable[..., dict[str, Any]]
 STRATEGIES = ["bitfit", "head", "layernorm", "random:0.05", "top:1"]
+OF_A_TASK = ("strategy", "version", "is_default", "calibration", "decision")
 
 
 def test_tasks(client: TestClient, toy_tasks: dict[str, TaskSpec]) -> None:
     tasks = client.get("/tasks").json()["tasks"]
     assert [task["task"] for task in tasks] == sorted(toy_tasks)
+    deltas = client.get("/deltas").json()["deltas"]
     for task in tasks:
         spec = toy_tasks[task["task"]]
+        assert task.pop("deltas") == [
+            {name: delta[name] for name in OF_A_TASK}
+            for delta in deltas
+            if delta["task"] == spec.name
+        ]
         assert task == {
             "task": spec.name,
             "kind": spec.kind,
@@ -34,6 +41,36 @@ def test_tasks(client: TestClient, toy_tasks: dict[str, TaskSpec]) -> None:
             "strategies": STRATEGIES,
             "default_strategy": "bitfit",
         }
+
+
+def test_a_task_shows_how_each_of_its_deltas_decides(
+    start: Callable[..., TestClient],
+    make_delta: Callable[..., Any],
+    tiny_backbone: Backbone,
+    toy_tasks: dict[str, TaskSpec],
+    tmp_path: Path,
+) -> None:
+    scale, limit = Calibration(scale=(1.5,)), DecisionRule(confidence="max_logit", limit=2.5)
+    given = {"calibration": scale, "decision": limit}
+    for seed, changes in ((0, given), (1, {})):
+        delta = make_delta(tiny_backbone, toy_tasks["toy2"], "bitfit", seed=seed, **changes)
+        write_delta(delta, tmp_path / f"{seed}.safetensors")
+    client = start(deltas=(tmp_path,))
+    (task,) = client.get("/tasks").json()["tasks"]
+    found = {
+        delta["is_default"]: (delta["calibration"], delta["decision"]) for delta in task["deltas"]
+    }
+    assert found == {
+        True: (
+            {"scale": [1.5], "shift": []},
+            {"thresholds": [], "confidence": "max_logit", "limit": 2.5},
+        ),
+        False: (None, None),
+    }
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    described = schemas["TaskInfo"]["properties"]["deltas"]["items"]["$ref"].split("/")[-1]
+    assert {"calibration", "decision"} <= set(schemas[described]["properties"])
+    assert set(schemas["DecisionRule"]["properties"]) == {"thresholds", "confidence", "limit"}
 
 
 def test_deltas(client: TestClient, tiny_deltas: Path, toy_tasks: dict[str, TaskSpec]) -> None:
