@@ -126,6 +126,17 @@ class CpuOverlay(BankOverlay):
         apply_epilogue(Product(x), output, norm=self._norm(site, len(x), per_position=per_position))
         return self._remember(output)
 
+    def gather(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Return the rows of x [N, H] at the indices `tokens`, int64 [P], with their int8 form.
+
+        Rows are quantised from float32. If gathered rows were quantised again, from bfloat16, a
+        row's numbers would depend on whether its batch is one that gathers.
+        """
+        gathered = super().gather(x, tokens)
+        if self._latest is not None and self._latest[0] is x:
+            self._latest = (gathered, self._latest[1].gather(tokens))
+        return gathered
+
     def activate(
         self, site: str, x: Tensor, activation: str, *, per_position: bool = False
     ) -> Tensor:

@@ -44,6 +44,10 @@ class Overlay(ABC):
     def norm(self, site: str, x: Tensor, *, per_position: bool = False) -> Tensor:
         """Normalise x [N or P, H] with the LayerNorm at `site`."""
 
+    def gather(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Return the rows of x [N, H] at the indices `tokens`, int64 [P]: [P, H]."""
+        return x.index_select(0, tokens)
+
     def activate(
         self, site: str, x: Tensor, activation: str, *, per_position: bool = False
     ) -> Tensor:
@@ -149,10 +153,10 @@ def run_layers(
         layer, residual = f"layer.{number}", hidden
         per_position = number == last and batch.num_cls > 0  # else the positions are all tokens
         if number == last:
-            if per_position:
-                residual = hidden.index_select(0, batch.token_at_position)  # [P, H]
-            query = overlay.linear(f"{layer}.query", residual, per_position=per_position)  # [P, H]
             key_value = overlay.linear(f"{layer}.key_value", hidden)  # [N, 2H]
+            if per_position:
+                residual = overlay.gather(hidden, batch.token_at_position)  # [P, H]
+            query = overlay.linear(f"{layer}.query", residual, per_position=per_position)  # [P, H]
             attend = attention.positions if per_position else attention.tokens
             attended = attend(query, key_value, heads, dropout)  # [P, H]
         else:

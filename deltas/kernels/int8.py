@@ -49,6 +49,11 @@ class Int8Rows:
         scales, offsets = torch.empty(2, count)
         return cls(torch.empty(count, width, dtype=torch.int8), scales, offsets)
 
+    def gather(self, rows: Tensor) -> Int8Rows:
+        """Return the rows at these indices, int64 [P]."""
+        parts = (self.values, self.scales, self.offsets)
+        return Int8Rows(*(part.index_select(0, rows) for part in parts))
+
 
 @dataclass(frozen=True)
 class Int8Matrix:

@@ -23,9 +23,10 @@ from tests.laws import law
 LAW = law(40)
 
 TOLERANCE = 1e-5
-# The last bit of a float product (in the pooler) depends on its number of rows.
-WHOLE_TOLERANCE = 0.02
-# So does every product in bfloat16, which has eight bits.
+# The last bit of the pooler's product may depend on its number of rows. In bfloat16, which has
+# eight bits, a pooled value moves by at most 0.004 then, and a logit by a hundredth.
+POOLER_TOLERANCE = 0.02
+# Deltas with trained matrices run in bfloat16, where this applies to every product.
 APART = {"random:0.05", "top:1"}
 HALF_TOLERANCE = 0.1
 
@@ -121,7 +122,7 @@ def whole_engine(tiny_backbone: Backbone, pooled_deltas: Path) -> Iterator[Engin
     )
 )
 def test_int8_answers_do_not_depend_on_batch_neighbours(whole_engine: Engine, rows: Any) -> None:
-    """In int8 each row of activations has its own scale.
+    """In int8 each row of activations has its own scale, and a product is exact.
 
     Low margins are not recomputed here: whether one is below the limit may depend on bfloat16's
     rounding in the pooler, which depends on batch neighbours.
@@ -133,8 +134,9 @@ def test_int8_answers_do_not_depend_on_batch_neighbours(whole_engine: Engine, ro
         assert isinstance(alone, list)
         is_half = dtype_of("int8", whole_engine.device) == torch.bfloat16
         is_apart = is_half and row.record.key[1] in APART
-        tolerance = HALF_TOLERANCE if is_apart else WHOLE_TOLERANCE
-        assert logits == pytest.approx(alone, abs=tolerance)
+        has_pooler = is_half and row.record.manifest.task.pooling == "cls"
+        tolerance = POOLER_TOLERANCE if has_pooler else TOLERANCE
+        assert logits == pytest.approx(alone, abs=HALF_TOLERANCE if is_apart else tolerance)
 
 
 @LAW

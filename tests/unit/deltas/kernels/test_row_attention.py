@@ -14,7 +14,9 @@ from deltas.encoder.row_attention import RowAttention
 from tests.laws import law
 
 LAW = law(40)
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}  # relative to values of about 1
+# Relative to values of about 1. With a scale of 6, scores reach 300, where float32 has steps of
+# 3e-5; weights move by as much, and outputs of up to 24 by 7e-4.
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
 
 lengths = st.lists(st.integers(1, 150), min_size=1, max_size=12)
 heads = st.sampled_from([(1, 16), (12, 32), (2, 64), (3, 4), (2, 24)])  # A, D
