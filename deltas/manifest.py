@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 from typing import Annotated, Literal
 
@@ -145,6 +146,43 @@ class DataSetRef(_Part):
         return f"{self.name}{config}" + (f"@{self.revision}" if self.revision else "")
 
 
+class _Curve(_Part):
+    step: tuple[Annotated[int, Field(ge=0)], ...]
+    loss: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _columns_are_equally_long(self) -> _Curve:
+        lengths = {name: len(values) for name, values in dict(self).items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"the columns of a curve differ in length: {lengths}")
+        if any(later <= earlier for earlier, later in pairwise(self.step)):
+            raise ValueError(f"the steps of a curve don't rise: {self.step}")
+        return self
+
+
+class TrainingCurve(_Curve):
+    """Loss and learning rate of the train rows by step.
+
+    A loss is the mean over all steps since the point before. The learning rate is that of the
+    backbone's values at the point's step; the head's rises and falls in proportion.
+    """
+
+    learning_rate: tuple[float, ...]
+
+
+class SelectionCurve(_Curve):
+    """Loss and primary metric of the selection rows by step; step 0 is the starting head."""
+
+    metric: tuple[float, ...]
+
+
+class RunHistory(_Part):
+    """The history of a run; each curve has a bounded number of points."""
+
+    train: TrainingCurve
+    selection: SelectionCurve
+
+
 class TrainingFacts(_Part):
     """The data, hyper-parameters and software that repeat the run, and its cost.
 
@@ -185,6 +223,7 @@ class TrainingFacts(_Part):
     versions: dict[str, str]
     git_commit: str | None = None
     command: str
+    history: RunHistory | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Calibration(_Part):

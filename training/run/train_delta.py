@@ -32,6 +32,7 @@ from deltas.hardware import pick_device, pick_precision
 from deltas.manifest import (
     InitialDelta,
     Manifest,
+    RunHistory,
     SplitMetrics,
     StrategySpec,
     TaskSpec,
@@ -162,7 +163,7 @@ def finish_run(
     if not config.resume and distributed.is_first():
         run.state.unlink(missing_ok=True)
     started = time.monotonic()
-    values, steps = _train(run, report)
+    values, steps, history = _train(run, report)
     model.fold()
     task, selected = run.data.task, run.splits[1]
     decided, logits, notes = calibrate(
@@ -185,6 +186,7 @@ def finish_run(
         duration_s=seconds,
         command=command,
         init_from=run.start,
+        history=history,
     )
     manifest = Manifest(
         backbone=backbone.ref,
@@ -286,7 +288,9 @@ def _check_writable(folder: Path) -> None:
         raise ConfigError(f"--out: can't write into {folder} ({reason})") from error
 
 
-def _train(run: PreparedRun, report: Report | None) -> tuple[dict[str, float], int]:
+def _train(
+    run: PreparedRun, report: Report | None
+) -> tuple[dict[str, float], int, RunHistory | None]:
     """Run the loop; rank 0 shows a progress bar if there is no `report`."""
     reports: AbstractContextManager[Report]
     config, task, loop = run.config, run.data.task, run.loop

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from deltas import Backbone, Delta, Manifest, TaskSpec
+from tests.factories import training_facts
 
 BAD_NAMES = ("", "A", "a b", "../a", ".a", "a/b", "ä", "a\n", "a" * 129)
 
@@ -113,7 +114,7 @@ def test_metrics_are_numbers(manifest: Manifest, value: float) -> None:
 def test_what_is_not_calibrated_is_not_written(manifest: Manifest) -> None:
     """The text of older manifests, and with it their version, stays the same."""
     text = manifest.model_dump_json()
-    for field in ("calibration", "decision", "reliability", "target", "coverage"):
+    for field in ("calibration", "decision", "reliability", "target", "coverage", "history"):
         assert f'"{field}"' not in text
 
 
@@ -135,6 +136,23 @@ def test_a_decision_fits_its_task(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         Manifest.model_validate(manifest.model_dump() | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"step": (1, 2), "loss": (0.5,), "learning_rate": (0.1, 0.1)}}, "'loss': 1"),
+        ({"train": {"step": (2, 2), "loss": (0.5, 0.4), "learning_rate": (0.1, 0.1)}}, "rise"),
+        ({"selection": {"step": (-1,), "loss": (0.5,), "metric": (0.1,)}}, "greater than or equal"),
+        ({"selection": {"step": (0,), "loss": (float("nan"),), "metric": (0.1,)}}, "finite"),
+    ],
+)
+def test_the_curves_of_a_history_fit_together(changes: dict[str, Any], message: str) -> None:
+    train: dict[str, Any] = {"step": (1, 3), "loss": (0.5, 0.4), "learning_rate": (0.1, 0.0)}
+    good = {"train": train, "selection": {"step": (0, 3), "loss": (0.6, 0.5), "metric": (0, 1)}}
+    assert training_facts(history=good).history is not None
+    with pytest.raises(ValidationError, match=message):
+        training_facts(history=good | changes)
 
 
 def test_only_single_labels_have_a_limit(

@@ -96,6 +96,7 @@ def assert_same(first: Delta, second: Delta) -> None:
     for name, entry in second.entries.items():
         assert torch.equal(first.entries[name].values, entry.values)
     assert first.manifest.metrics == second.manifest.metrics
+    assert first.manifest.training.history == second.manifest.training.history is not None
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Saves and restores the state of a run: trained values, Adam's moments, best state so far.
+"""Saves and restores the state of a run: trained values, Adam's moments, best state, history.
 
 A checkpoint is stored as safetensors, so nothing is ever unpickled; it is never served. Together
 with the run's options it determines the rest of the run bit for bit, because all random draws come
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deltas.format import content_digest, write_atomically
 from training.errors import ConfigError
+from training.run.loop.history import HistoryRecorder
 
 _ENDING = ".state.safetensors"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a parameter
@@ -31,34 +32,49 @@ class BestState:
     metrics: dict[str, float]
 
 
+@dataclass
+class RunState:
+    """The state of a run, besides the values and the optimiser's moments."""
+
+    step: int  # the last finished one
+    best: BestState
+    stale: int  # evaluations since the best one
+    history: HistoryRecorder
+
+
 def save_state(
     path: Path,
-    step: int,
+    state: RunState,
     parameters: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
-    best: BestState,
-    stale: int = 0,
 ) -> None:
-    """Write a checkpoint atomically.
-
-    `step` is the last finished step, `stale` the number of evaluations since the best one.
-    """
+    """Write a checkpoint atomically."""
     tensors: dict[str, Tensor] = {}
     for name, value in parameters.items():
         tensors[f"value {name}"] = value.detach().cpu()
-        tensors[f"best {name}"] = best.values[name].cpu()
+        tensors[f"best {name}"] = state.best.values[name].cpu()
         for moment, tensor in optimizer.state.get(value, {}).items():
             tensors[f"{moment} {name}"] = torch.as_tensor(tensor).cpu()
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {"step": str(step), "metrics": json.dumps(best.metrics), "stale": str(stale)}
+    metadata = {
+        "step": str(state.step),
+        "metrics": json.dumps(state.best.metrics),
+        "stale": str(state.stale),
+        "history": state.history.state(),
+    }
     metadata["digest"] = content_digest(json.dumps(metadata, sort_keys=True), tensors)
     write_atomically(path, save(tensors, metadata))
 
 
 def load_state(
-    path: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> tuple[int, BestState, int]:
-    """Restore parameters and optimiser; returns step, best state and stale as in `save_state`.
+    path: Path,
+    parameters: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    history: HistoryRecorder,
+) -> RunState:
+    """Restore parameters, optimiser and history from a checkpoint; returns the run's state.
+
+    A checkpoint of an earlier version, without a history, is continued without one.
 
     Raises:
         ConfigError: the file is damaged or belongs to a run with other shapes.
@@ -76,8 +92,9 @@ def load_state(
                 value.copy_(tensors[f"value {name}"])
                 best[name] = tensors[f"best {name}"].to(value.device)
         _restore_optimizer(optimizer, parameters, tensors)
-        metrics = json.loads(metadata["metrics"])
-        return int(metadata["step"]), BestState(best, metrics), int(metadata.get("stale", 0))
+        history.restore(metadata.get("history", ""))
+        kept = BestState(best, json.loads(metadata["metrics"]))
+        return RunState(int(metadata["step"]), kept, int(metadata.get("stale", 0)), history)
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise ConfigError(f"can't resume from {path} ({error}); delete it to start anew") from error
 

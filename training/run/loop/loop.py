@@ -16,11 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deltas.manifest import RunHistory
 from training.data.tasks import Task
 from training.errors import TrainingError
 from training.run import distributed
 from training.run.evaluation import evaluate
-from training.run.loop.checkpoint import BestState, load_state, save_state
+from training.run.loop.checkpoint import BestState, RunState, load_state, save_state
+from training.run.loop.history import HistoryRecorder
 from training.run.loop.schedule import LoopConfig, batches, evaluation_steps, rate_factor
 from training.run.task_model import Split, TaskModel, loss_sum, total_weight
 
@@ -47,63 +49,67 @@ def train(
     state_path: Path,
     report: Report,
     weights: Tensor | None = None,
-) -> tuple[dict[str, float], int]:
+) -> tuple[dict[str, float], int, RunHistory | None]:
     """Train a model in place and leave it in its best state.
 
-    The best state has the highest primary metric on the selection rows. Returns its metrics, and
-    the number of steps taken. `splits` are the train rows and the selection rows, `weights` the
-    weights of the labels' rows, float32 [C]. The caller removes the checkpoint at `state_path`.
+    The best state has the highest primary metric on the selection rows. Returns its metrics, the
+    number of steps taken, and the run's history. `splits` are the train rows and the selection
+    rows, `weights` the weights of the labels' rows, float32 [C]. The caller removes the checkpoint
+    at `state_path`.
     """
     train_rows, selection_rows = splits
     model.keep_features([*train_rows.rows, *selection_rows.rows])
     parameters = model.parameters
     optimizer = make_optimizer(model, config)
-    first, best, stale = 0, _starting_state(model, task, selection_rows, config), 0
+    metric = task.primary_metric
+    state = _starting_state(model, task, selection_rows, config)
     # Rank 0 removes old checkpoints. A process that looked for itself, earlier, could resume alone.
     if distributed.broadcast_flag(state_path.exists()):
-        first, best, stale = load_state(state_path, parameters, optimizer)
+        state = load_state(state_path, parameters, optimizer, HistoryRecorder(config, metric))
     distributed.barrier()  # the checkpoint must not be replaced while another process reads it
-    step, evaluations = first, evaluation_steps(config)
-    for number, positions in enumerate(batches(train_rows.rows, config), start=1):
-        if number <= first:
+    first, evaluations = state.step, evaluation_steps(config)
+    for step, positions in enumerate(batches(train_rows.rows, config), start=1):
+        if step <= first:
             continue
-        if config.patience is not None and stale >= config.patience:
+        if config.patience is not None and state.stale >= config.patience:
             break
-        step = number
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate_factor(step, config)
         # Other processes draw other masks. CPUs use only the lowest 32 bits of a seed, so the rank
         # can't stand above them.
         torch.manual_seed(config.seed * 1_000_003 + step + distributed.rank() * 15_485_863)
         loss = train_batch(model, task, train_rows, positions, optimizer, config, weights)
-        metric = metrics = None
-        if step in evaluations:
-            metrics = evaluate(model, task, selection_rows)
-            metric = metrics[task.primary_metric]
-            stale += 1
-            if not best.metrics or _is_better(metrics, best.metrics, task.primary_metric):
-                best, stale = BestState(_copies(parameters), metrics), 0
-        report(Progress(step, loss, metric, metrics))
+        metrics = evaluate(model, task, selection_rows) if step in evaluations else None
+        state.step = step
+        state.history.add(step, loss, metrics)
+        if metrics:
+            state.stale += 1
+            if not state.best.metrics or _is_better(metrics, state.best.metrics, metric):
+                state.best, state.stale = BestState(_copies(parameters), metrics), 0
+        report(Progress(step, loss, metrics[metric] if metrics else None, metrics))
         # After the report: a caller that stores reports has all of them if the run is killed here.
         if metrics and distributed.is_first():
-            save_state(state_path, step, parameters, optimizer, best, stale)
+            save_state(state_path, state, parameters, optimizer)
         _check_finite(step, loss)
     with torch.no_grad():
         for name, value in parameters.items():
-            value.copy_(best.values[name])
-    return best.metrics, step
+            value.copy_(state.best.values[name])
+    return state.best.metrics, state.step, state.history.finish(state.step)
 
 
 def _starting_state(
     model: TaskModel, task: Task, selection_rows: Split, config: LoopConfig
-) -> BestState:
+) -> RunState:
     """Return the state before the first step, with its metrics if its head is solved.
 
     A run from a solved head never ends with a worse state than the one that it started from.
     """
-    is_solved = config.head_start == "solved"
-    metrics = evaluate(model, task, selection_rows) if is_solved else {}
-    return BestState(_copies(model.parameters), metrics)
+    history = HistoryRecorder(config, task.primary_metric)
+    metrics: dict[str, float] = {}
+    if config.head_start == "solved":
+        metrics = evaluate(model, task, selection_rows)
+        history.add_start(metrics)
+    return RunState(0, BestState(_copies(model.parameters), metrics), 0, history)
 
 
 def make_optimizer(model: TaskModel, config: LoopConfig) -> torch.optim.Optimizer:

@@ -216,6 +216,32 @@ def test_the_delta_and_its_predictions_are_left(
     assert len(read_predictions(predictions, "selection")[0]) == manifest.metrics["selection"].rows
 
 
+def test_the_history_of_the_run_is_in_the_manifest(
+    run: Run, custom: dict[str, Any], tmp_path: Path
+) -> None:
+    run(**custom, evals=4)
+    manifest = read_delta(written(tmp_path)).manifest
+    history = manifest.training.history
+    assert history is not None
+    assert history.train.step == tuple(range(1, manifest.training.steps + 1))
+    assert history.selection.step == (0, 5, 10, 15, 20), "the solved head is scored, too"
+    best = max(history.selection.metric)
+    assert best == pytest.approx(manifest.metrics["selection"].values["accuracy"], rel=1e-5)
+    assert max(history.train.learning_rate) == pytest.approx(manifest.training.learning_rate)
+
+
+def test_a_solved_head_takes_no_steps_and_has_no_history(
+    tiny_backbone_dir: Path, custom: dict[str, Any], tmp_path: Path
+) -> None:
+    flags = custom | {"freeze": "head", "backbone": tiny_backbone_dir, "out": tmp_path / "out"}
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    assert fit.main([*words, "--max-length=24"]) == 0
+    manifest = read_delta(written(tmp_path, "head")).manifest
+    assert manifest.training.steps == 0
+    assert manifest.training.history is None
+    assert '"history"' not in manifest.model_dump_json()
+
+
 @pytest.mark.parametrize("strategy", ["bitfit", "random:0.01"])
 def test_a_seed_repeats_a_run_bit_for_bit(
     run: Run, custom: dict[str, Any], tmp_path: Path, strategy: str

@@ -71,7 +71,7 @@ def run(backbone: Backbone, path: Path, **changes: Any) -> tuple[TaskModel, list
     model, seen = model_of(backbone), []  # type: ignore[var-annotated]
     splits = split_of(backbone, 40), split_of(backbone, 12, shift=2)
     options = replace(OPTIONS, **changes)
-    metrics, _ = train(model, TASK, splits, options, state_path=path, report=seen.append)
+    metrics, *_ = train(model, TASK, splits, options, state_path=path, report=seen.append)
     return model, seen, metrics
 
 
