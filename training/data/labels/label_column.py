@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deltas.errors import did_you_mean
 from training.data.files.columns import Columns, Warn
-from training.data.files.spelling import clean, look_alikes
-from training.data.labels.cells import is_blank, parse_number, resembles_number
+from training.data.files.spelling import clean
+from training.data.labels.cells import is_blank, parse_number
+from training.data.labels.doubts import find_doubts
 from training.data.labels.forms import LabelForm
 from training.data.labels.lists import SEPARATOR, bit_of
 from training.errors import DataError, listing
@@ -28,8 +29,6 @@ _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
 _MOST_LABELS = 1000
 _LONGEST_LABEL = 256  # characters
 _LARGEST_NUMBER = 1e18  # the squares of larger numbers overflow float32
-# Programs write missing values so; a label can have such a name, too.
-_MISSING = {"nan", "na", "n/a", "#n/a", "none", "null", "nil", "<na>", "nat"}
 
 
 def name_classes(columns: Columns, column: str) -> Columns:
@@ -97,21 +96,11 @@ def collect_labels(columns: Columns, column: str, form: LabelForm, warn: Warn) -
         raise _no_labels(columns, column)
     counts = Counter(name for names in rows for name in names)
     _check_counts(columns, column, counts, fewest=2 if form.kind == "single_label" else 1)
-    for doubt in (
-        _merged(columns, column, form),
-        *_doubtful_names(counts),
-        _one_each(rows) if form.kind == "multi_label" else "",
-    ):
-        if doubt:
-            warn(f"{columns.name}, column {column!r}: {doubt}")
-    once = sorted(name for name, count in counts.items() if count == 1)
-    if once:
-        row = 1 + next(number for number, names in enumerate(rows) if once[0] in names)
-        warn(
-            f"{columns.name}, row {row}, column {column!r}: {len(once)} of {len(counts)} labels "
-            f"occur in one row only and can't be evaluated: {listing(once)}"
-        )
     stated = [clean(name) for name in columns.class_names.get(column, ())]
+    if form.lists and form.lists.width:
+        stated = list(map(str, range(form.lists.width)))
+    for sentence in find_doubts(columns, column, form, rows, stated):
+        warn(sentence)
     if set(counts) <= set(stated):
         return tuple(name for name in stated if name in counts)
     if all(_INTEGER.fullmatch(name) for name in counts):
@@ -146,59 +135,6 @@ def encode_labels(columns: Columns, column: str, form: LabelForm, labels: Sequen
     return [[int(label in names) for label in labels] for names in rows]
 
 
-def _merged(columns: Columns, column: str, form: LabelForm) -> str:
-    """Return a sentence on names that are spelled in ways that look the same, or ""."""
-    spellings = defaultdict(set)
-    for value in columns.values[column]:
-        parts = form.lists.split(value) if form.lists else [value]
-        for part in parts or ():
-            if isinstance(part, str) and not part.isascii():
-                spellings[clean(part)].add(part.strip())
-            elif isinstance(part, str) and (name := part.strip()) in spellings:
-                spellings[name].add(name)
-    merged = {name: found for name, found in spellings.items() if found - {name}}
-    if not merged:
-        return ""
-    shown = (f"{name!r} (written {listing(map(ascii, merged[name]))})" for name in merged)
-    return f"spellings that look the same were read as one label: {listing(shown)}"
-
-
-def _doubtful_names(counts: Counter[str]) -> list[str]:
-    """Return a sentence for each oddity of the names."""
-    doubts = []
-    if alike := look_alikes(counts):
-        shown = (
-            " and ".join(f"{name!r} ({counts[name]:,} rows)" for name in group) for group in alike
-        )
-        doubts.append(
-            f"labels that look alike were kept apart: {listing(shown)}; write them in one way if "
-            "they mean the same"
-        )
-    if missing := [name for name in counts if name.casefold() in _MISSING]:
-        doubts.append(
-            f"{listing(map(repr, missing))} may stand for a missing label; drop these rows unless "
-            "it is a label"
-        )
-    numbers = [name for name in counts if resembles_number(name)]
-    plain = [parse_number(name) for name in numbers]
-    if 2 * len(numbers) > len(counts) and any(n is None or not n.is_integer() for n in plain):
-        doubts.append(
-            f"labels that look like numbers were taken for names: {listing(map(repr, numbers))}; "
-            "to predict numbers write them plainly, like 12.5, and use --kind regression"
-        )
-    return doubts
-
-
-def _one_each(rows: Sequence[Sequence[str]]) -> str:
-    """Return a sentence on lists of which each holds one label, or ""."""
-    if any(len(names) != 1 for names in rows):
-        return ""
-    return (
-        "each row has exactly one label, though rows may have several; if no row ever does, use "
-        "--kind single_label"
-    )
-
-
 def _check_counts(columns: Columns, column: str, counts: Counter[str], fewest: int) -> None:
     if len(counts) < fewest:
         found = f"{len(counts)} distinct label ({listing(counts)})"
@@ -224,7 +160,7 @@ def _names(columns: Columns, column: str, form: LabelForm) -> list[list[str]]:
     for row, value in enumerate(values, start=1):
         parts = _parts(columns, column, row, form) if form.lists else [value]
         try:
-            rows.append(list(dict.fromkeys(_name(part) for part in parts)))
+            rows.append(list(dict.fromkeys(_name(part, value) for part in parts)))
         except ValueError as error:
             raise columns.error(column, str(error), row) from error
         if form.kind == "single_label" and len(rows[-1]) != 1:
@@ -252,30 +188,36 @@ def _parts(columns: Columns, column: str, row: int, form: LabelForm) -> list[Any
     if parts is None and columns.is_text_only and not form.lists.width:
         parts = value.split(SEPARATOR)  # the train rows have lists, which text writes so
     if parts is None:
-        problem = f"{value!r:.100} is not {form.lists.described}, which may be empty"
+        problem = f"{value!r:.100} is not {form.lists.described}; mend or drop the row"
+        if is_missing:
+            problem = "no list; write an empty one if the row has no label, or drop the row"
         raise columns.error(column, problem, row)
     return parts
 
 
-def _name(value: Any) -> str:
+def _name(value: Any, cell: Any) -> str:
     """Return a label's name; 1.0 is "1", because pandas writes integers so in columns with gaps.
+
+    `cell` is the whole cell: the value itself, or a list that contains the value.
 
     Raises:
         ValueError: the value can't be a label's name.
     """
-    if value is None or value == "":
-        raise ValueError("no label; fill it in or drop the row")
+    if is_blank(value):
+        if cell is value:
+            raise ValueError("no label; fill it in or drop the row")
+        raise ValueError(f"{cell!r:.100} has an item without a name; take it out or drop the row")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, list | dict | bytes) or (
+    if isinstance(value, list | tuple | set | dict | bytes) or (
         isinstance(value, float) and not math.isfinite(value)
     ):
-        raise ValueError(
-            f"{value!r:.100} can't be one label; use a text or a number (lists need --kind "
-            "multi_label)"
+        hint = (
+            " (lists need --kind multi_label)" if isinstance(cell, list) and cell is value else ""
         )
+        raise ValueError(f"{value!r:.100} can't be one label; use a text or a number{hint}")
     name = clean(str(value))
     if any("\ud800" <= char <= "\udfff" for char in name):
         raise ValueError(f"{name!r} has half a surrogate pair; labels must be valid Unicode")

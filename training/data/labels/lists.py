@@ -15,11 +15,11 @@ from typing import Any
 
 from training.data.files.columns import Columns, Warn
 from training.data.files.spelling import clean
-from training.data.labels.cells import is_blank, parse_list
+from training.data.labels.cells import is_blank, parse_list, parse_number
 
 SEPARATOR = "|"
 _USUAL_SEPARATORS = (";", ",", "\n")
-# These join labels as well, but are more often a part of a name.
+# These join labels as well, but are more often a part of a name; so is any other sign.
 _RARE_SEPARATORS = ("/", "+", "&", " ")
 # So many of the cells with a separator must consist of labels of other rows.
 _MOST = 0.8
@@ -109,14 +109,15 @@ def find_joined(
     texts = {row: value for row, value in values.items() if isinstance(value, str)}
     if len(texts) < len(values) or column in columns.class_names:
         return None
-    for separator in (*_USUAL_SEPARATORS, *_RARE_SEPARATORS):
-        joined = {row: text for row, text in texts.items() if separator in text.strip()}
+    for separator in _separators(set(texts.values())):
+        joined = {row: text for row, text in texts.items() if _joins(text, separator)}
         if not joined:
             continue
         is_known, is_repeated = _known_shares(texts.values(), joined.values(), separator)
         row, text = next(iter(joined.items()))
         where = f"{columns.name}, row {row}, column {column!r}: {text!r}"
-        if is_sure and max(is_known, is_repeated) >= _MOST:
+        may_repeat = separator in (*_USUAL_SEPARATORS, *_RARE_SEPARATORS)
+        if is_sure and (is_known >= _MOST or (may_repeat and is_repeated >= _MOST)):
             return ListForm(separator)
         if is_known >= _MOST and separator in _USUAL_SEPARATORS:
             warn(
@@ -131,6 +132,20 @@ def find_joined(
             )
             return None
     return None
+
+
+def _separators(texts: Iterable[str]) -> list[str]:
+    """Return the signs in texts that may join labels: usual separators first, then rare ones."""
+    usual = (*_USUAL_SEPARATORS, *_RARE_SEPARATORS)
+    found = {sign for text in texts for sign in text.strip() if not sign.isalnum()}
+    return [*filter(found.__contains__, usual), *sorted(found.difference(usual))]
+
+
+def _joins(text: str, separator: str) -> bool:
+    """Return True if a separator joins several parts of a text that is no number."""
+    if separator not in text or parse_number(text) is not None:
+        return False
+    return sum(bool(clean(part)) for part in text.split(separator)) > 1
 
 
 def _known_shares(
@@ -166,20 +181,29 @@ def _are_literal(columns: Columns, column: str, texts: Mapping[int, str]) -> boo
         DataError: some texts are lists in quotes and brackets, but others are not.
     """
     lists = {row: items for row, text in texts.items() if (items := parse_list(text)) is not None}
-    certain = [row for row in lists if re.search(r"""['",]|\s""", texts[row].strip()[1:-1].strip())]
+    certain = [row for row, items in lists.items() if _is_surely_list(texts[row].strip(), items)]
     if not certain:
         return False
     strays = [row for row in texts if row not in lists]
     names = {str(item) for items in lists.values() for item in items}
     if all(clean(texts[row]) in names for row in strays):
         return True
-    if 2 * len(strays) > len(texts):
+    has_quotes = any(quote in texts[row] for row in certain for quote in "'\"")
+    if 2 * len(strays) > len(texts) and not has_quotes:
         return False
     problem = (
-        f"{texts[strays[0]]!r:.100} is not a list, though most labels here are lists that were "
-        "written as text; mend or drop the row"
+        f"{texts[strays[0]]!r:.100} is not a list, though labels here are lists that were written "
+        f"as text, such as {texts[certain[0]]!r:.100} in row {certain[0]:,}; mend or drop the row, "
+        "or use --kind single_label to take all of them for names"
     )
     raise columns.error(column, problem, strays[0])
+
+
+def _is_surely_list(text: str, items: list[Any]) -> bool:
+    """Return True for a text that can be read as a list, and hardly as a name."""
+    if text[0] in "'\"":  # no brackets
+        return len(items) > 1
+    return bool(re.search(r"""['",]|\s""", text[1:-1].strip()))
 
 
 def _doubt_bars(columns: Columns, column: str, texts: Mapping[int, str], warn: Warn) -> None:
@@ -211,7 +235,8 @@ def _vector_width(columns: Columns, column: str, lists: Mapping[int, list[Any]])
             )
             raise columns.error(column, problem, row)
     all_items = (item for items in lists.values() for item in items)
-    if column in columns.class_names or any(bit_of(item) is None for item in all_items):
+    if any(bit_of(item) is None for item in all_items):
+        _refuse_other_vectors(columns, column, lists)
         return 0
     widths = defaultdict(list)
     for row, items in lists.items():
@@ -226,6 +251,25 @@ def _vector_width(columns: Columns, column: str, lists: Mapping[int, list[Any]])
     width, rows = next((width, rows) for width, rows in widths.items() if width != usual)
     problem = f"a vector with {width} places, while most rows have {usual}; all need the same width"
     raise columns.error(column, problem, rows[0])
+
+
+def _refuse_other_vectors(columns: Columns, column: str, lists: Mapping[int, list[Any]]) -> None:
+    """Refuse lists of one width that repeat values, unlike lists of labels.
+
+    Raises:
+        DataError: the lists have one value for each place or annotator.
+    """
+    repeating = [row for row, items in lists.items() if len(set(map(repr, items))) < len(items)]
+    if not repeating or len({len(items) for items in lists.values()}) > 1:
+        return
+    row, strange = next((r, v) for r, items in lists.items() for v in items if bit_of(v) is None)
+    items = lists[repeating[0]]
+    problem = (
+        f"{strange!r:.100} is neither 0 nor 1; all lists here have {len(items)} values and some "
+        f"repeat one (row {repeating[0]:,}: {items!r:.100}), so they seem to be vectors with a "
+        "place for each label. Write 0 and 1 there, or the names of a row's labels, each once"
+    )
+    raise columns.error(column, problem, row)
 
 
 def bit_of(value: Any) -> int | None:

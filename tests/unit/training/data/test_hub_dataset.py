@@ -368,7 +368,7 @@ def test_a_label_that_occurs_once_is_named(
 ) -> None:
     load(write(tmp_path / "rows", train=rows_of(["no", "yes"] * 10 + ["rare"])))
     assert (
-        "data set rows, split train, row 21, column 'label': 1 of 3 labels occur in one row only"
+        "data set rows, split train, row 21, column 'label': 1 of 3 labels occurs in one row only"
     ) in caplog.text
 
 

@@ -25,6 +25,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
         ("so\u00adft", "soft"),
         ("a\nb", "a\nb"),
         ("\u200b", ""),
+        ("a\x00b\x1b", "ab"),
     ],
 )
 def test_what_looks_the_same_is_the_same(text: str, cleaned: str) -> None:
@@ -57,6 +58,11 @@ def test_cleaning_is_done_once(text: str) -> None:
         ["\uff21", "A"],
         ["don\u2019t", "don't"],
         ["a\u200db", "ab"],
+        ["\u2764", "\u2764\ufe0f"],
+        ["spam", "spam.", '"spam"'],
+        ["R&amp;D", "R&D"],
+        ["1", "true", "TRUE"],
+        ["no", "N"],
     ],
 )
 def test_names_that_look_alike_are_found(names: list[str]) -> None:

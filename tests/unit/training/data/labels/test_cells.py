@@ -67,6 +67,7 @@ def test_a_number_with_groups_resembles_a_number() -> None:
         "\u20ac 3",
         "1_000",
         "\u22121.5",
+        "\u0661\u066b\u0665",
     ):
         assert resembles_number(text), text
         assert parse_number(text) is None, text
@@ -102,6 +103,10 @@ def test_missing_values_are_blank() -> None:
         ("('a',)", ["a"]),
         ("array(['a', 'b'], dtype='<U1')", ["a", "b"]),
         ("frozenset({'a'})", ["a"]),
+        ("tensor([0, 1], device='cuda:0')", [0, 1]),
+        ("np.array(['a'])", ["a"]),
+        ("[np.int64(1), np.False_]", [1, False]),
+        ("'a', 'b'", ["a", "b"]),
     ],
 )
 def test_a_list_is_parsed(text: str, items: list[Any]) -> None:

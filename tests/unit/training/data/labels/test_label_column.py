@@ -35,13 +35,6 @@ def collect(values: list[Any], kind: TaskKind = "single_label", name: str = "a.j
     return collect_labels(column(values, name), "label", form(kind, name), warn=lambda _: None)
 
 
-def doubts(values: list[Any], label_form: LabelForm | None = None) -> list[str]:
-    """The sentences about a column that looks odd."""
-    found: list[str] = []
-    collect_labels(column(values), "label", label_form or form("single_label"), found.append)
-    return found
-
-
 def encode(
     values: list[Any], kind: TaskKind, labels: tuple[str, ...], name: str = "a.jsonl"
 ) -> Any:
@@ -173,14 +166,6 @@ def test_half_a_surrogate_pair_is_not_a_label() -> None:
         collect(["a", "b\ud800"])
 
 
-def test_a_label_that_occurs_once_is_worth_a_warning() -> None:
-    (found,) = doubts(["a", "a", "b", "b", "c"])
-    assert found == (
-        "a.jsonl, row 5, column 'label': 1 of 3 labels occur in one row only and can't be "
-        "evaluated: c"
-    )
-
-
 def test_names_that_look_exactly_the_same_are_one_label() -> None:
     names = [
         "caf\u00e9",
@@ -191,59 +176,25 @@ def test_names_that_look_exactly_the_same_are_one_label() -> None:
         "tea\ufeff",
     ] * 2
     assert collect(names) == ("caf\u00e9", "tea")
-    (found,) = doubts(names)
-    assert "spellings that look the same were read as one label: 'caf\u00e9' (written 'caf" in found
-    assert "'cafe\\u0301'" in found
-    assert "'tea\\ufeff'" in found
     assert encode(["cafe\u0301", "\u00a0tea"], "single_label", ("caf\u00e9", "tea")) == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("names", "shown"),
-    [
-        (["True", "true", "no"], "'True' (2 rows) and 'true' (2 rows)"),
-        (["1", "1.0", "2"], "'1' (2 rows) and '1.0' (2 rows)"),
-        (["007", "7", "8"], "'007' (2 rows) and '7' (2 rows)"),
-        (["not spam", "not_spam", "spam"], "'not spam' (2 rows) and 'not_spam' (2 rows)"),
-        (["\u0440ay", "pay", "auth"], "'\u0440ay' (2 rows) and 'pay' (2 rows)"),
-        (["don\u2019t", "don't", "do"], "'don\u2019t' (2 rows) and \"don't\" (2 rows)"),
-        (["\uff11", "1", "2"], "'\uff11' (2 rows) and '1' (2 rows)"),
-    ],
-)
-def test_names_that_look_alike_stay_apart_with_a_warning(names: list[str], shown: str) -> None:
-    assert len(collect(names * 2)) == 3
-    found = doubts(names * 2)[0]
-    assert found.startswith(
-        f"a.jsonl, column 'label': labels that look alike were kept apart: {shown}"
-    )
+def test_doubts_are_handed_to_the_caller() -> None:
+    found: list[str] = []
+    values = [[0, 1, 0], [0, 0, 0]] * 2
+    lists = LabelForm("multi_label", ListForm(width=3))
+    assert collect_labels(column(values), "label", lists, found.append) == ("1",)
+    assert found == [
+        "a.jsonl, column 'label': no row has the label 0, 2, so it can't be learnt or answered"
+    ]
 
 
-@pytest.mark.parametrize(
-    "names", [["A+", "A", "A-"], ["a", "b"], ["01", "2"], ["C++", "C"], ["x.y", "xy"]]
-)
-def test_names_that_differ_visibly_are_worth_no_warning(names: list[str]) -> None:
-    assert doubts(names * 2) == []
-
-
-def test_a_name_for_a_missing_value_is_worth_a_warning() -> None:
-    (found,) = doubts(["NA", "US", "nan"] * 2)
-    assert "'NA', 'nan' may stand for a missing label" in found
-
-
-@pytest.mark.parametrize(
-    "names",
-    [["12.5%", "3%", "7%"], ["$1.50", "$2"], ["1_5.5", "2_5.5", "3.5"], ["1,234.5", "2,000"]],
-)
-def test_names_that_resemble_numbers_are_worth_a_warning(names: list[str]) -> None:
-    (found,) = doubts(names * 2)
-    assert f"taken for names: {names[0]!r}" in found
-    assert "--kind regression" in found
-
-
-def test_lists_of_one_label_each_are_worth_a_warning() -> None:
-    (found,) = doubts([["a"], ["b"]] * 3, form("multi_label"))
-    assert "each row has exactly one label" in found
-    assert doubts([["a"], ["b"], []] * 3, form("multi_label")) == []
+def test_an_item_without_a_name_is_named_with_its_list() -> None:
+    for item in (None, "", "\u200b"):
+        with pytest.raises(DataError, match=r"row 2.*\['a', .*\] has an item without a name; take"):
+            collect([["a"], ["a", item]], "multi_label")
+    with pytest.raises(DataError, match="row 2, column 'label': no list; write an empty one"):
+        collect([["a"], None], "multi_label")
 
 
 def test_codes_of_class_labels_get_their_names() -> None:

@@ -40,6 +40,7 @@ VECTORS: list[tuple[list[Any], str]] = [
     (["[0, 1, 1]", "[0, 0, 0]", "[1, 0, 0]"], "a.csv"),
     (["[0. 1. 1.]", "[0. 0. 0.]", "[1. 0. 0.]"], "a.csv"),
     (["[False, True, True]", "[False, False, False]", "[True, False, False]"], "a.csv"),
+    (["tensor([0, 1, 1])", "tensor([0, 0, 0])", "tensor([1, 0, 0])"], "a.csv"),
     (["0,1,1", "0,0,0", "1,0,0"], "a.csv"),
     (["0 1 1", "0 0 0", "1 0 0"], "a.csv"),
     (["0|1|1", "0|0|0", "1|0|0"], "a.csv"),
@@ -59,8 +60,27 @@ def test_lists_of_codes_are_no_vectors() -> None:
         form = find(values, "a.jsonl")
         assert form == ListForm()
     assert find([[0, 1], [1, 0]], "a.jsonl") == ListForm(width=2)
-    assert find([["no", "no"], ["no", "yes"]], "a.jsonl", ("no", "yes")) == ListForm()
-    assert find([["0", "1"], ["0", "0"]], "a.jsonl", ("0", "1")) == ListForm()
+    assert find([["no"], ["no", "yes"]], "a.jsonl", ("no", "yes")) == ListForm()
+    assert find([["0", "1"], ["0"]], "a.jsonl", ("0", "1")) == ListForm()
+    assert find([["0", "1"], ["0", "0"]], "a.jsonl", ("0", "1")) == ListForm(width=2)
+    assert find([["a", "a"], ["b"]], "a.jsonl") == ListForm()
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "strange"),
+    [
+        ([[0, 1, 1], [1, 0, -1], [0, 0, 1]], (), "row 2, column 'y': -1 is"),
+        ([[2, 0, 0], [0, 1, 0]], (), "row 1, column 'y': 2 is"),
+        ([["pos", "pos"], ["pos", "neg"]], (), "row 1, column 'y': 'pos' is"),
+        ([["no", "no"], ["no", "yes"]], ("no", "yes"), "row 1, column 'y': 'no' is"),
+    ],
+)
+def test_vectors_of_other_values_are_refused(
+    values: list[Any], names: tuple[str, ...], strange: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        find(values, "a.jsonl", names)
+    assert f"{strange} neither 0 nor 1; all lists here have" in str(caught.value)
 
 
 @pytest.mark.parametrize("vector", [[0, 1], [0, 1, 1, 0], []])
@@ -86,6 +106,9 @@ def test_vectors_of_probabilities_are_refused() -> None:
         ["('joy', 'anger')", "('fear',)", "()"],
         ["{'joy', 'anger'}", "{'fear'}", "set()"],
         ["array(['joy', 'anger'], dtype=object)", "array(['fear'], dtype=object)", "array([])"],
+        ["[np.str_('joy'), np.str_('anger')]", "[np.str_('fear')]", "[]"],
+        ['"joy", "anger"', '"fear"', ""],
+        ["'joy', 'anger'", "'fear'", "[]"],
         ["['joy', 'anger']", "fear", "joy"],
     ],
 )
@@ -112,7 +135,14 @@ def test_a_text_among_lists_as_text_is_a_mistake() -> None:
     with pytest.raises(DataError) as caught:
         find(["['a']", "['a', 'b']", "['b'"])
     assert caught.value.row == 3
-    assert "is not a list, though most labels here are lists that were written" in str(caught.value)
+    assert "is not a list, though labels here are lists that were written" in str(caught.value)
+
+
+def test_a_list_in_quotes_is_no_name_even_if_most_cells_are_names() -> None:
+    with pytest.raises(DataError, match=r"row 1.*'c' is not a list.*such as .* in row 3.*single_l"):
+        find(["c", "d", "['a', 'b']"])
+    for name in ('"a, b"', '"it\'s fine, really"', "'a'"):
+        assert find([name, "c", "d"]) is None
 
 
 @pytest.mark.parametrize("separator", [",", ", ", ";", "; ", "\n"])
@@ -133,6 +163,9 @@ def test_labels_of_other_rows_that_are_joined_are_several_labels(separator: str,
         ["Washington, D.C.", "Paris"],
         ["yes", "no", "not sure; maybe"],
         ["a,", "b"],
+        ["spam,", "spam", "ham"],
+        ["+1", "1", "-1"],
+        ["1.0", "1", "0"],
     ],
 )
 def test_a_name_with_a_comma_stays_a_name(values: list[str]) -> None:
@@ -145,6 +178,9 @@ def test_a_name_with_a_comma_stays_a_name(values: list[str]) -> None:
         ["joy/fear", "joy", "fear"],
         ["joy fear", "joy", "fear"],
         ["joy+fear", "joy", "fear"],
+        ["joy#fear", "joy", "fear"],
+        ["joy\tfear", "joy", "fear"],
+        ["joy - fear", "joy", "fear"],
         ["good, much", "good, little", "bad, much", "bad, little"],
     ],
 )
