@@ -162,6 +162,12 @@ def evaluate(model: TaskModel, task: Task, split: Split) -> dict[str, float]:
     return metrics | {"loss": float(task_loss(task.kind, logits, split.labels, model.scale))}
 
 
+def primary_score(task: Task, logits: Tensor, labels: Tensor) -> float:
+    """Return the primary metric of logits [R, C] without thresholds."""
+    names, predictions = [task.primary_metric], decisions(task.kind, logits.numpy())
+    return compute_metrics(names, predictions, labels.numpy())[task.primary_metric]
+
+
 @dataclass(frozen=True)
 class Decided:
     """Calibration and decision rule of a run, fitted on its selection rows."""

@@ -11,6 +11,7 @@ import hashlib
 import math
 import random
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from training.data.rows import TaskData
 from training.data.tasks import Task
 from training.errors import ConfigError, listing
 from training.options import FitConfig, default_epochs, num_evaluations, shared_fields
-from training.run.evaluation import features, pooled_scale
+from training.run.evaluation import features, pooled_scale, primary_score
 from training.run.head.calibration import head_as_trained
 from training.run.head.solver import HeadProblem, solve_head
 from training.run.loop.schedule import LoopConfig
@@ -217,7 +218,9 @@ def solve_starting_head(
         rows, labels = [rows[position] for position in drawn], labels[drawn]
     model.keep_features(rows)
     problem = head_problem(config, model, task, Split(rows, labels), weights)
-    solved = solve_head(problem, config.seed)
+    # What several labels a row score depends on thresholds, which are chosen later.
+    score = partial(primary_score, task) if task.kind == "single_label" else None
+    solved = solve_head(problem, config.seed, score)
     with torch.no_grad():
         for part, value in zip(model.head, (solved.weight, solved.bias), strict=True):
             part.copy_(value)

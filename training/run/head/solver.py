@@ -9,9 +9,8 @@ a random head distorts the features before the head has learnt to read them (LP-
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -34,6 +33,10 @@ _FREE = 30.0  # times the size of other features
 _CHOICE_PASSES = {"regression": 36, "other": 700}
 _LAST_PASSES = {"regression": 1, "other": 30}
 _TIMED_PASSES = 5
+
+
+# The primary metric of logits float32 [R, C] on labels as in `Split`; higher is better.
+Score = Callable[[Tensor, Tensor], float]
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,11 @@ class SolvedHead:
     penalty: float
 
 
-def solve_head(problem: HeadProblem, seed: int) -> SolvedHead:
-    """Solve the head with the penalty that has the lowest loss in cross-validation.
+def solve_head(problem: HeadProblem, seed: int, score: Score | None = None) -> SolvedHead:
+    """Solve the head with the penalty that is best in cross-validation.
+
+    The best penalty has the highest mean score over the folds, and among equal scores the lowest
+    mean loss. Without `score` the loss alone decides.
 
     Minimises the mean loss + penalty / 2 * |W|^2 over standardised features; the bias is free. The
     head that is returned reads the features as they are. Regressions are solved in closed form
@@ -82,7 +88,7 @@ def solve_head(problem: HeadProblem, seed: int) -> SolvedHead:
     if problem.free is not None:
         scale[-1] /= _FREE  # a large feature needs a small weight, which costs next to nothing
     standard = replace(problem, features=(features - shift) / scale)
-    penalty = _choose_penalty(standard, seed)
+    penalty = _choose_penalty(standard, seed, score)
     weight, bias = _solve(standard, penalty)
     weight = weight / scale
     bias = bias - weight @ shift
@@ -113,21 +119,35 @@ def _pass_seconds(problem: HeadProblem) -> float:
     return (time.perf_counter() - started) / passes
 
 
-def _choose_penalty(problem: HeadProblem, seed: int) -> float:
-    """Return the penalty with the lowest mean loss over the folds, the strongest of equal ones."""
+def _choose_penalty(problem: HeadProblem, seed: int, score: Score | None) -> float:
+    """Return the penalty that is best on the folds' held-out rows, the strongest of equal ones.
+
+    The loss alone would choose badly for rare labels: the head with the lowest loss may give every
+    row the most frequent label.
+    """
     folds = list(_folds(problem, seed))
     starts: list[tuple[Tensor, Tensor] | None] = [None] * len(folds)
-    losses: list[float] = []
+    results: list[tuple[float, float]] = []  # mean score and negative mean loss, both to maximise
     for penalty in _PENALTIES:
-        loss = 0.0
+        loss = total = 0.0
         for number, (train, held_out) in enumerate(folds):
             solved = _solve(train, penalty, starts[number])
             starts[number] = solved
             loss += _mean_loss(held_out, solved)
-        losses.append(loss)
-        if len(losses) > 2 and all(before < after for before, after in pairwise(losses[-3:])):
+            if score is not None:
+                total += score(F.linear(held_out.features, *solved), held_out.labels)
+        results.append((total / max(1, len(folds)), -loss))
+        if _is_past_the_best(results[-3:]):
             break  # weaker penalties overfit still more
-    return _PENALTIES[int(np.argmin(losses))] if folds else 1.0
+    return _PENALTIES[results.index(max(results))] if folds else 1.0
+
+
+def _is_past_the_best(results: list[tuple[float, float]]) -> bool:
+    """Return whether the loss has risen twice, and the score has not."""
+    if len(results) < 3:
+        return False
+    (first, *_, last), losses = zip(*results, strict=True)
+    return losses[0] > losses[1] > losses[2] and last <= first
 
 
 def _folds(problem: HeadProblem, seed: int) -> Iterator[tuple[HeadProblem, HeadProblem]]:

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import matthews_corrcoef
 from torch import Tensor
 
 from training.run.head import solver
-from training.run.head.solver import HeadProblem, solve_head
+from training.run.head.solver import HeadProblem, Score, solve_head
 from training.run.task_model import balanced_weights
 
 
@@ -65,6 +66,24 @@ def test_penalty_grows_with_the_noise() -> None:
 def test_labels_that_say_nothing_get_a_strong_penalty() -> None:
     problem = HeadProblem("single_label", 2, features_of(200, 20), torch.arange(200) % 2)
     assert solve_head(problem, seed=0).penalty >= 1.0
+
+
+def test_score_keeps_a_weak_penalty_where_the_loss_would_answer_one_label_only() -> None:
+    """A quarter of the rows has the rarer label, and the features hardly tell it."""
+    x = features_of(800, 30)
+    generator = torch.Generator().manual_seed(2)
+    noisy = x[:, 0] + 3.0 * torch.randn(len(x), generator=generator)
+    problem = HeadProblem("single_label", 2, x, (noisy > noisy.quantile(0.75)).long())
+
+    def matthews(logits: Tensor, labels: Tensor) -> float:
+        return float(matthews_corrcoef(labels.numpy(), logits.argmax(1).numpy()))
+
+    def of_solution(score: Score | None) -> float:
+        solved = solve_head(problem, seed=0, score=score)
+        return matthews(F.linear(x, solved.weight, solved.bias), problem.labels)
+
+    assert of_solution(None) == 0.0
+    assert of_solution(matthews) > 0.05
 
 
 def test_multi_label_columns_are_independent_problems() -> None:
