@@ -146,8 +146,8 @@ def _is_past_the_best(results: list[tuple[float, float]]) -> bool:
     """Return whether the loss has risen twice, and the score has not."""
     if len(results) < 3:
         return False
-    (first, *_, last), losses = zip(*results, strict=True)
-    return losses[0] > losses[1] > losses[2] and last <= first
+    (first, old), (_, middle), (last, new) = results
+    return old > middle > new and last <= first
 
 
 def _folds(problem: HeadProblem, seed: int) -> Iterator[tuple[HeadProblem, HeadProblem]]:
