@@ -235,7 +235,7 @@ def _tidy_share(rule: str) -> Callable[[str], str]:
 
 
 RULES: dict[str, Rule] = {
-    "full": Rule("", "every parameter", 5e-5, _named(".+")),
+    "full": Rule("", "every parameter", 1e-4, _named(".+")),
     "head": Rule(
         "",
         "the classifier alone; the backbone stays as it is",
@@ -246,7 +246,7 @@ RULES: dict[str, Rule] = {
     "bitfit": Rule(
         "[TERM,...]",
         f"all biases, or the biases of: {', '.join(BIAS_TERMS)}",
-        2e-3,
+        3e-3,
         _bitfit,
         tidy=lambda argument: ",".join(sorted(set(_terms(argument)))),
     ),
