@@ -32,6 +32,11 @@ def listing(names: Iterable[str]) -> str:
     return ", ".join(shown[:_MAX_LISTED]) + f" and {len(shown) - _MAX_LISTED} more"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count and its noun: "1 row", "2,000 rows"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 class TrainingError(Exception):
     """Root of all errors that this package raises on purpose."""
 

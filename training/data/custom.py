@@ -10,12 +10,11 @@ from __future__ import annotations
 import csv
 import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
-from training.data.files.columns import Columns
+from training.data.files.columns import Columns, Warn
 from training.data.files.delimited import DelimitedOptions
 from training.data.files.reader import is_delimited, read_columns
 from training.data.files.spelling import clean
@@ -29,7 +28,7 @@ from training.data.labels.label_column import (
 )
 from training.data.rows import Rows, TaskData, digest_rows, hold_out
 from training.data.tasks import TASKS, Task
-from training.errors import ConfigError, DataError
+from training.errors import ConfigError, DataError, counted
 
 if TYPE_CHECKING:
     from deltas.manifest import TaskKind
@@ -152,13 +151,15 @@ def custom_data(
         doubts.append(sentence)
 
     label = custom.label
-    read = [_with_labels(part, custom) for part in (train, validation) if part is not None]
+    parts = [part for part in (train, validation) if part is not None]
+    # Rows that are left out have no say in the labels.
+    read = [_with_labels(_with_texts(part, custom, warn), custom) for part in parts]
     form = infer_form(read[0], label, cast("TaskKind | None", custom.kind), warn)
     labels = collect_labels(read[0], label, form, warn)
     logger.info("%s: %s, labels: %s", custom.name, form.kind, ", ".join(labels) or "numbers")
     metrics = _metrics(form.kind, len(labels))
     task = Task(custom.name, form.kind, labels, tuple(map(clean, custom.text_columns)), metrics)
-    train_rows, *more = (_rows(task, part, custom, form, warn) for part in read)
+    train_rows, *more = (_rows(task, part, custom, form) for part in read)
     if more:
         validation_rows = more[0]
         note = _overlap_note(train_rows, validation_rows, train.noun)
@@ -195,7 +196,7 @@ def _held_out(rows: Rows, kind: TaskKind, columns: Columns) -> tuple[Rows, Rows,
             f"--validation-{columns.noun}",
             path=columns.path,
         )
-    note = f"{len(validation):,} rows held out of {columns.name} (seed {_SPLIT_SEED})"
+    note = f"{counted(len(validation), 'row')} held out of {columns.name} (seed {_SPLIT_SEED})"
     return train, validation, note
 
 
@@ -207,11 +208,13 @@ def _metrics(kind: TaskKind, num_labels: int) -> tuple[str, ...]:
     return ("accuracy", "f1" if num_labels == 2 else "macro_f1")
 
 
-def _rows(
-    task: Task, columns: Columns, custom: CustomTask, form: LabelForm, warn: Callable[[str], None]
-) -> Rows:
-    """Return the rows; those without a text are left out, with a warning."""
-    blank: set[int] = set()
+def _with_texts(columns: Columns, custom: CustomTask, warn: Warn) -> Columns:
+    """Return the rows that have all their texts; the others are left out, with a warning.
+
+    Raises:
+        DataError: a value is no text, or no row has all its texts.
+    """
+    blank: dict[int, str] = {}  # the column in which a row has no text
     for field in custom.text_columns:
         values = columns.values[field]
         missing = [row for row, value in enumerate(values, 1) if is_blank(value)]
@@ -220,21 +223,29 @@ def _rows(
             others = sorted(set(bad) - set(missing))
             bad = bad if len(bad) == len(values) else others
             problem = _text_problem(values[bad[0] - 1], bad, len(values))
-            raise DataError(problem, path=columns.path, row=bad[0], column=field)
-        blank.update(missing)
-    if blank:
-        rows = "1 row has" if len(blank) == 1 else f"{len(blank):,} rows have"
-        warn(
-            f"{columns.name}: {rows} no text and {'is' if len(blank) == 1 else 'are'} left out "
-            f"(the first is row {min(blank):,})"
-        )
+            raise columns.error(field, problem, bad[0])
+        blank.update({row: field for row in missing if row not in blank})
+    if len(blank) == columns.num_rows:
+        problem = "every row lacks one of its texts; are these the right columns?"
+        raise DataError(problem, path=columns.path)
+    if not blank:
+        return columns
+    first, rows = min(blank), counted(len(blank), "row")
+    warn(
+        f"{columns.name}: {rows} without a text left out (the first is row "
+        f"{columns.number(first):,}, column {blank[first]!r})"
+    )
+    return columns.take([row for row in range(1, columns.num_rows + 1) if row not in blank])
+
+
+def _rows(task: Task, columns: Columns, custom: CustomTask, form: LabelForm) -> Rows:
     texts = list(zip(*(columns.values[field] for field in custom.text_columns), strict=True))
-    every = Rows(texts, encode_labels(columns, custom.label, form, task.labels))
-    return every.take(row for row in range(len(texts)) if row + 1 not in blank)
+    labels = encode_labels(columns, custom.label, form, task.labels)
+    return Rows(texts, labels, list(columns.numbers))
 
 
 def _is_text(value: object) -> bool:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or is_blank(value):
         return False
     try:
         value.encode()
@@ -248,7 +259,7 @@ def _text_problem(value: object, bad: list[int], num_rows: int) -> str:
         return "no row has a text here; is this the right column?"
     found = f"{value!r:.100} is not a text"
     more = f" ({len(bad) - 1:,} more such rows follow)" if len(bad) > 1 else ""
-    return f"{found}{more}; fill it in or drop the row"
+    return f"{found}{more}; write it as a text or drop the row"
 
 
 def _overlap_note(train: Rows, validation: Rows, noun: str) -> str:

@@ -29,7 +29,7 @@ from training.data.files.dialect import SEPARATORS
 from training.data.files.reader import read_columns
 from training.data.glue import HubUnreachableError, split_files, why_no_hub
 from training.data.rows import TaskData
-from training.errors import ConfigError, DataError, listing
+from training.errors import ConfigError, DataError, counted, listing
 
 if TYPE_CHECKING:
     import datasets
@@ -346,6 +346,7 @@ def _reader_of(
                 f"{title}, {note}" for part in parts for note in part.reading_notes
             ),
             warnings=tuple(warning for part in parts for warning in part.warnings),
+            files=tuple((part.name, part.num_rows) for part in parts),
         )
 
     return read
@@ -377,7 +378,7 @@ def _of_datasets(
             len(rows),
             values,
             class_names={column: known for column, known in classes.items() if known},
-            reading_notes=(f"{title}: {len(rows):,} rows",),
+            reading_notes=(f"{title}: {counted(len(rows), 'row')}",),
         )
 
     return _DataSet(splits, read, commit)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -39,7 +39,9 @@ _FORMATS = (
     (b"\x80\x05\x95", "a pickle, which is never opened, as it may run code", "write it as parquet"),
     (b"version https://git-lfs", "a pointer of Git LFS, not the data", "run git lfs pull"),
 )
-_WEB_PAGE = re.compile(rb"\s*(<!doctype html|<html|<\?xml|<!--)", re.IGNORECASE)
+# A declaration, or a tag directly before another one.
+_WEB_PAGE = re.compile(rb"\s*(<!|<\?xml|<html|<[a-z][^<>]*>\s*<)", re.IGNORECASE)
+_JSON = re.compile(r"\s*(\[\s*)?\{\s*\"")
 _ENCODINGS = {
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
     codecs.BOM_UTF32_BE: "utf-32",
@@ -78,6 +80,18 @@ def foreign_format(head: bytes) -> str:
             "the file itself"
         )
     return ""
+
+
+def is_text(head: bytes) -> bool:
+    """Return True if the first bytes of a file are UTF-8 without NUL."""
+    with suppress(UnicodeDecodeError):
+        return "\0" not in codecs.getincrementaldecoder("utf-8")().decode(head) and bool(head)
+    return False
+
+
+def is_json(text: str) -> bool:
+    """Return True for the beginning of a JSON object, or of an array of objects."""
+    return bool(_JSON.match(text))
 
 
 def encoding_of(head: bytes) -> str:

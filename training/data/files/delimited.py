@@ -11,17 +11,23 @@ separator.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
+from deltas.errors import near_matches
 from training.data.files.columns import Columns, find_columns
 from training.data.files.content import open_text
 from training.data.files.dialect import Dialect, find_dialect, is_blank_row
-from training.errors import DataError
+from training.data.files.spelling import clean_name
+from training.errors import DataError, counted
 
 _QUOTING_IS_USUAL = ",;"
+_HEAD_ROWS = 20  # in which a header may come late
+_WHOLE_LINES = "whole lines stand in quotes and are one field each; save the file without them"
 
 
 @dataclass(frozen=True)
@@ -70,11 +76,12 @@ def read_delimited(path: Path, wanted: Sequence[str], options: DelimitedOptions)
         reading, warning = _choose(path, wanted, dialect, reading)
     if reading.error:
         raise reading.error
-    note = f"{path.name}: {reading.num_rows:,} rows, fields separated by {dialect.shown}"
+    rows = counted(reading.num_rows, "row")
+    note = f"{path.name}: {rows}, fields separated by {dialect.shown}"
     if options.quoting is False or warning:
         note += ", quotes read as characters"
     if reading.num_empty:
-        note += f", {reading.num_empty:,} rows of empty fields left out"
+        note += f", {counted(reading.num_empty, 'row')} of empty fields left out"
     return Columns(
         path,
         reading.num_rows,
@@ -146,25 +153,49 @@ def _read_header(
     try:
         reading.positions = find_columns(path, wanted, header)
     except DataError as error:
-        if len(header) > 1:
+        if "no such column" not in error.problem:
             raise
-        problem = f"{error.problem} --delimiter names another separator than {dialect.shown}"
+        if len(header) == 1 and dialect.delimiter in header[0]:
+            raise DataError(_WHOLE_LINES, path=path) from error
+        hint = _header_hint(wanted, header, dialect, islice(reader, _HEAD_ROWS))
+        problem = f"{error.problem} {hint}".rstrip()
         raise DataError(problem, path=path, column=error.column) from error
+
+
+def _header_hint(
+    wanted: Sequence[str], header: Sequence[str], dialect: Dialect, rows: Iterable[Sequence[str]]
+) -> str:
+    """Return a hint on a header without the wanted columns; `rows` follow it."""
+    with suppress(csv.Error):
+        for number, fields in enumerate(rows, start=1):
+            if {*map(clean_name, wanted)} <= {*map(clean_name, fields)}:
+                above = "line" if number == 1 else f"{number:,} lines"
+                return f"The columns' names stand further down: delete the {above} above them"
+    if len(header) == 1:
+        return f"--delimiter names another separator than {dialect.shown}"
+    if not any(map(near_matches, wanted, repeat(header))):
+        return "Is the first line of the file a header with the columns' names?"
+    return ""
 
 
 def _read_rows(path: Path, dialect: Dialect, reader: Any, reading: _Reading) -> None:
     targets = list(zip(reading.values.values(), reading.positions, strict=True))
     width, line = len(reading.header), reader.line_num
+    # Columns without a name at the end of a header may be left out by a row.
+    fewest = 1 + max(at for at, name in enumerate(reading.header) if clean_name(name))
     for fields in reader:
         num_lines, line = reader.line_num - line, reader.line_num
         if not any(fields) or (len(fields) == 1 and is_blank_row(fields)):
             reading.num_empty += len(fields) > 1
             continue
         row = reading.num_rows + 1
-        if len(fields) != width and (len(fields) < width or any(fields[width:])):
+        if not fewest <= len(fields) <= width and (len(fields) < fewest or any(fields[width:])):
             raise _count_error(path, row, fields, reading.header, dialect)
         for values, position in targets:
             values.append(fields[position])
+            if "\0" in values[-1]:
+                problem = "contains a NUL character; mend or drop the row, or fetch the file again"
+                raise DataError(problem, path=path, row=row)
         reading.num_rows = row
         if num_lines > 1:
             reading.first_long = reading.first_long or (row, num_lines)
@@ -176,9 +207,17 @@ def _count_error(
     path: Path, row: int, fields: Sequence[str], header: Sequence[str], dialect: Dialect
 ) -> DataError:
     """Make the error for a row with too few or too many fields."""
-    problem = f"{len(fields)} fields, the header has {len(header)}, separated by {dialect.shown}"
-    if len(header) == 1 or len(fields) == 1:
+    found = counted(len(fields), "field")
+    problem = f"{found}, the header has {len(header)}, separated by {dialect.shown}"
+    if len(fields) == 1 and dialect.delimiter in fields[0]:
+        remedy = _WHOLE_LINES
+    elif len(header) == 1:
         remedy = "another separator is named by --delimiter"
+    elif len(fields) < len(header):
+        remedy = (
+            "fill the row up or drop it; a line break inside of a field must stand in "
+            '"double quotes", and another separator is named by --delimiter'
+        )
     else:
         remedy = (
             f"a field with {dialect.shown}, line breaks or quotes must stand in "

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from training.data.files.content import open_text
-from training.data.files.spelling import clean
+from training.data.files.content import is_json, open_text
+from training.data.files.spelling import clean_name
+from training.errors import DataError
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}  # with their usual separators
 SEPARATORS = (",", ";", "\t", "|")
@@ -67,10 +68,13 @@ def find_dialect(path: Path, wanted: Sequence[str], delimiter: str | None = None
     """Find out how a file is written; `delimiter` is the user's, if one is given.
 
     Raises:
-        DataError: the file can't be read as text.
+        DataError: the file can't be read as text, or is JSON.
     """
     with open_text(path) as lines:
         head = _read_head(lines)
+    if is_json("".join(head)):
+        problem = "the content is JSON, whatever the file is called; rename it to end in .jsonl"
+        raise DataError(problem, path=path)
     sep_line = _SEP_LINE.fullmatch(head[0]) if head else None
     if sep_line:
         head = head[1:]
@@ -95,8 +99,8 @@ def _read_head(lines: TextIO) -> list[str]:
 def _fitness(head: Sequence[str], delimiter: str, wanted: Sequence[str]) -> tuple[float, ...]:
     """Return how well a separator fits: wanted columns in the header, rows like it, its fields."""
     header, *rows = _split(head, delimiter) or [[]]
-    names = {clean(name) for name in header}
-    num_found = sum(clean(column) in names for column in wanted)
+    names = set(map(clean_name, header))
+    num_found = sum(clean_name(column) in names for column in wanted)
     if len(header) < 2:
         return num_found, 0.0, 0
     alike = sum(len(fields) == len(header) for fields in rows)

@@ -13,8 +13,8 @@ from typing import Any
 from deltas.errors import did_you_mean
 from training.data.files.columns import Columns
 from training.data.files.content import open_text
-from training.data.files.spelling import clean
-from training.errors import DataError, listing
+from training.data.files.spelling import clean_name
+from training.errors import DataError, counted, listing
 
 _EXAMPLE = '{"text": "...", "label": "..."}'
 
@@ -35,8 +35,7 @@ def read_json(path: Path, wanted: Sequence[str]) -> Columns:
     num_rows = 0
     for num_rows, (where, item) in enumerate(_items(path), start=1):
         if not isinstance(item, _Object):
-            found = type(item).__name__
-            problem = f"{where} holds a {found}; each row must be one object like {_EXAMPLE}"
+            problem = f"{where} holds {item!r:.40}; each row must be one object like {_EXAMPLE}"
             raise DataError(problem, path=path, row=num_rows)
         for column in wanted:
             values[column].append(_value(path, num_rows, item, column))
@@ -46,7 +45,9 @@ def read_json(path: Path, wanted: Sequence[str]) -> Columns:
             "pandas: to_json(path, orient='records', lines=True)",
             path=path,
         )
-    return Columns(path, num_rows, values, reading_notes=(f"{path.name}: {num_rows:,} rows",))
+    return Columns(
+        path, num_rows, values, reading_notes=(f"{path.name}: {counted(num_rows, 'row')}",)
+    )
 
 
 def _items(path: Path) -> Iterator[tuple[str, Any]]:
@@ -99,16 +100,28 @@ def _parse(text: str) -> tuple[Any, str]:
 
 def _value(path: Path, row: int, item: _Object, column: str) -> Any:
     """Return the value of a wanted column in a row."""
-    keys = [column] if column in item else [key for key in item if clean(key) == clean(column)]
+    keys = [column]
+    if column not in item:
+        keys = [key for key in item if clean_name(key) == clean_name(column)]
     if len(keys) == 1 and keys[0] not in item.repeated:
         return item[keys[0]]
     if keys:
         problem = "occurs more than once in this row; keep one"
         raise DataError(problem, path=path, row=row, column=column)
-    tables = [key for key, value in item.items() if _is_table(value)]
-    hint = f" Its {tables[0]!r} is a list of objects: write that list alone" if tables else ""
-    problem = f"missing; the row has {listing(item)}.{did_you_mean(column, item)}{hint}"
+    hint = _inner_hint(item, column) or did_you_mean(column, item)
+    problem = f"missing; the row has {listing(item)}.{hint}"
     raise DataError(problem, path=path, row=row, column=column)
+
+
+def _inner_hint(item: _Object, column: str) -> str:
+    """Return a hint if a value of a row contains the rows, or the wanted column."""
+    for key, value in item.items():
+        if _is_table(value):
+            return f" Its {key!r} is a list of objects: write that list alone"
+        inner = column.removeprefix(f"{key}.")
+        if isinstance(value, dict) and inner in value:
+            return f" {inner!r} is inside of {key!r}: write it beside the other keys"
+    return ""
 
 
 def _is_table(value: Any) -> bool:

@@ -70,6 +70,8 @@ def is_delimited(path: Path) -> bool:
 
 def _missing(path: Path) -> str:
     """Return the problem with a path that is no file."""
+    if path.is_symlink():
+        return f"a link to {path.readlink()}, which does not exist"
     if path.exists():
         return "no regular file; save the rows to a file first"
     others = [item.name for item in path.parent.glob("[!.]*") if item.suffix.lower() in _KNOWN]

@@ -46,6 +46,11 @@ def clean(text: str) -> str:
     return visible.strip().strip(_JOINERS).strip()
 
 
+def clean_name(text: str) -> str:
+    """Return the one spelling of a column's name; line breaks and wide gaps in it are blanks."""
+    return " ".join(clean(text).split())
+
+
 def look_alikes(names: Iterable[str]) -> list[list[str]]:
     """Return the groups of names that look alike or say the same.
 

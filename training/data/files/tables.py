@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.data.files.columns import Columns, find_columns, plain
-from training.data.files.content import foreign_format, read_head
-from training.errors import DataError
+from training.data.files.content import foreign_format, is_json, is_text, read_head
+from training.errors import DataError, counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,8 +30,13 @@ def read_table(path: Path, wanted: Sequence[str]) -> Columns:
 
     head = read_head(path)
     is_arrow = head.startswith(_ARROW) or path.suffix.lower() != ".parquet"
-    if not head.startswith((_ARROW, _PARQUET)) and (problem := foreign_format(head)):
-        raise DataError(problem, path=path)
+    if not head.startswith((_ARROW, _PARQUET)):
+        problem = foreign_format(head)
+        if not problem and is_text(head):
+            problem = "the content is text, whatever the file is called; rename it to end in "
+            problem += ".jsonl" if is_json(head.decode(errors="replace")) else ".csv"
+        if problem:
+            raise DataError(problem, path=path)
     try:
         if head.startswith(_PARQUET) or not is_arrow:
             table = _read_parquet(path, wanted)
@@ -58,7 +63,7 @@ def read_table(path: Path, wanted: Sequence[str]) -> Columns:
         found.num_rows,
         values,
         class_names={column: known for column, known in names.items() if known},
-        reading_notes=(f"{path.name}: {found.num_rows:,} rows",),
+        reading_notes=(f"{path.name}: {counted(found.num_rows, 'row')}",),
     )
 
 

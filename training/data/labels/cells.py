@@ -22,7 +22,7 @@ _POINT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _COMMA = re.compile(r"[+-]?\d+(,\d+)?", re.ASCII)
 # Groups of three digits, as in 1,234.5, in 1.234,5, in 1'234.5 and in 1 234,5.
 _GROUPED = re.compile(r"[+-]?\d{1,3}((,\d{3})+(\.\d+)?|(\.\d{3})+(,\d+)?|([' ]\d{3})+([.,]\d+)?)")
-_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}", re.ASCII)
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
 _OTHER_MARKS = str.maketrans("−٫٬", "-.,")  # noqa: RUF001 - the minus sign, and Arabic marks
 _AROUND_NUMBERS = re.compile(r"[%‰$€£¥_\s]")
 
@@ -73,7 +73,7 @@ def resembles_number(text: str) -> bool:
 
 
 def may_be_thousands(text: str) -> bool:
-    """Return True for a number like 1,234, whose comma may be a decimal comma or not."""
+    """Return True for a number like 1,234 or 1.234, whose mark may be a decimal mark or not."""
     return bool(_THOUSANDS.fullmatch(text.strip()))
 
 

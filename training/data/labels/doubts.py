@@ -61,7 +61,7 @@ def find_doubts(
         row = 1 + next(number for number, names in enumerate(rows) if once[0] in names)
         occur = "occurs" if len(once) == 1 else "occur"
         yield (
-            f"{columns.name}, row {row}, column {column!r}: {len(once)} of {len(counts)} labels "
+            f"{columns.where(column, row)}: {len(once)} of {len(counts)} labels "
             f"{occur} in one row only and can't be evaluated: {listing(once)}"
         )
 

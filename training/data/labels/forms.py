@@ -56,7 +56,10 @@ def infer_form(columns: Columns, column: str, kind: TaskKind | None, warn: Warn)
     """
     values = {row: v for row, v in enumerate(columns.values[column], 1) if not is_blank(v)}
     if kind == "regression":
-        return LabelForm(kind, decimal=_decimal_mark(values))
+        decimal = _decimal_mark(values)
+        if doubt := _thousands_doubt(columns, column, values, decimal):
+            warn(doubt)
+        return LabelForm(kind, decimal=decimal)
     if kind == "multi_label":
         lists = find_list_form(columns, column, values, warn) or find_joined(
             columns, column, values, warn, is_sure=True
@@ -67,6 +70,8 @@ def infer_form(columns: Columns, column: str, kind: TaskKind | None, warn: Warn)
     if lists := find_list_form(columns, column, values, warn):
         return LabelForm("multi_label", lists)
     if numbers := _find_numbers(columns, column, values):
+        if doubt := _thousands_doubt(columns, column, values, numbers.decimal):
+            warn(doubt)
         return numbers
     if lists := find_joined(columns, column, values, warn, is_sure=False):
         return LabelForm("multi_label", lists)
@@ -136,10 +141,23 @@ def _check_commas(columns: Columns, column: str, values: Mapping[int, Any]) -> N
             "other rows (--kind multi_label); say which"
         )
         raise columns.error(column, problem, row)
-    if all(map(may_be_thousands, texts.values())):
+    if _thousands_doubt(columns, column, values, ","):
         small, large = text.replace(",", "."), text.replace(",", "")
         problem = (
             f"{text!r} may be {small} or {large}; write numbers with a decimal point and without "
             "marks between thousands"
         )
         raise columns.error(column, problem, row)
+
+
+def _thousands_doubt(columns: Columns, column: str, values: Mapping[int, Any], decimal: str) -> str:
+    """Return a sentence if all marks of texts may stand between thousands, or ""."""
+    texts = {row: v.strip() for row, v in values.items() if isinstance(v, str) and decimal in v}
+    if not texts or not all(map(may_be_thousands, texts.values())):
+        return ""
+    row, text = next(iter(texts.items()))
+    small, large = float(text.replace(",", ".")), text.replace(decimal, "")
+    return (
+        f"{columns.where(column, row)}: {text!r} was read as {small:g}, like all numbers here with "
+        f"such a mark; if {large} is meant, write it so"
+    )

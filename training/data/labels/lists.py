@@ -115,7 +115,7 @@ def find_joined(
             continue
         is_known, is_repeated = _known_shares(texts.values(), joined.values(), separator)
         row, text = next(iter(joined.items()))
-        where = f"{columns.name}, row {row}, column {column!r}: {text!r}"
+        where = f"{columns.where(column, row)}: {text!r}"
         may_repeat = separator in (*_USUAL_SEPARATORS, *_RARE_SEPARATORS)
         if is_sure and (is_known >= _MOST or (may_repeat and is_repeated >= _MOST)):
             return ListForm(separator)
@@ -193,8 +193,8 @@ def _are_literal(columns: Columns, column: str, texts: Mapping[int, str]) -> boo
         return False
     problem = (
         f"{texts[strays[0]]!r:.100} is not a list, though labels here are lists that were written "
-        f"as text, such as {texts[certain[0]]!r:.100} in row {certain[0]:,}; mend or drop the row, "
-        "or use --kind single_label to take all of them for names"
+        f"as text, such as {texts[certain[0]]!r:.100} in row {columns.number(certain[0]):,}; mend "
+        "or drop the row, or use --kind single_label to take all of them for names"
     )
     raise columns.error(column, problem, strays[0])
 
@@ -212,7 +212,7 @@ def _doubt_bars(columns: Columns, column: str, texts: Mapping[int, str], warn: W
     if _known_shares(texts.values(), joined.values(), SEPARATOR)[1] == 0:
         row, text = next(iter(joined.items()))
         warn(
-            f"{columns.name}, row {row}, column {column!r}: {text!r} was read as several labels "
+            f"{columns.where(column, row)}: {text!r} was read as several labels "
             f"joined by {SEPARATOR!r}, none of which occurs elsewhere; --kind single_label takes "
             "such cells for names"
         )
@@ -266,8 +266,9 @@ def _refuse_other_vectors(columns: Columns, column: str, lists: Mapping[int, lis
     items = lists[repeating[0]]
     problem = (
         f"{strange!r:.100} is neither 0 nor 1; all lists here have {len(items)} values and some "
-        f"repeat one (row {repeating[0]:,}: {items!r:.100}), so they seem to be vectors with a "
-        "place for each label. Write 0 and 1 there, or the names of a row's labels, each once"
+        f"repeat one (row {columns.number(repeating[0]):,}: {items!r:.100}), so they seem to be "
+        "vectors with a place for each label. Write 0 and 1 there, or the names of a row's "
+        "labels, each once"
     )
     raise columns.error(column, problem, row)
 

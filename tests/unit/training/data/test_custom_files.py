@@ -177,15 +177,46 @@ def test_a_row_with_something_else_than_a_text_is_named(
     assert problem in str(caught.value)
 
 
-@pytest.mark.parametrize("blank", [None, "", "  "])
+@pytest.mark.parametrize("blank", [None, "", "  ", "\u200b"])
 def test_rows_without_a_text_are_left_out_with_a_warning(tmp_path: Path, blank: Any) -> None:
     rows = [*ROWS[:5], {"text": blank, "y": "yes"}, *ROWS[5:], {"text": blank, "y": "no"}]
     whole, data = (
         load(write(tmp_path / f"{n}.jsonl", given)) for n, given in enumerate((ROWS, rows))
     )
     assert data.digest == whole.digest
-    assert "1.jsonl: 2 rows have no text and are left out (the first is row 6)" in data.warnings
+    assert (
+        "1.jsonl: 2 rows without a text left out (the first is row 6, column 'text')"
+        in data.warnings
+    )
     assert not whole.warnings
+
+
+def test_rows_without_a_text_have_no_say_in_the_labels(tmp_path: Path) -> None:
+    """A spreadsheet's total row has no text, and its label is none."""
+    rows = [
+        *ROWS[:5],
+        {"text": "", "other": "", "y": "Total"},
+        {"text": "", "other": "-", "y": ""},
+        *ROWS[5:],
+    ]
+    data = load(write(tmp_path / "a.csv", rows))
+    assert data.task.labels == ("no", "yes")
+    assert data.train.number(len(data.train) - 1) > 40
+    (warning,) = data.warnings
+    assert "2 rows without a text left out (the first is row 6" in warning
+    bad = [*rows[:-1], {"text": "last", "other": "", "y": ""}]
+    with pytest.raises(DataError, match="no label") as caught:
+        load(write(tmp_path / "b.csv", bad))
+    assert caught.value.row == 42
+
+
+def test_pairs_need_both_texts(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [*ROWS[:5], {**ROWS[5], "other": None}, *ROWS[6:]])
+    (warning,) = load(path, text_columns=["text", "other"]).warnings
+    assert "1 row without a text left out (the first is row 6, column 'other')" in warning
+    halves = [{**row, "text" if n % 2 else "other": ""} for n, row in enumerate(ROWS)]
+    with pytest.raises(DataError, match="every row lacks one of its texts"):
+        load(write(tmp_path / "b.jsonl", halves), text_columns=["text", "other"])
 
 
 def test_a_column_without_any_text_is_refused(tmp_path: Path) -> None:

@@ -207,7 +207,11 @@ def test_a_split_may_be_several_text_files(tmp_path: Path) -> None:
     assert len(data.reading_notes) == 2
     (tmp_path / "rows" / "train-00001-of-00002.csv").write_text("text,label\na\n")
     assert refused(str(tmp_path / "rows")).startswith(
-        "data set rows, split train, file train-00001-of-00002.csv, row 1: 1 fields"
+        "data set rows, split train, file train-00001-of-00002.csv, row 1: 1 field,"
+    )
+    (tmp_path / "rows" / "train-00001-of-00002.csv").write_text("text,label\na,x\nb,\n")
+    assert refused(str(tmp_path / "rows")).startswith(
+        "data set rows, split train, file train-00001-of-00002.csv, row 2, column 'label': no label"
     )
 
 

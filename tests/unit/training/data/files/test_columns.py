@@ -45,6 +45,21 @@ def test_invisible_differences_of_names_do_not_matter(spelled: str) -> None:
     assert find_columns(PATH, [spelled], [spelled]) == [0]
 
 
+def test_a_line_break_in_a_name_is_a_blank() -> None:
+    assert find_columns(PATH, ["the text"], ["the\n text"]) == [0]
+
+
+def test_rows_that_are_left_keep_their_numbers() -> None:
+    columns = Columns("data set a, split train", 4, {"y": [5, 6, 7, 8]}, files=(("b", 1), ("c", 3)))
+    some = columns.take([1, 3, 4])
+    assert (some.num_rows, some.values, some.numbers) == (3, {"y": [5, 7, 8]}, (1, 3, 4))
+    assert some.where("y", 2) == "data set a, split train, file c, row 2, column 'y'"
+    assert str(some.error("y", "is wrong", 1)) == (
+        "data set a, split train, file b, row 1, column 'y': is wrong"
+    )
+    assert some.take([2, 3]).number(2) == 4
+
+
 def test_a_name_with_a_comma_is_named_in_quotes() -> None:
     assert find_columns(PATH, ["text, short"], ["text, short"]) == [0]
     found = refused(["text", "short"], ["text, short", "label"])

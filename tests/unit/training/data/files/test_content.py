@@ -99,6 +99,8 @@ def parquet() -> bytes:
         (b"\n<!DOCTYPE html><html>", "web page", "fetch the file itself"),
         (b"\xef\xbb\xbf<HTML>", "web page", "fetch the file itself"),
         (b"<?xml version='1.0'?>", "web page or XML", "fetch the file itself"),
+        (b"<table><tr><td>text</td></tr>", "web page or XML", "fetch the file itself"),
+        (b'<meta charset="utf-8">\n<style>', "web page or XML", "fetch the file itself"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS", "git lfs pull"),
         (b"\x80\x04\x95rest", "pickle", "write it as parquet"),
         (bytes(257) + b"ustar", "tar archive", "unpack it"),
@@ -122,6 +124,7 @@ def test_text_is_no_foreign_format() -> None:
         "7z,x",
         "PAR,x",
         "text,label\n<html>,1\n",
+        "<id>,text\n",
         "version,1",
     ):
         assert foreign_format(text.encode()) == ""

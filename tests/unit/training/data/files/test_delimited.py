@@ -59,7 +59,9 @@ def test_a_row_with_too_few_or_too_many_fields_is_named(
 ) -> None:
     error = refused(write(tmp_path, "a.csv", content))
     assert error.row == 2
-    assert f"row 2: {fields} fields, the header has 2" in str(error)
+    noun = "field" if fields == 1 else "fields"
+    assert f"row 2: {fields} {noun}, the header has 2" in str(error)
+    assert ("fill the row up or drop it" in str(error)) == (fields == 1)
 
 
 @pytest.mark.parametrize("row", ['"b,2', 'b,"2', '"b,2\n"c","3"', 'b,"2\nc,3\nd,"4"'])
@@ -176,7 +178,7 @@ def test_the_separator_is_found_whatever_the_name_says(
 def test_the_user_names_a_separator(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "text^label\na,b^1\n")
     assert load(path, "^").values == {"text": ["a,b"], "label": ["1"]}
-    assert load(path, "^").reading_notes == ("a.csv: 1 rows, fields separated by '^'",)
+    assert load(path, "^").reading_notes == ("a.csv: 1 row, fields separated by '^'",)
     error = refused(path)
     assert "no such column; the file has text^label" in str(error)
     assert "--delimiter" in str(error)
@@ -203,6 +205,40 @@ def test_rows_of_empty_fields_are_left_out(tmp_path: Path) -> None:
 
 def test_empty_fields_beyond_the_header_are_no_error(tmp_path: Path) -> None:
     assert load(write(tmp_path, "a.csv", "text,label\na,1,,\nb,2\n")).num_rows == 2
+
+
+def test_columns_without_a_name_may_be_left_out_by_rows(tmp_path: Path) -> None:
+    columns = load(write(tmp_path, "a.csv", "text,label,,\na,1\nb,2,,note\nc,3,,,\n"))
+    assert columns.values == {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}
+    assert refused(write(tmp_path, "b.csv", "text,label,,id\na,1\n")).row == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ("My report;\n;\ntext;label\na;1\n", "stand further down: delete the 2 lines above"),
+        ("# by a tool\ntext,label\na,1\n", "stand further down: delete the line above them"),
+        ("a film,1\nanother,0\n", "Is the first line of the file a header"),
+        ('"text,label"\n"a,1"\n', "whole lines stand in quotes"),
+        ('text,label\n"a,1"\n', "row 1: 1 field, the header has 2, separated by commas; whole li"),
+    ],
+)
+def test_a_header_that_is_not_found_gets_a_hint(tmp_path: Path, content: str, hint: str) -> None:
+    assert hint in str(refused(write(tmp_path, "a.csv", content)))
+
+
+def test_a_nul_character_is_refused_wherever_it_is(tmp_path: Path) -> None:
+    rows = "a,1\n" * 3000
+    error = refused(write(tmp_path, "a.csv", f"text,label\n{rows}b\0c,1\n"))
+    assert error.row == 3001
+    assert "contains a NUL character" in str(error)
+    assert load(write(tmp_path, "b.csv", f"text,label,id\n{rows}b,1,\0\n".replace("a,1", "a,1,2")))
+
+
+@pytest.mark.parametrize("content", ['{"text": "a"}\n{"text": "b"}\n', ' [\n {"text": "a"}]\n'])
+def test_json_under_another_name_is_named(tmp_path: Path, content: str) -> None:
+    problem = "the content is JSON, whatever the file is called; rename it to end in .jsonl"
+    assert problem in str(refused(write(tmp_path, "a.csv", content)))
 
 
 def test_a_header_of_many_columns_is_read(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_lines_and_arrays_have_the_same_rows(tmp_path: Path, name: str, start: s
         ("[" * 200_000, "line 3 is not JSON (nested too deeply, or"),
         ('{"text": "b", "label": 1, "label": 2}', "'label': occurs more than once in this row"),
         ('{"text": "b", " label": 1, "label ": 2}', "'label': occurs more than once in this"),
-        ('["b", 2]', "line 3 holds a list"),
+        ('["b", 2]', "line 3 holds ['b', 2]; each row must be one object"),
         ('{"txt": "b", "label": 2}', "column 'text': missing; the row has txt, label. Did you"),
     ],
 )
@@ -76,12 +76,13 @@ def test_other_keys_may_be_repeated(tmp_path: Path) -> None:
             '[{"text": "a", "label": 1},\n {"text": ]',
             "an array that is not JSON (Expecting value at line 2",
         ),
-        ('["a", "b"]', "item 1 of the array holds a str"),
+        ('["a", "b"]', "item 1 of the array holds 'a'"),
         ('{"text": {"0": "a"}, "label": {"0": 1}}', "one object with whole columns"),
         ('{"text": ["a", "b"], "label": [1, 2]}', "orient='records', lines=True"),
         ('{"data": [{"text": "a"}]}', "Its 'data' is a list of objects: write that list alone"),
+        ('{"meta": {"text": "a"}}', "'text' is inside of 'meta': write it beside the other keys"),
         ('{\n"version": 1,\n"rows": [{"text": "a"}]\n}', "Its 'rows' is a list of objects"),
-        ("3", "line 1 holds a int"),
+        ("3", "line 1 holds 3;"),
     ],
 )
 def test_other_json_is_named(tmp_path: Path, content: str, problem: str) -> None:

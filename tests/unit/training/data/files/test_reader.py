@@ -79,6 +79,13 @@ def test_a_missing_file_gets_near_matches(tmp_path: Path) -> None:
     assert str(refused(tmp_path / "trian.csv")).endswith("no such file")
 
 
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").symlink_to(tmp_path / "gone.csv")
+    assert f"a link to {tmp_path / 'gone.csv'}, which does not exist" in str(
+        refused(tmp_path / "a.csv")
+    )
+
+
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.csv")
     assert "no regular file; save the rows to a file first" in str(refused(tmp_path / "a.csv"))

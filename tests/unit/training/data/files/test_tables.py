@@ -33,7 +33,7 @@ def test_parquet_keeps_types(tmp_path: Path) -> None:
     pq.write_table(pa.table({"label": [[1, 2]], "text": ["a"]}), tmp_path / "a.parquet")
     columns = read_table(tmp_path / "a.parquet", WANTED)
     assert columns.values == {"text": ["a"], "label": [[1, 2]]}
-    assert columns.reading_notes == ("a.parquet: 1 rows",)
+    assert columns.reading_notes == ("a.parquet: 1 row",)
 
 
 def test_bytes_and_decimals_of_parquet_become_texts_and_numbers(tmp_path: Path) -> None:
@@ -103,9 +103,11 @@ def test_a_schema_with_other_notes_states_no_names(tmp_path: Path, about: str) -
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("a.parquet", b"text", "not a sound parquet file"),
+        ("a.parquet", b"text,caf\xc3", "the content is text, whatever the file is called"),
+        ("a.parquet", b'[{"text": "a"}]', "rename it to end in .jsonl"),
         ("a.parquet", b"PAR1 and more", "not a sound parquet file"),
-        ("a.arrow", b"text", "not a sound Arrow file"),
+        ("a.arrow", b"text", "rename it to end in .csv"),
+        ("a.arrow", b"\xff\xff\xff\xff rest", "not a sound Arrow file"),
         ("a.arrow", b"ARROW1 and more", "not a sound Arrow file"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1", "run git lfs pull"),
         ("a.parquet", b"\x1f\x8b rest", "a gzip archive"),

@@ -110,7 +110,21 @@ def test_a_comma_that_may_separate_thousands_is_refused() -> None:
     assert caught.value.row == 2
     assert "'1,234' may be 1.234 or 1234; write numbers with a decimal point" in str(caught.value)
     assert infer(["1,234", "5,678"], "a.csv", "single_label") == "single_label"
-    assert decimal(["1,234", "5,678"], "regression") == ","
+    form, doubts = infer_with_doubts(["1,234", "5,678"], "a.csv", "regression")
+    assert form.decimal == ","
+    assert doubts == [
+        "a.csv, row 1, column 'label': '1,234' was read as 1.234, like all numbers here with such "
+        "a mark; if 1234 is meant, write it so"
+    ]
+
+
+def test_a_point_that_may_separate_thousands_is_told() -> None:
+    for kind in (None, "regression"):
+        form, (doubt,) = infer_with_doubts(["12", "1.234", "5.678"], "a.csv", kind)
+        assert (form.kind, form.decimal) == ("regression", ".")
+        assert "row 2, column 'label': '1.234' was read as 1.234" in doubt
+        assert "if 1234 is meant" in doubt
+    assert infer_with_doubts(["0.234", "5.678"], "a.csv")[1] == []
 
 
 def test_a_comma_between_codes_of_other_rows_is_refused() -> None:
