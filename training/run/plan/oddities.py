@@ -224,7 +224,8 @@ def _odd_validation(facts: RunFacts, splits: Mapping[str, Rows]) -> Iterator[str
             margin = 1.96 * math.sqrt(0.25 / len(rows))
             yield (
                 f"{len(rows)} {split} rows are few: an accuracy measured on them is uncertain by "
-                f"up to {100 * margin:.0f} percentage points either way"
+                f"up to {100 * margin:.0f} percentage points either way; report on more rows if "
+                "you have them"
             )
         if facts.task.kind != "single_label":
             continue

@@ -64,6 +64,7 @@ class RunPlan:
     source: str  # "hub", "folder", "sample" or "files"
     notes: tuple[str, ...]  # on how the rows were read and split
     warnings: tuple[str, ...]  # of the reading; they were logged, too
+    is_kind_inferred: bool  # from the labels; neither a task nor the user states it
     facts: RunFacts
     actions: Actions
     oddities: tuple[str, ...]
@@ -92,6 +93,7 @@ def make_plan(run: PreparedRun, limit_s: float = LIMIT_S) -> RunPlan:
         source=data.source,
         notes=tuple(dict.fromkeys(notes)),
         warnings=data.warnings,
+        is_kind_inferred=not run.config.task and run.config.kind is None,
         facts=facts,
         actions=actions,
         oddities=(

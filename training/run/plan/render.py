@@ -9,7 +9,8 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from training.run.plan.wording import format_duration, percent, printable, shortened
+from training.errors import counted
+from training.run.plan.wording import format_range, percent, printable, shortened
 
 if TYPE_CHECKING:
     from training.run.plan.facts import Baseline, RunFacts
@@ -25,7 +26,7 @@ def plan_lines(plan: RunPlan) -> dict[str, str]:
     facts, task = plan.facts, plan.facts.task
     lines = {
         "read": "; ".join(plan.notes) or f"{task.name} from {plan.source}",
-        "task": f"{task.name} ({task.kind}), text: {', '.join(task.text_fields)}",
+        "task": _task(plan),
         "labels": _labels(facts),
         "split": _split(facts),
         "repeats": _repeats(facts),
@@ -72,14 +73,14 @@ def plan_json(plan: RunPlan) -> str:
 def time_line(plan: RunPlan) -> str:
     """Return the sentence on the run's length, and on how to stop it and to go on."""
     actions, rows = plan.actions, plan.facts.rows[_TRAIN]
-    low, high = (format_duration(part) for part in plan.duration.range)
-    about = f"about {format_duration(plan.duration.seconds)} ({low} to {high})"
+    about = format_range(plan.duration.seconds, *plan.duration.range)
     if not actions.steps:
-        return f"{rows:,} rows, no steps: {about}; Ctrl-C stops the run"
+        return f"{counted(rows, 'row')}, no steps: {about}; Ctrl-C stops the run"
     most = "at most " if actions.patience is not None else ""
     return (
-        f"{rows:,} rows x {actions.epochs:g} epochs in {most}{actions.steps:,} steps: {about}; "
-        "Ctrl-C stops the run, the same command with --resume continues it from its last evaluation"
+        f"{counted(rows, 'row')} x {_epochs(actions)} in {most}{counted(actions.steps, 'step')}: "
+        f"{about}; Ctrl-C stops the run, the same command with --resume continues it from its "
+        "last evaluation"
     )
 
 
@@ -89,6 +90,12 @@ def baseline_line(baseline: Baseline, metric: str) -> str:
         f"{metric} {values[metric]:.4f} on {split}" for split, values in baseline.metrics.items()
     )
     return f"always answering {shortened(baseline.answer)!r}: {scores}"
+
+
+def _task(plan: RunPlan) -> str:
+    task = plan.facts.task
+    inferred = " by the labels, --kind overrules" if plan.is_kind_inferred else ""
+    return f"{task.name} ({task.kind}{inferred}), text: {', '.join(task.text_fields)}"
 
 
 def _labels(facts: RunFacts) -> str:
@@ -101,7 +108,7 @@ def _labels(facts: RunFacts) -> str:
         rarest = names[-1]
         more = len(names) - len(parts)
         parts.append(f"and {more} more, the rarest {shortened(rarest)} {facts.labels[rarest]:,}")
-    return f"{len(names)}: {', '.join(parts)}"
+    return f"{len(names)} in the train rows: {', '.join(parts)}"
 
 
 def _counted(facts: RunFacts, name: str) -> str:
@@ -124,12 +131,12 @@ def _split(facts: RunFacts) -> str:
 def _repeats(facts: RunFacts) -> str:
     repeats = facts.repeats
     parts = {
-        "rows to learn from repeat an earlier text": repeats.repeated,
-        "have a text with another label elsewhere": repeats.contradicting,
-        **{f"{split} rows have a text of a train row": n for split, n in repeats.shared.items()},
-        **{f"{split} rows have an empty text": count for split, count in facts.blank.items()},
+        "with the text of an earlier row to learn from": repeats.repeated,
+        "to learn from with a text that has another label elsewhere": repeats.contradicting,
+        **{f"of {split} with the text of a train row": n for split, n in repeats.shared.items()},
+        **{f"of {split} with an empty text": count for split, count in facts.blank.items()},
     }
-    found = [f"{count:,} {text}" for text, count in parts.items() if count]
+    found = [f"{counted(count, 'row')} {text}" for text, count in parts.items() if count]
     return ", ".join(found) or "no text occurs twice"
 
 
@@ -137,7 +144,9 @@ def _lengths(facts: RunFacts) -> str:
     tokens = facts.tokens
     half, *rest = tokens.percentiles.items()
     shares = ", ".join(f"{part} % at most {count}" for part, count in rest)
-    cut = ", ".join(f"{percent(share)} of {split}" for split, share in tokens.cut.items() if share)
+    cut = ", ".join(
+        f"{percent(share)} of the {split} rows" for split, share in tokens.cut.items() if share
+    )
     return (
         f"median {half[1]} tokens, {shares}, longest {tokens.longest}; "
         f"{cut or 'no rows'} cut at {tokens.limit}"
@@ -159,14 +168,19 @@ def _training(actions: Actions) -> str:
     start = {"solved": "from a solved head", "given": "from the head of --init-from"}
     return (
         f"{start.get(actions.head_start, 'from a random head')}: "
-        f"{actions.epochs:g} epochs, {actions.steps:,} steps of {actions.step_rows} rows, "
-        f"rates {actions.learning_rate:g} (head {actions.head_learning_rate:g}), "
-        f"{actions.evaluations} evaluations{patience}"
+        f"{_epochs(actions)}, {counted(actions.steps, 'step')} of {actions.step_rows} rows, "
+        f"learning rate {actions.learning_rate:g} (head {actions.head_learning_rate:g}), "
+        f"{counted(actions.evaluations, 'evaluation')}{patience}"
     )
 
 
+def _epochs(actions: Actions) -> str:
+    epochs = f"{actions.epochs:.3g}"
+    return f"{epochs} epoch{'' if epochs == '1' else 's'}"
+
+
 def _device(actions: Actions) -> str:
-    threads = f", {actions.threads} threads" if actions.device == "cpu" else ""
+    threads = f", {counted(actions.threads, 'thread')}" if actions.device == "cpu" else ""
     processes = f", {actions.processes} processes" if actions.processes > 1 else ""
     return f"{actions.device} in {actions.precision}{threads}{processes}"
 

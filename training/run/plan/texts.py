@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from training.data.rows import Rows
 from training.data.tasks import Task
+from training.errors import counted
 from training.run.plan.facts import sampled
 from training.run.plan.wording import percent, shortened
 
@@ -30,6 +31,7 @@ _HTML = re.compile(
     re.IGNORECASE,
 )
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]{2,}")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
 _REPLACED = "\ufffd"
 
 
@@ -95,10 +97,13 @@ def _odd_column(field: str, column: Sequence[str], num_labels: int) -> Iterator[
 
 
 def _decoding(field: str, column: Sequence[str]) -> Iterator[str]:
-    """Yield texts whose letters were lost or exchanged by a wrong encoding."""
+    """Yield texts with control characters, and with letters that a wrong encoding spoilt."""
     garbled: list[tuple[str, str]] = []
+    controlled: list[str] = []
     lost = 0
     for text in column:
+        if not text.isprintable() and (sign := _CONTROL.search(text)):
+            controlled.append(sign[0])
         if text.isascii():
             continue
         lost += _REPLACED in text
@@ -111,6 +116,12 @@ def _decoding(field: str, column: Sequence[str]) -> Iterator[str]:
             f"{len(garbled):,} texts in {field!r} look wrongly decoded: {wrong!r} stands for "
             f"{right!r}; UTF-8 was read as another encoding when the file was made, so export it "
             "again as UTF-8"
+        )
+    if controlled:
+        yield (
+            f"{counted(len(controlled), 'text')} in {field!r} with control characters such as "
+            f"{controlled[0]!r}, which belong to a terminal or a program; strip them here and in "
+            "the rows to be answered later"
         )
     if lost:
         yield (

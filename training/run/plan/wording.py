@@ -13,6 +13,14 @@ def format_duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes < 6000 else f"{minutes / 60:,.0f} h"
 
 
+def format_range(seconds: float, low: float, high: float) -> str:
+    """Write an estimated duration for people, with its bounds where they differ."""
+    about, least, most = map(format_duration, (seconds, low, high))
+    if least == most:
+        return least if seconds < 0.5 else f"about {about}"
+    return f"about {about} ({least} to {most})" if seconds >= 0.5 else f"at most {most}"
+
+
 def percent(share: float) -> str:
     """Write a share for people: "0.4 %", "12 %"."""
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"

@@ -80,7 +80,8 @@ def test_a_run_prints_the_plan_before_it_trains(words: Words, capsys: Capture) -
     assert fit.main(words()) == 0
     out, err = capsys.readouterr()
     places = [
-        err.index(words) for words in ("labels    2: ", " epochs in 16 steps: ", "mine bitfit")
+        err.index(words)
+        for words in ("labels    2 in the train rows: ", " epochs in 16 steps: ", "mine bitfit")
     ]
     assert places == sorted(places)
     assert "lengths" not in out

@@ -13,7 +13,7 @@ from training.fit import parse_arguments, print_plan
 from training.run.plan.plan import Actions, RunPlan
 from training.run.plan.render import plan_json, plan_lines, time_line
 from training.run.plan.timing import Duration
-from training.run.plan.wording import format_duration, percent
+from training.run.plan.wording import format_duration, format_range, percent
 
 Capture = pytest.CaptureFixture[str]
 ACTIONS = Actions(
@@ -51,6 +51,7 @@ def plan_of(num_labels: int = 2, **changes: object) -> RunPlan:
         source="files",
         notes=("rows.csv: 80 rows", "10 rows held out of rows.csv (seed 0)"),
         warnings=("a warning of the reading",),
+        is_kind_inferred=False,
         facts=facts_of(task, train=train, selection=others, validation=others),
         actions=ACTIONS,
         oddities=("something is odd",),
@@ -62,13 +63,13 @@ def plan_of(num_labels: int = 2, **changes: object) -> RunPlan:
 PRINTED = """\
 read      rows.csv: 80 rows; 10 rows held out of rows.csv (seed 0)
 task      mine (single_label), text: text
-labels    2: class 0 30 (50 %), class 1 30 (50 %)
+labels    2 in the train rows: class 0 30 (50 %), class 1 30 (50 %)
 split     60 rows to train on, 10 to select the best state by, 10 to report on (validation)
 repeats   no text occurs twice
 lengths   median 12 tokens, 90 % at most 12, 99 % at most 12, longest 12; no rows cut at 128
 baseline  always answering 'class 0': accuracy 0.5000 on selection, accuracy 0.5000 on validation
 strategy  bitfit over tiny-bert: trains 1,234 of 56,789 parameters, mean pooling
-training  from a solved head: 2.5 epochs, 1,000 steps of 32 rows, rates 0.002 (head 0.01), \
+training  from a solved head: 2.5 epochs, 1,000 steps of 32 rows, learning rate 0.002 (head 0.01), \
 4 evaluations
 device    cpu in bf16, 2 threads
 writes    runs/deltas/tiny-bert/mine/bitfit.safetensors
@@ -112,7 +113,7 @@ def test_the_time_says_how_to_stop_and_go_on() -> None:
 
 def test_many_labels_are_bounded_and_the_rarest_is_named() -> None:
     line = plan_lines(plan_of(50))["labels"]
-    assert line.startswith("50: ")
+    assert line.startswith("50 in the train rows: ")
     assert line.count("class") == 9
     assert line.endswith("and 42 more, the rarest class 49 1")
 
@@ -128,12 +129,32 @@ def test_many_labels_are_bounded_and_the_rarest_is_named() -> None:
         ({"head_start": "random"}, "from a random head: 2.5 epochs"),
         ({"steps": 0}, "the head is solved on frozen features; nothing else trains"),
         ({"steps": 0}, "60 rows, no steps: about 2 min ("),
+        ({"steps": 1, "evaluations": 1}, "2.5 epochs, 1 step of 32 rows, learning rate 0.002"),
+        ({"steps": 1, "evaluations": 1}, ", 1 evaluation"),
+        ({"epochs": 22.069}, "60 rows x 22.1 epochs in 1,000 steps"),
+        ({"epochs": 1.0}, "from a solved head: 1 epoch, 1,000 steps"),
+        ({"threads": 1}, "cpu in bf16, 1 thread"),
         ({"device": "cuda", "processes": 2}, "cuda in bf16, 2 processes"),
     ],
 )
 def test_what_is_done_is_said(changes: dict[str, object], words: str) -> None:
     plan = plan_of(actions=replace(ACTIONS, **changes))  # type: ignore[arg-type]
     assert any(words in line for line in plan_lines(plan).values())
+
+
+def test_an_inferred_kind_says_how_to_overrule_it() -> None:
+    line = plan_lines(plan_of(is_kind_inferred=True))["task"]
+    assert line == "mine (single_label by the labels, --kind overrules), text: text"
+
+
+def test_repeats_are_counted_in_words() -> None:
+    facts = plan_of().facts
+    repeats = replace(facts.repeats, repeated=1, contradicting=2, shared={"validation": 1})
+    line = plan_lines(plan_of(facts=replace(facts, repeats=repeats)))["repeats"]
+    assert line == (
+        "1 row with the text of an earlier row to learn from, 2 rows to learn from with a text "
+        "that has another label elsewhere, 1 row of validation with the text of a train row"
+    )
 
 
 def test_json_has_the_same_facts_on_one_line() -> None:
@@ -180,3 +201,16 @@ def test_signs_that_cannot_be_printed_are_escaped_and_long_names_shortened() -> 
     assert "a\\nb\\x1b[31m 10 (50 %)" in lines["labels"]
     assert len(lines["labels"]) < 100
     assert all(line.isprintable() for line in lines.values())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        ((0.1, 0.07, 0.15), "under 1 s"),
+        ((0.4, 0.28, 0.6), "at most 1 s"),
+        ((0.9, 0.63, 1.35), "about 1 s"),
+        ((10, 7, 15), "about 10 s (7 s to 15 s)"),
+    ],
+)
+def test_ranges_are_for_people(seconds: tuple[float, float, float], words: str) -> None:
+    assert format_range(*seconds) == words

@@ -80,6 +80,14 @@ def test_utf8_read_as_windows_1252_is_shown_with_its_meaning(right: str) -> None
     assert repr(right) in sentence
 
 
+def test_control_characters() -> None:
+    texts = [f"\x1b[31m{text}\x1b[0m" if n % 2 else text for n, text in enumerate(texts_of(60))]
+    assert only(told(texts)).startswith(
+        "30 texts in 'text' with control characters such as '\\x1b', which belong to"
+    )
+    assert told([f"{text}\r\n\tmore" for text in texts_of(60)]) == []
+
+
 def test_lost_letters() -> None:
     assert only(told([*texts_of(50), "na\ufffdve"])).startswith("1 texts in 'text' contain U+FFFD")
 
