@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from deltas.errors import one_line
-from deltas.manifest import Manifest
+from deltas.manifest import Manifest, Reliability
 
+_CALIBRATION_ERROR = "expected calibration error"
 _MAX_LABELS = 12
 _BAR = r"\|"  # a bar that ends no cell of a table
 
@@ -41,9 +42,17 @@ def describe(manifest: Manifest) -> dict[str, str]:
         "command": training.command,
     }
     for split, part in manifest.metrics.items():
-        values = ", ".join(f"{name} {value:.4f}" for name, value in part.values.items())
-        facts[split] = f"{values} ({part.rows:,} rows){_note(part.note)}"
+        values = [f"{name} {value:.4f}" for name, value in part.values.items()]
+        if found := part.reliability:
+            values.append(f"{_CALIBRATION_ERROR} {found.error:.4f}{_error_before(found)}")
+        facts[split] = f"{', '.join(values)} ({part.rows:,} rows){_note(part.note)}"
     return facts
+
+
+def _error_before(found: Reliability) -> str:
+    """Return the calibration error of the head as trained, "" if calibrating changed nothing."""
+    changed = found.error_before != found.error
+    return _note(f"{found.error_before:.4f} before calibration") if changed else ""
 
 
 def _describe_size(manifest: Manifest) -> str:
@@ -156,6 +165,10 @@ def _scores(manifest: Manifest) -> str:
         for name, value in part.values.items():
             shown = f"{part.rows:,}{_note(_prose(part.note))}"
             lines.append(_table_row((_prose(split), name, f"{value:.4f}", shown)))
+        if found := part.reliability:
+            shown = f"{part.rows:,}{_error_before(found)}"
+            cells = _prose(split), _CALIBRATION_ERROR, f"{found.error:.4f}", shown
+            lines.append(_table_row(cells))
     return "".join(lines)
 
 

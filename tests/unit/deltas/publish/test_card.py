@@ -8,12 +8,13 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deltas import Backbone, Delta, Manifest, TaskSpec, delta_path, write_delta, zoo_path
 from deltas.__main__ import main
-from deltas.manifest import DataSetRef, InitialDelta
+from deltas.manifest import DataSetRef, InitialDelta, Reliability, SplitMetrics
 from deltas.publish.card import card_path, in_columns, render_card
 
 MakeDelta = Callable[..., Delta]
@@ -82,6 +83,29 @@ def test_a_sample_says_so(
     assert "| start |" not in card_with()
     noted = card_with(data_note="sample of the GLUE train set: 5 of 9 rows")
     assert "not the whole published set: sample of the GLUE train set: 5 of 9 rows." in noted
+
+
+@pytest.mark.parametrize(("before", "more"), [(0.25, " (0.2500 before calibration)"), (0.125, "")])
+def test_the_calibration_error_is_shown(
+    tiny_backbone: Backbone,
+    toy_tasks: dict[str, TaskSpec],
+    make_delta: MakeDelta,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    before: float,
+    more: str,
+) -> None:
+    bins: dict[str, Any] = {"counts": (20,), "probability": (0.75,), "share": (0.875,)}
+    found = Reliability(error=0.125, error_before=before, **bins)
+    scores = SplitMetrics(rows=2000, values={"accuracy": 0.5}, reliability=found)
+    path = tmp_path / "a.safetensors"
+    metrics = {"validation": scores}
+    write_delta(make_delta(tiny_backbone, toy_tasks["toy2"], "head", metrics=metrics), path)
+    line = f"| validation | expected calibration error | 0.1250 | 2,000{more} |"
+    assert line in render_card(path).splitlines()
+    assert main(["show", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"accuracy 0.5000, expected calibration error 0.1250{more} (2,000 rows)" in said
 
 
 LABELS = ("a|b", "line\nbreak", "`code`", "<script>", "**bold**", "\u202e", "plain", "a``b")

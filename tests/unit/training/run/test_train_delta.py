@@ -230,6 +230,16 @@ def test_the_history_of_the_run_is_in_the_manifest(
     assert max(history.train.learning_rate) == pytest.approx(manifest.training.learning_rate)
 
 
+def test_the_summary_has_the_calibration_error(
+    run: Run, custom: dict[str, Any], tmp_path: Path
+) -> None:
+    said = run(**custom).out
+    for split, scores in read_delta(written(tmp_path)).manifest.metrics.items():
+        assert scores.reliability is not None
+        line = next(line for line in said.splitlines() if line.startswith(f"{split} "))
+        assert f"expected calibration error {scores.reliability.error:.4f}" in line
+
+
 def test_a_solved_head_takes_no_steps_and_has_no_history(
     tiny_backbone_dir: Path, custom: dict[str, Any], tmp_path: Path
 ) -> None:
