@@ -100,12 +100,66 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
+class Reliability:
+    """Probabilities of a split against the shares that were right, in bins of equal width."""
+
+    error: float  # the expected calibration error
+    error_before: float  # of the head before it was calibrated
+    counts: tuple[int, ...]
+    probability: tuple[float, ...]  # mean of each bin
+    share: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """The mean loss of the train rows up to each step, and the step's learning rate."""
+
+    step: tuple[int, ...]
+    loss: tuple[float, ...]
+    learning_rate: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SelectionCurve:
+    """Loss and primary metric of the selection rows; step 0 is the starting head."""
+
+    step: tuple[int, ...]
+    loss: tuple[float, ...]
+    metric: tuple[float, ...]
+
+    @property
+    def best(self) -> int | None:
+        """The position of the best state: the highest metric, then the lowest loss."""
+        found = range(len(self.step))
+        return max(found, key=lambda at: (self.metric[at], -self.loss[at]), default=None)
+
+
+@dataclass(frozen=True)
+class RunHistory:
+    """The history of the run that made a delta."""
+
+    train: TrainingCurve
+    selection: SelectionCurve
+
+
+@dataclass(frozen=True)
 class DeltaDetails:
     """The body of `GET /deltas/{task}/{strategy}`."""
 
     version: str
     size_bytes: int
     manifest: dict[str, Any]
+
+    def reliability(self, split: str) -> Reliability | None:
+        """Return the reliability on a split; earlier deltas and regressions have none."""
+        found = self.manifest.get("metrics", {}).get(split, {}).get("reliability")
+        return None if found is None else read_answer(Reliability, found)
+
+    @property
+    def history(self) -> RunHistory | None:
+        """The history of the run; earlier deltas and solved heads have none."""
+        found = self.manifest.get("training", {}).get("history")
+        return None if found is None else read_answer(RunHistory, found)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from deltas import (
     TokenizedRow,
     TrainingFacts,
 )
-from frontend.models import BenchmarkRow
+from frontend.models import BenchmarkRow, RunHistory, read_answer
 from training.strategies import grammar
 
 
@@ -218,3 +218,27 @@ def benchmark_row(**changes: Any) -> BenchmarkRow:
         "data": "folder",
     }
     return BenchmarkRow(**(row | changes))
+
+
+# As JSON in a manifest: two thirds of the rows have a probability of about 0.9.
+RELIABILITY: dict[str, Any] = {
+    "error": 0.041,
+    "error_before": 0.125,
+    "counts": (0, 200, 600, 1200),
+    "probability": (0.0, 0.4, 0.62, 0.9),
+    "share": (0.0, 0.5, 0.6, 0.87),
+}
+RUN_HISTORY: dict[str, Any] = {
+    "train": {
+        "step": (100, 200, 300, 400),
+        "loss": (0.7, 0.5, 0.4, 0.3),
+        "learning_rate": (0.001, 0.0007, 0.0004, 0.00001),
+    },
+    "selection": {"step": (0, 200, 400), "loss": (0.7, 0.5, 0.6), "metric": (0.1, 0.5, 0.4)},
+}
+
+
+def benchmark_history(**selection: Any) -> RunHistory:
+    """Return the page's history of a run, with these columns of the selection rows changed."""
+    changed = RUN_HISTORY["selection"] | selection
+    return read_answer(RunHistory, RUN_HISTORY | {"selection": changed})

@@ -9,21 +9,18 @@ import pandas as pd
 import streamlit as st
 
 from frontend.client import Client
-from frontend.errors import ServerError
-from frontend.glossary import human_bytes, literal, metric_words, percent, task_words
+from frontend.glossary import human_bytes, literal, percent, task_words
 from frontend.models import Backbone, Benchmark, BenchmarkRow, TaskInfo
 from frontend.panels.cards import delta_table
 from frontend.panels.charts import benchmark_chart, size_chart, strategy_colors
-from frontend.panels.inputs import show_error
+from frontend.panels.details import show_details
 from frontend.panels.tables import (
     FORMATS,
     benchmark_csv,
     benchmark_records,
-    other_metrics,
     sample_notes,
     study_records,
 )
-from frontend.state import load_delta
 
 _HIGHLIGHT = "background-color: rgba(76, 110, 245, 0.14)"
 
@@ -32,10 +29,10 @@ def show_task_benchmark(client: Client, benchmark: Benchmark, task: TaskInfo) ->
     """Draw the scores of a task's deltas, all tasks for comparison, and the training facts."""
     st.header("Benchmark", anchor=False)
     rows = benchmark.of(task.name)
+    colors = strategy_colors([row.strategy for row in benchmark.rows])
     if not rows:
         st.caption(f"No benchmark is recorded for {task.name}.")
     else:
-        colors = strategy_colors([row.strategy for row in benchmark.rows])
         st.html(delta_table(rows, benchmark.backbone.size_bytes, colors))
         notes = [_size_sentence(rows, benchmark.backbone)]
         notes += dict.fromkeys(
@@ -48,8 +45,7 @@ def show_task_benchmark(client: Client, benchmark: Benchmark, task: TaskInfo) ->
             width="stretch",
             alt=f"Dev-set metric of every task by strategy; {task.name} is highlighted",
         )
-    with st.expander("Training facts and manifest"):
-        _show_details(client, rows, task)
+    show_details(client, rows, task, colors)
 
 
 def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
@@ -130,36 +126,6 @@ def _of_backbone(size_bytes: int, backbone: Backbone) -> str:
 def _copies(num_deltas: int, total: int, backbone: Backbone) -> tuple[str, str]:
     copies = max(num_deltas - 1, 0)
     return human_bytes(max(copies * backbone.size_bytes - total, 0)), f"{copies} full copies"
-
-
-def _show_details(client: Client, rows: tuple[BenchmarkRow, ...], task: TaskInfo) -> None:
-    strategy = st.selectbox("Delta", task.strategies, key=f"details/{task.name}")
-    try:
-        details = load_delta(client.url, client, task.name, strategy)
-    except ServerError as error:
-        show_error(error)
-        return
-    row = next((item for item in rows if item.version == details.version), None)
-    if row is not None:
-        st.markdown("\n".join(f"- {name}: {value}" for name, value in _facts(row)))
-    st.caption(f"Manifest of version {details.version}, {details.size_bytes:,} bytes")
-    st.json(dict(details.manifest), expanded=1)
-
-
-def _facts(row: BenchmarkRow) -> list[tuple[str, str]]:
-    dev = f"{row.split_rows:,} rows of {literal(row.split)}" + _in_brackets(row.split_note)
-    more = other_metrics(row)
-    return [
-        (literal(metric_words(row.metric)), f"{row.value:.4f}, on {dev}"),
-        *([("Also measured", literal(more))] if more else []),
-        ("Trained on", f"{row.train_rows:,} rows" + _in_brackets(row.train_note)),
-        ("Trained", f"{row.trainable_parameters:,} parameters, {percent(row.trained_share)}"),
-        ("Learning rate", f"{row.learning_rate:g}, {row.epochs:.3g} epochs, seed {row.seed}"),
-    ]
-
-
-def _in_brackets(note: str) -> str:
-    return f" ({literal(note)})" if note else ""
 
 
 def _highlighted(records: list[dict[str, object]], title: str) -> object:

@@ -68,12 +68,18 @@ def study_records(benchmark: Benchmark) -> list[dict[str, str]]:
 
 
 def other_metrics(row: BenchmarkRow) -> str:
-    """List the metrics besides the primary one, and the metrics of further dev splits."""
+    """List the metrics besides the primary one, and the metrics of further dev splits.
+
+    The expected calibration error is one of them, if it is known.
+    """
     found = []
     for split, measured in row.metrics.items():
         if split == "selection":
             continue
-        for name, value in measured.get("values", {}).items():
+        values = dict(measured.get("values", {}))
+        if reliability := measured.get("reliability"):
+            values["expected_calibration_error"] = reliability["error"]
+        for name, value in values.items():
             if (split, name) != (row.split, row.metric):
                 where = "" if split == row.split else f" ({split.removeprefix('validation_')})"
                 found.append(f"{metric_words(name)}{where} {value:.3f}")

@@ -14,7 +14,9 @@ import uvicorn
 
 from app.main import create_app
 from app.settings import Settings
-from deltas import Backbone, Delta, TaskSpec, delta_path, write_delta
+from deltas import Backbone, Delta, SplitMetrics, TaskSpec, delta_path, write_delta
+from deltas.manifest import Reliability
+from tests.factories import RELIABILITY, RUN_HISTORY, training_facts
 
 # Real names, so that the page's words and examples are used; one of each kind of task.
 PAGE_TASKS = (
@@ -91,6 +93,19 @@ class Server:
             self._running = None
 
 
+# The delta of the page's tests that was made by a run of today; the others are older.
+RECORDED = ("cola", "layernorm")
+RECORDED_FACTS: dict[str, Any] = {
+    "training": training_facts(history=RUN_HISTORY),
+    "metrics": {
+        "selection": SplitMetrics(rows=10, values={"accuracy": 0.5}),
+        "validation": SplitMetrics(
+            rows=2000, values={"accuracy": 0.25}, reliability=Reliability(**RELIABILITY)
+        ),
+    },
+}
+
+
 @pytest.fixture(scope="session")
 def page_deltas(
     tmp_path_factory: pytest.TempPathFactory,
@@ -101,7 +116,8 @@ def page_deltas(
     root = tmp_path_factory.mktemp("page-deltas")
     for task in PAGE_TASKS:
         for strategy in PAGE_STRATEGIES[task.name]:
-            delta = make_delta(tiny_backbone, task, strategy)
+            facts = RECORDED_FACTS if (task.name, strategy) == RECORDED else {}
+            delta = make_delta(tiny_backbone, task, strategy, **facts)
             write_delta(delta, delta_path(root, tiny_backbone.ref.id, task.name, strategy))
     return root
 

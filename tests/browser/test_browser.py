@@ -217,6 +217,23 @@ def test_the_other_tabs(page: Chrome) -> None:
     assert typed(page) == "a draft that was not sent"
 
 
+def test_the_charts_of_a_delta_are_drawn_in_an_open_expander(page: Chrome) -> None:
+    box = wait(lambda: find(page, "[data-testid=stExpanderDetails] [role=combobox]"))[0]
+    box.click()
+    (option,) = wait(
+        lambda: [item for item in find(page, "[role=option]") if item.text == "layernorm"]
+    )
+    option.click()
+    charts = "[data-testid=stExpanderDetails] [data-testid=stVegaLiteChart]"
+    drawn = wait(lambda: len(found := find(page, f"{charts} canvas, {charts} svg")) == 3 and found)
+    widths = [chart.size["width"] for chart in drawn]
+    assert all(200 < width < 640 for width in widths), widths
+    assert "87 % were right" in text(page)
+    resize(page, 390, 844)
+    script = "return Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
+    wait(lambda: page.execute_script(script) <= 390)
+
+
 def test_the_server_goes_and_returns_while_someone_types(page: Chrome, api: Any) -> None:
     type_text(page, "half a")
     api.stop()

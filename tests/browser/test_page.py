@@ -211,12 +211,39 @@ def test_the_benchmark_stands_beside_the_predictions(url: str, open_page: Open) 
     assert "Trained on: 100 rows" in words(page)
 
 
+def test_reliability_and_history_of_the_chosen_delta(url: str, open_page: Open) -> None:
+    page = open_page(url)
+
+    def choose_delta(strategy: str) -> None:
+        (box,) = [box for box in page.selectbox if box.label == "Delta"]
+        box.select(strategy)
+        run(page)
+
+    facts = [item for item in page.expander if item.label == "Training facts and manifest"]
+    assert [item.proto.expanded for item in facts] == [True]
+    choose_delta("layernorm")
+    assert len(page.get("vega_lite_chart")) == 4, "the benchmark, reliability, loss and metric"
+    said = words(page)
+    assert "Of 1,200 answers with a probability of about 90 %, 87 % were right." in said
+    assert "Expected calibration error on 2,000 rows of validation: 0.041" in said
+    assert "The state after step 200 was kept: Accuracy 0.500 on the selection rows." in said
+    choose_delta("head")
+    assert len(page.get("vega_lite_chart")) == 1, "an earlier delta has neither"
+    assert "calibration" not in words(page)
+    assert "History" not in words(page)
+    choose(page, "mnli")
+    facts = [item for item in page.expander if item.label == "Training facts and manifest"]
+    assert [item.proto.expanded for item in facts] == [False], "no delta of this task has them"
+
+
 def test_the_full_table_and_its_download(url: str, open_page: Open) -> None:
     page = open_tab(choose(open_page(url), "mnli"), "Benchmark")
     frame = page.dataframe[0].value
     benchmark = Client(open_session(url), url).benchmark()
     assert len(frame) == len(benchmark.rows) == 9
     assert set(frame["Task"]) == {"CoLA", "MNLI", "STS-B", "topics"}
+    also = [more for more in frame["Also measured"] if more]
+    assert also == ["Expected calibration error 0.041"]
     assert [metric.label for metric in page.metric][:2] == ["Backbone", "Deltas"]
     (button,) = page.get("download_button")
     assert button.proto.url

@@ -7,8 +7,16 @@ from typing import Any
 import altair as alt
 import pytest
 
-from frontend.panels.charts import benchmark_chart, size_chart, strategy_colors
-from tests.factories import benchmark_row
+from frontend.models import Reliability
+from frontend.panels.charts import (
+    benchmark_chart,
+    loss_chart,
+    metric_chart,
+    reliability_chart,
+    size_chart,
+    strategy_colors,
+)
+from tests.factories import RELIABILITY, benchmark_history, benchmark_row
 
 
 def layers(chart: alt.LayerChart | alt.FacetChart) -> list[dict[str, Any]]:
@@ -108,6 +116,39 @@ def test_strategies_are_told_apart_by_colour() -> None:
 def test_more_strategies_than_colours_still_have_one_each() -> None:
     names = [f"params:{n}" for n in range(40)]
     assert list(strategy_colors(names)) == names
+
+
+def test_every_bin_with_rows_is_a_point_beside_the_diagonal() -> None:
+    chart = reliability_chart(Reliability(**RELIABILITY), "#4c6ef5")
+    points = layer_of(chart, "circle")
+    shown = [(each["probability"], each["share"], each["rows"]) for each in points["rows"]]
+    assert shown == [(0.4, 0.5, 200), (0.62, 0.6, 600), (0.9, 0.87, 1200)]
+    for axis in ("x", "y"):
+        assert points["encoding"][axis]["scale"]["domain"] == [0.4, 1.0]
+    assert [(end["probability"], end["share"]) for end in layer_of(chart, "line")["rows"]] == [
+        (0.4, 0.4),
+        (1.0, 1.0),
+    ]
+
+
+def test_the_loss_of_train_and_selection_rows_is_charted_by_step() -> None:
+    line = layer_of(loss_chart(benchmark_history(), "#4c6ef5"), "line")
+    shown = {(each["rows"], each["step"], each["loss"]) for each in line["rows"]}
+    assert shown >= {("train rows", 100, 0.7), ("selection rows", 0, 0.7)}
+    assert len(shown) == 7
+    assert line["encoding"]["x"]["scale"]["domain"] == [0, 400]
+
+
+def test_the_best_state_is_marked() -> None:
+    chart = metric_chart(benchmark_history(), "matthews", "#4c6ef5")
+    points = layer_of(chart, "circle")
+    assert points["encoding"]["y"]["title"] == "Matthews correlation"
+    assert [(each["step"], each["value"]) for each in points["rows"]] == [
+        (0, 0.1),
+        (200, 0.5),
+        (400, 0.4),
+    ]
+    assert [each["step"] for each in layer_of(chart, "point")["rows"] if each["best"]] == [200]
 
 
 def _luminance(color: str) -> float:

@@ -19,7 +19,7 @@ from frontend.panels.tables import (
     sample_notes,
     study_records,
 )
-from tests.factories import benchmark_row
+from tests.factories import RELIABILITY, benchmark_row
 
 SAMPLE = "sample of the GLUE train set: 19,190 of 392,702 rows"
 MNLI = benchmark_row(
@@ -69,6 +69,14 @@ def test_further_metrics_and_splits_are_named() -> None:
     assert other_metrics(MNLI) == "Accuracy (mismatched) 0.700"
     assert other_metrics(MRPC) == "F1 0.900"
     assert other_metrics(replace(MNLI, metrics={})) == ""
+
+
+def test_the_calibration_error_is_a_further_metric() -> None:
+    split = {"rows": 2000, "values": {"accuracy": 0.5}, "reliability": RELIABILITY}
+    row = replace(MNLI, metrics={MNLI.split: split, "selection": split})
+    assert other_metrics(row).endswith("Expected calibration error 0.041")
+    none = {**split, "reliability": None}
+    assert "calibration" not in other_metrics(replace(MNLI, metrics={MNLI.split: none}))
 
 
 def test_the_study_has_a_line_for_each_strategy_and_a_column_for_each_task() -> None:
