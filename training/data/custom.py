@@ -191,9 +191,10 @@ def _held_out(rows: Rows, kind: TaskKind, columns: Columns) -> tuple[Rows, Rows,
     """Return train rows, validation rows, and a note on the latter."""
     train, validation = hold_out(rows, kind, _VALIDATION_FRACTION, _SPLIT_SEED)
     if not len(validation):
+        texts = counted(len(set(rows.texts)), "distinct text")
         raise DataError(
-            f"{len(train)} rows are too few to hold out validation rows; add rows, or give "
-            f"--validation-{columns.noun}",
+            f"{counted(len(train), 'row')} with {texts} are too few to hold out validation rows; "
+            f"add rows, or give --validation-{columns.noun}",
             path=columns.path,
         )
     note = f"{counted(len(validation), 'row')} held out of {columns.name} (seed {_SPLIT_SEED})"

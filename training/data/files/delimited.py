@@ -223,6 +223,8 @@ def _count_error(
             f"a field with {dialect.shown}, line breaks or quotes must stand in "
             '"double quotes", which must be closed'
         )
+        if len(fields) == len(header) + 1:
+            remedy += "; or the header lacks a name, as R leaves out that of the row names"
     return DataError(f"{problem}; {remedy}", path=path, row=row)
 
 

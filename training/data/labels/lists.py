@@ -156,7 +156,8 @@ def _known_shares(
     A part is known if it is the whole label of a row, and repeated if it is known or occurs in
     several different cells.
     """
-    alone = {clean(text) for text in texts if separator not in text.strip()}
+    single = (text.strip().strip(separator) for text in texts if not _joins(text, separator))
+    alone = set(map(clean, single))  # a separator at the end joins nothing
     parts = {text: [clean(part) for part in text.split(separator)] for text in joined}
     counts = Counter(part for found in parts.values() for part in set(found))
     repeated = alone | {part for part, count in counts.items() if count > 1}

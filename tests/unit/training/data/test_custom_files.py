@@ -88,8 +88,11 @@ def test_a_label_with_one_row_stays_in_train(
 
 def test_two_rows_are_too_few_to_hold_any_out(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", [{"text": "a", "y": 1}, {"text": "b", "y": 2}])
-    with pytest.raises(DataError, match=r"2 rows are too few to hold out .* --validation-file"):
+    with pytest.raises(DataError, match=r"2 rows with 2 distinct texts are too few to .* --v"):
         load(train)
+    same = [{**row, "text": "the same"} for row in ROWS]
+    with pytest.raises(DataError, match=r"40 rows with 1 distinct text are too few"):
+        load(write(tmp_path / "same.jsonl", same))
 
 
 def test_a_validation_file_may_have_another_format(tmp_path: Path) -> None:

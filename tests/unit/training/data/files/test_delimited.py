@@ -227,6 +227,11 @@ def test_a_header_that_is_not_found_gets_a_hint(tmp_path: Path, content: str, hi
     assert hint in str(refused(write(tmp_path, "a.csv", content)))
 
 
+def test_row_names_of_r_are_named(tmp_path: Path) -> None:
+    error = refused(write(tmp_path, "a.csv", '"text","label"\n"1","a","x"\n'))
+    assert "the header lacks a name, as R leaves out" in str(error)
+
+
 def test_a_nul_character_is_refused_wherever_it_is(tmp_path: Path) -> None:
     rows = "a,1\n" * 3000
     error = refused(write(tmp_path, "a.csv", f"text,label\n{rows}b\0c,1\n"))

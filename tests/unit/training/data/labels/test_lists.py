@@ -156,6 +156,13 @@ def test_labels_of_other_rows_that_are_joined_are_several_labels(separator: str,
     assert "--kind single_label" in doubt
 
 
+def test_a_separator_at_the_end_of_a_cell_joins_nothing() -> None:
+    form, doubts = joined(["a;", "a;b;", "b;"])
+    assert form == ListForm(";")
+    assert len(doubts) == 1
+    assert [form.split(value) for value in ("a;", "a;b;")] == [["a"], ["a", "b"]]
+
+
 @pytest.mark.parametrize(
     "values",
     [
