@@ -53,14 +53,16 @@ def draw(
     other sizes. All are of one backbone, which `ending` tells apart in the names.
     """
     figures: dict[str, Callable[[], Figure]] = {}
+    stepped = [cell for cell in main if all(run.steps for run in cell.outcomes.values())]
     if main:
         figures = {
             "scores": lambda: _by_task(main, _bars),
             "spread": lambda: _by_task(main, _boxes),
-            "losses": lambda: _by_task(main, partial(_histories, columns=_LOSSES), rows=2),
-            "metric": lambda: _by_task(main, partial(_histories, columns=_METRIC)),
             "costs": lambda: _costs(main),
         }
+    if stepped:
+        figures["losses"] = lambda: _by_task(stepped, partial(_histories, columns=_LOSSES), rows=2)
+        figures["metric"] = lambda: _by_task(stepped, partial(_histories, columns=_METRIC))
     if low_data:
         tasks = {cell.task for cell in low_data}
         methods = {cell.method for cell in low_data}

@@ -127,8 +127,13 @@ class Recorder:
             file.write(json.dumps(line) + "\n")
 
     def history(self) -> History:
-        """Return all evaluations so far, rounded to six significant digits."""
+        """Return all evaluations so far, rounded to six significant digits.
+
+        A run without steps, as that of a solved head, has none.
+        """
         points: dict[int, list[float]] = {}
+        if not self._path.exists():
+            return History()
         for line in self._path.read_text(encoding="utf-8").splitlines():
             step, *numbers = json.loads(line)
             points[step] = [float(f"{number:.6g}") for number in numbers]
@@ -174,15 +179,16 @@ def _kept_outcome(trial: Trial) -> RunOutcome | None:
 def _outcome(delta: Delta, delta_bytes: int, recorder: Recorder, trial: Trial) -> RunOutcome:
     manifest = delta.manifest
     used = resource.getrusage(resource.RUSAGE_SELF)
+    facts = shared_fields(manifest.training, RunOutcome)
+    facts["history"] = recorder.history()  # that of the manifest is shortened
     return RunOutcome(
-        **shared_fields(manifest.training, RunOutcome),
+        **facts,
         task=manifest.task.name,
         strategy=manifest.strategy.served_as,
         metric=manifest.primary_metric,
         scores=manifest.metrics,
-        history=recorder.history(),
         seconds=manifest.training.duration_s,
-        resumed=recorder.first_step != 1,
+        resumed=manifest.training.steps > 0 and recorder.first_step != 1,
         cpu_seconds=round(used.ru_utime + used.ru_stime, 1),
         peak_bytes=used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         trained=manifest.trainable_parameters,

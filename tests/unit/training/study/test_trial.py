@@ -32,6 +32,21 @@ def test_the_command_is_understood_and_states_the_same_options(*, init_head: boo
     assert parse_arguments(words[1:]) == FitConfig.model_validate(options)
 
 
+@pytest.mark.parametrize("freeze", ["bitfit", "head"])
+def test_a_run_keeps_its_evaluations_even_if_it_takes_no_step(
+    tiny_backbone_dir: Path, tmp_path: Path, freeze: str
+) -> None:
+    """A head that is solved takes none."""
+    options = {"task": "rte", "freeze": freeze, "backbone": str(tiny_backbone_dir)}
+    options |= {"train_rows": 60, "max_length": 16} | (
+        {"epochs": 1.0, "evals": 2} if freeze != "head" else {}
+    )
+    found = run_outcome(Trial(options, "sample", tmp_path, threads=1, workers=1))
+    assert len(found.history.step) == (0 if freeze == "head" else 2)
+    assert (found.steps == 0) == (freeze == "head")
+    assert not found.resumed
+
+
 @pytest.fixture
 def fitted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[FitConfig]:
     """Stands in for the training; lists what was asked for."""
