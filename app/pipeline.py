@@ -16,7 +16,6 @@ from typing import Any
 from anyio import CapacityLimiter, to_thread
 
 from app.batching.batcher import Batcher
-from app.engine.bank import StagedDelta
 from app.engine.cache import TOO_SLOW, DeltaCache, Key, PendingLoad
 from app.engine.engine import EngineRow, Outcome
 from app.errors import (
@@ -214,7 +213,7 @@ async def _wait_for(loads: Mapping[Key, PendingLoad], cache: DeltaCache) -> None
         DeltaUnavailableError: a load takes too long. The batch reports all other errors.
     """
     for key, load in loads.items():
-        loading: asyncio.Future[StagedDelta] | None = None
+        loading: asyncio.Future[Any] | None = None
         while not load.staged.done():
             left_s = load.deadline - time.monotonic()
             if left_s <= 0:

@@ -140,7 +140,7 @@ def submit(options: argparse.Namespace) -> list[str]:
 def _answers(backbone: Backbone, record: Record, texts: list[tuple[str, ...]]) -> list[str]:
     """Return a delta's predictions in the leaderboard's format."""
     from training.run.evaluation import decisions, predict
-    from training.run.task_model import TaskModel
+    from training.run.task_model import TaskModel, finished_model
 
     delta, spec, device = record.load(), record.manifest.task, deltas.pick_device()
     dtype = deltas.DTYPES[deltas.pick_precision("auto", device)]
@@ -149,7 +149,7 @@ def _answers(backbone: Backbone, record: Record, texts: list[tuple[str, ...]]) -
         backbone, dict(delta.entries), head, device, dtype, pooling=spec.pooling, pairs=spec.pairs
     )
     rows = deltas.tokenize_texts(backbone.tokenizer, spec.max_length, texts, pairs=spec.pairs)
-    logits = predict(model, rows).numpy()
+    logits = predict(finished_model(model, backbone, delta.entries, spec), rows).numpy()
     return answer_strings(spec.name, decisions(spec.kind, logits).tolist())
 
 

@@ -26,9 +26,9 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import Any, TypeVar
 
-from app.engine.bank import Bank, StagedDelta
 from app.errors import DeltaUnavailableError
 from deltas import DeltaError, DeltaFormatError, Record
+from deltas.encoder.bank import Bank, StagedDelta
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The engine computes the logits of tokenized rows of any tasks in one forward pass.
 
 It owns the frozen backbone and the bank of deltas. `app.engine.cache` decides which deltas are in
-the bank, `app.engine.loader` reads them from files, and `app.engine.cpu` or `app.engine.cuda`
+the bank, `app.engine.loader` reads them from files, and `deltas.encoder.cpu` or `app.engine.cuda`
 computes a pass. The engine knows neither HTTP nor queues: `app.batching.batcher` decides which rows
 run together. Read `deltas.encoder.encoder` next.
 
@@ -21,9 +21,7 @@ from typing import Any, Protocol
 
 import torch
 
-from app.engine.bank import Bank, StagedDelta
 from app.engine.cache import CacheCounts, DeltaCache, Key
-from app.engine.cpu import CpuForward
 from app.engine.cuda.forward import CudaForward
 from app.engine.cuda.graphs import cuda_recorder
 from app.engine.loader import Loader
@@ -41,6 +39,8 @@ from deltas import (
     pick_precision,
     tokenize_texts,
 )
+from deltas.encoder.bank import Bank, StagedDelta
+from deltas.encoder.cpu import CpuForward
 from deltas.hardware import give_back_freed_memory
 from deltas.manifest import Manifest
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.engine.bank import PARAMETER_KINDS, Bank, StagedDelta
 from deltas import Backbone, Delta, DenseEntry, Entry, Record, check_delta
+from deltas.encoder.bank import PARAMETER_KINDS, Bank, StagedDelta
 from deltas.format import read_content
 
 _HEAD = "classifier.weight", "classifier.bias"

@@ -1,9 +1,12 @@
 """The forward pass of the encoder, shared by training and serving.
 
 `deltas.encoder.encoder` is the pass itself. It reads a batch that `deltas.encoder.packing` laid
-out, sees weights through an `Overlay` (`deltas.encoder.single_overlay` for training) and attends
-through an `Attention` (`deltas.encoder.window_attention` for training and the reference,
-`deltas.encoder.row_attention` for serving on CPUs).
+out, sees weights through an `Overlay` and attends through an `Attention`. Training takes
+`deltas.encoder.single_overlay` and `deltas.encoder.window_attention`. Finished deltas lie in a
+`deltas.encoder.bank`, with `deltas.encoder.sparse` for a few values of a matrix, and
+`deltas.encoder.cpu` computes rows of any of them, with `deltas.encoder.row_attention`;
+`deltas.encoder.bank_overlay` is its reference on every device. A server answers by that pass, and a
+run judges its delta by it.
 
 Legend of the letters in shapes, used by the whole project:
 

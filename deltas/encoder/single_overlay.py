@@ -2,8 +2,8 @@
 
 The entries' values are the only tensors that can require gradients. The gradient of a sparse entry
 is computed at its K values only, so neither a dense gradient nor a mask of the matrix ever exists.
-Serving lets every row see another delta (`app.engine.bank_overlay`); both overlays feed the same
-encoder (`deltas.encoder.encoder`).
+Serving lets every row see another delta (`deltas.encoder.bank_overlay`); both overlays feed the
+same encoder (`deltas.encoder.encoder`).
 """
 
 from __future__ import annotations

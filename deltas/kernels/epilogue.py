@@ -5,7 +5,7 @@ matrix, its task's bias, a residual, GELU, and a LayerNorm with its task's scale
 written as floats, as int8 for the next product, or both. PyTorch reads and writes the whole batch
 for each of these steps, which takes as long as the products where those are fast.
 
-`apply_epilogue` is the only entry; `app.engine.cpu` calls it after every product. The kernel
+`apply_epilogue` is the only entry; `deltas.encoder.cpu` calls it after every product. The kernel
 handles a few rows at a time, so that their values stay in the innermost cache until they are
 written. Loops over a row are plain, so that the compiler vectorises them.
 """

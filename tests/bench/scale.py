@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 
-from app.engine.bank import Bank
 from app.engine.engine import Engine, EngineRow
 from app.engine.loader import Loader
 from deltas import (
@@ -38,6 +37,7 @@ from deltas import (
     pick_device,
     pick_precision,
 )
+from deltas.encoder.bank import Bank
 from tests.bench.report import machine, publish, rates, rates_table, ratio_table, speed
 from tests.bench.serving import System, cut, measure, run_engine
 from tests.bench.workload import Workload, load_workload, noisy_delta, task_spec, write_deltas

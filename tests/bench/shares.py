@@ -20,10 +20,9 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from app.engine import cpu
 from app.engine.engine import Engine, EngineRow
 from deltas import Store, load_backbone
-from deltas.encoder import row_attention
+from deltas.encoder import cpu, row_attention
 from tests.bench.report import machine, publish
 from tests.bench.serving import cut, mixed_rows, prepare
 from tests.bench.workload import load_workload, write_deltas

@@ -16,11 +16,11 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from app.engine.bank import StagedDelta
 from app.engine.loader import Loader
 from app.main import create_app
 from app.settings import Settings, SettingsError
 from deltas import Backbone, Record, delta_path
+from deltas.encoder.bank import StagedDelta
 
 Start = Callable[..., TestClient]
 TOYS = ("toy2", "toy3", "toy68", "toymulti", "toyreg")

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from deltas import Manifest, read_delta
 from training import fit
 from training.options import flag_of
 from training.run.evaluation import METRICS, compute_metrics
+from training.run.predictions import read_predictions
 
 WORDS = {"red": "good film", "green": "bad plot", "blue": "very long", "grey": "x y"}
 Rows = list[tuple[str, str]]
@@ -47,6 +49,7 @@ def serve(
     """A function (several, **flags) -> manifest, predictions over HTTP, validation rows."""
 
     def run(*, several: bool, **flags: Any) -> tuple[Manifest, list[dict[str, Any]], Rows]:
+        """Train and serve in the same precision."""
         rows = draw(240, 2, several=several)
         given = {
             "train_file": write(tmp_path / "train.csv", draw(400, 1, several=several)),
@@ -64,7 +67,8 @@ def serve(
         words = [str(word) for name, value in pairs for word in (flag_of(name), value)]
         assert fit.main(words) == 0
         (path,) = (tmp_path / "out").rglob("*.safetensors")
-        client, texts = start(deltas=(tmp_path / "out",)), [text for text, _ in rows]
+        client = start(deltas=(tmp_path / "out",), precision=given["precision"])
+        texts = [text for text, _ in rows]
         answers = []
         for first in range(0, len(texts), 50):  # other batches than those of the run
             body = {"inputs": texts[first : first + 50]}
@@ -72,6 +76,21 @@ def serve(
         return read_delta(path).manifest, answers, rows
 
     return run
+
+
+@pytest.mark.parametrize("freeze", ["head", "bitfit", "top:1"])
+def test_logits_in_bfloat16(serve: Callable[..., Any], freeze: str, tmp_path: Path) -> None:
+    """The run judges the delta by the server's own pass, so rounding turns no row."""
+    manifest, answers, _ = serve(several=False, precision="bf16", freeze=freeze)
+    (path,) = (tmp_path / "out").rglob("*.predictions.parquet")
+    _, gold, logits = read_predictions(path, "validation")
+    scores = torch.softmax(logits, dim=1)
+    found = [[answer["scores"][label] for label in manifest.task.labels] for answer in answers]
+    torch.testing.assert_close(torch.tensor(found), scores, atol=2e-6, rtol=0)
+    codes = [manifest.task.labels.index(answer["label"]) for answer in answers]
+    assert codes == logits.argmax(1).tolist()
+    values = compute_metrics(["accuracy"], np.array(codes), np.array(gold))
+    assert manifest.metrics["validation"].values["accuracy"] == values["accuracy"]
 
 
 @pytest.mark.parametrize("flags", [{}, {"coverage": 0.8}, {"target": "precision=0.8"}])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.engine.bank import Bank
 from deltas import Backbone, Store
+from deltas.encoder.bank import Bank
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from training.run.head.calibration import (
 from training.run.head.reliability import reliability
 from training.run.head.thresholds import fit_decision
 from training.run.loop.schedule import length_batches
-from training.run.task_model import Split, TaskModel, task_loss
+from training.run.task_model import Model, Split, TaskModel, task_loss
 
 Numbers = NDArray[Any]
 
@@ -143,7 +143,7 @@ def features(model: TaskModel, rows: Sequence[TokenizedRow]) -> Tensor:
 
 
 @torch.no_grad()
-def predict(model: TaskModel, rows: Sequence[TokenizedRow]) -> Tensor:
+def predict(model: Model, rows: Sequence[TokenizedRow]) -> Tensor:
     """Return float32 logits [R, C] of any number of rows, computed in packed batches.
 
     Several processes share the work; each of them gets the logits of all rows.
@@ -177,7 +177,7 @@ class Decided:
 
 
 def calibrate(
-    model: TaskModel, task: Task, split: Split, *, target: str | None, coverage: float | None
+    model: Model, task: Task, split: Split, *, target: str | None, coverage: float | None
 ) -> tuple[Decided, Tensor, list[str]]:
     """Calibrate the model's head, and choose thresholds and limit, on the selection rows.
 
@@ -192,7 +192,7 @@ def calibrate(
 
 
 @torch.no_grad()
-def calibrate_head(model: TaskModel, calibration: Calibration | None) -> None:
+def calibrate_head(model: Model, calibration: Calibration | None) -> None:
     """Multiply a calibration into the model's head."""
     for part, value in zip(model.head, calibrated_head(model.head, calibration), strict=True):
         part.copy_(value)

@@ -1,5 +1,6 @@
 """The model of one training run: a frozen backbone, an overlay of trained entries, and a head.
 
+`ServedModel` computes a trained model as a server does; `training.run.train_delta` judges with it.
 Also defines the losses. A loss is a sum over rows, divided by the total weight of all rows of the
 step, so a step has the same gradient whether its rows are computed in one batch, in several, or
 spread over processes. Read `training.run.loop.loop` next, which trains the model.
@@ -7,8 +8,9 @@ spread over processes. Read `training.run.loop.loop` next, which trains the mode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +19,13 @@ from torch import Tensor
 from deltas.backbone.backbone import Backbone
 from deltas.backbone.tokenizer import TokenizedRow
 from deltas.delta import DenseEntry, Entry, SparseEntry
+from deltas.encoder.bank import Bank
+from deltas.encoder.cpu import CpuForward
 from deltas.encoder.encoder import embed, pair_features, pool, run_layers
 from deltas.encoder.packing import pack
 from deltas.encoder.single_overlay import TrainableOverlay
 from deltas.encoder.window_attention import WindowAttention
-from deltas.manifest import PairEncoding, Pooling
+from deltas.manifest import PairEncoding, Pooling, TaskSpec
 from training.run.feature_cache import FeatureCache, frozen_depth
 from training.strategies.rules import Selection
 
@@ -34,6 +38,15 @@ class Split:
 
     rows: list[TokenizedRow]
     labels: Tensor
+
+
+class Model(Protocol):
+    """A model that has a head and gives rows logits."""
+
+    head: tuple[Tensor, Tensor]  # weight [C, I], bias [C]
+
+    def logits(self, rows: Sequence[TokenizedRow]) -> Tensor:
+        """Return float32 logits [R, C] in the order of the rows."""
 
 
 class TaskModel:
@@ -66,7 +79,7 @@ class TaskModel:
             entry.values.requires_grad_()
         self.scale, self.shift = output
         self._config = backbone.config
-        self._device = device
+        self.device, self.dtype = device, dtype
         self._mean, self._is_separate = pooling == "mean", pairs == "separate"
         self._overlay = TrainableOverlay(backbone, entries, device, dtype)
         depth = frozen_depth(entries, backbone.config)
@@ -134,7 +147,7 @@ class TaskModel:
         if self.cache.is_whole_encoder:
             return self.cache.pooled(rows).float()
         tokens = [(row.input_ids, row.token_type_ids) for row in rows]
-        batch = pack(tokens, self._device, mean=self._mean)
+        batch = pack(tokens, self.device, mean=self._mean)
         self._overlay.refresh()
         if self.cache.depth:
             hidden = self.cache.hidden(rows, batch)
@@ -144,6 +157,58 @@ class TaskModel:
         attention = WindowAttention(batch, hidden.dtype)
         hidden = run_layers(self._config, self._overlay, batch, attention, hidden, numbers, dropout)
         return pool(self._overlay, batch, hidden)
+
+
+class ServedModel:
+    """A trained model whose logits have the bits that a server on this CPU computes.
+
+    The pass of a training rounds at other places, as gradients need; in bfloat16 it gives about one
+    row in a thousand, near a tie, another label than the server.
+
+    Args:
+        backbone: the frozen weights.
+        entries: the trained values, on the CPU.
+        head: weight and bias; not copied, so that a calibration of the head counts.
+        dtype: precision of the frozen computation.
+        pooling: pooling of the task.
+        pairs: the way of reading pairs, joint or separate.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        entries: Mapping[str, Entry],
+        head: tuple[Tensor, Tensor],
+        dtype: torch.dtype,
+        *,
+        pooling: Pooling,
+        pairs: PairEncoding,
+    ) -> None:
+        self.head = head
+        self._is_separate = pairs == "separate"
+        bank = Bank(backbone, torch.device("cpu"), dtype)
+        staged = bank.stage_values(
+            entries, (head[0].detach(), head[1].detach()), mean=pooling == "mean"
+        )
+        (self._slot,) = bank.add([staged])
+        self._forward = CpuForward(backbone.config, bank)
+
+    @torch.inference_mode()
+    def logits(self, rows: Sequence[TokenizedRow]) -> Tensor:
+        """Return float32 logits [R, C] in the order of the rows."""
+        pooled = self._forward.pooled(rows, [self._slot] * len(rows))
+        return F.linear(pair_features(pooled) if self._is_separate else pooled, *self.head)
+
+
+def finished_model(
+    model: TaskModel, backbone: Backbone, entries: Mapping[str, Entry], spec: TaskSpec
+) -> Model:
+    """Return a trained model as a server computes it; on a GPU, the model itself."""
+    if model.device.type != "cpu":
+        return model
+    return ServedModel(
+        backbone, entries, model.head, model.dtype, pooling=spec.pooling, pairs=spec.pairs
+    )
 
 
 def initial_entries(

@@ -68,7 +68,7 @@ from training.run.prepare import (
     solve_starting_head,
     task_spec,
 )
-from training.run.task_model import Split, TaskModel
+from training.run.task_model import Model, Split, TaskModel, finished_model
 from training.strategies import grammar
 from training.strategies.reinit import entries_over, reinitialise
 
@@ -165,20 +165,21 @@ def finish_run(
     started = time.monotonic()
     values, steps, history = _train(run, report)
     model.fold()
+    trained = entries_over(backbone, run.initial, config.reinit, model.entries)
+    entries = {name: _detached(entry) for name, entry in trained.items()}
+    judged = finished_model(model, backbone, entries, run.spec)  # shares the head of the model
     task, selected = run.data.task, run.splits[1]
     decided, logits, notes = calibrate(
-        model, task, selected, target=config.target, coverage=config.coverage
+        judged, task, selected, target=config.target, coverage=config.coverage
     )
     if not steps:  # after the selection rows have calibrated the head
         _solve_on_all_rows(run, decided)
     if distributed.is_first():
         sys.stderr.write("".join(f"note: {note}\n" for note in notes))
-    trained = entries_over(backbone, run.initial, config.reinit, model.entries)
-    entries = {name: _detached(entry) for name, entry in trained.items()}
     weight, bias = (part.detach().cpu() for part in model.head)
     selection = score_split(logits, task, selected.labels, "", decided, by_label=False)
     selection = selection.model_copy(update={"values": values | selection.values})
-    scores, predicted = _validate(run, decided)
+    scores, predicted = _validate(run, judged, decided)
     metrics = {"selection": selection} | scores
     seconds = round(time.monotonic() - started, 1)
     facts = TrainingFacts(
@@ -355,15 +356,18 @@ def _detached(entry: Entry) -> Entry:
 
 
 def _validate(
-    run: PreparedRun, decided: Decided
+    run: PreparedRun, model: Model, decided: Decided
 ) -> tuple[dict[str, SplitMetrics], list[PredictedSplit]]:
-    """Evaluate the selected state on the validation splits, which nothing has used before."""
+    """Evaluate the selected state on the validation splits, which nothing has used before.
+
+    `model` is the state as a server computes it.
+    """
     data, custom = run.data, run.data.task.name not in TASKS
     scores: dict[str, SplitMetrics] = {}
     predicted: list[PredictedSplit] = []
     for name, rows in data.validation.items():
         split = _tokenized(run.spec, run.backbone, rows)
-        logits, note = predict(run.model, split.rows), data.validation_notes.get(name, "")
+        logits, note = predict(model, split.rows), data.validation_notes.get(name, "")
         scores[name] = score_split(logits, data.task, split.labels, note, decided, by_label=custom)
         predicted.append(PredictedSplit(name, rows, logits))
     return scores, predicted

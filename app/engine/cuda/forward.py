@@ -9,8 +9,6 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from app.engine.bank import PARAMETER_KINDS, Bank
-from app.engine.bank_overlay import BankOverlay
 from app.engine.cuda.attention import VarlenAttention
 from app.engine.cuda.batch import (
     NO_SPANS,
@@ -23,6 +21,8 @@ from app.engine.cuda.batch import (
 )
 from app.engine.cuda.graphs import Graphs, Recorder
 from deltas import EncoderConfig, TokenizedRow, encode
+from deltas.encoder.bank import PARAMETER_KINDS, Bank
+from deltas.encoder.bank_overlay import BankOverlay
 from deltas.encoder.encoder import pair_features
 
 

@@ -65,7 +65,7 @@ def test_freed_memory_is_used_again() -> None:
 
 GIVEN_BACK = """
 import torch
-from app.engine.bank import VectorTable
+from deltas.encoder.bank import VectorTable
 from deltas.hardware import give_back_freed_memory, keep_freed_memory
 from tests.bench.scale import resident_bytes
 keep_freed_memory()

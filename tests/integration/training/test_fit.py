@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from deltas import Delta
+from app.engine.engine import Engine
+from deltas import Backbone, Delta, Store
 from tests.unit.training.test_fit_options import (
     STILL,
     assert_as_far,
@@ -25,6 +26,8 @@ from tests.unit.training.test_fit_options import (
 )
 from tests.unit.training.test_fit_resume import assert_same, out_of, result, states
 from training import fit
+from training.data.glue import load_task
+from training.run.predictions import predictions_path, read_predictions
 
 ROOT = Path(fit.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -126,6 +129,31 @@ def test_only_json_is_printed_in_a_real_process(words: Words) -> None:
     assert json.loads(out)["task"] == "mine"
     assert "22/22" in error  # 81 rows in batches of 8, twice
     assert "Traceback" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("freeze", ["head", "bitfit", "top:1"])
+def test_a_server_gives_every_row_the_logits_that_the_run_was_judged_by(
+    packaged_backbone: Backbone, tmp_path: Path, freeze: str
+) -> None:
+    """With the real backbone, in the precision of `auto`, rows mixed with those of another task."""
+    common = ["--data", "sample", "--train-rows", "300", "--epochs", "0.3", "--out", str(tmp_path)]
+    for task, strategy in (("sst2", freeze), ("cola", "layernorm")):
+        assert fit.main(["--task", task, "--freeze", strategy, *common]) == 0
+    store = Store([tmp_path], backbone=packaged_backbone.ref)
+    engine = Engine(packaged_backbone, store, device="cpu")
+    record = store.resolve("sst2")
+    _, gold, judged = read_predictions(predictions_path(record.path), "validation")
+    texts = load_task("sst2", "sample").validation["validation"].texts
+    rows = engine.tokenize(record, texts)
+    assert len(rows) == len(gold) > 100
+    other = engine.tokenize(store.resolve("cola"), texts[:3])
+    served = []
+    for start_row in range(0, len(rows), 5):
+        served += engine.predict([*other, *rows[start_row : start_row + 5]])[len(other) :]
+    # A pass that rounds elsewhere differs by more than 0.001 in bfloat16.
+    torch.testing.assert_close(torch.tensor(served), judged, atol=1e-4, rtol=0)
+    assert torch.equal(torch.tensor(served).argmax(1), judged.argmax(1))
 
 
 # The label of a row by its number and text, for each kind of task.

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from app.engine import cpu
 from app.engine.engine import Engine
 from deltas import Backbone, Store, TokenizedRow, load_backbone, tokenize_texts, zoo_path
-from deltas.encoder import row_attention
+from deltas.encoder import cpu, row_attention
 from deltas.hardware import multiplies_int8_exactly
 from tests.bench import over_http, precision, scale, shares, trainers, training
 from tests.bench.serving import RATIOS, cut, summarise

@@ -116,7 +116,7 @@ def test_the_best_delta_answers_in_the_order_of_the_index(
 ) -> None:
     from deltas import DTYPES, pick_device, pick_precision, tokenize_texts
     from training.run.evaluation import predict
-    from training.run.task_model import TaskModel
+    from training.run.task_model import TaskModel, finished_model
 
     assert submit.main([*words, "--partial"]) == 0
     given = lines_of(tmp_path / "submission.zip", "STS-B.tsv")[1:]
@@ -127,9 +127,10 @@ def test_the_best_delta_answers_in_the_order_of_the_index(
         model = TaskModel(
             tiny_backbone, dict(delta.entries), head, device, DTYPES[pick_precision("auto", device)]
         )
+        judged = finished_model(model, tiny_backbone, delta.entries, delta.manifest.task)
         texts = [(f"the film sentence1 {n}", f"the film sentence2 {n}") for n in range(1379)]
         rows = tokenize_texts(tiny_backbone.tokenizer, 24, texts)
-        values = predict(model, rows)[:, 0].clamp(0, 5)
+        values = predict(judged, rows)[:, 0].clamp(0, 5)
         expected = [[str(n), f"{float(value):.3f}"] for n, value in enumerate(values)]
         assert len({value for _, value in expected}) > 10
         assert (expected == given) is is_taken

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from app.engine.bank import Bank, StagedDelta
 from app.engine.cache import DeltaCache, IoThreads
 from app.engine.loader import Loader
 from app.errors import DeltaUnavailableError
 from deltas import Backbone, Record, Store
+from deltas.encoder.bank import Bank, StagedDelta
 
 
 class SlowLoader:

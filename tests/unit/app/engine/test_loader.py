@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from app.engine.bank import Bank, StagedDelta
 from app.engine.cache import DeltaCache
 from app.engine.loader import Loader
 from app.errors import DeltaUnavailableError
 from deltas import Backbone, DeltaFormatError, DeltaMismatchError, Record, Store, write_delta
+from deltas.encoder.bank import Bank, StagedDelta
 from tests.factories import POOLED_TASKS, make_delta
 
 CPU = torch.device("cpu")

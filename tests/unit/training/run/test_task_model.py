@@ -1,13 +1,26 @@
-"""Losses: weights, smoothing, and that parts of a step add up to the whole."""
+"""Losses, whose parts add up to the whole, and finished models, which compute as a server does."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.run.task_model import balanced_weights, loss_sum, task_loss, total_weight
+from app.engine.engine import Engine
+from deltas import DTYPES, Backbone, Record, Store, TokenizedRow, tokenize_texts
+from training.run.task_model import (
+    Model,
+    ServedModel,
+    TaskModel,
+    balanced_weights,
+    finished_model,
+    loss_sum,
+    task_loss,
+    total_weight,
+)
 
 LOGITS = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
 CODES = torch.tensor([0, 2, 2, 2, 1, 2, 2])
@@ -57,3 +70,61 @@ def test_parts_add_up_to_the_whole(kind: str, logits: Tensor, labels: Tensor) ->
     assert float(task_loss(kind, logits, labels)) == pytest.approx(
         float(loss_sum(kind, logits, labels) / total_weight(kind, labels))
     )
+
+
+def model_of(backbone: Backbone, record: Record, precision: str) -> TaskModel:
+    """The model of a run that has trained this delta."""
+    delta, task = record.load(), record.manifest.task
+    return TaskModel(
+        backbone,
+        dict(delta.entries),
+        (delta.head_weight, delta.head_bias),
+        torch.device("cpu"),
+        DTYPES[precision],
+        pooling=task.pooling,
+        pairs=task.pairs,
+    )
+
+
+def largest_difference(model: Model, rows: list[TokenizedRow], served: Tensor) -> float:
+    with torch.no_grad():
+        return float((model.logits(rows) - served).abs().max())
+
+
+@pytest.mark.parametrize("strategy", ["bitfit", "layernorm", "head", "top:1"])
+@pytest.mark.parametrize("task", ["toy2", "toymean", "toysplit", "toysplitmean", "toymulti"])
+def test_a_finished_model_has_the_logits_of_the_server(
+    tiny_backbone: Backbone, pooled_deltas: Path, task: str, strategy: str
+) -> None:
+    """In the precision of the run; rounding in the training's own pass would show in bfloat16."""
+    store = Store([pooled_deltas], backbone=tiny_backbone.ref)
+    record = store.resolve(task, strategy)
+    width = len(record.manifest.task.text_fields)
+    texts = [tuple(["good film " * n, "bad"][:width]) for n in range(1, 12)]
+    for precision in ("fp32", "bf16"):
+        engine = Engine(tiny_backbone, store, device="cpu", precision=precision)
+        others = engine.tokenize(store.resolve("toy68", "bitfit"), [("very good",)] * 3)
+        answers = engine.predict([*others, *engine.tokenize(record, texts)])
+        served = torch.tensor(answers[len(others) :])
+        spec = record.manifest.task
+        rows = tokenize_texts(tiny_backbone.tokenizer, spec.max_length, texts, pairs=spec.pairs)
+        model = model_of(tiny_backbone, record, precision)
+        finished = finished_model(model, tiny_backbone, record.load().entries, spec)
+        assert isinstance(finished, ServedModel)
+        assert largest_difference(finished, rows, served) < 2e-6
+        if precision == "bf16":
+            assert largest_difference(model, rows, served) > 2e-4
+
+
+def test_a_finished_model_shares_the_head(tiny_backbone: Backbone, pooled_deltas: Path) -> None:
+    """So that a calibration of the trained model's head is judged, too."""
+    store = Store([pooled_deltas], backbone=tiny_backbone.ref)
+    record = store.resolve("toy2", "head")
+    model = model_of(tiny_backbone, record, "fp32")
+    finished = finished_model(model, tiny_backbone, {}, record.manifest.task)
+    rows = tokenize_texts(tiny_backbone.tokenizer, 32, [("good",)])
+    before = finished.logits(rows)
+    with torch.no_grad():
+        for part in model.head:
+            part.mul_(2)
+    assert torch.equal(finished.logits(rows), 2 * before)

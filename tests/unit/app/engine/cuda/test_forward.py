@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine.bank import Bank
-from app.engine.cpu import CpuForward
 from app.engine.cuda.batch import BatchShape
 from app.engine.cuda.forward import CudaForward, _on_device
 from deltas import Backbone, Delta, TaskSpec, TokenizedRow
+from deltas.encoder.bank import Bank
+from deltas.encoder.cpu import CpuForward
 from tests.unit.app.engine.cuda.test_graphs import Recorder
 from tests.unit.deltas.encoder.test_packing import Copies
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine.bank import Bank
-from app.engine.bank_overlay import BankOverlay
-from app.engine.cpu import CpuOverlay
 from deltas import Backbone, Delta, Overlay, TaskSpec, TrainableOverlay, encoder_layout, pack
 from deltas.backbone.backbone import weights_fingerprint
+from deltas.encoder.bank import Bank
+from deltas.encoder.bank_overlay import BankOverlay
+from deltas.encoder.cpu import CpuOverlay
 from deltas.kernels.int8 import hadamard
 
 CPU = torch.device("cpu")

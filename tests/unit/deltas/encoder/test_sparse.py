@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.sparse import SparseWeights
+from deltas.encoder.sparse import SparseWeights
 
 ROWS, WIDTH = 7, 5
 

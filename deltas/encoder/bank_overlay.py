@@ -1,8 +1,8 @@
 """The mixed-task overlay: each row of a packed batch sees the values of its own slot.
 
-Works on any device. It is the reference for `app.engine.cpu`, which computes the same with fewer
-passes over memory. `deltas.encoder.encoder` calls it; `tests/unit/app/engine/test_bank.py` has its
-tests.
+Works on any device. It is the reference for `deltas.encoder.cpu`, which computes the same with
+fewer passes over memory. `deltas.encoder.encoder` calls it; its tests are those of
+`tests/unit/deltas/encoder/test_bank.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.engine.bank import PARAMETER_KINDS, Bank
-from app.engine.sparse import SparseWeights
-from deltas import Overlay, PackedBatch
-from deltas.encoder.encoder import pair_features
+from deltas.encoder.bank import PARAMETER_KINDS, Bank
+from deltas.encoder.encoder import Overlay, pair_features
+from deltas.encoder.packing import PackedBatch
+from deltas.encoder.sparse import SparseWeights
 
 # A trained matrix or its sparse update, and the rows of x that see it.
 TrainedMatrix = tuple[Tensor | SparseWeights, slice]

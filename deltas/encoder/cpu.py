@@ -1,10 +1,10 @@
 """The forward pass on CPUs, with everything that follows a matrix product fused into one pass.
 
-`CpuOverlay` computes the same as `app.engine.bank_overlay`, on the kernels of
+`CpuOverlay` computes the same as `deltas.encoder.bank_overlay`, on the kernels of
 `deltas.kernels.epilogue`. With int8, activations are quantised to 255 levels row by row and
 multiplied by the int8 matrices of the layers (`deltas.kernels.int8`); biases, LayerNorms,
 attention, pooler and heads are computed as without int8. Read `deltas.encoder.encoder` next;
-`tests/unit/app/engine/test_bank.py` has the tests.
+`tests/unit/deltas/encoder/test_bank.py` has the tests.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from app.engine.bank import Bank
-from app.engine.bank_overlay import BankOverlay
-from deltas import EncoderConfig, PackedBatch, TokenizedRow, encode, pack, packed_sizes
-from deltas.backbone.layout import ACTIVATIONS
+from deltas.backbone.layout import ACTIVATIONS, EncoderConfig
+from deltas.backbone.tokenizer import TokenizedRow
+from deltas.encoder.bank import Bank
+from deltas.encoder.bank_overlay import BankOverlay
+from deltas.encoder.encoder import encode
+from deltas.encoder.packing import PackedBatch, pack, packed_sizes
 from deltas.encoder.row_attention import RowAttention
 from deltas.kernels.epilogue import (
     NO_UPDATE,
@@ -43,7 +45,24 @@ class CpuForward:
     def logits(
         self, rows: Sequence[TokenizedRow], slots: Sequence[int], *, int8: bool = False
     ) -> list[list[float]]:
-        """Return the logits of each row; see `app.engine.engine.Forward`."""
+        """Return the logits of each row, in order.
+
+        Args:
+            rows: the tokens of each row.
+            slots: the bank's slot of each row.
+            int8: whether to multiply in int8; only for slots without trained matrices.
+        """
+        overlay, pooled = self._encode(rows, slots, int8=int8)
+        return overlay.head(pooled)
+
+    def pooled(self, rows: Sequence[TokenizedRow], slots: Sequence[int]) -> Tensor:
+        """Return the pooled outputs, float32 [R, H], two for a pair that is read separately."""
+        return self._encode(rows, slots, int8=False)[1]
+
+    def _encode(
+        self, rows: Sequence[TokenizedRow], slots: Sequence[int], *, int8: bool
+    ) -> tuple[BankOverlay, Tensor]:
+        """Return the overlay of the rows and their pooled outputs."""
         keys = self._keys(rows, slots)
         sequences = [sequence for row in rows for sequence in row.sequences]
         if len(sequences) > len(rows):
@@ -52,7 +71,7 @@ class CpuForward:
         mean = [slot in self._bank.mean_slots for slot in slots]
         batch = pack(sequences, keys=keys, mean=mean, windows=False)
         overlay = CpuOverlay(self._bank, batch, slots, int8=int8)
-        return overlay.head(encode(self._config, overlay, batch, RowAttention(batch)))
+        return overlay, encode(self._config, overlay, batch, RowAttention(batch))
 
     def prepare(self, max_tokens: int, max_rows: int, longest: int) -> int:
         """Have oneDNN compile its products for every size of batch; returns their number.

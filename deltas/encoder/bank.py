@@ -2,11 +2,13 @@
 
 Slot 0 is the bare backbone. Biases and LayerNorm weights are stacked in a `VectorTable`, so that a
 batch gathers the vectors of each row's slot. A matrix is shared by all slots: one GEMM serves every
-row, and a slot's sparse values are added to it (`app.engine.sparse`). If a slot has a whole trained
-matrix, its rows run through that one; they are neighbours in the batch, so that views suffice.
+row, and a slot's sparse values are added to it (`deltas.encoder.sparse`). If a slot has a whole
+trained matrix, its rows run through that one; they are neighbours in the batch, so that views
+suffice.
 
 A running batch never sees a write, and no current task exists: each row carries its slot.
-`app.engine.cache` decides which deltas are resident, and `app.engine.bank_overlay` reads the slots.
+`deltas.encoder.bank_overlay` reads the slots. `app.engine.cache` decides which deltas are in the
+bank of a server; a training run judges its delta in a bank with one slot.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.engine.sparse import BYTES_PER_VALUE, SparseWeights
-from deltas import Backbone, Delta, DenseEntry, Entry, SparseEntry, encoder_layout
+from deltas.backbone.backbone import Backbone
+from deltas.backbone.layout import encoder_layout
+from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
+from deltas.encoder.sparse import BYTES_PER_VALUE, SparseWeights
 from deltas.kernels.int8 import Int8Matrix
 from deltas.kernels.linear import prepack
 
@@ -243,13 +247,23 @@ class Bank:
 
     def stage(self, delta: Delta) -> StagedDelta:
         """Convert a delta to the form of a slot; thread-safe, since the bank does not change."""
-        trained = {
-            info.name.rpartition(".")[2] for info in delta.manifest.entries if len(info.shape) == 1
-        }
+        head = delta.head_weight, delta.head_bias
+        return self.stage_values(delta.entries, head, mean=delta.manifest.task.pooling == "mean")
+
+    def stage_values(
+        self, values: Mapping[str, Entry], head: tuple[Tensor, Tensor], *, mean: bool
+    ) -> StagedDelta:
+        """Convert the values of a delta that has no manifest yet, as `stage` does.
+
+        Args:
+            values: the entries by Hugging Face name.
+            head: weight and bias.
+            mean: whether a row's pooled output is the mean of its tokens.
+        """
+        frozen = self._backbone.parameters
+        trained = {name.rpartition(".")[2] for name in values if frozen[name].ndim == 1}
         vectors = {
-            kind: self.concatenate(kind, delta.entries, self._backbone.parameters).to(
-                self.vector_dtype
-            )
+            kind: self.concatenate(kind, values, frozen).to(self.vector_dtype)
             for kind in PARAMETER_KINDS
             if kind in trained
         }
@@ -257,18 +271,17 @@ class Bank:
         sparse: dict[str, SparseWeights] = {}
         for name, weight in self.frozen.items():
             parts = self._layout[name]
-            entries = [delta.entries[part] for part in parts if part in delta.entries]
+            entries = [values[part] for part in parts if part in values]
             if weight.ndim != 2 or not entries:
                 continue
             if _needs_whole_matrix(entries, weight):
-                resolved = _resolved(parts, delta.entries, self._backbone.parameters)
+                resolved = _resolved(parts, values, frozen)
                 matrices[name] = torch.cat(resolved).to(self.dtype)
             else:
-                sparse[name] = self._sparse_weights(name, parts, delta)
+                sparse[name] = self._sparse_weights(name, parts, values)
         # Heads are small and read last: in float32 they change no label.
-        head = delta.head_weight.clone(), delta.head_bias.clone()
-        mean = delta.manifest.task.pooling == "mean"
-        return StagedDelta(vectors, matrices, sparse, *head, mean)
+        head_weight, head_bias = (part.clone() for part in head)
+        return StagedDelta(vectors, matrices, sparse, head_weight, head_bias, mean)
 
     def concatenate(
         self, kind: str, entries: Mapping[str, Entry], frozen: Mapping[str, Tensor]
@@ -329,11 +342,13 @@ class Bank:
             rows.append(0)
         return len(self.heads) - 1
 
-    def _sparse_weights(self, name: str, parts: Sequence[str], delta: Delta) -> SparseWeights:
+    def _sparse_weights(
+        self, name: str, parts: Sequence[str], entries: Mapping[str, Entry]
+    ) -> SparseWeights:
         indices, values = [], []
         offset = 0
         for part in parts:
-            entry = delta.entries.get(part)
+            entry = entries.get(part)
             if isinstance(entry, SparseEntry):
                 indices.append(entry.indices + offset)
                 values.append(entry.values)
