@@ -24,6 +24,7 @@ RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))
 RUN pip install -c constraints.txt -r requirements.txt
 COPY README.md LICENSE ./
 COPY app app
+COPY audit audit
 COPY deltas deltas
 COPY frontend frontend
 COPY training training

@@ -89,7 +89,7 @@ bench-quality: $(STAMP) ## measure answers beside scikit-learn, cosine and stock
 clean: ## remove .venv, caches and builds; trained deltas in runs/ stay
 	if [ -e "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
-	find app deltas frontend tests training -name __pycache__ -prune -exec rm -rf {} +
+	find app audit deltas frontend tests training -name __pycache__ -prune -exec rm -rf {} +
 
 image: ## build the container image (IMAGE=deltabert, TORCH=cpu)
 	docker build --tag "$(IMAGE)" --build-arg TORCH="$(or $(TORCH),cpu)" .

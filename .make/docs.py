@@ -78,7 +78,10 @@ def commands_page() -> str:
     for action in parser_of("deltas.__main__")._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb in action._choices_actions:
-                parts.append(_command(f"deltas {verb.dest}", verb.help, action.choices[verb.dest]))
+                audit = ROOT / "audit" / f"{verb.dest}.py"
+                parser = action.choices[verb.dest]
+                parser = parser_of(f"audit.{verb.dest}") if audit.exists() else parser
+                parts.append(_command(f"deltas {verb.dest}", verb.help, parser))
     return "\n".join(parts)
 
 

@@ -1,10 +1,11 @@
-"""`python -m deltas list|show|verify|cards|export`, and `deltabert`, which has all commands.
+"""`python -m deltas` (list, show, verify, cards, export, joint, abstain), and `deltabert`.
 
 Results go to standard output, complaints to standard error. Exit codes: 0 all is well, 1 something
 is wrong with a delta or a file, 2 misuse, 130 interrupted. The commands import late, since `--help`
-must not wait for torch. The subcommands of `deltabert` are entry points (see pyproject.toml), so
-this package imports neither `training` nor `app`. A console script never imports from the current
-folder; with `python -m`, a user's own `app.py` or `deltas.py` there would replace our package.
+must not wait for torch. The subcommands of `deltabert`, and `joint` and `abstain`, are entry points
+(see pyproject.toml), so this package imports none of the packages that define them. A console
+script never imports from the current folder; with `python -m`, a user's own `app.py` or `deltas.py`
+there would replace our package.
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ _COMMANDS = {
     "zoo": "ship a sweep's best deltas",
     "serve": "serve deltas over HTTP (settings: DELTABERT_*)",
     "page": "show a server in the browser (Streamlit's flags are passed on)",
-    "deltas": "list, show, verify and export delta files, write their model cards",
+    "deltas": "list, show, verify, export and audit delta files, write their model cards",
+}
+# Commands of `python -m deltas` that read files of rows and run the engine: those of `audit`.
+_AUDITS = {
+    "joint": "count how often several tasks fire on innocent rows, and at least one of them",
+    "abstain": "measure how many rows out of scope get no answer while rows in scope do",
 }
 _BACKBONE_HELP = "hub id or folder (default: the packaged one)"
 
@@ -54,24 +60,31 @@ def deltabert(arguments: Sequence[str] | None = None) -> int:
             f"error: unknown command {name[:128]!r}.{hint} Allowed: {', '.join(_COMMANDS)}\n"
         )
         return 2
+    return _run_installed("deltabert.commands", name, rest, "deltabert")
+
+
+def _run_installed(group: str, name: str, arguments: Sequence[str], prog: str) -> int:
+    """Run a command that is an entry point; returns its exit code, or 1 if it is not installed."""
     # Only our own: another package must not replace a command.
-    ours = distribution("deltabert").entry_points
-    found = ours.select(group="deltabert.commands", name=name)
+    found = distribution("deltabert").entry_points.select(group=group, name=name)
     if not found:
         sys.stderr.write(f"error: deltabert was installed without {name!r}; install it again\n")
         return 1
-    code: int = found[name].load()(rest, prog=f"deltabert {name}")
+    code: int = found[name].load()(arguments, prog=f"{prog} {name}")
     return code
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m deltas") -> int:
     """Run one command; returns the exit code."""
-    options = _parser(prog).parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in _AUDITS:
+        return _run_installed("deltabert.audits", given[0], given[1:], prog)
+    options = _parser(prog).parse_args(given)
     return run_command(lambda: int(options.command(options)))
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="Inspect delta files.")
+    parser = argparse.ArgumentParser(prog=prog, description="Inspect and audit delta files.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     listing = commands.add_parser(
@@ -102,6 +115,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     export.add_argument("folder", type=home_path)
     export.add_argument("--backbone", type=home_or_name, help=_BACKBONE_HELP)
     export.set_defaults(command=_export)
+
+    for name, text in _AUDITS.items():  # for the list of commands; `main` runs them
+        commands.add_parser(name, help=text, add_help=False)
     return parser
 
 

@@ -87,7 +87,7 @@ class Store:
     replace it if it turns out to be damaged.
 
     Args:
-        roots: folders to search, the most important first.
+        roots: folders to search, or files, the most important first.
         backbone: the backbone of the deltas to serve; None serves all.
     """
 
@@ -129,7 +129,8 @@ class Store:
 
     def shown_name(self, path: Path) -> str:
         """Return a file's path below its root, which reveals nothing about the machine."""
-        root = next((root for root in self._roots if path.is_relative_to(root)), path.parent)
+        above = (root for root in self._roots if root != path and path.is_relative_to(root))
+        root = next(above, path.parent)
         return os.fsencode(path.relative_to(root)).decode(errors="replace")
 
     @cached_property
@@ -191,10 +192,13 @@ class Store:
 
 
 def find_delta_files(roots: Sequence[Path]) -> Iterable[Path]:
-    """Yield the delta files below folders, each once, without hidden ones, such as macOS leaves."""
+    """Yield the delta files below folders, each once, without hidden ones, such as macOS leaves.
+
+    A root that is a file yields itself, whatever it is called.
+    """
     seen: set[str] = set()
     for root in roots:
-        for path in sorted(root.rglob(f"*{SUFFIX}")):
+        for path in [root] if root.is_file() else sorted(root.rglob(f"*{SUFFIX}")):
             hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
             real = os.path.realpath(path)  # Path.resolve raises on circular links
             if not hidden and real not in seen:

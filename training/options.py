@@ -41,7 +41,12 @@ def _known_reinit(text: str) -> str:
 _DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
 
 
-def _one_delimiter(text: str) -> str:
+def one_delimiter(text: str) -> str:
+    """Return the separator that a text names: itself, or the character of a name such as "tab".
+
+    Raises:
+        ValueError: the text is neither a name nor one character that can separate fields.
+    """
     found = _DELIMITERS.get(text.lower(), text)
     if len(found) != 1 or found in '"\r\n':
         raise ValueError(
@@ -156,7 +161,7 @@ class FitConfig(BaseModel):
     """custom task: file of train rows, CSV, JSONL or parquet"""
     validation_file: HomePath | None = None
     """file of validation rows (default: a fifth of the train file)"""
-    delimiter: Annotated[str, AfterValidator(_one_delimiter)] | None = None
+    delimiter: Annotated[str, AfterValidator(one_delimiter)] | None = None
     """separator of the files' fields: a character, or tab (default: from header and rows)"""
     quoting: Literal["on", "off"] | None = None
     """off: quotes in the files enclose no fields (default: from the rows)"""

@@ -10,7 +10,7 @@ from functools import cached_property
 import pytest
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-OURS = ("app", "deltas", "frontend", "training")
+OURS = ("app", "audit", "deltas", "frontend", "training")
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
-from training.data.files.columns import Columns, Warn
+from training.data.files.columns import Columns
 from training.data.files.delimited import DelimitedOptions
 from training.data.files.reader import is_delimited, read_columns
 from training.data.files.spelling import clean
-from training.data.labels.cells import is_blank
 from training.data.labels.forms import LabelForm, infer_form
 from training.data.labels.label_column import (
     collect_labels,
@@ -28,6 +27,7 @@ from training.data.labels.label_column import (
 )
 from training.data.rows import Rows, TaskData, digest_rows, hold_out
 from training.data.tasks import TASKS, Task
+from training.data.texts import with_texts
 from training.errors import ConfigError, DataError, counted
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def custom_data(
     label = custom.label
     parts = [part for part in (train, validation) if part is not None]
     # Rows that are left out have no say in the labels.
-    read = [_with_labels(_with_texts(part, custom, warn), custom) for part in parts]
+    read = [_with_labels(with_texts(part, custom.text_columns, warn), custom) for part in parts]
     form = infer_form(read[0], label, cast("TaskKind | None", custom.kind), warn)
     labels = collect_labels(read[0], label, form, warn)
     logger.info("%s: %s, labels: %s", custom.name, form.kind, ", ".join(labels) or "numbers")
@@ -209,58 +209,10 @@ def _metrics(kind: TaskKind, num_labels: int) -> tuple[str, ...]:
     return ("accuracy", "f1" if num_labels == 2 else "macro_f1")
 
 
-def _with_texts(columns: Columns, custom: CustomTask, warn: Warn) -> Columns:
-    """Return the rows that have all their texts; the others are left out, with a warning.
-
-    Raises:
-        DataError: a value is no text, or no row has all its texts.
-    """
-    blank: dict[int, str] = {}  # the column in which a row has no text
-    for field in custom.text_columns:
-        values = columns.values[field]
-        missing = [row for row, value in enumerate(values, 1) if is_blank(value)]
-        bad = [row for row, value in enumerate(values, 1) if not _is_text(value)]
-        if bad and (len(bad) == len(values) or set(bad) - set(missing)):
-            others = sorted(set(bad) - set(missing))
-            bad = bad if len(bad) == len(values) else others
-            problem = _text_problem(values[bad[0] - 1], bad, len(values))
-            raise columns.error(field, problem, bad[0])
-        blank.update({row: field for row in missing if row not in blank})
-    if len(blank) == columns.num_rows:
-        problem = "every row lacks one of its texts; are these the right columns?"
-        raise DataError(problem, path=columns.path)
-    if not blank:
-        return columns
-    first, rows = min(blank), counted(len(blank), "row")
-    warn(
-        f"{columns.name}: {rows} without a text left out (the first is row "
-        f"{columns.number(first):,}, column {blank[first]!r})"
-    )
-    return columns.take([row for row in range(1, columns.num_rows + 1) if row not in blank])
-
-
 def _rows(task: Task, columns: Columns, custom: CustomTask, form: LabelForm) -> Rows:
     texts = list(zip(*(columns.values[field] for field in custom.text_columns), strict=True))
     labels = encode_labels(columns, custom.label, form, task.labels)
     return Rows(texts, labels, list(columns.numbers))
-
-
-def _is_text(value: object) -> bool:
-    if not isinstance(value, str) or is_blank(value):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which tokenizers refuse
-        return False
-    return True
-
-
-def _text_problem(value: object, bad: list[int], num_rows: int) -> str:
-    if len(bad) == num_rows:
-        return "no row has a text here; is this the right column?"
-    found = f"{value!r:.100} is not a text"
-    more = f" ({len(bad) - 1:,} more such rows follow)" if len(bad) > 1 else ""
-    return f"{found}{more}; write it as a text or drop the row"
 
 
 def _overlap_note(train: Rows, validation: Rows, noun: str) -> str:

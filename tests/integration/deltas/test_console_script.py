@@ -31,9 +31,10 @@ def entry_points() -> EntryPoints:
     """The project's entry points, as pyproject.toml declares them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"] == {"deltabert": "deltas.__main__:deltabert"}
-    commands = project["entry-points"]["deltabert.commands"]
     return EntryPoints(
-        EntryPoint(name, target, "deltabert.commands") for name, target in commands.items()
+        EntryPoint(name, target, group)
+        for group, targets in project["entry-points"].items()
+        for name, target in targets.items()
     )
 
 
@@ -55,8 +56,8 @@ def start(tmp_path: Path, entry_points: EntryPoints) -> Callable[..., Any]:
     metadata = tmp_path / "site" / "deltabert-0.1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Name: deltabert\nVersion: 0.1.0\n")
-    lines = [f"{entry.name} = {entry.value}\n" for entry in entry_points]
-    (metadata / "entry_points.txt").write_text("".join(["[deltabert.commands]\n", *lines]))
+    lines = [f"[{entry.group}]\n{entry.name} = {entry.value}\n" for entry in entry_points]
+    (metadata / "entry_points.txt").write_text("".join(lines))
     (tmp_path / "work").mkdir()
     environment = {**os.environ, "PYTHONPATH": f"{metadata.parent}{os.pathsep}{ROOT}"}
 
@@ -82,7 +83,10 @@ def test_help_lists_each_command_with_one_line(arguments: list[str], capsys: Cap
 
 
 def test_the_installed_commands_are_the_ones_listed(entry_points: EntryPoints) -> None:
-    assert [entry.name for entry in entry_points] == NAMES == list(cli._COMMANDS)
+    commands = entry_points.select(group="deltabert.commands")
+    assert [entry.name for entry in commands] == NAMES == list(cli._COMMANDS)
+    audits = entry_points.select(group="deltabert.audits")
+    assert [entry.name for entry in audits] == list(cli._AUDITS)
 
 
 def test_an_unknown_command_gets_a_near_match(capsys: Capture) -> None:
@@ -108,6 +112,25 @@ def test_each_command_shows_its_flags_under_its_own_name(
         code = int(stop.code or 0)
     assert code == 0
     assert capsys.readouterr().out.startswith(f"usage: deltabert {name} ")
+
+
+@pytest.mark.parametrize("name", list(cli._AUDITS))
+def test_audits_are_commands_of_deltas(name: str, installed: None, capsys: Capture) -> None:
+    for main, prog in ((cli.main, "python -m deltas"), (cli.deltabert, "deltabert deltas")):
+        arguments = [name, "--help"] if main is cli.main else ["deltas", name, "--help"]
+        assert main(arguments) == 0
+        assert capsys.readouterr().out.startswith(f"usage: {prog} {name} ")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert f"\n    {name} " in capsys.readouterr().out
+
+
+def test_an_installation_without_audits_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    install(monkeypatch, EntryPoints())
+    assert cli.main(["joint"]) == 1
+    assert "install it again" in capsys.readouterr().err
 
 
 def test_the_exit_code_is_the_command_s(
@@ -160,6 +183,8 @@ def test_another_package_can_not_replace_a_command(
         ((*SCRIPT, "fti"), 2),
         (("-m", "deltas", "--help"), 0),
         (("-m", "deltas", "prune"), 2),
+        (("-m", "deltas", "joint", "--help"), 0),
+        (("-m", "deltas", "abstain"), 2),
         (("-m", "app", "--help"), 0),
         (("-m", "app", "--port", "9000"), 2),
     ],
@@ -206,7 +231,7 @@ def test_ctrl_c_while_the_server_loads_is_no_traceback(
 def test_a_user_s_modules_do_not_hide_ours_from_the_script(
     start: Callable[..., Any], tmp_path: Path
 ) -> None:
-    for name in ("app.py", "training.py", "deltas.py", "frontend.py"):
+    for name in ("app.py", "audit.py", "training.py", "deltas.py", "frontend.py"):
         (tmp_path / "work" / name).write_text("raise RuntimeError('the wrong module')\n")
     for command in (("deltas", "list"), ("fit", "--freeze", "help"), ("serve", "--help")):
         done = start(*SCRIPT, *command)
