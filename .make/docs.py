@@ -73,14 +73,16 @@ def parser_of(module: str) -> ArgumentParser:
 
 def commands_page() -> str:
     """Describe every argument of every command, in the words of its `--help`."""
+    from deltas.__main__ import AUDITS
+
     parsers = {name: parser_of(name) for name in COMMANDS}
     parts = [_command(name, parser.description, parser) for name, parser in parsers.items()]
     for action in parser_of("deltas.__main__")._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb in action._choices_actions:
-                audit = ROOT / "audit" / f"{verb.dest}.py"
+                is_audit = verb.dest in AUDITS
                 parser = action.choices[verb.dest]
-                parser = parser_of(f"audit.{verb.dest}") if audit.exists() else parser
+                parser = parser_of(f"audit.{verb.dest}") if is_audit else parser
                 parts.append(_command(f"deltas {verb.dest}", verb.help, parser))
     return "\n".join(parts)
 

@@ -34,7 +34,7 @@ _COMMANDS = {
     "deltas": "list, show, verify, export and audit delta files, write their model cards",
 }
 # Commands of `python -m deltas` that read files of rows and run the engine: those of `audit`.
-_AUDITS = {
+AUDITS = {
     "joint": "count how often several tasks fire on innocent rows, and at least one of them",
     "abstain": "measure how many rows out of scope get no answer while rows in scope do",
 }
@@ -77,7 +77,7 @@ def _run_installed(group: str, name: str, arguments: Sequence[str], prog: str) -
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m deltas") -> int:
     """Run one command; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0] in _AUDITS:
+    if given and given[0] in AUDITS:
         return _run_installed("deltabert.audits", given[0], given[1:], prog)
     options = _parser(prog).parse_args(given)
     return run_command(lambda: int(options.command(options)))
@@ -116,7 +116,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     export.add_argument("--backbone", type=home_or_name, help=_BACKBONE_HELP)
     export.set_defaults(command=_export)
 
-    for name, text in _AUDITS.items():  # for the list of commands; `main` runs them
+    for name, text in AUDITS.items():  # for the list of commands; `main` runs them
         commands.add_parser(name, help=text, add_help=False)
     return parser
 

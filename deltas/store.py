@@ -194,7 +194,7 @@ class Store:
 def find_delta_files(roots: Sequence[Path]) -> Iterable[Path]:
     """Yield the delta files below folders, each once, without hidden ones, such as macOS leaves.
 
-    A root that is a file yields itself, whatever it is called.
+    A root that is a file is yielded itself.
     """
     seen: set[str] = set()
     for root in roots:

@@ -2,7 +2,7 @@
 
 There is nothing to read in a blank text. A number, or half of a surrogate pair, is an error, since
 the column is likely to be the wrong one. Called by `training.data.custom` for rows to train on, and
-by `audit.rows` for rows to audit deltas on. Tested by tests/unit/training/data/test_custom_files.py.
+by `audit.rows` for rows to audit. Tested by tests/unit/training/data/test_custom_files.py.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def test_the_installed_commands_are_the_ones_listed(entry_points: EntryPoints) -
     commands = entry_points.select(group="deltabert.commands")
     assert [entry.name for entry in commands] == NAMES == list(cli._COMMANDS)
     audits = entry_points.select(group="deltabert.audits")
-    assert [entry.name for entry in audits] == list(cli._AUDITS)
+    assert [entry.name for entry in audits] == list(cli.AUDITS)
 
 
 def test_an_unknown_command_gets_a_near_match(capsys: Capture) -> None:
@@ -114,7 +114,7 @@ def test_each_command_shows_its_flags_under_its_own_name(
     assert capsys.readouterr().out.startswith(f"usage: deltabert {name} ")
 
 
-@pytest.mark.parametrize("name", list(cli._AUDITS))
+@pytest.mark.parametrize("name", list(cli.AUDITS))
 def test_audits_are_commands_of_deltas(name: str, installed: None, capsys: Capture) -> None:
     for main, prog in ((cli.main, "python -m deltas"), (cli.deltabert, "deltabert deltas")):
         arguments = [name, "--help"] if main is cli.main else ["deltas", name, "--help"]

@@ -164,6 +164,18 @@ def test_a_root_may_lie_in_a_hidden_folder(put: Put, tmp_path: Path) -> None:
     assert len(Store([tmp_path / ".cache/deltas"]).records) == 1
 
 
+def test_a_root_may_be_a_file(put: Put, tmp_path: Path) -> None:
+    first, second = put("a/one"), put("a/two", task="toy3")
+    path = tmp_path / "a" / "two.safetensors"
+    store = Store([path])
+    assert store.rejected == []
+    assert [record.version for record in store.records] == [second.version]
+    assert store.shown_name(path) == "two.safetensors"
+    store = Store([path, tmp_path / "a"])
+    assert {record.version for record in store.records} == {first.version, second.version}
+    assert store.shown_name(path) == "two.safetensors"
+
+
 def test_an_empty_folder_is_an_empty_store(tmp_path: Path) -> None:
     store = Store([tmp_path, tmp_path / "none"])
     assert store.tasks == store.records == store.rejected == []  # type: ignore[comparison-overlap]
