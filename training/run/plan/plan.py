@@ -154,7 +154,9 @@ def _odd_target(run: PreparedRun, actions: Actions) -> list[str]:
             "another --out"
         )
     folder = next((each for each in run.path.parents if each.exists()), Path())
-    if not os.access(folder, os.W_OK):
+    if not folder.is_dir():
+        found.append(f"--out: {folder} is a file, so the run would be refused; name a folder")
+    elif not os.access(folder, os.W_OK):
         found.append(f"--out: {folder} can't be written, so the run would be refused")
     if run.state.exists() and not run.config.resume:
         found.append(

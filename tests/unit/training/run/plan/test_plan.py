@@ -180,3 +180,12 @@ def test_odd_rows_are_told(words: Words, tmp_path: Path, capsys: Capture) -> Non
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("odd: ")]
     assert any("stands for '\u00e9'" in line for line in told)
     assert any("'rare'" in line and "--class-weights balanced" in line for line in told)
+
+
+def test_a_file_in_place_of_the_folder_is_told(
+    words: Words, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert fit.main(words("--dry-run", out=tmp_path / "file")) == 0
+    told = f"--out: {tmp_path / 'file'} is a file, so the run would be refused; name a folder"
+    assert told in capsys.readouterr().out
