@@ -104,6 +104,45 @@ class OverloadedError(Exception):
         super().__init__(f"{why}; try again in {retry_after_s} s")
 
 
+class MalformedRequestError(Exception):
+    """Bytes on a connection are no HTTP request."""
+
+    def __init__(self) -> None:
+        super().__init__("this is no valid HTTP/1.1 request; the connection is closed")
+
+
+class HeadTooLargeError(Exception):
+    """Request line and headers are too large."""
+
+    def __init__(self, allowed: int) -> None:
+        super().__init__(
+            f"request line and headers have more than {allowed:,} bytes. Send fewer headers, or "
+            f"raise DELTABERT_MAX_HEAD_BYTES"
+        )
+
+
+class HeadTimeoutError(Exception):
+    """Request line and headers have not arrived in time."""
+
+    def __init__(self, allowed_s: float) -> None:
+        super().__init__(
+            f"request line and headers did not arrive within {allowed_s:g} s; send them at once, "
+            f"or raise DELTABERT_CONNECTION_TIMEOUT_S"
+        )
+
+
+class TooManyConnectionsError(Exception):
+    """All connections are in use, and each of them has a request."""
+
+    retry_after_s = 1
+
+    def __init__(self, allowed: int) -> None:
+        super().__init__(
+            f"all {allowed:,} connections have a request (DELTABERT_MAX_CONNECTIONS); try again "
+            f"in {self.retry_after_s} s"
+        )
+
+
 class BodyTimeoutError(Exception):
     """A body has not arrived in time."""
 
@@ -184,6 +223,10 @@ STATUSES: Mapping[type[Exception], tuple[int, str]] = {
     InvalidInputError: (422, "invalid_input"),
     TooLargeError: (413, "too_large"),
     UnsupportedBodyError: (415, "unsupported_body"),
+    MalformedRequestError: (400, "malformed_request"),
+    HeadTimeoutError: (408, "head_timeout"),
+    HeadTooLargeError: (431, "head_too_large"),
+    TooManyConnectionsError: (503, "too_many_connections"),
     BodyTimeoutError: (408, "body_timeout"),
     OverloadedError: (429, "overloaded"),
     BodiesOverloadedError: (429, "overloaded"),
@@ -213,7 +256,7 @@ def describe_error(error: Exception, request_id: str) -> tuple[int, dict[str, An
         status, code = STATUSES[type(error)]
         if status != HTTPStatus.INTERNAL_SERVER_ERROR:
             message, details = str(error), _details(error)
-        if isinstance(error, OverloadedError | BodiesOverloadedError):
+        if isinstance(error, OverloadedError | BodiesOverloadedError | TooManyConnectionsError):
             headers["Retry-After"] = str(error.retry_after_s)
     body = {"code": code, "message": message, "details": details, "request_id": request_id}
     return status, {"error": body}, headers

@@ -12,11 +12,13 @@ import logging
 import signal
 import socket
 import sys
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 
+from app.connection import Connection, ConnectionLimits
 from app.http.context import Serving
 from app.main import create_app, open_store, pinned_records
 from app.process import configure_logging, prepare_process, run_in_own_thread, settle_process
@@ -104,22 +106,33 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _serve(app: Any, listener: socket.socket, settings: Settings) -> None:
-    config = uvicorn.Config(
-        app,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        # The batcher answers everything within its own timeout; this one is for stuck connections.
-        timeout_graceful_shutdown=round(settings.shutdown_timeout_s) + 5,
-    )
     try:
-        _Server(config).run(sockets=[listener])
+        _Server(_config(app, settings)).run(sockets=[listener])
     except OSError as error:  # another server took the port while this one was loading
         raise _StartError(f"cannot listen on port {settings.port}: {error.strerror}") from error
     except SystemExit as error:
         if error.code:  # uvicorn exits like this when the app could not be started
             raise _StartError("the server could not start; see the log above") from error
         raise
+
+
+def _config(app: Any, settings: Settings) -> uvicorn.Config:
+    limits = ConnectionLimits(
+        max_head_bytes=settings.max_head_bytes,
+        timeout_s=settings.connection_timeout_s,
+        max_connections=settings.max_connections,
+    )
+    return uvicorn.Config(
+        app,
+        http=cast(type[asyncio.Protocol], partial(Connection, limits)),
+        ws="none",  # an offer of WebSocket is ignored like all others
+        timeout_keep_alive=settings.keep_alive_s,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        # The batcher answers everything within its own timeout; this one is for stuck connections.
+        timeout_graceful_shutdown=round(settings.shutdown_timeout_s) + 5,
+    )
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

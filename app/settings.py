@@ -190,6 +190,34 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
     )
+    max_head_bytes: int = Field(
+        32 * 2**10,
+        description="Maximum bytes in a request's line and headers; larger heads get 431.",
+        ge=1024,
+        le=2**20,
+    )
+    connection_timeout_s: float = Field(
+        10.0,
+        description="Seconds for a request's line and headers to arrive (408), and for a client "
+        "to read some of its answer before the connection is closed.",
+        gt=0,
+        le=3600,
+    )
+    keep_alive_s: int = Field(
+        5,
+        description="Seconds that a connection may wait for its next request. Behind a proxy, "
+        "more than the proxy's own limit avoids requests on closed connections.",
+        ge=1,
+        le=3600,
+    )
+    max_connections: int = Field(
+        800,
+        description="Maximum connections at a time, or fewer if the process may open fewer "
+        "files. A new one replaces the one that has waited longest for a request; if all have "
+        "requests, it gets 503, except for /health.",
+        ge=1,
+        le=1_000_000,
+    )
     log_format: Annotated[Literal["text", "json"], Lowercase] = Field(
         "text", description="Format of the log, one record a line: text, or a JSON object."
     )

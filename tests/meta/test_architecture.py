@@ -29,7 +29,12 @@ UNRUN = "app/engine/cuda/__init__.py"  # the only folder with code that no machi
 DIRECTION = {
     "app": ("", "", ""),
     "app.__main__": ("server process settings", "", ""),
-    "app.server": ("main http settings process errors", "backbone errors hardware", "uvicorn"),
+    "app.server": (
+        "connection main http settings process errors",
+        "backbone errors hardware",
+        "uvicorn",
+    ),
+    "app.connection": ("process errors", "", "httptools starlette uvicorn"),
     "app.main": (
         "http pipeline batching engine settings process errors",
         "backbone store hardware errors",

