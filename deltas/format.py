@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -38,15 +39,19 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from deltas.backbone.backbone import Backbone
+from deltas.backbone.packaged import PACKAGED
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
 from deltas.errors import DeltaFormatError, DeltaMismatchError
-from deltas.manifest import FORMAT_VERSION, BackboneRef, EntryInfo, Manifest
+from deltas.manifest import FORMAT_VERSION, STOCK_NAMES, BackboneRef, EntryInfo, Manifest
 
 SUFFIX = ".safetensors"
 HEAD_WEIGHT, HEAD_BIAS = "classifier.weight", "classifier.bias"
 _INDICES, _VALUES = ":indices", ":values"
 _VERSION_DIGITS = 16
 _MAX_LISTED = 10
+_METADATA_KEYS = {"deltabert", "version", "digest", "format"}
+_TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
+_ALIGNMENT = 8  # of the tensors, for which safetensors pads the header with spaces
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
 _INT32_MAX = 2**31 - 1
 
@@ -103,9 +108,8 @@ def parse_delta(path: Path, content: bytes) -> Delta:
     """Check a delta like `read_delta`; the delta holds copies of the values in `content`."""
     with _format_errors(path):
         tensors = dict(sorted(load(content).items()))
-        end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
-        header = json.loads(content[_LENGTH_BYTES:end]).get("__metadata__") or {}
-    _check_keys(path, header)
+        length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+        header = _metadata(path, content[_LENGTH_BYTES : _LENGTH_BYTES + length])
     manifest = _parse_manifest(path, header["deltabert"])
     _check_tensors(path, manifest, tensors)
     version, digest = header["version"], header["digest"]
@@ -125,17 +129,22 @@ def parse_delta(path: Path, content: bytes) -> Delta:
 
 def read_manifest(path: Path) -> tuple[Manifest, str]:
     """Read the manifest and the version from the header; the tensors are not checked."""
-    with _format_errors(path), safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
-    _check_keys(path, header)
+    with _format_errors(path):
+        with safe_open(path, framework="pt"):  # checks the header against the file's size
+            pass
+        with path.open("rb") as file:
+            header = _metadata(path, file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little")))
     return _parse_manifest(path, header["deltabert"]), header["version"]
 
 
 def check_backbone(manifest: Manifest, backbone: BackboneRef) -> None:
-    """Check that fingerprints of weights and tokenizer match; the backbone's name is ignored.
+    """Check that a delta belongs to a backbone; the backbone's name is ignored.
+
+    A delta of an earlier release has the fingerprints of weights and tokenizer only. If they are
+    those of the packaged backbone, everything else must be, too.
 
     Raises:
-        DeltaMismatchError: a fingerprint differs.
+        DeltaMismatchError: the first difference.
     """
     ours, theirs = backbone, manifest.backbone
     if ours.fingerprint != theirs.fingerprint:
@@ -144,6 +153,17 @@ def check_backbone(manifest: Manifest, backbone: BackboneRef) -> None:
     expected, found = ours.tokenizer_fingerprint, theirs.tokenizer_fingerprint
     if expected != found:
         raise DeltaMismatchError("tokenizer fingerprint", expected, found)
+    known = PACKAGED if theirs.fingerprint == PACKAGED.fingerprint else theirs
+    if ours.config and (config := theirs.config or known.config):
+        for field, name in STOCK_NAMES.items():
+            has, wants = getattr(ours.config, field), getattr(config, field)
+            if has != wants:
+                raise DeltaMismatchError(f"{name} of the backbone's config.json", has, wants)
+    if known.tokenizer_fingerprint != theirs.tokenizer_fingerprint:
+        known = theirs
+    settings = theirs.tokenizer_settings or known.tokenizer_settings
+    if ours.tokenizer_settings and settings and ours.tokenizer_settings != settings:
+        raise DeltaMismatchError("tokenizer settings", ours.tokenizer_settings, settings)
 
 
 def check_fit(manifest: Manifest, backbone: Backbone) -> None:
@@ -214,17 +234,47 @@ def _format_errors(path: Path) -> Iterator[None]:
         raise DeltaFormatError(path, f"not a readable safetensors file ({error})") from error
 
 
-def _check_keys(path: Path, header: dict[str, str]) -> None:
-    if missing := [key for key in ("deltabert", "version", "digest") if key not in header]:
+def _metadata(path: Path, content: bytes) -> dict[str, str]:
+    """Return the metadata of a header, in which nothing lies outside of the digest.
+
+    The header is compact JSON with the fields of the format alone; only their order is free.
+    """
+    text = content.decode()
+    header: dict[str, dict[str, Any]] = json.loads(text, object_pairs_hook=_distinct)
+    compact = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+    metadata = header.pop("__metadata__", {})
+    if missing := [key for key in ("deltabert", "version", "digest") if key not in metadata]:
         reason = f"safetensors, but no delta: the header lacks {' and '.join(missing)}"
         raise DeltaFormatError(path, reason)
+    if foreign := sorted(set(metadata) - _METADATA_KEYS):
+        raise DeltaFormatError(path, f"the header has metadata of no delta: {_listed(foreign)}")
+    if metadata.get("format", "pt") != "pt":
+        raise DeltaFormatError(path, "the header's format is not 'pt'")
+    for name, info in header.items():
+        if set(info) != _TENSOR_KEYS:
+            fields = _listed(sorted(set(info) ^ _TENSOR_KEYS))
+            raise DeltaFormatError(path, f"the header says {fields} of {_listed([name])}")
+    if text.rstrip(" ") != compact or len(text) - len(compact) >= _ALIGNMENT:
+        reason = "the header is padded, or spelled in another way than safetensors does"
+        raise DeltaFormatError(path, reason)
+    return metadata
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object of JSON; a key that occurs twice is refused, as readers differ about it."""
+    names = [name for name, _ in pairs]
+    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
+        raise ValueError(f"named more than once: {_listed(twice)}")
+    return dict(pairs)
 
 
 def _parse_manifest(path: Path, text: str) -> Manifest:
     try:
-        version = json.loads(text).get("format_version")
+        version = json.loads(text, object_pairs_hook=_distinct).get("format_version")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise DeltaFormatError(path, f"the manifest is not a JSON object ({error})") from error
+        raise DeltaFormatError(
+            path, f"the manifest is not a sound JSON object ({error})"
+        ) from error
     if version != FORMAT_VERSION:
         known = f"this deltabert reads version {FORMAT_VERSION}"
         raise DeltaFormatError(path, f"format version {version!r} is not supported; {known}")
@@ -238,8 +288,12 @@ def _parse_manifest(path: Path, text: str) -> Manifest:
 
 
 def _versioned_text(manifest: Manifest) -> str:
-    """Return the part of a manifest that the version covers."""
-    return manifest.model_dump_json(exclude={"training", "metrics"})
+    """Return the part of a manifest that the version covers.
+
+    The backbone's settings came later than the version; a version names its content forever.
+    """
+    later = {"config": True, "tokenizer_settings": True}
+    return manifest.model_dump_json(exclude={"training": True, "metrics": True, "backbone": later})
 
 
 def content_digest(text: str, tensors: dict[str, Tensor]) -> str:

@@ -10,9 +10,12 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from deltas.errors import BackboneError
 
 FORMAT_VERSION = 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
@@ -32,17 +35,90 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Scale = Annotated[float, Field(gt=0)]
 
 
+# The fields of `EncoderConfig` and their names in a backbone's `config.json`.
+STOCK_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "max_positions": "max_position_embeddings",
+    "num_token_types": "type_vocab_size",
+    "layer_norm_eps": "layer_norm_eps",
+    "activation": "hidden_act",
+}
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class EncoderConfig:
+    """The sizes and settings by which a BERT encoder computes with its weights.
+
+    The bounds are far above every published BERT: without them, a wrong number builds a network for
+    minutes before anything is compared with the weights.
+    """
+
+    num_layers: Annotated[int, Field(strict=True, ge=1, le=128)]
+    hidden_size: Annotated[int, Field(strict=True, ge=1, le=2**15)]
+    num_heads: Annotated[int, Field(strict=True, ge=1, le=2**10)]
+    intermediate_size: Annotated[int, Field(strict=True, ge=1, le=2**17)]
+    vocab_size: Annotated[int, Field(strict=True, ge=1, le=2**24)]
+    max_positions: Annotated[int, Field(strict=True, ge=4, le=2**20)]
+    num_token_types: Annotated[int, Field(strict=True, ge=1, le=2**10)] = 2
+    layer_norm_eps: Annotated[float, Field(strict=True, gt=0, le=0.1)] = 1e-12
+    activation: Literal["gelu", "gelu_new", "gelu_pytorch_tanh"] = "gelu"
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> EncoderConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"{self.num_heads} heads don't divide a width of {self.hidden_size}")
+        return self
+
+    @classmethod
+    def from_transformers(cls, config: Any) -> EncoderConfig:
+        """Read a `transformers.BertConfig`, or any object with its fields.
+
+        Raises:
+            BackboneError: the encoder does not support this variant of BERT, or a value is out of
+                range.
+        """
+        positions = getattr(config, "position_embedding_type", "absolute") or "absolute"
+        if positions != "absolute":
+            raise BackboneError(f"has {positions!r} positions; 'absolute' ones are supported")
+        if config.is_decoder or getattr(config, "add_cross_attention", False):
+            raise BackboneError("is a decoder; encoders are supported")
+        try:
+            return cls(**{ours: getattr(config, theirs) for ours, theirs in STOCK_NAMES.items()})
+        except ValidationError as error:
+            raise BackboneError(f"config.json: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Return the first problem of an encoder's settings, under the name in `config.json`."""
+    problem = error.errors()[0]
+    wanted = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if not problem["loc"]:
+        return wanted
+    return f"{STOCK_NAMES[str(problem['loc'][0])]} is {ascii(problem['input'])[:60]}, {wanted}"
+
+
 class BackboneRef(_Part):
-    """The encoder and tokenizer that a delta belongs to."""
+    """The encoder and tokenizer that a delta belongs to.
+
+    `fingerprint` covers the weights, `config` how the encoder computes with them, the tokenizer's
+    fingerprint its vocabulary and usual texts, and `tokenizer_settings` unusual texts. Both fields
+    that may be None were added later, and no version covers them.
+    """
 
     id: str
     revision: str | None = None
     fingerprint: str
     tokenizer_fingerprint: str
+    config: EncoderConfig | None = Field(None, exclude_if=lambda value: value is None)
+    tokenizer_settings: str | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class TaskSpec(_Part):

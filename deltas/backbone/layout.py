@@ -8,59 +8,10 @@ sizes of the parameters before it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from deltas.manifest import EncoderConfig as EncoderConfig
 
-from deltas.errors import BackboneError
-
+# The approximation of GELU in PyTorch's terms, by the activation's name in `EncoderConfig`.
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-# The sizes of `EncoderConfig` and their names in `transformers.BertConfig`.
-STOCK_NAMES = {
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "vocab_size": "vocab_size",
-    "max_positions": "max_position_embeddings",
-    "num_token_types": "type_vocab_size",
-    "layer_norm_eps": "layer_norm_eps",
-    "activation": "hidden_act",
-}
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """The sizes of a BERT encoder."""
-
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    intermediate_size: int
-    vocab_size: int
-    max_positions: int
-    num_token_types: int = 2
-    layer_norm_eps: float = 1e-12
-    activation: str = "gelu"
-
-    @classmethod
-    def from_transformers(cls, config: Any) -> EncoderConfig:
-        """Read a `transformers.BertConfig`.
-
-        Raises:
-            BackboneError: the encoder does not support this variant of BERT.
-        """
-        if config.hidden_act not in ACTIVATIONS:
-            raise BackboneError(
-                f"activation {config.hidden_act!r} is not supported; "
-                f"supported are {', '.join(sorted(ACTIVATIONS))}"
-            )
-        positions = getattr(config, "position_embedding_type", "absolute") or "absolute"
-        if positions != "absolute" or config.is_decoder:
-            raise BackboneError(
-                f"only encoders with absolute positions are supported; this network has "
-                f"{positions!r} positions{' and is a decoder' if config.is_decoder else ''}"
-            )
-        return cls(**{ours: getattr(config, theirs) for ours, theirs in STOCK_NAMES.items()})
 
 
 def encoder_layout(config: EncoderConfig) -> dict[str, tuple[str, ...]]:

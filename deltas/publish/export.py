@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deltas.backbone.backbone import Backbone
-from deltas.backbone.layout import STOCK_NAMES
 from deltas.delta import Delta
 from deltas.errors import DeltaError
 from deltas.format import HEAD_BIAS, HEAD_WEIGHT, check_delta
+from deltas.manifest import STOCK_NAMES
 
 PAIR_HEAD = "pair_head.safetensors"
 _PROBLEM_TYPES: dict[str, Any] = {

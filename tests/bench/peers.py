@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deltas import Delta, TokenizedRow
-from deltas.backbone.backbone import _packaged_folder
+from deltas.backbone.packaged import packaged_folder
 from tests.bench.workload import Workload
 
 WINDOW = 32
@@ -29,7 +29,7 @@ def stock_network(dtype: torch.dtype) -> Any:
     """Load `BertForSequenceClassification` with the packaged weights."""
     from transformers import AutoModelForSequenceClassification
 
-    folder = _packaged_folder()
+    folder = packaged_folder()
     network = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=dtype)
     return network.eval()
 

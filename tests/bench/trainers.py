@@ -214,10 +214,10 @@ def stock_trainable(dtype: torch.dtype, attention: str) -> Any:
     """Return `BertForSequenceClassification` with the packaged weights, without dropout."""
     from transformers import AutoModelForSequenceClassification
 
-    from deltas.backbone.backbone import _packaged_folder
+    from deltas.backbone.packaged import packaged_folder
 
     network = AutoModelForSequenceClassification.from_pretrained(
-        _packaged_folder(),
+        packaged_folder(),
         num_labels=2,
         dtype=dtype,
         attn_implementation=attention,

@@ -209,7 +209,8 @@ def test_the_backbone_has_its_recorded_fingerprint(
     backbone: Backbone, recorded: dict[str, Any]
 ) -> None:
     """The computation of fingerprints is part of the format, since old files name them."""
-    assert backbone.ref == BackboneRef.model_validate(recorded["backbone"])
+    later = {"config": None, "tokenizer_settings": None}
+    assert backbone.ref.model_copy(update=later) == BackboneRef.model_validate(recorded["backbone"])
 
 
 @pytest.mark.parametrize("task", TASKS)

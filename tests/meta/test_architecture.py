@@ -90,7 +90,7 @@ DIRECTION = {
     "deltas.format": ("backbone delta manifest errors", "", "pydantic safetensors torch"),
     "deltas.encoder": ("backbone delta kernels", "", "torch"),
     "deltas.kernels": ("", "", "llvmlite numba numpy torch"),
-    "deltas.backbone": ("manifest errors", "", "huggingface_hub torch transformers"),
+    "deltas.backbone": ("manifest errors", "", "huggingface_hub safetensors torch transformers"),
     "deltas.delta": ("manifest errors", "", "torch"),
     "deltas.hardware": ("kernels errors", "", "torch"),
     "deltas.manifest": ("errors", "", "pydantic"),

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deltas.backbone.backbone import _packaged_folder
+from deltas.backbone.packaged import packaged_folder
 from tests.bench.quality.sets import load_rows
 from training.data.rows import Rows, TaskData
 from training.fit import parse_arguments
@@ -104,7 +104,7 @@ class Embedder:
 
 def backbone_folder(given: str | None) -> Path:
     """Return the folder of a backbone; None is the packaged one."""
-    return _packaged_folder() if given is None else Path(given)
+    return packaged_folder() if given is None else Path(given)
 
 
 Features = Callable[[Rows], Numbers]

@@ -15,6 +15,7 @@ import re
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from deltas import (
     read_manifest,
     write_delta,
 )
+from deltas.backbone.packaged import PACKAGED
+from deltas.format import check_backbone
 
 Facts = dict[str, Any]
 Tensors = dict[str, Tensor]
@@ -91,6 +94,10 @@ def craft(path: Path, facts: Facts, tensors: Tensors, text: str | None = None) -
     """Write a file whose digests are right, whatever else is wrong with it."""
     text = json.dumps(facts, separators=(",", ":"), ensure_ascii=False) if text is None else text
     lasting = {key: facts[key] for key in facts if key not in ("training", "metrics")}
+    if isinstance(lasting.get("backbone"), dict):
+        later = ("config", "tokenizer_settings")
+        known = {key: lasting["backbone"][key] for key in lasting["backbone"] if key not in later}
+        lasting["backbone"] = known
     lasting_text = json.dumps(lasting, separators=(",", ":"), ensure_ascii=False)
     version = digest(lasting_text, tensors)[:16]
     header = {"deltabert": text, "version": version, "digest": digest(text + version, tensors)}
@@ -300,6 +307,14 @@ DEFECTS: dict[str, tuple[Change, str]] = {
     "no format version": (_drop("format_version"), "format version None"),
     "a field too many": (_add("surprise", 1), "surprise: Extra inputs are not permitted"),
     "a field missing": (_drop("task"), "task: Field required"),
+    "heads that don't divide the width": (
+        _set("backbone", "config", "num_heads", to=5),
+        "backbone.config: Value error, 5 heads",
+    ),
+    "layers without end": (
+        _set("backbone", "config", "num_layers", to=10**9),
+        "backbone.config.num_layers",
+    ),
     "a path as task name": (_set("task", "name", to="../../etc"), "task.name"),
     "a task name with NUL": (_set("task", "name", to="a\0b"), "task.name"),
     "an unknown kind": (_set("task", "kind", to="ranking"), "task.kind"),
@@ -427,6 +442,94 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
             read(path)
 
 
+def respelled(content: bytes, old: str, new: str) -> bytes:
+    """Replace a part of a file's header; the tensors stay as they are."""
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].decode()
+    assert header.count(old) >= 1
+    header = header.replace(old, new, 1).rstrip(" ")
+    header += " " * (-len(header.encode()) % 8)
+    return struct.pack("<Q", len(header.encode())) + header.encode() + content[8 + length :]
+
+
+VARIANTS: dict[str, tuple[str, str, str]] = {
+    "metadata of others": ('"format":"pt"', '"format":"pt","author":"x"', "of no delta: author"),
+    "another format": ('"format":"pt"', '"format":"tf"', "format is not 'pt'"),
+    "a version twice": ('"version":', '"version":"0","version":', "more than once: version"),
+    "a digest twice": ('"digest":', '"digest":"0","digest":', "more than once: digest"),
+    "metadata twice": ('{"__metadata__":', '{"__metadata__":{},"__metadata__":', "than once|dupli"),
+    "a tensor twice": (
+        '"classifier.bias":',
+        '"classifier.bias":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"classifier.bias":',
+        "more than once: classifier.bias|Invalid|invalid",
+    ),
+    "a field of a tensor twice": ('"dtype":', '"dtype":"F32","dtype":', "than once|duplicate"),
+    "a field more of a tensor": ('"dtype":', '"note":"x","dtype":', "header says note of|unknown"),
+    "a space": ('"format":"pt"', '"format": "pt"', "padded, or spelled in another way"),
+    "a line break": ('{"__metadata__"', '{\n"__metadata__"', "padded, or spelled in another way"),
+    "a letter as its number": ('"format"', '"f\\u006frmat"', "padded, or spelled in another way"),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_that_no_digest_covers_are_refused(
+    small: Path, tmp_path: Path, variant: str
+) -> None:
+    """Two files of one version are the same file, but for the order of its parts."""
+    old, new, reason = VARIANTS[variant]
+    path = tmp_path / "variant.safetensors"
+    path.write_bytes(respelled(small.read_bytes(), old, old))
+    assert same(read_delta(path), read_delta(small))
+    path.write_bytes(respelled(small.read_bytes(), old, new))
+    for read in (read_delta, read_manifest):
+        with pytest.raises(DeltaFormatError, match=reason):
+            read(path)
+
+
+def test_spaces_beyond_the_alignment_are_refused(small: Path, tmp_path: Path) -> None:
+    content = small.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    path = tmp_path / "padded.safetensors"
+    padded = content[8 : 8 + length] + b" " * 8
+    path.write_bytes(struct.pack("<Q", length + 8) + padded + content[8 + length :])
+    for read in (read_delta, read_manifest):
+        with pytest.raises(DeltaFormatError, match="padded"):
+            read(path)
+
+
+@pytest.mark.parametrize("moved", [4, -4])
+def test_gaps_and_overlaps_of_tensors_are_refused(small: Path, tmp_path: Path, moved: int) -> None:
+    """A gap holds bytes that no digest covers."""
+    content = small.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    names = sorted(set(header) - {"__metadata__"}, key=lambda name: header[name]["data_offsets"])
+    for name in names[1:]:
+        header[name]["data_offsets"] = [end + moved for end in header[name]["data_offsets"]]
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    values = content[8 + length :]
+    first_end = header[names[0]]["data_offsets"][1]
+    values = values[:first_end] + bytes(max(moved, 0)) + values[first_end:]
+    path = tmp_path / "gap.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + values[: len(values) + min(moved, 0)])
+    for read in (read_delta, read_manifest):
+        with pytest.raises(
+            DeltaFormatError, match=r"not a readable safetensors file \(.*[Oo]ffset"
+        ):
+            read(path)
+
+
+def test_a_key_twice_in_the_manifest_is_refused(good: Path, tmp_path: Path) -> None:
+    """Readers differ in which of the two counts."""
+    facts, tensors = opened(good)
+    text = json.dumps(facts, separators=(",", ":"), ensure_ascii=False)
+    text = text.replace('"kind":', '"kind":"regression","kind":', 1)
+    path = craft(tmp_path / "twice.safetensors", facts, tensors, text)
+    for read in (read_delta, read_manifest):
+        with pytest.raises(DeltaFormatError, match=r"manifest is .*named more than once: kind"):
+            read(path)
+
+
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     """A renamed pickle is refused as unreadable, one under its usual name without being opened."""
     witness = tmp_path / "witness"
@@ -527,6 +630,61 @@ def test_wrong_backbone_is_refused_with_both_fingerprints(
         check_delta(read_delta(good), other)
     assert other.ref.fingerprint in str(caught.value)
     assert tiny_backbone.ref.fingerprint in str(caught.value)
+
+
+STEERING: dict[str, dict[str, Any]] = {
+    "num_attention_heads": {"num_heads": 6},
+    "hidden_act": {"activation": "gelu_new"},
+    "layer_norm_eps": {"layer_norm_eps": 1e-5},
+}
+
+
+@pytest.mark.parametrize("field", STEERING)
+def test_another_computation_is_another_backbone(
+    tiny_backbone: Backbone, good: Path, field: str
+) -> None:
+    """Six heads instead of twelve have the same weights, and give other answers."""
+    parameters = dict(tiny_backbone.parameters)
+    config = replace(tiny_backbone.config, **STEERING[field])
+    other = make_backbone(config, parameters, tiny_backbone.tokenizer, "x")
+    assert other.ref.fingerprint == tiny_backbone.ref.fingerprint
+    with pytest.raises(DeltaMismatchError, match=f"^{field} of the backbone's config.json"):
+        check_delta(read_delta(good), other)
+
+
+def test_another_setting_of_the_tokenizer_is_another_backbone(
+    tiny_backbone: Backbone, good: Path
+) -> None:
+    other = tiny_backbone.ref.model_copy(update={"tokenizer_settings": "sha256:0"})
+    with pytest.raises(DeltaMismatchError, match="tokenizer settings does not match"):
+        check_backbone(read_manifest(good)[0], other)
+
+
+@pytest.mark.parametrize("field", [*STEERING, "tokenizer settings"])
+def test_what_older_deltas_of_the_packaged_backbone_mean_is_known(field: str, good: Path) -> None:
+    """Their manifest has no settings; those of the packaged backbone never change."""
+    old = PACKAGED.model_copy(update={"config": None, "tokenizer_settings": None})
+    manifest = read_manifest(good)[0].model_copy(update={"backbone": old})
+    check_backbone(manifest, PACKAGED)
+    assert PACKAGED.config is not None
+    changed: dict[str, Any] = {"tokenizer_settings": "sha256:0"}
+    if field in STEERING:
+        changed = {"config": replace(PACKAGED.config, **STEERING[field])}
+    with pytest.raises(DeltaMismatchError, match=field):
+        check_backbone(manifest, PACKAGED.model_copy(update=changed))
+
+
+def test_settings_are_written_and_no_version_covers_them(delta: Delta, tmp_path: Path) -> None:
+    """A version names the same values as in the release before the settings were written."""
+    ref = delta.manifest.backbone
+    assert ref.config is not None
+    assert ref.tokenizer_settings is not None
+    old = ref.model_copy(update={"config": None, "tokenizer_settings": None})
+    manifest = delta.manifest.model_copy(update={"backbone": old})
+    written = write_delta(replace(delta, manifest=manifest), tmp_path / "old.safetensors")
+    assert written.version == write_delta(delta, tmp_path / "new.safetensors").version
+    assert read_delta(tmp_path / "old.safetensors").manifest.backbone == old
+    assert read_delta(tmp_path / "new.safetensors").manifest.backbone == ref
 
 
 @pytest.mark.parametrize("defect", ["name", "shape", "head", "length", "total"])

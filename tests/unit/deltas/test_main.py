@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,31 @@ def test_verify_refuses_another_backbone(
     assert "backbone fingerprint does not match" in output
     assert "tiny-bert" in output
     assert "all-MiniLM-L6-v2" in output
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"num_attention_heads": 2}, "WRONG.*num_attention_heads .* has 2, .* trained on 3"),
+        ({"hidden_act": "gelu_new"}, "WRONG.*hidden_act .* has gelu_new, .* trained on gelu"),
+        ({"layer_norm_eps": 0.01}, "WRONG.*layer_norm_eps .* has 0.01, .* trained on 1e-12"),
+        ({"layer_norm_eps": float("nan")}, "^error: .*layer_norm_eps is nan, must be a finite"),
+        ({"num_hidden_layers": 10**9}, "^error: .*num_hidden_layers is 1000000000, must be less"),
+    ],
+)
+def test_verify_notices_another_configuration_of_the_same_weights(
+    delta_file: Path,
+    tiny_backbone_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, object],
+    complaint: str,
+) -> None:
+    folder = Path(shutil.copytree(tiny_backbone_dir, tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    assert main(["verify", str(delta_file), "--backbone", str(folder)]) == 1
+    assert re.search(complaint, "".join(capsys.readouterr()), re.DOTALL)
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import normalizers
+from tokenizers import Tokenizer, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from deltas import Backbone, BackboneError, load_backbone, make_backbone
-from deltas.backbone.backbone import tokenizer_fingerprint, weights_fingerprint
+from deltas.backbone.backbone import (
+    tokenizer_fingerprint,
+    tokenizer_settings,
+    weights_fingerprint,
+)
+from deltas.backbone.packaged import PACKAGED, check_packaged
 
 
 @pytest.fixture
@@ -114,6 +121,33 @@ def test_tokenizers_of_one_vocabulary_are_told_apart(
     assert tokenizer_fingerprint(tokenizer) != tiny_backbone.ref.tokenizer_fingerprint
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("model", "max_input_chars_per_word"), 99),
+        (("model", "max_input_chars_per_word"), 200),
+        (("normalizer", "clean_text"), False),
+        (("added_tokens", 4, "normalized"), True),
+        (("added_tokens", 4, "single_word"), True),
+        (("added_tokens",), []),
+    ],
+)
+def test_settings_for_unusual_texts_are_told_apart(
+    tiny_backbone: Backbone, folder: Path, path: tuple[Any, ...], value: object
+) -> None:
+    """The first fingerprint doesn't see them, and files of earlier releases hold no other one."""
+    content: Any = json.loads((folder / "tokenizer.json").read_text())
+    part = content
+    for key in path[:-1]:
+        part = part[key]
+    assert part[path[-1]] != value
+    part[path[-1]] = value
+    backend = Tokenizer.from_str(json.dumps(content))
+    changed = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert tokenizer_settings(tiny_backbone.tokenizer) == tiny_backbone.ref.tokenizer_settings
+    assert tokenizer_settings(changed) != tiny_backbone.ref.tokenizer_settings
+
+
 def test_using_a_tokenizer_does_not_change_its_fingerprint(tiny_backbone_dir: Path) -> None:
     """Calling it sets truncation and padding inside; neither is what the delta depends on."""
     tokenizer = fresh_tokenizer(tiny_backbone_dir)
@@ -187,44 +221,95 @@ def drop_tokenizer(folder: Path) -> None:
         path.unlink()
 
 
+def write(name: str, content: bytes) -> Callable[[Path], object]:
+    """Return a damage that replaces a file."""
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def setting(**changes: object) -> Callable[[Path], object]:
+    """Return a damage that changes fields of `config.json`."""
+    return lambda folder: edit(folder / "config.json", **changes)
+
+
+def spoil_value(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["pooler.dense.bias"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def drop_type(folder: Path) -> None:
+    facts = json.loads((folder / "config.json").read_text())
+    del facts["model_type"]
+    (folder / "config.json").write_text(json.dumps(facts))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no pooler": (drop_pooler, "a pooler is needed"),
+    "no pooler": (drop_pooler, "lacks the weights pooler.dense.bias and 1 more; a pooler is"),
     "another architecture": (
-        lambda folder: edit(folder / "config.json", model_type="roberta"),
+        setting(model_type="roberta"),
         "is a 'roberta' network; 'bert' is supported",
     ),
-    "an unknown architecture": (
-        lambda folder: edit(folder / "config.json", model_type="novel"),
-        "no backbone|supported",
+    "an unknown architecture": (setting(model_type="novel"), "is a 'novel' network"),
+    "no architecture": (drop_type, "config.json names no model_type"),
+    "another activation": (setting(hidden_act="relu"), "hidden_act is 'relu', must be 'gelu'"),
+    "no epsilon": (setting(layer_norm_eps=float("nan")), "layer_norm_eps is nan, must be a finite"),
+    "an epsilon in words": (setting(layer_norm_eps="1e-5"), "layer_norm_eps is '1e-5', must be a"),
+    "no configuration": (
+        lambda folder: (folder / "config.json").unlink(),
+        r"no backbone at .*the folder has no file config\.json",
     ),
-    "another activation": (
-        lambda folder: edit(folder / "config.json", hidden_act="relu"),
-        "activation 'relu'",
+    "a damaged configuration": (
+        lambda folder: cut(folder / "config.json"),
+        "no backbone at .*config.json is not JSON",
     ),
-    "no configuration": (lambda folder: (folder / "config.json").unlink(), "no backbone at"),
-    "a damaged configuration": (lambda folder: cut(folder / "config.json"), "no backbone at"),
-    "a wrong width": (lambda folder: edit(folder / "config.json", hidden_size=48), "copy"),
+    "an empty configuration": (write("config.json", b""), "config.json is not JSON"),
+    "a deep configuration": (write("config.json", b"[" * 100_000), "nested too deeply"),
+    "a list for a configuration": (write("config.json", b"[]"), "names no model_type"),
+    "a wrong width": (
+        setting(hidden_size=48),
+        r"word_embeddings.weight has shape \(101, 36\), config.json asks for \(101, 48\)",
+    ),
+    "a width without end": (setting(hidden_size=10**30), "hidden_size is 10+, must be less than"),
     "a width that heads don't divide": (
-        lambda folder: edit(folder / "config.json", num_attention_heads=5),
-        "copy|heads",
+        setting(num_attention_heads=5),
+        "5 heads don't divide a width of 36",
     ),
-    "a width in words": (lambda folder: edit(folder / "config.json", hidden_size="wide"), "copy"),
-    "too few layers": (
-        lambda folder: edit(folder / "config.json", num_hidden_layers=3),
-        "lacks the weights",
+    "no heads": (setting(num_attention_heads=0), "num_attention_heads is 0, must be greater"),
+    "a width in words": (setting(hidden_size="wide"), "hidden_size is 'wide', must be a valid int"),
+    "too many layers": (
+        setting(num_hidden_layers=3),
+        "lacks the weights encoder.layer.2.attention.output.LayerNorm.bias and 15 more",
     ),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "can't load"),
-    "truncated weights": (lambda folder: cut(folder / "model.safetensors"), "can't load"),
-    "a pickle for weights": (pickle_weights, "can't load"),
+    "layers without end": (setting(num_hidden_layers=10**9), "num_hidden_layers is 10+, must be"),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        "can't load the weights of .*no file named model.safetensors",
+    ),
+    "truncated weights": (
+        lambda folder: cut(folder / "model.safetensors"),
+        "model.safetensors is damaged",
+    ),
+    "a pointer for weights": (
+        write("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"),
+        "model.safetensors is a pointer of Git LFS",
+    ),
+    "a weight that is no number": (spoil_value, "pooler.dense.bias has values that are NaN"),
+    "a pickle for weights": (pickle_weights, "can't load the weights"),
     "code of its own": (
-        lambda folder: edit(
-            folder / "config.json", model_type="zzz", auto_map={"AutoConfig": "evil.Evil"}
-        ),
-        "no backbone at",
+        setting(model_type="zzz", auto_map={"AutoConfig": "evil.Evil"}),
+        "is a 'zzz' network",
     ),
     "another framing of texts": (frame_otherwise, r"\[CLS\] a \[SEP\] b \[SEP\]"),
-    "no tokenizer": (drop_tokenizer, "copy"),
-    "a damaged tokenizer": (lambda folder: cut(folder / "tokenizer.json"), "can't load"),
+    "no tokenizer": (drop_tokenizer, "has no tokenizer; copy its tokenizer.json"),
+    "a damaged tokenizer": (
+        lambda folder: cut(folder / "tokenizer.json"),
+        "can't load the tokenizer .*tokenizer.json is not JSON",
+    ),
+    "a tokenizer of nothing": (write("tokenizer.json", b"{}"), "can't load the tokenizer .*KeyErr"),
+    "a list for its settings": (
+        write("tokenizer_config.json", b"[]"),
+        "tokenizer_config.json is not a JSON object",
+    ),
 }
 
 
@@ -233,8 +318,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_damaged_folders_are_refused_clearly(folder: Path, damage: str) -> None:
     spoil, sentence = DAMAGES[damage]
     spoil(folder)
-    with pytest.raises(BackboneError, match=sentence):
+    with pytest.raises(BackboneError, match=sentence) as caught:
         load_backbone(str(folder))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -279,8 +365,19 @@ def test_the_packaged_weights_are_checked(tmp_path: Path, monkeypatch: pytest.Mo
         load_backbone()
 
 
+@pytest.mark.parametrize("part", ["config", "tokenizer_fingerprint", "tokenizer_settings"])
+def test_a_changed_package_is_refused(part: str) -> None:
+    assert PACKAGED.config is not None
+    config = replace(PACKAGED.config, num_heads=6)
+    other = PACKAGED.model_copy(update={part: config if part == "config" else "sha256:0"})
+    check_packaged(PACKAGED)
+    with pytest.raises(BackboneError, match=f"package was changed: {part} is"):
+        check_packaged(other)
+
+
 def test_the_packaged_backbone(packaged_backbone: Backbone) -> None:
     """The shipped deltas are made for this backbone."""
     assert packaged_backbone.ref.id == "all-MiniLM-L6-v2"
     assert packaged_backbone.num_parameters == 22_713_216
     assert weights_fingerprint(packaged_backbone.parameters) == packaged_backbone.ref.fingerprint
+    assert packaged_backbone.ref == PACKAGED

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel
 
 from deltas import BackboneError, EncoderConfig, encoder_layout
+from deltas.backbone.layout import ACTIVATIONS
 
 
 def config(**changes: Any) -> BertConfig:
@@ -71,11 +72,27 @@ def test_sizes_are_read_from_the_right_fields() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"hidden_act": "relu"}, "activation 'relu' is not supported; supported are gelu, gelu_"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu', must be 'gelu', 'gelu_new' or 'gelu_py"),
         ({"position_embedding_type": "relative_key"}, "'relative_key' positions"),
         ({"is_decoder": True}, "is a decoder"),
+        ({"add_cross_attention": True}, "is a decoder"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan, must be a finite number"),
+        ({"layer_norm_eps": float("inf")}, "layer_norm_eps is inf, must be a finite number"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps is 0.0, must be greater than 0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, must be less than or eq"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, must be greater than or equal to 1"),
+        ({"num_attention_heads": -3}, "num_attention_heads is -3, must be greater than or eq"),
+        ({"num_attention_heads": 5}, "5 heads don't divide a width of 36"),
     ],
 )
 def test_variants_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    given = config()
+    for name, value in changes.items():
+        object.__setattr__(given, name, value)  # past the checks of `transformers`
     with pytest.raises(BackboneError, match=sentence):
-        EncoderConfig.from_transformers(config(**changes))
+        EncoderConfig.from_transformers(given)
+
+
+def test_every_allowed_activation_is_computed() -> None:
+    """The manifest says what is allowed, the layout how it is computed."""
+    assert set(get_args(get_type_hints(EncoderConfig)["activation"])) == set(ACTIVATIONS)

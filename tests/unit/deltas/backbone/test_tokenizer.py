@@ -117,9 +117,9 @@ def test_real_vocabulary_equals_transformers(packaged_backbone: Backbone) -> Non
     """The packaged tokenizer pads to 128 when called plainly; here nothing is ever padded."""
     from transformers import AutoTokenizer
 
-    from deltas.backbone.backbone import _packaged_folder
+    from deltas.backbone.packaged import packaged_folder
 
-    tokenizer = AutoTokenizer.from_pretrained(_packaged_folder())
+    tokenizer = AutoTokenizer.from_pretrained(packaged_folder())
     texts: list[tuple[str, ...]] = [(text,) for text in TEXTS]
     texts += [(text, "don't re-tokenise") for text in TEXTS]
     rows = tokenize_texts(packaged_backbone.tokenizer, 24, texts)

@@ -1,4 +1,4 @@
-"""The pooling that a backbone was trained for, read from its sentence-transformers files."""
+"""A backbone's JSON files: settings with their values in the messages, and the trained pooling."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from deltas import Backbone, load_backbone
-from deltas.backbone.backbone import trained_pooling
+from deltas import Backbone, BackboneError, load_backbone
+from deltas.backbone.files import read_encoder_config, short_reason, trained_pooling
 
 TRANSFORMER = {"path": "", "type": "sentence_transformers.models.Transformer"}
 POOLING = {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
@@ -68,3 +68,30 @@ def test_the_packaged_backbone_is_made_for_the_mean(packaged_backbone: Backbone)
 def test_a_hub_name_without_a_cached_file_has_the_pooler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert trained_pooling("nobody/has-this", None, cache_only=True) == "cls"
+
+
+def test_the_settings_are_those_of_the_network(
+    tiny_backbone: Backbone, tiny_backbone_dir: Path
+) -> None:
+    assert read_encoder_config(str(tiny_backbone_dir), "x", None) == tiny_backbone.config
+
+
+def test_settings_that_a_file_leaves_out_are_those_of_bert(tmp_path: Path) -> None:
+    """The paper's base network has twelve layers of width 768."""
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    config = read_encoder_config(str(tmp_path), "x", None)
+    assert (config.num_layers, config.hidden_size, config.num_heads) == (12, 768, 12)
+
+
+def test_a_name_from_a_file_moves_no_cursor(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "\x1b[2Jbert" * 100}))
+    with pytest.raises(BackboneError, match=r"is a .*network") as caught:
+        read_encoder_config(str(tmp_path), "x", None)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_reasons_of_libraries_are_one_short_line() -> None:
+    assert short_reason(ValueError("first\nsecond")) == "first"
+    assert short_reason(ValueError()) == "ValueError()"
+    assert len(short_reason(ValueError("x" * 10_000))) == 300

@@ -1,0 +1,172 @@
+"""Read a backbone's JSON files from a folder or the hub, and say which of its files is wrong.
+
+`transformers` reads the same files, but its errors rarely name the file or the value.
+`deltas.backbone.backbone` loads the network.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from deltas.backbone.layout import EncoderConfig
+from deltas.errors import BackboneError, one_line
+from deltas.manifest import Pooling
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_MODULES_FILE, _POOLING_MODULE, _POOLING_SETTINGS = "modules.json", "Pooling", "config.json"
+_POINTER = b"version https://git-lfs"
+_MAX_REASON = 300
+
+
+def read_encoder_config(
+    source: str, name: str, revision: str | None, *, cache_only: bool = False
+) -> EncoderConfig:
+    """Read and check the sizes and settings in a backbone's `config.json`.
+
+    Args:
+        source: a folder, or a name on the Hugging Face hub.
+        name: the backbone's name in messages.
+        revision: commit on the hub.
+        cache_only: whether to read the hub's local cache only.
+
+    Raises:
+        BackboneError: no network of BERT, or a value that the encoder can't compute with.
+    """
+    from transformers import BertConfig
+
+    try:
+        path = _local_file(source, CONFIG, revision, cache_only=cache_only)
+    except Exception as error:
+        raise BackboneError(
+            f"no backbone at {name!r}: give a hub id or a local folder ({short_reason(error)})"
+        ) from error
+    content, problem = _parsed(path)
+    if problem:
+        raise BackboneError(f"no backbone at {name!r}: {problem}")
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise BackboneError(
+            f"no backbone at {name!r}: {CONFIG} names no model_type, such as 'bert'"
+        )
+    if content["model_type"] != "bert":
+        found = one_line(content["model_type"][:64])
+        raise BackboneError(f"{name!r} is a {found!r} network; 'bert' is supported")
+    try:
+        return EncoderConfig.from_transformers(SimpleNamespace(**BertConfig().to_dict() | content))
+    except BackboneError as error:
+        raise BackboneError(f"backbone {name!r}: {error}") from error
+
+
+def why_no_weights(source: str, parameters: dict[str, tuple[int, ...]], error: Exception) -> str:
+    """Return why `transformers` could not read the weights.
+
+    Args:
+        source: a folder, or a name on the Hugging Face hub.
+        parameters: the shapes that `config.json` asks for, by name in the network.
+        error: the error of `transformers`.
+    """
+    path = Path(source) / WEIGHTS
+    if not path.is_file():
+        return short_reason(error)
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            return f"{WEIGHTS} is a pointer of Git LFS; fetch the file itself (git lfs pull)"
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            names = set(tensors.keys())
+            for name, wanted in parameters.items():
+                for known in names & {name, f"bert.{name}"}:
+                    found = tuple(tensors.get_slice(known).get_shape())
+                    if found != wanted:
+                        return f"{known} has shape {found}, {CONFIG} asks for {wanted}"
+    except SafetensorError as damage:
+        return f"{WEIGHTS} is damaged ({short_reason(damage)}); copy it again"
+    return short_reason(error)
+
+
+def why_no_tokenizer(source: str, error: Exception) -> str:
+    """Return why `transformers` could not read the tokenizer."""
+    for file in _TOKENIZER_JSON:
+        path = Path(source) / file
+        if path.is_file():
+            content, problem = _parsed(path)
+            if problem or not isinstance(content, dict):
+                return problem or f"{file} is not a JSON object"
+    return f"{type(error).__name__}: {short_reason(error)}"
+
+
+def short_reason(error: Exception) -> str:
+    """Return the first line of an error of a library, cut."""
+    lines = str(error).strip().splitlines() or [repr(error)]
+    return one_line(lines[0])[:_MAX_REASON]
+
+
+def trained_pooling(source: str, revision: str | None, *, cache_only: bool) -> Pooling:
+    """Return "mean" if the makers of a backbone pool it by the mean of its tokens, else "cls".
+
+    A sentence encoder names its pooling in `modules.json` and in the settings of its pooling module
+    (Reimers and Gurevych 2019, arXiv:1908.10084). Every other BERT has the pooler of its first
+    token.
+
+    Args:
+        source: a folder, or a name on the Hugging Face hub.
+        revision: commit on the hub.
+        cache_only: whether to read the hub's local cache only.
+    """
+    modules = _read_json(source, _MODULES_FILE, revision, cache_only=cache_only)
+    if not isinstance(modules, list):
+        return "cls"
+    for module in modules:
+        if isinstance(module, dict) and str(module.get("type", "")).endswith(_POOLING_MODULE):
+            file = f"{module.get('path', '')}/{_POOLING_SETTINGS}"
+            settings = _read_json(source, file, revision, cache_only=cache_only)
+            return "mean" if isinstance(settings, dict) and _is_mean(settings) else "cls"
+    return "cls"
+
+
+def _is_mean(settings: dict[str, Any]) -> bool:
+    """Tell whether a pooling module takes the mean alone; files of version 5 name the mode."""
+    if "pooling_mode" in settings:
+        return bool(settings["pooling_mode"] == "mean")
+    modes = {name for name, value in settings.items() if name.startswith("pooling_mode_") and value}
+    return modes == {"pooling_mode_mean_tokens"}
+
+
+def _read_json(source: str, file: str, revision: str | None, *, cache_only: bool) -> Any:
+    """Return the content of a backbone's JSON file, or None if it has no such sound file."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        path = _local_file(source, file, revision, cache_only=cache_only)
+    except (OSError, ValueError, EntryNotFoundError, LocalEntryNotFoundError):
+        return None
+    return _parsed(path)[0]
+
+
+def _local_file(source: str, file: str, revision: str | None, *, cache_only: bool) -> Path:
+    """Return the path of a file in the backbone's folder, or fetch it from the hub."""
+    from huggingface_hub import hf_hub_download
+
+    if Path(source).is_dir():
+        path = Path(source) / file
+        if not path.is_file():
+            raise FileNotFoundError(f"the folder has no file {file}")
+        return path
+    return Path(hf_hub_download(source, file, revision=revision, local_files_only=cache_only))
+
+
+def _parsed(path: Path) -> tuple[Any, str]:
+    """Return the content of a JSON file, and the problem if it can't be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")), ""
+    except OSError as error:
+        return None, f"{path.name} can't be read ({error.strerror})"
+    except RecursionError:
+        return None, f"{path.name} is nested too deeply"
+    except ValueError as error:
+        return None, f"{path.name} is not JSON ({short_reason(error)})"
