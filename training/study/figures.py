@@ -58,11 +58,12 @@ def draw(
         figures = {
             "scores": lambda: _by_task(main, _bars),
             "spread": lambda: _by_task(main, _boxes),
-            "costs": lambda: _costs(main),
         }
     if stepped:
         figures["losses"] = lambda: _by_task(stepped, partial(_histories, columns=_LOSSES), rows=2)
         figures["metric"] = lambda: _by_task(stepped, partial(_histories, columns=_METRIC))
+    if main:
+        figures["costs"] = lambda: _costs(main)
     if low_data:
         tasks = {cell.task for cell in low_data}
         methods = {cell.method for cell in low_data}

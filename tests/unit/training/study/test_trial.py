@@ -37,10 +37,10 @@ def test_a_run_keeps_its_evaluations_even_if_it_takes_no_step(
     tiny_backbone_dir: Path, tmp_path: Path, freeze: str
 ) -> None:
     """A head that is solved takes none."""
-    options = {"task": "rte", "freeze": freeze, "backbone": str(tiny_backbone_dir)}
-    options |= {"train_rows": 60, "max_length": 16} | (
-        {"epochs": 1.0, "evals": 2} if freeze != "head" else {}
-    )
+    options: dict[str, Any] = {"task": "rte", "freeze": freeze, "train_rows": 60, "max_length": 16}
+    options["backbone"] = str(tiny_backbone_dir)
+    if freeze != "head":
+        options |= {"epochs": 1.0, "evals": 2}
     found = run_outcome(Trial(options, "sample", tmp_path, threads=1, workers=1))
     assert len(found.history.step) == (0 if freeze == "head" else 2)
     assert (found.steps == 0) == (freeze == "head")
