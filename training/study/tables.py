@@ -80,9 +80,15 @@ def scores_section(cells: Sequence[Cell], words: str) -> str:
         else:
             bases = {"full", "bitfit"} - {cell.method for cell in of_part}
             whole = [cell for cell in lent if cell.method in bases]
-            note = f"\n`full` and `bitfit` are those of part `{MAIN}`.\n" if whole else ""
+            note = _lent_note(_methods(whole)) if whole else ""
             sections.append(f"{title}\n\n{methods_table([*whole, *of_part])}{note}")
     return "\n".join(sections)
+
+
+def _lent_note(methods: Sequence[str]) -> str:
+    names = " and ".join(f"`{method}`" for method in methods)
+    verb = "are those" if len(methods) > 1 else "is that"
+    return f"\n{names} {verb} of part `{MAIN}`.\n"
 
 
 def significance_section(cells: Sequence[Cell], words: str) -> str:
