@@ -39,16 +39,27 @@ def add_request_id(record: logging.LogRecord) -> bool:
     return True
 
 
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def _json_escaped(char: str) -> str:
+    return char if char.isprintable() else json.dumps(char)[1:-1]
+
+
 class TextFormatter(logging.Formatter):
     """Writes a record as one line, followed by a traceback if there is one."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the line, escaped so that no message can look like a second record."""
-        if not record.message.isprintable():
-            record.message = "".join(
-                char if char.isprintable() else ascii(char)[1:-1] for char in record.message
-            )
+        record.message = _escaped(record.message)
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Return the traceback, whose message may quote a file or a request."""
+        return "\n".join(map(_escaped, super().formatException(ei).split("\n")))
 
 
 class JsonFormatter(logging.Formatter):
@@ -66,7 +77,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
-        return json.dumps(document, ensure_ascii=False, default=str)
+        line = json.dumps(document, ensure_ascii=False, default=str)
+        return line if line.isprintable() else "".join(map(_json_escaped, line))
 
 
 def configure_logging(log_format: str, log_level: str) -> None:

@@ -18,7 +18,14 @@ from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltas.errors import DeltaError, did_you_mean, home_or_name, home_path, run_command
+from deltas.errors import (
+    DeltaError,
+    did_you_mean,
+    home_or_name,
+    home_path,
+    one_line,
+    run_command,
+)
 
 if TYPE_CHECKING:
     from deltas.store import Record
@@ -132,7 +139,7 @@ def _list(options: argparse.Namespace) -> int:
     for record in store.records:
         _print(_list_line(record, as_json=options.json))
     for path, reason in store.rejected:
-        sys.stderr.write(f"refused {path}: {reason}\n")
+        sys.stderr.write(one_line(f"refused {path}: {reason}") + "\n")
     return 1 if store.rejected else 0
 
 
@@ -165,7 +172,7 @@ def _show(options: argparse.Namespace) -> int:
 
     manifest, version = read_manifest(options.file)
     if options.json:
-        _print(manifest.model_dump_json(indent=2, ensure_ascii=True))
+        sys.stdout.write(manifest.model_dump_json(indent=2, ensure_ascii=True) + "\n")
         return 0
     facts = {
         "file": f"{options.file} ({options.file.stat().st_size / 1000:,.1f} kB)",
@@ -227,7 +234,7 @@ def _delta_files(path: Path) -> list[Path]:
 
 
 def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{one_line(line)}\n")
 
 
 if __name__ == "__main__":

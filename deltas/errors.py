@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import re
 import sys
 from bisect import bisect_left
@@ -21,7 +22,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # Characters that would break a line, move the cursor or turn the direction of writing.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
+_MAX_REASON = 500  # characters of a reason of refusal, in logs and in `GET /deltas`
 _MAX_LISTED = 20
 _MAX_COMPARED = 300
 
@@ -55,6 +59,19 @@ def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str] = r
 def one_line(text: str) -> str:
     """Return a text on one line, with escapes in place of control characters."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def visible_lines(text: str) -> str:
+    """Return a text with escapes in place of control characters, except for line breaks."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
+def shortened(text: str, longest: int = _MAX_REASON) -> str:
+    """Return a text on one line, cut to a number of characters; the cut says how many it had."""
+    shown = one_line(text[:longest])
+    if len(text) <= longest and len(shown) <= longest:
+        return shown
+    return f"{shown[:longest]}... ({len(text):,} characters)"
 
 
 def home_path(text: str | Path) -> Path:
@@ -112,7 +129,10 @@ def run_command(
         sys.stderr.write(f"{interrupted}\n")
         return 130
     except expected as error:
-        sys.stderr.write(f"error: {error}\n")
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            text = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        sys.stderr.write(f"error: {visible_lines(text)}\n")
         return 2 if isinstance(error, misuse) else 1
 
 
@@ -139,12 +159,15 @@ class DeltaNotFoundError(DeltaError):
 
 
 class DeltaFormatError(DeltaError):
-    """A file that claims to be a delta breaks the format; nothing in it is used."""
+    """A file that claims to be a delta breaks the format; nothing in it is used.
+
+    The reason may quote the file: it is one line of at most 500 characters, without the path.
+    """
 
     def __init__(self, path: Path | str, reason: str) -> None:
         self.path = Path(path)
-        self.reason = reason
-        super().__init__(f"{path}: {reason}")
+        self.reason = shortened(reason)
+        super().__init__(f"{path}: {self.reason}")
 
 
 class DeltaMismatchError(DeltaError):
@@ -155,8 +178,8 @@ class DeltaMismatchError(DeltaError):
         self.expected = expected
         self.found = found
         super().__init__(
-            f"{what} does not match: the loaded backbone has {expected}, "
-            f"the delta was trained on {found}; "
+            f"{what} does not match: the loaded backbone has {shortened(str(expected), 200)}, "
+            f"the delta was trained on {shortened(str(found), 200)}; "
             f"load that backbone (--backbone) or train the delta again on this one"
         )
 

@@ -20,6 +20,7 @@ Two runs that produce the same values get the same version, whenever and whereve
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,7 +28,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -56,15 +56,19 @@ _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
 _INT32_MAX = 2**31 - 1
 
 
-def write_delta(delta: Delta, path: Path) -> Delta:
+def write_delta(delta: Delta, path: Path, *, replace: bool = True) -> Delta:
     """Write a delta in one step: readers see the old file or the whole new one.
 
     Args:
         delta: the delta; the manifest's `entries` must describe its tensors.
         path: target file; its folder is made if missing.
+        replace: whether a file there may be replaced.
 
     Returns:
         The delta with `version` and `num_bytes` of the written file.
+
+    Raises:
+        FileExistsError: the file exists, and `replace` is False.
     """
     tensors: dict[str, Tensor] = {HEAD_WEIGHT: delta.head_weight, HEAD_BIAS: delta.head_bias}
     for name, entry in delta.entries.items():
@@ -81,8 +85,8 @@ def write_delta(delta: Delta, path: Path) -> Delta:
     digest = content_digest(text + version, tensors)
     metadata = {"deltabert": text, "version": version, "digest": digest, "format": "pt"}
     content = save(tensors, metadata=metadata)
-    write_atomically(path, content)
-    return replace(delta, version=version, num_bytes=len(content))
+    write_atomically(path, content, replace=replace)
+    return dataclasses.replace(delta, version=version, num_bytes=len(content))
 
 
 def read_delta(path: Path) -> Delta:
@@ -199,23 +203,53 @@ def check_delta(delta: Delta, backbone: Backbone) -> None:
         raise DeltaMismatchError("total of parameters", total, delta.manifest.total_parameters)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step: readers see the old or the new content, even after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+def write_atomically(path: Path, content: bytes, *, replace: bool = True) -> None:
+    """Write a file in one step: readers see the old or the new content, even after a crash.
+
+    Raises:
+        FileExistsError: the file exists, and `replace` is False.
+        OSError: it can't be written; `filename` is its path. Nothing is left behind.
+    """
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        # mkstemp makes the file private, but a server may run as another user.
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        make_public(temporary)
+        if replace:
+            temporary.replace(path)
+        else:
+            _move_to_new(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename, error.filename2 = str(path), None
         raise
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Move a file to a path where no file is; renaming alone would replace one."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        path.touch(exist_ok=False)
+        temporary.replace(path)
+    else:
+        temporary.unlink()
+
+
+def make_public(path: Path, mode: int = 0o666) -> None:
+    """Give a temporary file or folder the usual mode: a server may run as another user."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
 
 
 @contextmanager
@@ -230,8 +264,12 @@ def _format_errors(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DeltaFormatError(path, "no such file") from None
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise DeltaFormatError(path, f"not a readable safetensors file ({error})") from error
+    except OSError as error:  # its text has the path, which is no business of a client
+        reason = f"can't be read ({error.strerror or type(error).__name__})"
+        raise DeltaFormatError(path, reason) from error
+    except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        reason = str(error).replace(str(path), path.name)
+        raise DeltaFormatError(path, f"not a readable safetensors file ({reason})") from error
 
 
 def _metadata(path: Path, content: bytes) -> dict[str, str]:

@@ -27,6 +27,9 @@ Confidence = Literal["probability", "max_logit"]
 # "biases@0-3" re-initialises the biases of the layers 0 to 3 only.
 REINIT_PATTERN = r"^(none|(biases|all)(@[0-9]{1,4}(-[0-9]{1,4})?)?)$"
 Reinit = Annotated[str, Field(pattern=REINIT_PATTERN)]
+# No spaces, quotes, angle brackets or backticks: the name stands in URLs, tables and cards.
+STRATEGY_PATTERN = r"^[A-Za-z0-9][!#-&(-;=?-_a-~]{0,255}$"
+StrategyName = Annotated[str, Field(pattern=STRATEGY_PATTERN)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Length = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -168,7 +171,7 @@ class TaskSpec(_Part):
 class StrategySpec(_Part):
     """The trained parameters: canonical `--freeze` text, `--reinit`, and the seed of the draws."""
 
-    name: Text
+    name: StrategyName
     reinit: Reinit = "none"
     seed: int = 0
 
@@ -200,7 +203,7 @@ class InitialDelta(_Part):
     """The delta that a run started from; `digest` is the SHA-256 of its file."""
 
     task: Name
-    strategy: Text
+    strategy: StrategyName
     version: str
     digest: str
     with_head: bool

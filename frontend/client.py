@@ -8,6 +8,7 @@ exceptions. Tested by `tests/integration/frontend/test_client.py`.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from frontend.models import (
     TaskInfo,
     TaskList,
     read_answer,
+    visible,
 )
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -64,11 +66,17 @@ def open_session(url: str) -> requests.Session:
     return session
 
 
+def without_credentials(text: str) -> str:
+    """Return a URL, or a text with URLs, without user and password."""
+    return re.sub(r"//[^/?#\s]*@", "//", text)
+
+
 class Client:
     """The HTTP API as Python calls, which raise `ServerError` or a subclass and nothing else."""
 
     def __init__(self, session: requests.Session, url: str = DEFAULT_URL) -> None:
-        self.url = url.rstrip("/")
+        self.address = url.rstrip("/")
+        self.url = without_credentials(self.address)  # the one to show
         self._session = session
 
     def probe(self) -> None:
@@ -113,7 +121,7 @@ class Client:
         """Return the decoded body of a 2xx answer."""
         try:
             response = self._session.request(
-                method, self.url + path, json=body, timeout=(_CONNECT_TIMEOUT_S, read_timeout_s)
+                method, self.address + path, json=body, timeout=(_CONNECT_TIMEOUT_S, read_timeout_s)
             )
         except requests.Timeout as error:
             raise UnreachableError(f"The server at {self.url} took too long to answer.") from error
@@ -123,10 +131,11 @@ class Client:
             ) from error
         except requests.RequestException as error:
             raise UnreachableError(
-                f"{self.url} is not an address that this page can call: {error}."
+                f"{self.url} is not an address that this page can call: "
+                f"{without_credentials(str(error))}."
             ) from error
         try:
-            payload = response.json()
+            payload = visible(response.json())
         except requests.JSONDecodeError:
             payload = None
         if not response.ok or not isinstance(payload, Mapping):

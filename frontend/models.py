@@ -7,6 +7,7 @@ Tested by `tests/integration/frontend/test_client.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +17,10 @@ from pydantic.dataclasses import dataclass
 from frontend.errors import ServerError
 
 T = TypeVar("T")
+# Characters that would break a line, move a cursor or turn the direction of writing.
+_INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+)
 
 
 @dataclass(frozen=True)
@@ -224,6 +229,20 @@ def read_answer(model: type[T], body: Mapping[str, Any]) -> T:
         name = ".".join(str(part) for part in first["loc"])
         problem = "is missing" if first["type"] == "missing" else f"is wrong: {first['msg']}"
         raise _unexpected(f"{name} {problem}") from error
+
+
+def visible(value: Any, key: str = "") -> Any:
+    """Return a JSON value with escapes in place of control characters and turns of direction.
+
+    Names of text fields stay, since requests repeat them.
+    """
+    if isinstance(value, str):
+        return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+    if isinstance(value, list) and key != "text_fields":
+        return [visible(item) for item in value]
+    if isinstance(value, Mapping):
+        return {visible(name): visible(item, name) for name, item in value.items()}
+    return value
 
 
 def _unexpected(problem: str) -> ServerError:

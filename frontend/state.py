@@ -82,7 +82,7 @@ def session_client() -> Client:
     """Return the browser session's client of the server at `FRONTEND_API_URL`."""
     url = os.environ.get("FRONTEND_API_URL") or DEFAULT_URL
     client = st.session_state.get("client")
-    if not isinstance(client, Client) or client.url != url.rstrip("/"):
+    if not isinstance(client, Client) or client.address != url.rstrip("/"):
         client = Client(open_session(url), url)
         st.session_state["client"] = client
     return client

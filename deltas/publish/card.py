@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from deltas.errors import one_line
+from deltas.errors import one_line, visible_lines
 from deltas.manifest import Manifest, Reliability
 
 _CALIBRATION_ERROR = "expected calibration error"
@@ -104,7 +104,7 @@ def render_card(path: Path) -> str:
     rows, strategy = training.data_set, manifest.strategy.served_as
     source = _prose(f", of {rows.spelled}, split {rows.train_split}") if rows else ""
     facts = {
-        "backbone": f"{_prose(manifest.backbone.id)}, `{manifest.backbone.fingerprint}`",
+        "backbone": f"{_prose(manifest.backbone.id)}, {_code(manifest.backbone.fingerprint)}",
         "version": f"`{version}`, {path.stat().st_size / 1000:,.1f} kB",
         "input": f"{' and '.join(map(_code, task.text_fields))}, cut at "
         f"{task.max_length} tokens together",
@@ -113,13 +113,14 @@ def render_card(path: Path) -> str:
         "trained": f"{_describe_size(manifest)} ({manifest.trained_share:.3%}), the head included",
         "rows": f"{training.train_rows:,} to train on, {training.selection_rows:,} to select by"
         f"{source}{_note(_prose(training.data_note))}",
-        "training": _describe_training(manifest, f"seed {training.seed}"),
+        "training": _prose(_describe_training(manifest, f"seed {training.seed}")),
     }
     if start := training.init_from:
         head = ", head included" if start.with_head else ""
-        delta = f"{start.task}/{_prose(start.strategy)}, version `{start.version}`"
+        delta = f"{start.task}/{_prose(start.strategy)}, version {_code(start.version)}"
         facts["start"] = f"the delta {delta}{head}"
-    facts["software"] = ", ".join(f"{name} {found}" for name, found in training.versions.items())
+    software = ", ".join(f"{name} {found}" for name, found in training.versions.items())
+    facts["software"] = _prose(software)
     table = "".join(map(_table_row, facts.items()))
     return (
         f"# {task.name}, {_prose(strategy)}\n\n"
@@ -152,7 +153,7 @@ def _table_row(cells: Iterable[str]) -> str:
 def _shell(command: str) -> str:
     """Return a block of Markdown with a command."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
-    return f"{fence}sh\n{command}\n{fence}\n"
+    return f"{fence}sh\n{visible_lines(command)}\n{fence}\n"
 
 
 def _note(note: str) -> str:
@@ -164,7 +165,7 @@ def _scores(manifest: Manifest) -> str:
     for split, part in manifest.metrics.items():
         for name, value in part.values.items():
             shown = f"{part.rows:,}{_note(_prose(part.note))}"
-            lines.append(_table_row((_prose(split), name, f"{value:.4f}", shown)))
+            lines.append(_table_row((_prose(split), _prose(name), f"{value:.4f}", shown)))
         if found := part.reliability:
             shown = f"{part.rows:,}{_error_before(found)}"
             cells = _prose(split), _CALIBRATION_ERROR, f"{found.error:.4f}", shown

@@ -10,18 +10,21 @@ reads both vectors lies in a file beside them.
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from deltas.backbone.backbone import Backbone
 from deltas.delta import Delta
 from deltas.errors import DeltaError
-from deltas.format import HEAD_BIAS, HEAD_WEIGHT, check_delta
-from deltas.manifest import STOCK_NAMES
+from deltas.format import HEAD_BIAS, HEAD_WEIGHT, check_delta, make_public
+from deltas.manifest import STOCK_NAMES, TaskSpec
 
 PAIR_HEAD = "pair_head.safetensors"
 _PROBLEM_TYPES: dict[str, Any] = {
@@ -39,21 +42,45 @@ def export_folder(delta: Delta, backbone: Backbone, folder: Path) -> str:
 
     Raises:
         DeltaMismatchError: the delta belongs to another backbone.
-        DeltaError: the folder exists and isn't empty.
+        DeltaError: the folder exists and isn't empty, or can't be written; nothing is left there.
     """
-    from transformers import BertForSequenceClassification
-
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DeltaError(f"{folder} exists and is not an empty folder; name another one")
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        _write_folder(delta, backbone, temporary)
+        make_public(temporary, 0o777)
+        temporary.replace(folder)  # readers see nothing or all of it
+    except BaseException as error:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        # Both libraries in Rust have errors of their own for those of the file system.
+        if isinstance(error, (OSError, SafetensorError)) or type(error) is Exception:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise DeltaError(f"can't write {folder}: {reason}") from error
+        raise
+    return _how_to_load(delta.manifest.task, folder)
+
+
+def _how_to_load(task: TaskSpec, folder: Path) -> str:
+    if task.pooling == "cls" and task.pairs == "joint":
+        return f"AutoModelForSequenceClassification.from_pretrained({str(folder)!r})"
+    told = f"SentenceTransformer({str(folder)!r})"
+    if task.pairs == "separate":
+        told += f"; it gives the vectors u and v of two texts, their head is in {PAIR_HEAD}"
+    return told
+
+
+def _write_folder(delta: Delta, backbone: Backbone, folder: Path) -> None:
+    from transformers import BertForSequenceClassification
+
     task = delta.manifest.task
     if task.pooling == "cls" and task.pairs == "joint":
         _stock_network(BertForSequenceClassification, delta, backbone).save_pretrained(folder)
-        told = f"AutoModelForSequenceClassification.from_pretrained({str(folder)!r})"
     else:
         _write_sentence_encoder(delta, backbone, folder)
-        told = f"SentenceTransformer({str(folder)!r})"
-    if task.pairs == "separate":
-        told += f"; it gives the vectors u and v of two texts, their head is in {PAIR_HEAD}"
     backbone.tokenizer.save_pretrained(folder)
     # Only in the file: the tokenizer in memory also serves tasks of other lengths.
     settings_path = folder / "tokenizer_config.json"
@@ -64,7 +91,6 @@ def export_folder(delta: Delta, backbone: Backbone, folder: Path) -> str:
     }
     _write_json(settings_path, settings)
     (folder / "delta_manifest.json").write_text(delta.manifest.model_dump_json(indent=2) + "\n")
-    return told
 
 
 def _stock_network(stock_class: Any, delta: Delta, backbone: Backbone) -> Any:

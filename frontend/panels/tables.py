@@ -10,6 +10,7 @@ import pandas as pd
 from frontend.glossary import human_bytes, literal, metric_words, percent, task_words
 from frontend.models import Benchmark, BenchmarkRow
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 FORMATS: dict[str, Any] = {
     "Value": "{:.4f}",
     "Delta": lambda count: human_bytes(int(count)),
@@ -51,7 +52,15 @@ def benchmark_csv(benchmark: Benchmark) -> str:
     columns.insert(columns.index("size_bytes") + 1, "share_of_backbone")
     table = pd.DataFrame([vars(row) for row in benchmark.rows], columns=columns)
     table["share_of_backbone"] = table["size_bytes"] / max(benchmark.backbone.size_bytes, 1)
-    return table.to_csv(index=False)
+    texts = table.select_dtypes(exclude="number").columns
+    table[texts] = table[texts].map(_spreadsheet_safe)
+    # With this end of a line, a lone carriage return in a text is quoted, too.
+    return table.to_csv(index=False, lineterminator="\r\n")
+
+
+def _spreadsheet_safe(value: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula: an apostrophe marks a text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
 def study_records(benchmark: Benchmark) -> list[dict[str, str]]:

@@ -121,7 +121,7 @@ DIRECTION = {
     "training.run": (
         "strategies data options errors",
         "backbone delta encoder format hardware manifest store errors",
-        "numpy pyarrow safetensors scipy sklearn torch tqdm",
+        "filelock numpy pyarrow safetensors scipy sklearn torch tqdm",
     ),
     "training.strategies": ("options errors", "backbone delta manifest errors", "numpy torch"),
     "training.data": (

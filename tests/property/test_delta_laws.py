@@ -55,6 +55,9 @@ def entries(draw: st.DrawFn) -> Entry:
     return SparseEntry(indices, draw(tensors((len(chosen),))), shape)
 
 
+strategies = st.from_regex(r"[A-Za-z0-9][!#-&(-;=?-_a-~]{0,40}", fullmatch=True)
+
+
 @st.composite
 def tasks(draw: st.DrawFn) -> TaskSpec:
     """Any task."""
@@ -88,7 +91,7 @@ def deltas(draw: st.DrawFn) -> Delta:
             tokenizer_fingerprint="sha256:2",
         ),
         task=task,
-        strategy=StrategySpec(name=draw(texts), seed=draw(st.integers(0, 2**40))),
+        strategy=StrategySpec(name=draw(strategies), seed=draw(st.integers(0, 2**40))),
         entries=infos,
         trainable_parameters=trained,
         total_parameters=trained + draw(st.integers(0, 2**40)),

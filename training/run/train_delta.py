@@ -12,7 +12,6 @@ import math
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from deltas.backbone.backbone import Backbone, load_backbone
 from deltas.backbone.tokenizer import tokenize_texts
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
-from deltas.format import check_delta, write_delta
+from deltas.format import check_delta
 from deltas.hardware import pick_device, pick_precision
 from deltas.manifest import (
     InitialDelta,
@@ -52,6 +51,7 @@ from training.run.evaluation import Decided, calibrate, calibrate_head, predict,
 from training.run.head.thresholds import check_target
 from training.run.loop.checkpoint import state_notes, state_path
 from training.run.loop.loop import Progress, Report, train
+from training.run.loop.output import already_exists, reserve, write_result
 from training.run.loop.schedule import LoopConfig
 from training.run.predictions import (
     PredictedSplit,
@@ -131,7 +131,7 @@ def prepare_run(config: FitConfig) -> PreparedRun:
     spec = task_spec(config, data.task, backbone, start)
     path = delta_path(config.out, backbone.ref.id, spec.name, _strategy(config).served_as)
     if path.exists() and not (config.overwrite or config.dry_run):
-        raise ConfigError(f"{path} exists; give --overwrite to replace it, or another --out")
+        raise already_exists(path)
     initial = reinitialise(backbone, config.reinit, config.seed)
     rows = _cut(config, data)
     splits = _tokenized(spec, backbone, rows[0]), _tokenized(spec, backbone, rows[1])
@@ -158,8 +158,12 @@ def finish_run(
     run: PreparedRun, *, command: str, report: Report | None = None
 ) -> tuple[Path, Delta]:
     """Train a prepared run's model, evaluate it and write its delta, as `train_delta` does."""
+    with reserve(run.path, overwrite=run.config.overwrite):
+        return _finish_run(run, command, report)
+
+
+def _finish_run(run: PreparedRun, command: str, report: Report | None) -> tuple[Path, Delta]:
     config, backbone, model = run.config, run.backbone, run.model
-    _check_writable(run.path.parent)
     if not config.resume and distributed.is_first():
         run.state.unlink(missing_ok=True)
     started = time.monotonic()
@@ -206,8 +210,8 @@ def finish_run(
     check_delta(delta, backbone)
     if distributed.is_first():
         chosen_by = PredictedSplit("selection", run.rows[1], logits)
+        delta = write_result(delta, run.path, overwrite=config.overwrite)
         write_predictions(predictions_path(run.path), [chosen_by, *predicted])
-        delta = write_delta(delta, run.path)
         run.state.unlink(missing_ok=True)
     return run.path, delta
 
@@ -273,20 +277,6 @@ def _tokenized(spec: TaskSpec, backbone: Backbone, rows: Rows) -> Split:
         labels = labels.float()
     tokenizer, length = backbone.tokenizer, spec.max_length
     return Split(tokenize_texts(tokenizer, length, rows.texts, pairs=spec.pairs), labels)
-
-
-def _check_writable(folder: Path) -> None:
-    """Find out before the training whether its result can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        for path in (folder, *folder.parents):
-            if path.is_file():
-                raise ConfigError(f"--out: {path} is a file; name a folder") from error
-        reason = error.strerror or str(error)
-        raise ConfigError(f"--out: can't write into {folder} ({reason})") from error
 
 
 def _train(

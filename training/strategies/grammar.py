@@ -14,6 +14,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from deltas.errors import did_you_mean
+from deltas.manifest import STRATEGY_PATTERN
 from training.errors import ConfigError
 from training.strategies.rules import RULES, RuleInput, Scores, Selection, Shapes, layer_of
 
@@ -85,6 +86,10 @@ def canonical(freeze: str) -> str:
     text = "+".join(use for use in distinct if use != "head" or len(distinct) == 1)
     if len(text) > _LONGEST:
         raise ConfigError(f"--freeze: {len(text)} characters; at most {_LONGEST} are allowed")
+    if not re.fullmatch(STRATEGY_PATTERN, text):
+        raise ConfigError(
+            f"--freeze {text}: ASCII without spaces, quotes, backticks, < and > is allowed"
+        )
     return text
 
 

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from deltas.errors import one_line
 from training.options import shared_fields
 from training.study.aggregates import MAIN, ZOO, Cell, method_order
 from training.study.results import RunOutcome
@@ -375,8 +376,18 @@ def csv_text(records: Sequence[Record]) -> str:
     writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
     writer.writeheader()
     for record in records:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()})
+        writer.writerow({name: _csv_cell(value) for name, value in record.items()})
     return out.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    """Return a number short, and a text so that no spreadsheet takes it for a formula."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def cell_facts(cell: Cell) -> dict[str, Any]:

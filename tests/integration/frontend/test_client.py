@@ -246,6 +246,18 @@ def test_an_invalid_address(url: str) -> None:
         connect(url).tasks()
 
 
+def test_user_and_password_are_sent_and_never_shown(free_port: int) -> None:
+    client = connect(f"http://alice:s3cret@127.0.0.1:{free_port}/")
+    assert client.url == f"http://127.0.0.1:{free_port}"
+    assert client.address == f"http://alice:s3cret@127.0.0.1:{free_port}"
+    with pytest.raises(UnreachableError) as caught:
+        client.tasks()
+    assert "s3cret" not in str(caught.value)
+    with pytest.raises(UnreachableError) as caught:
+        connect("http://alice:s3cret@[::1").tasks()
+    assert "s3cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [(200, b"<html>"), (200, b"[]"), (404, b"<html>"), (404, b"{}"), (502, b"bad gateway")],

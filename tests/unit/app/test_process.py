@@ -15,7 +15,13 @@ import pytest
 from app import main, process
 from app.engine.warm_up import BUDGETS
 from app.main import create_app
-from app.process import JsonFormatter, add_request_id, configure_logging, request_id_var
+from app.process import (
+    JsonFormatter,
+    TextFormatter,
+    add_request_id,
+    configure_logging,
+    request_id_var,
+)
 from app.settings import Settings
 from deltas import packed_sizes
 
@@ -149,3 +155,18 @@ def test_configured_records_go_to_stderr(
         assert json.loads(line)["message"] == "seen"
     else:
         assert line.endswith("INFO    - app.test: seen")
+
+
+@pytest.mark.parametrize("style", [TextFormatter("%(message)s"), JsonFormatter()])
+def test_no_record_moves_a_cursor_or_turns_its_text(style: logging.Formatter) -> None:
+    """Messages and tracebacks may quote files and requests."""
+    bad = "\x1b[2J\x9b\u202e\u200f"
+    try:
+        raise ValueError(bad)
+    except ValueError:
+        record = logging.LogRecord("x", 40, "f", 1, f"caf\u00e9 {bad}", None, sys.exc_info())
+    text = style.format(record)
+    assert "caf\u00e9" in text
+    assert all(char.isprintable() for char in text.replace("\n", ""))
+    if isinstance(style, JsonFormatter):
+        assert json.loads(text)["message"] == f"caf\u00e9 {bad}"

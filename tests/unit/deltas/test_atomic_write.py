@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deltas import Backbone, Delta, DeltaFormatError, TaskSpec, read_delta, write_delta
+from tests.process_state import largest_file
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,31 @@ def test_sizes_of_a_written_delta(delta: Delta, tmp_path: Path) -> None:
     head = 4 * (delta.head_weight.numel() + delta.head_bias.numel())
     header = written.num_bytes - values - head
     assert 0 < header < 3000 + 300 * len(delta.entries)
+
+
+def test_a_full_disk_is_told_with_the_path(delta: Delta, tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    with largest_file(1000), pytest.raises(OSError, match="File too large") as caught:
+        write_delta(delta, path)
+    assert caught.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_may_not_be_replaced_stays(
+    delta: Delta, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "no links here")
+
+    if not links:  # as on exFAT
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path = tmp_path / "mine.safetensors"
+    first = write_delta(delta, path, replace=False)
+    content = path.read_bytes()
+    with pytest.raises(FileExistsError) as caught:
+        write_delta(delta, path, replace=False)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == content
+    assert read_delta(path).version == first.version
+    assert list(tmp_path.iterdir()) == [path]

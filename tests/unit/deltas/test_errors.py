@@ -26,6 +26,7 @@ from deltas.errors import (
     home_path,
     one_line,
     run_command,
+    shortened,
 )
 
 
@@ -120,6 +121,27 @@ def test_a_text_is_shown_on_one_line() -> None:
     assert one_line("a\nb\r\t\x1b[0m\u2028\u202e\u00e9\u4e2d") == (
         "a\\nb\\r\\t\\x1b[0m\\u2028\\u202e\u00e9\u4e2d"
     )
+    assert one_line("\u200f\u200e\u061c\x9b") == "\\u200f\\u200e\\u061c\\x9b"
+
+
+def test_a_reason_that_quotes_a_file_is_short_and_on_one_line() -> None:
+    """A manifest of megabytes made a log line and an answer of megabytes."""
+    error = DeltaFormatError("a", "x\x1b" * 1_000_000)
+    assert len(error.reason) < 550
+    assert "(2,000,000 characters)" in error.reason
+    assert "\x1b" not in str(error)
+    mismatch = str(DeltaMismatchError("id", "y" * 10_000, "z\n" * 10_000))
+    assert len(mismatch) < 800
+    assert "\n" not in mismatch
+    assert shortened("short") == "short"
+
+
+def test_an_error_on_the_terminal_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise DeltaError("first \x1b[2J\u202e\nsecond")
+
+    assert run_command(fail) == 1
+    assert capsys.readouterr().err == "error: first \\x1b[2J\\u202e\nsecond\n"
 
 
 def test_a_leading_tilde_is_the_home_folder(

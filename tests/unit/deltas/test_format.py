@@ -315,6 +315,11 @@ DEFECTS: dict[str, tuple[Change, str]] = {
         _set("backbone", "config", "num_layers", to=10**9),
         "backbone.config.num_layers",
     ),
+    "a line break in a strategy's name": (_set("strategy", "name", to="a\nb"), "strategy.name"),
+    "an escape in a strategy's name": (_set("strategy", "name", to="a\x1b[2J"), "strategy.name"),
+    "a formula as strategy": (_set("strategy", "name", to="=1+1"), "strategy.name"),
+    "markup in a strategy's name": (_set("strategy", "name", to="a<img src=x>"), "strategy.name"),
+    "another script in a strategy's name": (_set("strategy", "name", to="b\u0456tfit"), "strategy"),
     "a path as task name": (_set("task", "name", to="../../etc"), "task.name"),
     "a task name with NUL": (_set("task", "name", to="a\0b"), "task.name"),
     "an unknown kind": (_set("task", "kind", to="ranking"), "task.kind"),
@@ -552,6 +557,17 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         read_delta(tmp_path / "none.safetensors")
     with pytest.raises(DeltaFormatError):
         read_delta(tmp_path / "folder.safetensors")
+
+
+def test_reasons_name_no_folder(tmp_path: Path) -> None:
+    """Clients read them; a link to itself is an error of the system whose text has the path."""
+    path = tmp_path / "loop.safetensors"
+    path.symlink_to(path)
+    for read in (read_delta, read_manifest):
+        with pytest.raises(DeltaFormatError) as caught:
+            read(path)
+        assert str(tmp_path) not in caught.value.reason
+        assert str(path) in str(caught.value)
 
 
 def test_any_flipped_byte_is_noticed(small: Path, tmp_path: Path) -> None:

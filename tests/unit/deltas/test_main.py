@@ -15,6 +15,7 @@ import pytest
 
 from deltas import Backbone, TaskSpec, delta_path, read_delta, write_delta
 from deltas.__main__ import main
+from tests.process_state import largest_file
 
 
 @pytest.fixture
@@ -146,6 +147,45 @@ def test_a_folder_that_cannot_be_written_is_named(
     folder = str(tmp_path / "file" / "folder")
     assert main(["export", str(delta_file), folder, "--backbone", str(tiny_backbone_dir)]) == 1
     assert folder in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_half_made_folder(
+    delta_file: Path, tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "exported"
+    arguments = ["export", str(delta_file), str(folder), "--backbone", str(tiny_backbone_dir)]
+    with largest_file(20_000):
+        assert main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: can't write {folder}: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_that_cannot_be_written_is_named(
+    delta_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(delta_file, tmp_path)
+    with largest_file(100):
+        assert main(["cards", str(tmp_path)]) == 1
+    card = tmp_path / f"{delta_file.stem}.md"
+    assert capsys.readouterr().err == f"error: {card}: File too large\n"
+    assert [path.name for path in tmp_path.iterdir()] == [delta_file.name]
+
+
+def test_an_exported_folder_can_be_read_by_others(
+    delta_file: Path, tiny_backbone_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "deep" / "exported"
+    folder.mkdir(parents=True)  # an empty folder is filled
+    before = os.umask(0o022)
+    try:
+        arguments = ["export", str(delta_file), str(folder), "--backbone", str(tiny_backbone_dir)]
+        assert main(arguments) == 0
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert (folder / "config.json").is_file()
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_ctrl_c_is_no_traceback(

@@ -120,7 +120,12 @@ def test_no_name_breaks_the_markdown_of_a_card(
     delta = make_delta(tiny_backbone, spec, "bitfit")
     note = "9 rows of a|b_<i>.csv\nheld out"
     training = delta.manifest.training.model_copy(
-        update={"data_note": note, "command": "fit --name 'a\n```\nb'"}
+        update={
+            "data_note": note,
+            "command": "fit --name 'a\n```\nb'\x1b[2J",
+            "device": "![x](https://example.org)\x1b",
+            "versions": {"![x](https://example.org)": "<b>\x1b"},
+        }
     )
     metrics = {
         split: part.model_copy(update={"note": note})
@@ -129,7 +134,9 @@ def test_no_name_breaks_the_markdown_of_a_card(
     manifest = delta.manifest.model_copy(update={"training": training, "metrics": metrics})
     write_delta(Delta(manifest, delta.entries, delta.head_weight, delta.head_bias), path)
     card = render_card(path)
+    assert "\x1b" not in card
     rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert "![" not in card
     assert {len(re.split(r"(?<!\\)\|", row)) for row in rows} == {4, 6}  # two and four cells
     (row,) = [row for row in rows if row.startswith("| labels |")]
     assert row == (
@@ -138,7 +145,7 @@ def test_no_name_breaks_the_markdown_of_a_card(
     )
     assert "`` `code` ``" in row
     assert "a|b_\\<i>.csv\\\\nheld out" in card
-    assert "````sh\nfit --name 'a\n```\nb'\n````" in card
+    assert "````sh\nfit --name 'a\n```\nb'\\x1b[2J\n````" in card
     (data,) = re.findall(r"-d ('.*)\n```", card)
     (body,) = shlex.split(data)
     assert json.loads(body)["inputs"] == dict.fromkeys(fields, "...")

@@ -126,3 +126,14 @@ def test_an_empty_benchmark_is_a_header() -> None:
     empty = replace(BENCHMARK, rows=())
     assert benchmark_records(empty) == []
     assert benchmark_csv(empty).count("\n") == 1
+
+
+def test_no_cell_of_the_csv_is_a_formula() -> None:
+    """A spreadsheet computes cells that begin so, and may send what it reads."""
+    starts = ("=", "+", "-", "@", "\t", "\r")
+    notes = [f"{start}HYPERLINK(1)" for start in starts]
+    rows = tuple(replace(MNLI, train_note=note, value=-0.5) for note in notes)
+    text = benchmark_csv(replace(BENCHMARK, rows=rows))
+    cells = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["train_note"] for row in cells] == [f"'{note}" for note in notes]
+    assert {row["value"] for row in cells} == {"-0.5"}

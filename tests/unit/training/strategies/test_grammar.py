@@ -324,3 +324,11 @@ def test_learning_rates_are_per_strategy() -> None:
     assert default_learning_rate("bitfit") > default_learning_rate("full")
     assert default_learning_rate("random:0.1+top:1") == default_learning_rate("top:1")
     assert default_learning_rate("head+bitfit") == default_learning_rate("bitfit")
+
+
+@pytest.mark.parametrize(
+    "freeze", ["params:a b", "params:caf\u00e9", "params:(?<name>x)", "params:'x'"]
+)
+def test_names_that_no_manifest_takes_are_refused_before_training(freeze: str) -> None:
+    with pytest.raises(ConfigError, match="ASCII without spaces, quotes"):
+        canonical(freeze)

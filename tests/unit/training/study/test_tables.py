@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.training.study.test_aggregates import run_of
 from training.study.aggregates import make_cells
-from training.study.tables import layers_of, layers_table
+from training.study.tables import csv_text, layers_of, layers_table
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,8 @@ def test_a_layer_stands_beside_all_other_layers_and_missing_cells_are_empty() ->
         "| 2 | 0.300 (1) |  |",
         "| all (`bitfit`) | 0.500 (1) | 0.500 (1) |",
     ]
+
+
+def test_no_cell_of_a_csv_is_a_formula() -> None:
+    text = csv_text([{"note": "=1+1", "value": -0.5}, {"note": "@x\r=1", "value": 2}])
+    assert text == "note,value\n'=1+1,-0.5\n'@x\\r=1,2\n"
