@@ -84,7 +84,9 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
         description=_DESCRIPTION,
         version=_version(),
         lifespan=_lifespan,
-        redirect_slashes=False,  # a redirected POST surprises; a 404 says what is wrong
+        docs_url=None,  # FastAPI's pages load scripts from another host
+        redoc_url=None,
+        redirect_slashes=False,  # `app.http.middleware` removes them, since redirects surprise
     )
     app.state.settings = settings
     app.state.backbone = backbone
@@ -118,7 +120,10 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
             expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
         )
     app.add_middleware(
-        RequestContextMiddleware, metrics=app.state.metrics, deadline_s=settings.deadline_s
+        RequestContextMiddleware,
+        metrics=app.state.metrics,
+        deadline_s=settings.deadline_s,
+        root_path=settings.root_path,
     )
 
 

@@ -7,6 +7,7 @@ requests. Read `app.batching.batcher` next, which queues the tokenized rows.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ from deltas.manifest import PairEncoding
 
 _INLINE_CHARS = 2000  # tokenized in about the time that handing them to a thread takes
 _TOKENIZER_THREADS = 2
+# Anything but spaces, control characters and characters without width, of which no token is made.
+_VISIBLE = re.compile(
+    "[^\\s\\x00-\\x1f\\x7f-\\x9f\\xad\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff]"
+)
 _CHECK_EVERY_S = 1.1  # a little longer than an I/O thread takes to count as hanging
 
 Texts = list[tuple[str, ...]]  # the texts of each row, in the order of the task's fields
@@ -87,8 +92,15 @@ def read_texts(task: TaskSpec, rows: list[Any], max_chars: int) -> Texts:
             texts.append(row_texts(task, row, position))
         except InvalidTextError as error:
             problems.append(Problem(row=error.row, field=error.field, problem=error.problem))
-            if len(problems) == MAX_LISTED:
-                break
+        else:
+            named = row.items() if isinstance(row, Mapping) else [(None, row)]
+            problems += [
+                Problem(row=position, field=name, problem="has no text; leave the row out")
+                for name, text in named
+                if not _VISIBLE.search(text)
+            ]
+        if len(problems) >= MAX_LISTED:
+            break
     if problems:
         raise InvalidInputError(problems)
     for position, row_of_texts in enumerate(texts):

@@ -7,6 +7,7 @@ unpacks the settings into plain arguments, so batcher and engine do not know thi
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,6 +52,13 @@ def _origin(text: str) -> str:
     if text != "*" and not text.startswith(("http://", "https://")):
         raise ValueError(f"{text!r} is not an origin; write it like https://example.org, or *")
     return text.rstrip("/")
+
+
+def _prefix(text: str) -> str:
+    path = text.rstrip("/")
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path):
+        raise ValueError(f"{text!r} is not a path prefix; write it like /deltabert")
+    return path
 
 
 Folder = Annotated[Path, AfterValidator(_existing_folder)]
@@ -223,6 +231,11 @@ class Settings(BaseSettings):
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Lowercase] = Field(
         "info", description="Least severe level that is logged."
+    )
+    root_path: Annotated[str, AfterValidator(_prefix)] = Field(
+        "",
+        description="Path prefix under which a proxy serves this server, such as /deltabert; the "
+        "proxy may remove it or leave it.",
     )
     cors_origins: Annotated[tuple[Origin, ...], NoDecode, _split(",")] = Field(
         (),

@@ -53,18 +53,26 @@ class RequestContextMiddleware:
         app: app to surround.
         metrics: counts the requests.
         deadline_s: longest time that a prediction may take.
+        root_path: path prefix of the server; empty for none, or for that of uvicorn's option.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, deadline_s: float) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, deadline_s: float, root_path: str = ""
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._deadline_s = deadline_s
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
+        if self._root_path:
+            scope["root_path"] = self._root_path
+        scope = _plain(scope)
         arrived_at = time.monotonic()  # the batcher's clock
         request_id, timeout_s = self._read_headers(scope)
         token = request_id_var.set(request_id)
@@ -83,6 +91,8 @@ class RequestContextMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (_REQUEST_ID, request_id.encode())]
+            elif method == "HEAD":
+                message["body"] = b""
             await send(message)
 
         try:
@@ -93,7 +103,7 @@ class RequestContextMiddleware:
                 raise
             await error_response(error, request_id)(scope, receive, send_with_id)
         finally:
-            self._note(scope, status or 499, time.monotonic() - arrived_at, trace)
+            self._note(method, scope, status or 499, time.monotonic() - arrived_at, trace)
             request_id_var.reset(token)
 
     def _read_headers(self, scope: Scope) -> tuple[str, float]:
@@ -108,12 +118,12 @@ class RequestContextMiddleware:
                 given = value.decode("latin-1")
                 request_id = given if _SOUND_ID.fullmatch(given) else uuid.uuid4().hex
             elif name == _TIMEOUT and value.isdigit():
-                timeout_s = min(timeout_s, int(value[:12]) / 1000)
+                timeout_s = min(timeout_s, int(value.lstrip(b"0")[:12] or b"0") / 1000)
         return request_id or uuid.uuid4().hex, timeout_s
 
-    def _note(self, scope: Scope, status: int, seconds: float, trace: Trace) -> None:
+    def _note(self, method: str, scope: Scope, status: int, seconds: float, trace: Trace) -> None:
         route: str = trace.route or getattr(scope.get("route"), "path_format", None) or _NO_ROUTE
-        self._metrics.on_request(scope["method"], route, status, seconds)
+        self._metrics.on_request(method, route, status, seconds)
         # Successful probes come every second or so. Refusals come in masses when the CPU is needed
         # most, and `LoadSheddingMiddleware` logs a summary of them.
         is_probe = status == HTTPStatus.OK and route.startswith(_PROBES)
@@ -122,7 +132,7 @@ class RequestContextMiddleware:
         if not logger.isEnabledFor(level):
             return
         facts = {
-            "method": scope["method"][:16],
+            "method": method[:16],
             "route": route,
             "status": status,
             "rows": trace.num_rows,
@@ -138,6 +148,14 @@ class RequestContextMiddleware:
             facts,
             extra={"facts": facts},
         )
+
+
+def _plain(scope: Scope) -> Scope:
+    """Return the scope that the routes know: GET instead of HEAD, and no slash at the end."""
+    path: str = scope["path"]
+    if path.endswith("/") and path not in ("/", f"{scope.get('root_path', '')}/"):
+        scope = {**scope, "path": path[:-1]}
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
 
 class BodyLimitMiddleware:
@@ -243,7 +261,10 @@ class LoadSheddingMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "http" and scope["method"] == "POST":
-            path: str = scope.get("path", "")
+            path: str = scope["path"]
+            prefix = scope.get("root_path", "")
+            if path.startswith(f"{prefix}/"):  # the proxy may have removed the prefix
+                path = path.removeprefix(prefix)
             state, serving = scope["state"], scope["app"].state.serving
             if path.startswith(_FAN_OUT) and isinstance(serving, Serving):
                 task = path.removeprefix(_ONE_TASK) if path != _FAN_OUT else None

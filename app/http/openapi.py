@@ -1,12 +1,18 @@
-"""Documents the API: error responses with real bodies, and examples for the served tasks.
+"""Documents the API: error responses with real bodies, examples for the served tasks, and `/docs`.
 
 Every example can be sent as it is. Its task, fields and strategies come from the manifests, its
-sentences from here.
+sentences from here. The page `/docs` is plain HTML without scripts and other hosts, so that it
+works without the internet and behind a path prefix. Tested by tests/http/test_openapi.py.
 """
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Iterator
+from html import escape
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -169,3 +175,132 @@ def _parameter(operation: Schema, name: str) -> Schema:
 def _body(operation: Schema) -> Schema:
     body: Schema = operation["requestBody"]["content"]["application/json"]
     return body
+
+
+_MAX_EXAMPLES = 12  # of an operation; there may be thousands of tasks
+_STYLE = """\
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1c1e21; background: #fff; }
+h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; font-size: 1.2rem; }
+table { border-collapse: collapse; } td, th { text-align: left; vertical-align: top;
+       padding: .2rem 1rem .2rem 0; } pre { overflow-x: auto; background: #f4f4f4; padding: .8rem; }
+"""
+
+
+def docs_page(document: Schema, base_url: str) -> str:
+    """Return the page.
+
+    Args:
+        document: OpenAPI document of the server.
+        base_url: address of the server for the commands, without a slash at its end.
+    """
+    info = document["info"]
+    openapi = f"{urlsplit(base_url).path}/openapi.json"
+    title = escape(f"{info['title']} {info['version']}")
+    parts = [
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>',
+        f"<h1>{title}</h1>{_text(info['description'])}",
+        f'<p>For programs: <a href="{escape(openapi)}">openapi.json</a></p>',
+    ]
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            parts += _operation(method.upper(), path, operation, base_url)
+    parts.append("<h2>Objects</h2>")
+    for name, schema in document["components"]["schemas"].items():
+        parts += _object(name, schema)
+    return "\n".join([*parts, "</body></html>"])
+
+
+def _operation(method: str, path: str, operation: Schema, base_url: str) -> Iterator[str]:
+    yield f"<h2><code>{method} {escape(path)}</code></h2>"
+    yield f"<p><b>{escape(operation['summary'])}.</b></p>{_text(operation['description'])}"
+    parameters = operation.get("parameters", [])
+    if parameters:
+        rows = [
+            (each["name"], f"{each['in']}, {_type(each['schema'])}", each.get("description", ""))
+            for each in parameters
+        ]
+        yield _table(("parameter", "type", ""), rows)
+    for name, command in _commands(method, path, operation, base_url):
+        yield f"<details><summary>Example: {escape(name)}</summary><pre>{escape(command)}</pre>"
+        yield "</details>"
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    if "schema" in body:
+        yield f"<p>Body: {_type(body['schema'])}</p>"
+    rows = []
+    for status, response in operation["responses"].items():
+        content = response.get("content", {}).get("application/json", {})
+        error = content.get("example", {}).get("error", {}).get("code")
+        shown = f"<code>{escape(error)}</code>" if error else _type(content.get("schema", {}))
+        rows.append((status, shown, response["description"]))
+    yield _table(("status", "answer", ""), rows)
+
+
+def _commands(
+    method: str, path: str, operation: Schema, base_url: str
+) -> Iterator[tuple[str, str]]:
+    """Yield name and command of each example; equal names of path and body belong together."""
+    content = operation.get("requestBody", {}).get("content", {})
+    bodies = content.get("application/json", {}).get("examples", {})
+    in_path = {
+        each["name"]: each.get("examples", {})
+        for each in operation.get("parameters", [])
+        if each["in"] == "path"
+    }
+    names = list(bodies) or list(next(iter(in_path.values()), {})) or ["curl"]
+    for name in names[:_MAX_EXAMPLES]:
+        filled = path
+        for parameter, examples in in_path.items():
+            value = examples.get(name, {}).get("value", f"{{{parameter}}}")
+            filled = filled.replace(f"{{{parameter}}}", value)
+        command = f"curl -s {shlex.quote(base_url + filled)}"
+        if method == "POST":
+            value = json.dumps(bodies.get(name, {}).get("value", {}), ensure_ascii=False)
+            command += f" -H 'Content-Type: application/json' -d {shlex.quote(value)}"
+        yield name, command
+
+
+def _object(name: str, schema: Schema) -> Iterator[str]:
+    yield f'<h3 id="{escape(name)}">{escape(name)}</h3>{_text(schema.get("description", ""))}'
+    required = schema.get("required", [])
+    rows = [
+        (
+            field,
+            _type(each) + ("" if field in required else ", optional"),
+            each.get("description", ""),
+        )
+        for field, each in schema.get("properties", {}).items()
+    ]
+    yield _table(("field", "type", ""), rows)
+
+
+def _type(schema: Schema) -> str:
+    """Describe a type in HTML, with a link to each object."""
+    if "$ref" in schema:
+        name = escape(schema["$ref"].rpartition("/")[2])
+        return f'<a href="#{name}">{name}</a>'
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            return " or ".join(map(_type, schema[key]))
+    if "enum" in schema:
+        return " or ".join(f"<code>{escape(json.dumps(value))}</code>" for value in schema["enum"])
+    if "const" in schema:
+        return f"<code>{escape(json.dumps(schema['const']))}</code>"
+    if schema.get("type") == "array" and "items" in schema:
+        return f"list of ({_type(schema['items'])})"
+    return escape(str(schema.get("type", "any")))
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
+    """Return a table; the second cell of each row is HTML, the others are text."""
+    head = "".join(f"<th>{cell}</th>" for cell in heads)
+    lines = [
+        f"<tr><td><code>{escape(name)}</code></td><td>{html}</td><td>{escape(text)}</td></tr>"
+        for name, html, text in rows
+    ]
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _text(text: str) -> str:
+    return "".join(f"<p>{escape(part)}</p>" for part in text.strip().split("\n\n") if part)

@@ -17,7 +17,7 @@ from app.errors import BadResultError, DeadlineExceededError, DeltaUnavailableEr
 from app.http.context import Serving, ServingDep
 from app.http.json_route import JsonRoute, TaskName, TimeoutMs
 from app.http.metrics import CONTENT_TYPE
-from app.http.openapi import documented
+from app.http.openapi import docs_page, documented
 from app.http.predictions import answer_of
 from app.http.schemas import (
     Alive,
@@ -175,14 +175,22 @@ operation = APIRouter(tags=["operation"])
 @operation.get("/", summary="Describe the server", response_model=dict[str, Any])
 async def index(request: Request, serving: ServingDep) -> Response:
     """Return name, version, tasks and the paths of the documentation."""
+    prefix = request.scope.get("root_path", "")
     about = {
         "name": request.app.title,
         "version": request.app.version,
         "backbone": serving.engine.backbone.ref.id,
-        "docs": "/docs",
-        "openapi": "/openapi.json",
+        "docs": f"{prefix}/docs",
+        "openapi": f"{prefix}/openapi.json",
     }
     return _json(f'{json.dumps(about)[:-1]}, "tasks": {serving.catalogue.task_names}}}')
+
+
+@operation.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    """Return the documentation as a page."""
+    page = docs_page(request.app.openapi(), str(request.base_url).rstrip("/"))
+    return Response(page, media_type="text/html")
 
 
 @operation.get("/health/live", summary="Is the process alive?", responses=documented(503))

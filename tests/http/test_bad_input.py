@@ -17,8 +17,6 @@ JSON = {"Content-Type": "application/json"}
 @pytest.mark.parametrize(
     ("text", "truncated"),
     [
-        ("", False),
-        (" \t\n", False),
         ("\x00good\x00film\x00", False),
         ("🙂👩‍👩‍👧 Ünïcödé 中文 ﷽", False),
         ("\u202e\ufeff\u0301", False),
@@ -80,6 +78,9 @@ ROWS: list[tuple[str, Any, int, str | None, str]] = [
     ("toy2", {"sentence": 5}, 0, "sentence", "must be a string, not a number"),
     ("toy2", {"sentence": None}, 0, "sentence", "must be a string"),
     ("toy2", {"sentence": "x", "extra": "y"}, 0, "extra", "takes 'sentence'"),
+    ("toy2", ["ok", ""], 1, None, "has no text; leave the row out"),
+    ("toy2", " \t\u200b", 0, None, "has no text"),
+    ("toy3", PAIR | {"hypothesis": ""}, 0, "hypothesis", "has no text"),
     ("toy3", "one text", 0, None, "takes two texts"),
     ("toy3", [PAIR, {"premise": "a"}], 1, "hypothesis", "is missing"),
     ("toy3", [PAIR, PAIR | {"x": "y"}], 1, "x", "'premise' and 'hypothesis'"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from starlette.types import Message
 
 from app.settings import Settings
@@ -145,3 +146,44 @@ def test_the_deadline_counts_from_the_arrival(make_app: MakeApp) -> None:
         assert "within 0.06 s" in body["error"]["message"]
 
     run(app, test)
+
+
+MANY = {
+    "lists": b'{"inputs": [' + b"[]," * 500_000 + b"[]]}",
+    "members": b'{"inputs": {' + b",".join(b'"%d":1' % i for i in range(200_000)) + b"}}",
+    "nested": b'{"inputs": [' + b"[[[[]]]]," * 100_000 + b"[]]}",
+    "behind a quote": b'{"inputs": ["\\"", ' + b"0," * 500_000 + b"0]}",
+    "utf-16": ('{"inputs": ["\\"", ' + "0," * 500_000 + "0]}").encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_a_body_of_very_many_values_is_not_parsed(
+    client: TestClient, check_error: Any, kind: str
+) -> None:
+    """Parsing millions of values stops the event loop for a second."""
+    headers = {"Content-Type": "application/json"}
+    response = client.post("/predict/toy2", content=MANY[kind], headers=headers)
+    error = check_error(response, 413, "too_large")
+    assert error["message"] == (
+        "too many values in the body: more than 16,384 (limit 16,384). Send fewer, or raise "
+        "DELTABERT_MAX_ROWS_PER_REQUEST"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-8-sig"])
+def test_commas_in_texts_are_no_values(client: TestClient, encoding: str) -> None:
+    rows = [{"sentence": 'a, "good", [film], {this} \\ ' * 40}] * 600
+    content = json.dumps({"inputs": rows}).encode(encoding)
+    headers = {"Content-Type": "application/json"}
+    response = client.post("/predict/toy2", content=content, headers=headers)
+    assert response.status_code == 200, response.text
+    assert len(response.json()["predictions"]) == 600
+
+
+def test_a_large_body_that_is_no_json_names_the_place(client: TestClient, check_error: Any) -> None:
+    headers = {"Content-Type": "application/json"}
+    no_json = [b" " * 200_000 + b"x", b'"' + b"a" * 199_999 + b"\xff"]
+    for content in no_json:
+        response = client.post("/predict/toy2", content=content, headers=headers)
+        assert "at character 200000" in check_error(response, 400, "malformed_json")["message"]

@@ -246,3 +246,28 @@ def test_the_start_is_logged(
     assert "max_batch_tokens=777" in caplog.text
     assert tiny_backbone.ref.fingerprint in caplog.text
     assert "serving 25 deltas of 5 tasks" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/deltas", "/health/live", "/", "/openapi.json"])
+def test_head_is_get_without_the_body(client: TestClient, path: str) -> None:
+    answer, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-length", "content-type"):
+        assert head.headers[name] == answer.headers[name]
+    text = client.get("/metrics").text
+    route = "unmatched" if path == "/openapi.json" else path
+    assert f'deltabert_requests_total{{method="HEAD",route="{route}",status="200"}}' in text
+
+
+def test_head_of_other_paths(client: TestClient) -> None:
+    assert client.head("/nope").status_code == 404
+    assert client.head("/predict/toy2").status_code == 405
+    assert client.head("/tasks/").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/tasks/", "/deltas/toy2/bitfit/", "/health/live/"])
+def test_a_slash_at_the_end_changes_nothing(client: TestClient, path: str) -> None:
+    assert client.get(path).json() == client.get(path.rstrip("/")).json()
+    body = {"inputs": "a film"}
+    assert client.post("/predict/toy2/", json=body).status_code == 200
+    assert client.get("/tasks//").status_code == 404

@@ -29,7 +29,10 @@ def make_request(chance: random.Random) -> tuple[str, dict[str, Any]]:
     """A path and a body: one to five rows of any length for any delta."""
     task = chance.choice(list(FIELDS))
     rows = [
-        {field: " ".join(chance.choices(WORDS, k=chance.randint(0, 30))) for field in FIELDS[task]}
+        {
+            field: " ".join(chance.choices(WORDS, k=chance.randint(0, 30))) or "film"
+            for field in FIELDS[task]
+        }
         for _ in range(chance.randint(1, 5))
     ]
     return f"/predict/{task}", {"inputs": rows, "strategy": chance.choice(STRATEGIES)}

@@ -16,7 +16,7 @@ CheckError = Callable[..., dict[str, Any]]
 SECRET = "the secret ingredient is cardamom"
 
 
-@pytest.mark.parametrize("path", ["/nope", "/predict/toy2/more", "/tasks/", "/%00", "/health"])
+@pytest.mark.parametrize("path", ["/nope", "/predict/toy2/more", "/tasks//", "/%00", "/health"])
 def test_an_unknown_path(client: TestClient, check_error: CheckError, path: str) -> None:
     check_error(client.get(path), 404, "unknown_path")
 

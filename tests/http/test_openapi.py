@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import html
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 
+from app.settings import Settings
 from deltas import TaskSpec
 
 
@@ -82,6 +87,17 @@ def test_every_route_is_documented(schema: dict[str, Any]) -> None:
             assert set(map(int, operation["responses"])) == statuses
 
 
+def test_the_timeout_is_documented_as_it_is_read(schema: dict[str, Any]) -> None:
+    for path in ("/predict", "/predict/{task}"):
+        (timeout,) = [
+            each for each in schema["paths"][path]["post"]["parameters"] if each["in"] == "header"
+        ]
+        assert timeout["name"] == "X-Request-Timeout-Ms"
+        assert not timeout["required"]
+        known = {name: timeout["schema"].get(name) for name in ("type", "minimum", "anyOf")}
+        assert known == {"type": "integer", "minimum": 1, "anyOf": None}
+
+
 def test_every_error_is_described_by_a_body_of_the_one_shape(schema: dict[str, Any]) -> None:
     codes = set()
     for _, path, operation in operations(schema):
@@ -108,5 +124,57 @@ def test_the_schema_without_a_started_app_has_no_examples(
     assert "examples" not in body
 
 
-def test_the_pages_that_show_it(client: TestClient) -> None:
-    assert "swagger" in client.get("/docs").text.lower()
+def test_the_page_needs_no_script_and_no_other_host(client: TestClient) -> None:
+    answer = client.get("/docs")
+    assert answer.headers["content-type"].startswith("text/html")
+    page = answer.text
+    assert not re.search(r"<(script|link|img|iframe)|@import|url\(", page)
+    assert set(re.findall(r"https?://[\w.]+", page)) == {"http://testserver"}
+    assert re.findall(r'href="([^#"][^"]*)"', page) == ["/openapi.json"]
+    assert client.get("/redoc").status_code == 404
+
+
+def test_the_page_shows_every_route_and_object(client: TestClient, schema: dict[str, Any]) -> None:
+    page = client.get("/docs").text
+    for method, path, operation in operations(schema):
+        assert f"<code>{method.upper()} {path}</code>" in page
+        for text in (operation["summary"], *operation["responses"]):
+            assert html.escape(text) in page
+    for name in schema["components"]["schemas"]:
+        assert f'id="{name}"' in page
+    assert set(re.findall(r'href="#(\w+)"', page)) <= set(schema["components"]["schemas"])
+
+
+def test_every_command_of_the_page_works(client: TestClient) -> None:
+    commands = re.findall(r"<pre>(.*?)</pre>", client.get("/docs").text, re.DOTALL)
+    assert len(commands) > 10
+    for command in map(html.unescape, commands):
+        curl, quiet, url, *rest = shlex.split(command)
+        assert (curl, quiet) == ("curl", "-s")
+        method = "POST" if rest else "GET"
+        headers = {"Content-Type": "application/json"} if rest else {}
+        assert rest[:2] == (["-H", "Content-Type: application/json"] if rest else [])
+        answer = client.request(method, url, headers=headers, content=rest[3] if rest else None)
+        assert answer.status_code == 200, command
+
+
+@pytest.mark.parametrize("prefix", ["", "/api/v1"], ids=["removed", "left"])
+def test_a_proxy_may_serve_the_app_under_a_prefix(
+    start: Callable[..., TestClient], prefix: str
+) -> None:
+    """The proxy may remove the prefix or leave it."""
+    client = start(root_path="/api/v1/")
+    for path in ("/tasks", "/tasks/", "/health/live", "/docs", "/"):
+        assert client.get(prefix + path).status_code == 200, path
+    assert client.post(f"{prefix}/predict/toy2", json={"inputs": "a film"}).status_code == 200
+    assert client.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": "/api/v1"}]
+    assert client.get(f"{prefix}/").json()["docs"] == "/api/v1/docs"
+    page = client.get(f"{prefix}/docs").text
+    assert 'href="/api/v1/openapi.json"' in page
+    assert "curl -s http://testserver/api/v1/predict/toy2" in page
+
+
+@pytest.mark.parametrize("prefix", ["api", "/a b", "http://x/api", "/a//b", "/?"])
+def test_a_prefix_is_a_path(prefix: str) -> None:
+    with pytest.raises(ValidationError, match="is not a path prefix; write it like /deltabert"):
+        Settings(root_path=prefix)

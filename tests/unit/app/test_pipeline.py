@@ -52,6 +52,20 @@ def test_every_wrong_row_is_named() -> None:
 
 
 def test_a_text_may_be_long_but_not_too_long() -> None:
-    assert read_texts(PAIR, [{"left": "x" * 10, "right": ""}], 10)
+    assert read_texts(PAIR, [{"left": "x" * 10, "right": "y"}], 10)
     with pytest.raises(TooLargeError, match=r"row 1, field 'right': 11 \(limit 10\)"):
-        read_texts(PAIR, [{"left": "", "right": ""}, {"left": "", "right": "x" * 11}], 10)
+        read_texts(PAIR, [{"left": "y", "right": "y"}, {"left": "y", "right": "x" * 11}], 10)
+
+
+BLANK = ["", " \t\n", "\u200b \u2060", "\x00\x1f\x7f", "\ufeff\u202e\xad", "\u3000"]
+
+
+def test_a_row_without_a_text_is_named() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        read_texts(SINGLE, [*BLANK, "!", {"text": ""}, {"line": "\u200b"}, "🙂", "é", "你"], 10)
+    named = [(item["row"], item["field"], item["problem"]) for item in caught.value.problems]
+    problem = "has no text; leave the row out"
+    rows = [*((row, None) for row in range(6)), (7, "text"), (8, "line")]
+    assert named == [(*row, problem) for row in rows]
+    with pytest.raises(InvalidInputError, match="row 0, field 'right' has no text"):
+        read_texts(PAIR, [{"left": "a", "right": " "}], 10)
