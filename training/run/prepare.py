@@ -51,10 +51,9 @@ _SCALE_ROWS = 64
 def task_spec(config: FitConfig, task: Task, backbone: Backbone, start: Delta | None) -> TaskSpec:
     """Return how the encoder reads a task's rows, for the manifest.
 
-    "auto" takes what a starting point has, and else what backbone and task are made for (decision
-    0092). A sentence encoder is made for the mean of a text's tokens and for the similarity of two
-    texts that it read separately; frozen, it can't read joint pairs. Any BERT is made for the first
-    token of a joint pair.
+    "auto" takes what a starting point has, and else what the backbone is made for (decision 0111).
+    A sentence encoder is made for the mean of a text's tokens and for two texts that it read
+    separately. Any other BERT is made for the first token, and for joint pairs.
 
     Raises:
         ConfigError: an option fits neither the task nor the starting point.
@@ -69,9 +68,8 @@ def task_spec(config: FitConfig, task: Task, backbone: Backbone, start: Delta | 
         raise ConfigError(f"--pairs separate: {task.name} has one text; leave the option out")
     pairs = config.pairs
     if pairs == "auto":
-        reads_alone = task.kind == "regression" or config.freeze == "head"
         is_sentence_encoder = backbone.pooling == "mean"
-        pairs = "separate" if is_pair and is_sentence_encoder and reads_alone else "joint"
+        pairs = "separate" if is_pair and is_sentence_encoder else "joint"
     pooling = config.pooling
     if pooling == "auto":
         pooling = "cls" if is_pair and pairs == "joint" else backbone.pooling

@@ -30,6 +30,7 @@ _COLUMNS = (
     "command",
 )  # fmt: skip
 _LAYER_COLUMNS = ("this layer alone", "all others")
+_NUMBERS = re.compile(r"-?[0-9.]+(?:e[-+]?[0-9]+)?(?:[ ;]+-?[0-9.]+(?:e[-+]?[0-9]+)?)*")
 _LAYERS = re.compile(r"([^@+]+)@(\d+)(?:-(\d+))?")
 
 
@@ -387,7 +388,8 @@ def _csv_cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = one_line(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    is_formula = text.startswith(("=", "+", "-", "@")) and not _NUMBERS.fullmatch(text)
+    return f"'{text}" if is_formula else text
 
 
 def cell_facts(cell: Cell) -> dict[str, Any]:
