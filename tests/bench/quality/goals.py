@@ -122,7 +122,7 @@ def judge_each(
     if len(missed) > 1:
         below = ", ".join(f"{each.set} {each.value:+.2f}" for each in missed)
         measured += f"; missed by {below}"
-    return Goal(text, target, measured, _state(bool(missed), missing))
+    return Goal(text, target, measured, _state(bool(missed), missing, is_measured=bool(found)))
 
 
 def judge_mean(
@@ -131,15 +131,17 @@ def judge_mean(
     """Decide a goal for the mean over sets: the mean is not below the limit."""
     missing = [name for name in wanted if name not in found]
     if not found:
-        return Goal(text, target, "nothing measured", _state(False, missing))
+        return Goal(text, target, "nothing measured", _state(False, missing, is_measured=False))
     mean = statistics.fmean(each.value for each in found.values())
     measured = f"{mean:+.2f} over {len(found)} sets"
     return Goal(text, target, measured, _state(mean < limit - _EPSILON, missing))
 
 
-def _state(is_missed: bool, missing: Sequence[str]) -> str:
+def _state(is_missed: bool, missing: Sequence[str], *, is_measured: bool = True) -> str:
     if is_missed:
         return "not met"
+    if not is_measured:
+        return "open: no runs"
     return f"open: no runs on {', '.join(missing)}" if missing else "met"
 
 
@@ -153,7 +155,8 @@ def judge_time(found: dict[str, Difference], wanted: Iterable[str]) -> Goal:
         holds = len(found) - len(missed)
         measured = f"{holds} of {len(found)} sets; most: {slowest.set} {slowest.value:.2f} times"
     text = "`head` against scikit-learn: CPU time of the whole process"
-    return Goal(text, "at most 1 times on every set", measured, _state(bool(missed), missing))
+    state = _state(bool(missed), missing, is_measured=bool(found))
+    return Goal(text, "at most 1 times on every set", measured, state)
 
 
 def judge_calibration(runs: Sequence[QualityRun], method: str) -> Goal | None:

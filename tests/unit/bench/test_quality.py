@@ -139,7 +139,11 @@ def test_goals_are_met_missed_or_open() -> None:
     ours = "`bitfit` against our full fine-tuning"
     assert found[sklearn] == ("1 of 1 sets; least: a +10.50", "met")
     assert found[f"{ours}: at least -0.5, mean of all sets"] == ("-0.50 over 1 sets", "met")
-    assert {state for _, state in found.values()} == {"met"}
+    unmeasured = {text for text, (_, state) in found.items() if state == "open: no runs"}
+    assert unmeasured == {  # no set of pairs
+        "`bitfit` against the cosine of the frozen embeddings: above 0 on every set of pairs"
+    }
+    assert {state for text, (_, state) in found.items() if text not in unmeasured} == {"met"}
     worse = [("sklearn", 0.7), ("head", 0.699), ("bitfit", 0.7), ("full", 0.73)]
     runs += [a_run("b", method, score) for method, score in worse]
     found = states(runs)

@@ -53,4 +53,5 @@ def test_a_layer_stands_beside_all_other_layers_and_missing_cells_are_empty() ->
 def test_no_cell_of_a_csv_is_a_formula() -> None:
     text = csv_text([{"note": "=1+1", "value": -0.5}, {"note": "@x\r=1", "value": 2}])
     assert text == "note,value\n'=1+1,-0.5\n'@x\\r=1,2\n"
-    assert csv_text([{"scores": "-0.0163 0.2"}, {"scores": "-1+1"}]) == "scores\n-0.0163 0.2\n'-1+1\n"
+    records = [{"scores": "-0.0163 0.2"}, {"scores": "-1+1"}]
+    assert csv_text(records) == "scores\n-0.0163 0.2\n'-1+1\n"
