@@ -1,9 +1,10 @@
 """The shipped deltas, chosen from a sweep's finished runs: `python -m training.zoo` (make zoo).
 
 For each task and strategy the run with the best score on its selection rows, which are train rows,
-supplies the delta; the dev scores play no part. A run does not count if it had fewer rows than
+supplies the delta; the dev scores play no part. A run of today's defaults (part `recipe`) is taken
+unless another one is better by more than its standard error: only its probabilities are calibrated. A run does not count if it had fewer rows than
 other runs of the task, generated rows, another backbone, or re-initialised values. The runs are
-those of `docs/results/study.toml` and `docs/results/zoo.toml`, made by `training.sweep
+those of `study.toml`, `zoo.toml` and `recipe.toml` in `docs/results`, made by `training.sweep
 --keep-deltas`. Read `training.study.results` next.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,12 +23,13 @@ import deltas
 from deltas.errors import home_path
 from training.data.tasks import TASKS
 from training.errors import DataError, run_command
-from training.study.results import Run, read_runs
+from training.study.results import Run, RunOutcome, read_runs
 from training.sweep import RUNS, WORK
 
 if TYPE_CHECKING:
     from deltas.manifest import Manifest
 
+RECIPE = "recipe"  # the part of `docs/results/recipe.toml`
 STRATEGIES = ("bitfit", "layernorm", "random:0.001", "head")
 
 
@@ -78,10 +81,17 @@ def choose(runs: Iterable[Run]) -> dict[tuple[str, str], Run]:
     for _, outcome in real:
         most |= {outcome.task: outcome.num_rows}  # the union of counters keeps the larger number
     best: dict[tuple[str, str], Run] = {}
-    for run, outcome in sorted(real, key=lambda pair: pair[1].selection_score, reverse=True):
+    for run, outcome in sorted(real, key=lambda pair: _rank(*pair), reverse=True):
         if outcome.num_rows == most[outcome.task] and outcome.strategy in STRATEGIES:
             best.setdefault((outcome.task, outcome.strategy), run)
     return best
+
+
+def _rank(run: Run, outcome: RunOutcome) -> tuple[float, float]:
+    """Return the score on the selection rows; a run of today's defaults gains a standard error."""
+    score, minus_loss = outcome.selection_score
+    error = math.sqrt(max(0.0, score * (1 - score)) / outcome.selection_rows)
+    return score + (error if run.part == RECIPE else 0.0), minus_loss
 
 
 def ship(run: Run | None, source: Path | None, target: Path, folder: Path) -> str:

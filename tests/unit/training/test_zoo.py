@@ -102,6 +102,14 @@ def test_runs_that_are_another_recipe_do_not_count(sweep: Sweep, other: Run) -> 
     assert sweep.shipped().values["accuracy"] == 0.6
 
 
+@pytest.mark.parametrize(("earlier", "wins"), [(0.82, True), (0.95, False)])
+def test_todays_defaults_win_within_their_standard_error(earlier: float, *, wins: bool) -> None:
+    """Of 20 selection rows with a score of 0.8 that is 0.09."""
+    today = run_with(0.8, 0.5, seed=1).model_copy(update={"part": zoo.RECIPE})
+    (chosen,) = zoo.choose([run_with(earlier, 0.9, seed=2), today]).values()
+    assert (chosen == today) == wins
+
+
 def test_a_start_from_another_task_counts(sweep: Sweep) -> None:
     """The delta records its start; the choice depends on the score alone."""
     sweep.add(run_with(0.9, 0.9, init_from="mnli.safetensors"))
