@@ -2,10 +2,10 @@
 
 For each task and strategy the run with the best score on its selection rows, which are train rows,
 supplies the delta; the dev scores play no part. A run of today's defaults (part `recipe`) is taken
-unless another one is better by more than its standard error: only its probabilities are calibrated. A run does not count if it had fewer rows than
-other runs of the task, generated rows, another backbone, or re-initialised values. The runs are
-those of `study.toml`, `zoo.toml` and `recipe.toml` in `docs/results`, made by `training.sweep
---keep-deltas`. Read `training.study.results` next.
+unless another one is better by more than its standard error: only its probabilities are calibrated.
+A run does not count if it had fewer rows than other runs of the task, generated rows, another
+backbone, or re-initialised values. The runs are those of `study.toml`, `zoo.toml` and `recipe.toml`
+in `docs/results`, made by `training.sweep --keep-deltas`. Read `training.study.results` next.
 """
 
 from __future__ import annotations
