@@ -1,4 +1,4 @@
-"""Limits what a client may do to a connection before and between its requests.
+"""Limits the bytes, the time and the number of connections before and between requests.
 
 `Connection` is uvicorn's protocol over httptools with the limits that uvicorn leaves out: bytes and
 time of a request's head, number of connections, clients that do not read. Everything from the body
@@ -260,7 +260,7 @@ class Connection(HttpToolsProtocol):
         )
 
     def _refuse(self, error: Exception) -> None:
-        """Answer what is no request with an error, and close the connection.
+        """Answer bytes that are no request with an error, and close the connection.
 
         Requests that came before it are answered first. The client then gets no answer to the
         rest, but learns from `Connection: close` that there is none.

@@ -7,7 +7,6 @@ requests. Read `app.batching.batcher` next, which queues the tokenized rows.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,15 +26,11 @@ from app.errors import (
     TooLargeError,
 )
 from deltas import InvalidTextError, Record, TaskSpec, TokenizedRow, tokenize_texts
-from deltas.backbone.tokenizer import row_texts
+from deltas.backbone.tokenizer import has_text, row_texts
 from deltas.manifest import PairEncoding
 
 _INLINE_CHARS = 2000  # tokenized in about the time that handing them to a thread takes
 _TOKENIZER_THREADS = 2
-# Anything but spaces, control characters and characters without width, of which no token is made.
-_VISIBLE = re.compile(
-    "[^\\s\\x00-\\x1f\\x7f-\\x9f\\xad\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff]"
-)
 _CHECK_EVERY_S = 1.1  # a little longer than an I/O thread takes to count as hanging
 
 Texts = list[tuple[str, ...]]  # the texts of each row, in the order of the task's fields
@@ -97,7 +92,7 @@ def read_texts(task: TaskSpec, rows: list[Any], max_chars: int) -> Texts:
             problems += [
                 Problem(row=position, field=name, problem="has no text; leave the row out")
                 for name, text in named
-                if not _VISIBLE.search(text)
+                if not has_text(text)
             ]
         if len(problems) >= MAX_LISTED:
             break

@@ -9,15 +9,12 @@ probability of the head before it was calibrated. Read `deltas.manifest.Decision
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from audit.options import delimited_options, parser_of, print_line, run_audit
+from audit.options import delimited_options, parser_of, run_audit
 from audit.shares import Share
 from deltas.errors import home_path
 from training.errors import ConfigError
@@ -58,13 +55,63 @@ class AbstainReport:
     stored: Abstained | None
     measures: list[MeasuredConfidence]
 
+    def as_json(self) -> dict[str, object]:
+        """Return the report for programs."""
+        manifest = self.record.manifest
+        stored = self.stored and _counts_json(self.stored)
+        rule: DecisionRule | None = manifest.decision
+        return {
+            "task": manifest.task.name,
+            "strategy": manifest.strategy.served_as,
+            "version": self.record.version,
+            "computed": self.computed,
+            "in_scope": str(self.files[0]),
+            "out_of_scope": str(self.files[1]),
+            "asked_coverage": self.wanted,
+            "decision": rule and rule.model_dump(mode="json"),
+            "stored": stored,
+            "measures": [
+                {
+                    "confidence": each.name,
+                    "limit": each.limit,
+                    "auroc": each.auroc,
+                    **_counts_json(each.counts),
+                }
+                for each in self.measures
+            ],
+        }
+
+    def as_text(self) -> str:
+        """Return the report for people."""
+        task, strategy = self.record.manifest.key
+        known, foreign = self.files
+        rule = self.record.manifest.decision
+        first = self.measures[0].counts
+        lines = [
+            f"{task}/{strategy}, version {self.record.version}, {self.computed}",
+            f"{first.coverage.total:,} rows in scope ({known.name}), "
+            f"{first.recall.total:,} out of scope ({foreign.name})",
+            "",
+        ]
+        if self.stored is None or rule is None:
+            lines.append(
+                "no limit is stored in the delta: it always answers (fit --coverage sets one)"
+            )
+        else:
+            lines.append(f"limit stored in the delta: {rule.confidence} {rule.limit:.4g}")
+            lines += _count_lines(self.stored)
+        lines += [
+            "",
+            f"at an in-scope coverage of {self.wanted:g}, with a limit chosen on these rows:",
+        ]
+        for each in self.measures:
+            lines.append(f"{each.name}, AUROC {each.auroc:.3f}")
+            lines += _count_lines(each.counts)
+        return "".join(f"{line}\n" for line in lines)
+
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m deltas abstain") -> int:
     """Run the command; returns the exit code: 0 done, 1 unusable data, 2 misuse."""
-    return run_audit(lambda: _abstain(arguments, prog))
-
-
-def _abstain(arguments: Sequence[str] | None, prog: str) -> int:
     parser = parser_of(
         prog,
         "Measure how many rows out of scope get no answer (recall) while rows in scope do "
@@ -80,13 +127,7 @@ def _abstain(arguments: Sequence[str] | None, prog: str) -> int:
         default=0.95,
         help="share of the rows in scope to answer (default: 0.95)",
     )
-    options = parser.parse_args(arguments)
-    report = measure(options)
-    if options.json:
-        print_line(json.dumps(as_json(report)))
-    else:
-        sys.stdout.write(as_text(report))
-    return 0
+    return run_audit(parser, arguments, measure)
 
 
 def measure(options: argparse.Namespace) -> AbstainReport:
@@ -171,11 +212,11 @@ def _measured(
     from sklearn.metrics import roc_auc_score
 
     from deltas.manifest import DecisionRule
+    from training.run.head.thresholds import num_answered
 
     unit = DecisionRule(confidence=confidence)
     inside, outside = (list(map(unit.confidence_of, rows)) for rows in logits)
-    answered = math.ceil(round(coverage * len(inside), 6))  # 0.9 x 1,000 is a little off 900
-    limit = sorted(inside, reverse=True)[answered - 1]
+    limit = sorted(inside, reverse=True)[num_answered(coverage, len(inside)) - 1]
     counts = Abstained(
         Share(sum(value >= limit for value in inside), len(inside)),
         Share(sum(value < limit for value in outside), len(outside)),
@@ -184,62 +225,8 @@ def _measured(
     return MeasuredConfidence(name, limit, counts, float(roc_auc_score(is_known, inside + outside)))
 
 
-def as_json(report: AbstainReport) -> dict[str, object]:
-    """Return the report for programs."""
-    manifest = report.record.manifest
-    stored = report.stored and _counts_json(report.stored)
-    rule: DecisionRule | None = manifest.decision
-    return {
-        "task": manifest.task.name,
-        "strategy": manifest.strategy.served_as,
-        "version": report.record.version,
-        "computed": report.computed,
-        "in_scope": str(report.files[0]),
-        "out_of_scope": str(report.files[1]),
-        "asked_coverage": report.wanted,
-        "decision": rule and rule.model_dump(mode="json"),
-        "stored": stored,
-        "measures": [
-            {
-                "confidence": each.name,
-                "limit": each.limit,
-                "auroc": each.auroc,
-                **_counts_json(each.counts),
-            }
-            for each in report.measures
-        ],
-    }
-
-
 def _counts_json(counts: Abstained) -> dict[str, object]:
     return {"coverage": counts.coverage.as_json(), "recall": counts.recall.as_json()}
-
-
-def as_text(report: AbstainReport) -> str:
-    """Return the report for people."""
-    task, strategy = report.record.manifest.key
-    known, foreign = report.files
-    rule = report.record.manifest.decision
-    first = report.measures[0].counts
-    lines = [
-        f"{task}/{strategy}, version {report.record.version}, {report.computed}",
-        f"{first.coverage.total:,} rows in scope ({known.name}), "
-        f"{first.recall.total:,} out of scope ({foreign.name})",
-        "",
-    ]
-    if report.stored is None or rule is None:
-        lines.append("no limit is stored in the delta: it always answers (fit --coverage sets one)")
-    else:
-        lines.append(f"limit stored in the delta: {rule.confidence} {rule.limit:.4g}")
-        lines += _count_lines(report.stored)
-    lines += [
-        "",
-        f"at an in-scope coverage of {report.wanted:g}, with a limit chosen on these rows:",
-    ]
-    for each in report.measures:
-        lines.append(f"{each.name}, AUROC {each.auroc:.3f}")
-        lines += _count_lines(each.counts)
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _count_lines(counts: Abstained) -> list[str]:

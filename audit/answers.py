@@ -1,7 +1,7 @@
 """Answers rows by several deltas as the server does: the same engine, rows of all tasks in a pass.
 
-Which deltas are meant is decided here, too. The engine is `app.engine.engine`; what logits decide
-is said by `app.http.predictions`.
+It also finds the deltas that a command line names. The engine is `app.engine.engine`;
+`app.http.predictions` turns logits into decisions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TOKENIZED_TOGETHER = 256
 
 
 def choose_records(paths: Sequence[Path], names: Sequence[str], backbone: Backbone) -> list[Record]:
-    """Return the deltas that paths and names mean: files, and then tasks of folders.
+    """Return the deltas that paths and names stand for: files, and then tasks of folders.
 
     Args:
         paths: delta files, and folders of them.

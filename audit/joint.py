@@ -9,14 +9,12 @@ so; nothing is read but their texts. Read `audit.firing` for the labels that cou
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from audit.options import delimited_options, parser_of, print_line, run_audit
+from audit.options import delimited_options, parser_of, run_audit
 from audit.shares import Share, percent
 from deltas.errors import home_path, one_line
 
@@ -55,13 +53,62 @@ class JointCount:
         """The rate to expect if the tasks fired independently of each other."""
         return 1 - math.prod(1 - task.fired.rate for task in self.tasks)
 
+    def as_json(self) -> dict[str, object]:
+        """Return the report for programs."""
+        return {
+            "file": str(self.rows.path),
+            "rows": len(self.rows),
+            "computed": self.computed,
+            "tasks": [
+                {
+                    "task": task.record.manifest.task.name,
+                    "strategy": task.record.manifest.strategy.served_as,
+                    "version": task.record.version,
+                    "fires_on": list(task.firing.labels),
+                    "chosen": task.firing.reason,
+                    "fired": task.fired.as_json(),
+                    "no_answer": task.no_answer,
+                    "truncated": task.truncated,
+                }
+                for task in self.tasks
+            ],
+            "at_least_one": self.fired.as_json(),
+            "independent_rate": self.independent_rate,
+            "fired_rows": [
+                {"row": number, "tasks": names} for number, names in self.fired_rows.items()
+            ],
+        }
+
+    def as_text(self) -> str:
+        """Return the report for people."""
+        tasks = self.tasks
+        lines = [f"{len(self.rows):,} rows of {self.rows.path.name}, {self.computed}"]
+        width = max(len(task.name) for task in tasks)
+        for task in tasks:
+            labels = task.firing.labels
+            shown = ", ".join(map(one_line, labels[:3])) + (" ..." if len(labels) > 3 else "")
+            lines.append(
+                f"{task.name:{width}}  fires on {shown} ({task.firing.reason}): {task.fired}"
+            )
+            if task.no_answer:
+                lines.append(f"{'':{width}}  no answer: {Share(task.no_answer, len(self.rows))}")
+            if task.truncated:
+                lines.append(f"{'':{width}}  {task.truncated:,} rows are cut to the maximum length")
+        lines.append(f"at least one task fires: {self.fired}")
+        lines.append(f"to expect if the tasks were independent: {percent(self.independent_rate)}")
+        if numbers := list(self.fired_rows):
+            more = len(numbers) - _SHOWN_ROWS
+            rest = f" and {more:,} more (--json has all)" if more > 0 else ""
+            lines.append(
+                f"rows: {', '.join(f'{number:,}' for number in numbers[:_SHOWN_ROWS])}{rest}"
+            )
+        if not all("--fires" in task.firing.reason for task in tasks):
+            lines.append("--fires TASK=LABEL names another label")
+        return "".join(f"{line}\n" for line in lines)
+
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m deltas joint") -> int:
     """Run the command; returns the exit code: 0 done, 1 unusable data, 2 misuse."""
-    return run_audit(lambda: _joint(arguments, prog))
-
-
-def _joint(arguments: Sequence[str] | None, prog: str) -> int:
     parser = parser_of(
         prog,
         "Count how often tasks fire on rows that you know to be innocent: each task, and at least "
@@ -84,13 +131,7 @@ def _joint(arguments: Sequence[str] | None, prog: str) -> int:
         help="the label on which a task fires; may be repeated; '*' is any answer (default: of two "
         "labels the affirmative or rarer one, of a multi-label task any)",
     )
-    options = parser.parse_args(arguments)
-    counted = count_joint(options)
-    if options.json:
-        print_line(json.dumps(as_json(counted)))
-    else:
-        sys.stdout.write(as_text(counted))
-    return 0
+    return run_audit(parser, arguments, count_joint)
 
 
 def count_joint(options: argparse.Namespace) -> JointCount:
@@ -161,54 +202,3 @@ def _fired_rows(
         if found:
             fired[number] = found
     return fired
-
-
-def as_json(counted: JointCount) -> dict[str, object]:
-    """Return the report for programs."""
-    return {
-        "file": str(counted.rows.path),
-        "rows": len(counted.rows),
-        "computed": counted.computed,
-        "tasks": [
-            {
-                "task": task.record.manifest.task.name,
-                "strategy": task.record.manifest.strategy.served_as,
-                "version": task.record.version,
-                "fires_on": list(task.firing.labels),
-                "chosen": task.firing.reason,
-                "fired": task.fired.as_json(),
-                "no_answer": task.no_answer,
-                "truncated": task.truncated,
-            }
-            for task in counted.tasks
-        ],
-        "at_least_one": counted.fired.as_json(),
-        "independent_rate": counted.independent_rate,
-        "fired_rows": [
-            {"row": number, "tasks": names} for number, names in counted.fired_rows.items()
-        ],
-    }
-
-
-def as_text(counted: JointCount) -> str:
-    """Return the report for people."""
-    tasks = counted.tasks
-    lines = [f"{len(counted.rows):,} rows of {counted.rows.path.name}, {counted.computed}"]
-    width = max(len(task.name) for task in tasks)
-    for task in tasks:
-        labels = task.firing.labels
-        shown = ", ".join(map(one_line, labels[:3])) + (" ..." if len(labels) > 3 else "")
-        lines.append(f"{task.name:{width}}  fires on {shown} ({task.firing.reason}): {task.fired}")
-        if task.no_answer:
-            lines.append(f"{'':{width}}  no answer: {Share(task.no_answer, len(counted.rows))}")
-        if task.truncated:
-            lines.append(f"{'':{width}}  {task.truncated:,} rows are cut to the maximum length")
-    lines.append(f"at least one task fires: {counted.fired}")
-    lines.append(f"to expect if the tasks were independent: {percent(counted.independent_rate)}")
-    if numbers := list(counted.fired_rows):
-        more = len(numbers) - _SHOWN_ROWS
-        rest = f" and {more:,} more (--json has all)" if more > 0 else ""
-        lines.append(f"rows: {', '.join(f'{number:,}' for number in numbers[:_SHOWN_ROWS])}{rest}")
-    if not all("--fires" in task.firing.reason for task in tasks):
-        lines.append("--fires TASK=LABEL names another label")
-    return "".join(f"{line}\n" for line in lines)

@@ -1,10 +1,15 @@
-"""Defines the flags that both commands have, and runs them: their errors become messages."""
+"""Defines the flags of both commands, runs them and prints their reports; errors become messages.
+
+Tested by tests/unit/audit/test_joint.py and tests/unit/audit/test_abstain.py.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import deltas.errors
 from deltas.errors import home_or_name
@@ -48,15 +53,35 @@ def delimited_options(options: argparse.Namespace) -> DelimitedOptions:
         raise ConfigError(f"--delimiter: {error}") from error
 
 
-def run_audit(command: Callable[[], int]) -> int:
-    """Run a command; returns its exit code: 0 done, 1 unusable data, 2 misuse, 130 interrupted."""
+class Report(Protocol):
+    """The result of a command."""
+
+    def as_json(self) -> dict[str, object]:
+        """Return the report for programs."""
+
+    def as_text(self) -> str:
+        """Return the report for people."""
+
+
+def run_audit(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    measure: Callable[[argparse.Namespace], Report],
+) -> int:
+    """Measure as the arguments say, and print the report.
+
+    Returns the exit code: 0 done, 1 unusable data, 2 misuse, 130 interrupted.
+    """
     from app.errors import BadResultError, DeltaUnavailableError
 
     errors = TrainingError, BadResultError, DeltaUnavailableError
     misuse = ConfigError, TaskError
+
+    def command() -> int:
+        options = parser.parse_args(arguments)
+        report = measure(options)
+        text = json.dumps(report.as_json()) + "\n" if options.json else report.as_text()
+        sys.stdout.write(text)
+        return 0
+
     return deltas.errors.run_command(command, errors=errors, misuse=misuse)
-
-
-def print_line(text: str) -> None:
-    """Write a line of the report to standard output."""
-    sys.stdout.write(f"{text}\n")

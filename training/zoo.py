@@ -88,7 +88,10 @@ def choose(runs: Iterable[Run]) -> dict[tuple[str, str], Run]:
 
 
 def _rank(run: Run, outcome: RunOutcome) -> tuple[float, float]:
-    """Return the score on the selection rows; a run of today's defaults gains a standard error."""
+    """Return the score on the selection rows; a run of today's defaults gains a standard error.
+
+    The error is that of a share of rows; for correlations it is an approximation.
+    """
     score, minus_loss = outcome.selection_score
     error = math.sqrt(max(0.0, score * (1 - score)) / outcome.selection_rows)
     return score + (error if run.part == RECIPE else 0.0), minus_loss

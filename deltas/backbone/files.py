@@ -1,4 +1,4 @@
-"""Read a backbone's JSON files from a folder or the hub, and say which of its files is wrong.
+"""Reads a backbone's JSON files from a folder or the hub, and names the file that is wrong.
 
 `transformers` reads the same files, but its errors rarely name the file or the value.
 `deltas.backbone.backbone` loads the network.

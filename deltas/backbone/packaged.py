@@ -1,7 +1,7 @@
-"""Find the packaged backbone, and state what it computes.
+"""Finds the packaged backbone, and states its fingerprints and settings.
 
-Deltas of earlier releases name the fingerprints of their backbone only. For those of the packaged
-one, `PACKAGED` says what else their backbone must have.
+Deltas of earlier releases name the fingerprints of their backbone only. If these are those of the
+packaged one, `PACKAGED` has the settings that their backbone must have, too.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ between threads. `deltas.encoder.packing` packs the rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,15 @@ from deltas.errors import InvalidTextError, did_you_mean
 from deltas.manifest import PairEncoding, TaskSpec
 
 GENERIC_FIELDS = ("text", "text_pair")
+# Anything but spaces, control characters and characters without width, of which no token is made.
+_VISIBLE = re.compile(
+    "[^\\s\\x00-\\x1f\\x7f-\\x9f\\xad\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff]"
+)
+
+
+def has_text(text: str) -> bool:
+    """Tell whether a text has a visible character; training and serving refuse all others."""
+    return _VISIBLE.search(text) is not None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from deltas import Manifest, read_delta
 from training import fit
 from training.options import flag_of
 from training.run.evaluation import METRICS, compute_metrics
-from training.run.predictions import read_predictions
+from training.run.output import read_predictions
 
 WORDS = {"red": "good film", "green": "bad plot", "blue": "very long", "grey": "x y"}
 Rows = list[tuple[str, str]]

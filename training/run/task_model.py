@@ -162,8 +162,8 @@ class TaskModel:
 class ServedModel:
     """A trained model whose logits have the bits that a server on this CPU computes.
 
-    The pass of a training rounds at other places, as gradients need; in bfloat16 it gives about one
-    row in a thousand, near a tie, another label than the server.
+    The pass of a training rounds at other places, as gradients need; in bfloat16 it gives a few
+    rows in a thousand, near a tie, another label than the server (decision 0102).
 
     Args:
         backbone: the frozen weights.

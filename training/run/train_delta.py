@@ -51,12 +51,14 @@ from training.run.evaluation import Decided, calibrate, calibrate_head, predict,
 from training.run.head.thresholds import check_target
 from training.run.loop.checkpoint import state_notes, state_path
 from training.run.loop.loop import Progress, Report, train
-from training.run.loop.output import already_exists, reserve, write_result
 from training.run.loop.schedule import LoopConfig
-from training.run.predictions import (
+from training.run.output import (
     PredictedSplit,
+    already_exists,
     predictions_path,
+    reserve,
     write_predictions,
+    write_result,
 )
 from training.run.prepare import (
     file_digest,

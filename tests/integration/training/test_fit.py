@@ -27,7 +27,7 @@ from tests.unit.training.test_fit_options import (
 from tests.unit.training.test_fit_resume import assert_same, out_of, result, states
 from training import fit
 from training.data.glue import load_task
-from training.run.predictions import predictions_path, read_predictions
+from training.run.output import predictions_path, read_predictions
 
 ROOT = Path(fit.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

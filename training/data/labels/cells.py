@@ -16,7 +16,7 @@ import unicodedata
 from contextlib import suppress
 from typing import Any
 
-from training.data.files.spelling import clean
+from deltas.backbone.tokenizer import has_text
 
 _POINT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _COMMA = re.compile(r"[+-]?\d+(,\d+)?", re.ASCII)
@@ -42,7 +42,7 @@ def is_blank(value: Any) -> bool:
     """Return True for a missing value, and for a text without visible characters."""
     if isinstance(value, float):
         return math.isnan(value)
-    return value is None or (isinstance(value, str) and not clean(value))
+    return value is None or (isinstance(value, str) and not has_text(value))
 
 
 def parse_number(value: Any, decimal: str = ".") -> float | None:

@@ -77,10 +77,15 @@ def _confidences(rule: DecisionRule, logits: Numbers) -> Numbers:
     return np.array([rule.confidence_of(row) for row in logits.tolist()])
 
 
+def num_answered(coverage: float, num_rows: int) -> int:
+    """Return the least number of rows that make up a share of all rows."""
+    return math.ceil(round(coverage * num_rows, 6))  # 0.9 x 1,000 is a little off 900
+
+
 def _limit(logits: Numbers, confidence: Confidence, coverage: float) -> DecisionRule:
     """Return the rule that answers at least this share of the rows, the most confident ones."""
     ranked = np.sort(_confidences(DecisionRule(confidence=confidence), logits))[::-1]
-    answered = math.ceil(round(coverage * len(ranked), 6))  # 0.9 x 1,000 is a little off 900
+    answered = num_answered(coverage, len(ranked))
     cuts = _cuts(ranked)
     at = int(cuts[np.searchsorted(cuts, answered - 1)])
     return DecisionRule(confidence=confidence, limit=_between(ranked, at))

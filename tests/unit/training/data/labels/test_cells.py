@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltas.backbone.tokenizer import has_text
 from tests.laws import law
 from training.data.labels.cells import (
     is_blank,
@@ -81,6 +82,17 @@ def test_a_number_with_groups_resembles_a_number() -> None:
 def test_missing_values_are_blank() -> None:
     assert all(map(is_blank, (None, "", " \t", float("nan"))))
     assert not any(map(is_blank, (0, 0.0, "0", [], False)))
+
+
+@pytest.mark.parametrize(
+    "text", ["\u200d\u200c", "\ufeff\u00a0", "\x1b", "\u2062", "\u206a \u00ad"]
+)
+def test_texts_that_serving_refuses_are_blank_in_training(text: str) -> None:
+    """Invisible signs such as U+2062 were a text in training, and none for the server."""
+    assert is_blank(text)
+    assert not has_text(text)
+    assert has_text(f"{text}a")
+    assert not is_blank(f"{text}a")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.training.data.labels.test_label_column import LOOK_THE_SAME
 from training.data.files.columns import Columns
 from training.data.files.spelling import clean
 from training.data.labels.doubts import find_doubts
@@ -32,15 +33,7 @@ def test_a_label_that_occurs_once_is_worth_a_warning() -> None:
 
 
 def test_names_that_look_exactly_the_same_are_told() -> None:
-    names = [
-        "caf\u00e9",
-        "cafe\u0301",
-        "caf\u00e9\u200b",
-        "caf\u00e9\u00a0",
-        "tea",
-        "tea\ufeff",
-    ] * 2
-    (found,) = doubts(names)
+    (found,) = doubts(LOOK_THE_SAME * 2)
     assert "spellings that look the same were read as one label: 'caf\u00e9' (written 'caf" in found
     assert "'cafe\\u0301'" in found
     assert "'tea\\ufeff'" in found

@@ -1,16 +1,47 @@
-"""The file of a run's delta: two runs for one file, and files that come from elsewhere."""
+"""The files of a run: two runs for one delta, files from elsewhere, predictions without texts."""
 
 from __future__ import annotations
 
 import threading
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from deltas import Backbone, read_delta, write_delta
 from tests.factories import TOY_TASKS, make_delta
+from training.data.rows import Rows
 from training.errors import ConfigError, TrainingError
-from training.run.loop.output import reserve, write_result
+from training.run.output import (
+    PredictedSplit,
+    predictions_path,
+    read_predictions,
+    reserve,
+    write_predictions,
+    write_result,
+)
+
+
+@pytest.mark.parametrize(
+    ("labels", "outputs"), [([1, 0, 1], 2), ([0.5, 1.0, -2.0], 1), ([[1, 0], [0, 0], [1, 1]], 2)]
+)
+def test_predictions_are_read_back_and_hold_no_text(
+    tmp_path: Path, labels: list[object], outputs: int
+) -> None:
+    rows = Rows([("secret one",), ("secret two",), ("secret three",)], labels)  # type: ignore[arg-type]
+    logits = torch.randn(3, outputs, generator=torch.Generator().manual_seed(0))
+    held = rows.take([2, 0])
+    path = predictions_path(tmp_path / "random-0.001.safetensors")
+    assert path.name == "random-0.001.predictions.parquet"
+    parts = [PredictedSplit("selection", held, logits[:2]), PredictedSplit("dev", rows, logits)]
+    write_predictions(path, parts)
+    numbers, gold, found = read_predictions(path, "selection")
+    assert (numbers, gold) == ([3, 1], [labels[2], labels[0]])
+    assert torch.equal(found, logits[:2])
+    assert read_predictions(path, "dev")[0] == [1, 2, 3]
+    assert pq.read_schema(path).names == ["split", "row", "gold", "logits"]
+    assert b"secret" not in path.read_bytes()
 
 
 def test_the_second_run_for_a_file_is_told_before_it_trains(tmp_path: Path) -> None:
