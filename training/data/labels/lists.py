@@ -114,18 +114,22 @@ def find_joined(
         if not joined:
             continue
         is_known, is_repeated = _known_shares(texts.values(), joined.values(), separator)
-        row, text = next(iter(joined.items()))
-        where = f"{columns.where(column, row)}: {text!r}"
-        may_repeat = separator in (*_USUAL_SEPARATORS, *_RARE_SEPARATORS)
-        if is_sure and (is_known >= _MOST or (may_repeat and is_repeated >= _MOST)):
+        alone = _alone(texts.values(), separator)
+        known = (row for row, text in joined.items() if _parts(text, separator) <= alone)
+        row = next(known, next(iter(joined)))
+        where = f"{columns.where(column, row)}: {joined[row]!r}"
+        is_usual = separator in _USUAL_SEPARATORS
+        is_doubtful = is_usual and (is_known > 0 or is_repeated == 1)
+        may_repeat = is_usual or separator in _RARE_SEPARATORS
+        if is_sure and (is_doubtful or is_known >= _MOST or (may_repeat and is_repeated >= _MOST)):
             return ListForm(separator)
-        if is_known >= _MOST and separator in _USUAL_SEPARATORS:
+        if is_usual and is_known >= _MOST:
             warn(
                 f"{where} was read as several labels, since its parts are labels of other rows; "
                 "--kind single_label takes such cells for names"
             )
             return ListForm(separator)
-        if is_known >= _MOST or (is_repeated == 1 and separator in _USUAL_SEPARATORS):
+        if is_doubtful or is_known >= _MOST:
             warn(
                 f"{where} was read as one name, though its parts occur in other labels; "
                 "--kind multi_label takes such cells for several labels"
@@ -156,17 +160,26 @@ def _known_shares(
     A part is known if it is the whole label of a row, and repeated if it is known or occurs in
     several different cells.
     """
-    single = (text.strip().strip(separator) for text in texts if not _joins(text, separator))
-    alone = set(map(clean, single))  # a separator at the end joins nothing
-    parts = {text: [clean(part) for part in text.split(separator)] for text in joined}
-    counts = Counter(part for found in parts.values() for part in set(found))
+    alone = _alone(texts, separator)
+    parts = {text: _parts(text, separator) for text in joined}
+    counts = Counter(part for found in parts.values() for part in found)
     repeated = alone | {part for part, count in counts.items() if count > 1}
     cells = list(joined)
     shares = [
-        sum(all(not part or part in known for part in parts[text]) for text in cells) / len(cells)
-        for known in (alone, repeated)
+        sum(parts[text] <= known for text in cells) / len(cells) for known in (alone, repeated)
     ]
     return shares[0], shares[1]
+
+
+def _alone(texts: Iterable[str], separator: str) -> set[str]:
+    """Return the names that are the whole label of a row."""
+    single = (text.strip().strip(separator) for text in texts if not _joins(text, separator))
+    return set(map(clean, single))  # a separator at the end joins nothing
+
+
+def _parts(text: str, separator: str) -> set[str]:
+    """Return the names that a separator joins."""
+    return set(filter(None, map(clean, text.split(separator))))
 
 
 def _vector_separator(texts: Mapping[int, str]) -> str:

@@ -202,6 +202,23 @@ def test_names_that_may_be_joined_are_worth_a_warning(values: list[str]) -> None
     assert doubts == []
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["art; sport", "sport; politics", "sport", "politics"],
+        ["art, sport", "sport, politics", "sport", "politics", "Washington, D.C."],
+    ],
+)
+def test_one_cell_of_known_labels_among_other_joined_names_is_worth_a_warning(
+    values: list[str],
+) -> None:
+    form, doubts = joined(values)
+    assert form is None
+    (doubt,) = doubts
+    assert f"row 2, column 'y': {values[1]!r} was read as one name" in doubt
+    assert joined(values, is_sure=True) == (ListForm(values[0][3]), [])
+
+
 def test_a_bar_joins_labels_in_formats_without_types() -> None:
     assert find(["a|b", "a"]) == ListForm("|")
     assert find(["a|b", "a"], "a.jsonl") is None
