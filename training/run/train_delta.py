@@ -29,6 +29,7 @@ from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
 from deltas.format import check_delta
 from deltas.hardware import pick_device, pick_precision
 from deltas.manifest import (
+    BackboneRef,
     InitialDelta,
     Manifest,
     RunHistory,
@@ -146,7 +147,7 @@ def prepare_run(config: FitConfig) -> PreparedRun:
         initial=initial,
         spec=spec,
         path=path,
-        state=_state_file(path, config, data, backbone),
+        state=_state_file(path, config, data, backbone.ref, spec),
         start=start_facts,
         rows=rows,
         splits=splits,
@@ -248,13 +249,16 @@ def _load_rows(config: FitConfig) -> TaskData:
     return data if config.train_rows is None else data.subset(config.train_rows, config.seed)
 
 
-def _state_file(path: Path, config: FitConfig, data: TaskData, backbone: Backbone) -> Path:
+def _state_file(
+    path: Path, config: FitConfig, data: TaskData, backbone: BackboneRef, spec: TaskSpec
+) -> Path:
     """Return the run's checkpoint file; only a run that gives the same values shares it."""
     device = pick_device(config.device)
     resolved = {"device": device.type, "precision": pick_precision(config.precision, device)}
     options = config.model_copy(update=resolved).model_dump_json(exclude=_NOT_PART_OF_A_RUN)
-    ref, start = backbone.ref, file_digest(config.init_from)
-    sources = f"{data.digest} {ref.fingerprint} {ref.tokenizer_fingerprint} {start}"
+    computes = backbone.model_dump_json(exclude={"id", "revision"})  # the same under another name
+    reads = spec.model_dump_json()  # a backbone's own pooling is part of it
+    sources = f"{data.digest} {computes} {reads} {file_digest(config.init_from)}"
     software = f"torch {_versions()['torch']} in {distributed.count()}"
     key = hashlib.sha256(f"{options} {sources} {software}".encode()).hexdigest()[:12]
     return state_path(path, key)

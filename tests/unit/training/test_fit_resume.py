@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,18 @@ from training.run.loop.loop import Progress
 ROWS = 90
 STEPS = 22  # 81 rows in batches of 8, twice
 EVALUATIONS = (6, 11, 17, 22)
+# Changes of a backbone that leave its weights as they are: the file, a text in it, and another one.
+BACKBONE_CHANGES = {
+    "tokenizer": ("tokenizer.json", "[unused0]", "[unused9]"),
+    "longest word": (
+        "tokenizer.json",
+        '"max_input_chars_per_word": 100',
+        '"max_input_chars_per_word": 60',
+    ),
+    "heads": ("config.json", '"num_attention_heads": 3', '"num_attention_heads": 2'),
+    "activation": ("config.json", '"hidden_act": "gelu"', '"hidden_act": "gelu_new"'),
+    "epsilon": ("config.json", '"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-05'),
+}
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +208,19 @@ def test_another_runs_state_is_never_continued(
     assert_same(result(other), uninterrupted(other))
 
 
-@pytest.mark.parametrize("change", ["torch", "processes", "tokenizer"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "torch",
+        "processes",
+        "tokenizer",
+        "longest word",
+        "heads",
+        "activation",
+        "epsilon",
+        "pooling",
+    ],
+)
 def test_an_option_that_changes_the_rest_of_a_run_makes_another_run(
     words: list[str],
     tiny_backbone_dir: Path,
@@ -204,7 +229,7 @@ def test_an_option_that_changes_the_rest_of_a_run_makes_another_run(
     capsys: pytest.CaptureFixture[str],
     change: str,
 ) -> None:
-    """Rounding, masks of dropout or tokens would be others after the resume."""
+    """Rounding, masks of dropout, tokens or the encoder would be others after the resume."""
     folder = own_backbone(words, tiny_backbone_dir, tmp_path)
     with monkeypatch.context() as patch:
         stop_at(7, patch)
@@ -214,9 +239,16 @@ def test_an_option_that_changes_the_rest_of_a_run_makes_another_run(
         monkeypatch.setattr(train_delta, "_versions", lambda: {"torch": "1.0"})
     elif change == "processes":
         monkeypatch.setattr(distributed, "count", lambda: 2)
+    elif change == "pooling":
+        module = {"type": "sentence_transformers.models.Pooling", "path": "pooling"}
+        (folder / "modules.json").write_text(json.dumps([module]))
+        (folder / "pooling").mkdir()
+        (folder / "pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
     else:
-        file = folder / "tokenizer.json"
-        file.write_text(file.read_text().replace("[unused0]", "[unused9]"))
+        name, old, new = BACKBONE_CHANGES[change]
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
     stop_at(1, monkeypatch)
     assert fit.main([*words, "--resume"]) == 130
     assert "--resume: no state of this run" in told(capsys)
