@@ -144,11 +144,21 @@ def _ends(records: Iterable[Record], show: Callable[[Record], str]) -> str:
 
 
 def performance_page() -> str:
-    """Tabulate the ratios of docs/performance/*.json, one table for each benchmark."""
+    """Tabulate docs/performance/*.json, one table for each benchmark and one for the soak."""
     about = tomllib.loads((ROOT / ".make" / "ratios.toml").read_text(encoding="utf-8"))
     texts = ((ROOT / f"docs/performance/{name}.json").read_text("utf-8") for name in BENCHMARKS)
     reports = zip(BENCHMARKS, map(json.loads, texts), strict=True)
-    return "\n".join(benchmark_table(name, report, about) for name, report in reports)
+    tables = [benchmark_table(name, report, about) for name, report in reports]
+    return "\n".join([*tables, soak_part()])
+
+
+def soak_part() -> str:
+    """Tabulate the numbers of docs/performance/soak.json beside what is allowed."""
+    from tests.bench.soak.report import table
+
+    report = json.loads((ROOT / "docs/performance/soak.json").read_text(encoding="utf-8"))
+    measured = [_measured_on(report["machine"], report["precision"]), *report["environment"]]
+    return f"### `make soak`\n\n{', '.join(measured)}.\n\n{markdown(table(report))}"
 
 
 def benchmark_table(name: str, report: dict[str, Any], about: dict[str, Any]) -> str:
@@ -159,11 +169,15 @@ def benchmark_table(name: str, report: dict[str, Any], about: dict[str, Any]) ->
         if key in words:
             rows.append([words[key], f"{value:.3g}", target(value, wanted.get(key))])
     measured = (
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['instructions']}, "
-        f"{report['precision']}, rows of {report['data']}. {report.get('note', '')}"
+        f"{_measured_on(machine, report['precision'])}, "
+        f"rows of {report['data']}. {report.get('note', '')}"
     )
     losses = "\n" + markdown(_losses(report["strategies"])) if "strategies" in report else ""
     return f"### `make bench-{name}`\n\n{measured.rstrip()}\n\n{markdown(rows)}{losses}"
+
+
+def _measured_on(machine: dict[str, Any], precision: str) -> str:
+    return f"{machine['cpu']}, {machine['threads']} threads, {machine['instructions']}, {precision}"
 
 
 def target(value: float, wanted: str | None) -> str:

@@ -47,6 +47,14 @@ class Request(NamedTuple):
     tokens: int
 
 
+class Response(NamedTuple):
+    """An answer: status, head in lower case, and body."""
+
+    status: int
+    headers: bytes
+    body: bytes
+
+
 class Connection:
     """One keep-alive connection."""
 
@@ -55,31 +63,42 @@ class Connection:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Send a request; returns the status and the headers."""
+    async def ask(self, request: bytes) -> Response:
+        """Send a request; send it again if the connection was closed while it was idle."""
         if self._streams is not None:
             try:
-                return await self._ask(request, *self._streams)
+                return await self.ask_once(request)
             except (OSError, asyncio.IncompleteReadError):
                 self.close()  # the server closes connections that were idle for a while
-        self._streams = await asyncio.open_connection(self._host, self._port)
-        return await self._ask(request, *self._streams)
+        return await self.ask_once(request)
 
-    @staticmethod
-    async def _ask(
-        request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> tuple[int, bytes]:
-        writer.write(request)
+    async def ask_once(self, request: bytes) -> Response:
+        """Send a request on the open connection, or on a new one.
+
+        Raises:
+            OSError: there is no connection.
+            asyncio.IncompleteReadError: the connection was closed before the answer's end.
+        """
+        await self.send(request)
+        assert self._streams is not None
+        reader, _ = self._streams
         head = await reader.readuntil(b"\r\n\r\n")
         headers = head.lower()
         start = headers.index(b"content-length:") + 15
-        await reader.readexactly(int(headers[start : headers.index(b"\r\n", start)]))
-        return int(head[9:12]), headers
+        body = await reader.readexactly(int(headers[start : headers.index(b"\r\n", start)]))
+        return Response(int(head[9:12]), headers, body)
+
+    async def send(self, request: bytes) -> None:
+        """Send a request and do not wait for its answer."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(self._host, self._port)
+        self._streams[1].write(request)
 
     def close(self) -> None:
-        """Drop it."""
+        """Close the connection; the next request opens another one."""
         if self._streams is not None:
             self._streams[1].close()
+            self._streams = None
 
 
 def encode_requests(path: Path, host: str) -> list[Request]:
@@ -99,7 +118,7 @@ def encode_requests(path: Path, host: str) -> list[Request]:
 async def one_request(connection: Connection, request: Request, tally: Tally) -> None:
     """Ask, and note how it went."""
     started = time.perf_counter()
-    status, headers = await connection.ask(request.content)
+    status, headers, _ = await connection.ask(request.content)
     tally.statuses[status] += 1
     if status == 200:
         tally.rows += request.rows

@@ -1,0 +1,164 @@
+"""`make soak`: many clients of every kind for a long time, and every answer compared.
+
+    python -m tests.bench.soak [--minutes 30] [--clients 32] [--slots 8] [--json FILE]
+
+The real server runs in a process of its own with few slots; the clients predict, fan out, send
+lists, leave, set deadlines, send bad requests, and read pages. Ends with status 1 after a wrong
+answer, a 5xx that was not announced, a request without an answer, a changed digest, or, in a soak
+of at least 30 minutes, memory that grows by more than 1 % an hour. Ctrl-C ends early, with the
+table of the numbers so far. A line a minute tells the progress. Settings of the server
+(DELTABERT_THREADS and others) may be given in the environment; on a machine that others use, too,
+DELTABERT_DEADLINE_S=120 keeps a stall of the machine from counting as one of the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deltas import load_backbone
+from tests.bench.load import Tally, percentile
+from tests.bench.report import machine, publish
+from tests.bench.soak.calls import LATE, REFUSED, RIGHT, CallMaker
+from tests.bench.soak.clients import FAULTS, Counts, ask_alone, many_clients
+from tests.bench.soak.process import Sample, ServerProcess, running_server
+from tests.bench.soak.report import digest_of, measured, table, verdict
+from tests.bench.soak.scenario import (
+    PRECISION,
+    Scenario,
+    compute_alone,
+    sample_texts,
+    write_soak_deltas,
+)
+
+_TELL_EVERY_S = 60.0
+_PREFIX = "DELTABERT_"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the soak; print a table; write JSON if asked to; returns the exit status."""
+    options = parse(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "deltas"
+        backbone = load_backbone(options.backbone)
+        _tell("writing the deltas, and computing every answer alone ...")
+        write_soak_deltas(backbone, root)
+        scenario = compute_alone(backbone, root, sample_texts(options.texts))
+        report = run(options, root, scenario)
+    report |= {"machine": machine(len(os.sched_getaffinity(0))), "precision": PRECISION}
+    reasons = verdict(report)
+    lines = [f"| {' | '.join(row)} |" for row in table(report)]
+    lines.insert(1, "|---|---|---|")
+    said = [f"FAILED: {reason}" for reason in reasons] or ["passed"]
+    publish(report, [*lines, "", *report["faults"], *said], options.json)
+    return 1 if reasons else 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--slots", type=int, default=8, help="resident deltas of the server")
+    parser.add_argument("--texts", type=int, default=12, help="that each delta answers")
+    parser.add_argument("--backbone", help="hub id or folder; default: the packaged one")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, root: Path, scenario: Scenario) -> dict[str, Any]:
+    """Start the server, let the clients at it, and return the report.
+
+    Args:
+        options: command line.
+        root: folder of the deltas; the server's log is written beside it.
+        scenario: the right answers.
+    """
+    settings = {
+        "DELTAS": str(root),
+        "ZOO": "false",
+        "PRECISION": PRECISION,
+        "MAX_SLOTS": str(options.slots),
+        "LOG_LEVEL": "warning",
+    }
+    settings |= {"BACKBONE": options.backbone} if options.backbone else {}
+    with running_server(root.parent / "server.log", settings) as server:
+        report = asyncio.run(soak(options, server, scenario))
+    sizes = {"clients": options.clients, "slots": options.slots, "deltas": len(scenario.answers)}
+    given = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if _PREFIX in name]
+    return sizes | {"environment": given} | report
+
+
+async def soak(
+    options: argparse.Namespace, server: ServerProcess, scenario: Scenario
+) -> dict[str, Any]:
+    """Probe the quiet server, run the clients, and probe it again."""
+    counts, probe, samples = Counts(), Tally(), list[Sample]()
+    probes = CallMaker(scenario, seed=0).probes()
+    before = await ask_alone(server.address, probes, counts)
+    _tell(f"{options.clients} clients for {options.minutes:g} minutes ...")
+    started = time.perf_counter()
+    tasks = {
+        asyncio.create_task(many_clients(server.address, scenario, options.clients, counts, probe)),
+        asyncio.create_task(server.sample_all(samples, started)),
+        asyncio.create_task(_tell_all(counts, probe, samples, options.minutes)),
+    }
+    await _until_stopped(tasks, 60 * options.minutes)
+    samples.append(server.sample(time.perf_counter() - started))
+    await asyncio.to_thread(server.wait_until_quiet)
+    after = await ask_alone(server.address, probes, counts)
+    metrics = await asyncio.to_thread(server.get, "/metrics")
+    digests = [digest_of(before), digest_of(after)]
+    return measured(counts, samples, probe, metrics) | {"digests": digests}
+
+
+async def _until_stopped(tasks: set[asyncio.Task[None]], seconds: float) -> None:
+    """Let tasks run for some seconds, or until one of them ends, or Ctrl-C."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    waiting = asyncio.create_task(stopped.wait())
+    done, _ = await asyncio.wait(
+        {waiting, *tasks}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+    )
+    for task in (waiting, *tasks):
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(number)
+    for task in done & tasks:
+        task.result()  # raises the error that ended the soak
+
+
+async def _tell_all(
+    counts: Counts, probe: Tally, samples: Sequence[Sample], minutes: float
+) -> None:
+    """Print a line a minute."""
+    minute = 0
+    while True:
+        await asyncio.sleep(_TELL_EVERY_S)
+        minute += 1
+        live_ms = 1000 * percentile(sorted(probe.live_seconds), 0.99)
+        _tell(
+            f"minute {minute} of {minutes:g}: {counts.of(RIGHT):,} right, "
+            f"{counts.of(*FAULTS):,} faults, {counts.of(REFUSED):,} refused, "
+            f"{counts.of(LATE):,} late; {samples[-1].resident_bytes / 1e6:,.0f} MB, "
+            f"/health/live p99 {live_ms:.0f} ms"
+        )
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

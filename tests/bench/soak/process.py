@@ -1,0 +1,148 @@
+"""Starts the server of a soak as users do, and samples its memory, threads and descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+SAMPLE_EVERY_S = 10.0
+SETTLES_S = 600.0  # a server's memory may grow for this long after its start
+_START_S = 180.0
+_STOP_S = 30.0
+_GET_S = 30.0
+_BATCH_S = 2.0  # longer than a batch takes, also on a busy machine
+_HOUR_S = 3600.0
+
+
+class Sample(NamedTuple):
+    """The state of a process some seconds after the soak's start; memory in bytes."""
+
+    seconds: float
+    resident_bytes: int
+    threads: int
+    descriptors: int
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """A server that is ready.
+
+    Attributes:
+        process: the process.
+        address: host and port.
+        log: file with all that it says.
+    """
+
+    process: subprocess.Popen[bytes]
+    address: tuple[str, int]
+    log: Path
+
+    def sample(self, seconds: float) -> Sample:
+        """Read the process's state from /proc."""
+        folder = Path(f"/proc/{self.process.pid}")
+        lines = (folder / "status").read_text(encoding="utf-8").splitlines()
+        state = dict(line.split(":", 1) for line in lines)
+        resident_bytes = int(state["VmRSS"].split()[0]) * 1024
+        descriptors = sum(1 for _ in (folder / "fd").iterdir())
+        return Sample(seconds, resident_bytes, int(state["Threads"]), descriptors)
+
+    async def sample_all(self, samples: list[Sample], started: float) -> None:
+        """Append a sample each `SAMPLE_EVERY_S`, until it is cancelled or the process has ended."""
+        while self.process.poll() is None:
+            samples.append(self.sample(time.perf_counter() - started))
+            await asyncio.sleep(SAMPLE_EVERY_S)
+
+    def wait_until_quiet(self) -> None:
+        """Return when no rows are queued and the last batch is done."""
+        while "deltabert_queue_rows 0.0" not in self.get("/metrics"):
+            time.sleep(0.5)
+        time.sleep(_BATCH_S)
+
+    def get(self, path: str) -> str:
+        """Return the body of a GET."""
+        host, port = self.address
+        with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=_GET_S) as answer:
+            return str(answer.read().decode())
+
+
+@contextmanager
+def running_server(log: Path, settings: Mapping[str, str]) -> Iterator[ServerProcess]:
+    """Run `python -m app` until the block ends.
+
+    The server has a session of its own, so that Ctrl-C reaches the soak alone.
+
+    Args:
+        log: file for all that the server says.
+        settings: names and values of settings, without their prefix; others come from the
+            environment.
+
+    Raises:
+        RuntimeError: the server does not get ready, or does not end with status 0.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    given = {f"DELTABERT_{name}": value for name, value in settings.items()}
+    given |= {"DELTABERT_HOST": "127.0.0.1", "DELTABERT_PORT": str(port)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app"],
+            env=os.environ | given,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = ServerProcess(process, ("127.0.0.1", port), log)
+    try:
+        _wait_until_ready(server)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            status = process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise RuntimeError(f"the server did not end within {_STOP_S:g} s: {log}") from None
+    if status:
+        raise RuntimeError(f"the server ended with status {status}:\n{_end_of(log)}")
+
+
+def _wait_until_ready(server: ServerProcess) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and server.process.poll() is None:
+        with suppress(OSError):
+            server.get("/health/ready")
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"the server does not get ready in {_START_S:g} s:\n{_end_of(server.log)}")
+
+
+def _end_of(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
+
+
+def slope_per_hour(samples: Sequence[Sample]) -> float:
+    """Return the growth of the memory in % an hour, by least squares.
+
+    Samples of the first ten minutes do not count, or of the first third of a shorter soak.
+    """
+    settled_s = min(SETTLES_S, samples[-1].seconds / 3)
+    settled = [sample for sample in samples if sample.seconds >= settled_s]
+    if len(settled) < 2:
+        return 0.0
+    seconds = [sample.seconds for sample in settled]
+    line = statistics.linear_regression(seconds, [sample.resident_bytes for sample in settled])
+    mean = statistics.mean(sample.resident_bytes for sample in settled)
+    return 100 * line.slope * _HOUR_S / mean
