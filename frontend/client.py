@@ -66,9 +66,12 @@ def open_session(url: str) -> requests.Session:
     return session
 
 
-def without_credentials(text: str) -> str:
-    """Return a URL, or a text with URLs, without user and password."""
-    return re.sub(r"//[^/?#\s]*@", "//", text)
+def without_credentials(url: str) -> str:
+    """Return a URL without user and password.
+
+    Both may hold any character, as people write them: all before the last "@" is left out.
+    """
+    return re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL)
 
 
 class Client:
@@ -129,11 +132,14 @@ class Client:
             raise UnreachableError(
                 f"The server at {self.url} can't be reached. Is it running?"
             ) from error
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:
+            # An error may quote any part of the address, so also of a password.
+            reason = f": {error}" if self.url == self.address else ""
             raise UnreachableError(
-                f"{self.url} is not an address that this page can call: "
-                f"{without_credentials(str(error))}."
-            ) from error
+                f"{self.url} is not an address that this page can call{reason}. Set "
+                "FRONTEND_API_URL to one such as http://127.0.0.1:8000; in user and password, "
+                "write every sign but letters and digits as % and its code."
+            ) from None
         try:
             payload = visible(response.json())
         except requests.JSONDecodeError:

@@ -349,6 +349,29 @@ def test_a_server_that_can_not_predict_says_why(server: Any, open_page: Open) ->
     assert cards(page) == 4
 
 
+def everything(page: AppTest) -> str:
+    """All that the page holds, shown or not."""
+    return "\n".join(str(getattr(element, "proto", "")) for element in page)
+
+
+def test_user_and_password_of_the_address_reach_no_visitor(server: Any, open_page: Open) -> None:
+    """Connected, without a server, and where the password makes the address none."""
+    server.start()
+    address = server.url.replace("//", "//alice:s3cret@")
+    page = open_page(address)
+    assert cards(page) == 4
+    assert server.url in curl(page)
+    server.stop()
+    run(page)
+    assert "does not answer" in page.warning[0].value
+    st.cache_data.clear()
+    broken = open_page(address.replace("s3cret", "s3/cret"))
+    assert "does not answer" in broken.warning[0].value
+    for shown in (page, broken):
+        assert "alice" not in everything(shown)
+        assert "cret" not in everything(shown)
+
+
 def test_another_program_at_the_address(open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("frontend.client._PROBE_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,18 @@ def test_user_and_password_are_sent_and_never_shown(free_port: int) -> None:
     with pytest.raises(UnreachableError) as caught:
         connect("http://alice:s3cret@[::1").tasks()
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http://", "ftp://", "http:/", "//", ""])
+def test_an_address_with_a_password_in_any_spelling_shows_none_of_it(scheme: str) -> None:
+    """People write passwords as they are, and a slash or bracket in one makes it no address."""
+    for sign, host in product("/#?@ %\\:[]", ("127.0.0.1:9", "[::1", "127.0.0.1:port", "", "a..b")):
+        client = connect(f"{scheme}alice:s3{sign}cret@{host}")
+        with pytest.raises(UnreachableError) as caught:
+            client.tasks()
+        for shown in (client.url, str(caught.value)):
+            assert "alice" not in shown
+            assert "cret" not in shown
 
 
 @pytest.mark.parametrize(
