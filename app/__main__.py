@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
 import textwrap
 from collections.abc import Sequence
 
@@ -13,6 +14,14 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") -> int:
     """Run the server; returns the exit status."""
     _parser(prog).parse_args(arguments)
+    try:
+        tempfile.gettempdir()  # torch asks for it while it is loaded
+    except FileNotFoundError:
+        sys.stderr.write(
+            "no folder for temporary files can be written, neither TMPDIR nor /tmp; mount one, as "
+            "docker run --tmpfs /tmp does, or set TMPDIR to a folder that can be written\n"
+        )
+        return 1
     # By default libgomp (GNU OpenMP) busy-waits for milliseconds, which starves the event loop when
     # cores are oversubscribed. Not spinning at all doubles the latency of a single row. 10,000
     # spins (about 10 us) are the compromise.

@@ -32,11 +32,16 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Server:
     """A server process and what it has said so far."""
 
-    def __init__(self, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        arguments: tuple[str, ...],
+        environment: dict[str, str],
+        launcher: tuple[str, ...] = (),
+    ) -> None:
         left_out = ("DELTABERT_", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # the tests set the last two
         kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
         self.process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [*launcher, sys.executable, *arguments],
             cwd=Path(__file__).parents[2],
             env=kept | environment,
             stdout=subprocess.PIPE,
