@@ -121,6 +121,30 @@ def test_control_c_in_a_real_process(words: Words) -> None:
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
+def test_the_second_of_two_runs_for_one_file_is_told_and_the_first_ends_well(words: Words) -> None:
+    """Both used to exit with 0, and the result of the earlier one was gone."""
+    first, other = words(epochs=10, seed=1), words(epochs=10, seed=2)
+    process = start(first)
+    wait_for_state(process, first)
+    process.send_signal(signal.SIGSTOP)  # it trains as long as the second takes to come
+    (kept,) = states(first)
+    second = start([*other, "--overwrite"])
+    _, told = second.communicate(timeout=120)
+    assert second.returncode == 2, told
+    assert "another run is at work on" in told
+    assert "wait for it, or give another --out" in told
+    assert kept.exists()
+    process.send_signal(signal.SIGCONT)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    third = start(other)
+    _, told = third.communicate(timeout=120)
+    assert third.returncode == 2
+    assert "exists; give --overwrite to replace it, or another --out" in told
+    assert result(first).manifest.training.seed == 1
+
+
 def test_only_json_is_printed_in_a_real_process(words: Words) -> None:
     """Nothing of any library gets onto standard output."""
     process = start([*words(), "--json"])

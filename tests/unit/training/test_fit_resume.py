@@ -34,6 +34,9 @@ BACKBONE_CHANGES = {
 }
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CSV file of a task of the user's own."""
@@ -211,14 +214,8 @@ def test_another_runs_state_is_never_continued(
 @pytest.mark.parametrize(
     "change",
     [
-        "torch",
-        "processes",
-        "tokenizer",
-        "longest word",
-        "heads",
-        "activation",
-        "epsilon",
-        "pooling",
+        *("torch", "processes", "tokenizer", "heads", "pooling"),
+        *(pytest.param(name, marks=SLOW) for name in ("longest word", "activation", "epsilon")),
     ],
 )
 def test_an_option_that_changes_the_rest_of_a_run_makes_another_run(
