@@ -8,6 +8,10 @@ JOBS ?= 2
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable
+# Hashes of every file of a pinned version: the lock serves all processors and supported Pythons.
+LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m uv pip compile --quiet -c constraints.txt --generate-hashes \
+	--no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 --output-file
 # docs/performance.md shows numbers of a CPU; those of a GPU do not replace them.
 SERVING_JSON := $(if $(findstring cuda,$(ARGS)),runs/serving-cuda.json,docs/performance/serving.json)
 
@@ -18,7 +22,7 @@ IN_PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 # Recipes are quiet: a user reads what a program says, not how it was called.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint types format docs zoo study report bench-serving bench-shares bench-precision bench-scale bench-http bench-training bench-quality soak clean image
+.PHONY: help setup run test test-slow lint types format audit lock docs zoo study report bench-serving bench-shares bench-precision bench-scale bench-http bench-training bench-quality soak clean image
 
 help: ## list these targets
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -49,6 +53,15 @@ format: $(STAMP) ## fix style and formatting in place
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+audit: $(STAMP) ## look the pinned packages up among known vulnerabilities (needs api.osv.dev)
+	$(INSTALL) '.[supply]'
+	$(PY) .make/audit.py
+
+lock: $(STAMP) ## write the hashes of what the image installs, from pyproject.toml and constraints.txt
+	$(INSTALL) '.[supply]'
+	$(LOCK) requirements.lock --no-emit-package torch pyproject.toml
+	echo hatchling | $(LOCK) requirements-build.lock -
+
 docs: $(STAMP) ## write the generated parts of the pages below docs/
 	$(PY) .make/docs.py
 
@@ -64,7 +77,7 @@ report: $(STAMP) ## make docs/results from the study's results
 	$(PY) -m training.report $(ARGS)
 
 bench-serving: $(STAMP) ## measure mixed traffic beside the peers (GLUE_DIR=..., 10 minutes; ARGS="--rounds 3", "--device cuda")
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'
+	$(INSTALL) '.[bench]'
 	$(PY) -m tests.bench.serving --json $(SERVING_JSON) $(ARGS)
 
 bench-shares: $(STAMP) ## measure what a forward pass spends its time on (GLUE_DIR=..., 2 minutes)
@@ -80,7 +93,7 @@ bench-http: $(STAMP) ## measure the server under load and overload (GLUE_DIR=...
 	$(PY) -m tests.bench.over_http --json docs/performance/http.json $(ARGS)
 
 bench-training: $(STAMP) ## measure training beside transformers and PEFT (GLUE_DIR=..., over 13 minutes)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'
+	$(INSTALL) '.[bench]'
 	$(PY) -m tests.bench.training --json docs/performance/training.json $(ARGS)
 
 bench-quality: $(STAMP) ## measure answers beside scikit-learn, cosine and stock full runs (GLUE_DIR=..., days; stop at any time; ARGS="--own DIR")
@@ -94,5 +107,5 @@ clean: ## remove .venv, caches and builds; trained deltas in runs/ stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
 	find app audit deltas frontend tests training -name __pycache__ -prune -exec rm -rf {} +
 
-image: ## build the container image (IMAGE=deltabert, TORCH=cpu)
-	docker build --tag "$(IMAGE)" --build-arg TORCH="$(or $(TORCH),cpu)" .
+image: ## build the container image (IMAGE=deltabert, TORCH=cpu, BASE=python:3.11-slim@sha256:...)
+	docker build --tag "$(IMAGE)" --build-arg TORCH="$(or $(TORCH),cpu)" $(if $(BASE),--build-arg BASE="$(BASE)") .

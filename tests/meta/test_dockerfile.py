@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.meta.test_docs import PYTORCH
+
 ENVIRONMENT = "/opt/deltabert"  # the image's virtual environment
 
 
@@ -60,12 +62,29 @@ def test_the_image_checks_its_health_by_a_prediction(final: dict[str, str]) -> N
     assert "HEALTH_URL" in final["HEALTHCHECK"]
 
 
-def test_every_install_is_pinned(steps: list[Step]) -> None:
+def test_every_install_is_locked(steps: list[Step]) -> None:
+    """Only PyTorch has no hash, and only PyTorch comes from its own index."""
     commands = [part for step in steps if step.kind == "RUN" for part in step.text.split("&&")]
-    installs = [command for command in commands if "pip install" in command]
-    assert len(installs) >= 3
-    for command in installs:
-        assert "-c constraints.txt" in command or "--no-deps" in command, command
+    installs = [command.strip() for command in commands if re.search(r"\bpip (?!check)", command)]
+    locked = "pip install --require-hashes --only-binary :all: --no-deps -r "
+    assert installs == [
+        f"{locked}requirements.lock",
+        f"pip install -c constraints.txt torch --index-url{PYTORCH}",
+        f"builder/bin/{locked}requirements-build.lock",
+        "builder/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist .",
+        "pip install --no-deps dist/deltabert-*.whl",
+    ]
+
+
+def test_both_stages_are_of_one_base_that_can_be_named_by_its_digest(
+    root: Path, steps: list[Step]
+) -> None:
+    bases = [step.text.removesuffix(" AS build") for step in steps if step.kind == "FROM"]
+    assert bases == ["${BASE}"] * 2
+    digest = f"python:3.11-slim@sha256:{'0' * 64}"
+    command = ["make", "--dry-run", "image", f"BASE={digest}"]
+    said = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert f'--build-arg BASE="{digest}"' in said
 
 
 def test_only_the_files_that_the_wheel_needs_are_copied(
@@ -73,7 +92,11 @@ def test_only_the_files_that_the_wheel_needs_are_copied(
 ) -> None:
     copies = [step.text for step in steps if step.kind == "COPY"]
     copied = {name for text in copies if "--from" not in text for name in text.split()[:-1]}
-    assert copied == {*packages, "pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert copied == {
+        *packages,
+        *("pyproject.toml", "constraints.txt", "requirements.lock", "requirements-build.lock"),
+        *("README.md", "LICENSE"),
+    }
     lines = (root / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert "*" in lines
     assert {line.removeprefix("!") for line in lines if line.startswith("!")} == copied
@@ -91,6 +114,7 @@ class Image:
         self.folders = {
             ENVIRONMENT: f"{folder}/venv",
             "/src": f"{folder}/src",
+            "/cache": f"{folder}/cache",
             home: f"{folder}/home",
         }
         pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
@@ -120,7 +144,7 @@ class Image:
                     shutil.copy(source, self.folder)
         elif step.kind == "RUN" and not text.startswith("useradd"):
             # PyTorch comes from wherever this machine has it.
-            command = re.sub(r" --extra-index-url \S+", "", text)
+            command = re.sub(r" --index-url \S+", "", text)
             result = self.start(["/bin/sh", "-c", command], self.folder)
             said = result.communicate()[0].decode()
             assert result.returncode == 0, f"{command}\n{said}"
