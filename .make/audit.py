@@ -11,13 +11,14 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import requests
 
 ROOT = Path(__file__).resolve().parent.parent
 OSV = "https://api.osv.dev/v1/query"
 # The example of OSV's own documentation: an answer without it comes from something else.
-KNOWN = {"package": {"name": "jinja2", "ecosystem": "PyPI"}, "version": "2.4.1"}
+KNOWN: dict[str, Any] = {"package": {"name": "jinja2", "ecosystem": "PyPI"}, "version": "2.4.1"}
 _TIMEOUT_S = 15
 
 
