@@ -55,7 +55,7 @@ format: $(STAMP) ## fix style and formatting in place
 
 audit: $(STAMP) ## look the pinned packages up among known vulnerabilities (needs api.osv.dev)
 	$(INSTALL) '.[supply]'
-	$(PY) .make/audit.py
+	$(PY) .make/vulnerabilities.py
 
 lock: $(STAMP) ## write the hashes of what the image installs, from pyproject.toml and constraints.txt
 	$(INSTALL) '.[supply]'

@@ -140,7 +140,7 @@ def serving(handler: type[Database]) -> Iterator[str]:
 
 def audit(root: Path, url: str, pins: Path) -> subprocess.CompletedProcess[str]:
     """Run what `make audit` runs."""
-    command = [sys.executable, str(root / ".make" / "audit.py"), "--osv-url", url]
+    command = [sys.executable, str(root / ".make" / "vulnerabilities.py"), "--osv-url", url]
     return subprocess.run(
         [*command, "--pins", str(pins)], capture_output=True, text=True, timeout=60, check=False
     )
