@@ -83,7 +83,7 @@ def paths(client: TestClient) -> list[str]:
 def test_peers_row_25_only_predictions_take_a_body_and_nothing_else_changes_state(
     client: TestClient, paths: list[str]
 ) -> None:
-    answered = {}
+    answered: dict[str, set[str]] = {}
     for path, method in product([*paths, *MANAGEMENT], METHODS):
         response = client.request(method, path, json={"inputs": "a film", "targets": []})
         assert response.status_code != 500, (method, path, response.text)
