@@ -22,7 +22,7 @@ IN_PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 # Recipes are quiet: a user reads what a program says, not how it was called.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint types format audit lock docs zoo study report bench-serving bench-shares bench-precision bench-scale bench-http bench-training bench-quality soak clean image
+.PHONY: help setup run test test-slow lint types format audit lock docs zoo study report bench-serving bench-shares bench-precision bench-scale bench-http bench-training bench-quality soak fuzz clean image
 
 help: ## list these targets
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -101,6 +101,10 @@ bench-quality: $(STAMP) ## measure answers beside scikit-learn, cosine and stock
 
 soak: $(STAMP) ## run 32 clients of every kind and compare every answer (30 minutes; ARGS="--minutes 60")
 	$(PY) -m tests.bench.soak --json docs/performance/soak.json $(ARGS)
+
+fuzz: $(STAMP) ## feed the readers of files hostile inputs (10 minutes; ARGS="--minutes 30 --only delta")
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[fuzz]'
+	$(PY) -m tests.fuzz $(ARGS)
 
 clean: ## remove .venv, caches and builds; trained deltas in runs/ stay
 	if [ -e "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi

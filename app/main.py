@@ -52,6 +52,7 @@ from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, z
 
 logger = logging.getLogger(__name__)
 
+_MAX_LOGGED = 100  # lines about refused files; a wrong folder may hold any number of them
 _DESCRIPTION = """\
 Answers many text-classification tasks from one frozen BERT. A task is a *delta*: a small file with
 the few parameter values that training changed. Rows of all tasks share one forward pass.
@@ -234,8 +235,10 @@ def _log_start(settings: Settings, engine: Engine, described: dict[str, Any]) ->
     logger.info("engine: %s", " ".join(f"{name}={value}" for name, value in described.items()))
     store = engine.store
     logger.info("serving %d deltas of %d tasks", len(store.records), len(store.tasks))
-    for path, reason in store.rejected:
+    for path, reason in store.rejected[:_MAX_LOGGED]:
         logger.warning("not served: %s: %s", path, reason)
+    if (more := len(store.rejected) - _MAX_LOGGED) > 0:
+        logger.warning("not served: %d more files; GET /deltas lists them all", more)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from deltas.errors import (
     DeltaError,
+    DeltaFormatError,
     did_you_mean,
     home_or_name,
     home_path,
@@ -184,15 +185,14 @@ def _show(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from deltas.backbone.backbone import load_backbone
-    from deltas.format import check_delta, read_delta
+    from deltas.format import read_delta
 
     backbone = load_backbone(options.backbone)
     files = [file for path in options.files for file in _delta_files(path)]
     num_wrong = 0
     for path in files:
         try:
-            delta = read_delta(path)
-            check_delta(delta, backbone)
+            delta = read_delta(path, backbone)
             _print(f"ok     {path}  {delta.version}")
         except DeltaError as error:
             num_wrong += 1
@@ -206,10 +206,17 @@ def _cards(options: argparse.Namespace) -> int:
 
     if not options.folder.exists():
         raise DeltaError(f"{options.folder}: no such folder")
+    num_wrong = 0
     for path in _delta_files(options.folder):
-        write_atomically(card_path(path), render_card(path).encode())
+        try:
+            card = render_card(path)
+        except DeltaFormatError as error:
+            num_wrong += 1
+            sys.stderr.write(one_line(f"no card: {error}") + "\n")
+            continue
+        write_atomically(card_path(path), card.encode())
         _print(str(card_path(path)))
-    return 0
+    return 1 if num_wrong else 0
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -218,7 +225,7 @@ def _export(options: argparse.Namespace) -> int:
     from deltas.publish.export import export_folder
 
     backbone = load_backbone(options.backbone)
-    load = export_folder(read_delta(options.file), backbone, options.folder)
+    load = export_folder(read_delta(options.file, backbone), backbone, options.folder)
     _print(f"{options.folder}: load it with {load}")
     return 0
 

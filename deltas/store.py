@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -96,11 +96,15 @@ class Store:
         self._roots = tuple(roots)
         entries: dict[tuple[EntryInfo, ...], tuple[EntryInfo, ...]] = {}
         self._found: dict[tuple[str, str], list[Record]] = {}
-        for path in find_delta_files(roots):
+        for path in find_delta_files(roots, self._reject_folder):
             try:
                 manifest, version = read_manifest(path)
                 if backbone is not None:
                     check_backbone(manifest, backbone)
+                num_bytes = path.stat().st_size
+            except OSError as error:  # it has gone since its header was read
+                self.rejected.append((path, f"can't be read ({error.strerror})"))
+                continue
             except DeltaError as error:
                 reason = error.reason if isinstance(error, DeltaFormatError) else str(error)
                 self.rejected.append((path, reason))
@@ -108,8 +112,13 @@ class Store:
             # Thousands of deltas of one strategy have equal entries: keep one tuple for them all.
             shared = entries.setdefault(manifest.entries, manifest.entries)
             manifest = manifest.model_copy(update={"entries": shared})
-            record = Record(path, manifest, version, path.stat().st_size)
+            record = Record(path, manifest, version, num_bytes)
             self._found.setdefault(manifest.key, []).append(record)
+
+    def _reject_folder(self, folder: Path, error: OSError) -> None:
+        """Note a folder whose files are not known, unless there is none: a root may come later."""
+        if not isinstance(error, FileNotFoundError):
+            self.rejected.append((folder, f"the folder can't be read ({error.strerror})"))
 
     def reject(self, record: Record, reason: str, *, with_copies: bool = False) -> None:
         """Take a file out of service, for example because its tensors are damaged.
@@ -191,19 +200,45 @@ class Store:
         raise DeltaNotFoundError("version", version, [record.version for record in records])
 
 
-def find_delta_files(roots: Sequence[Path]) -> Iterable[Path]:
+def find_delta_files(
+    roots: Sequence[Path], on_error: Callable[[Path, OSError], None] | None = None
+) -> Iterator[Path]:
     """Yield the delta files below folders, each once, without hidden ones, such as macOS leaves.
 
-    A root that is a file is yielded itself.
+    A root that is a file is yielded itself. Links to folders are not followed, since they may be
+    circular.
+
+    Args:
+        roots: folders or files.
+        on_error: called with each folder that can't be read, and the error; None raises it.
     """
     seen: set[str] = set()
     for root in roots:
-        for path in [root] if root.is_file() else sorted(root.rglob(f"*{SUFFIX}")):
-            hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        is_file = os.path.isfile(root)  # noqa: PTH113 - Path.is_file raises where access is denied
+        for path in [root] if is_file else sorted(_files_below(root, on_error)):
             real = os.path.realpath(path)  # Path.resolve raises on circular links
-            if not hidden and real not in seen:
+            if real not in seen:
                 seen.add(real)
                 yield path
+
+
+def _files_below(root: Path, on_error: Callable[[Path, OSError], None] | None) -> Iterator[Path]:
+    """Yield everything below a folder that is called like a delta; no depth is too deep."""
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                found = [entry for entry in entries if not entry.name.startswith(".")]
+            waiting += [
+                folder / entry.name for entry in found if entry.is_dir(follow_symlinks=False)
+            ]
+        except OSError as error:
+            if on_error is None:
+                raise
+            on_error(folder, error)
+            continue
+        yield from (folder / entry.name for entry in found if entry.name.endswith(SUFFIX))
 
 
 def _is_sample(record: Record) -> bool:

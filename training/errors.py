@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import deltas.errors
-from deltas.errors import did_you_mean, near_matches, one_line
+from deltas.errors import did_you_mean, near_matches, shortened
 
 _MAX_LISTED = 20
+_MAX_NAME = 100  # characters of a name in a message
+_MAX_PROBLEM = 1000
 
 
 def run_command(command: Callable[[], int], interrupted: str = "stopped") -> int:
@@ -26,7 +28,7 @@ def run_command(command: Callable[[], int], interrupted: str = "stopped") -> int
 
 def listing(names: Iterable[str]) -> str:
     """Join names for a message, in their order; after twenty names count the others."""
-    shown = list(map(one_line, names))
+    shown = [shortened(name, _MAX_NAME) for name in names]
     if len(shown) <= _MAX_LISTED:
         return ", ".join(shown) or "none"
     return ", ".join(shown[:_MAX_LISTED]) + f" and {len(shown) - _MAX_LISTED} more"
@@ -59,6 +61,7 @@ class DataError(TrainingError):
     """Rows can't be used; none of them is. Rows are counted from 1, without the header.
 
     `path` is a file or folder, or the name of a data set's split; None for rows from elsewhere.
+    The problem may quote the rows: it is one line of at most 1,000 characters.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class DataError(TrainingError):
         row: int | None = None,
         column: str | None = None,
     ) -> None:
-        self.problem = problem
+        self.problem = problem = shortened(problem, _MAX_PROBLEM)
         self.path = path
         self.row = row
         self.column = column

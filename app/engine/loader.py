@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deltas import Backbone, Delta, DenseEntry, Entry, Record, check_delta
 from deltas.encoder.bank import PARAMETER_KINDS, Bank, StagedDelta
-from deltas.format import read_content
+from deltas.format import most_bytes, read_content
 
 _HEAD = "classifier.weight", "classifier.bias"
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
@@ -74,7 +74,7 @@ class Loader:
             DeltaFormatError: the file is missing or damaged, or is not the one that the store saw.
             DeltaMismatchError: the delta does not fit the backbone.
         """
-        content = read_content(record.path)
+        content = read_content(record.path, most_bytes(record.manifest, self._backbone))
         recipe = self._recipes.get(record.path)
         if recipe is not None:
             if hashlib.sha256(content).digest() == recipe.digest:

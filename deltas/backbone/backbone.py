@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Backbone:
     tokenizer: Any  # a fast one of Hugging Face
     pooling: Pooling = "cls"  # that its makers trained it for
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """The number of values, pooler included, without a head."""
         return sum(tensor.numel() for tensor in self.parameters.values())

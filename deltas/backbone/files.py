@@ -97,7 +97,7 @@ def why_no_tokenizer(source: str, error: Exception) -> str:
             content, problem = _parsed(path)
             if problem or not isinstance(content, dict):
                 return problem or f"{file} is not a JSON object"
-    return f"{type(error).__name__}: {short_reason(error)}"
+    return f"{' or '.join(_TOKENIZER_JSON)}: {type(error).__name__}: {short_reason(error)}"
 
 
 def short_reason(error: Exception) -> str:
@@ -117,15 +117,16 @@ def trained_pooling(source: str, revision: str | None, *, cache_only: bool) -> P
         source: a folder, or a name on the Hugging Face hub.
         revision: commit on the hub.
         cache_only: whether to read the hub's local cache only.
+
+    Raises:
+        BackboneError: a file is there and damaged; then the pooling isn't known.
     """
-    modules = _read_json(source, _MODULES_FILE, revision, cache_only=cache_only)
-    if not isinstance(modules, list):
-        return "cls"
-    for module in modules:
+    modules = _read_json(source, _MODULES_FILE, list, revision, cache_only=cache_only)
+    for module in modules or ():
         if isinstance(module, dict) and str(module.get("type", "")).endswith(_POOLING_MODULE):
             file = f"{module.get('path', '')}/{_POOLING_SETTINGS}"
-            settings = _read_json(source, file, revision, cache_only=cache_only)
-            return "mean" if isinstance(settings, dict) and _is_mean(settings) else "cls"
+            settings = _read_json(source, file, dict, revision, cache_only=cache_only)
+            return "mean" if settings and _is_mean(settings) else "cls"
     return "cls"
 
 
@@ -137,15 +138,21 @@ def _is_mean(settings: dict[str, Any]) -> bool:
     return modes == {"pooling_mode_mean_tokens"}
 
 
-def _read_json(source: str, file: str, revision: str | None, *, cache_only: bool) -> Any:
-    """Return the content of a backbone's JSON file, or None if it has no such sound file."""
+def _read_json(
+    source: str, file: str, kind: type, revision: str | None, *, cache_only: bool
+) -> Any:
+    """Return the content of a backbone's JSON file, of type `kind`, or None if it has none."""
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         path = _local_file(source, file, revision, cache_only=cache_only)
     except (OSError, ValueError, EntryNotFoundError, LocalEntryNotFoundError):
         return None
-    return _parsed(path)[0]
+    content, problem = _parsed(path)
+    if problem or not isinstance(content, kind):
+        problem = problem or f"{path.name} holds no {'list' if kind is list else 'object'}"
+        raise BackboneError(f"{source}: {file}: {problem}; copy it again")
+    return content
 
 
 def _local_file(source: str, file: str, revision: str | None, *, cache_only: bool) -> Path:

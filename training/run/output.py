@@ -24,7 +24,7 @@ from torch import Tensor
 from deltas.delta import Delta
 from deltas.format import write_atomically, write_delta
 from training.data.rows import Rows
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, DataError, TrainingError
 from training.run import distributed
 
 ENDING = ".predictions.parquet"
@@ -74,13 +74,29 @@ def write_predictions(path: Path, splits: Sequence[PredictedSplit]) -> None:
 
 
 def read_predictions(path: Path, split: str) -> tuple[list[int], list[object], Tensor]:
-    """Read a split's row numbers, labels and logits, float32 [R, C]."""
+    """Read a split's row numbers, labels and logits, float32 [R, C].
+
+    Raises:
+        DataError: the file is missing, damaged or no file of predictions, or has no such split.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, filters=[("split", "==", split)])
-    columns = (table[name].to_pylist() for name in ("row", "gold", "logits"))
-    rows, gold, logits = columns
-    return rows, gold, torch.tensor(logits)
+    try:
+        table = pq.read_table(path, filters=[("split", "==", split)], partitioning=None)
+        table.validate(full=True)
+        rows, gold, logits = (table[name].to_pylist() for name in ("row", "gold", "logits"))
+        values = torch.tensor(logits, dtype=torch.float32)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        problem = f"no sound file of predictions ({error}); copy it again, or repeat the run"
+        raise DataError(problem, path=path) from error
+    if not rows:
+        raise DataError(f"no predictions of a split {split!r}", path=path)
+    if values.ndim != 2 or not all(isinstance(row, int) for row in rows):
+        raise DataError(
+            "no sound file of predictions: each row needs a number and logits", path=path
+        )
+    return rows, gold, values
 
 
 @contextmanager

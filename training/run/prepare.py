@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deltas.backbone.backbone import Backbone
 from deltas.delta import Delta, Entry, SparseEntry
-from deltas.format import check_delta, read_delta
+from deltas.format import read_delta
 from deltas.hardware import DTYPES, pick_device, pick_precision
 from deltas.manifest import InitialDelta, TaskSpec
 from training.data.rows import TaskData
@@ -100,8 +100,7 @@ def read_starting_point(
         return None, None
     if not path.is_file():
         raise ConfigError(f"--init-from {path}: no such file")
-    delta = read_delta(path)
-    check_delta(delta, backbone)
+    delta = read_delta(path, backbone)
     return delta, InitialDelta(
         task=delta.manifest.task.name,
         strategy=delta.manifest.strategy.served_as,

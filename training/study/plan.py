@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from deltas.errors import shortened
 from training.data.tasks import find_task
 from training.errors import ConfigError, listing
 from training.options import FitConfig
@@ -26,6 +27,7 @@ from training.study.results import Run, run_key
 Options = dict[str, Any]
 Rates = tuple[float, ...]
 Candidates = dict[float, tuple[str, ...]]
+_MAX_PROBLEMS = 2000  # characters
 # Options of which a part has a list, with the value that leaves each of them to other declarations.
 _UNSET = {"backbone": "", "train_rows": 0, "init_from": "", "reinit": "none"}
 
@@ -165,7 +167,7 @@ def make_study(declared: Mapping[str, Any], origin: str) -> Study:
         problems = [
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()
         ]
-        raise ConfigError(f"{origin}: {'; '.join(problems)}") from error
+        raise ConfigError(f"{origin}: {shortened('; '.join(problems), _MAX_PROBLEMS)}") from error
 
 
 def narrow(
@@ -260,7 +262,8 @@ def _options(study: Study, part: Part, task: str, variant: Options) -> Options:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"part {part.name!r}, {task}: {where}: {first['msg']}") from error
+        problem = shortened(f"{where}: {first['msg']}")
+        raise ConfigError(f"part {shortened(part.name)!r}, {task}: {problem}") from error
     return dict(sorted(stated.items()))
 
 

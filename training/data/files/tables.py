@@ -50,8 +50,7 @@ def read_table(path: Path, wanted: Sequence[str]) -> Columns:
         problem = f"not a sound {kind} file ({error}); write or fetch it again"
         raise DataError(problem, path=path) from error
     values = {
-        column: [plain(value) for value in found.column(number).to_pylist()]
-        for number, column in enumerate(wanted)
+        column: _values(path, column, found.column(number)) for number, column in enumerate(wanted)
     }
     features = _features(table.schema.metadata or {})
     names = {
@@ -65,6 +64,14 @@ def read_table(path: Path, wanted: Sequence[str]) -> Columns:
         class_names={column: known for column, known in names.items() if known},
         reading_notes=(f"{path.name}: {counted(found.num_rows, 'row')}",),
     )
+
+
+def _values(path: Path, column: str, found: pa.ChunkedArray) -> list[Any]:
+    try:
+        return [plain(value) for value in found.to_pylist()]
+    except (OverflowError, ValueError) as error:  # such as a date in the year 146,000,000,000
+        problem = f"holds a value of type {found.type} that is out of range ({error})"
+        raise DataError(problem, path=path, column=column) from error
 
 
 def _read_parquet(path: Path, wanted: Sequence[str]) -> pa.Table:

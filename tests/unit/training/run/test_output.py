@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch
 from deltas import Backbone, read_delta, write_delta
 from tests.factories import TOY_TASKS, make_delta
 from training.data.rows import Rows
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, DataError, TrainingError
 from training.run.output import (
     PredictedSplit,
     predictions_path,
@@ -42,6 +44,49 @@ def test_predictions_are_read_back_and_hold_no_text(
     assert read_predictions(path, "dev")[0] == [1, 2, 3]
     assert pq.read_schema(path).names == ["split", "row", "gold", "logits"]
     assert b"secret" not in path.read_bytes()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _other_columns(path: Path) -> None:
+    pq.write_table(pa.table({"split": ["dev"], "row": [1]}), path)
+
+
+def _ragged(path: Path) -> None:
+    facts = {"split": ["dev"] * 2, "row": [1, 2], "gold": [0, 1], "logits": [[1.0], [1.0, 2.0]]}
+    pq.write_table(pa.table(facts), path)
+
+
+def _without_a_number(path: Path) -> None:
+    facts = {"split": ["dev"], "row": [None], "gold": [0], "logits": [[1.0]]}
+    pq.write_table(pa.table(facts), path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (Path.unlink, "no sound file"),
+        (_cut, "no sound file"),
+        (lambda path: path.write_bytes(b"x"), "no sound file"),
+        (_other_columns, "no sound file .*gold"),
+        (_ragged, "no sound file"),
+        (_without_a_number, "rows have a number|row needs a number"),
+        (lambda path: None, "no predictions of a split 'dev'"),
+    ],
+    ids=["gone", "cut", "other", "columns", "ragged", "null", "split"],
+)
+def test_a_file_that_holds_no_predictions_is_a_data_error(
+    tmp_path: Path, spoil: Callable[[Path], object], problem: str
+) -> None:
+    """Each of them was an error of a library, most of which named no file."""
+    path = tmp_path / "bitfit.predictions.parquet"
+    write_predictions(path, [PredictedSplit("test", Rows([("a",)], [0]), torch.zeros(1, 2))])
+    spoil(path)
+    with pytest.raises(DataError, match=problem) as caught:
+        read_predictions(path, "dev")
+    assert caught.value.path == path
 
 
 def test_the_second_run_for_a_file_is_told_before_it_trains(tmp_path: Path) -> None:

@@ -118,3 +118,15 @@ def test_a_schema_with_other_notes_states_no_names(tmp_path: Path, about: str) -
 def test_another_file_is_refused(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
     (tmp_path / name).write_bytes(content)
     assert problem in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("s"), pa.date64(), pa.duration("s")])
+def test_a_value_that_python_cannot_hold_is_a_data_error(tmp_path: Path, kind: pa.DataType) -> None:
+    """A date far in the future ended `training.fit` with a traceback; found by `make fuzz`."""
+    path = tmp_path / "a.arrow"
+    labels = pa.array([2**62 // 86_400_000 * 86_400_000], pa.int64()).cast(kind)
+    table = pa.table({"text": ["a"], "label": labels})
+    with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(out, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match=r"column 'label': holds a value of type .* out of range"):
+        read_table(path, ("text", "label"))

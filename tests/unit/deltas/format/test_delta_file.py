@@ -607,7 +607,8 @@ def test_values_are_read_not_mapped(good: Path, monkeypatch: pytest.MonkeyPatch)
     def refuse(*_: object, **__: object) -> None:
         pytest.fail("mapped")
 
-    monkeypatch.setattr("deltas.format.safe_open", refuse)
+    monkeypatch.setattr("mmap.mmap", refuse)
+    monkeypatch.setattr("safetensors.safe_open", refuse)
     assert same(read_delta(good), expected)
 
 

@@ -23,18 +23,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -42,18 +37,25 @@ from deltas.backbone.backbone import Backbone
 from deltas.backbone.packaged import PACKAGED
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
 from deltas.errors import DeltaFormatError, DeltaMismatchError
+from deltas.format.atomic_write import write_atomically
+from deltas.format.content import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    distinct,
+    format_errors,
+    header_of,
+    metadata_of,
+    read_content,
+    read_metadata,
+    shown,
+)
 from deltas.manifest import FORMAT_VERSION, STOCK_NAMES, BackboneRef, EntryInfo, Manifest
 
-SUFFIX = ".safetensors"
 HEAD_WEIGHT, HEAD_BIAS = "classifier.weight", "classifier.bias"
 _INDICES, _VALUES = ":indices", ":values"
 _VERSION_DIGITS = 16
-_MAX_LISTED = 10
-_METADATA_KEYS = {"deltabert", "version", "digest", "format"}
-_TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
-_ALIGNMENT = 8  # of the tensors, for which safetensors pads the header with spaces
-_LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
 _INT32_MAX = 2**31 - 1
+_MOST_VALUE_BYTES = 12  # a float32 and its index in int64
 
 
 def write_delta(delta: Delta, path: Path, *, replace: bool = True) -> Delta:
@@ -68,6 +70,7 @@ def write_delta(delta: Delta, path: Path, *, replace: bool = True) -> Delta:
         The delta with `version` and `num_bytes` of the written file.
 
     Raises:
+        DeltaFormatError: readers would refuse the file.
         FileExistsError: the file exists, and `replace` is False.
     """
     tensors: dict[str, Tensor] = {HEAD_WEIGHT: delta.head_weight, HEAD_BIAS: delta.head_bias}
@@ -85,35 +88,45 @@ def write_delta(delta: Delta, path: Path, *, replace: bool = True) -> Delta:
     digest = content_digest(text + version, tensors)
     metadata = {"deltabert": text, "version": version, "digest": digest, "format": "pt"}
     content = save(tensors, metadata=metadata)
+    if (length := int.from_bytes(content[:LENGTH_BYTES], "little")) > MAX_HEADER_BYTES:
+        reason = f"the header has {length:,} bytes; at most {MAX_HEADER_BYTES:,} are allowed"
+        raise DeltaFormatError(path, f"{reason}. Shorten the labels, or give the task fewer")
     write_atomically(path, content, replace=replace)
     return dataclasses.replace(delta, version=version, num_bytes=len(content))
 
 
-def read_delta(path: Path) -> Delta:
+def read_delta(path: Path, backbone: Backbone | None = None) -> Delta:
     """Read a delta and check everything that can be checked without its backbone.
+
+    Args:
+        path: the file.
+        backbone: the backbone that the delta must fit; None checks the file alone.
 
     Raises:
         DeltaFormatError: not a delta, damaged, or inconsistent.
+        DeltaMismatchError: it does not fit the backbone.
     """
-    return parse_delta(path, read_content(path))
+    if backbone is None:
+        return parse_delta(path, read_content(path))
+    manifest, _ = read_manifest(path)
+    check_fit(manifest, backbone)  # before the values are read, which may be any number of bytes
+    delta = parse_delta(path, read_content(path, most_bytes(manifest, backbone)))
+    check_delta(delta, backbone)
+    return delta
 
 
-def read_content(path: Path) -> bytes:
-    """Read all bytes of a file, not memory-mapped: if it shrank, SIGBUS would end the process.
-
-    Raises:
-        DeltaFormatError: the file can't be read, or its name is not that of a delta.
-    """
-    with _format_errors(path):
-        return path.read_bytes()
+def most_bytes(manifest: Manifest, backbone: Backbone) -> int:
+    """Return the size in bytes that no file of a sound delta exceeds."""
+    width = backbone.config.hidden_size * manifest.task.vectors_per_row
+    values = backbone.num_parameters + manifest.task.num_outputs * (width + 1)
+    return LENGTH_BYTES + MAX_HEADER_BYTES + _MOST_VALUE_BYTES * values
 
 
 def parse_delta(path: Path, content: bytes) -> Delta:
     """Check a delta like `read_delta`; the delta holds copies of the values in `content`."""
-    with _format_errors(path):
+    with format_errors(path):
         tensors = dict(sorted(load(content).items()))
-        length = int.from_bytes(content[:_LENGTH_BYTES], "little")
-        header = _metadata(path, content[_LENGTH_BYTES : _LENGTH_BYTES + length])
+        header = metadata_of(path, header_of(path, content))
     manifest = _parse_manifest(path, header["deltabert"])
     _check_tensors(path, manifest, tensors)
     version, digest = header["version"], header["digest"]
@@ -132,12 +145,12 @@ def parse_delta(path: Path, content: bytes) -> Delta:
 
 
 def read_manifest(path: Path) -> tuple[Manifest, str]:
-    """Read the manifest and the version from the header; the tensors are not checked."""
-    with _format_errors(path):
-        with safe_open(path, framework="pt"):  # checks the header against the file's size
-            pass
-        with path.open("rb") as file:
-            header = _metadata(path, file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little")))
+    """Read the manifest and the version from the header; the values of tensors are not read.
+
+    Raises:
+        DeltaFormatError: the header is not that of a delta, or does not fit the file's size.
+    """
+    header = read_metadata(path)
     return _parse_manifest(path, header["deltabert"]), header["version"]
 
 
@@ -203,116 +216,15 @@ def check_delta(delta: Delta, backbone: Backbone) -> None:
         raise DeltaMismatchError("total of parameters", total, delta.manifest.total_parameters)
 
 
-def write_atomically(path: Path, content: bytes, *, replace: bool = True) -> None:
-    """Write a file in one step: readers see the old or the new content, even after a crash.
-
-    Raises:
-        FileExistsError: the file exists, and `replace` is False.
-        OSError: it can't be written; `filename` is its path. Nothing is left behind.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        make_public(temporary)
-        if replace:
-            temporary.replace(path)
-        else:
-            _move_to_new(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            error.filename, error.filename2 = str(path), None
-        raise
-
-
-def _move_to_new(temporary: Path, path: Path) -> None:
-    """Move a file to a path where no file is; renaming alone would replace one."""
-    try:
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        path.touch(exist_ok=False)
-        temporary.replace(path)
-    else:
-        temporary.unlink()
-
-
-def make_public(path: Path, mode: int = 0o666) -> None:
-    """Give a temporary file or folder the usual mode: a server may run as another user."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(mode & ~umask)
-
-
-@contextmanager
-def _format_errors(path: Path) -> Iterator[None]:
-    """Turn every error of reading `path` into a DeltaFormatError."""
-    if path.suffix != SUFFIX:
-        reason = f"a delta's name ends in {SUFFIX}; pickled files are never opened"
-        raise DeltaFormatError(path, reason)
-    try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-            raise DeltaFormatError(path, "not a file")
-        yield
-    except FileNotFoundError:
-        raise DeltaFormatError(path, "no such file") from None
-    except OSError as error:  # its text has the path, which is no business of a client
-        reason = f"can't be read ({error.strerror or type(error).__name__})"
-        raise DeltaFormatError(path, reason) from error
-    except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        reason = str(error).replace(str(path), path.name)
-        raise DeltaFormatError(path, f"not a readable safetensors file ({reason})") from error
-
-
-def _metadata(path: Path, content: bytes) -> dict[str, str]:
-    """Return the metadata of a header, in which nothing lies outside of the digest.
-
-    The header is compact JSON with the fields of the format alone; only their order is free.
-    """
-    text = content.decode()
-    header: dict[str, dict[str, Any]] = json.loads(text, object_pairs_hook=_distinct)
-    compact = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
-    metadata = header.pop("__metadata__", {})
-    if missing := [key for key in ("deltabert", "version", "digest") if key not in metadata]:
-        reason = f"safetensors, but no delta: the header lacks {' and '.join(missing)}"
-        raise DeltaFormatError(path, reason)
-    if foreign := sorted(set(metadata) - _METADATA_KEYS):
-        raise DeltaFormatError(path, f"the header has metadata of no delta: {_listed(foreign)}")
-    if metadata.get("format", "pt") != "pt":
-        raise DeltaFormatError(path, "the header's format is not 'pt'")
-    for name, info in header.items():
-        if set(info) != _TENSOR_KEYS:
-            fields = _listed(sorted(set(info) ^ _TENSOR_KEYS))
-            raise DeltaFormatError(path, f"the header says {fields} of {_listed([name])}")
-    if text.rstrip(" ") != compact or len(text) - len(compact) >= _ALIGNMENT:
-        reason = "the header is padded, or spelled in another way than safetensors does"
-        raise DeltaFormatError(path, reason)
-    return metadata
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object of JSON; a key that occurs twice is refused, as readers differ about it."""
-    names = [name for name, _ in pairs]
-    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
-        raise ValueError(f"named more than once: {_listed(twice)}")
-    return dict(pairs)
-
-
 def _parse_manifest(path: Path, text: str) -> Manifest:
     try:
-        version = json.loads(text, object_pairs_hook=_distinct).get("format_version")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise DeltaFormatError(
-            path, f"the manifest is not a sound JSON object ({error})"
-        ) from error
+        facts = json.loads(text, object_pairs_hook=distinct)
+    except (ValueError, RecursionError) as error:
+        reason = f"the manifest is not a sound JSON object ({error})"
+        raise DeltaFormatError(path, reason) from error
+    if not isinstance(facts, dict):
+        raise DeltaFormatError(path, "the manifest is not a sound JSON object (no object)")
+    version = facts.get("format_version")
     if version != FORMAT_VERSION:
         known = f"this deltabert reads version {FORMAT_VERSION}"
         raise DeltaFormatError(path, f"format version {version!r} is not supported; {known}")
@@ -365,21 +277,14 @@ def _name_problems(manifest: Manifest, tensors: dict[str, Tensor]) -> Iterator[s
     expected = {HEAD_WEIGHT, HEAD_BIAS}
     names = [HEAD_WEIGHT, HEAD_BIAS, *(info.name for info in manifest.entries)]
     if twice := sorted(name for name, times in Counter(names).items() if times > 1):
-        yield f"named more than once: {_listed(twice)}"
+        yield f"named more than once: {shown(twice)}"
     for info in manifest.entries:
         sparse = info.kind == "sparse"
         expected |= {info.name + _INDICES, info.name + _VALUES} if sparse else {info.name}
     if missing := sorted(expected - set(tensors)):
-        yield f"tensors are missing: {_listed(missing)}"
+        yield f"tensors are missing: {shown(missing)}"
     if unexpected := sorted(set(tensors) - expected):
-        yield f"tensors that the manifest doesn't name: {_listed(unexpected)}"
-
-
-def _listed(names: list[str]) -> str:
-    """Join a few names from a file in ASCII, so that a terminal shows them safely."""
-    shown = ", ".join(ascii(name[:128])[1:-1] for name in names[:_MAX_LISTED])
-    more = len(names) - _MAX_LISTED
-    return f"{shown} and {more:,} more" if more > 0 else shown
+        yield f"tensors that the manifest doesn't name: {shown(unexpected)}"
 
 
 def _head_problems(manifest: Manifest, tensors: dict[str, Tensor]) -> Iterator[str]:
