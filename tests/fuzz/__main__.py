@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import IO
+from typing import IO, Any
 
 HOME = Path("runs/fuzz")
 _MAX_INPUT_BYTES = 2**18
@@ -68,7 +68,9 @@ def _run(command: list[str], out: IO[str], limit_s: float) -> int:
 def _report(name: str, code: int) -> bool:
     """Print a line about a reader's run; return True if something is wrong."""
     path, findings = HOME / name / "counts.json", sorted((HOME / name / "findings").glob("*"))
-    counts = json.loads(path.read_text()) if path.exists() else {"inputs": 0, "outcomes": {}}
+    counts: dict[str, Any] = {"inputs": 0, "outcomes": {}}
+    if path.exists():
+        counts = json.loads(path.read_text())
     outcomes = counts["outcomes"]
     corpus = len(list((HOME / name / "corpus").glob("*")))
     sys.stdout.write(
@@ -121,7 +123,7 @@ def _fuzz(name: str, seconds: float) -> int:
         )
         return changed[:max_size]
 
-    flags = [f"-max_len={_MAX_INPUT_BYTES}", "-timeout=0", "-rss_limit_mb=4096", "-verbosity=0"]
+    flags = [f"-max_len={_MAX_INPUT_BYTES}", "-timeout=600", "-rss_limit_mb=4096", "-verbosity=0"]
     atheris.Setup([name, str(corpus), *flags], try_input, custom_mutator=mutate)
     atheris.Fuzz()
     return 0

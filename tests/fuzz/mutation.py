@@ -92,7 +92,7 @@ def mutate_value(value: Any, rng: Random) -> Any:
         return hostile_value(rng)
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
     key = rng.choice(keys)
-    changed = dict(value) if isinstance(value, dict) else list(value)
+    changed: Any = dict(value) if isinstance(value, dict) else list(value)
     action = rng.randrange(8)
     if action == 0:
         del changed[key]

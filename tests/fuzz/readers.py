@@ -29,6 +29,7 @@ from deltas.publish.card import describe, in_columns, render_card
 from tests import factories
 from tests.fuzz.limits import Reader
 from tests.fuzz.mutation import (
+    Mutation,
     mutate_bytes,
     mutate_delta,
     mutate_json,
@@ -290,7 +291,7 @@ def _readers() -> list[Reader]:
         ),
     ]
     for name in BACKBONE_FILES:
-        mutate = mutate_safetensors if name.endswith(".safetensors") else mutate_json
+        mutate: Mutation = mutate_safetensors if name.endswith(".safetensors") else mutate_json
         mutate = mutate_rows(("[CLS]", "\n", "[SEP]\n")) if name.endswith(".txt") else mutate
         title, file = f"backbone-{name.replace('/', '-')}", f"tiny-bert/{name}"
         found.append(

