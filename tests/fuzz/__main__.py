@@ -88,7 +88,7 @@ def _fuzz(name: str, seconds: float) -> int:
 
     logging.disable(logging.CRITICAL)
     with atheris.instrument_imports(include=["deltas", "training"], enable_loader_override=False):
-        from tests.fuzz.limits import judge
+        from tests.fuzz.limits import examine
         from tests.fuzz.readers import READERS, prepare
 
     reader, home = READERS[name], (HOME / name).resolve()
@@ -104,7 +104,7 @@ def _fuzz(name: str, seconds: float) -> int:
 
     def try_input(content: bytes) -> None:
         try:
-            outcomes[judge(reader, work, content)] += 1
+            outcomes[examine(reader, work, content)] += 1
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise

@@ -1,4 +1,4 @@
-"""Judges an input of a reader: a sound value or a documented error, in bounded time and memory."""
+"""Examines an input of a reader: a sound value or a documented error, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def cpu_limit(seconds: float = MAX_CPU_S) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def judge(reader: Reader, folder: Path, content: bytes) -> str:
+def examine(reader: Reader, folder: Path, content: bytes) -> str:
     """Read an input twice, and return its outcome: "value", or the message without its details.
 
     Raises:

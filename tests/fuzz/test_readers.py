@@ -14,7 +14,7 @@ from random import Random
 
 import pytest
 
-from tests.fuzz.limits import Reader, TooSlowError, check_message, cpu_limit, judge
+from tests.fuzz.limits import Reader, TooSlowError, check_message, cpu_limit, examine
 from tests.fuzz.mutation import mutate_delta, mutate_text
 from tests.fuzz.readers import READERS, prepare
 
@@ -49,7 +49,7 @@ def test_a_hostile_input_is_a_value_or_a_documented_error(name: str, tmp_path: P
             for _ in range(rng.choice((1, 1, 2))):
                 content = reader.mutate(content, rng)
         try:
-            outcomes[judge(reader, tmp_path, content)] += 1
+            outcomes[examine(reader, tmp_path, content)] += 1
         except (Exception, TooSlowError) as error:
             error.add_note(f"input {number} of {name}: {content[:200]!r} ({len(content)} bytes)")
             raise
@@ -69,19 +69,21 @@ def _reader(read: object, name: str = "x") -> Reader:
     return Reader(name, "x.txt", list, lambda data, rng: data, read, (ValueError,))  # type: ignore[arg-type]
 
 
-def test_the_judge_finds_what_breaks_a_promise(tmp_path: Path) -> None:
+def test_the_examination_finds_what_breaks_a_promise(tmp_path: Path) -> None:
     """An error of another kind, two outcomes, a message without the file, and too much time."""
     answers = iter("ab")
 
     def refuse(message: str) -> str:
         raise ValueError(message)
 
-    assert judge(_reader(Path.read_text), tmp_path, b"text") == "value"
-    assert judge(_reader(lambda path: refuse(f"{path}: bad 12")), tmp_path, b"") == "/x.txt: bad N"
+    assert examine(_reader(Path.read_text), tmp_path, b"text") == "value"
+    assert (
+        examine(_reader(lambda path: refuse(f"{path}: bad 12")), tmp_path, b"") == "/x.txt: bad N"
+    )
     with pytest.raises(UnicodeDecodeError):
-        judge(_reader(lambda path: path.read_bytes().decode("ascii")), tmp_path, b"\xff")
+        examine(_reader(lambda path: path.read_bytes().decode("ascii")), tmp_path, b"\xff")
     with pytest.raises(AssertionError, match="two readings differ"):
-        judge(_reader(lambda path: next(answers)), tmp_path, b"")
+        examine(_reader(lambda path: next(answers)), tmp_path, b"")
     for message in ("no file", "x.txt\nb", "x.txt" * 1000):
         with pytest.raises(AssertionError):
             check_message(message, tmp_path / "x.txt", tmp_path)
