@@ -1,4 +1,4 @@
-"""Examines an input of a reader: a sound value or a documented error, in bounded time and memory."""
+"""Examines an input of a reader: a sound value or documented error, in bounded time and memory."""
 
 from __future__ import annotations
 
