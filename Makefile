@@ -89,8 +89,9 @@ bench-precision: $(STAMP) ## measure what fp32, bf16 and int8 cost and bring (GL
 bench-scale: $(STAMP) ## measure 1,000 and 10,000 tasks beside nine (GLUE_DIR=..., 15 minutes)
 	$(PY) -m tests.bench.scale --json docs/performance/scale.json $(ARGS)
 
-bench-http: $(STAMP) ## measure the server under load and overload (GLUE_DIR=..., 5 minutes)
+bench-http: $(STAMP) ## measure the server under load and overload, its start and memory (GLUE_DIR=..., 30 minutes)
 	$(PY) -m tests.bench.over_http --json docs/performance/http.json $(ARGS)
+	$(PY) -m tests.bench.footprint --json docs/performance/http.json
 
 bench-training: $(STAMP) ## measure training beside transformers and PEFT (GLUE_DIR=..., over 13 minutes)
 	$(INSTALL) '.[bench]'

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
 import tempfile
 import textwrap
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") -> int:
@@ -30,9 +32,24 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
     # Loading torch takes seconds. Ctrl-C ends the process at once and without a traceback until
     # `app.server` has set its own handlers.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from app import server
+    with _logged_start():
+        from app import server
 
     return server.main()
+
+
+def _logged_start() -> AbstractContextManager[None]:
+    """Log that the server starts, and the seconds until the libraries are loaded."""
+    from app.process import configure_logging, logged
+    from app.settings import SettingsError, load_settings
+
+    try:
+        settings = load_settings()
+    except SettingsError:  # `app.server` reports it
+        return nullcontext()
+    configure_logging(settings.log_format, settings.log_level)
+    logging.getLogger("app").info("starting as process %d", os.getpid())
+    return logged("loaded the libraries")
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

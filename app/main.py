@@ -24,7 +24,8 @@ from app.batching.batcher import Batcher
 from app.batching.queue import BatchLimits
 from app.batching.workers import Parallelism
 from app.engine.engine import Engine
-from app.engine.warm_up import Tuning, tune_without_measuring, warm_up
+from app.engine.tuning import Tuning
+from app.engine.warm_up import tune_without_measuring, warm_up
 from app.errors import STATUSES, error_response
 from app.http import routes
 from app.http.catalogue import Catalogue
@@ -42,6 +43,8 @@ from app.http.readiness import Readiness
 from app.pipeline import Pipeline
 from app.process import (
     configure_logging,
+    logged,
+    memory_given_back,
     prepare_process,
     run_in_own_thread,
     settle_process,
@@ -170,7 +173,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if app.state.owns_process:
         settle_process()
     try:
-        yield
+        with memory_given_back():
+            yield
     finally:
         await batcher.stop(settings.shutdown_timeout_s)
         app.state.serving = None
@@ -213,18 +217,21 @@ def _start_engine(settings: Settings, backbone: Backbone | None) -> tuple[Engine
     """Load backbone and deltas, and warm up if there are any deltas."""
     backbone = backbone or load_backbone(settings.backbone)
     store = open_store(settings, backbone)
-    engine = Engine(
-        backbone,
-        store,
-        device=settings.device,
-        precision=settings.precision,
-        max_slots=settings.max_slots,
-        pinned=pinned_records(store, settings),
-        threads=settings.threads,
-    )
+    with logged("loaded the deltas"):
+        engine = Engine(
+            backbone,
+            store,
+            device=settings.device,
+            precision=settings.precision,
+            max_slots=settings.max_slots,
+            pinned=pinned_records(store, settings),
+            threads=settings.threads,
+        )
     threads, workers, tokens = settings.threads, settings.workers, settings.max_batch_tokens
     if settings.warm_up and engine.store.records:
-        return engine, warm_up(engine, threads, workers, tokens, settings.max_batch_rows)
+        with logged("warmed up"):
+            rows, reuse = settings.max_batch_rows, settings.reuse_tuning
+            return engine, warm_up(engine, threads, workers, tokens, rows, reuse=reuse)
     tokens = tokens or DEFAULT_BATCH_TOKENS
     return engine, tune_without_measuring(engine, threads, workers, tokens)
 

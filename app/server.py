@@ -21,7 +21,13 @@ import uvicorn
 from app.connection import Connection, ConnectionLimits
 from app.http.context import Serving
 from app.main import create_app, open_store, pinned_records
-from app.process import configure_logging, prepare_process, run_in_own_thread, settle_process
+from app.process import (
+    configure_logging,
+    logged,
+    prepare_process,
+    run_in_own_thread,
+    settle_process,
+)
 from app.settings import PREFIX, Settings, SettingsError, load_settings
 from deltas import DeltaError, load_backbone, pick_device
 
@@ -68,7 +74,8 @@ def main() -> int:
     try:
         pick_device(settings.device)
         with _listen(settings) as listener:
-            backbone = run_in_own_thread(lambda: load_backbone(settings.backbone))
+            with logged("loaded the backbone"):
+                backbone = run_in_own_thread(lambda: load_backbone(settings.backbone))
             if settings.pinned:  # a bad name is one sentence here, and a traceback later
                 pinned_records(open_store(settings, backbone), settings)
             _serve(create_app(settings, backbone=backbone), listener, settings)

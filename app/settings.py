@@ -132,6 +132,11 @@ class Settings(BaseSettings):
         f"Without it, the server starts faster, with {DEFAULT_BATCH_TOKENS:,} tokens, all threads "
         "and one batch at a time unless set.",
     )
+    reuse_tuning: bool = Field(
+        True,
+        description="Take the numbers that an earlier start has measured on this machine, kept in "
+        "$XDG_CACHE_HOME/deltabert (true or false). False measures again and keeps nothing.",
+    )
     max_batch_rows: int = Field(
         256, description="Maximum rows in one forward pass.", ge=1, le=65536
     )

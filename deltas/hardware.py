@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import platform
 import sys
 from functools import cache
 from pathlib import Path
@@ -90,10 +91,22 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
 
 @cache
 def _is_amd() -> bool:
+    return "AuthenticAMD" in _cpu_info()
+
+
+def cpu_model() -> str:
+    """Return the maker's name of the processor, as far as the system tells it."""
+    for line in _cpu_info().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_info() -> str:
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        return ""
 
 
 @cache

@@ -91,7 +91,7 @@ class EncoderConfig:
         positions = getattr(config, "position_embedding_type", "absolute") or "absolute"
         if positions != "absolute":
             raise BackboneError(f"has {positions!r} positions; 'absolute' ones are supported")
-        if config.is_decoder or getattr(config, "add_cross_attention", False):
+        if any(getattr(config, name, False) for name in ("is_decoder", "add_cross_attention")):
             raise BackboneError("is a decoder; encoders are supported")
         try:
             return cls(**{ours: getattr(config, theirs) for ours, theirs in STOCK_NAMES.items()})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,9 @@ from threading import Barrier, BrokenBarrierError
 import torch
 
 from app.engine.engine import Engine, EngineRow
+from app.engine.tuning import Tuning, num_cpus, recall, remember
 from deltas import TokenizedRow
+from deltas.hardware import give_back_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +31,6 @@ _FAST_ENOUGH = 0.95  # of the best speed: smaller batches or fewer threads are w
 _ROW_TOKENS = (12, 24, 9, 60, 33, 45, 18, 100, 28)  # mean 37, as in GLUE's dev sets
 _MAX_TASKS = 9
 _REPEATS = 2
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """The numbers chosen for a server."""
-
-    threads: int  # per forward pass that has the full machine
-    workers: int  # forward passes that may run at the same time
-    share_threads: int  # per forward pass while several run
-    batch_tokens: int  # limit for a batch that has the full machine
 
 
 @dataclass(frozen=True)
@@ -67,6 +58,8 @@ def warm_up(
     workers: int = 0,
     max_batch_tokens: int = 0,
     max_batch_rows: int = 256,
+    *,
+    reuse: bool = False,
 ) -> Tuning:
     """Measure the numbers that are 0, and compile; run it in a thread that ends before serving.
 
@@ -76,10 +69,27 @@ def warm_up(
         workers: forward passes that run at the same time.
         max_batch_tokens: most tokens of a batch.
         max_batch_rows: most rows of a batch; never measured.
+        reuse: whether to take the numbers that an earlier start has measured on this machine, and
+            to keep new ones for the next start.
     """
+    given = threads, workers, max_batch_tokens
+    tuning = recall(engine, given) if reuse else None
+    if tuning is None:
+        tuning = _measure(engine, threads, workers, max_batch_tokens)
+        if reuse:
+            remember(engine, given, tuning)
+    torch.set_num_threads(tuning.threads)
+    engine.cache.set_concurrency(tuning.workers)
+    _prepare(engine, tuning, max_batch_rows)
+    engine.reset_counts()
+    give_back_freed_memory()
+    return tuning
+
+
+def _measure(engine: Engine, threads: int, workers: int, max_batch_tokens: int) -> Tuning:
     on_cpu, tokens = engine.device.type == "cpu", _MEASURED_TOKENS
     # Parallel passes may use cores that a single pass gains nothing from.
-    shared = threads or (_num_cpus() if on_cpu else torch.get_num_threads())
+    shared = threads or (num_cpus() if on_cpu else torch.get_num_threads())
     if not threads and on_cpu:
         threads = choose(THREADS, lambda n: seconds_for(engine, tokens, n), tokens, shared)
     if not workers and on_cpu and shared > 1:
@@ -96,10 +106,7 @@ def warm_up(
     if not max_batch_tokens:
         max_batch_tokens = choose(TOKENS, lambda count: seconds_for(engine, count))
     workers = engine.cache.set_concurrency(workers)
-    tuning = Tuning(threads, workers, max(1, shared // workers), max_batch_tokens)
-    _prepare(engine, tuning, max_batch_rows)
-    engine.reset_counts()
-    return tuning
+    return Tuning(threads, workers, max(1, shared // workers), max_batch_tokens)
 
 
 def tune_without_measuring(
@@ -220,9 +227,3 @@ def made_up_rows(engine: Engine, num_tokens: int) -> list[EngineRow]:
         rows.append(EngineRow(TokenizedRow(ids, [0] * length, False, second), record, length))
         num_tokens -= length
     return rows
-
-
-def _num_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,6 +1,7 @@
 """Load the backbone: pretrained encoder weights and a tokenizer, which never change.
 
-This is the only module that loads a network with `transformers`. Weights are kept in the encoder's
+This is the only module that loads a network with `transformers`; the packaged backbone needs none
+(`deltas.backbone.packaged`). Weights are kept in the encoder's
 layout (`deltas.backbone.layout`). `Backbone.parameters` are views into them under their Hugging
 Face names, so nothing is held twice.
 """
@@ -27,7 +28,13 @@ from deltas.backbone.files import (
 from deltas.backbone.hub import is_cached, why_unreachable
 from deltas.backbone.layout import EncoderConfig, encoder_layout
 from deltas.backbone.packaged import DEFAULT_BACKBONE as DEFAULT_BACKBONE
-from deltas.backbone.packaged import check_packaged, packaged_folder
+from deltas.backbone.packaged import (
+    PACKAGED,
+    PackagedTokenizer,
+    check_packaged,
+    packaged_folder,
+    packaged_parameters,
+)
 from deltas.backbone.tokenizer import plain_copy, tokenize_texts
 from deltas.errors import BackboneError
 from deltas.manifest import STOCK_NAMES, BackboneRef, Pooling
@@ -76,9 +83,7 @@ def load_backbone(spec: str | None = None) -> Backbone:
         BackboneError: the backbone is not found, damaged, without pooler, or not a BERT.
     """
     if spec is None or spec == DEFAULT_BACKBONE:
-        packaged = _load(str(packaged_folder()), DEFAULT_BACKBONE, None)
-        check_packaged(packaged.ref)
-        return packaged
+        return _load_packaged()
     folder = Path(os.path.expanduser(spec))  # noqa: PTH111 - Path.expanduser raises on unknown users
     if folder.is_dir():
         return _load(str(folder), folder.resolve().name, None)
@@ -113,21 +118,32 @@ def make_backbone(
         raise BackboneError(
             f"{name}: missing parameters: {missing or 'none'}; unknown ones: {extra or 'none'}"
         )
+    weights, views = _stacked(config, parameters)
+    ref = _ref(config, weights_fingerprint(views), tokenizer, name)
+    return Backbone(ref=ref, config=config, weights=weights, parameters=views, tokenizer=tokenizer)
+
+
+def _stacked(
+    config: EncoderConfig, parameters: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Copy parameters into the encoder's layout; returns its weights and views into them."""
     weights: dict[str, Tensor] = {}
     views: dict[str, Tensor] = {}
-    for target, parts in layout.items():
+    for target, parts in encoder_layout(config).items():
         weights[target] = torch.cat([parameters[part].detach().float().cpu() for part in parts])
         rows = [parameters[part].shape[0] for part in parts]
         views.update(zip(parts, torch.split(weights[target], rows), strict=True))
-    views = {key: views[key] for key in parameters}  # in the order of the network
-    ref = BackboneRef(
+    return weights, {key: views[key] for key in parameters}  # in the order of the network
+
+
+def _ref(config: EncoderConfig, fingerprint: str, tokenizer: Any, name: str) -> BackboneRef:
+    return BackboneRef(
         id=name,
-        fingerprint=weights_fingerprint(views),
+        fingerprint=fingerprint,
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         config=config,
         tokenizer_settings=tokenizer_settings(tokenizer),
     )
-    return Backbone(ref=ref, config=config, weights=weights, parameters=views, tokenizer=tokenizer)
 
 
 def weights_fingerprint(parameters: Mapping[str, Tensor]) -> str:
@@ -159,6 +175,18 @@ def tokenizer_settings(tokenizer: Any) -> str:
     plain = plain_copy(tokenizer)
     ids = [plain.encode(text, add_special_tokens=False).ids for text in _UNUSUAL_PROBE]
     return f"sha256:{hashlib.sha256(str(ids).encode()).hexdigest()}"
+
+
+def _load_packaged() -> Backbone:
+    folder = packaged_folder()
+    config = read_encoder_config(str(folder), DEFAULT_BACKBONE, None)
+    tokenizer = PackagedTokenizer(folder)
+    # The file's digest was compared, which implies that of the weights.
+    ref = _ref(config, PACKAGED.fingerprint, tokenizer, DEFAULT_BACKBONE)
+    check_packaged(ref)
+    weights, views = _stacked(config, packaged_parameters(folder, config))
+    pooling = trained_pooling(str(folder), None, cache_only=True)
+    return Backbone(ref, config, weights, views, tokenizer, pooling)
 
 
 def _load(source: str, name: str, revision: str | None, *, cache_only: bool = False) -> Backbone:

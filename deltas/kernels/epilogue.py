@@ -6,8 +6,8 @@ written as floats, as int8 for the next product, or both. PyTorch reads and writ
 for each of these steps, which takes as long as the products where those are fast.
 
 `apply_epilogue` is the only entry; `deltas.encoder.cpu` calls it after every product. The kernel
-handles a few rows at a time, so that their values stay in the innermost cache until they are
-written. Loops over a row are plain, so that the compiler vectorises them.
+(`deltas.kernels.compiled.epilogue`) handles a few rows at a time, so that their values stay in the
+innermost cache until they are written.
 """
 
 from __future__ import annotations
@@ -18,26 +18,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
-from numba import carray
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
-from deltas.kernels.int8 import Int8Matrix, Int8Rows, quantise_row
+from deltas.kernels.compiled import GELU_DEGREE, ROWS_TOGETHER
+from deltas.kernels.int8 import Int8Matrix, Int8Rows
 from deltas.kernels.runtime import (
     DTYPE_CODES,
+    EPILOGUE,
     FLOAT_CODES,
-    Kernel,
-    as_pointer,
-    compiled,
     data_pointer,
     dtype_and_pointer,
-    fetch_add,
-    read_row,
-    write_row,
+    kernel,
 )
 
 # K, and the addresses of a sparse update's rows, columns and values; see `sparse_update`.
@@ -137,7 +132,8 @@ def apply_epilogue(
     # In a variable, so that it outlives the launch.
     updates = array("q", chain(*product.correction.updates) if product.correction else ())
     int8 = target.int8
-    _kernel().launch(
+    x_size = product.correction.x.shape[1] if product.correction else 0
+    kernel(EPILOGUE).launch(
         count,
         size,
         size,
@@ -155,6 +151,7 @@ def apply_epilogue(
         *dtype_and_pointer(target.out, shape, FLOAT_CODES),
         data_pointer(int8.values, shape, torch.int8) if int8 else 0,
         *_int8_pointers(int8, count),
+        scratch_floats=(ROWS_TOGETHER + 1) * size + 2 * x_size,
     )
 
 
@@ -184,7 +181,6 @@ def _correction_pointers(
 
 
 _GELU_LIMIT = 5.4  # limit beyond which GELU is x or 0, within 2e-7
-_GELU_DEGREE = 13
 _GELUS: dict[str, Callable[[float], float]] = {
     "none": lambda x: math.erf(x / math.sqrt(2)),
     "tanh": lambda x: math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)),
@@ -200,197 +196,7 @@ def _constants(gelu: str | None, eps: float) -> tuple[Tensor, Tensor]:
         x = _GELU_LIMIT * math.sqrt(max(t + 1, 1e-12) / 2)
         return _GELUS[gelu or "none"](x) / (2 * x)
 
-    fitted = Chebyshev.interpolate(np.vectorize(slope), _GELU_DEGREE).convert(kind=Polynomial)
-    coefficients = np.zeros(_GELU_DEGREE + 1, np.float32)
+    fitted = Chebyshev.interpolate(np.vectorize(slope), GELU_DEGREE).convert(kind=Polynomial)
+    coefficients = np.zeros(GELU_DEGREE + 1, np.float32)
     coefficients[: len(fitted.coef)] = fitted.coef
     return torch.tensor([eps, _GELU_LIMIT]), torch.from_numpy(coefficients)
-
-
-@cache
-def _kernel() -> Kernel:
-    return Kernel(_epilogue_kernel)
-
-
-# Positions of the kernel's arguments. An address is 0 for a step that is left out.
-(
-    _SIZE,
-    _CONSTANTS,
-    _PRODUCT_DTYPE,
-    _PRODUCT,
-    _ROW_SCALES,
-    _ROW_OFFSETS,
-    _MATRIX_SCALES,
-    _MATRIX_SUMS,
-    _UPDATES,
-    _UPDATE_OF,
-    _X_DTYPE,
-    _X_SIZE,
-    _X,
-    _BIAS,
-    _BIAS_ROW_OF,
-    _RESIDUAL_DTYPE,
-    _RESIDUAL,
-    _POLYNOMIAL,
-    _SCALE,
-    _SCALE_ROW_OF,
-    _SHIFT,
-    _SHIFT_ROW_OF,
-    _OUT_DTYPE,
-    _OUT,
-    _INT8,
-    _INT8_SCALES,
-    _INT8_OFFSETS,
-    _NUM_ARGUMENTS,
-) = range(3, 31)
-
-_ZERO, _HALF, _ONE = np.float32(0), np.float32(0.5), np.float32(1)
-_TOGETHER = 4  # rows at a time, so that most rows with a sparse update have a neighbour
-
-
-@compiled
-def _gelu(values: Any, size: int, limit: Any, c: Any) -> None:
-    """Replace x by x (1/2 + s p); s is x within +-limit, p a polynomial in 2 s^2 / limit^2 - 1."""
-    c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
-    c7, c8, c9, c10, c11, c12, c13 = c[7], c[8], c[9], c[10], c[11], c[12], c[13]
-    double = np.float32(2) / (limit * limit)
-    for o in range(size):
-        x = -limit if values[o] < -limit else values[o]  # NaN stays NaN
-        s = limit if x > limit else x
-        t = s * s * double - _ONE
-        p = c13 * t + c12
-        p = p * t + c11
-        p = p * t + c10
-        p = p * t + c9
-        p = p * t + c8
-        p = p * t + c7
-        p = p * t + c6
-        p = p * t + c5
-        p = p * t + c4
-        p = p * t + c3
-        p = p * t + c2
-        p = p * t + c1
-        p = p * t + c0
-        values[o] = x * (_HALF + s * p)
-
-
-@compiled
-def _normalise(values: Any, size: int, eps: Any, scale: Any, shift: Any) -> None:
-    total = _ZERO
-    for o in range(size):
-        total += values[o]
-    mean = total / np.float32(size)
-    squares = _ZERO
-    for o in range(size):
-        difference = values[o] - mean
-        squares += difference * difference
-    factor = _ONE / np.sqrt(squares / np.float32(size) + eps)
-    for o in range(size):
-        values[o] = (values[o] - mean) * factor * scale[o] + shift[o]
-
-
-@compiled
-def _floats(address: int, row: int, size: int) -> Any:
-    return carray(as_pointer(address + 4 * row * size), size, np.float32)
-
-
-@compiled
-def _vector(a: Any, table: int, row: int) -> Any:
-    """Return a row's vector; its table is argument `table`, its `row_of` the next argument."""
-    index = carray(as_pointer(a[table + 1] + 8 * row), 1, np.int64)[0]
-    return _floats(a[table], index, a[_SIZE])
-
-
-@compiled
-def _correct(a: Any, first: int, count: int, values: Any, x: Any) -> None:
-    """Add sparse updates to `values` [count, O]; x is a buffer for two rows of x."""
-    update_of = carray(as_pointer(a[_UPDATE_OF] + 8 * first), count, np.int64)
-    size, i = a[_X_SIZE], 0
-    while i < count:
-        if update_of[i] < 0:
-            i += 1
-            continue
-        update = carray(as_pointer(a[_UPDATES] + 32 * update_of[i]), 4, np.int64)
-        # Unsigned, so that the compiler does not check for negative indices.
-        rows = carray(as_pointer(update[1]), update[0], np.uint32)
-        columns = carray(as_pointer(update[2]), update[0], np.uint32)
-        differences = carray(as_pointer(update[3]), update[0], np.float32)
-        read_row(a[_X_DTYPE], a[_X], first + i, size, x[0])
-        if i + 1 < count and update_of[i + 1] == update_of[i]:
-            # Two rows at once read the indices only once.
-            read_row(a[_X_DTYPE], a[_X], first + i + 1, size, x[1])
-            for k in range(update[0]):
-                row, column, difference = rows[k], columns[k], differences[k]
-                values[i, row] += x[0, column] * difference
-                values[i + 1, row] += x[1, column] * difference
-            i += 2
-        else:
-            for k in range(update[0]):
-                values[i, rows[k]] += x[0, columns[k]] * differences[k]
-            i += 1
-
-
-@compiled
-def _load(a: Any, row: int, values: Any) -> None:
-    """Read a row of the product as floats; scale int32 values back."""
-    size = a[_SIZE]
-    read_row(a[_PRODUCT_DTYPE], a[_PRODUCT], row, size, values)
-    if a[_ROW_SCALES]:
-        scale = _floats(a[_ROW_SCALES], row, 1)[0]
-        offset = _floats(a[_ROW_OFFSETS], row, 1)[0]
-        scales, sums = _floats(a[_MATRIX_SCALES], 0, size), _floats(a[_MATRIX_SUMS], 0, size)
-        for o in range(size):
-            values[o] = values[o] * (scale * scales[o]) + offset * sums[o]
-
-
-@compiled
-def _transform(a: Any, row: int, values: Any, buffer: Any) -> None:
-    """Apply bias, residual, GELU and LayerNorm to a row."""
-    size = a[_SIZE]
-    if a[_BIAS]:
-        bias = _vector(a, _BIAS, row)
-        for o in range(size):
-            values[o] += bias[o]
-    if a[_RESIDUAL]:
-        read_row(a[_RESIDUAL_DTYPE], a[_RESIDUAL], row, size, buffer)
-        for o in range(size):
-            values[o] += buffer[o]
-    constants = _floats(a[_CONSTANTS], 0, 2)
-    if a[_POLYNOMIAL]:
-        _gelu(values, size, constants[1], _floats(a[_POLYNOMIAL], 0, _GELU_DEGREE + 1))
-    if a[_SCALE]:
-        _normalise(values, size, constants[0], _vector(a, _SCALE, row), _vector(a, _SHIFT, row))
-
-
-@compiled
-def _store(a: Any, row: int, values: Any) -> None:
-    """Write a finished row; int8 comes last, since it overwrites the values."""
-    size = a[_SIZE]
-    if a[_OUT]:
-        write_row(a[_OUT_DTYPE], a[_OUT], row, size, values)
-    if a[_INT8]:
-        into = carray(as_pointer(a[_INT8] + row * size), size, np.int8)
-        scale, offset = quantise_row(values, size, into)
-        _floats(a[_INT8_SCALES], row, 1)[0] = scale
-        _floats(a[_INT8_OFFSETS], row, 1)[0] = offset
-
-
-def _epilogue_kernel(arguments: Any) -> None:
-    """Finish rows; a work item is one row of the product."""
-    a = carray(arguments, _NUM_ARGUMENTS, np.int64)
-    num_rows, at_a_time, size = a[1], a[2], a[_SIZE]
-    values, buffer = np.empty((_TOGETHER, size), np.float32), np.empty(size, np.float32)
-    x = np.empty((2, a[_X_SIZE]), np.float32)
-    while True:
-        start = fetch_add(arguments, at_a_time)
-        if start >= num_rows:
-            break
-        stop = min(start + at_a_time, num_rows)
-        for first in range(start, stop, _TOGETHER):
-            count = min(_TOGETHER, stop - first)
-            for i in range(count):
-                _load(a, first + i, values[i])
-            if a[_UPDATES]:
-                _correct(a, first, count, values, x)
-            for i in range(count):
-                _transform(a, first + i, values[i], buffer)
-                _store(a, first + i, values[i])

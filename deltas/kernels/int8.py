@@ -8,26 +8,19 @@ transformed as they are quantised, because every task has its own biases and Lay
 products. The mean of a row is subtracted before, since the transform would gather it in one value
 of 64.
 
-Matrices are quantised once; `deltas.kernels.epilogue` quantises rows and scales products back.
+Matrices are quantised once; `deltas.kernels.compiled.epilogue` quantises rows and scales products
+back.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from deltas.kernels.runtime import compiled, float_of_bits, sortable_bits
-from deltas.kernels.simd import HADAMARD_SIZE, hadamard_floats
-
-_ZERO, _HALF, _ONE, _TINY = np.float32(0), np.float32(0.5), np.float32(1), np.float32(1e-30)
-_MAX_INT8 = np.float32(127)
-_MAGNITUDE = np.int32(0x7FFFFFFF)  # mask of a float's bits without the sign
-_HADAMARD_NORM = np.float32(1 / math.sqrt(HADAMARD_SIZE))  # makes the transform orthogonal
+from deltas.kernels.compiled import HADAMARD_SIZE
 
 
 @dataclass(frozen=True)
@@ -89,45 +82,3 @@ def hadamard(rows: Tensor) -> Tensor:
         parts = torch.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), 1)
         apart *= 2
     return parts.reshape(-1, width) / math.sqrt(HADAMARD_SIZE)
-
-
-@compiled
-def quantise_row(values: Any, size: int, into: Any) -> Any:
-    """Write a row of float32 values, which are overwritten, as int8; return scale and offset."""
-    transforms = size % HADAMARD_SIZE == 0
-    offset = _mean(values, size) if transforms else _middle(values, size)
-    for o in range(size):
-        values[o] -= offset
-    if transforms:
-        address = np.int64(values.ctypes.data)
-        for start in range(0, size, HADAMARD_SIZE):
-            hadamard_floats(address + 4 * start)
-    bits = values.view(np.int32)
-    most = np.int32(0)
-    for o in range(size):
-        most = max(most, bits[o] & _MAGNITUDE)
-    scale = float_of_bits(most) / _MAX_INT8 + _TINY
-    per_step = _ONE / scale
-    for o in range(size):
-        scaled = values[o] * per_step
-        into[o] = np.int8(np.int32(scaled + (_HALF if scaled > _ZERO else -_HALF)))
-    return (_HADAMARD_NORM * scale if transforms else scale), offset
-
-
-@compiled
-def _mean(values: Any, size: int) -> Any:
-    total = _ZERO
-    for o in range(size):
-        total += values[o]
-    return total / np.float32(size)
-
-
-@compiled
-def _middle(values: Any, size: int) -> Any:
-    """Return the middle between a row's extremes."""
-    bits = values.view(np.int32)
-    low = high = sortable_bits(bits[0])
-    for o in range(size):  # over integers, since extremes of floats are not vectorised
-        key = sortable_bits(bits[o])
-        low, high = min(low, key), max(high, key)
-    return _HALF * (float_of_bits(sortable_bits(low)) + float_of_bits(sortable_bits(high)))

@@ -8,24 +8,10 @@ result does not depend on the number of threads. `deltas.encoder.single_overlay`
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
-import numpy as np
 import torch
-from numba import carray
 from torch import Tensor
 
-from deltas.kernels.runtime import (
-    FLOAT_CODES,
-    Kernel,
-    as_pointer,
-    compiled,
-    data_pointer,
-    dtype_and_pointer,
-    fetch_add,
-    read_row,
-)
+from deltas.kernels.runtime import FLOAT_CODES, SDDMM, data_pointer, dtype_and_pointer, kernel
 
 _MIN_BLOCK = 64  # tokens
 _MAX_VALUES = 1 << 20  # intermediate values, which bounds the memory for any K
@@ -56,7 +42,7 @@ def _read_in_place(grad: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Te
     count = len(rows)
     sums = torch.empty(num_blocks, count)
     dtype_code, x_pointer = dtype_and_pointer(x, x.shape, FLOAT_CODES)
-    _kernel().launch(
+    kernel(SDDMM).launch(
         num_blocks,
         block * count,
         block,
@@ -70,6 +56,7 @@ def _read_in_place(grad: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Te
         data_pointer(rows, (count,), torch.int32),
         data_pointer(columns, (count,), torch.int32),
         data_pointer(sums, (num_blocks, count)),
+        scratch_floats=grad.shape[1] + x.shape[1],
     )
     return sums.sum(0)
 
@@ -84,52 +71,3 @@ def _gathered(grad: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         for i, j in zip(torch.split(rows, at_once), torch.split(columns, at_once), strict=True)
     ]
     return torch.cat(sums).float()
-
-
-@cache
-def _kernel() -> Kernel:
-    return Kernel(_sddmm_kernel)
-
-
-@compiled
-def _add_products(grad: Any, x: Any, rows: Any, columns: Any, count: int, sums: Any) -> None:
-    for k in range(count):
-        sums[k] += grad[rows[k]] * x[columns[k]]
-
-
-# Positions of the kernel's arguments.
-(
-    _BLOCK_TOKENS,
-    _TOKENS,
-    _DTYPE_CODE,
-    _GRAD_SIZE,
-    _GRAD,
-    _X_SIZE,
-    _X,
-    _COUNT,
-    _ROWS,
-    _COLUMNS,
-    _SUMS,
-    _NUM_ARGUMENTS,
-) = range(3, 15)
-
-
-def _sddmm_kernel(arguments: Any) -> None:
-    """Compute the sums of each block; a work item is one block of tokens."""
-    a = carray(arguments, _NUM_ARGUMENTS, np.int64)
-    blocks, at_a_time = a[1], a[2]
-    block, tokens, dtype_code, count = a[_BLOCK_TOKENS], a[_TOKENS], a[_DTYPE_CODE], a[_COUNT]
-    rows = carray(as_pointer(a[_ROWS]), count, np.int32)
-    columns = carray(as_pointer(a[_COLUMNS]), count, np.int32)
-    grad, x = np.empty(a[_GRAD_SIZE], np.float32), np.empty(a[_X_SIZE], np.float32)
-    while True:
-        start = fetch_add(arguments, at_a_time)
-        if start >= blocks:
-            break
-        for number in range(start, min(start + at_a_time, blocks)):
-            sums = carray(as_pointer(a[_SUMS] + 4 * number * count), count, np.float32)
-            sums[:] = np.float32(0)
-            for n in range(block * number, min(block * (number + 1), tokens)):
-                read_row(dtype_code, a[_GRAD], n, a[_GRAD_SIZE], grad)
-                read_row(dtype_code, a[_X], n, a[_X_SIZE], x)
-                _add_products(grad, x, rows, columns, count, sums)

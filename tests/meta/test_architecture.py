@@ -90,7 +90,11 @@ DIRECTION = {
     "deltas.format": ("backbone delta manifest errors", "", "pydantic safetensors torch"),
     "deltas.encoder": ("backbone delta kernels", "", "torch"),
     "deltas.kernels": ("", "", "llvmlite numba numpy torch"),
-    "deltas.backbone": ("manifest errors", "", "huggingface_hub safetensors torch transformers"),
+    "deltas.backbone": (
+        "manifest errors",
+        "",
+        "huggingface_hub safetensors tokenizers torch transformers",
+    ),
     "deltas.delta": ("manifest errors", "", "torch"),
     "deltas.hardware": ("kernels errors", "", "torch"),
     "deltas.manifest": ("errors", "", "pydantic"),
@@ -382,7 +386,11 @@ def test_planted_code_that_no_machine_has_run_is_found(path: str, text: str, fou
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("app.main", {"datasets", "sklearn", "streamlit", "sentence_transformers", "training"}),
+        (
+            "app.main",
+            {"datasets", "sklearn", "streamlit", "sentence_transformers", "training"}
+            | {"numba", "sympy", "transformers"},
+        ),
         ("training.fit", {"fastapi", "uvicorn", "streamlit", "sentence_transformers", "app"}),
         ("training.data.hub_dataset", {"torch", "numpy", "pandas", "pyarrow", "datasets"}),
         ("training.strategies.grammar", {"torch", "numpy", "pandas", "pyarrow", "datasets"}),

@@ -7,11 +7,13 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
 
+import deltas
 from app import main, process
 from app.engine.warm_up import BUDGETS
 from app.main import create_app
@@ -20,16 +22,17 @@ from app.process import (
     TextFormatter,
     add_request_id,
     configure_logging,
+    memory_given_back,
     request_id_var,
 )
 from app.settings import Settings
-from deltas import packed_sizes
+from deltas import hardware, packed_sizes
 
 
 @pytest.fixture(autouse=True)
 def _keep_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
-    monkeypatch.setattr(process, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(deltas, "keep_freed_memory", lambda: None, raising=False)
     monkeypatch.setattr(main, "configure_logging", lambda *_: None)
     monkeypatch.setattr(os, "environ", {})
     yield
@@ -170,3 +173,12 @@ def test_no_record_moves_a_cursor_or_turns_its_text(style: logging.Formatter) ->
     assert all(char.isprintable() for char in text.replace("\n", ""))
     if isinstance(style, JsonFormatter):
         assert json.loads(text)["message"] == f"caf\u00e9 {bad}"
+
+
+def test_memory_is_given_back_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back = threading.Semaphore(0)
+    monkeypatch.setattr(hardware, "give_back_freed_memory", given_back.release)
+    with memory_given_back(0.001):
+        for _ in range(3):
+            assert given_back.acquire(timeout=10)
+    assert not [thread for thread in threading.enumerate() if thread.name == "memory"]

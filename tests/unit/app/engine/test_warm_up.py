@@ -13,12 +13,12 @@ import torch
 from fastapi.testclient import TestClient
 
 from app.engine.engine import Engine, EngineRow
+from app.engine.tuning import Tuning
 from app.engine.warm_up import (
     BUDGETS,
     THREADS,
     TOKENS,
     WORKERS,
-    Tuning,
     choose,
     made_up_rows,
     seconds_for,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -21,7 +22,12 @@ from deltas.backbone.backbone import (
     tokenizer_settings,
     weights_fingerprint,
 )
-from deltas.backbone.packaged import PACKAGED, check_packaged
+from deltas.backbone.packaged import (
+    PACKAGED,
+    PackagedTokenizer,
+    check_packaged,
+    packaged_folder,
+)
 
 
 @pytest.fixture
@@ -384,3 +390,42 @@ def test_the_packaged_backbone(packaged_backbone: Backbone) -> None:
     assert packaged_backbone.num_parameters == 22_713_216
     assert weights_fingerprint(packaged_backbone.parameters) == packaged_backbone.ref.fingerprint
     assert packaged_backbone.ref == PACKAGED
+
+
+def test_the_packaged_backbone_is_what_transformers_reads(packaged_backbone: Backbone) -> None:
+    """It is read without that library, which takes seconds and 80 MB."""
+    from transformers import AutoTokenizer, BertModel
+
+    folder = packaged_folder()
+    network = dict(BertModel.from_pretrained(folder).named_parameters())
+    assert list(packaged_backbone.parameters) == [f"bert.{name}" for name in network]
+    for name, value in network.items():
+        assert torch.equal(packaged_backbone.parameters[f"bert.{name}"], value)
+    theirs, ours = AutoTokenizer.from_pretrained(folder), packaged_backbone.tokenizer
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert len(ours) == len(theirs)
+    for name in ("cls_token", "sep_token", "unk_token", "cls_token_id", "sep_token_id", "is_fast"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+
+
+def test_the_packaged_tokenizer_has_all_that_transformers_gives_one(
+    packaged_backbone: Backbone, tmp_path: Path
+) -> None:
+    tokenizer = packaged_backbone.tokenizer
+    assert tokenizer.pad_token_id == 0
+    assert tokenizer("good", "film").input_ids[0] == tokenizer.cls_token_id
+    tokenizer.save_pretrained(tmp_path)
+    assert tokenizer_fingerprint(fresh_tokenizer(tmp_path)) == PACKAGED.tokenizer_fingerprint
+    assert copy.copy(tokenizer).get_vocab() == tokenizer.get_vocab()
+    with pytest.raises(AttributeError):
+        _ = tokenizer.no_such_thing
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "special_tokens_map.json"])
+def test_a_damaged_packaged_tokenizer_is_named(tmp_path: Path, file: str) -> None:
+    folder = shutil.copytree(
+        packaged_folder(), tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    (folder / file).write_text("{")
+    with pytest.raises(BackboneError, match=r"can't be read: .*install the package again"):
+        PackagedTokenizer(folder)

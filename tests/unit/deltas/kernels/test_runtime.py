@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import os
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from deltas.kernels import int8, runtime, simd
-from deltas.kernels.runtime import Kernel, as_pointer, fetch_add
+from deltas.kernels import runtime
+from deltas.kernels.compiled import HEAD
+from deltas.kernels.compiled.language import as_pointer, fetch_add, own_scratch
+from deltas.kernels.runtime import Kernel
 
 
 def _count(arguments: Any) -> None:
-    a = numba.carray(arguments, 4, np.int64)
-    visits = numba.carray(as_pointer(a[3]), a[1], np.int64)
+    a = numba.carray(arguments, HEAD + 1, np.int64)
+    visits = numba.carray(as_pointer(a[HEAD]), a[1], np.int64)
     while True:
         start = fetch_add(arguments, a[2])
         if start >= a[1]:
@@ -30,10 +30,27 @@ def _count(arguments: Any) -> None:
             visits[item] += 1
 
 
+def _note_scratch(arguments: Any) -> None:
+    """Write each thread's scratch address into its own scratch and into the result."""
+    a = numba.carray(arguments, HEAD + 1, np.int64)
+    address = own_scratch(a)
+    mine = numba.carray(as_pointer(address), 1, np.int64)
+    noted = numba.carray(as_pointer(a[HEAD]), a[1], np.int64)
+    while True:
+        item = fetch_add(arguments, 1)
+        if item >= a[1]:
+            break
+        mine[0] = item
+        for _ in range(1000):
+            if mine[0] != item:
+                return
+        noted[item] = address
+
+
 @pytest.fixture(scope="module")
 def counting() -> Kernel:
     """A kernel that counts the visits to each work item."""
-    return Kernel(_count)
+    return Kernel(f"{__name__}:_count")
 
 
 @pytest.fixture
@@ -55,6 +72,18 @@ def test_every_work_item_is_done_once(counting: Kernel, num_items: int) -> None:
         assert visits[num_items] == 0
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_threads_share_no_scratch_memory() -> None:
+    kernel = Kernel(f"{__name__}:_note_scratch")
+    for num_floats in (1, 1000, 17):
+        noted = np.zeros(1000, np.int64)
+        kernel.launch(len(noted), 1000, noted.ctypes.data, scratch_floats=num_floats)
+        addresses = sorted(set(noted.tolist()))
+        assert addresses[0] > 0
+        assert len(addresses) <= 2
+        assert all(b - a >= 4 * num_floats for a, b in pairwise(addresses))
+
+
 def test_without_openmp_the_calling_thread_does_everything(
     counting: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,36 +102,3 @@ def test_pytorchs_own_openmp_runs_kernels() -> None:
     assert path is not None
     assert "libgomp" in path
     assert path.startswith(str(Path(torch.__file__).resolve().parent))
-
-
-def test_compiled_code_is_cached_by_the_content_of_inlined_files(counting: Kernel) -> None:
-    """Every file with functions that kernels of other files inline."""
-    visits = np.zeros(1, np.int64)
-    counting.launch(1, 1, visits.ctypes.data)
-    files = (inspect.getfile(module) for module in (runtime, simd, int8))
-    called = b"".join(Path(file).read_bytes() for file in files)
-    digest = hashlib.sha256(called).hexdigest()[:16]
-    given = os.environ.get("NUMBA_CACHE_DIR", "")
-    assert given or numba.config.CACHE_DIR.endswith(f"kernels-{digest}")
-
-
-@pytest.mark.parametrize("error", [RuntimeError("no locator"), EOFError(), OSError(28, "full")])
-def test_code_that_cannot_be_cached_is_compiled(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
-) -> None:
-    """In an image without a writable folder, for example, or after a power failure."""
-    compiled, cfunc = [], numba.cfunc
-
-    def refuse_cache(signature: str, **options: Any) -> Any:
-        if options.pop("cache", False):
-            raise error
-        compiled.append(signature)
-        return cfunc(signature, **options)
-
-    monkeypatch.setattr(numba, "cfunc", refuse_cache)
-    kernel = Kernel(_count)
-    visits = np.zeros(3, np.int64)
-    kernel.launch(3, 1, visits.ctypes.data)
-    assert visits.tolist() == [1, 1, 1]
-    assert len(compiled) == 1
-    assert "compiled kernels cannot be cached" in caplog.text

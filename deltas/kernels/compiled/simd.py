@@ -3,7 +3,7 @@
 An intrinsic handles sixteen floats at a time. It is written in LLVM's intermediate language, and
 LLVM fits it to the processor: one register of AVX-512 holds sixteen floats, two of AVX2 do.
 Addresses are int64 and need no alignment; strides count floats. The kernels of
-`deltas.kernels.row_attention` and `deltas.kernels.epilogue` use them.
+`deltas.kernels.compiled.row_attention` and `deltas.kernels.compiled.epilogue` use them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-from deltas.kernels.runtime import BF16
+from deltas.kernels.compiled import BF16, HADAMARD_SIZE, MAX_TILE_ROWS, WIDTH
 
-WIDTH = 16
-# Floats that `hadamard_floats` transforms: a divisor of the widths of most encoders.
-HADAMARD_SIZE = 64
 # Rows of a tile: as many running sums as there are registers.
-TILE_ROWS = 8 if binding.get_host_cpu_features().get("avx512f") else 4
+TILE_ROWS = MAX_TILE_ROWS if binding.get_host_cpu_features().get("avx512f") else 4
 
 _I16, _I32, _I64, _FLOAT = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _HALVES, _WORDS = ir.VectorType(_I16, WIDTH), ir.VectorType(_I32, WIDTH)

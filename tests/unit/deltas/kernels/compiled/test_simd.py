@@ -10,42 +10,43 @@ import numpy as np
 import pytest
 import torch
 
-from deltas.kernels.int8 import hadamard
-from deltas.kernels.runtime import FLOAT_CODES, Kernel, fetch_add
-from deltas.kernels.simd import (
-    HADAMARD_SIZE,
+from deltas.kernels.compiled import HADAMARD_SIZE, HEAD, WIDTH
+from deltas.kernels.compiled.language import fetch_add
+from deltas.kernels.compiled.simd import (
     TILE_ROWS,
-    WIDTH,
     hadamard_floats,
     multiply_tile,
     read_floats,
     write_floats,
 )
+from deltas.kernels.int8 import hadamard
+from deltas.kernels.runtime import FLOAT_CODES, Kernel
 
 
 def _convert(arguments: Any) -> None:
     """Copy 16 values from one dtype to float32, times 2, and from there to another, times 3."""
-    a = numba.carray(arguments, 8, np.int64)
+    a = numba.carray(arguments, HEAD + 5, np.int64)
     while fetch_add(arguments, 1) < a[1]:
-        read_floats(a[3], a[4], a[5], np.float32(2))
-        write_floats(a[6], a[5], a[7], np.float32(3))
+        read_floats(a[HEAD], a[HEAD + 1], a[HEAD + 2], np.float32(2))
+        write_floats(a[HEAD + 3], a[HEAD + 2], a[HEAD + 4], np.float32(3))
 
 
 def _multiply(arguments: Any) -> None:
-    a = numba.carray(arguments, 10, np.int64)
-    while fetch_add(arguments, 1) < a[1]:
-        multiply_tile(a[3], a[4], a[5], a[6], a[7], a[8], a[9])
+    all_numbers = numba.carray(arguments, HEAD + 7, np.int64)
+    while fetch_add(arguments, 1) < all_numbers[1]:
+        a = all_numbers[HEAD:]
+        multiply_tile(a[0], a[1], a[2], a[3], a[4], a[5], a[6])
 
 
 def _transform(arguments: Any) -> None:
-    a = numba.carray(arguments, 4, np.int64)
+    a = numba.carray(arguments, HEAD + 1, np.int64)
     while fetch_add(arguments, 1) < a[1]:
-        hadamard_floats(a[3])
+        hadamard_floats(a[HEAD])
 
 
 @cache
-def kernel(function: Any) -> Kernel:
-    return Kernel(function)
+def kernel(name: str) -> Kernel:
+    return Kernel(f"{__name__}:{name}")
 
 
 def numbers(*shape: int) -> torch.Tensor:
@@ -60,7 +61,7 @@ def test_sixteen_floats_are_read_and_written(source: torch.dtype, target: torch.
     between, out = torch.empty(WIDTH), torch.empty(WIDTH + 1, dtype=target)[1:]
     codes = FLOAT_CODES[source], FLOAT_CODES[target]
     pointers = x.data_ptr(), between.data_ptr(), codes[1], out.data_ptr()
-    kernel(_convert).launch(1, 1, codes[0], *pointers)
+    kernel("_convert").launch(1, 1, codes[0], *pointers)
     assert torch.equal(between, 2 * x.float())
     assert torch.equal(out, (6 * x.float()).to(target))
 
@@ -71,7 +72,7 @@ def test_a_tile_is_a_matrix_product(depth: int) -> None:
     a, b = numbers(TILE_ROWS, depth + 3), numbers(depth, WIDTH + 5)
     out = torch.full((TILE_ROWS, WIDTH + 2), float("nan"))
     matrices = [(part.data_ptr(), part.shape[1]) for part in (out, a, b)]
-    kernel(_multiply).launch(1, 1, *(value for pair in matrices for value in pair), depth)
+    kernel("_multiply").launch(1, 1, *(value for pair in matrices for value in pair), depth)
     assert torch.equal(out[:, :WIDTH], a[:, :depth] @ b[:, :WIDTH])
     assert out[:, WIDTH:].isnan().all()
 
@@ -79,5 +80,5 @@ def test_a_tile_is_a_matrix_product(depth: int) -> None:
 def test_the_hadamard_transform_is_that_of_torch() -> None:
     x = numbers(HADAMARD_SIZE)
     expected = hadamard(x[None])[0] * HADAMARD_SIZE**0.5
-    kernel(_transform).launch(1, 1, x.data_ptr())
+    kernel("_transform").launch(1, 1, x.data_ptr())
     assert torch.equal(x, expected)

@@ -1,0 +1,101 @@
+"""The numbers that a start has measured, kept on disk for the next start on the same machine.
+
+They hold for the machine, the versions, the backbone and the settings that they were measured with;
+with any other, `app.engine.warm_up` measures again. The file lies in the cache folder of
+`deltas.kernels.disk_cache`, which can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from app.engine.engine import Engine
+from deltas.hardware import cpu_model
+from deltas.kernels import disk_cache
+from deltas.kernels.compiled import machine_code
+from deltas.kernels.runtime import EPILOGUE
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The numbers chosen for a server."""
+
+    threads: int  # per forward pass that has the full machine
+    workers: int  # forward passes that may run at the same time
+    share_threads: int  # per forward pass while several run
+    batch_tokens: int  # limit for a batch that has the full machine
+
+
+def num_cpus() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def recall(engine: Engine, given: tuple[int, int, int]) -> Tuning | None:
+    """Return what an earlier start has measured; None if there is nothing that can be used.
+
+    Args:
+        engine: the engine to be tuned.
+        given: threads, workers and tokens that are set, 0 for those to be measured.
+    """
+    name, facts = _entry(engine, given)
+    content = disk_cache.read(name)
+    if content is None:
+        return None
+    try:
+        stored = json.loads(content)
+        tuning = Tuning(**stored["tuning"])
+        is_sound = stored["facts"] == facts and all(
+            type(number) is int and number > 0 for number in asdict(tuning).values()
+        )
+    except (ValueError, TypeError, KeyError):
+        is_sound = False
+    if not is_sound:
+        logger.warning("%s has no such numbers; measuring again", disk_cache.folder() / name)
+        return None
+    numbers = " ".join(f"{field.name}={getattr(tuning, field.name)}" for field in fields(tuning))
+    logger.info("measured by an earlier start: %s (%s)", numbers, disk_cache.folder() / name)
+    return tuning
+
+
+def remember(engine: Engine, given: tuple[int, int, int], tuning: Tuning) -> None:
+    """Keep what was measured for the next start."""
+    name, facts = _entry(engine, given)
+    document = {"facts": facts, "tuning": asdict(tuning)}
+    disk_cache.write(name, json.dumps(document, indent=1).encode())
+
+
+def _entry(engine: Engine, given: tuple[int, int, int]) -> tuple[str, dict[str, str]]:
+    """Return the name of the file, and what the numbers depend on."""
+    on_gpu = engine.device.type == "cuda"
+    facts = {
+        "device": torch.cuda.get_device_name(engine.device) if on_gpu else cpu_model(),
+        "cores": str(num_cpus()),
+        "torch": torch.__version__,
+        "deltabert": _version(),
+        "kernels": machine_code.key(EPILOGUE),
+        "backbone": engine.backbone.ref.fingerprint,
+        "precision": engine.precision,
+        "slots": str(engine.cache.max_slots or "all"),
+        "threads, workers, tokens": " ".join(map(str, given)),
+    }
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return f"tuning-{digest}.json", facts
+
+
+def _version() -> str:
+    try:
+        return version("deltabert")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+unknown"
