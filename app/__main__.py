@@ -49,6 +49,11 @@ def _logged_start() -> AbstractContextManager[None]:
         return nullcontext()
     configure_logging(settings.log_format, settings.log_level)
     logging.getLogger("app").info("starting as process %d", os.getpid())
+    if settings.device != "cuda":
+        from deltas.kernels.compiled import INFERENCE, machine_code
+
+        # On a first start the kernels are compiled while torch is loaded.
+        machine_code.begin(INFERENCE)
     return logged("loaded the libraries")
 
 

@@ -19,8 +19,7 @@ import torch
 from app.engine.engine import Engine
 from deltas.hardware import cpu_model
 from deltas.kernels import disk_cache
-from deltas.kernels.compiled import machine_code
-from deltas.kernels.runtime import EPILOGUE
+from deltas.kernels.compiled import EPILOGUE, machine_code
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ runs often and has no fast PyTorch operation is here:
 - `deltas.kernels.linear` prepacks frozen weights for oneDNN;
 - `deltas.kernels.int8` defines quantised rows and matrices.
 
-Read `deltas.kernels.runtime` first, which compiles the kernels and runs them in PyTorch's threads,
-then `deltas.kernels.sparse_gradient`, the shortest kernel. `deltas.kernels.simd` holds the vector
-instructions that the compiler does not find by itself. `deltas.kernels.private_apis` lists every
-private API that the product uses. Shapes use the letters of `deltas.encoder`.
+These prepare the arguments. Read `deltas.kernels.runtime` first, which runs kernels in PyTorch's
+threads, then `deltas.kernels.compiled`, which has their code. `deltas.kernels.disk_cache` keeps
+what is compiled. `deltas.kernels.private_apis` lists every private API that the product uses.
+Shapes use the letters of `deltas.encoder`.
 """

@@ -24,11 +24,10 @@ import torch
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
-from deltas.kernels.compiled import GELU_DEGREE, ROWS_TOGETHER
+from deltas.kernels.compiled import EPILOGUE, GELU_DEGREE, ROWS_TOGETHER
 from deltas.kernels.int8 import Int8Matrix, Int8Rows
 from deltas.kernels.runtime import (
     DTYPE_CODES,
-    EPILOGUE,
     FLOAT_CODES,
     data_pointer,
     dtype_and_pointer,

@@ -15,8 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deltas.kernels.compiled import MAX_TILE_ROWS, WIDTH
-from deltas.kernels.runtime import FLOAT_CODES, ROW_ATTENTION, data_pointer, kernel
+from deltas.kernels.compiled import MAX_TILE_ROWS, ROW_ATTENTION, WIDTH
+from deltas.kernels.runtime import FLOAT_CODES, data_pointer, kernel
 
 
 @dataclass(frozen=True)

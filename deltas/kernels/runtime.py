@@ -14,7 +14,6 @@ import ctypes
 import threading
 from array import array
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deltas.kernels.compiled import BF16, F32, I32, machine_code
+from deltas.kernels.compiled import BF16, F32, I32, INFERENCE, machine_code
 
-EPILOGUE, ROW_ATTENTION, SDDMM = (
-    f"deltas.kernels.compiled.{module}:kernel"
-    for module in ("epilogue", "row_attention", "sparse_gradient")
-)
 FLOAT_CODES = {torch.float32: F32, torch.bfloat16: BF16}
 DTYPE_CODES = {**FLOAT_CODES, torch.int32: I32}
 
@@ -72,10 +67,12 @@ def kernel(name: str) -> Kernel:
     return Kernel(name)
 
 
+@cache
 def load_for_inference() -> None:
     """Load the kernels of a forward pass; those that are not on disk are compiled in parallel."""
-    with ThreadPoolExecutor(2) as threads:
-        list(threads.map(kernel, (EPILOGUE, ROW_ATTENTION)))
+    machine_code.begin(INFERENCE)
+    for name in INFERENCE:
+        kernel(name)
 
 
 def _scratch(num_floats: int) -> int:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deltas.kernels.runtime import FLOAT_CODES, SDDMM, data_pointer, dtype_and_pointer, kernel
+from deltas.kernels.compiled import SDDMM
+from deltas.kernels.runtime import FLOAT_CODES, data_pointer, dtype_and_pointer, kernel
 
 _MIN_BLOCK = 64  # tokens
 _MAX_VALUES = 1 << 20  # intermediate values, which bounds the memory for any K

@@ -28,7 +28,7 @@ UNRUN = "app/engine/cuda/__init__.py"  # the only folder with code that no machi
 # import, the units of `deltas` if it is in another package, and the third parties.
 DIRECTION = {
     "app": ("", "", ""),
-    "app.__main__": ("server process settings", "", ""),
+    "app.__main__": ("server process settings", "kernels", ""),
     "app.server": (
         "connection main http settings process errors",
         "backbone errors hardware",

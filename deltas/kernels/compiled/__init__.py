@@ -7,6 +7,12 @@ constants below are all that both sides know. Read `deltas.kernels.compiled.lang
 `deltas.kernels.compiled.sparse_gradient`, the shortest kernel.
 """
 
+# The kernels, as "module:function".
+EPILOGUE, ROW_ATTENTION, SDDMM = (
+    f"deltas.kernels.compiled.{module}:kernel"
+    for module in ("epilogue", "row_attention", "sparse_gradient")
+)
+INFERENCE = EPILOGUE, ROW_ATTENTION  # those of a forward pass
 # Codes by which kernels tell dtypes.
 F32, BF16, I32 = 0, 1, 2
 HEAD = 6  # numbers at the beginning of the arguments of every kernel; see `language`

@@ -11,7 +11,10 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterable
+from concurrent.futures import Future
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -24,6 +27,8 @@ from deltas.kernels import disk_cache
 
 logger = logging.getLogger(__name__)
 
+_lock = threading.Lock()
+_coming: dict[str, Future[bytes]] = {}
 SYMBOL = "deltabert_kernel"  # name of the function in each object file
 
 
@@ -43,6 +48,32 @@ def load(name: str) -> MachineCode:
     Raises:
         ValueError: the kernel cannot run without numba.
     """
+    with _lock:
+        coming = _coming.pop(name, None)
+    return _linked(coming.result() if coming else _object_file(name))
+
+
+def begin(names: Iterable[str]) -> None:
+    """Begin to read or compile kernels, all at the same time; `load` waits for the one it needs.
+
+    The threads are daemons, so that a process that ends waits for no compiler.
+    """
+    for name in names:
+        with _lock:
+            if name in _coming:
+                continue
+            coming = _coming[name] = Future()
+        threading.Thread(target=_fulfil, args=(name, coming), daemon=True).start()
+
+
+def _fulfil(name: str, coming: Future[bytes]) -> None:
+    try:
+        coming.set_result(_object_file(name))
+    except Exception as error:  # noqa: BLE001 - `load` raises it
+        coming.set_exception(error)
+
+
+def _object_file(name: str) -> bytes:
     file = f"{name.replace(':', '.')}-{key(name)}.o"
     content = disk_cache.read(file)
     if content is None:
@@ -50,7 +81,7 @@ def load(name: str) -> MachineCode:
         content = _compile(name)
         logger.info("compiled %s in %.1f s", name, time.perf_counter() - started)
         disk_cache.write(file, content)
-    return _linked(content)
+    return content
 
 
 def key(name: str) -> str:

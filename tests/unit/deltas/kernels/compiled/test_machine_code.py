@@ -57,6 +57,22 @@ def test_compiled_once_it_is_read(
     assert count(Kernel(NAME)) == 3
 
 
+def test_what_was_begun_is_waited_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, compiled = f"{__name__}:_allocate", []
+    compile_once = machine_code._compile
+    monkeypatch.setattr(
+        machine_code, "_compile", lambda name: (compiled.append(name), compile_once(name))[1]
+    )
+    machine_code.begin([NAME, other])
+    machine_code.begin([NAME, other])
+    with pytest.raises(ValueError, match="_allocate calls"):
+        machine_code.load(other)
+    assert count(Kernel(NAME)) == 3
+    assert len(list(cache.iterdir())) == 1
+    assert machine_code._coming == {}
+    assert sorted(compiled) == sorted([NAME, other])
+
+
 def test_a_damaged_file_is_made_again(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     Kernel(NAME)
     (file,) = cache.iterdir()
