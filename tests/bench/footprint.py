@@ -24,6 +24,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def start_times(precision: str) -> dict[str, float]:
         ):
             with running(common | more) as server:
                 found[f"start_{name}_s"] = round(server.ready_s, 2)
+                found[f"start_{name}_cpu_s"] = round(server.cpu_s, 2)
                 found[f"resident_{name}_mb"] = round(memory_bytes(server.pid, "Rss") / 1e6, 1)
                 found[f"proportional_{name}_mb"] = round(memory_bytes(server.pid, "Pss") / 1e6, 1)
     return found
@@ -162,11 +164,14 @@ def slope_percent_per_hour(samples: Sequence[tuple[float, float]]) -> float:
     return round(100 * 3600 * slope / statistics.mean(sizes), 2)
 
 
+@dataclass(frozen=True)
 class Running:
-    """A server process, and the seconds from its start until it was ready."""
+    """A server process, and what it took until it was ready."""
 
-    def __init__(self, url: str, pid: int, ready_s: float) -> None:
-        self.url, self.pid, self.ready_s = url, pid, ready_s
+    url: str
+    pid: int
+    ready_s: float  # since the start of the process
+    cpu_s: float  # of all its threads, and of the compilers that it started
 
 
 @contextmanager
@@ -185,10 +190,17 @@ def running(environment: dict[str, str]) -> Iterator[Running]:
                 break
             except OSError:
                 time.sleep(_POLL_S)
-        yield Running(url, process.pid, time.perf_counter() - started)
+        yield Running(url, process.pid, time.perf_counter() - started, cpu_seconds(process.pid))
     finally:
         process.terminate()
         process.wait(30)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process and of its children that have ended."""
+    # The name of the program, in brackets, may hold spaces.
+    numbers = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return sum(map(int, numbers[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_bytes(pid: int, kind: str) -> int:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import time
 
 import pytest
 
-from tests.bench.footprint import floors, memory_bytes, mixed_bodies, slope_percent_per_hour
+from tests.bench.footprint import (
+    cpu_seconds,
+    floors,
+    memory_bytes,
+    mixed_bodies,
+    slope_percent_per_hour,
+)
 
 
 def test_the_slope_is_that_of_what_stays() -> None:
@@ -24,6 +31,13 @@ def test_a_flat_line_has_no_slope() -> None:
 def test_the_memory_of_this_process_is_read() -> None:
     whole = memory_bytes(os.getpid(), "Rss")
     assert 0 < memory_bytes(os.getpid(), "Pss") <= whole < 2**40
+
+
+def test_the_cpu_time_of_this_process_is_read() -> None:
+    before = time.process_time()
+    read = cpu_seconds(os.getpid())
+    assert read >= before - 0.05
+    assert read - before < 0.5 + sum(os.times()[2:4])
 
 
 def test_requests_of_all_kinds_are_made_up() -> None:
