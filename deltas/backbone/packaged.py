@@ -5,6 +5,8 @@ Its files are known byte by byte, so they are read without `transformers`, which
 
 Deltas of earlier releases name the fingerprints of their backbone only. If these are those of the
 packaged one, `PACKAGED` has the settings that their backbone must have, too.
+
+Tested by tests/unit/deltas/backbone/test_backbone.py.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ EPILOGUE, ROW_ATTENTION, SDDMM = (
     for module in ("epilogue", "row_attention", "sparse_gradient")
 )
 INFERENCE = EPILOGUE, ROW_ATTENTION  # those of a forward pass
+SYMBOL = "deltabert_kernel"  # name of the function in each object file
 # Codes by which kernels tell dtypes.
 F32, BF16, I32 = 0, 1, 2
 HEAD = 6  # numbers at the beginning of the arguments of every kernel; see `language`

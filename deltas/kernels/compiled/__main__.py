@@ -2,7 +2,7 @@
 
 It writes the object to standard output, for `deltas.kernels.compiled.machine_code`, which runs this
 in a process of its own. numba makes optimised code in LLVM's intermediate language, LLVM makes
-machine code of it.
+machine code of it. Tested by tests/unit/deltas/kernels/compiled/test_machine_code.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 import numba
 from llvmlite import binding
 
+from deltas.kernels.compiled import SYMBOL
 from deltas.kernels.compiled.language import OPTIONS
-from deltas.kernels.compiled.machine_code import SYMBOL
 
 _ENTRY = """
 define void @"{symbol}"(ptr %arguments) {{

@@ -1,7 +1,8 @@
 """The kernel behind `deltas.kernels.epilogue`, which states what it computes.
 
 Loops over a row are plain, so that the compiler vectorises them. A row is quantised as
-`deltas.kernels.int8` defines.
+`deltas.kernels.int8` defines. Tested by tests/unit/deltas/kernels/test_epilogue.py and
+tests/unit/deltas/kernels/test_int8.py.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ left, the number of items, the number of items to fetch at a time, and three num
 `own_scratch`. The rest are the kernel's own.
 
 A kernel allocates nothing and raises nothing, so that its machine code runs in a process without
-numba (`deltas.kernels.compiled.machine_code`).
+numba (`deltas.kernels.compiled.machine_code`). Tested by
+tests/unit/deltas/kernels/test_runtime.py.
 """
 
 from __future__ import annotations

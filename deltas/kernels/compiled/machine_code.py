@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 from llvmlite import binding
 
 from deltas.kernels import disk_cache
+from deltas.kernels.compiled import SYMBOL
 
 logger = logging.getLogger(__name__)
 
 _lock = threading.Lock()
 _coming: dict[str, Future[bytes]] = {}
-SYMBOL = "deltabert_kernel"  # name of the function in each object file
 
 
 class MachineCode(NamedTuple):

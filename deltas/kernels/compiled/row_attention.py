@@ -1,4 +1,7 @@
-"""The kernel behind `deltas.kernels.row_attention`, which states what it computes."""
+"""The kernel behind `deltas.kernels.row_attention`, which states what it computes.
+
+Tested by tests/unit/deltas/kernels/test_row_attention.py.
+"""
 
 from __future__ import annotations
 

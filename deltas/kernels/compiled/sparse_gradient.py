@@ -2,6 +2,14 @@
 
 The shortest kernel. Each block of tokens has a sum of its own, so that the result does not depend
 on the number of threads.
+
+Its own arguments are:
+
+- the number of tokens of a block and of the batch;
+- the dtype of `grad` [N, O] and `x` [N, I], then the width and the address of each;
+- K, and the addresses of the int32 rows and columns [K] and of the float32 sums of each block [K].
+
+A thread needs O + I floats of scratch memory.
 """
 
 from __future__ import annotations
@@ -17,6 +25,7 @@ from deltas.kernels.compiled.language import as_pointer, compiled, fetch_add, ow
 
 @compiled
 def _add_products(grad: Any, x: Any, rows: Any, columns: Any, count: int, sums: Any) -> None:
+    """Add the products of one token to the sums of its block."""
     for k in range(count):
         sums[k] += grad[rows[k]] * x[columns[k]]
 
@@ -39,7 +48,11 @@ def _add_products(grad: Any, x: Any, rows: Any, columns: Any, count: int, sums: 
 
 
 def kernel(arguments: Any) -> None:
-    """Compute the sums of each block; a work item is one block of tokens."""
+    """Compute the sums of each block; a work item is one block of tokens.
+
+    Both rows of a token are read as floats once, and then serve all K products of that token, which
+    are scattered over the rows.
+    """
     a = carray(arguments, _NUM_ARGUMENTS, np.int64)
     blocks, at_a_time = a[1], a[2]
     block, tokens, dtype_code, count = a[_BLOCK_TOKENS], a[_TOKENS], a[_DTYPE_CODE], a[_COUNT]
