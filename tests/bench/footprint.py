@@ -71,12 +71,9 @@ def start_times(precision: str) -> dict[str, float]:
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as cache:
         common = {"DELTABERT_PRECISION": precision, "XDG_CACHE_HOME": cache}
-        for name, more in (
-            ("first", {}),
-            ("again", {}),
-            ("no_warm_up", {"DELTABERT_WARM_UP": "false"}),
-        ):
-            with running(common | more) as server:
+        for name in ("first", "again", "no_warm_up"):
+            warm_up = {"DELTABERT_WARM_UP": "false" if name == "no_warm_up" else "true"}
+            with running(common | warm_up) as server:
                 found[f"start_{name}_s"] = round(server.ready_s, 2)
                 found[f"start_{name}_cpu_s"] = round(server.cpu_s, 2)
                 found[f"resident_{name}_mb"] = round(memory_bytes(server.pid, "Rss") / 1e6, 1)
@@ -136,7 +133,8 @@ def mixed_bodies() -> Iterator[dict[str, Any]]:
 
 def watch(pid: int, done: Future[Any]) -> list[tuple[float, float]]:
     """Return (seconds, resident MB) of a process until the traffic is done."""
-    started, samples = time.perf_counter(), []
+    started = time.perf_counter()
+    samples: list[tuple[float, float]] = []
     while not done.done():
         resident = round(memory_bytes(pid, "Rss") / 1e6, 2)
         samples.append((round(time.perf_counter() - started, 1), resident))

@@ -58,11 +58,15 @@ def test_compiled_once_it_is_read(
 
 
 def test_what_was_begun_is_waited_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other, compiled = f"{__name__}:_allocate", []
+    other = f"{__name__}:_allocate"
+    compiled: list[str] = []
     compile_once = machine_code._compile
-    monkeypatch.setattr(
-        machine_code, "_compile", lambda name: (compiled.append(name), compile_once(name))[1]
-    )
+
+    def count_compilations(name: str) -> bytes:
+        compiled.append(name)
+        return compile_once(name)
+
+    monkeypatch.setattr(machine_code, "_compile", count_compilations)
     machine_code.begin([NAME, other])
     machine_code.begin([NAME, other])
     with pytest.raises(ValueError, match="_allocate calls"):
@@ -102,7 +106,7 @@ def test_code_of_other_sources_is_not_taken() -> None:
 def test_it_is_compiled_in_a_process_of_its_own_if_one_can_be_started(
     cache: Path, monkeypatch: pytest.MonkeyPatch, may_start: bool
 ) -> None:
-    started = []
+    started: list[list[str]] = []
     run = subprocess.run
 
     def start(command: list[str], **options: Any) -> Any:
