@@ -195,7 +195,12 @@ def sign(manifest: str, tensors: dict[str, Tensor]) -> bytes:
     digest = content_digest(_plain(manifest) + version, tensors)
     facts = {"deltabert": manifest, "version": version, "digest": digest, "format": "pt"}
     plain = {key: _plain(value) for key, value in facts.items()}
-    return save(tensors, metadata=plain)
+    content = save(tensors, metadata=plain)
+    length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+    header = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    header["__metadata__"] = plain  # the library writes it in an order of its own each time
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+    return with_header(text, content[_LENGTH_BYTES + length :])
 
 
 def _plain(text: str) -> str:
