@@ -36,7 +36,7 @@ from tests.fuzz.mutation import (
     mutate_rows,
     mutate_safetensors,
 )
-from tests.fuzz.tables import make_table, mutate_table, write_table
+from tests.fuzz.tables import make_table, mutate_table, plain_table, write_table
 from tests.fuzz.tiny import tiny_folder
 from training.data.custom import CustomTask, load_files
 from training.data.rows import Rows
@@ -197,7 +197,8 @@ def _row_seeds(form: str) -> Callable[[], list[bytes]]:
 
 
 def _table_seeds(suffix: str) -> Callable[[], list[bytes]]:
-    return lambda: [write_table(make_table(Random(seed)), suffix) for seed in range(2, 6)]
+    tables = [plain_table(), *(make_table(Random(seed)) for seed in range(2, 6))]
+    return lambda: [write_table(table, suffix) for table in tables]
 
 
 _STUDY = b"""[options]

@@ -54,6 +54,12 @@ def _columns(rng: Random, size: int) -> list[Any]:
     return [rng.choice(made)()]
 
 
+def plain_table() -> pa.Table:
+    """Return a table that every reader of rows takes."""
+    labels = ["bad", "good"] * 5
+    return pa.table({"text": [f"text {number}" for number in range(10)], "label": labels})
+
+
 def make_table(rng: Random) -> pa.Table:
     """Return a table with the columns `text` and `label`, and perhaps others."""
     size = rng.choice((0, 1, 2, 5, 12))
