@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import tempfile
 import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+from app.process import stop_at_once_on_signals
+
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") -> int:
-    """Run the server; returns the exit status."""
+    """Run the server, and end the process with its exit status."""
     _parser(prog).parse_args(arguments)
+    stop_at_once_on_signals()
     try:
         tempfile.gettempdir()  # torch asks for it while it is loaded
     except FileNotFoundError:
@@ -29,9 +31,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
     # spins (about 10 us) are the compromise.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # Loading torch takes seconds. Ctrl-C ends the process at once and without a traceback until
-    # `app.server` has set its own handlers.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Loading torch takes seconds.
     with _logged_start():
         from app import server
 

@@ -25,9 +25,11 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from app.errors import (
+    STOPPING,
     HeadTimeoutError,
     HeadTooLargeError,
     MalformedRequestError,
+    NotReadyError,
     TooManyConnectionsError,
     error_response,
 )
@@ -38,7 +40,11 @@ logger = logging.getLogger(__name__)
 _SPARE_DESCRIPTORS = 16  # for files of deltas, and for connections that are being refused
 _SPARE_CONNECTIONS = 8  # beyond the limit, for health checks alone
 _HEALTH = b"/health/"
-_LINGER_S = 1.0  # a client that still sends would lose the answer if the connection closed at once
+# A client that still sends would lose the answer if the connection closed at once. So its bytes are
+# dropped, as many as an honest client may send before it reads.
+_LINGER_S = 1.0
+_LINGER_HEAD_BYTES = 2**20
+_LINGER_BODY_BYTES = 64 * 2**20
 _ASK_EVERY_S = 0.2
 _LOG_EVERY_S = 10.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -127,6 +133,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0  # bytes since the last end of a head, part of a body, or end of one
         self._has_begun = False  # some of a head has arrived
         self._is_refused = False
+        self._dropped_bytes = 0  # of what no one reads, since the last head
         self._is_too_many = False  # only health is answered
         self._answered: RequestResponseCycle | None = None  # the oldest request without its answer
         self._head_timer: asyncio.TimerHandle | None = None
@@ -162,8 +169,19 @@ class Connection(HttpToolsProtocol):
             part = data[position : position + left]
             self._head_bytes += len(part)
             position += self._parse(part)
-        if not self._is_refused and not self._is_answering():
+        if self._is_refused:
+            self._drop(len(data) - position, _LINGER_HEAD_BYTES)
+        elif not self._is_answering():
             self._wait_for_head()
+
+    def _drop(self, num_bytes: int, limit: int) -> None:
+        """Drop bytes that come after their answer; beyond the limit, do not read them at all.
+
+        The client then has to stop, and the connection closes with its timer.
+        """
+        self._dropped_bytes += num_bytes
+        if self._dropped_bytes > limit:
+            self.flow.pause_reading()
 
     def _parse(self, part: bytes) -> int:
         """Parse a part; returns the number of its bytes that are done."""
@@ -199,7 +217,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hand a request to the app."""
-        self._head_bytes = 0
+        self._head_bytes = self._dropped_bytes = 0
         if self.parser.should_upgrade():
             return
         is_full = self._is_too_many and len(self.connections) > self._limits.max_connections
@@ -216,6 +234,8 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Hand a part of a body to the app."""
         self._head_bytes = 0
+        if self.cycle.response_complete:
+            self._drop(len(body), _LINGER_BODY_BYTES)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -284,6 +304,14 @@ class Connection(HttpToolsProtocol):
         self._write(error_response(error, request_id), request_id)
         self.flow.resume_reading()
         self.loop.call_later(_LINGER_S, self.transport.abort)
+
+    def shutdown(self) -> None:
+        """Refuse a request that has not arrived yet, when the server stops; answer all others."""
+        is_partial = self.cycle is not None and self.cycle.more_body
+        if not self._is_refused and (self._has_begun or (is_partial and self._is_answering())):
+            self._refuse(NotReadyError(STOPPING))
+        else:
+            super().shutdown()
 
     def _write(self, response: Response, request_id: str) -> None:
         headers = [

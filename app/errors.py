@@ -19,6 +19,7 @@ from deltas import DeltaNotFoundError
 
 THE_SERVER = "the server (DELTABERT_MAX_QUEUE_S)"
 THE_REQUEST = "the request's deadline (X-Request-Timeout-Ms or DELTABERT_DEADLINE_S)"
+STOPPING = "the server is shutting down"
 MAX_LISTED = 100  # problems or names in one answer
 UNKNOWN_FIELD = "unknown_field"  # type of the pydantic error that `app.http.schemas` raises
 

@@ -48,7 +48,7 @@ from app.process import (
     prepare_process,
     run_in_own_thread,
     settle_process,
-    warn_of_spinning,
+    warn_of_foreign_start,
 )
 from app.settings import DEFAULT_BATCH_TOKENS, PREFIX, Settings, SettingsError, load_settings
 from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
@@ -81,7 +81,7 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
         settings = load_settings()
         configure_logging(settings.log_format, settings.log_level)
         prepare_process()
-        warn_of_spinning()
+        warn_of_foreign_start()
     app = FastAPI(
         title="DeltaBERT",
         summary="One frozen BERT, many tasks.",
@@ -172,10 +172,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     )
     if app.state.owns_process:
         settle_process()
+    watching = asyncio.create_task(app.state.serving.readiness.watch())
     try:
         with memory_given_back():
             yield
     finally:
+        watching.cancel()
         await batcher.stop(settings.shutdown_timeout_s)
         app.state.serving = None
 

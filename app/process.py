@@ -1,4 +1,4 @@
-"""Sets up the process that serves: logging, memory, garbage collection, threads.
+"""Sets up the process that serves, and ends it: logging, memory, threads, signals.
 
 `app.server` calls these functions, or `app.main.create_app` if uvicorn calls it as a factory. One
 more setting is needed before torch is loaded, because OpenMP reads it then: see `app.__main__`.
@@ -12,15 +12,17 @@ import json
 import logging
 import logging.config
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
 logger = logging.getLogger(__name__)
 request_id_var: ContextVar[str] = ContextVar("request_id", default="-")
@@ -150,6 +152,33 @@ def memory_given_back(every_s: float = _GIVE_BACK_S) -> Iterator[None]:
         thread.join()
 
 
+def stop_at_once_on_signals() -> None:
+    """Have SIGINT and SIGTERM end the process at once, until the server has its own handlers.
+
+    As the first process of a container, it would not get these signals without a handler.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop_at_once)
+
+
+def stop_at_once(number: int, _frame: FrameType | None) -> NoReturn:
+    """Handle a signal: log a line and leave with status 0, since a requested stop is no failure."""
+    with suppress(Exception):  # the signal may have interrupted the writing of another line
+        logger.warning("%s: stopped at once", signal.Signals(number).name)
+    leave(0)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process without the interpreter's own ending.
+
+    The interpreter does not wait for daemon threads at its end. The next one of them that wants the
+    GIL is unwound, and frames of C++ or Rust on its stack turn that into SIGABRT: a forward pass, a
+    load of a delta, the tokenizer. The other threads are waited for, even if they hang. Nothing
+    here needs that ending: log lines are written out one by one, and files are closed.
+    """
+    os._exit(status)
+
+
 def run_in_own_thread(function: Callable[[], B]) -> B:
     """Run a function in a thread that ends with it, and return its result.
 
@@ -185,8 +214,13 @@ def settle_process() -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
-def warn_of_spinning() -> None:
-    """Log a warning if the process was started without the setting of `app.__main__`."""
+def warn_of_foreign_start() -> None:
+    """Log what a start by uvicorn's factory lacks beside `python -m app`."""
+    logger.info(
+        "started by another program: there are no limits of connections, heads and slow clients, "
+        "and a second signal does not end the process. Start the server with python -m app, or "
+        "put a proxy with these limits before it"
+    )
     if os.environ.keys().isdisjoint({"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}):
         logger.warning(
             "GOMP_SPINCOUNT is not set: OpenMP's threads may busy-wait for milliseconds and slow "

@@ -1,7 +1,9 @@
 """Runs the server process: settings, socket, signals and uvicorn. Read `app.main` next.
 
-Exit status: 0 if stopped by a signal, 1 if it could not start, 2 if the settings cannot be used.
-Tested by tests/http/test_live_server.py.
+The first signal stops the server gracefully, the second one at once; before the server listens the
+first one does. Exit status: 0 if stopped by a signal, 1 if it could not start or can answer no
+more, 2 if the settings cannot be used. Tested by tests/http/test_stops.py and
+tests/http/test_live_server.py.
 """
 
 from __future__ import annotations
@@ -9,33 +11,61 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import signal
 import socket
 import sys
+import time
 from functools import partial
 from types import FrameType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import uvicorn
 
 from app.connection import Connection, ConnectionLimits
-from app.http.context import Serving
+from app.errors import NotReadyError
 from app.main import create_app, open_store, pinned_records
 from app.process import (
     configure_logging,
+    leave,
     logged,
     prepare_process,
     run_in_own_thread,
     settle_process,
+    stop_at_once,
 )
 from app.settings import PREFIX, Settings, SettingsError, load_settings
 from deltas import DeltaError, load_backbone, pick_device
 
 logger = logging.getLogger("app")
 
+_SPARE_S = 3  # beyond DELTABERT_SHUTDOWN_TIMEOUT_S; whatever still hangs then is left behind
+_ONE_SIGNAL_S = 0.2  # two signals within this time are one; `timeout` of coreutils sends two
+
 
 class _Server(uvicorn.Server):
-    """Uvicorn with the app's log line at the start and its draining at the end."""
+    """Uvicorn with the app's log lines, its handling of signals, and its draining at the end."""
+
+    def __init__(self, config: uvicorn.Config, shutdown_timeout_s: float) -> None:
+        super().__init__(config)
+        self._shutdown_timeout_s = shutdown_timeout_s
+        self._signal: signal.Signals | None = None
+        self._signalled_at = 0.0
+        self.has_failed = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle a signal; uvicorn's own handler would wait for a start that takes a minute."""
+        if not self.started:
+            stop_at_once(sig, frame)
+        now = time.monotonic()
+        if self._signal is None:
+            self._signal, self._signalled_at = signal.Signals(sig), now
+            self.should_exit = True
+            # Whatever hangs at the end, the process does not. SIGALRM interrupts it in this thread.
+            signal.signal(signal.SIGALRM, stop_at_once)
+            signal.alarm(math.ceil(self._shutdown_timeout_s) + _SPARE_S)
+        elif now - self._signalled_at > _ONE_SIGNAL_S:
+            stop_at_once(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -44,33 +74,52 @@ class _Server(uvicorn.Server):
             host, port = listener.getsockname()[:2]
             logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
+    async def on_tick(self, counter: int) -> bool:
+        """Tell uvicorn whether to stop; called ten times a second."""
+        self.has_failed = self._is_dead()
+        return await super().on_tick(counter) or self.has_failed
+
+    def _is_dead(self) -> bool:
+        serving = cast(Any, self.config.app).state.serving
+        try:
+            serving.batcher.check_alive()
+        except NotReadyError:
+            return True
+        return False
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Uvicorn tells an app to shut down after its last request; this app ends them itself.
-        app: Any = self.config.app
-        serving, settings = app.state.serving, app.state.settings
-        draining = None
-        if isinstance(serving, Serving):
-            draining = asyncio.create_task(serving.batcher.stop(settings.shutdown_timeout_s))
+        started, why = time.monotonic(), self._signal.name if self._signal else "no batch can run"
+        logger.info("%s: stopping within %g s", why, self._shutdown_timeout_s)
+        batcher = cast(Any, self.config.app).state.serving.batcher
+        draining = asyncio.create_task(batcher.stop(self._shutdown_timeout_s))
         await super().shutdown(sockets)
-        if draining is not None:
-            await draining
+        await draining
+        logger.info("stopped after %.2f s", time.monotonic() - started)
 
 
 class _StartError(Exception):
     """The server cannot be started; the message is all that a user needs."""
 
 
-def main() -> int:
-    """Run the server; returns the exit status."""
+def main() -> NoReturn:
+    """Run the server, and end the process with its exit status."""
     try:
         settings = load_settings()
     except SettingsError as error:
-        return _report(error)
+        leave(_report(error))
     configure_logging(settings.log_format, settings.log_level)
-    # Uvicorn raises the signal again once it is done. A requested stop is no failure.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     prepare_process()
+    try:
+        status = _run(settings)
+    except Exception:
+        logger.exception("the server failed")
+        status = 1
+    leave(status)
+
+
+def _run(settings: Settings) -> int:
+    """Load everything and serve until the end; returns the exit status."""
     try:
         pick_device(settings.device)
         with _listen(settings) as listener:
@@ -78,13 +127,12 @@ def main() -> int:
                 backbone = run_in_own_thread(lambda: load_backbone(settings.backbone))
             if settings.pinned:  # a bad name is one sentence here, and a traceback later
                 pinned_records(open_store(settings, backbone), settings)
-            _serve(create_app(settings, backbone=backbone), listener, settings)
+            return _serve(create_app(settings, backbone=backbone), listener, settings)
     except SettingsError as error:
         return _report(error)
     except (DeltaError, _StartError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    return 0
 
 
 def _report(error: SettingsError) -> int:
@@ -112,15 +160,17 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _serve(app: Any, listener: socket.socket, settings: Settings) -> None:
+def _serve(app: Any, listener: socket.socket, settings: Settings) -> int:
+    server = _Server(_config(app, settings), settings.shutdown_timeout_s)
     try:
-        _Server(_config(app, settings)).run(sockets=[listener])
+        server.run(sockets=[listener])
     except OSError as error:  # another server took the port while this one was loading
         raise _StartError(f"cannot listen on port {settings.port}: {error.strerror}") from error
     except SystemExit as error:
         if error.code:  # uvicorn exits like this when the app could not be started
             raise _StartError("the server could not start; see the log above") from error
         raise
+    return int(server.has_failed)
 
 
 def _config(app: Any, settings: Settings) -> uvicorn.Config:
@@ -138,9 +188,5 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         # The batcher answers everything within its own timeout; this one is for stuck connections.
-        timeout_graceful_shutdown=round(settings.shutdown_timeout_s) + 5,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_s) + 1,
     )
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    sys.exit(0)

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 from app.batching.admission import AdmissionController, ThroughputEstimate
 from app.batching.queue import Answer, BatchLimits, BatchObserver, PendingRequest, Row, RowQueue
 from app.batching.workers import Parallelism, WorkerPool
-from app.errors import DeadlineExceededError, NotReadyError
+from app.errors import STOPPING, DeadlineExceededError, NotReadyError
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ R = TypeVar("R", bound=Row)
 T = TypeVar("T")
 
 _DEAD = "the batch worker has died; the server must be restarted"
-_STOPPING = "the server is shutting down"
+_JOIN_S = 1.0
 
 
 class Batcher(Generic[R, T]):
@@ -64,6 +64,7 @@ class Batcher(Generic[R, T]):
         self._idle = asyncio.Event()
         self._refusal: str | None = "the server is starting"
         self._is_closed = False
+        self._stop_by: float | None = None
 
     def start(self) -> None:
         """Begin to accept rows; call it in the event loop that will submit them."""
@@ -78,6 +79,20 @@ class Batcher(Generic[R, T]):
         """
         if not self._pool.is_alive:
             raise NotReadyError(self._refusal or _DEAD)
+
+    @property
+    def failing_s(self) -> float:
+        """The seconds for which every batch has failed; 0 after a success."""
+        since = self._pool.failing_since
+        return 0.0 if since is None else self._clock() - since
+
+    async def wait_for_failure(self) -> None:
+        """Wait until a batch fails; returns at once if none has succeeded since."""
+        await self._pool.failure.wait()
+
+    def give_up(self, reason: str) -> None:
+        """Fail all requests, those to come too, because batches fail for good."""
+        self._pool.end(RuntimeError(reason))
 
     @asynccontextmanager
     async def reserve(
@@ -191,8 +206,13 @@ class Batcher(Generic[R, T]):
         return Answer(results, queue_s, request.compute_s)
 
     async def stop(self, drain_timeout_s: float) -> None:
-        """Accept no more rows, finish the accepted ones, and fail those left after the timeout."""
-        self._refusal = self._refusal or _STOPPING
+        """Accept no more rows, finish the accepted ones, and fail those left after the timeout.
+
+        Returns when the threads have ended, or a second after the timeout if they hang. A second
+        call waits for the same moment.
+        """
+        self._refusal = self._refusal or STOPPING
+        self._stop_by = self._stop_by or time.monotonic() + drain_timeout_s + _JOIN_S
         if not self._is_idle and self._pool.is_alive:
             self._idle.clear()
             try:
@@ -202,8 +222,8 @@ class Batcher(Generic[R, T]):
                 logger.warning("%d requests not finished in time", len(self._pending))
         self._is_closed = True
         await self._pool.stop()
-        self._fail_all(_STOPPING)
-        await self._pool.join(1.0)
+        self._fail_all(STOPPING)
+        await self._pool.join(max(0.0, self._stop_by - time.monotonic()))
 
     def _check_accepting(self) -> None:
         if self._refusal is not None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from contextvars import copy_context
@@ -34,6 +35,7 @@ B = TypeVar("B")
 R = TypeVar("R", bound=Row)
 T = TypeVar("T")
 
+_HANGING_S = 300.0  # no batch takes so long; a slow file ends after 10 s
 # Up to about three rows, two halves of a two-core machine are no faster than the full machine.
 _FULL_MACHINE_TOKENS = 96
 
@@ -125,6 +127,10 @@ class WorkerPool(Generic[R, T]):
         throughput: estimate that the pool updates.
         observer: receiver of an event for each batch.
         clock: source of the time that deadlines are compared with.
+
+    Attributes:
+        failing_since: time of the first failure since the last success; None after a success.
+        failure: event that is set while `failing_since` is a time.
     """
 
     def __init__(
@@ -146,6 +152,8 @@ class WorkerPool(Generic[R, T]):
         self._free = list(self._workers)
         self._running: dict[RunningBatch[R, T], asyncio.Task[None]] = {}
         self._is_woken = False
+        self.failing_since: float | None = None
+        self.failure = asyncio.Event()
         # Log records of a batch must not carry the request id of the request that woke the pool.
         self._context = copy_context()
         self._on_end: Callable[[BaseException | None], None] | None = None
@@ -201,9 +209,10 @@ class WorkerPool(Generic[R, T]):
                     running.batch.num_tokens, now, running.share, under_load=under_load
                 )
         except Exception as error:  # noqa: BLE001 - otherwise no batch would ever start again
-            self._end(error)
+            self.end(error)
 
-    def _end(self, error: BaseException) -> None:
+    def end(self, error: BaseException) -> None:
+        """Start no more batches, because this error makes all of them fail."""
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             on_end(error)
@@ -235,11 +244,14 @@ class WorkerPool(Generic[R, T]):
 
     async def _serve(self, running: RunningBatch[R, T]) -> None:
         """Run a batch, then start the next ones before the callers write their answers."""
+        hangs = RuntimeError(f"a batch has run for {_HANGING_S:g} s")
+        timer = asyncio.get_running_loop().call_later(_HANGING_S, self.end, hangs)
         try:
             await self._run_or_split(running)
         except Exception as error:  # noqa: BLE001 - a dead worker, or a bug
-            self._end(error)
+            self.end(error)
         finally:
+            timer.cancel()
             del self._running[running]
             self._free.insert(0 if running.worker is self._workers[0] else 1, running.worker)
             if running.timing is not None:
@@ -287,7 +299,15 @@ class WorkerPool(Generic[R, T]):
         except WorkerDiedError:
             raise
         except Exception as error:  # noqa: BLE001 - the pool must survive any engine and observer
+            # The frames hold the tensors of the failed pass. If memory was short, the next pass of
+            # these rows needs theirs.
+            traceback.clear_frames(error.__traceback__)
+            if self.failing_since is None:
+                self.failing_since = self._clock()
+                self.failure.set()
             return error
+        self.failing_since = None
+        self.failure.clear()
         return None
 
     def _fail(self, request: PendingRequest[R, T], error: Exception) -> None:

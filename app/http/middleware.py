@@ -19,8 +19,10 @@ from http import HTTPStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import (
+    STOPPING,
     BodiesOverloadedError,
     BodyTimeoutError,
+    NotReadyError,
     OverloadedError,
     TooLargeError,
     error_response,
@@ -97,6 +99,12 @@ class RequestContextMiddleware:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            if status:
+                raise
+            # Only the end of the server cancels requests, in the end those that have no deadline.
+            error = NotReadyError(STOPPING)
+            await error_response(error, request_id)(scope, receive, send_with_id)
         except Exception as error:
             logger.exception("unexpected error")
             if status:  # half an answer is out: the server must cut the connection

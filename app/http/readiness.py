@@ -2,8 +2,8 @@
 
 Other servers report their health from a flag and stay green when their worker is dead. This check
 sends a row through tokenizer, batcher and engine. The row goes to the head of the queue, so that a
-full queue does not look like a broken server. The result is kept for a second, so that probes are
-no load. Tested by tests/http/test_health.py.
+full queue does not look like a broken server. A result is kept for a second, so that probes are no
+load; a failed batch ends it. Tested by tests/http/test_health.py and tests/http/test_faults.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from contextlib import suppress
 
 from app.batching.batcher import Batcher
 from app.engine.engine import Engine, EngineRow, Outcome
@@ -22,6 +23,8 @@ from app.errors import (
 )
 
 _KEEP_S = 1.0
+_WATCH_S = 1.0
+_FAILING_S = 30.0  # predictions that fail for so long will not succeed again in this process
 
 
 class Readiness:
@@ -46,12 +49,26 @@ class Readiness:
         """
         self._batcher.check_alive()
         async with self._lock:
-            if time.monotonic() - self._checked_at >= _KEEP_S:
+            is_outdated = self._batcher.failing_s > 0 and not isinstance(self._outcome, str)
+            if is_outdated or time.monotonic() - self._checked_at >= _KEEP_S:
                 self._outcome = await self._predict()
                 self._checked_at = time.monotonic()
         if isinstance(self._outcome, str):
             raise NotReadyError(self._outcome)
         return self._outcome
+
+    async def watch(self) -> None:
+        """Give up the batcher if batches fail for good, so that the server ends.
+
+        A failure is followed by checks, because the rows of one client may be those that fail. A
+        prediction that succeeds ends the matter.
+        """
+        while self._batcher.failing_s < _FAILING_S:
+            await self._batcher.wait_for_failure()
+            with suppress(Exception):  # whatever it is, it is no success
+                await self.check()
+            await asyncio.sleep(_WATCH_S)
+        self._batcher.give_up(f"all predictions have failed for {_FAILING_S:g} s")
 
     async def _predict(self) -> float | str:
         """Make a prediction; returns its milliseconds, or the reason why it failed."""

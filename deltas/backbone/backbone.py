@@ -22,6 +22,7 @@ from torch import Tensor
 from deltas.backbone.files import (
     read_encoder_config,
     trained_pooling,
+    why_no_floats,
     why_no_tokenizer,
     why_no_weights,
 )
@@ -191,10 +192,11 @@ def _load_packaged() -> Backbone:
 
 def _load(source: str, name: str, revision: str | None, *, cache_only: bool = False) -> Backbone:
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     config = read_encoder_config(source, name, revision, cache_only=cache_only)
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]  # a report beside our one sentence
     common: dict[str, Any] = {"revision": revision, "local_files_only": cache_only}
     common["trust_remote_code"] = False
     try:
@@ -209,6 +211,8 @@ def _load(source: str, name: str, revision: str | None, *, cache_only: bool = Fa
         reason = why_no_weights(source, _stock_shapes(config), error)
         raise BackboneError(f"can't load the weights of backbone {name!r}: {reason}") from error
     _check_weights(network, report["missing_keys"], name)
+    if reason := why_no_floats(source, dict(network.named_parameters())):
+        raise BackboneError(f"can't load the weights of backbone {name!r}: {reason}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **common)
     except Exception as error:

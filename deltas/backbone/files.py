@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 _MODULES_FILE, _POOLING_MODULE, _POOLING_SETTINGS = "modules.json", "Pooling", "config.json"
 _POINTER = b"version https://git-lfs"
 _MAX_REASON = 300
+_FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 def read_encoder_config(
@@ -80,10 +82,10 @@ def why_no_weights(source: str, parameters: dict[str, tuple[int, ...]], error: E
     path = Path(source) / WEIGHTS
     if not path.is_file():
         return short_reason(error)
-    with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
-            return f"{WEIGHTS} is a pointer of Git LFS; fetch the file itself (git lfs pull)"
     try:
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                return f"{WEIGHTS} is a pointer of Git LFS; fetch the file itself (git lfs pull)"
         with safe_open(path, framework="pt") as tensors:
             names = set(tensors.keys())
             for name, wanted in parameters.items():
@@ -91,9 +93,31 @@ def why_no_weights(source: str, parameters: dict[str, tuple[int, ...]], error: E
                     found = tuple(tensors.get_slice(known).get_shape())
                     if found != wanted:
                         return f"{known} has shape {found}, {CONFIG} asks for {wanted}"
+    except OSError as denied:
+        return f"{WEIGHTS} can't be read ({denied.strerror or short_reason(denied)})"
     except SafetensorError as damage:
         return f"{WEIGHTS} is damaged ({short_reason(damage)}); copy it again"
     return short_reason(error)
+
+
+def why_no_floats(source: str, parameters: Iterable[str]) -> str | None:
+    """Return which weight is stored as other numbers than floats, which would be meaningless.
+
+    Args:
+        source: a folder, or a name on the Hugging Face hub, whose files are not looked at.
+        parameters: the names of the network's parameters.
+    """
+    path = Path(source) / WEIGHTS
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as tensors:
+        names = set(tensors.keys())
+        for name in parameters:
+            for known in names & {name, f"bert.{name}"}:
+                found = tensors.get_slice(known).get_dtype()
+                if found not in _FLOATS:
+                    return f"{known} is stored as {found}; {', '.join(_FLOATS)} are supported"
+    return None
 
 
 def why_no_tokenizer(source: str, error: Exception) -> str:

@@ -8,8 +8,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from subprocess import STDOUT
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from app.engine.engine import Engine, EngineRow, Outcome
 from app.main import create_app
 from app.settings import Settings
 from deltas import Backbone
+from tests.http.server_process import Server
 
 Start = Callable[..., TestClient]
 CheckError = Callable[..., dict[str, Any]]
@@ -165,3 +167,29 @@ def wait_for_queue() -> Callable[[TestClient, int], None]:
         pytest.fail(f"there never were {num_rows} rows in the queue")
 
     return wait
+
+
+@pytest.fixture
+def run_server(tiny_backbone_dir: Path, tiny_deltas: Path) -> Callable[..., Any]:
+    """A function (**environment) -> context of a server process over the tiny backbone."""
+
+    @contextmanager
+    def run(
+        arguments: tuple[str, ...] = ("-m", "app"), stderr: int = STDOUT, **changes: str
+    ) -> Iterator[Server]:
+        environment = {
+            "DELTABERT_BACKBONE": str(tiny_backbone_dir),
+            "DELTABERT_DELTAS": str(tiny_deltas),
+            "DELTABERT_ZOO": "false",
+            "DELTABERT_PORT": "0",
+            "DELTABERT_WARM_UP": "false",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        server = Server(arguments, environment | changes, stderr=stderr)
+        try:
+            yield server
+        finally:
+            server.end()
+
+    return run

@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from app import connection
 from app.connection import ConnectionLimits
 from app.server import _config, _listen
 from app.settings import Settings
@@ -177,6 +178,41 @@ def test_an_endless_header_line_is_refused_early_and_slows_nothing(
     started = time.monotonic()
     assert is_alive(port)
     assert time.monotonic() - started < 1
+
+
+def test_a_client_that_sends_on_after_a_refusal_is_stopped(serve: Serve, connect: Connect) -> None:
+    """The kernel's buffers and a bound of ours; a second of reading took gigabytes."""
+    opened, sent = connect(serve()), 0
+    opened.sendall(LIVE + b"X-A: ")
+    started = time.monotonic()
+    with suppress(ConnectionError):
+        while time.monotonic() - started < 5:
+            sent += opened.send(b"a" * 2**20)
+    assert time.monotonic() - started < 5, "the connection is closed"
+    assert sent < 32 * 2**20
+
+
+def test_a_client_that_sends_its_whole_head_first_gets_the_answer(
+    serve: Serve, connect: Connect
+) -> None:
+    opened = connect(serve())
+    opened.sendall(LIVE + b"X-A: " + b"a" * 900_000 + b"\r\n\r\n")
+    error_of(read_all(opened), 431, "head_too_large")
+
+
+def test_the_rest_of_a_body_behind_its_answer_is_bounded(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_LINGER_BODY_BYTES", 2**20)
+    opened, sent = connect(serve(connection_timeout_s=1.0)), 0
+    opened.sendall(PREDICT.replace(b"Content-Length: 25", b"Content-Length: 9999999999") + b"\r\n")
+    assert statuses(read_answer(opened)) == [413]
+    started = time.monotonic()
+    with suppress(ConnectionError):
+        while time.monotonic() - started < 8:
+            sent += opened.send(b"a" * 2**20)
+    assert time.monotonic() - started < 8, "the connection is closed"
+    assert sent < 32 * 2**20
 
 
 def test_a_large_body_is_no_large_head(serve: Serve, connect: Connect) -> None:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,111 +18,7 @@ import pytest
 
 from app.server import _listen
 from app.settings import Settings
-
-START_WITHIN_S = 120.0
-STOP_WITHIN_S = 30.0
-
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-class Server:
-    """A server process and what it has said so far."""
-
-    def __init__(
-        self,
-        arguments: tuple[str, ...],
-        environment: dict[str, str],
-        launcher: tuple[str, ...] = (),
-    ) -> None:
-        left_out = ("DELTABERT_", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # the tests set the last two
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
-        self.process = subprocess.Popen(
-            [*launcher, sys.executable, *arguments],
-            cwd=Path(__file__).parents[2],
-            env=kept | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def output(self) -> str:
-        return "".join(self.lines)
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as stdout:
-            for line in stdout:
-                self.lines.append(line)
-
-    def wait_for(self, pattern: str, within_s: float) -> re.Match[str]:
-        """Wait for a line; fails with the whole output."""
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
-            if found := re.search(pattern, self.output):
-                return found
-            if self.process.poll() is not None:
-                self._reader.join(5)
-                break
-            time.sleep(0.05)
-        pytest.fail(f"no {pattern!r} in the server's output:\n{self.output}")
-
-    def end(self) -> None:
-        """Whatever happened: no process and no open pipe stay behind."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(10)
-        self._reader.join(10)
-
-    def wait(self) -> int:
-        """The exit status."""
-        try:
-            status = self.process.wait(STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"the server does not end:\n{self.output}")
-        self._reader.join(5)
-        return status
-
-
-@pytest.fixture
-def run_server(tiny_backbone_dir: Path, tiny_deltas: Path) -> Callable[..., Any]:
-    """A function (**environment) -> context of a server process over the tiny backbone."""
-
-    @contextmanager
-    def run(arguments: tuple[str, ...] = ("-m", "app"), **changes: str) -> Iterator[Server]:
-        environment = {
-            "DELTABERT_BACKBONE": str(tiny_backbone_dir),
-            "DELTABERT_DELTAS": str(tiny_deltas),
-            "DELTABERT_ZOO": "false",
-            "DELTABERT_PORT": "0",
-            "DELTABERT_WARM_UP": "false",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
-        server = Server(arguments, environment | changes)
-        try:
-            yield server
-        finally:
-            server.end()
-
-    return run
-
-
-def url_of(server: Server) -> str:
-    return server.wait_for(r"listening on (http://[\d.:]+)", START_WITHIN_S)[1]
-
-
-def call(url: str, body: Any = None) -> tuple[int, Any]:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        with _opener.open(request, timeout=30) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+from tests.http.server_process import START_WITHIN_S, STOP_WITHIN_S, call, free_port, opener, url_of
 
 
 @pytest.mark.parametrize(
@@ -162,7 +54,7 @@ def wait_until_accepted(url: str) -> None:
     """Until all of the load is in the queue or beyond it."""
     deadline = time.monotonic() + STOP_WITHIN_S
     while time.monotonic() < deadline:
-        with _opener.open(url + "/metrics", timeout=30) as response:
+        with opener.open(url + "/metrics", timeout=30) as response:
             text = response.read().decode()
         queued = re.search(r"^deltabert_queue_rows (\S+)", text, re.MULTILINE)
         run = re.search(r"^deltabert_batch_rows_sum (\S+)", text, re.MULTILINE)
@@ -270,13 +162,6 @@ def test_uvicorn_can_use_the_factory(run_server: Callable[..., Any]) -> None:
                 return
             time.sleep(0.1)
         pytest.fail(f"no answer:\n{server.output}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.mark.slow

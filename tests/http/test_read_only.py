@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.test_live_server import START_WITHIN_S, Server, call, free_port, url_of
+from tests.http.server_process import START_WITHIN_S, Server, call, free_port, url_of
 
 Run = Callable[..., Any]
 UNSHARE = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")

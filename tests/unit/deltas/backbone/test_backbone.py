@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -232,6 +233,27 @@ def write(name: str, content: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(content)
 
 
+def folder_for(name: str) -> Callable[[Path], object]:
+    """Return a damage that puts a folder in place of a file."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return damage
+
+
+def as_type(dtype: torch.dtype) -> Callable[[Path], object]:
+    """Return a damage that stores one matrix in another type."""
+
+    def damage(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        weights["pooler.dense.weight"] = weights["pooler.dense.weight"].to(dtype)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    return damage
+
+
 def setting(**changes: object) -> Callable[[Path], object]:
     """Return a damage that changes fields of `config.json`."""
     return lambda folder: edit(folder / "config.json", **changes)
@@ -295,6 +317,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: cut(folder / "model.safetensors"),
         "model.safetensors is damaged",
     ),
+    "a folder for a configuration": (folder_for("config.json"), "no backbone at .*config.json"),
+    "a folder for weights": (folder_for("model.safetensors"), "no file named model.safetensors"),
+    "empty weights": (write("model.safetensors", b""), "model.safetensors is damaged"),
+    "weights of whole numbers": (
+        as_type(torch.int8),
+        "pooler.dense.weight is stored as I8; F16, BF16, F32, F64 are supported",
+    ),
+    "weights without their scales": (as_type(torch.float8_e4m3fn), "is stored as F8_E4M3;"),
     "a pointer for weights": (
         write("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"),
         "model.safetensors is a pointer of Git LFS",
@@ -324,12 +354,32 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_folders_are_refused_clearly(folder: Path, damage: str) -> None:
+def test_damaged_folders_are_refused_clearly(
+    folder: Path, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     spoil, sentence = DAMAGES[damage]
     spoil(folder)
     with pytest.raises(BackboneError, match=sentence) as caught:
         load_backbone(str(folder))
     assert len(str(caught.value).splitlines()) == 1
+    assert "LOAD REPORT" not in capfd.readouterr().err, "one sentence says all"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_files_that_may_not_be_read_are_named(folder: Path, name: str) -> None:
+    (folder / name).chmod(0)
+    user = os.geteuid()
+    folder.chmod(0o755)
+    if user == 0:  # who may read everything
+        for parent in folder.parents:
+            if not parent.stat().st_mode & 0o001:
+                pytest.skip(f"only this user may enter {parent}")
+        os.seteuid(65534)
+    try:
+        with pytest.raises(BackboneError, match=rf"{name} can't be read \(Permission denied\)"):
+            load_backbone(str(folder))
+    finally:
+        os.seteuid(user)
 
 
 @pytest.mark.filterwarnings("ignore")
