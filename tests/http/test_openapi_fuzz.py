@@ -40,7 +40,8 @@ def operations(client: TestClient) -> list[Any]:
 
 
 def modes() -> list[Any]:
-    return list(schemathesis.GenerationMode)
+    """Valid requests, then invalid ones."""
+    return [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
 
 
 @pytest.mark.slow
@@ -50,9 +51,10 @@ def test_every_answer_is_as_documented(app_client: TestClient) -> None:
     assert len(found) == OPERATIONS
     statuses: Counter[tuple[str, int]] = Counter()
     for operation in found:
-        for mode in modes():
+        # Nothing of a request without a body can be invalid: paths are any text.
+        for mode in modes() if operation.method == "post" else modes()[:1]:
             _send_all(app_client, operation, mode, statuses)
-    assert {path for path, status in statuses if status == 200} >= {"/predict", "/tasks"}
+    assert {path for path, status in statuses if status == 200} >= {"/tasks", "/deltas"}
     assert {status for _, status in statuses} >= {200, 404, 422}
 
 
@@ -89,4 +91,6 @@ def test_every_method_of_every_route_has_the_one_form_of_errors(app_client: Test
                 continue
             assert answer.status_code == 405, (method, path)
             assert operation.method.upper() in answer.headers["allow"]
+            if method == "HEAD":  # its answers have no body
+                continue
             assert set(answer.json()["error"]) == {"code", "message", "details", "request_id"}
