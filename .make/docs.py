@@ -30,7 +30,7 @@ _SHOWN: dict[str, Callable[[Record], str]] = {
     "trained": lambda one: f"{one.manifest.trained_share:.3%}",
     "file": lambda one: f"{one.num_bytes / 1000:.0f} KB",
 }
-BENCHMARKS = ("serving", "precision", "scale", "http", "training")
+BENCHMARKS = ("serving", "precision", "scale", "http", "promises", "training")
 
 
 def replace_generated(text: str, content: str) -> str:

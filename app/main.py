@@ -157,6 +157,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.backbone.tokenizer,
         engine.cache,
         batcher,
+        shares_passes=engine.device.type == "cpu",
         max_rows=settings.max_rows_per_request,
         max_text_chars=settings.max_text_chars,
     )

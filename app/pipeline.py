@@ -31,6 +31,7 @@ from deltas.manifest import PairEncoding
 
 _INLINE_CHARS = 2000  # tokenized in about the time that handing them to a thread takes
 _TOKENIZER_THREADS = 2
+_HEAD_TOKENS = 1  # that a row counts which only adds a head to the pass of an earlier one
 _CHECK_EVERY_S = 1.1  # a little longer than an I/O thread takes to count as hanging
 
 Texts = list[tuple[str, ...]]  # the texts of each row, in the order of the task's fields
@@ -113,6 +114,7 @@ class Pipeline:
         tokenizer: tokenizer of the backbone.
         cache: resident deltas; told which deltas the rows will need.
         batcher: runs the rows.
+        shares_passes: whether the engine runs a text once for all deltas that train heads alone.
         max_rows: most rows in one request, counted once per delta.
         max_text_chars: most characters in one text.
     """
@@ -123,12 +125,14 @@ class Pipeline:
         cache: DeltaCache,
         batcher: Batcher[EngineRow, Outcome],
         *,
+        shares_passes: bool,
         max_rows: int,
         max_text_chars: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._cache = cache
         self._batcher = batcher
+        self._shares_passes = shares_passes
         self._max_rows = max_rows
         self._max_text_chars = max_text_chars
         self._tokenizer_threads = CapacityLimiter(_TOKENIZER_THREADS)
@@ -192,12 +196,19 @@ class Pipeline:
         """Tokenize for each delta, once for deltas that read the same texts in the same way."""
         done: dict[tuple[int, PairEncoding, tuple[tuple[str, ...], ...]], list[TokenizedRow]] = {}
         rows: list[EngineRow] = []
+        passes: set[tuple[Hashable, str]] = set()
         for record, of_record in zip(records, texts, strict=True):
             task = record.manifest.task
             key = task.max_length, task.pairs, tuple(of_record)
             if key not in done:
                 done[key] = await self._tokenize_texts(*key)
-            rows += [EngineRow(row, record, row.num_tokens) for row in done[key]]
+            is_shared = (key, task.pooling) in passes and not record.manifest.entries
+            rows += [
+                EngineRow(row, record, _HEAD_TOKENS if is_shared else row.num_tokens)
+                for row in done[key]
+            ]
+            if self._shares_passes and not record.manifest.entries:
+                passes.add((key, task.pooling))
         return rows
 
     async def _tokenize_texts(

@@ -129,7 +129,7 @@ class Forward(Protocol):
 
 @dataclass(frozen=True)
 class EngineRow:
-    """A tokenized row, the delta that answers it, and its number of tokens."""
+    """A tokenized row, the delta that answers it, and the tokens that it adds to a batch."""
 
     tokens: TokenizedRow
     record: Record

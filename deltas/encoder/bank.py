@@ -209,6 +209,14 @@ class Bank:
         """Return each slot's row in the vector tables, by kind in the order of the kinds."""
         return [[self.row_of_slot[kind][slot] for slot in slots] for kind in PARAMETER_KINDS]
 
+    def encoder_slot(self, slot: int) -> int:
+        """Return the slot with the values that the encoder reads for a slot's rows.
+
+        It is slot 0, the backbone's, for a slot that trains its head alone.
+        """
+        trains = slot in self.matrix_slots or any(rows[slot] for rows in self.row_of_slot.values())
+        return slot if trains else 0
+
     def allows_int8(self, slot: int) -> bool:
         """Tell whether a slot's rows may be computed in int8, because no matrix is trained."""
         return bool(self.int8_matrices) and slot not in self.matrix_slots

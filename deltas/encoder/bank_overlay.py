@@ -51,10 +51,7 @@ class BankOverlay(Overlay):
             per_position: dict(zip(PARAMETER_KINDS, vector_rows[:, rows], strict=True))
             for per_position, rows in ((False, batch.row_of_token), (True, batch.row_at_position))
         }
-        self._rows_of_slot: dict[int, list[int]] = {}
-        for row, slot in enumerate(slots):
-            self._rows_of_slot.setdefault(slot, []).append(row)
-        with_matrices = sorted(bank.matrix_slots.intersection(self._rows_of_slot))
+        with_matrices = sorted(bank.matrix_slots.intersection(slots))
         # Slots with sparse values whose rows may lie anywhere in the batch.
         self._scattered = [slot for slot in with_matrices if slot not in batch.key_spans]
         if wrong := [slot for slot in self._scattered if self._must_have_span(slot)]:
@@ -94,25 +91,6 @@ class BankOverlay(Overlay):
         scale = self._gathered(site, "weight", len(x), per_position=per_position)
         return self._gathered(site, "bias", len(x), per_position=per_position).addcmul_(out, scale)
 
-    def head(self, pooled: Tensor) -> list[list[float]]:
-        """Return the logits of pooled [R, H]; their number depends on the task.
-
-        If a slot reads pairs, two neighbouring rows have logits together.
-        """
-        by_slot = pooled[[row for rows in self._rows_of_slot.values() for row in rows]].float()
-        logits: list[list[float]] = [[]] * len(pooled)
-        done = 0
-        for slot, rows in self._rows_of_slot.items():
-            weight, bias = self._bank.heads[slot]
-            x = by_slot[done : done + len(rows)]
-            done += len(rows)
-            if self._bank.reads_pairs(slot):
-                x, rows = pair_features(x), rows[::2]
-            values = F.linear(x, weight, bias).tolist()
-            for row, row_logits in zip(rows, values, strict=True):
-                logits[row] = row_logits
-        return [row_logits for row_logits in logits if row_logits]
-
     def _must_have_span(self, slot: int) -> bool:
         del slot
         return True
@@ -148,3 +126,30 @@ class BankOverlay(Overlay):
             done = stop
         if num_rows > done:
             yield frozen, slice(done, num_rows)
+
+
+def apply_heads(bank: Bank, slots: Sequence[int], pooled: Tensor) -> list[list[float]]:
+    """Return the logits of each row; their number depends on the task.
+
+    Args:
+        bank: the slots.
+        slots: slot of each pooled output. If a slot reads pairs, two neighbouring outputs have
+            logits together.
+        pooled: [R, H].
+    """
+    rows_of_slot: dict[int, list[int]] = {}
+    for row, slot in enumerate(slots):
+        rows_of_slot.setdefault(slot, []).append(row)
+    by_slot = pooled[[row for rows in rows_of_slot.values() for row in rows]].float()
+    logits: list[list[float]] = [[]] * len(pooled)
+    done = 0
+    for slot, rows in rows_of_slot.items():
+        weight, bias = bank.heads[slot]
+        x = by_slot[done : done + len(rows)]
+        done += len(rows)
+        if bank.reads_pairs(slot):
+            x, rows = pair_features(x), rows[::2]
+        values = F.linear(x, weight, bias).tolist()
+        for row, row_logits in zip(rows, values, strict=True):
+            logits[row] = row_logits
+    return [row_logits for row_logits in logits if row_logits]

@@ -18,7 +18,7 @@ from torch import Tensor
 from deltas.backbone.layout import ACTIVATIONS, EncoderConfig
 from deltas.backbone.tokenizer import TokenizedRow
 from deltas.encoder.bank import Bank
-from deltas.encoder.bank_overlay import BankOverlay
+from deltas.encoder.bank_overlay import BankOverlay, apply_heads
 from deltas.encoder.encoder import encode
 from deltas.encoder.packing import PackedBatch, pack, packed_sizes
 from deltas.encoder.row_attention import RowAttention
@@ -54,26 +54,32 @@ class CpuForward:
             slots: the bank's slot of each row.
             int8: whether to multiply in int8; only for slots without trained matrices.
         """
-        overlay, pooled = self._encode(rows, slots, int8=int8)
-        return overlay.head(pooled)
+        of_sequences = [slot for row, slot in zip(rows, slots, strict=True) for _ in row.sequences]
+        return apply_heads(self._bank, of_sequences, self._encode(rows, slots, int8=int8))
 
     def pooled(self, rows: Sequence[TokenizedRow], slots: Sequence[int]) -> Tensor:
         """Return the pooled outputs, float32 [R, H], two for a pair that is read separately."""
-        return self._encode(rows, slots, int8=False)[1]
+        return self._encode(rows, slots, int8=False)
 
-    def _encode(
-        self, rows: Sequence[TokenizedRow], slots: Sequence[int], *, int8: bool
-    ) -> tuple[BankOverlay, Tensor]:
-        """Return the overlay of the rows and their pooled outputs."""
-        keys = self._keys(rows, slots)
-        sequences = [sequence for row in rows for sequence in row.sequences]
-        if len(sequences) > len(rows):
-            row_of = [number for number, row in enumerate(rows) for _ in row.sequences]
-            slots, keys = [slots[row] for row in row_of], [keys[row] for row in row_of]
-        mean = [slot in self._bank.mean_slots for slot in slots]
-        batch = pack(sequences, keys=keys, mean=mean, windows=False)
+    def _encode(self, rows: Sequence[TokenizedRow], slots: Sequence[int], *, int8: bool) -> Tensor:
+        """Return the pooled outputs; equal sequences that see equal values run once.
+
+        So a text that many heads read costs one pass, whatever their number.
+        """
+        distinct: dict[tuple[int, bool, tuple[int, ...], tuple[int, ...]], int] = {}
+        number_of: list[int] = []  # by sequence
+        for row, slot in zip(rows, slots, strict=True):
+            sees = self._bank.encoder_slot(slot), slot in self._bank.mean_slots
+            for ids, types in row.sequences:
+                key = (*sees, tuple(ids), tuple(types))
+                number_of.append(distinct.setdefault(key, len(distinct)))
+        slots = [slot for slot, *_ in distinct]
+        sequences = [(ids, types) for *_, ids, types in distinct]
+        mean = [is_mean for _, is_mean, *_ in distinct]
+        batch = pack(sequences, keys=self._keys(sequences, slots), mean=mean, windows=False)
         overlay = CpuOverlay(self._bank, batch, slots, int8=int8)
-        return overlay, encode(self._config, overlay, batch, RowAttention(batch))
+        pooled = encode(self._config, overlay, batch, RowAttention(batch))
+        return pooled if len(distinct) == len(number_of) else pooled[number_of]
 
     def prepare(self, max_tokens: int, max_rows: int, longest: int) -> int:
         """Have oneDNN compile its products for every size of batch; returns their number.
@@ -86,11 +92,13 @@ class CpuForward:
             return 0
         return self._bank.compile_products(packed_sizes(max_tokens))
 
-    def _keys(self, rows: Sequence[TokenizedRow], slots: Sequence[int]) -> list[int]:
-        """Return the slot of each row that must be its slot's neighbour, and 0 for other rows."""
+    def _keys(
+        self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], slots: Sequence[int]
+    ) -> list[int]:
+        """Return the slot of each sequence that must be its slot's neighbour, and 0 for others."""
         num_tokens: Counter[int] = Counter()
-        for row, slot in zip(rows, slots, strict=True):
-            num_tokens[slot] += row.num_tokens
+        for (ids, _), slot in zip(sequences, slots, strict=True):
+            num_tokens[slot] += len(ids)
         with_span = {slot for slot, num in num_tokens.items() if self._bank.needs_span(slot, num)}
         return [slot if slot in with_span else 0 for slot in slots]
 

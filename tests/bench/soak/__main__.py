@@ -62,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if reasons else 0
 
 
+def _stop(number: int, _frame: object) -> None:
+    """End as after an error, so that the server ends, too."""
+    sys.exit(128 + number)
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.soak", description=__doc__)
@@ -123,8 +128,7 @@ async def soak(
 async def _until_stopped(tasks: set[asyncio.Task[None]], seconds: float) -> None:
     """Let tasks run for some seconds, or until one of them ends, or Ctrl-C."""
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
+    loop.add_signal_handler(signal.SIGINT, stopped.set)
     waiting = asyncio.create_task(stopped.wait())
     done, _ = await asyncio.wait(
         {waiting, *tasks}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
@@ -132,8 +136,7 @@ async def _until_stopped(tasks: set[asyncio.Task[None]], seconds: float) -> None
     for task in (waiting, *tasks):
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.remove_signal_handler(number)
+    loop.remove_signal_handler(signal.SIGINT)
     for task in done & tasks:
         task.result()  # raises the error that ended the soak
 
@@ -161,4 +164,5 @@ def _tell(line: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main())

@@ -30,7 +30,9 @@ def lightest(run: Outcome) -> float:
 
 
 @pytest.mark.parametrize("scene", SCENES[:4], ids=lambda scene: scene.name)
-def test_a_task_with_ten_times_the_traffic_does_not_double_the_others_p99(scene: Scene) -> None:
+def test_peers_row_30_ten_times_the_traffic_of_a_task_does_not_double_the_others_p99(
+    scene: Scene,
+) -> None:
     evenly, busily = scene.play(SECONDS)
     evenly_full, busily_full = scene.play(SECONDS, full)
     assert ratio(evenly_full, busily_full) > 1.1 * WANTED, "the rule is not needed here"

@@ -12,7 +12,7 @@ from torch import Tensor
 from deltas import Backbone, Delta, Overlay, TaskSpec, TrainableOverlay, encoder_layout, pack
 from deltas.backbone.backbone import weights_fingerprint
 from deltas.encoder.bank import Bank
-from deltas.encoder.bank_overlay import BankOverlay
+from deltas.encoder.bank_overlay import BankOverlay, apply_heads
 from deltas.encoder.cpu import CpuOverlay
 from deltas.kernels.int8 import hadamard
 
@@ -185,13 +185,11 @@ def test_each_token_is_looked_up_in_its_own_slots_table(
             torch.testing.assert_close(found[mine], expected, atol=1e-6, rtol=1e-6)
 
 
-def test_each_row_gets_its_own_tasks_head(
-    bank: Bank, deltas: list[Delta], batch: Any, overlay_type: type[BankOverlay]
-) -> None:
-    packed, slots = batch
+def test_each_row_gets_its_own_tasks_head(bank: Bank, deltas: list[Delta], batch: Any) -> None:
+    _, slots = batch
     used = [slot or 1 for slot in slots]  # the bare backbone has no head
     pooled = torch.randn(len(used), 36, generator=torch.Generator().manual_seed(2))
-    logits = overlay_type(bank, packed, used).head(pooled)
+    logits = apply_heads(bank, used, pooled)
     assert len(logits) == len(used)
     for slot, row, found in zip(used, pooled, logits, strict=True):
         delta = deltas[slot - 1]
