@@ -10,7 +10,7 @@ import asyncio
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from app import pipeline
 from app.engine.engine import Engine
 from app.engine.loader import Loader
 from app.http.metrics import Metrics
-from deltas import Backbone, delta_path, write_delta
+from deltas import Backbone, delta_path, tokenize_texts, write_delta
 from deltas.encoder import cpu
+from deltas.encoder.packing import pack
 from tests.factories import TOY_TASKS, make_delta
 
 QUEUE_ROWS = 16
@@ -150,14 +151,13 @@ def heads_folder(tiny_backbone: Backbone, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Texts that are tokenized, and tokens that the encoder reads."""
     counts: Counter[str] = Counter()
-    tokenize, pack = pipeline.tokenize_texts, cpu.pack
 
     def counted_tokenize(tokenizer: Any, length: int, texts: Any, **named: Any) -> Any:
         counts["texts"] += len(texts)
-        return tokenize(tokenizer, length, texts, **named)
+        return tokenize_texts(tokenizer, length, texts, **named)
 
     def counted_pack(sequences: Any, **named: Any) -> Any:
         counts["tokens"] += sum(len(ids) for ids, _ in sequences)

@@ -13,6 +13,8 @@ from deltas import Backbone, TaskSpec, TokenizedRow
 from deltas.encoder import cpu
 from deltas.encoder.bank import Bank
 from deltas.encoder.cpu import CpuForward
+from deltas.encoder.packing import pack
+from deltas.kernels.epilogue import apply_epilogue
 from tests.factories import POOLED_TASKS, TOY_TASKS, make_delta
 
 ROW = TokenizedRow([2, 30, 31, 32, 3], [0, 0, 0, 0, 0], truncated=False)
@@ -57,7 +59,6 @@ def forward(tiny_backbone: Backbone, bank: Bank) -> CpuForward:
 def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Sequences that are packed, and passes after products, by what they add."""
     counts: Counter[str] = Counter()
-    pack, apply_epilogue = cpu.pack, cpu.apply_epilogue
 
     def counted_pack(sequences: Any, **named: Any) -> Any:
         counts["sequences"] += len(sequences)
