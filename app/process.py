@@ -133,7 +133,7 @@ def memory_given_back(every_s: float = _GIVE_BACK_S) -> Iterator[None]:
     """Return freed memory to the system at regular intervals, until the block ends.
 
     The C library keeps the memory of the largest batches (decision 0010), and the holes between
-    long-lived objects grow with every new mixture of batches (decision 0128).
+    long-lived objects grow with every new mixture of batches (decision 0118).
     """
     from deltas.hardware import give_back_freed_memory
 

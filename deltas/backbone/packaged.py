@@ -1,7 +1,7 @@
 """Finds and reads the packaged backbone, and states its fingerprints and settings.
 
 Its files are known byte by byte, so they are read without `transformers`, which takes seconds and
-80 MB to load (decision 0125).
+80 MB to load (decision 0115).
 
 Deltas of earlier releases name the fingerprints of their backbone only. If these are those of the
 packaged one, `PACKAGED` has the settings that their backbone must have, too.

@@ -2,7 +2,7 @@
 
 Everything but `machine_code` imports numba, which takes 2 s and 70 MB, so that no module of a
 server imports it: `deltas.kernels.compiled.machine_code` starts
-`python -m deltas.kernels.compiled` for a kernel whose code is not on disk yet (decision 0126). The
+`python -m deltas.kernels.compiled` for a kernel whose code is not on disk yet (decision 0116). The
 constants below are all that both sides know. Read `deltas.kernels.compiled.language` next, then
 `deltas.kernels.compiled.sparse_gradient`, the shortest kernel.
 """
