@@ -211,8 +211,8 @@ def _load(source: str, name: str, revision: str | None, *, cache_only: bool = Fa
         reason = why_no_weights(source, _stock_shapes(config), error)
         raise BackboneError(f"can't load the weights of backbone {name!r}: {reason}") from error
     _check_weights(network, report["missing_keys"], name)
-    if reason := why_no_floats(source, dict(network.named_parameters())):
-        raise BackboneError(f"can't load the weights of backbone {name!r}: {reason}")
+    if damage := why_no_floats(source, dict(network.named_parameters())):
+        raise BackboneError(f"can't load the weights of backbone {name!r}: {damage}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **common)
     except Exception as error:

@@ -103,13 +103,13 @@ class PackagedTokenizer:
             self.cls_token: str = names["cls_token"]
             self.sep_token: str = names["sep_token"]
             self.unk_token: str = names["unk_token"]
+            ids = self.get_vocab()
+            self.cls_token_id, self.sep_token_id = ids[self.cls_token], ids[self.sep_token]
         except Exception as error:  # tokenizers raises nothing more specific
             raise BackboneError(
                 f"the tokenizer of the default backbone's package can't be read: {error}; "
                 "install the package again"
             ) from error
-        self.cls_token_id: int = self.backend_tokenizer.token_to_id(self.cls_token)
-        self.sep_token_id: int = self.backend_tokenizer.token_to_id(self.sep_token)
 
     def get_vocab(self) -> dict[str, int]:
         """Return the id of each token."""
