@@ -42,7 +42,7 @@ _TASKS = ("sst2", "mrpc", "stsb", "cola")
 _SLOTS = 3  # fewer than tasks, so that files are read under load, too
 _START_S = 300.0
 _TIMEOUT_S = 2
-_LIMIT_S = _TIMEOUT_S + 2.5  # the process's own limit is three seconds more than the timeout
+_LIMIT_S = _TIMEOUT_S + 3.5  # the process's own limit is three seconds more than the timeout
 _END_S, _POLL_S = 30.0, 0.01
 _FORKS = multiprocessing.get_context("forkserver")
 _FORCED_S = 2.0  # after the second signal
@@ -427,7 +427,8 @@ async def run(options: argparse.Namespace, found: Findings) -> None:
                     await rounds.stop(number, precision, is_forked=options.forked)
                 if number < options.kills and rounds.has_answers:
                     await rounds.kill(is_forked=options.forked)
-                sys.stderr.write(f"{dict(found.statuses)}, {len(found.problems)} problems\n")
+                last = found.problems[-1:] or "none"
+                sys.stderr.write(f"{dict(found.statuses)}, last problem: {last}\n")
         finally:
             rounds.end()
 
