@@ -179,6 +179,7 @@ class Load:
         self._cases = cases
         self._found = found
         self.is_signalled = False
+        self.is_killed = False
         self.is_over = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -267,6 +268,8 @@ class Load:
         return self._cases[kind if kind in ("list", "fan-out") else "one", number]
 
     def _note(self, outcome: str) -> None:
+        if self.is_killed and outcome == "half an answer":
+            outcome = "cut by the kill"
         self._found.answers[outcome] += 1
         if self.is_signalled:
             self._found.after_signal[outcome] += 1
@@ -319,6 +322,7 @@ class Rounds:
         load = Load(self._port, self._cases["fp32"], self._found)
         load.start()
         await asyncio.sleep(random.uniform(0.0, 1.5 * statistics.median(self._found.start_s)))
+        load.is_killed = True
         process.send_signal(signal.SIGKILL)
         await self._wait_for_end(process)
         await load.finish()
