@@ -514,7 +514,7 @@ def test_rows_that_expired_in_the_queue_are_not_computed() -> None:
         await asyncio.sleep(0)
         rig.clock.now = 50.0
         rig.engine.gate.set()
-        with pytest.raises(DeadlineExceededError, match=r"within 50\.00 s"):
+        with pytest.raises(DeadlineExceededError, match="within 50 s;"):
             await late
         assert (await kept).results == [49]
         await first
