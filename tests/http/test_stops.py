@@ -40,7 +40,7 @@ import torch
 from app import main as app_main
 from app.__main__ import main
 
-def warm_up(engine, *_):
+def warm_up(*_, **__):
     print("warming up", flush=True)
     while True:
         torch.ones(500, 500) @ torch.ones(500, 500)
