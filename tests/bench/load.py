@@ -172,11 +172,14 @@ async def watch_liveness(host: str, port: int, tally: Tally) -> None:
     """Time /health/live all the while."""
     connection = Connection(host, port)
     request = f"GET /health/live HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
-    while True:
-        started = time.perf_counter()
-        await connection.ask(request)
-        tally.live_seconds.append(time.perf_counter() - started)
-        await asyncio.sleep(_PROBE_EVERY_S)
+    try:
+        while True:
+            started = time.perf_counter()
+            await connection.ask(request)
+            tally.live_seconds.append(time.perf_counter() - started)
+            await asyncio.sleep(_PROBE_EVERY_S)
+    finally:
+        connection.close()
 
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:

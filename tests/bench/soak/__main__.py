@@ -117,6 +117,7 @@ async def soak(
         asyncio.create_task(_tell_all(counts, probe, samples, options.minutes)),
     }
     await _until_stopped(tasks, 60 * options.minutes)
+    server.check_running()
     samples.append(server.sample(time.perf_counter() - started))
     await asyncio.to_thread(server.wait_until_quiet)
     after = await ask_alone(server.address, probes, counts)

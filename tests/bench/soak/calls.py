@@ -89,7 +89,10 @@ class CallMaker:
 
     def probes(self) -> list[Call]:
         """Return a request of one row for each delta, the same ones each time."""
-        return [self._predict("row", answers, [0]) for answers in self._scenario.answers]
+        return [
+            self._predict("row", answers, [min(answers.clear)])
+            for answers in self._scenario.answers
+        ]
 
     def _row(self) -> Call:
         answers = self._any_delta()

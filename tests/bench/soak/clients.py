@@ -13,6 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tests.bench.load import Connection, Tally, watch_liveness
@@ -82,16 +83,20 @@ async def one_client(
     connection: Connection, calls: CallMaker, counts: Counts, chance: random.Random
 ) -> None:
     """Ask one request after the other, until it is cancelled."""
-    while True:
-        call = calls.draw()
-        if chance.random() < _LEAVING:
-            await connection.send(call.content)
-            await asyncio.sleep(chance.uniform(0, _LEAVES_WITHIN_S))
-            connection.close()
-            counts.note(call, LEFT)
-        elif pause_s := await ask(connection, call, counts):
-            connection.close()  # the server closes connections that are idle for longer
-            await asyncio.sleep(pause_s)
+    try:
+        while True:
+            call = calls.draw()
+            if chance.random() < _LEAVING:
+                with suppress(OSError):  # a server that has ended is found by its process
+                    await connection.send(call.content)
+                await asyncio.sleep(chance.uniform(0, _LEAVES_WITHIN_S))
+                connection.close()
+                counts.note(call, LEFT)
+            elif pause_s := await ask(connection, call, counts):
+                connection.close()  # the server closes connections that are idle for longer
+                await asyncio.sleep(pause_s)
+    finally:
+        connection.close()
 
 
 async def many_clients(

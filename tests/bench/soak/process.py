@@ -63,6 +63,16 @@ class ServerProcess:
             samples.append(self.sample(time.perf_counter() - started))
             await asyncio.sleep(SAMPLE_EVERY_S)
 
+    def check_running(self) -> None:
+        """Raise if the process has ended.
+
+        Raises:
+            RuntimeError: the server has ended by itself.
+        """
+        if self.process.poll() is not None:
+            status, said = self.process.returncode, _end_of(self.log)
+            raise RuntimeError(f"the server has ended by itself with status {status}:\n{said}")
+
     def wait_until_quiet(self) -> None:
         """Return when no rows are queued and the last batch is done."""
         while "deltabert_queue_rows 0.0" not in self.get("/metrics"):

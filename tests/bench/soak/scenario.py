@@ -109,7 +109,10 @@ def sample_texts(count: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def compute_alone(backbone: Backbone, root: Path, texts: Sequence[tuple[str, str]]) -> Scenario:
-    """Let each delta below a folder answer each text by itself."""
+    """Let each delta below a folder answer each text by itself.
+
+    Leaves out deltas for which rounding could change the label of each of the texts.
+    """
     store = Store([root], backbone=backbone.ref)
     engine = Engine(backbone, store, device="cpu", precision=PRECISION)
     if store.rejected:
@@ -128,5 +131,6 @@ def compute_alone(backbone: Backbone, root: Path, texts: Sequence[tuple[str, str
             for number, row in enumerate(logits)
             if not has_low_margin(record.manifest, row.logits)
         )
-        by_fields[num_fields - 1].append(Answers(record, logits, clear))
+        if clear:
+            by_fields[num_fields - 1].append(Answers(record, logits, clear))
     return Scenario(backbone.ref.id, texts, by_fields)

@@ -177,7 +177,7 @@ def test_a_short_soak_passes_and_ctrl_c_ends_it(tiny_backbone_dir: Path, tmp_pat
     for line in process.stderr:
         if "16 clients for 30 minutes" in line:
             break
-    time.sleep(15)
+    time.sleep(8)
     process.send_signal(signal.SIGINT)
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 0, said + errors
@@ -186,7 +186,7 @@ def test_a_short_soak_passes_and_ctrl_c_ends_it(tiny_backbone_dir: Path, tmp_pat
     report = json.loads(path.read_text(encoding="utf-8"))
     kinds = {"row", "list", "fan-out", "deadline", "bad request", "page"}
     assert kinds <= report["answers"].keys()
-    assert report["compared"] > 200
+    assert report["compared"] > 100
     assert min(report["server"].values()) > 0, "no delta was evicted, or no request cancelled"
     assert report["left by the client"] > 0
 
