@@ -116,8 +116,10 @@ async def soak(
         asyncio.create_task(server.sample_all(samples, started)),
         asyncio.create_task(_tell_all(counts, probe, samples, options.minutes)),
     }
-    await _until_stopped(tasks, 60 * options.minutes)
+    ended = await _until_stopped(tasks, 60 * options.minutes)
     server.check_running()
+    for task in ended:
+        task.result()  # raises the error that ended the soak
     samples.append(server.sample(time.perf_counter() - started))
     await asyncio.to_thread(server.wait_until_quiet)
     after = await ask_alone(server.address, probes, counts)
@@ -126,8 +128,8 @@ async def soak(
     return measured(counts, samples, probe, metrics) | {"digests": digests}
 
 
-async def _until_stopped(tasks: set[asyncio.Task[None]], seconds: float) -> None:
-    """Let tasks run for some seconds, or until one of them ends, or Ctrl-C."""
+async def _until_stopped(tasks: set[asyncio.Task[None]], seconds: float) -> set[asyncio.Task[None]]:
+    """Let tasks run for some seconds, or until Ctrl-C or one of them ends; returns that one."""
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGINT, stopped.set)
     waiting = asyncio.create_task(stopped.wait())
@@ -138,8 +140,7 @@ async def _until_stopped(tasks: set[asyncio.Task[None]], seconds: float) -> None
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     loop.remove_signal_handler(signal.SIGINT)
-    for task in done & tasks:
-        task.result()  # raises the error that ended the soak
+    return done & tasks
 
 
 async def _tell_all(
