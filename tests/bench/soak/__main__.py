@@ -140,7 +140,7 @@ async def _until_stopped(tasks: set[asyncio.Task[None]], seconds: float) -> set[
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     loop.remove_signal_handler(signal.SIGINT)
-    return done & tasks
+    return tasks & done
 
 
 async def _tell_all(
