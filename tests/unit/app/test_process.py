@@ -176,9 +176,10 @@ def test_no_record_moves_a_cursor_or_turns_its_text(style: logging.Formatter) ->
 
 
 def test_memory_is_given_back_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    given_back = threading.Semaphore(0)
+    given_back, others = threading.Semaphore(0), set(threading.enumerate())
     monkeypatch.setattr(hardware, "give_back_freed_memory", given_back.release)
     with memory_given_back(0.001):
         for _ in range(3):
             assert given_back.acquire(timeout=10)
-    assert not [thread for thread in threading.enumerate() if thread.name == "memory"]
+    new = set(threading.enumerate()) - others
+    assert not [thread for thread in new if thread.name == "memory"]

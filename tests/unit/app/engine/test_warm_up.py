@@ -125,7 +125,12 @@ def test_the_settings_decide_whether_the_server_warms_up(
 ) -> None:
     caplog.set_level("INFO")
     settings = Settings(
-        deltas=(tiny_deltas,), zoo=False, threads=1, max_batch_tokens=given, warm_up=warms_up
+        deltas=(tiny_deltas,),
+        zoo=False,
+        threads=1,
+        max_batch_tokens=given,
+        warm_up=warms_up,
+        reuse_tuning=False,
     )
     with TestClient(create_app(settings, backbone=tiny_backbone)):
         pass
