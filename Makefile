@@ -107,7 +107,7 @@ soak: $(STAMP) ## run 32 clients of every kind and compare every answer (30 minu
 	$(PY) -m tests.bench.soak --json docs/performance/soak.json $(ARGS)
 
 fuzz: $(STAMP) ## feed the readers of files hostile inputs (10 minutes; ARGS="--minutes 30 --only delta")
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[fuzz]'
+	$(INSTALL) '.[fuzz]'
 	$(PY) -m tests.fuzz $(ARGS)
 
 clean: ## remove .venv, caches and builds; trained deltas in runs/ stay

@@ -9,15 +9,21 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
-from app.process import stop_at_once_on_signals
+from app.process import configure_logging, logged, stop_at_once_on_signals
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") -> int:
     """Run the server, and end the process with its exit status."""
-    _parser(prog).parse_args(arguments)
     stop_at_once_on_signals()
+    _parser(prog).parse_args(arguments)
+    from app.settings import SettingsError, load_settings
+
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     try:
         tempfile.gettempdir()  # torch asks for it while it is loaded
     except FileNotFoundError:
@@ -31,30 +37,16 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
     # spins (about 10 us) are the compromise.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # Loading torch takes seconds.
-    with _logged_start():
-        from app import server
-
-    return server.main()
-
-
-def _logged_start() -> AbstractContextManager[None]:
-    """Log that the server starts, and the seconds until the libraries are loaded."""
-    from app.process import configure_logging, logged
-    from app.settings import SettingsError, load_settings
-
-    try:
-        settings = load_settings()
-    except SettingsError:  # `app.server` reports it
-        return nullcontext()
     configure_logging(settings.log_format, settings.log_level)
     logging.getLogger("app").info("starting as process %d", os.getpid())
     if settings.device != "cuda":
         from deltas.kernels.compiled import INFERENCE, machine_code
 
-        # On a first start the kernels are compiled while torch is loaded.
-        machine_code.begin(INFERENCE)
-    return logged("loaded the libraries")
+        machine_code.begin(INFERENCE)  # on a first start compiled while torch is loaded
+    with logged("loaded the libraries"):
+        from app import server  # loads torch, which takes seconds
+
+    return server.main(settings)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -11,7 +11,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,7 +23,7 @@ from app.batching.batcher import Batcher
 from app.batching.queue import BatchLimits
 from app.batching.workers import Parallelism
 from app.engine.engine import Engine
-from app.engine.tuning import Tuning
+from app.engine.tuning import Tuning, installed_version
 from app.engine.warm_up import tune_without_measuring, warm_up
 from app.errors import STATUSES, error_response
 from app.http import routes
@@ -48,7 +47,7 @@ from app.process import (
     prepare_process,
     run_in_own_thread,
     settle_process,
-    warn_of_foreign_start,
+    warn_of_factory_start,
 )
 from app.settings import DEFAULT_BATCH_TOKENS, PREFIX, Settings, SettingsError, load_settings
 from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
@@ -81,12 +80,12 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
         settings = load_settings()
         configure_logging(settings.log_format, settings.log_level)
         prepare_process()
-        warn_of_foreign_start()
+        warn_of_factory_start()
     app = FastAPI(
         title="DeltaBERT",
         summary="One frozen BERT, many tasks.",
         description=_DESCRIPTION,
-        version=_version(),
+        version=installed_version(),
         lifespan=_lifespan,
         docs_url=None,  # FastAPI's pages load scripts from another host
         redoc_url=None,
@@ -258,10 +257,3 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         level = logging.ERROR if response.status_code == 500 else logging.WARNING
         logger.log(level, "%s: %s", type(error).__name__, error, exc_info=error.__cause__)
     return response
-
-
-def _version() -> str:
-    try:
-        return version("deltabert")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0+unknown"

@@ -214,7 +214,7 @@ def settle_process() -> None:
     gc.set_threshold(*_GC_THRESHOLDS)
 
 
-def warn_of_foreign_start() -> None:
+def warn_of_factory_start() -> None:
     """Log what a start by uvicorn's factory lacks beside `python -m app`."""
     logger.info(
         "started by another program: there are no limits of connections, heads and slow clients, "

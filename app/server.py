@@ -1,4 +1,4 @@
-"""Runs the server process: settings, socket, signals and uvicorn. Read `app.main` next.
+"""Runs the server process: socket, signals and uvicorn. Read `app.main` next.
 
 The first signal stops the server gracefully, the second one at once; before the server listens the
 first one does. Exit status: 0 if stopped by a signal, 1 if it could not start or can answer no
@@ -26,7 +26,6 @@ from app.connection import Connection, ConnectionLimits
 from app.errors import NotReadyError
 from app.main import create_app, open_store, pinned_records
 from app.process import (
-    configure_logging,
     leave,
     logged,
     prepare_process,
@@ -34,7 +33,7 @@ from app.process import (
     settle_process,
     stop_at_once,
 )
-from app.settings import PREFIX, Settings, SettingsError, load_settings
+from app.settings import PREFIX, Settings, SettingsError
 from deltas import DeltaError, load_backbone, pick_device
 
 logger = logging.getLogger("app")
@@ -102,13 +101,8 @@ class _StartError(Exception):
     """The server cannot be started; the message is all that a user needs."""
 
 
-def main() -> NoReturn:
+def main(settings: Settings) -> NoReturn:
     """Run the server, and end the process with its exit status."""
-    try:
-        settings = load_settings()
-    except SettingsError as error:
-        leave(_report(error))
-    configure_logging(settings.log_format, settings.log_level)
     prepare_process()
     try:
         status = _run(settings)
@@ -129,15 +123,11 @@ def _run(settings: Settings) -> int:
                 pinned_records(open_store(settings, backbone), settings)
             return _serve(create_app(settings, backbone=backbone), listener, settings)
     except SettingsError as error:
-        return _report(error)
+        sys.stderr.write(f"{error}\n")
+        return 2
     except (DeltaError, _StartError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
-
-
-def _report(error: SettingsError) -> int:
-    sys.stderr.write("".join(f"{problem}\n" for problem in error.problems))
-    return 2
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -191,7 +191,8 @@ class Batcher(Generic[R, T]):
         try:
             await request.future
         except (Exception, asyncio.CancelledError) as error:
-            self._observer.on_drop(_drop_reason(error))
+            if not urgent:  # the server's own predictions are no requests
+                self._observer.on_drop(_drop_reason(error))
             raise
         finally:
             timer.cancel()

@@ -9,7 +9,6 @@ recipe is kept only if its result equals that of the full check bit for bit.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from torch import Tensor
 from deltas import Backbone, Delta, DenseEntry, Entry, Record, check_delta
 from deltas.encoder.bank import PARAMETER_KINDS, Bank, StagedDelta
 from deltas.format import most_bytes, read_content
+from deltas.format.content import LENGTH_BYTES, header_of
 
 _HEAD = "classifier.weight", "classifier.bias"
-_LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
 _VALUE_BYTES = 4
 
 
@@ -104,8 +103,8 @@ class Loader:
         return StagedDelta(vectors, {}, {}, weight, bias, recipe.mean)
 
     def _remember(self, path: Path, content: bytes, delta: Delta, checked: StagedDelta) -> None:
-        start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
-        header = json.loads(content[_LENGTH_BYTES:start])
+        start = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
+        header = header_of(path, content)
         header.pop("__metadata__")
         text = repr(header)
         if text not in self._layouts:

@@ -41,6 +41,14 @@ def num_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def installed_version() -> str:
+    """Return DeltaBERT's version, or "0+unknown" if it runs from a checkout without installing."""
+    try:
+        return version("deltabert")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
 def recall(engine: Engine, given: tuple[int, int, int]) -> Tuning | None:
     """Return what an earlier start has measured; None if there is nothing that can be used.
 
@@ -82,7 +90,7 @@ def _entry(engine: Engine, given: tuple[int, int, int]) -> tuple[str, dict[str, 
         "device": torch.cuda.get_device_name(engine.device) if on_gpu else cpu_model(),
         "cores": str(num_cpus()),
         "torch": torch.__version__,
-        "deltabert": _version(),
+        "deltabert": installed_version(),
         "kernels": machine_code.key(EPILOGUE),
         "backbone": engine.backbone.ref.fingerprint,
         "precision": engine.precision,
@@ -91,10 +99,3 @@ def _entry(engine: Engine, given: tuple[int, int, int]) -> tuple[str, dict[str, 
     }
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     return f"tuning-{digest}.json", facts
-
-
-def _version() -> str:
-    try:
-        return version("deltabert")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0+unknown"

@@ -1,9 +1,8 @@
 """Load the backbone: pretrained encoder weights and a tokenizer, which never change.
 
 This is the only module that loads a network with `transformers`; the packaged backbone needs none
-(`deltas.backbone.packaged`). Weights are kept in the encoder's
-layout (`deltas.backbone.layout`). `Backbone.parameters` are views into them under their Hugging
-Face names, so nothing is held twice.
+(`deltas.backbone.packaged`). Weights are kept in the encoder's layout (`deltas.backbone.layout`).
+`Backbone.parameters` are views into them under their Hugging Face names, so nothing is held twice.
 """
 
 from __future__ import annotations
@@ -211,7 +210,7 @@ def _load(source: str, name: str, revision: str | None, *, cache_only: bool = Fa
         reason = why_no_weights(source, _stock_shapes(config), error)
         raise BackboneError(f"can't load the weights of backbone {name!r}: {reason}") from error
     _check_weights(network, report["missing_keys"], name)
-    if damage := why_no_floats(source, dict(network.named_parameters())):
+    if damage := why_no_floats(source, (name for name, _ in network.named_parameters())):
         raise BackboneError(f"can't load the weights of backbone {name!r}: {damage}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, **common)

@@ -3,7 +3,7 @@
 They lie in `$XDG_CACHE_HOME/deltabert`, by default `~/.cache/deltabert`. A file is written at once
 or not at all, and begins with the digest of its content, so that a damaged one counts as missing.
 Everything here can be deleted at any time. A folder that cannot be used costs time, not answers: it
-is logged once.
+is logged once. One that other users can write to is not used, since the machine code in it is run.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def folder() -> Path:
 def read(name: str) -> bytes | None:
     """Return the content of a file; None if it is missing, unreadable or damaged."""
     try:
+        _check_private(folder())
         stored = (folder() / name).read_bytes()
     except FileNotFoundError:
         return None
@@ -54,6 +55,7 @@ def write(name: str, content: bytes) -> None:
     try:
         target = folder()
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_private(target)
         with tempfile.NamedTemporaryFile(prefix=f".{name}.", dir=target, delete=False) as file:
             temporary = Path(file.name)
             try:
@@ -65,6 +67,19 @@ def write(name: str, content: bytes) -> None:
                 raise
     except (OSError, RuntimeError) as error:
         _warn("write", error)
+
+
+def _check_private(target: Path) -> None:
+    """Check that no other user can put files into a folder.
+
+    Raises:
+        OSError: the folder is missing, belongs to another user, or others may write to it.
+    """
+    found = target.stat()
+    if found.st_uid != os.geteuid():
+        raise PermissionError(f"{target} belongs to another user")
+    if found.st_mode & 0o022:
+        raise PermissionError(f"other users can write to {target}")
 
 
 def _warn(what: str, error: Exception) -> None:

@@ -14,27 +14,20 @@ import argparse
 import json
 import os
 import random
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deltas import Store, load_backbone, zoo_path
 from tests.bench.report import machine, publish, ratio_table
+from tests.bench.server_process import ServerProcess, running_server, slope_per_hour
 
-_START_S = 300
-_POLL_S = 0.02
 _SAMPLE_S = 5.0
-_SETTLE_S = 600.0  # of traffic before the slope counts
 _CONNECTIONS = 8
 _REQUESTS = 3000
 _WORDS = "a service film that was not quite as good or bad but long in the end for all who saw it"
@@ -69,13 +62,13 @@ def main() -> int:
 def start_times(precision: str) -> dict[str, float]:
     """Return the seconds of starts, and the memory after a warm-up, in MB."""
     found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as cache:
-        common = {"DELTABERT_PRECISION": precision, "XDG_CACHE_HOME": cache}
+    with tempfile.TemporaryDirectory() as folder:
+        log, cache = Path(folder) / "log", {"XDG_CACHE_HOME": folder}
         for name in ("first", "again", "no_warm_up"):
-            warm_up = {"DELTABERT_WARM_UP": "false" if name == "no_warm_up" else "true"}
-            with running(common | warm_up) as server:
-                found[f"start_{name}_s"] = round(server.ready_s, 2)
-                found[f"start_{name}_cpu_s"] = round(server.cpu_s, 2)
+            settings = _settings(precision, WARM_UP=str(name != "no_warm_up").lower())
+            with running_server(log, settings, cache) as server:
+                found[f"start_{name}_s"] = round(time.perf_counter() - server.started, 2)
+                found[f"start_{name}_cpu_s"] = round(cpu_seconds(server.pid), 2)
                 found[f"resident_{name}_mb"] = round(memory_bytes(server.pid, "Rss") / 1e6, 1)
                 found[f"proportional_{name}_mb"] = round(memory_bytes(server.pid, "Pss") / 1e6, 1)
     return found
@@ -83,21 +76,28 @@ def start_times(precision: str) -> dict[str, float]:
 
 def traffic(seconds: float, slots: int, precision: str) -> dict[str, Any]:
     """Return the memory under mixed traffic: in MB, and its slope in per cent an hour."""
-    environment = {"DELTABERT_PRECISION": precision, "DELTABERT_MAX_SLOTS": str(slots)}
-    with tempfile.TemporaryDirectory() as folder, running(environment) as server:
-        bodies = Path(folder) / "bodies.jsonl"
-        bodies.write_text("".join(json.dumps(body) + "\n" for body in mixed_bodies()))
-        command = [sys.executable, "-m", "tests.bench.load", server.url, str(bodies)]
-        command += ["--connections", str(_CONNECTIONS), "--seconds", str(seconds)]
-        with ThreadPoolExecutor(1) as pool:
-            done = pool.submit(subprocess.run, command, capture_output=True, text=True, check=True)
-            samples = watch(server.pid, done)
-        statuses = json.loads(done.result().stdout)["statuses"]
-    settled = floors([sample for sample in samples if sample[0] >= min(_SETTLE_S, seconds / 2)])
+    with tempfile.TemporaryDirectory() as folder:
+        settings = _settings(precision, MAX_SLOTS=str(slots))
+        with running_server(Path(folder) / "log", settings) as server:
+            return _under_traffic(server, Path(folder) / "bodies.jsonl", seconds)
+
+
+def _settings(precision: str, **others: str) -> dict[str, str]:
+    return {"PRECISION": precision, "LOG_LEVEL": "warning", **others}
+
+
+def _under_traffic(server: ServerProcess, bodies: Path, seconds: float) -> dict[str, Any]:
+    bodies.write_text("".join(json.dumps(body) + "\n" for body in mixed_bodies()))
+    command = [sys.executable, "-m", "tests.bench.load", server.url, str(bodies)]
+    command += ["--connections", str(_CONNECTIONS), "--seconds", str(seconds)]
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(subprocess.run, command, capture_output=True, text=True, check=True)
+        samples = watch(server.pid, done)
+    statuses = json.loads(done.result().stdout)["statuses"]
     return {
         "traffic_resident_mb": samples[-1][1],
         "traffic_most_mb": max(size for _, size in samples),
-        "traffic_slope_percent": slope_percent_per_hour(settled),
+        "traffic_slope_percent": round(slope_per_hour(samples), 2),
         "traffic_answers": sum(statuses.values()),
         "traffic_not_200": sum(count for status, count in statuses.items() if status != "200"),
         "samples": samples,
@@ -140,58 +140,6 @@ def watch(pid: int, done: Future[Any]) -> list[tuple[float, float]]:
         samples.append((round(time.perf_counter() - started, 1), resident))
         time.sleep(_SAMPLE_S)
     return samples
-
-
-def floors(samples: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the least memory of each minute: what stays when the batches' own has been given back.
-
-    A single sample may hit the largest batch or none, which hides a slope of a few MB.
-    """
-    minutes: dict[int, list[tuple[float, float]]] = {}
-    for second, size in samples:
-        minutes.setdefault(int(second // 60), []).append((second, size))
-    return [min(minute, key=lambda sample: sample[1]) for minute in minutes.values()]
-
-
-def slope_percent_per_hour(samples: Sequence[tuple[float, float]]) -> float:
-    """Return the slope of the straight line that fits best, in per cent of its mean an hour."""
-    if len(samples) < 2:
-        return float("nan")
-    seconds, sizes = zip(*samples, strict=True)
-    slope, _ = statistics.linear_regression(seconds, sizes)
-    return round(100 * 3600 * slope / statistics.mean(sizes), 2)
-
-
-@dataclass(frozen=True)
-class Running:
-    """A server process, and what it took until it was ready."""
-
-    url: str
-    pid: int
-    ready_s: float  # since the start of the process
-    cpu_s: float  # of all its threads, and of the compilers that it started
-
-
-@contextmanager
-def running(environment: dict[str, str]) -> Iterator[Running]:
-    """Start a server and wait until it is ready."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    settings = os.environ | {"DELTABERT_PORT": str(port), "DELTABERT_LOG_LEVEL": "warning"}
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "app"], env=settings | environment)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while time.perf_counter() - started < _START_S and process.poll() is None:
-            try:
-                urllib.request.urlopen(f"{url}/health/ready", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(_POLL_S)
-        yield Running(url, process.pid, time.perf_counter() - started, cpu_seconds(process.pid))
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def cpu_seconds(pid: int) -> float:

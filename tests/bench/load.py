@@ -15,12 +15,14 @@ import asyncio
 import itertools
 import json
 import statistics
+import struct
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -99,6 +101,16 @@ class Connection:
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
+
+    def reset(self) -> None:
+        """Close the connection as a process that dies does: the server learns of it at once.
+
+        After `close`, a server cannot tell a client that has left from one that still reads.
+        """
+        if self._streams is not None:
+            socket = self._streams[1].get_extra_info("socket")
+            socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
 
 
 def encode_requests(path: Path, host: str) -> list[Request]:

@@ -34,8 +34,8 @@ from deltas.encoder.bank import Bank
 from deltas.encoder.cpu import CpuForward
 from tests.bench.load import Connection, Request, Tally, closed_loop
 from tests.bench.report import machine, publish, ratio_table
+from tests.bench.server_process import ServerProcess, running_server
 from tests.bench.soak.calls import http
-from tests.bench.soak.process import ServerProcess, running_server
 from tests.bench.soak.scenario import sample_texts
 from tests.bench.workload import MAX_LENGTH, noisy_delta, task_spec, write_deltas
 

@@ -36,6 +36,7 @@ from typing import Any, NamedTuple, Protocol
 
 from deltas import zoo_path
 from tests.bench.report import publish
+from tests.bench.soak.calls import http
 
 _HOST = "127.0.0.1"
 _TASKS = ("sst2", "mrpc", "stsb", "cola")
@@ -121,11 +122,8 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
-def request_bytes(path: str, body: Any) -> bytes:
-    """Return a POST request."""
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+def _post(path: str, body: Any) -> bytes:
+    return http(path, json.dumps(body).encode())
 
 
 def requests_of(kind: str, number: int) -> bytes:
@@ -135,11 +133,11 @@ def requests_of(kind: str, number: int) -> bytes:
     text = " ".join(["a good film", "it was not bad", "nobody knows"][number % 3 :] * 3)
     row = dict.fromkeys(fields, text)
     if kind == "list":
-        return request_bytes(f"/predict/{task}", {"inputs": [row] * 32})
+        return _post(f"/predict/{task}", {"inputs": [row] * 32})
     if kind == "fan-out":
         targets = [{"task": "sst2"}, {"task": "cola"}]
-        return request_bytes("/predict", {"inputs": text, "targets": targets})
-    return request_bytes(f"/predict/{task}", {"inputs": row})
+        return _post("/predict", {"inputs": text, "targets": targets})
+    return _post(f"/predict/{task}", {"inputs": row})
 
 
 def scores_of(answer: bytes) -> list[float]:

@@ -91,7 +91,8 @@ def test_batches_fill_up_under_mixed_traffic(
         rest = []
         for _ in range(60):
             path, body = make_request(chance)
-            body["inputs"] = body["inputs"][:1]
+            # So short that a task whose rows are left alone at the end may fill a batch, too.
+            body["inputs"] = [dict.fromkeys(body["inputs"][0], "film")]
             rest.append(pool.submit(client.post, path, json=body))
         wait_for_queue(client, 60)
         gate.is_open.set()

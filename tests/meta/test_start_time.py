@@ -5,6 +5,7 @@ This is tested by the modules that a command loads, not by its time, which depen
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -46,6 +47,21 @@ def test_help_and_misuse_load_nothing_heavy(command: str, flag: str, code: str) 
     assert done.returncode == 0, done.stderr
     *_, exit_line, loaded = done.stdout.splitlines()
     assert exit_line == f"code {code}", done.stderr
+    assert not HEAVY & set(loaded.split())
+
+
+def test_a_wrong_setting_is_told_before_anything_heavy_is_loaded() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "app"],
+        env=os.environ | {"DELTABERT_PORT": "no number"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    *_, exit_line, loaded = done.stdout.splitlines()
+    assert exit_line == "code 2", done.stderr
+    assert done.stderr.startswith("DELTABERT_PORT")
     assert not HEAVY & set(loaded.split())
 
 

@@ -11,10 +11,8 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import Future
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -28,8 +26,13 @@ from deltas.kernels.compiled import SYMBOL
 
 logger = logging.getLogger(__name__)
 
-_lock = threading.Lock()
-_coming: dict[str, Future[bytes]] = {}
+
+class _Compiler(NamedTuple):
+    process: subprocess.Popen[bytes]
+    started: float  # on `time.perf_counter`
+
+
+_compilers: dict[str, _Compiler] = {}  # those that `begin` has started, by the kernel's name
 
 
 class MachineCode(NamedTuple):
@@ -48,40 +51,51 @@ def load(name: str) -> MachineCode:
     Raises:
         ValueError: the kernel cannot run without numba.
     """
-    with _lock:
-        coming = _coming.pop(name, None)
-    return _linked(coming.result() if coming else _object_file(name))
+    begin([name])
+    compiler = _compilers.pop(name, None)
+    content = None if compiler else disk_cache.read(_file_of(name))
+    if content is None:
+        started = compiler.started if compiler else time.perf_counter()
+        content = _output_of(compiler, name) if compiler else None
+        content = _compiled_here(name) if content is None else content
+        logger.info("compiled %s in %.1f s", name, time.perf_counter() - started)
+        disk_cache.write(_file_of(name), content)
+    return _linked(content)
 
 
 def begin(names: Iterable[str]) -> None:
-    """Begin to read or compile kernels, all at the same time; `load` waits for the one it needs.
+    """Start a compiler for each kernel that is not on disk; `load` waits for the one it needs.
 
-    The threads are daemons, so that a process that ends waits for no compiler.
+    Processes and no threads: a thread that comes before `deltas.hardware.keep_freed_memory` would
+    get a heap of its own.
     """
+    if "numba" in sys.modules:  # nothing is gained by another process
+        return
     for name in names:
-        with _lock:
-            if name in _coming:
-                continue
-            coming = _coming[name] = Future()
-        threading.Thread(target=_fulfil, args=(name, coming), daemon=True).start()
+        if name not in _compilers and disk_cache.read(_file_of(name)) is None:
+            command = [sys.executable, "-m", "deltas.kernels.compiled", name]
+            paths = os.pathsep.join(path or os.curdir for path in sys.path)
+            environment = os.environ | {"PYTHONPATH": paths}
+            pipe, started = subprocess.PIPE, time.perf_counter()
+            try:
+                process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe)
+            except OSError as error:
+                logger.debug("no process can be started for %s: %s", name, error)
+            else:
+                _compilers[name] = _Compiler(process, started)
 
 
-def _fulfil(name: str, coming: Future[bytes]) -> None:
-    try:
-        coming.set_result(_object_file(name))
-    except Exception as error:  # noqa: BLE001 - `load` raises it
-        coming.set_exception(error)
+def _output_of(compiler: _Compiler, name: str) -> bytes | None:
+    """Wait for a compiler; return its object file, or None if it has failed."""
+    output, problem = compiler.process.communicate()
+    if compiler.process.returncode == 0:
+        return output
+    logger.debug("%s is compiled in this process: %s", name, problem.decode(errors="replace"))
+    return None
 
 
-def _object_file(name: str) -> bytes:
-    file = f"{name.replace(':', '.')}-{key(name)}.o"
-    content = disk_cache.read(file)
-    if content is None:
-        started = time.perf_counter()
-        content = _compile(name)
-        logger.info("compiled %s in %.1f s", name, time.perf_counter() - started)
-        disk_cache.write(file, content)
-    return content
+def _file_of(name: str) -> str:
+    return f"{name.replace(':', '.')}-{key(name)}.o"
 
 
 def key(name: str) -> str:
@@ -104,22 +118,7 @@ def key(name: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _compile(name: str) -> bytes:
-    if "numba" in sys.modules:  # nothing is gained by another process
-        return _compile_here(name)
-    command = [sys.executable, "-m", "deltas.kernels.compiled", name]
-    paths = os.pathsep.join(path or os.curdir for path in sys.path)
-    try:
-        done = subprocess.run(
-            command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        logger.debug("%s is compiled in this process: %s", name, error)
-        return _compile_here(name)
-    return done.stdout
-
-
-def _compile_here(name: str) -> bytes:
+def _compiled_here(name: str) -> bytes:
     content: bytes = import_module("deltas.kernels.compiled.__main__").compile_kernel(name)
     return content
 

@@ -27,9 +27,9 @@ from typing import Any
 from deltas import load_backbone
 from tests.bench.load import Tally, percentile
 from tests.bench.report import machine, publish
+from tests.bench.server_process import Sample, ServerProcess, running_server
 from tests.bench.soak.calls import LATE, REFUSED, RIGHT, CallMaker
 from tests.bench.soak.clients import FAULTS, Counts, ask_alone, many_clients
-from tests.bench.soak.process import Sample, ServerProcess, running_server
 from tests.bench.soak.report import digest_of, measured, table, verdict
 from tests.bench.soak.scenario import (
     PRECISION,

@@ -89,8 +89,10 @@ async def one_client(
             if chance.random() < _LEAVING:
                 with suppress(OSError):  # a server that has ended is found by its process
                     await connection.send(call.content)
-                await asyncio.sleep(chance.uniform(0, _LEAVES_WITHIN_S))
-                connection.close()
+                # Soon after most of them, since a fast server answers within milliseconds.
+                await asyncio.sleep(_LEAVES_WITHIN_S * chance.random() ** 3)
+                leave = chance.choice((connection.close, connection.reset))
+                leave()
                 counts.note(call, LEFT)
             elif pause_s := await ask(connection, call, counts):
                 connection.close()  # the server closes connections that are idle for longer

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.bench.load import Tally, percentile
+from tests.bench.server_process import SAMPLE_EVERY_S, Sample, slope_per_hour
 from tests.bench.soak.calls import LATE, NOT_READY, REFUSED, RIGHT, UNANNOUNCED, WRONG
 from tests.bench.soak.clients import LEFT, LOST, Counts
-from tests.bench.soak.process import SAMPLE_EVERY_S, Sample, slope_per_hour
 
 LONG_MINUTES = 30.0  # a soak of this length judges the memory
 MOST_GROWTH = 1.0  # % an hour
@@ -55,7 +55,7 @@ def measured(
         },
         "compared": counts.compared,
         **{outcome: counts.of(outcome) for outcome in _OUTCOMES},
-        "memory_slope": round(slope_per_hour(samples), 2),
+        "memory_slope": round(slope_per_hour([sample[:2] for sample in samples]), 2),
         "memory_mb": [round(value) for value in (memory[0], max(memory), memory[-1])],
         "memory_mb_each_minute": [round(value) for value in memory[::_SAMPLES_A_MINUTE]],
         "threads": [samples[0].threads, max(sample.threads for sample in samples)],

@@ -1,31 +1,11 @@
-"""The arithmetic of the memory benchmark: floors of minutes, slopes, the memory of a process."""
+"""The memory benchmark: memory and CPU time of a process, and its requests."""
 
 from __future__ import annotations
 
-import math
 import os
 import time
 
-import pytest
-
-from tests.bench.footprint import (
-    cpu_seconds,
-    floors,
-    memory_bytes,
-    mixed_bodies,
-    slope_percent_per_hour,
-)
-
-
-def test_the_slope_is_that_of_what_stays() -> None:
-    """Batches take up to 80 MB and give them back; 1 MB an hour stays."""
-    hour = [(5.0 * n, 400 + n / 720 + 80 * (n % 7) / 6) for n in range(720)]
-    assert slope_percent_per_hour(floors(hour)) == pytest.approx(0.25, abs=0.02)
-
-
-def test_a_flat_line_has_no_slope() -> None:
-    assert slope_percent_per_hour([(0.0, 400.0), (60.0, 400.0), (120.0, 400.0)]) == 0
-    assert math.isnan(slope_percent_per_hour([(0.0, 400.0)]))
+from tests.bench.footprint import cpu_seconds, memory_bytes, mixed_bodies
 
 
 def test_the_memory_of_this_process_is_read() -> None:

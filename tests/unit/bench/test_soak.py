@@ -19,6 +19,7 @@ import pytest
 
 from app.pipeline import RowLogits
 from tests.bench.load import Response, Tally
+from tests.bench.server_process import Sample, slope_per_hour
 from tests.bench.soak import __main__ as soak
 from tests.bench.soak.calls import (
     LATE,
@@ -32,7 +33,6 @@ from tests.bench.soak.calls import (
     judge_answer,
 )
 from tests.bench.soak.clients import Counts
-from tests.bench.soak.process import Sample, slope_per_hour
 from tests.bench.soak.report import measured, table, verdict
 from tests.bench.soak.scenario import Scenario, compute_alone
 
@@ -120,9 +120,11 @@ def samples_of(minutes: int, megabytes: Sequence[float]) -> list[Sample]:
 
 def test_the_slope_counts_from_the_tenth_minute_on() -> None:
     grows_at_first = [500 + 10 * min(minute, 10) for minute in range(61)]
-    assert slope_per_hour(samples_of(60, grows_at_first)) == pytest.approx(0, abs=1e-9)
+    grown = slope_per_hour([sample[:2] for sample in samples_of(60, grows_at_first)])
+    assert grown == pytest.approx(0, abs=1e-9)
     leaks = [600 + minute / 10 for minute in range(61)]  # 6 MB an hour, 603.5 MB on average
-    assert slope_per_hour(samples_of(60, leaks)) == pytest.approx(100 * 6 / 603.5)
+    leaked = slope_per_hour([sample[:2] for sample in samples_of(60, leaks)])
+    assert leaked == pytest.approx(100 * 6 / 603.5)
 
 
 def report_of(minutes: int = 60, grows_mb: float = 0.0, **changes: Any) -> dict[str, Any]:

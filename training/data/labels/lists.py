@@ -113,8 +113,8 @@ def find_joined(
         joined = {row: text for row, text in texts.items() if _joins(text, separator)}
         if not joined:
             continue
-        is_known, is_repeated = _known_shares(texts.values(), joined.values(), separator)
         alone = _alone(texts.values(), separator)
+        is_known, is_repeated = _known_shares(joined.values(), separator, alone)
         known = (row for row, text in joined.items() if _parts(text, separator) <= alone)
         row = next(known, next(iter(joined)))
         where = f"{columns.where(column, row)}: {joined[row]!r}"
@@ -152,15 +152,12 @@ def _joins(text: str, separator: str) -> bool:
     return sum(bool(clean(part)) for part in text.split(separator)) > 1
 
 
-def _known_shares(
-    texts: Iterable[str], joined: Iterable[str], separator: str
-) -> tuple[float, float]:
+def _known_shares(joined: Iterable[str], separator: str, alone: set[str]) -> tuple[float, float]:
     """Return two shares of the joined cells: all parts known, and all parts repeated.
 
-    A part is known if it is the whole label of a row, and repeated if it is known or occurs in
-    several different cells.
+    A part is known if it is the whole label of a row (`alone`), and repeated if it is known or
+    occurs in several different cells.
     """
-    alone = _alone(texts, separator)
     parts = {text: _parts(text, separator) for text in joined}
     counts = Counter(part for found in parts.values() for part in found)
     repeated = alone | {part for part, count in counts.items() if count > 1}
@@ -223,7 +220,8 @@ def _is_surely_list(text: str, items: list[Any]) -> bool:
 def _doubt_bars(columns: Columns, column: str, texts: Mapping[int, str], warn: Warn) -> None:
     """Warn if names with a bar in them may be whole names."""
     joined = {row: text for row, text in texts.items() if SEPARATOR in text}
-    if _known_shares(texts.values(), joined.values(), SEPARATOR)[1] == 0:
+    alone = _alone(texts.values(), SEPARATOR)
+    if _known_shares(joined.values(), SEPARATOR, alone)[1] == 0:
         row, text = next(iter(joined.items()))
         warn(
             f"{columns.where(column, row)}: {text!r} was read as several labels "

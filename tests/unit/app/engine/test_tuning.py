@@ -43,7 +43,12 @@ def test_measured_numbers_are_recalled(engine: Engine, caplog: pytest.LogCapture
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [(tuning, "cpu_model"), (tuning, "num_cpus"), (tuning, "_version"), (torch, "__version__")],
+    [
+        (tuning, "cpu_model"),
+        (tuning, "num_cpus"),
+        (tuning, "installed_version"),
+        (torch, "__version__"),
+    ],
 )
 def test_another_machine_or_release_measures_again(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, place: Any, name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from threading import Event
 
@@ -47,6 +48,29 @@ def test_a_folder_that_cannot_be_used_is_told_once(
         assert disk_cache.read(name) is None
     assert len(caplog.records) == 1
     assert "set XDG_CACHE_HOME to a folder that can be written" in caplog.text
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_folder_that_others_can_write_to_is_not_used(
+    cache: Path, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    """Machine code is read from it and run."""
+    disk_cache.write("a", b"content")
+    cache.chmod(mode)
+    assert disk_cache.read("a") is None
+    disk_cache.write("b", b"content")
+    assert [path.name for path in cache.iterdir()] == ["a"]
+    assert f"other users can write to {cache}" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_folder_of_another_user_is_not_used(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk_cache.write("a", b"content")
+    monkeypatch.setattr(os, "geteuid", lambda: cache.stat().st_uid + 1)
+    assert disk_cache.read("a") is None
+    assert f"{cache} belongs to another user" in caplog.text
 
 
 def test_without_a_home_nothing_is_kept(

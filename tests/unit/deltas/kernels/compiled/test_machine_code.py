@@ -54,28 +54,28 @@ def test_compiled_once_it_is_read(
     assert count(Kernel(NAME)) == 3
     assert f"compiled {NAME} in" in caplog.text
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(machine_code, "_compile", None)  # would be called
+    monkeypatch.setattr(machine_code, "_compiled_here", None)  # would be called
     assert count(Kernel(NAME)) == 3
 
 
 def test_what_was_begun_is_waited_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = f"{__name__}:_allocate"
     compiled: list[str] = []
-    compile_once = machine_code._compile
+    open_process = subprocess.Popen
 
-    def count_compilations(name: str) -> bytes:
-        compiled.append(name)
-        return compile_once(name)
+    def count_compilations(command: list[str], **options: Any) -> Any:
+        compiled.append(command[-1])
+        return open_process(command, **options)
 
-    monkeypatch.setattr(machine_code, "_compile", count_compilations)
-    monkeypatch.setattr(machine_code, "_coming", {})  # other tests of this process begin some, too
+    monkeypatch.setattr(subprocess, "Popen", count_compilations)
+    monkeypatch.delitem(sys.modules, "numba")
     machine_code.begin([NAME, other])
     machine_code.begin([NAME, other])
     with pytest.raises(ValueError, match="_allocate calls"):
         machine_code.load(other)
     assert count(Kernel(NAME)) == 3
     assert len(list(cache.iterdir())) == 1
-    assert machine_code._coming == {}
+    assert machine_code._compilers == {}
     assert sorted(compiled) == sorted([NAME, other])
 
 
@@ -109,15 +109,15 @@ def test_it_is_compiled_in_a_process_of_its_own_if_one_can_be_started(
     cache: Path, monkeypatch: pytest.MonkeyPatch, may_start: bool
 ) -> None:
     started: list[list[str]] = []
-    run = subprocess.run
+    open_process = subprocess.Popen
 
     def start(command: list[str], **options: Any) -> Any:
         started.append(command)
         if not may_start:
             raise PermissionError("no new processes")
-        return run(command, **options)
+        return open_process(command, **options)
 
-    monkeypatch.setattr(subprocess, "run", start)
+    monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.delitem(sys.modules, "numba")
     assert count(Kernel(NAME)) == 3
     assert started == [[sys.executable, "-m", "deltas.kernels.compiled", NAME]]

@@ -1,4 +1,4 @@
-"""Starts the server of a soak as users do, and samples its memory, threads and descriptors."""
+"""Starts a server as users do, and samples its memory, threads and descriptors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 SAMPLE_EVERY_S = 10.0
 SETTLES_S = 600.0  # a server's memory may grow for this long after its start
-_START_S = 180.0
+_START_S = 300.0
+_POLL_S = 0.02
 _STOP_S = 30.0
 _GET_S = 30.0
 _BATCH_S = 2.0  # longer than a batch takes, also on a busy machine
@@ -42,11 +43,24 @@ class ServerProcess:
         process: the process.
         address: host and port.
         log: file with all that it says.
+        started: time of its start, on `time.perf_counter`.
     """
 
     process: subprocess.Popen[bytes]
     address: tuple[str, int]
     log: Path
+    started: float
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self.process.pid
+
+    @property
+    def url(self) -> str:
+        """The address that requests go to."""
+        host, port = self.address
+        return f"http://{host}:{port}"
 
     def sample(self, seconds: float) -> Sample:
         """Read the process's state from /proc."""
@@ -81,21 +95,23 @@ class ServerProcess:
 
     def get(self, path: str) -> str:
         """Return the body of a GET."""
-        host, port = self.address
-        with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=_GET_S) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=_GET_S) as answer:
             return str(answer.read().decode())
 
 
 @contextmanager
-def running_server(log: Path, settings: Mapping[str, str]) -> Iterator[ServerProcess]:
+def running_server(
+    log: Path, settings: Mapping[str, str], environment: Mapping[str, str] | None = None
+) -> Iterator[ServerProcess]:
     """Run `python -m app` until the block ends.
 
-    The server has a session of its own, so that Ctrl-C reaches the soak alone.
+    The server has a session of its own, so that Ctrl-C reaches the caller alone.
 
     Args:
         log: file for all that the server says.
         settings: names and values of settings, without their prefix; others come from the
             environment.
+        environment: other variables.
 
     Raises:
         RuntimeError: the server does not get ready, or does not end with status 0.
@@ -104,16 +120,17 @@ def running_server(log: Path, settings: Mapping[str, str]) -> Iterator[ServerPro
         port = free.getsockname()[1]
     given = {f"DELTABERT_{name}": value for name, value in settings.items()}
     given |= {"DELTABERT_HOST": "127.0.0.1", "DELTABERT_PORT": str(port)}
+    started = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "app"],
-            env=os.environ | given,
+            env={**os.environ, **given, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = ServerProcess(process, ("127.0.0.1", port), log)
+    server = ServerProcess(process, ("127.0.0.1", port), log, started)
     try:
         _wait_until_ready(server)
         yield server
@@ -135,7 +152,7 @@ def _wait_until_ready(server: ServerProcess) -> None:
         with suppress(OSError):
             server.get("/health/ready")
             return
-        time.sleep(0.1)
+        time.sleep(_POLL_S)
     raise RuntimeError(f"the server does not get ready in {_START_S:g} s:\n{_end_of(server.log)}")
 
 
@@ -143,16 +160,18 @@ def _end_of(log: Path) -> str:
     return "\n".join(log.read_text(encoding="utf-8").splitlines()[-20:])
 
 
-def slope_per_hour(samples: Sequence[Sample]) -> float:
+def slope_per_hour(memory: Sequence[tuple[float, float]]) -> float:
     """Return the growth of the memory in % an hour, by least squares.
 
-    Samples of the first ten minutes do not count, or of the first third of a shorter soak.
+    The first ten minutes do not count, or the first third of a shorter time.
+
+    Args:
+        memory: seconds since the start, and memory in any unit.
     """
-    settled_s = min(SETTLES_S, samples[-1].seconds / 3)
-    settled = [sample for sample in samples if sample.seconds >= settled_s]
+    settled_s = min(SETTLES_S, memory[-1][0] / 3)
+    settled = [sample for sample in memory if sample[0] >= settled_s]
     if len(settled) < 2:
         return 0.0
-    seconds = [sample.seconds for sample in settled]
-    line = statistics.linear_regression(seconds, [sample.resident_bytes for sample in settled])
-    mean = statistics.mean(sample.resident_bytes for sample in settled)
-    return 100 * line.slope * _HOUR_S / mean
+    seconds, sizes = zip(*settled, strict=True)
+    line = statistics.linear_regression(seconds, sizes)
+    return 100 * line.slope * _HOUR_S / statistics.mean(sizes)
