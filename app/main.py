@@ -21,7 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.batching.batcher import Batcher
 from app.batching.queue import BatchLimits
-from app.batching.workers import Parallelism
+from app.batching.workers import FULL_MACHINE_TOKENS, Parallelism
 from app.engine.engine import Engine
 from app.engine.tuning import Tuning, installed_version
 from app.engine.warm_up import tune_without_measuring, warm_up
@@ -233,7 +233,10 @@ def _start_engine(settings: Settings, backbone: Backbone | None) -> tuple[Engine
     if settings.warm_up and engine.store.records:
         with logged("warmed up"):
             rows, reuse = settings.max_batch_rows, settings.reuse_tuning
-            return engine, warm_up(engine, threads, workers, tokens, rows, reuse=reuse)
+            few = FULL_MACHINE_TOKENS
+            return engine, warm_up(
+                engine, threads, workers, tokens, rows, few_tokens=few, reuse=reuse
+            )
     tokens = tokens or DEFAULT_BATCH_TOKENS
     return engine, tune_without_measuring(engine, threads, workers, tokens)
 

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 _HANGING_S = 300.0  # no batch takes so long; a slow file ends after 10 s
 # Up to about three rows, two halves of a two-core machine are no faster than the full machine.
-_FULL_MACHINE_TOKENS = 96
+FULL_MACHINE_TOKENS = 96
 
 
 class WorkerDiedError(Exception):
@@ -221,7 +221,7 @@ class WorkerPool(Generic[R, T]):
         """Start a batch; returns None if the deadlines of all its rows have passed."""
         batch_tokens, share = self._limits.max_batch_tokens, 1.0
         waiting, num_workers = self._queue.num_tokens, self._parallelism.num_workers
-        is_much = waiting > _FULL_MACHINE_TOKENS and self._queue.num_rows >= num_workers
+        is_much = waiting > FULL_MACHINE_TOKENS and self._queue.num_rows >= num_workers
         if num_workers > 1 and (self._running or is_much):
             # The free workers divide the waiting tokens.
             share = 1 / num_workers

@@ -314,8 +314,13 @@ class Engine:
         Returns their number.
         """
         torch.set_num_threads(threads)
+        return self._forward.prepare(max_tokens, max_rows, self.longest_sequence)
+
+    @property
+    def longest_sequence(self) -> int:
+        """The most tokens of a text, or of a pair that is read jointly."""
         lengths = (record.manifest.task.max_length for record in self.store.records)
-        return self._forward.prepare(max_tokens, max_rows, max(lengths, default=1))
+        return max(lengths, default=1)
 
     def describe(self) -> dict[str, Any]:
         """Describe device, precision and deltas, for operators and for the log at start."""

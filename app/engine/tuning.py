@@ -11,8 +11,10 @@ import hashlib
 import json
 import logging
 import os
+import time
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -22,6 +24,11 @@ from deltas.kernels import disk_cache
 from deltas.kernels.compiled import EPILOGUE, machine_code
 
 logger = logging.getLogger(__name__)
+
+_IDLE_SHARE = 0.1  # of the cores: other programs that take more make a measurement doubtful
+_STAT = Path("/proc/stat")
+_IDLE_COLUMNS = 3, 4  # idle, and waiting for a disk
+_BUSY_COLUMNS = 8  # user, nice, system, the two above, two kinds of interrupts, stolen by the host
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,40 @@ def num_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class LoadMeter:
+    """Measures how much of this process's cores other programs take, from its making on."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._own_s = time.process_time()
+        self._busy_s = _busy_seconds()
+
+    def share_of_others(self) -> float:
+        """Return the share of the cores' time, from 0 to 1; 0 where the system does not tell."""
+        if self._busy_s is None or (busy_s := _busy_seconds()) is None:
+            return 0.0
+        others_s = busy_s - self._busy_s - (time.process_time() - self._own_s)
+        passed_s = (time.perf_counter() - self._began) * num_cpus()
+        return min(max(others_s / passed_s, 0.0), 1.0)
+
+
+def _busy_seconds() -> float | None:
+    """Return the seconds that the cores of this process have worked for all programs."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    ticks = 0
+    try:
+        for line in _STAT.read_text(encoding="utf-8").splitlines():
+            name, *columns = line.split()
+            if name in cores:
+                spent = [int(column) for column in columns[:_BUSY_COLUMNS]]
+                ticks += sum(spent) - sum(spent[column] for column in _IDLE_COLUMNS)
+    except (OSError, ValueError):
+        return None
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def installed_version() -> str:
@@ -76,8 +117,24 @@ def recall(engine: Engine, given: tuple[int, int, int]) -> Tuning | None:
     return tuning
 
 
-def remember(engine: Engine, given: tuple[int, int, int], tuning: Tuning) -> None:
-    """Keep what was measured for the next start."""
+def remember(
+    engine: Engine, given: tuple[int, int, int], tuning: Tuning, share_of_others: float
+) -> None:
+    """Keep what was measured for the next start, unless other programs have disturbed it.
+
+    Args:
+        engine: the engine that was tuned.
+        given: threads, workers and tokens that are set, 0 for measured ones.
+        tuning: the result.
+        share_of_others: share of the cores that other programs took meanwhile.
+    """
+    if share_of_others > _IDLE_SHARE:
+        logger.warning(
+            "other programs took %.0f %% of the processor while the fastest settings were "
+            "measured; the next start measures again",
+            100 * share_of_others,
+        )
+        return
     name, facts = _entry(engine, given)
     document = {"facts": facts, "tuning": asdict(tuning)}
     disk_cache.write(name, json.dumps(document, indent=1).encode())

@@ -18,7 +18,7 @@ from threading import Barrier, BrokenBarrierError
 import torch
 
 from app.engine.engine import Engine, EngineRow
-from app.engine.tuning import Tuning, num_cpus, recall, remember
+from app.engine.tuning import LoadMeter, Tuning, num_cpus, recall, remember
 from deltas import TokenizedRow
 from deltas.hardware import give_back_freed_memory
 
@@ -59,6 +59,7 @@ def warm_up(
     max_batch_tokens: int = 0,
     max_batch_rows: int = 256,
     *,
+    few_tokens: int = 0,
     reuse: bool = False,
 ) -> Tuning:
     """Measure the numbers that are 0, and compile; run it in a thread that ends before serving.
@@ -69,18 +70,21 @@ def warm_up(
         workers: forward passes that run at the same time.
         max_batch_tokens: most tokens of a batch.
         max_batch_rows: most rows of a batch; never measured.
+        few_tokens: most tokens of several rows that get the full machine if batches may run at the
+            same time; more rows are divided.
         reuse: whether to take the numbers that an earlier start has measured on this machine, and
             to keep new ones for the next start.
     """
     given = threads, workers, max_batch_tokens
     tuning = recall(engine, given) if reuse else None
     if tuning is None:
+        meter = LoadMeter()
         tuning = _measure(engine, threads, workers, max_batch_tokens)
         if reuse:
-            remember(engine, given, tuning)
+            remember(engine, given, tuning, meter.share_of_others())
     torch.set_num_threads(tuning.threads)
     engine.cache.set_concurrency(tuning.workers)
-    _prepare(engine, tuning, max_batch_rows)
+    _prepare(engine, tuning, max_batch_rows, few_tokens)
     engine.reset_counts()
     give_back_freed_memory()
     return tuning
@@ -155,10 +159,16 @@ def _limit_workers(engine: Engine, workers: int, threads: int) -> int:
     return min(workers, threads)
 
 
-def _prepare(engine: Engine, tuning: Tuning, max_rows: int) -> None:
-    """Compile or record for full batches, and for shares: oneDNN compiles for a thread count."""
+def _prepare(engine: Engine, tuning: Tuning, max_rows: int, few_tokens: int) -> None:
+    """Compile or record for batches on the full machine, and on shares of the machine.
+
+    OneDNN compiles for a number of threads, and keeps half a megabyte for each product.
+    """
     started = time.perf_counter()
-    most: dict[int, int] = {tuning.threads: tuning.batch_tokens}
+    full = tuning.batch_tokens
+    if tuning.workers > 1:  # fewer rows than workers, or a few short ones
+        full = min(full, max(few_tokens, (tuning.workers - 1) * 2 * engine.longest_sequence))
+    most: dict[int, int] = {tuning.threads: full}
     share = max(1, tuning.batch_tokens // tuning.workers)
     most[tuning.share_threads] = max(most.get(tuning.share_threads, 0), share)
     if made := sum(engine.prepare(tokens, count, max_rows) for count, tokens in most.items()):

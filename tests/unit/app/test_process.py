@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import logging
 import os
+import select
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -19,6 +22,7 @@ from app.engine.warm_up import BUDGETS
 from app.main import create_app
 from app.process import (
     JsonFormatter,
+    LogHandler,
     TextFormatter,
     add_request_id,
     configure_logging,
@@ -158,6 +162,48 @@ def test_configured_records_go_to_stderr(
         assert json.loads(line)["message"] == "seen"
     else:
         assert line.endswith("INFO    - app.test: seen")
+
+
+def read_all(descriptor: int) -> str:
+    """All that a pipe holds now."""
+    found = b""
+    while select.select([descriptor], [], [], 0)[0]:
+        found += os.read(descriptor, 2**20)
+    return found.decode()
+
+
+def test_a_log_that_is_not_read_delays_nothing_and_counts_its_losses() -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 16384)
+    handler = LogHandler()
+    handler.setStream(os.fdopen(writing, "w"))
+    handler.setFormatter(TextFormatter("%(message)s"))
+
+    def log(text: str) -> None:
+        handler.handle(logging.LogRecord("x", 20, "f", 1, text, None, None))
+
+    log("first")
+    started = time.monotonic()
+    for number in range(200):
+        log(f"{number} " + "x" * 200)
+    log("long " + "x" * 100_000)
+    assert time.monotonic() - started < 5, "each record has waited for the reader"
+    first, *kept = read_all(reading).splitlines()
+    assert first == "first"
+    assert [line.partition(" ")[0] for line in kept[:-1]] == [str(n) for n in range(len(kept) - 1)]
+    log("second")
+    lost, second = read_all(reading).splitlines()[-2:]
+    assert lost == f"lines lost because the log was not read: {201 - len(kept)}"
+    assert second == "second"
+    log("third \udc80\n" + "y" * 8000)
+    assert read_all(reading) == "third \\udc80\\n" + "y" * 8000 + "\n"
+    log("cut " + "z" * 100_000)
+    assert read_all(reading).rstrip("z") == "cut "
+    log("fourth")
+    lost = "lines lost because the log was not read: 1"
+    assert read_all(reading) == f"\n{lost}\nfourth\n"
+    handler.stream.close()
+    os.close(reading)
 
 
 @pytest.mark.parametrize("style", [TextFormatter("%(message)s"), JsonFormatter()])

@@ -111,6 +111,24 @@ def test_products_are_compiled_in_bfloat16_on_the_cpu_only(
     assert bf16.prepare(64, 1) == 5 * len(packed_sizes(64))
 
 
+def test_only_batches_that_occur_are_compiled(
+    tiny_backbone: Backbone, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each product that oneDNN compiles keeps half a megabyte."""
+    caplog.set_level("INFO")
+    bf16 = Engine(tiny_backbone, store, device="cpu", precision="bf16")
+    longest = bf16.longest_sequence
+    most = 8 * longest
+    shares, pair = len(packed_sizes(most // 2)), len(packed_sizes(max(2 * longest, 96)))
+    try:
+        warm_up(bf16, 2, 2, most, few_tokens=96)
+        assert f"{5 * (shares + pair)} products compiled" in caplog.text
+        warm_up(bf16, 2, 1, most, few_tokens=96)
+        assert f"{5 * len(packed_sizes(most))} products compiled" in caplog.text
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize(
     ("warms_up", "given", "expected"),
     [(False, 0, DEFAULT_BATCH_TOKENS), (False, 99, 99), (True, 99, 99), (True, 0, None)],
