@@ -77,14 +77,20 @@ def commands_page() -> str:
 
     parsers = {name: parser_of(name) for name in COMMANDS}
     parts = [_command(name, parser.description, parser) for name, parser in parsers.items()]
-    for action in parser_of("deltas.__main__")._actions:
+    for verb, text, parser in _verbs("deltas.__main__"):
+        parser = parser_of(f"audit.{verb}") if verb in AUDITS else parser
+        parts.append(_command(f"deltas {verb}", text, parser))
+    for verb, text, parser in _verbs("app.keys.command"):
+        parts.append(_command(f"app keys {verb}", text, parser))
+    return "\n".join(parts)
+
+
+def _verbs(module: str) -> Iterator[tuple[str, str | None, ArgumentParser]]:
+    """Yield name, help and parser of each subcommand of a module's `main`."""
+    for action in parser_of(module)._actions:
         if isinstance(action, argparse._SubParsersAction):
             for verb in action._choices_actions:
-                is_audit = verb.dest in AUDITS
-                parser = action.choices[verb.dest]
-                parser = parser_of(f"audit.{verb.dest}") if is_audit else parser
-                parts.append(_command(f"deltas {verb.dest}", verb.help, parser))
-    return "\n".join(parts)
+                yield verb.dest, verb.help, action.choices[verb.dest]
 
 
 def _command(name: str, about: str | None, parser: ArgumentParser) -> str:

@@ -14,9 +14,14 @@ from app.process import configure_logging, logged, stop_at_once_on_signals
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") -> int:
-    """Run the server, and end the process with its exit status."""
+    """Run the server, and end the process with its exit status; `keys` edits the file of keys."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["keys"]:
+        from app.keys.command import main as keys
+
+        return keys(given[1:], f"{prog} keys")
     stop_at_once_on_signals()
-    _parser(prog).parse_args(arguments)
+    _parser(prog).parse_args(given)
     from app.settings import SettingsError, load_settings
 
     try:
@@ -44,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
 
         machine_code.begin(INFERENCE)  # on a first start compiled while torch is loaded
     with logged("loaded the libraries"):
-        from app import server  # loads torch, which takes seconds
+        from app.server import server  # loads torch, which takes seconds
 
     return server.main(settings)
 
@@ -61,7 +66,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=prog,
         description="Serve deltas over HTTP. There are no flags: environment variables are the\n"
-        "settings.",
+        "settings. 'keys --help' tells how to make API keys.",
         epilog=f"settings:\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -7,6 +7,7 @@ The exceptions hold facts and know no HTTP; `describe_error` alone makes JSON of
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypedDict
@@ -166,6 +167,30 @@ class BodiesOverloadedError(Exception):
         )
 
 
+class UnauthorizedError(Exception):
+    """A request has no key, or one that is not known here."""
+
+    challenge = 'Bearer realm="deltabert"'
+
+
+class ForbiddenError(Exception):
+    """A request's key is known, but not for this."""
+
+
+class RateLimitedError(Exception):
+    """A key has used up a limit of its own.
+
+    Args:
+        why: limit, and the key that has it.
+        wait_s: seconds until the same request is allowed, if the key sends nothing else.
+    """
+
+    def __init__(self, why: str, wait_s: float) -> None:
+        self.wait_s = wait_s
+        self.retry_after_s = max(1, math.ceil(wait_s))
+        super().__init__(f"{why}; try again in {self.retry_after_s} s")
+
+
 class ClientGoneError(Exception):
     """The client has closed the connection; only the log shows this error."""
 
@@ -225,12 +250,15 @@ STATUSES: Mapping[type[Exception], tuple[int, str]] = {
     TooLargeError: (413, "too_large"),
     UnsupportedBodyError: (415, "unsupported_body"),
     MalformedRequestError: (400, "malformed_request"),
+    UnauthorizedError: (401, "unauthorized"),
+    ForbiddenError: (403, "forbidden"),
     HeadTimeoutError: (408, "head_timeout"),
     HeadTooLargeError: (431, "head_too_large"),
     TooManyConnectionsError: (503, "too_many_connections"),
     BodyTimeoutError: (408, "body_timeout"),
     OverloadedError: (429, "overloaded"),
     BodiesOverloadedError: (429, "overloaded"),
+    RateLimitedError: (429, "rate_limited"),
     ClientGoneError: (499, "client_gone"),
     BatchFailedError: (500, "internal_error"),
     BadResultError: (500, "internal_error"),
@@ -257,8 +285,7 @@ def describe_error(error: Exception, request_id: str) -> tuple[int, dict[str, An
         status, code = STATUSES[type(error)]
         if status != HTTPStatus.INTERNAL_SERVER_ERROR:
             message, details = str(error), _details(error)
-        if isinstance(error, OverloadedError | BodiesOverloadedError | TooManyConnectionsError):
-            headers["Retry-After"] = str(error.retry_after_s)
+        headers = _headers(error)
     body = {"code": code, "message": message, "details": details, "request_id": request_id}
     return status, {"error": body}, headers
 
@@ -268,6 +295,21 @@ def error_response(error: Exception, request_id: str) -> Response:
     status, body, headers = describe_error(error, request_id)
     # Pure ASCII, because names from the input may hold characters that UTF-8 cannot encode.
     return Response(json.dumps(body), status, headers, media_type="application/json")
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    match error:
+        case UnauthorizedError():
+            return {"WWW-Authenticate": error.challenge}
+        case (
+            OverloadedError()
+            | BodiesOverloadedError()
+            | TooManyConnectionsError()
+            | RateLimitedError()
+        ):
+            return {"Retry-After": str(error.retry_after_s)}
+        case _:
+            return {}
 
 
 def _details(error: Exception) -> Any:

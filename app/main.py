@@ -25,9 +25,9 @@ from app.batching.workers import FULL_MACHINE_TOKENS, Parallelism
 from app.engine.engine import Engine
 from app.engine.tuning import Tuning, installed_version
 from app.engine.warm_up import tune_without_measuring, warm_up
-from app.errors import STATUSES, error_response
+from app.errors import STATUSES, ForbiddenError, RateLimitedError, error_response
 from app.http import routes
-from app.http.catalogue import Catalogue
+from app.http.catalogue import Catalogue, CatalogueViews
 from app.http.context import Serving
 from app.http.json_route import TIMEOUT_HEADER
 from app.http.metrics import Metrics
@@ -39,6 +39,9 @@ from app.http.middleware import (
 )
 from app.http.openapi import openapi_of
 from app.http.readiness import Readiness
+from app.keys.key import KeysError
+from app.keys.keyring import Caller, Keyring
+from app.keys.middleware import API_KEY_HEADER, KeyMiddleware
 from app.pipeline import Pipeline
 from app.process import (
     configure_logging,
@@ -55,6 +58,7 @@ from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, z
 logger = logging.getLogger(__name__)
 
 _MAX_LOGGED = 100  # lines about refused files; a wrong folder may hold any number of them
+_CORS_HEADERS = ["Authorization", "Content-Type", API_KEY_HEADER, REQUEST_ID_HEADER, TIMEOUT_HEADER]
 _DESCRIPTION = """\
 Answers many text-classification tasks from one frozen BERT. A task is a *delta*: a small file with
 the few parameter values that training changed. Rows of all tasks share one forward pass.
@@ -94,6 +98,7 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
     app.state.settings = settings
     app.state.backbone = backbone
     app.state.metrics = Metrics()
+    app.state.keyring = open_keyring(settings)
     app.state.serving = None
     app.state.owns_process = owns_process
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
@@ -114,12 +119,18 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         max_bodies_bytes=settings.max_bodies_bytes,
         timeout_s=settings.body_timeout_s,
     )
+    if app.state.keyring is not None:
+        app.add_middleware(
+            KeyMiddleware,
+            keyring=app.state.keyring,
+            on_refusal=app.state.metrics.on_refusal,
+        )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Content-Type", REQUEST_ID_HEADER, TIMEOUT_HEADER],
+            allow_headers=_CORS_HEADERS,
             expose_headers=[REQUEST_ID_HEADER, "Retry-After"],
         )
     app.add_middleware(
@@ -167,19 +178,37 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         batcher=batcher,
         pipeline=pipeline,
         readiness=Readiness(engine, batcher, settings.ready_timeout_s),
-        catalogue=await asyncio.to_thread(Catalogue.of, engine),
+        catalogue=CatalogueViews(engine, await asyncio.to_thread(Catalogue.of, engine)),
         metrics=metrics,
     )
     if app.state.owns_process:
         settle_process()
-    watching = asyncio.create_task(app.state.serving.readiness.watch())
+    watching = [asyncio.create_task(app.state.serving.readiness.watch())]
+    if app.state.keyring is not None:
+        watching.append(asyncio.create_task(app.state.keyring.watch()))
     try:
         with memory_given_back():
             yield
     finally:
-        watching.cancel()
+        for task in watching:
+            task.cancel()
         await batcher.stop(settings.shutdown_timeout_s)
         app.state.serving = None
+
+
+def open_keyring(settings: Settings) -> Keyring | None:
+    """Read the API keys, if the settings name any.
+
+    Raises:
+        SettingsError: the keys cannot be used.
+    """
+    if settings.keys is None and settings.keys_file is None:
+        return None
+    inline = settings.keys.get_secret_value() if settings.keys else ""
+    try:
+        return Keyring(inline, settings.keys_file, settings.max_queue_rows)
+    except KeysError as error:
+        raise SettingsError([str(error)]) from None
 
 
 def open_store(settings: Settings, backbone: Backbone) -> Store:
@@ -254,9 +283,21 @@ def _log_start(settings: Settings, engine: Engine, described: dict[str, Any]) ->
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
+    caller = routes.caller_of(request)
+    if caller is not None:
+        error = _for_caller(caller, error, request.app.state.metrics)
     response = error_response(error, request.state.request_id)
     # The request's log line shows errors of the client; their messages may quote the input.
     if response.status_code >= 500:
         level = logging.ERROR if response.status_code == 500 else logging.WARNING
         logger.log(level, "%s: %s", type(error).__name__, error, exc_info=error.__cause__)
     return response
+
+
+def _for_caller(caller: Caller, error: Exception, metrics: Metrics) -> Exception:
+    """Count an error that is due to the caller's key, and hide the tasks of other keys."""
+    if isinstance(error, ForbiddenError | RateLimitedError):
+        metrics.on_refusal(STATUSES[type(error)][1])
+    elif isinstance(error, DeltaNotFoundError) and error.kind == "task":
+        return DeltaNotFoundError("task", error.name, filter(caller.may_use, error.available))
+    return error

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,13 +40,17 @@ Texts = list[tuple[str, ...]]  # the texts of each row, in the order of the task
 
 @dataclass
 class Trace:
-    """The numbers of a prediction in its log line; `route` is set if it is refused unrouted."""
+    """The facts of a request for its log line.
+
+    `route` is set if the request is refused unrouted, `key` is the name of its API key.
+    """
 
     num_rows: int = 0
     num_tokens: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
     route: str | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,7 @@ class Pipeline:
         key: Hashable,
         deadline: float,
         trace: Trace,
+        limit: Callable[[int], AbstractAsyncContextManager[Any]] = nullcontext,
     ) -> list[list[RowLogits]]:
         """Return the logits of each row, for each delta.
 
@@ -154,17 +160,20 @@ class Pipeline:
             key: lane of the queue that the rows wait in.
             deadline: time at which the answer must be there, on the batcher's clock.
             trace: receives the numbers for the log line.
+            limit: makes a context from the number of rows, in which they are tokenized and run. It
+                may refuse them.
 
         Raises:
             InvalidInputError: rows do not fit a task.
             TooLargeError: too many rows, or too long a text.
             DeltaUnavailableError: the file of a delta cannot be loaded now.
-            Exception: any exception of `Batcher.reserve` and `Batcher.submit`.
+            Exception: any exception of `limit`, `Batcher.reserve` and `Batcher.submit`.
         """
         rows = list_rows(inputs, self._max_rows, len(records))
         texts = self._read(records, rows)
         num_rows = len(rows) * len(records)
-        async with self._batcher.reserve(num_rows, key=key, deadline=deadline) as submit:
+        reserved = self._batcher.reserve(num_rows, key=key, deadline=deadline)
+        async with reserved as submit, limit(num_rows):
             loads = self._cache.prefetch(records)
             engine_rows = await self._tokenize(records, texts)
             if loads:

@@ -11,7 +11,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from deltas.errors import did_you_mean
@@ -61,6 +68,7 @@ def _prefix(text: str) -> str:
     return path
 
 
+File = Annotated[Path, AfterValidator(Path.expanduser)]
 Folder = Annotated[Path, AfterValidator(_existing_folder)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Lowercase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
@@ -231,6 +239,22 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000_000,
     )
+    keys_file: File | None = Field(
+        None,
+        description="File of API keys (TOML), followed while the server runs; unset, with no "
+        "DELTABERT_KEYS, asks for no keys.",
+    )
+    keys: SecretStr | None = Field(
+        None, description="API keys as the content of such a file; both together are one list."
+    )
+    ssl_certfile: File | None = Field(
+        None,
+        description="File with the certificate and its chain (PEM); with DELTABERT_SSL_KEYFILE, "
+        "the server speaks HTTPS alone.",
+    )
+    ssl_keyfile: File | None = Field(
+        None, description="File with the certificate's private key (PEM), not encrypted."
+    )
     log_format: Annotated[Literal["text", "json"], Lowercase] = Field(
         "text", description="Format of the log, one record a line: text, or a JSON object."
     )
@@ -258,6 +282,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}MAX_BODY_BYTES is {self.max_body_bytes}, more than "
                 f"{PREFIX}MAX_BODIES_BYTES ({self.max_bodies_bytes}); lower one or raise the other"
+            )
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ValueError(
+                f"{PREFIX}SSL_CERTFILE and {PREFIX}SSL_KEYFILE belong together; set both or none"
             )
         return self
 

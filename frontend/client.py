@@ -54,13 +54,35 @@ class Answer:
     latency_ms: float  # duration of the whole call, measured by the page
 
 
-def open_session(url: str) -> requests.Session:
-    """Open a session; a server on this machine is always called directly, never through a proxy."""
+class _KeyAuth(requests.auth.AuthBase):
+    """Sends an API key, but not to another host if the server redirects, as `requests` sees to."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+
+def open_session(url: str, key: str | None = None) -> requests.Session:
+    """Open a session; a server on this machine is always called directly, never through a proxy.
+
+    Args:
+        url: address of the server; user and password in it are for a proxy before it.
+        key: API key of the server; None for a server that needs none.
+    """
     session = requests.Session()
+    if key and not re.fullmatch("[!-~]+", key):
+        key = None  # it cannot be sent, and the error would show it
     try:
         host = urlsplit(url).hostname
     except ValueError:  # not an address; the first call reports that
         host = None
+    if key and without_credentials(url) != url:
+        session.headers["X-API-Key"] = key  # the proxy reads the other header
+    elif key:
+        session.auth = _KeyAuth(key)
     if host in ("127.0.0.1", "localhost", "::1"):
         session.trust_env = False
     return session

@@ -18,6 +18,11 @@ _MAX_NAMES = 12
 
 _SENTENCES: dict[int, str] = {
     HTTPStatus.BAD_REQUEST: "The server can't use this input. {said}",
+    HTTPStatus.UNAUTHORIZED: (
+        "The server needs an API key that it knows. "
+        "Set FRONTEND_API_KEY where the page is started. {said}"
+    ),
+    HTTPStatus.FORBIDDEN: "The page's API key is not for this. {said}",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The input is larger than the server accepts. {said}",
     HTTPStatus.UNPROCESSABLE_ENTITY: "The server can't use this input. {said}",
     HTTPStatus.SERVICE_UNAVAILABLE: "The server is up but not ready to predict yet. {said}",
@@ -63,8 +68,11 @@ def explain_error(status: int, payload: Any, retry_after: str | None) -> ServerE
         )
     said = str(error.get("message") or "").strip()
     details, request_id = error.get("details"), error.get("request_id")
+    sentence = _sentence(status, "" if isinstance(details, list) else said, retry_after)
+    if error.get("code") == "rate_limited":
+        sentence = f"The page's API key has reached a limit. {said}"
     return ServerError(
-        _sentence(status, "" if isinstance(details, list) else said, retry_after),
+        sentence,
         hints=tuple(_hints(details, said)),
         status=status,
         request_id=str(request_id) if request_id else None,

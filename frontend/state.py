@@ -81,9 +81,10 @@ class PanelResult:
 def session_client() -> Client:
     """Return the browser session's client of the server at `FRONTEND_API_URL`."""
     url = os.environ.get("FRONTEND_API_URL") or DEFAULT_URL
+    key = os.environ.get("FRONTEND_API_KEY", "").strip() or None
     client = st.session_state.get("client")
     if not isinstance(client, Client) or client.address != url.rstrip("/"):
-        client = Client(open_session(url), url)
+        client = Client(open_session(url, key), url)
         st.session_state["client"] = client
     return client
 

@@ -6,8 +6,9 @@ request would block the event loop. Tested by tests/http/test_catalogue.py.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.engine.engine import Engine
@@ -23,9 +24,12 @@ from app.http.schemas import (
     TaskInfo,
     TaskList,
 )
+from app.keys.keyring import Caller
 from deltas import Record, Store
 from deltas.manifest import Manifest
 from deltas.publish.study import read_study, study_path
+
+_MAX_PARTS = 64  # of different keys; with 10,000 deltas each may take megabytes
 
 
 @dataclass(frozen=True)
@@ -38,23 +42,57 @@ class Catalogue:
     benchmark: str
 
     @classmethod
-    def of(cls, engine: Engine) -> Catalogue:
-        """Write the catalogue of an engine's store."""
+    def of(cls, engine: Engine, may_use: Callable[[str], bool] | None = None) -> Catalogue:
+        """Write the catalogue of an engine's store.
+
+        Args:
+            engine: engine that serves.
+            may_use: tells the tasks to write; None for all tasks and the refused files, whose tasks
+                are not known.
+        """
         store = engine.store
         rejected = [
-            RejectedFile(file=store.shown_name(path), reason=why) for path, why in store.rejected
+            RejectedFile(file=store.shown_name(path), reason=why)
+            for path, why in (store.rejected if may_use is None else ())
         ]
-        deltas = [_delta_info(record) for record in store.records]
-        of_task: dict[str, list[Record]] = {name: [] for name in store.tasks}
-        for record in store.records:
-            of_task[record.manifest.task.name].append(record)
-        tasks = [_task_info(store, name, records) for name, records in of_task.items()]
+        records = [
+            record
+            for record in store.records
+            if may_use is None or may_use(record.manifest.task.name)
+        ]
+        deltas = [_delta_info(record) for record in records]
+        of_task: dict[str, list[Record]] = {}
+        for record in records:
+            of_task.setdefault(record.manifest.task.name, []).append(record)
+        tasks = [_task_info(store, name, found) for name, found in of_task.items()]
         return cls(
-            json.dumps(store.tasks),
+            json.dumps(list(of_task)),
             TaskList(tasks=tasks).model_dump_json(),
             DeltaList(deltas=deltas, rejected=rejected).model_dump_json(),
-            _benchmark(engine).model_dump_json(),
+            _benchmark(engine, records, may_use).model_dump_json(),
         )
+
+
+class CatalogueViews:
+    """The catalogue as each key may see it; a part of it is written when it is first asked for."""
+
+    def __init__(self, engine: Engine, whole: Catalogue) -> None:
+        self.whole = whole
+        self._engine = engine
+        self._parts: dict[tuple[str, ...], Catalogue] = {}
+
+    async def of(self, caller: Caller | None) -> Catalogue:
+        """Return the tasks of a key; None stands for a server that needs no keys."""
+        if caller is None or caller.may_use_all:
+            return self.whole
+        patterns = caller.key.tasks
+        part = self._parts.get(patterns)
+        if part is None:
+            part = await asyncio.to_thread(Catalogue.of, self._engine, caller.may_use)
+            if len(self._parts) >= _MAX_PARTS:
+                self._parts.pop(next(iter(self._parts)))
+            self._parts[patterns] = part
+        return part
 
 
 def _task_info(store: Store, name: str, records: Sequence[Record]) -> TaskInfo:
@@ -100,9 +138,11 @@ def _delta_info(record: Record) -> DeltaInfo:
     )
 
 
-def _benchmark(engine: Engine) -> Benchmark:
+def _benchmark(
+    engine: Engine, records: Sequence[Record], may_use: Callable[[str], bool] | None
+) -> Benchmark:
     backbone = engine.backbone
-    rows = [_benchmark_row(record) for record in engine.store.records]
+    rows = [_benchmark_row(record) for record in records]
     return Benchmark(
         backbone=BackboneInfo(
             id=backbone.ref.id,
@@ -111,7 +151,11 @@ def _benchmark(engine: Engine) -> Benchmark:
             size_bytes=backbone.num_bytes,
         ),
         rows=[row for row in rows if row is not None],
-        study=[row for row in read_study(study_path()) if row.backbone == backbone.ref.id],
+        study=[
+            row
+            for row in read_study(study_path())
+            if row.backbone == backbone.ref.id and (may_use is None or may_use(row.task))
+        ],
     )
 
 

@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from app.batching.batcher import Batcher
 from app.engine.engine import Engine, EngineRow, Outcome
 from app.errors import NotReadyError
-from app.http.catalogue import Catalogue
+from app.http.catalogue import CatalogueViews
 from app.http.metrics import Metrics
 from app.http.readiness import Readiness
 from app.pipeline import Pipeline
@@ -26,7 +26,7 @@ class Serving:
     batcher: Batcher[EngineRow, Outcome]
     pipeline: Pipeline
     readiness: Readiness
-    catalogue: Catalogue
+    catalogue: CatalogueViews
     metrics: Metrics
 
 

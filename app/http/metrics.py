@@ -32,6 +32,7 @@ _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
+_MAX_KEYS = 1000  # names; a file of keys can be edited for years
 
 
 class Metrics:
@@ -74,6 +75,13 @@ class Metrics:
         )
         for reason in ("rejected", "expired", "cancelled", "failed"):
             self._dropped.labels(reason)  # exports a 0 before the first one
+        self._refused = counter(
+            "deltabert_key_refusals",
+            "Requests refused for their key, by the code of the error.",
+            ("reason",),
+        )
+        self._key_rows = counter("deltabert_key_rows", "Rows answered, by API key.", ("key",))
+        self._keys: set[str] = set()
         self._queue_rows = gauge("deltabert_queue_rows", "Rows waiting.")
         self._queue_tokens = gauge("deltabert_queue_tokens", "Tokens waiting.")
         self._slots = gauge("deltabert_slots_used", "Deltas on the device.")
@@ -112,6 +120,16 @@ class Metrics:
     def on_rows(self, task: str, strategy: str, num_rows: int) -> None:
         """Note the answered rows of a served delta."""
         self._rows.labels(task, strategy).inc(num_rows)
+
+    def on_refusal(self, reason: str) -> None:
+        """Note a request that was refused for its key: unauthorized, forbidden, rate_limited."""
+        self._refused.labels(reason).inc()
+
+    def on_key_rows(self, key: str, num_rows: int) -> None:
+        """Note the answered rows of a key; names that come after the first 1,000 are one."""
+        if key not in self._keys and len(self._keys) < _MAX_KEYS:
+            self._keys.add(key)
+        self._key_rows.labels(key if key in self._keys else "other").inc(num_rows)
 
     def on_batch(self, num_rows: int, num_tokens: int, seconds: float) -> None:
         """Note a batch that ran."""

@@ -149,10 +149,16 @@ class RequestContextMiddleware:
             "compute_ms": round(trace.compute_s * 1000, 1),
             "total_ms": round(seconds * 1000, 1),
         }
+        text = (
+            "%(method)s %(route)s %(status)d rows=%(rows)d tokens=%(tokens)d "
+            "queue=%(queue_ms).1fms compute=%(compute_ms).1fms total=%(total_ms).1fms"
+        )
+        if trace.key is not None:
+            facts["key"] = trace.key
+            text += " key=%(key)s"
         logger.log(
             level,
-            "%(method)s %(route)s %(status)d rows=%(rows)d tokens=%(tokens)d "
-            "queue=%(queue_ms).1fms compute=%(compute_ms).1fms total=%(total_ms).1fms",
+            text,
             facts,
             extra={"facts": facts},
         )

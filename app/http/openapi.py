@@ -21,17 +21,20 @@ from app.errors import (
     THE_SERVER,
     BodyTimeoutError,
     DeadlineExceededError,
+    ForbiddenError,
     InvalidInputError,
     NotReadyError,
     OverloadedError,
     Problem,
     TooLargeError,
+    UnauthorizedError,
     UnsupportedBodyError,
     WaitLimit,
     describe_error,
 )
 from app.http.context import Serving
 from app.http.schemas import ErrorBody
+from app.keys.middleware import API_KEY_HEADER, OPEN_PATHS
 from deltas import DeltaNotFoundError, Store, TaskSpec
 
 _REQUEST_ID = "0123456789abcdef0123456789abcdef"
@@ -102,13 +105,40 @@ def openapi_of(app: FastAPI) -> Schema:
     """Return the OpenAPI document of an app, with examples once the app serves."""
     is_new = app.openapi_schema is None
     schema = FastAPI.openapi(app)  # the class's method, which keeps its result
-    if is_new:
+    if is_new and app.state.keyring is not None:
+        add_security(schema)  # and no examples, which would name the tasks of all keys
+    elif is_new:
         serving = app.state.serving
         if isinstance(serving, Serving) and serving.engine.store.records:
             add_examples(schema["paths"], serving.engine.store)
         else:
             app.openapi_schema = None  # the next document may have examples
     return schema
+
+
+def add_security(document: Schema) -> None:
+    """Say which operations need a key, how it is sent, and which errors that adds."""
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": API_KEY_HEADER},
+    }
+    errors = {
+        "401": ("There is no key, or an unknown one.", UnauthorizedError("the key is unknown")),
+        "403": (
+            "The key is not for this task or change.",
+            ForbiddenError("the key 'team-a' may not use the task 'sst2'"),
+        ),
+    }
+    for path, methods in document["paths"].items():
+        for operation in methods.values() if path not in OPEN_PATHS else ():
+            operation["security"] = [{"bearer": []}, {"header": []}]
+            for status, (description, error) in errors.items():
+                example = describe_error(error, _REQUEST_ID)[1]
+                schema = {"$ref": "#/components/schemas/ErrorBody"}
+                operation["responses"][status] = {
+                    "description": description,
+                    "content": {"application/json": {"schema": schema, "example": example}},
+                }
 
 
 def add_examples(paths: Schema, store: Store) -> None:
@@ -255,6 +285,8 @@ def _commands(
             value = examples.get(name, {}).get("value", f"{{{parameter}}}")
             filled = filled.replace(f"{{{parameter}}}", value)
         command = f"curl -s {shlex.quote(base_url + filled)}"
+        if "security" in operation:
+            command += ' -H "Authorization: Bearer $KEY"'
         if method == "POST":
             value = json.dumps(bodies.get(name, {}).get("value", {}), ensure_ascii=False)
             command += f" -H 'Content-Type: application/json' -d {shlex.quote(value)}"

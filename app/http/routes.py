@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -32,6 +33,7 @@ from app.http.schemas import (
     TargetPredictions,
     TaskList,
 )
+from app.keys.keyring import Caller
 
 predictions = APIRouter(
     tags=["predictions"],
@@ -97,11 +99,20 @@ async def _answer(
         targets: task, strategy and version of each delta.
         key: lane of the queue that the rows wait in; None is the lane of all fan-outs.
     """
+    caller = caller_of(request)
+    if caller is not None:
+        for task, _, _ in targets:
+            caller.check_task(task)
     records = [serving.engine.store.resolve(*target) for target in targets]
     deadline: float = request.state.deadline
     try:
         results = await serving.pipeline.predict(
-            body.inputs, records, key=key, deadline=deadline, trace=request.state.trace
+            body.inputs,
+            records,
+            key=key,
+            deadline=deadline,
+            trace=request.state.trace,
+            limit=caller.usage.admit if caller else nullcontext,
         )
         answers = [
             answer_of(record, rows, body.top_k)
@@ -114,7 +125,15 @@ async def _answer(
         raise
     for answer in answers:
         serving.metrics.on_rows(answer.task, answer.strategy, len(answer.predictions))
+    if caller is not None:
+        serving.metrics.on_key_rows(caller.key.name, request.state.trace.num_rows)
     return answers
+
+
+def caller_of(request: Request) -> Caller | None:
+    """Return the key of a request; None if the server needs no keys."""
+    caller: Caller | None = getattr(request.state, "caller", None)
+    return caller
 
 
 def _json(text: str) -> Response:
@@ -128,15 +147,15 @@ Name = Annotated[str, Path(max_length=256)]
 
 
 @catalogue.get("/tasks", summary="List the tasks", response_model=TaskList)
-async def list_tasks(serving: ServingDep) -> Response:
+async def list_tasks(request: Request, serving: ServingDep) -> Response:
     """List every task with its labels, text fields, strategies and rules of decision."""
-    return _json(serving.catalogue.tasks)
+    return _json((await serving.catalogue.of(caller_of(request))).tasks)
 
 
 @catalogue.get("/deltas", summary="List the deltas", response_model=DeltaList)
-async def list_deltas(serving: ServingDep) -> Response:
+async def list_deltas(request: Request, serving: ServingDep) -> Response:
     """List every served delta, and every file that could not be served, with the reason."""
-    return _json(serving.catalogue.deltas)
+    return _json((await serving.catalogue.of(caller_of(request))).deltas)
 
 
 @catalogue.get(
@@ -164,9 +183,9 @@ async def describe_delta(
 
 
 @catalogue.get("/benchmark", summary="Compare the deltas", response_model=Benchmark)
-async def benchmark(serving: ServingDep) -> Response:
+async def benchmark(request: Request, serving: ServingDep) -> Response:
     """Return metric, size and trained share of every delta, and the study over seeds."""
-    return _json(serving.catalogue.benchmark)
+    return _json((await serving.catalogue.of(caller_of(request))).benchmark)
 
 
 operation = APIRouter(tags=["operation"])
@@ -183,7 +202,8 @@ async def index(request: Request, serving: ServingDep) -> Response:
         "docs": f"{prefix}/docs",
         "openapi": f"{prefix}/openapi.json",
     }
-    return _json(f'{json.dumps(about)[:-1]}, "tasks": {serving.catalogue.task_names}}}')
+    tasks = (await serving.catalogue.of(caller_of(request))).task_names
+    return _json(f'{json.dumps(about)[:-1]}, "tasks": {tasks}}}')
 
 
 @operation.get("/docs", include_in_schema=False)

@@ -469,7 +469,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as `python -m app` sets it
-    _FORKS.set_forkserver_preload(["app.server", "transformers"])
+    _FORKS.set_forkserver_preload(["app.server.server", "transformers"])
     found = Findings()
     with suppress(KeyboardInterrupt):  # the rounds so far count
         asyncio.run(run(options, found))

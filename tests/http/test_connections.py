@@ -16,9 +16,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app import connection
-from app.connection import ConnectionLimits
-from app.server import _config, _listen
+from app.server import connection
+from app.server.connection import ConnectionLimits
+from app.server.server import _config, _listen
 from app.settings import Settings
 
 Serve = Callable[..., int]
@@ -352,7 +352,7 @@ def test_garbage_behind_requests_is_one_line(
     received = ask(port, request * 3 + b"GARBAGE\r\n\r\n" + request)
     assert statuses(received) == [200, 200, 200]
     assert not [record for record in caplog.records if record.exc_info]
-    lines = [record for record in caplog.records if record.name == "app.connection"]
+    lines = [record for record in caplog.records if record.name == "app.server.connection"]
     assert [record.levelname for record in lines] == ["DEBUG"]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from app.server import _listen
+from app.server.server import _listen
 from app.settings import Settings
 from tests.http.server_process import START_WITHIN_S, STOP_WITHIN_S, call, free_port, opener, url_of
 

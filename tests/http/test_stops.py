@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 # Programs that run the server with one function replaced.
 SLOW_LOAD = """
 import time
-from app import server
+from app.server import server
 from app.__main__ import main
 
 def load(*_):

@@ -28,23 +28,23 @@ UNRUN = "app/engine/cuda/__init__.py"  # the only folder with code that no machi
 # import, the units of `deltas` if it is in another package, and the third parties.
 DIRECTION = {
     "app": ("", "", ""),
-    "app.__main__": ("server process settings", "kernels", ""),
+    "app.__main__": ("server process settings keys", "kernels", ""),
     "app.server": (
-        "connection main http settings process errors",
+        "main http settings process errors",
         "backbone errors hardware",
-        "uvicorn",
+        "httptools starlette uvicorn",
     ),
-    "app.connection": ("process errors", "", "httptools starlette uvicorn"),
     "app.main": (
-        "http pipeline batching engine settings process errors",
+        "http keys pipeline batching engine settings process errors",
         "backbone store hardware errors",
         "fastapi starlette",
     ),
     "app.http": (
-        "pipeline batching engine settings process errors",
+        "keys pipeline batching engine settings process errors",
         "store publish manifest errors",
         "fastapi prometheus_client pydantic pydantic_core starlette",
     ),
+    "app.keys": ("errors", "errors", "pydantic pyrate_limiter starlette tomlkit"),
     "app.pipeline": (
         "batching engine settings errors",
         "backbone store manifest errors",

@@ -67,7 +67,7 @@ def test_a_wrong_setting_is_told_before_anything_heavy_is_loaded() -> None:
 
 SERVER = """
 import sys
-import app.server
+import app.server.server
 from app.engine.engine import Engine
 from deltas import Store, load_backbone, zoo_path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import socket
 import subprocess
@@ -293,6 +294,53 @@ def test_another_program_at_the_address(stub: Stub, status: int, body: bytes) ->
 def test_an_answer_of_another_version(stub: Stub, body: bytes, complaint: str) -> None:
     with pytest.raises(ServerError, match=complaint):
         stub(200, body).tasks()
+
+
+def keyed(url: str, key: str) -> Client:
+    return Client(open_session(url, key), url)
+
+
+def test_a_key_is_sent_and_a_server_without_it_says_what_to_set(serve: Serve) -> None:
+    secret = "dbk_of-the-page"
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    url = serve(keys=f'page = {{sha256 = "{digest}", scopes = ["predict"], tasks = ["toy2"]}}').url
+    assert [task.name for task in keyed(url, secret).tasks()] == ["toy2"]
+    assert keyed(url, secret).predict("a good film", [Target("toy2")]).predictions
+    with pytest.raises(ServerError, match=r"is not for this.*may not use the task 'toy3'"):
+        keyed(url, secret).predict("a good film", [Target("toy3")])
+    for client in (connect(url), keyed(url, "dbk_wrong")):
+        assert client.is_alive()
+        with pytest.raises(ServerError, match="Set FRONTEND_API_KEY"):
+            client.tasks()
+    behind_a_proxy = url.replace("http://", "http://alice:s3cret@")
+    assert keyed(behind_a_proxy, secret).tasks()
+
+
+@pytest.mark.parametrize("key", ["dbk_s3cret\r\nX: y", "dbk_s3cret é", "dbk_s3cret\udc80"])
+def test_a_key_that_cannot_be_sent_is_never_shown(serve: Serve, key: str) -> None:
+    digest = hashlib.sha256(b"x").hexdigest()
+    url = serve(keys=f'page = {{sha256 = "{digest}", scopes = [], tasks = ["*"]}}').url
+    with pytest.raises(ServerError, match="Set FRONTEND_API_KEY") as caught:
+        keyed(url, key).tasks()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_key_does_not_follow_a_redirect_to_another_host(serve: Serve, stub: Stub) -> None:
+    seen: list[str | None] = []
+
+    class Watched(requests.Session):
+        def send(self, request: Any, **options: Any) -> requests.Response:
+            seen.append(request.headers.get("Authorization"))
+            return super().send(request, **options)
+
+    other = stub(200, b'{"tasks": []}').url
+    here = stub(302, b"", Location=f"{other.replace('127.0.0.1', 'localhost')}/tasks").url
+    session = Watched()
+    session.auth = open_session(here, "dbk_s3cret").auth
+    session.trust_env = False
+    Client(session, here).tasks()
+    assert seen[0] == "Bearer dbk_s3cret"
+    assert seen[1:] == [None]
 
 
 def test_a_local_server_is_not_asked_through_a_proxy(

@@ -16,6 +16,12 @@ def body(message: str = "", details: object = None) -> dict[str, object]:
     ("status", "sentence"),
     [
         (400, "The server can't use this input. said"),
+        (
+            401,
+            "The server needs an API key that it knows. Set FRONTEND_API_KEY where the page is "
+            "started. said",
+        ),
+        (403, "The page's API key is not for this. said"),
         (404, "said"),
         (413, "The input is larger than the server accepts. said"),
         (422, "The server can't use this input. said"),
@@ -35,6 +41,14 @@ def test_an_overloaded_server_says_when_to_come_back() -> None:
     assert "Try again in 3 s." in explain_error(429, body(), "3").message
     date = "Wed, 21 Oct 2026 07:28:00 GMT"
     assert "Try again shortly." in explain_error(429, body(), date).message
+
+
+def test_a_limit_of_the_key_is_not_the_servers() -> None:
+    limited = body("said")
+    limited["error"]["code"] = "rate_limited"  # type: ignore[index]
+    assert (
+        explain_error(429, limited, "3").message == "The page's API key has reached a limit. said"
+    )
 
 
 def test_problems_of_the_input_are_listed_by_field() -> None:

@@ -22,9 +22,8 @@ from typing import Any, NoReturn, cast
 
 import uvicorn
 
-from app.connection import Connection, ConnectionLimits
 from app.errors import NotReadyError
-from app.main import create_app, open_store, pinned_records
+from app.main import create_app, open_keyring, open_store, pinned_records
 from app.process import (
     leave,
     logged,
@@ -33,6 +32,8 @@ from app.process import (
     settle_process,
     stop_at_once,
 )
+from app.server.certificate import Certificate
+from app.server.connection import Connection, ConnectionLimits
 from app.settings import PREFIX, Settings, SettingsError
 from deltas import DeltaError, load_backbone, pick_device
 
@@ -45,8 +46,15 @@ _ONE_SIGNAL_S = 0.2  # two signals within this time are one; `timeout` of coreut
 class _Server(uvicorn.Server):
     """Uvicorn with the app's log lines, its handling of signals, and its draining at the end."""
 
-    def __init__(self, config: uvicorn.Config, shutdown_timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        shutdown_timeout_s: float,
+        certificate: Certificate | None = None,
+    ) -> None:
         super().__init__(config)
+        self._certificate = certificate
+        self._watching: asyncio.Task[None] | None = None  # a reference, or it would be collected
         self._shutdown_timeout_s = shutdown_timeout_s
         self._signal: signal.Signals | None = None
         self._signalled_at = 0.0
@@ -69,9 +77,13 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         settle_process()
+        if self._certificate is not None and self.config.ssl is not None:
+            self._watching = asyncio.create_task(self._certificate.watch(self.config.ssl))
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
-            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+            scheme = "https" if self.config.is_ssl else "http"
+            shown = f"[{host}]" if ":" in host else host
+            logger.info("listening on %s://%s:%d", scheme, shown, port)
 
     async def on_tick(self, counter: int) -> bool:
         """Tell uvicorn whether to stop; called ten times a second."""
@@ -116,18 +128,28 @@ def _run(settings: Settings) -> int:
     """Load everything and serve until the end; returns the exit status."""
     try:
         pick_device(settings.device)
+        certificate = _certificate(settings)
+        open_keyring(settings)  # bad keys are told before anything slow is done
         with _listen(settings) as listener:
             with logged("loaded the backbone"):
                 backbone = run_in_own_thread(lambda: load_backbone(settings.backbone))
             if settings.pinned:  # a bad name is one sentence here, and a traceback later
                 pinned_records(open_store(settings, backbone), settings)
-            return _serve(create_app(settings, backbone=backbone), listener, settings)
+            app = create_app(settings, backbone=backbone)
+            return _serve(app, listener, settings, certificate)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except (DeltaError, _StartError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    """Load certificate and key, because uvicorn would end with a traceback on wrong ones."""
+    if settings.ssl_certfile is None or settings.ssl_keyfile is None:
+        return None
+    return Certificate(settings.ssl_certfile, settings.ssl_keyfile)
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -150,8 +172,10 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _serve(app: Any, listener: socket.socket, settings: Settings) -> int:
-    server = _Server(_config(app, settings), settings.shutdown_timeout_s)
+def _serve(
+    app: Any, listener: socket.socket, settings: Settings, certificate: Certificate | None
+) -> int:
+    server = _Server(_config(app, settings), settings.shutdown_timeout_s, certificate)
     try:
         server.run(sockets=[listener])
     except OSError as error:  # another server took the port while this one was loading
@@ -171,6 +195,8 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
     )
     return uvicorn.Config(
         app,
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
         http=cast(type[asyncio.Protocol], partial(Connection, limits)),
         ws="none",  # an offer of WebSocket is ignored like all others
         timeout_keep_alive=settings.keep_alive_s,

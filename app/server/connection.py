@@ -328,7 +328,8 @@ class Connection(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection for its answers if the client has finished sending."""
-        if not self._is_answering() or self.cycle.more_body:
+        # TLS has no half-closed connections: the client can read no answer any more.
+        if not self._is_answering() or self.cycle.more_body or self.scheme == "https":
             return False
         self.cycle.keep_alive = False
         self._ask_if_gone()

@@ -1,0 +1,139 @@
+"""Refuses requests without a key or beyond its rights, before their bodies are read.
+
+Only the routes know the targets and the number of rows in a body. They find the key's `Caller` in
+the request's state, under `caller`; without keys there is none, nor this middleware. Tested by
+tests/http/test_keys.py and tests/property/test_key_laws.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import STATUSES, ForbiddenError, UnauthorizedError, error_response
+from app.keys.key import Scope as KeyScope
+from app.keys.keyring import ANONYMOUS, Caller, Keyring
+
+API_KEY_HEADER = "X-API-Key"
+OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/health/live", "/health/ready"})
+_AUTHORIZATION = b"authorization"
+_API_KEY = API_KEY_HEADER.lower().encode()
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_PREDICT = "/predict"
+
+
+class KeyMiddleware:
+    """Finds the key of each request and checks what path and method alone need.
+
+    Args:
+        app: app to surround.
+        keyring: all keys.
+        on_refusal: called with the code of the error of each refused request.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, keyring: Keyring, on_refusal: Callable[[str], None]
+    ) -> None:
+        self._app = app
+        self._keyring = keyring
+        self._on_refusal = on_refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http":
+            state = scope["state"]
+            path = route_path(scope)
+            try:
+                caller = self._admit(scope, path)
+            except (UnauthorizedError, ForbiddenError) as error:
+                state["trace"].route = _refused_route(path)
+                self._on_refusal(STATUSES[type(error)][1])
+                await error_response(error, state["request_id"])(scope, receive, send)
+                return
+            state["caller"] = caller
+            if caller is not ANONYMOUS:
+                state["trace"].key = caller.key.name
+        await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope, path: str) -> Caller:
+        """Return the caller of a request that path and method allow.
+
+        Raises:
+            UnauthorizedError: there is no key, or an unknown or expired one.
+            ForbiddenError: the key has not the scope, or not the task of the path.
+        """
+        reads = scope["method"] in _READING
+        secrets = set(_secrets(scope))
+        if reads and path in OPEN_PATHS:
+            caller = self._keyring.find(secrets.pop()) if len(secrets) == 1 else None
+            return ANONYMOUS if caller is None or caller.has_expired else caller
+        caller = self._find(secrets)
+        if not reads:
+            caller.check_scope(_scope_of(scope["method"], path))
+        task = task_of(path)
+        if task is not None:
+            caller.check_task(task)
+        elif path == "/metrics":
+            caller.check_all("metrics name all tasks")
+        elif not reads and path != _PREDICT:
+            caller.check_all("this concerns all tasks")
+        return caller
+
+    def _find(self, secrets: set[bytes]) -> Caller:
+        if not secrets:
+            raise UnauthorizedError(
+                "this server needs a key; send the header Authorization: Bearer KEY, or "
+                f"{API_KEY_HEADER}: KEY"
+            )
+        if len(secrets) > 1:
+            raise UnauthorizedError("the request has several keys; send one")
+        caller = self._keyring.find(secrets.pop())
+        if caller is None:
+            raise UnauthorizedError("the key is unknown, or was removed; ask for a new one")
+        if caller.has_expired:
+            raise UnauthorizedError(
+                f"the key {caller.key.name!r} expired on {caller.key.expires}; ask for a new one"
+            )
+        return caller
+
+
+def route_path(scope: Scope) -> str:
+    """Return the path that the routes match, without the prefix of a proxy."""
+    path: str = scope["path"]
+    prefix: str = scope.get("root_path", "")
+    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
+
+
+def task_of(path: str) -> str | None:
+    """Return the task that a path names, or None."""
+    _, first, *rest = path.split("/", 3) if path.startswith("/") else ("", "")
+    is_task = (first == "predict" and len(rest) >= 1) or (
+        first in ("deltas", "traffic") and len(rest) == 2
+    )
+    return rest[0] if is_task else None
+
+
+def _scope_of(method: str, path: str) -> KeyScope:
+    is_prediction = path == _PREDICT or path.startswith(f"{_PREDICT}/")
+    return "predict" if method == "POST" and is_prediction else "admin"
+
+
+def _refused_route(path: str) -> str | None:
+    """Return the route for log and metrics, as far as refused requests are told apart."""
+    if path == _PREDICT:
+        return path
+    return "/predict/{task}" if path.startswith(f"{_PREDICT}/") else None
+
+
+def _secrets(scope: Scope) -> list[bytes]:
+    """Return what the headers give as a key; other schemes, such as a proxy's, are left alone."""
+    found = []
+    for name, value in scope["headers"]:
+        if name == _AUTHORIZATION:
+            scheme, _, given = value.strip().partition(b" ")
+            if scheme.lower() == b"bearer":
+                found.append(given.strip())
+        elif name == _API_KEY:
+            found.append(value.strip())
+    return found
