@@ -87,6 +87,7 @@ def _response(status: int, description: str, body: dict[str, Any]) -> dict[str, 
     return response
 
 
+_ANY_TEXT: dict[str, Any] = {"inputs": "A text."}
 _STATEMENTS = (
     "The bakery on our corner opens at seven every morning.",
     "You can buy fresh bread there before eight.",
@@ -129,7 +130,11 @@ def add_security(document: Schema) -> None:
             ForbiddenError("the key 'team-a' may not use the task 'sst2'"),
         ),
     }
-    for path, methods in document["paths"].items():
+    paths = document["paths"]
+    one, several = _ANY_TEXT, _ANY_TEXT | {"targets": [{"task": "TASK"}]}
+    for path, body in (("/predict/{task}", one), ("/predict", several)):
+        _body(paths[path]["post"])["examples"] = {"one text": {"value": body}}
+    for path, methods in paths.items():
         for operation in methods.values() if path not in OPEN_PATHS else ():
             operation["security"] = [{"bearer": []}, {"header": []}]
             for status, (description, error) in errors.items():

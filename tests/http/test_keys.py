@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import logging
 import threading
@@ -464,7 +465,9 @@ def test_the_document_says_what_needs_a_key(keyed: TestClient, client: TestClien
         for operation in methods.values():
             assert ("security" in operation) == (path not in OPEN), path
             assert ("401" in operation["responses"]) == (path not in OPEN), path
-    assert "Authorization: Bearer $KEY" in keyed.get("/docs").text.replace("&quot;", '"')
+    page = html.unescape(keyed.get("/docs").text)
+    assert '/predict/{task}\' -H "Authorization: Bearer $KEY"' in page
+    assert '-d \'{"inputs": "A text.", "targets": [{"task": "TASK"}]}\'' in page
     without = client.get("/openapi.json").json()
     assert "securitySchemes" not in without["components"]
     assert "Authorization" not in client.get("/docs").text

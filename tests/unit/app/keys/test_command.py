@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -143,6 +145,19 @@ def test_a_broken_file_is_left_alone(path: Path, capsys: Captured) -> None:
         assert run(*arguments) == 1
         assert f"error: {path}: not TOML: " in capsys.readouterr().err
     assert path.read_text(encoding="utf-8") == "[a"
+
+
+def test_the_commands_of_the_guide_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    guide = Path(__file__).parents[4] / "docs/guide/keys.md"
+    commands = re.findall(r"^python -m app (keys new .*)$", guide.read_text("utf-8"), re.MULTILINE)
+    assert len(commands) == 2
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        assert main(shlex.split(command.partition(" > ")[0])) == 0
+        assert capsys.readouterr().out.startswith("dbk_")
+    assert list(parse_keys(Path("keys.toml").read_text("utf-8"))) == ["team-a", "prometheus"]
 
 
 def test_without_a_file_the_variable_is_named(
