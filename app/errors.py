@@ -268,6 +268,9 @@ STATUSES: Mapping[type[Exception], tuple[int, str]] = {
     DeadlineExceededError: (504, "deadline_exceeded"),
 }
 _HTTP_CODES = {400: "malformed_json", 404: "unknown_path", 405: "method_not_allowed"}
+OTHER_CODE = "http_error"
+# Every code that an error can have.
+CODES = frozenset({code for _, code in STATUSES.values()} | {*_HTTP_CODES.values(), OTHER_CODE})
 _GENERIC = "the server failed on this request; its log has the cause under this request id"
 
 
@@ -279,7 +282,7 @@ def describe_error(error: Exception, request_id: str) -> tuple[int, dict[str, An
     if isinstance(error, RequestValidationError):
         status, code, message, details = _describe_validation(error)
     elif isinstance(error, HTTPException):
-        status, code = error.status_code, _HTTP_CODES.get(error.status_code, "http_error")
+        status, code = error.status_code, _HTTP_CODES.get(error.status_code, OTHER_CODE)
         message, headers = _http_message(error), dict(error.headers or {})
     elif type(error) in STATUSES:
         status, code = STATUSES[type(error)]
@@ -290,11 +293,19 @@ def describe_error(error: Exception, request_id: str) -> tuple[int, dict[str, An
     return status, {"error": body}, headers
 
 
-def error_response(error: Exception, request_id: str) -> Response:
+class ErrorResponse(Response):
+    """The response to a request that has failed; `code` is the error's code."""
+
+    code: str
+
+
+def error_response(error: Exception, request_id: str) -> ErrorResponse:
     """Return the response to a request that has failed."""
     status, body, headers = describe_error(error, request_id)
     # Pure ASCII, because names from the input may hold characters that UTF-8 cannot encode.
-    return Response(json.dumps(body), status, headers, media_type="application/json")
+    response = ErrorResponse(json.dumps(body), status, headers, media_type="application/json")
+    response.code = body["error"]["code"]
+    return response
 
 
 def _headers(error: Exception) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -30,7 +31,6 @@ from app.http import routes
 from app.http.catalogue import Catalogue, CatalogueViews
 from app.http.context import Serving
 from app.http.json_route import TIMEOUT_HEADER
-from app.http.metrics import Metrics
 from app.http.middleware import (
     REQUEST_ID_HEADER,
     BodyLimitMiddleware,
@@ -39,6 +39,8 @@ from app.http.middleware import (
 )
 from app.http.openapi import openapi_of
 from app.http.readiness import Readiness
+from app.http.telemetry.metrics import Metrics
+from app.http.telemetry.tracing import TracingMiddleware, open_tracing
 from app.keys.key import KeysError
 from app.keys.keyring import Caller, Keyring
 from app.keys.middleware import API_KEY_HEADER, KeyMiddleware
@@ -77,7 +79,7 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
         backbone: backbone that is loaded already; None loads the one of the settings at start.
 
     Raises:
-        SettingsError: the environment's settings cannot be used.
+        SettingsError: settings or variables of OpenTelemetry cannot be used.
     """
     owns_process = settings is None
     if settings is None:
@@ -97,8 +99,9 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
     )
     app.state.settings = settings
     app.state.backbone = backbone
-    app.state.metrics = Metrics()
+    app.state.metrics = Metrics(settings.max_delta_series)
     app.state.keyring = open_keyring(settings)
+    app.state.tracing = open_tracing(os.environ, app.version)
     app.state.serving = None
     app.state.owns_process = owns_process
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
@@ -139,6 +142,8 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         deadline_s=settings.deadline_s,
         root_path=settings.root_path,
     )
+    if app.state.tracing is not None:
+        app.add_middleware(TracingMiddleware, tracing=app.state.tracing)
 
 
 @asynccontextmanager
@@ -171,19 +176,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         max_rows=settings.max_rows_per_request,
         max_text_chars=settings.max_text_chars,
     )
-    metrics.watch(engine, batcher, {"version": app.version, **described})
+    readiness = Readiness(engine, batcher, settings.ready_timeout_s)
+    metrics.watch(engine, batcher, readiness, {"version": app.version, **described})
     batcher.start()
     app.state.serving = Serving(
         engine=engine,
         batcher=batcher,
         pipeline=pipeline,
-        readiness=Readiness(engine, batcher, settings.ready_timeout_s),
+        readiness=readiness,
         catalogue=CatalogueViews(engine, await asyncio.to_thread(Catalogue.of, engine)),
         metrics=metrics,
     )
     if app.state.owns_process:
         settle_process()
-    watching = [asyncio.create_task(app.state.serving.readiness.watch())]
+    watching = [asyncio.create_task(readiness.watch())]
     if app.state.keyring is not None:
         watching.append(asyncio.create_task(app.state.keyring.watch()))
     try:
@@ -193,6 +199,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         for task in watching:
             task.cancel()
         await batcher.stop(settings.shutdown_timeout_s)
+        if app.state.tracing is not None:
+            await asyncio.to_thread(app.state.tracing.close)
         app.state.serving = None
 
 
@@ -279,7 +287,7 @@ def _log_start(settings: Settings, engine: Engine, described: dict[str, Any]) ->
     for path, reason in store.rejected[:_MAX_LOGGED]:
         logger.warning("not served: %s: %s", path, reason)
     if (more := len(store.rejected) - _MAX_LOGGED) > 0:
-        logger.warning("not served: %d more files; GET /deltas lists them all", more)
+        logger.warning("not served: %d more files; GET /deltas?status=refused names them", more)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
@@ -287,6 +295,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     if caller is not None:
         error = _for_caller(caller, error, request.app.state.metrics)
     response = error_response(error, request.state.request_id)
+    request.state.trace.code = response.code
     # The request's log line shows errors of the client; their messages may quote the input.
     if response.status_code >= 500:
         level = logging.ERROR if response.status_code == 500 else logging.WARNING

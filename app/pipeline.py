@@ -10,13 +10,14 @@ import asyncio
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from anyio import CapacityLimiter, to_thread
 
 from app.batching.batcher import Batcher
+from app.batching.queue import Answer, BatchRun
 from app.engine.cache import TOO_SLOW, DeltaCache, Key, PendingLoad
 from app.engine.engine import EngineRow, Outcome
 from app.errors import (
@@ -38,19 +39,63 @@ _CHECK_EVERY_S = 1.1  # a little longer than an I/O thread takes to count as han
 Texts = list[tuple[str, ...]]  # the texts of each row, in the order of the task's fields
 
 
+STAGES = ("read", "tokenize", "load", "queue", "compute", "write")
+
+
+class Stage(NamedTuple):
+    """A part of the time of a prediction, on the batcher's clock.
+
+    Attributes:
+        name: one of `STAGES`.
+        began_at: time of its begin.
+        ended_at: time of its end.
+        batch: the batch that ran, of the stage `compute`.
+    """
+
+    name: str
+    began_at: float
+    ended_at: float
+    batch: BatchRun | None = None
+
+
 @dataclass
 class Trace:
-    """The facts of a request for its log line.
+    """The numbers of a request for its log line, its metrics and its spans.
 
-    `route` is set if the request is refused unrouted, `key` is the name of its API key.
+    Attributes:
+        num_rows: number of rows, counted once for each delta.
+        tokens: tokens of the rows, for each delta.
+        queue_s: seconds that the first row waited for a batch.
+        compute_s: seconds of the batches.
+        route: route of a request that is refused before it has one.
+        key: name of the API key.
+        code: code of the error that answers the request.
+        stages: stages that have ended.
+        answered_at: time at which the logits were there.
     """
 
     num_rows: int = 0
-    num_tokens: int = 0
+    tokens: list[int] = field(default_factory=list)
     queue_s: float = 0.0
     compute_s: float = 0.0
     route: str | None = None
     key: str | None = None
+    code: str | None = None
+    stages: list[Stage] = field(default_factory=list)
+    answered_at: float | None = None
+
+    def end(self, stage: str, began_at: float) -> float:
+        """Record that a stage ends now; returns the time."""
+        now = time.monotonic()
+        self.stages.append(Stage(stage, began_at, now))
+        return now
+
+    def end_batches(self, answer: Answer[Any], submitted_at: float) -> None:
+        """Record the stages of an answer that has come from the batcher."""
+        self.queue_s, self.compute_s = answer.queue_s, answer.compute_s
+        self.stages.append(Stage("queue", submitted_at, submitted_at + answer.queue_s))
+        self.stages += [Stage("compute", run.began_at, run.ended_at, run) for run in answer.runs]
+        self.answered_at = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -105,9 +150,9 @@ def read_texts(task: TaskSpec, rows: list[Any], max_chars: int) -> Texts:
     if problems:
         raise InvalidInputError(problems)
     for position, row_of_texts in enumerate(texts):
-        for field, text in zip(task.text_fields, row_of_texts, strict=True):
+        for name, text in zip(task.text_fields, row_of_texts, strict=True):
             if len(text) > max_chars:
-                what = f"characters in row {position}, field {field!r}"
+                what = f"characters in row {position}, field {name!r}"
                 raise TooLargeError(what, len(text), max_chars, "DELTABERT_MAX_TEXT_CHARS")
     return texts
 
@@ -159,7 +204,7 @@ class Pipeline:
             records: deltas that answer the rows, at least one.
             key: lane of the queue that the rows wait in.
             deadline: time at which the answer must be there, on the batcher's clock.
-            trace: receives the numbers for the log line.
+            trace: receives the numbers and the stages.
             limit: makes a context from the number of rows, in which they are tokenized and run. It
                 may refuse them.
 
@@ -175,13 +220,20 @@ class Pipeline:
         reserved = self._batcher.reserve(num_rows, key=key, deadline=deadline)
         async with reserved as submit, limit(num_rows):
             loads = self._cache.prefetch(records)
+            began_at = time.monotonic()
             engine_rows = await self._tokenize(records, texts)
+            ready_at = time.monotonic()
+            trace.stages.append(Stage("tokenize", began_at, ready_at))
             if loads:
                 await _wait_for(loads, self._cache)
+                ready_at = trace.end("load", ready_at)
             trace.num_rows = num_rows
-            trace.num_tokens = sum(row.num_tokens for row in engine_rows)
+            trace.tokens = [
+                sum(row.num_tokens for row in engine_rows[start : start + len(rows)])
+                for start in range(0, num_rows, len(rows))
+            ]
             answer = await submit(engine_rows)
-        trace.queue_s, trace.compute_s = answer.queue_s, answer.compute_s
+        trace.end_batches(answer, ready_at)
         logits: list[RowLogits] = []
         for row, outcome in zip(engine_rows, answer.results, strict=True):
             if isinstance(outcome, DeltaUnavailableError):

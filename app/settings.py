@@ -255,6 +255,13 @@ class Settings(BaseSettings):
     ssl_keyfile: File | None = Field(
         None, description="File with the certificate's private key (PEM), not encrypted."
     )
+    max_delta_series: int = Field(
+        100,
+        description="Maximum deltas with metrics of their own, the busiest ones; all others are "
+        'counted together as task "other".',
+        ge=1,
+        le=1000,
+    )
     log_format: Annotated[Literal["text", "json"], Lowercase] = Field(
         "text", description="Format of the log, one record a line: text, or a JSON object."
     )

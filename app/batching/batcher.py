@@ -71,13 +71,18 @@ class Batcher(Generic[R, T]):
         self._refusal = None
         self._pool.start(self._on_pool_end)
 
+    @property
+    def is_alive(self) -> bool:
+        """False if no batch can run: starting, stopped or dead."""
+        return self._pool.is_alive
+
     def check_alive(self) -> None:
         """Raise if no batch can run; cheap enough for any probe.
 
         Raises:
             NotReadyError: starting, stopped or dead.
         """
-        if not self._pool.is_alive:
+        if not self.is_alive:
             raise NotReadyError(self._refusal or _DEAD)
 
     @property
@@ -85,6 +90,12 @@ class Batcher(Generic[R, T]):
         """The seconds for which every batch has failed; 0 after a success."""
         since = self._pool.failing_since
         return 0.0 if since is None else self._clock() - since
+
+    @property
+    def oldest_s(self) -> float:
+        """The seconds that the oldest waiting row has waited; 0 if none waits."""
+        oldest = self.queue.oldest()
+        return 0.0 if oldest is None else self._clock() - oldest.queued_at
 
     async def wait_for_failure(self) -> None:
         """Wait until a batch fails; returns at once if none has succeeded since."""
@@ -204,7 +215,8 @@ class Batcher(Generic[R, T]):
         queue_s = (request.started_at or now) - now
         self._observer.on_answer(queue_s)
         results = [request.results[position] for position in range(len(rows))]
-        return Answer(results, queue_s, request.compute_s)
+        compute_s = sum(run.ended_at - run.began_at for run in request.runs)
+        return Answer(results, queue_s, compute_s, request.runs)
 
     async def stop(self, drain_timeout_s: float) -> None:
         """Accept no more rows, finish the accepted ones, and fail those left after the timeout.

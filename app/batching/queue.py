@@ -62,16 +62,27 @@ class BatchLimits:
 
 
 class BatchObserver(Protocol):
-    """Receives the events of the batcher; implemented by `app.http.metrics.Metrics`."""
+    """Receives the events of the batcher; implemented by `app.http.telemetry.metrics.Metrics`."""
 
-    def on_batch(self, num_rows: int, num_tokens: int, seconds: float) -> None:
-        """Note a batch that ran."""
+    def on_batch(self, num_rows: int, num_tokens: int, seconds: float, fill: float) -> None:
+        """Note a batch that ran; `fill` is its part of the tokens that it might have had."""
 
     def on_answer(self, queue_s: float) -> None:
         """Note a request that got its results."""
 
     def on_drop(self, reason: str) -> None:
         """Note a request that ended as rejected, expired, cancelled or failed."""
+
+
+@dataclass(frozen=True)
+class BatchRun:
+    """A batch that ran; the times are on the batcher's clock."""
+
+    number: int  # of the batches of this server
+    num_rows: int
+    num_tokens: int
+    began_at: float
+    ended_at: float
 
 
 @dataclass(eq=False)
@@ -96,7 +107,7 @@ class PendingRequest(QueuedRequest[R], Generic[R, T]):
     queued_at: float = field(kw_only=True)
     results: dict[int, T] = field(default_factory=dict)
     started_at: float | None = None
-    compute_s: float = 0.0
+    runs: list[BatchRun] = field(default_factory=list)
 
     def fail(self, error: Exception) -> None:
         """End the request with an error, unless it has ended."""
@@ -120,6 +131,7 @@ class Answer(Generic[T]):
     results: list[T]  # one result a row, in the order of the rows
     queue_s: float  # seconds from submission to the start of the first batch with one of the rows
     compute_s: float  # total seconds of the batches that had rows of the request
+    runs: Sequence[BatchRun] = ()  # these batches
 
 
 Q = TypeVar("Q", bound=QueuedRequest[Any])
@@ -217,6 +229,13 @@ class RowQueue(Generic[Q]):
             num_rows = len(request.rows) - request.num_taken
             self._count(self._lanes[key], -num_rows, -request.waiting_tokens)
             self._end(request, key)
+
+    def oldest(self) -> Q | None:
+        """Return the request that has waited longest; safe to call from any thread."""
+        waiting = list(
+            self._lane_of
+        )  # in one step of the interpreter, beside which none changes it
+        return waiting[0] if waiting else None
 
     def held_by(self, key: Hashable) -> tuple[int, int]:
         """Return a lane's number of waiting and reserved rows, and its waiting tokens."""

@@ -26,7 +26,15 @@ from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from app.batching.admission import BatchTiming, ThroughputEstimate
-from app.batching.queue import Batch, BatchLimits, BatchObserver, PendingRequest, Row, RowQueue
+from app.batching.queue import (
+    Batch,
+    BatchLimits,
+    BatchObserver,
+    BatchRun,
+    PendingRequest,
+    Row,
+    RowQueue,
+)
 from app.errors import BatchFailedError
 
 logger = logging.getLogger(__name__)
@@ -152,6 +160,7 @@ class WorkerPool(Generic[R, T]):
         self._free = list(self._workers)
         self._running: dict[RunningBatch[R, T], asyncio.Task[None]] = {}
         self._is_woken = False
+        self._num_runs = 0
         self.failing_since: float | None = None
         self.failure = asyncio.Event()
         # Log records of a batch must not carry the request id of the request that woke the pool.
@@ -287,15 +296,19 @@ class WorkerPool(Generic[R, T]):
         function = on_full_machine or self._parallelism.on_share
         try:
             results = await running.worker.call(partial(function, rows))
-            seconds = self._clock() - started_at
+            ended_at = self._clock()
             if len(results) != len(rows):
                 raise RuntimeError(f"the engine gave {len(results)} results for {len(rows)} rows")
             for (request, position), result in zip(batch_rows, results, strict=True):
                 request.results[position] = result
+            self._num_runs += 1
+            num_tokens = sum(row.num_tokens for row in rows)
+            run = BatchRun(self._num_runs, len(rows), num_tokens, started_at, ended_at)
             for request in requests:
-                request.compute_s += seconds
+                request.runs.append(run)
                 request.finish()
-            self._observer.on_batch(len(rows), sum(row.num_tokens for row in rows), seconds)
+            fill = num_tokens / (self._limits.max_batch_tokens * running.share)
+            self._observer.on_batch(len(rows), num_tokens, ended_at - started_at, fill)
         except WorkerDiedError:
             raise
         except Exception as error:  # noqa: BLE001 - the pool must survive any engine and observer

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
+from app.engine.cache import DeltaCache
 from app.engine.engine import Engine
 from app.http.schemas import (
     BackboneInfo,
     Benchmark,
     BenchmarkRow,
     DeltaInfo,
-    DeltaList,
+    DeltaQuery,
     RejectedFile,
     SplitResult,
     TaskDelta,
@@ -30,15 +32,20 @@ from deltas.manifest import Manifest
 from deltas.publish.study import read_study, study_path
 
 _MAX_PARTS = 64  # of different keys; with 10,000 deltas each may take megabytes
+_MAX_REASON = 1000  # characters
+_OF_FILES = (None, "refused")  # the statuses that list files
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """JSON bodies, named like the routes that answer with them, and the names of the tasks."""
+    """JSON bodies, named like the routes that answer with them, and the names of the tasks.
+
+    Deltas are the exception: there may be thousands, so they are listed by pages.
+    """
 
     task_names: str
     tasks: str
-    deltas: str
+    deltas: DeltaListing
     benchmark: str
 
     @classmethod
@@ -51,24 +58,21 @@ class Catalogue:
                 are not known.
         """
         store = engine.store
-        rejected = [
-            RejectedFile(file=store.shown_name(path), reason=why)
-            for path, why in (store.rejected if may_use is None else ())
-        ]
         records = [
             record
             for record in store.records
             if may_use is None or may_use(record.manifest.task.name)
         ]
-        deltas = [_delta_info(record) for record in records]
         of_task: dict[str, list[Record]] = {}
         for record in records:
             of_task.setdefault(record.manifest.task.name, []).append(record)
         tasks = [_task_info(store, name, found) for name, found in of_task.items()]
+        rejected = store.rejected if may_use is None else ()
+        refused = [(store.shown_name(path), reason) for path, reason in rejected]
         return cls(
             json.dumps(list(of_task)),
             TaskList(tasks=tasks).model_dump_json(),
-            DeltaList(deltas=deltas, rejected=rejected).model_dump_json(),
+            DeltaListing(records, refused),
             _benchmark(engine, records, may_use).model_dump_json(),
         )
 
@@ -93,6 +97,87 @@ class CatalogueViews:
                 self._parts.pop(next(iter(self._parts)))
             self._parts[patterns] = part
         return part
+
+
+class DeltaListing:
+    """The served deltas and the refused files, as pieces of JSON from which pages are made.
+
+    Args:
+        records: the served deltas.
+        refused: names and reasons of the refused files.
+    """
+
+    def __init__(self, records: Iterable[Record], refused: Iterable[tuple[str, str]]) -> None:
+        served = [_Item.of_record(record) for record in records]
+        self._items = [*served, *(_Item.of_file(name, reason) for name, reason in refused)]
+
+    def page(self, query: DeltaQuery, cache: DeltaCache, prefix: str) -> str:
+        """Write the body of a page.
+
+        Args:
+            query: filters and page.
+            cache: resident deltas.
+            prefix: path prefix of the server.
+        """
+        items = self._items
+        if query.has_filters:
+            items = [item for item in items if item.passes(query, cache)]
+        end = query.offset + query.limit
+        part = items[query.offset : end]
+        following = None
+        if end < len(items):
+            given = query.model_dump(exclude_none=True) | {"offset": end}
+            following = f"{prefix}/deltas?{urlencode(given)}"
+        deltas = ",".join(
+            f'{item.body[:-1]},"loaded":{json.dumps(item.record in cache)}}}'
+            for item in part
+            if item.record is not None
+        )
+        files = ",".join(item.body for item in part if item.record is None)
+        return (
+            f'{{"deltas":[{deltas}],"rejected":[{files}],"total":{len(items)},'
+            f'"next":{json.dumps(following)}}}'
+        )
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A delta, or a refused file, which has no record.
+
+    Attributes:
+        name: name in which a query's text is searched, without capitals.
+        body: JSON object.
+        record: the delta.
+    """
+
+    name: str
+    body: str
+    record: Record | None = None
+
+    @classmethod
+    def of_record(cls, record: Record) -> _Item:
+        task, strategy, version = record.key
+        body = _delta_info(record).model_dump_json(exclude={"loaded"})
+        return cls(f"{task}/{strategy}@{version}".lower(), body, record)
+
+    @classmethod
+    def of_file(cls, name: str, reason: str) -> _Item:
+        shown = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]} ..."
+        return cls(name.lower(), RejectedFile(file=name, reason=shown).model_dump_json())
+
+    def passes(self, query: DeltaQuery, cache: DeltaCache) -> bool:
+        """Tell whether the item is one that the query asks for."""
+        if query.q is not None and query.q.lower() not in self.name:
+            return False
+        if self.record is None:
+            return query.task is None and query.strategy is None and query.status in _OF_FILES
+        task, strategy = self.record.manifest.key
+        return (
+            query.task in (None, task)
+            and query.strategy in (None, strategy)
+            and query.status != "refused"
+            and (query.status != "loaded" or self.record in cache)
+        )
 
 
 def _task_info(store: Store, name: str, records: Sequence[Record]) -> TaskInfo:
@@ -135,6 +220,7 @@ def _delta_info(record: Record) -> DeltaInfo:
         decision=manifest.decision,
         trained_on=training.data_note or source,
         metrics=_splits(manifest),
+        loaded=False,  # `DeltaListing.page` knows
     )
 
 

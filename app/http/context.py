@@ -11,8 +11,8 @@ from app.batching.batcher import Batcher
 from app.engine.engine import Engine, EngineRow, Outcome
 from app.errors import NotReadyError
 from app.http.catalogue import CatalogueViews
-from app.http.metrics import Metrics
 from app.http.readiness import Readiness
+from app.http.telemetry.metrics import Metrics
 from app.pipeline import Pipeline
 
 NOT_STARTED = "the server is not started"

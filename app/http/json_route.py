@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, get_type_hints
@@ -25,6 +26,7 @@ from starlette.requests import ClientDisconnect
 
 from app.errors import ClientGoneError, NotReadyError, TooLargeError, UnsupportedBodyError
 from app.http.context import NOT_STARTED, Serving
+from app.pipeline import Stage
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
@@ -84,6 +86,8 @@ class JsonRoute(APIRoute):
                 errors += _errors_at(("body",), error) if data is not _NOTHING else [_NO_BODY]
             if errors:
                 raise RequestValidationError(errors)
+            state = request.state
+            state.trace.stages.append(Stage("read", state.arrived_at, time.monotonic()))
             task = asyncio.current_task()
             assert task is not None  # it runs in a coroutine
             watch = asyncio.create_task(_cancel_on_disconnect(request, task))

@@ -29,7 +29,7 @@ from app.errors import (
 )
 from app.http.context import Serving
 from app.http.json_route import TIMEOUT_HEADER
-from app.http.metrics import Metrics
+from app.http.telemetry.metrics import Metrics
 from app.pipeline import Trace
 from app.process import request_id_var
 
@@ -104,12 +104,12 @@ class RequestContextMiddleware:
                 raise
             # Only the end of the server cancels requests, in the end those that have no deadline.
             error = NotReadyError(STOPPING)
-            await error_response(error, request_id)(scope, receive, send_with_id)
+            await _send_error(error, scope, receive, send_with_id)
         except Exception as error:
             logger.exception("unexpected error")
             if status:  # half an answer is out: the server must cut the connection
                 raise
-            await error_response(error, request_id)(scope, receive, send_with_id)
+            await _send_error(error, scope, receive, send_with_id)
         finally:
             self._note(method, scope, status or 499, time.monotonic() - arrived_at, trace)
             request_id_var.reset(token)
@@ -131,7 +131,14 @@ class RequestContextMiddleware:
 
     def _note(self, method: str, scope: Scope, status: int, seconds: float, trace: Trace) -> None:
         route: str = trace.route or getattr(scope.get("route"), "path_format", None) or _NO_ROUTE
+        trace.route = route
+        if trace.answered_at is not None:
+            trace.end("write", trace.answered_at)
         self._metrics.on_request(method, route, status, seconds)
+        for stage in trace.stages:
+            self._metrics.on_stage(stage.name, stage.ended_at - stage.began_at)
+        if status >= HTTPStatus.BAD_REQUEST:
+            self._metrics.on_error(trace.code or "")
         # Successful probes come every second or so. Refusals come in masses when the CPU is needed
         # most, and `LoadSheddingMiddleware` logs a summary of them.
         is_probe = status == HTTPStatus.OK and route.startswith(_PROBES)
@@ -144,11 +151,13 @@ class RequestContextMiddleware:
             "route": route,
             "status": status,
             "rows": trace.num_rows,
-            "tokens": trace.num_tokens,
+            "tokens": sum(trace.tokens),
             "queue_ms": round(trace.queue_s * 1000, 1),
             "compute_ms": round(trace.compute_s * 1000, 1),
             "total_ms": round(seconds * 1000, 1),
         }
+        if "trace_id" in scope["state"]:
+            facts["trace_id"] = scope["state"]["trace_id"]
         text = (
             "%(method)s %(route)s %(status)d rows=%(rows)d tokens=%(tokens)d "
             "queue=%(queue_ms).1fms compute=%(compute_ms).1fms total=%(total_ms).1fms"
@@ -170,6 +179,14 @@ def _plain(scope: Scope) -> Scope:
     if path.endswith("/") and path not in ("/", f"{scope.get('root_path', '')}/"):
         scope = {**scope, "path": path[:-1]}
     return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+
+
+async def _send_error(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with an error, and note its code."""
+    state = scope["state"]
+    response = error_response(error, state["request_id"])
+    state["trace"].code = response.code
+    await response(scope, receive, send)
 
 
 class BodyLimitMiddleware:
@@ -203,7 +220,7 @@ class BodyLimitMiddleware:
         announced = next((v for name, v in scope["headers"] if name == b"content-length"), b"")
         if announced.isdigit() and int(announced[:20]) > self.max_body_bytes:
             error = self.too_large(int(announced[:20]))
-            await error_response(error, scope["state"]["request_id"])(scope, receive, send)
+            await _send_error(error, scope, receive, send)
             return
         body = _Body(self, receive, send)
         try:
@@ -288,7 +305,7 @@ class LoadSheddingMiddleware:
                 except OverloadedError as error:
                     state["trace"].route = _FAN_OUT if task is None else "/predict/{task}"
                     self._log(error, state["arrived_at"])
-                    await error_response(error, state["request_id"])(scope, receive, send)
+                    await _send_error(error, scope, receive, send)
                     return
         await self._app(scope, receive, send)
 

@@ -41,6 +41,13 @@ class Readiness:
         self._checked_at = -math.inf
         self._outcome: float | str = ""
 
+    @property
+    def last_outcome(self) -> float:
+        """1 if the last check succeeded and batches can still run, else 0; NaN before the first."""
+        if self._checked_at == -math.inf:
+            return math.nan
+        return float(self._batcher.is_alive and not isinstance(self._outcome, str))
+
     async def check(self) -> float:
         """Return the milliseconds that a prediction took.
 

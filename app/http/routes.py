@@ -17,7 +17,6 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from app.errors import BadResultError, DeadlineExceededError, DeltaUnavailableError
 from app.http.context import Serving, ServingDep
 from app.http.json_route import JsonRoute, TaskName, TimeoutMs
-from app.http.metrics import CONTENT_TYPE
 from app.http.openapi import docs_page, documented
 from app.http.predictions import answer_of
 from app.http.schemas import (
@@ -25,6 +24,7 @@ from app.http.schemas import (
     Benchmark,
     DeltaDetails,
     DeltaList,
+    DeltaQuery,
     FanOutRequest,
     FanOutResponse,
     PredictRequest,
@@ -33,6 +33,7 @@ from app.http.schemas import (
     TargetPredictions,
     TaskList,
 )
+from app.http.telemetry.metrics import CONTENT_TYPE
 from app.keys.keyring import Caller
 
 predictions = APIRouter(
@@ -123,8 +124,9 @@ async def _answer(
     except (BadResultError, DeltaUnavailableError):
         serving.metrics.on_drop("failed")  # the batcher has counted an answer
         raise
-    for answer in answers:
-        serving.metrics.on_rows(answer.task, answer.strategy, len(answer.predictions))
+    for answer, num_tokens in zip(answers, request.state.trace.tokens, strict=True):
+        num_rows = len(answer.predictions)
+        serving.metrics.on_rows(answer.task, answer.strategy, num_rows, num_tokens)
     if caller is not None:
         serving.metrics.on_key_rows(caller.key.name, request.state.trace.num_rows)
     return answers
@@ -152,10 +154,19 @@ async def list_tasks(request: Request, serving: ServingDep) -> Response:
     return _json((await serving.catalogue.of(caller_of(request))).tasks)
 
 
-@catalogue.get("/deltas", summary="List the deltas", response_model=DeltaList)
-async def list_deltas(request: Request, serving: ServingDep) -> Response:
-    """List every served delta, and every file that could not be served, with the reason."""
-    return _json((await serving.catalogue.of(caller_of(request))).deltas)
+@catalogue.get(
+    "/deltas", summary="List the deltas", response_model=DeltaList, responses=documented(422)
+)
+async def list_deltas(
+    request: Request, serving: ServingDep, query: Annotated[DeltaQuery, Query()]
+) -> Response:
+    """List the served deltas, then the files that are refused, with the reason; by pages.
+
+    Without filters the first page has as many as one answer may have.
+    """
+    seen = await serving.catalogue.of(caller_of(request))
+    prefix = request.scope.get("root_path", "")
+    return _json(seen.deltas.page(query, serving.engine.cache, prefix))
 
 
 @catalogue.get(

@@ -17,6 +17,8 @@ from deltas.errors import did_you_mean
 from deltas.manifest import Calibration, DecisionRule, Reliability, TaskKind
 from deltas.publish.study import StudyRow
 
+MAX_LISTED_DELTAS = 1000  # in one answer
+
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 _ROW_SCHEMA = {
@@ -118,6 +120,40 @@ class FanOutRequest(_Request):
         ),
     ]
     top_k: TopK = None
+
+
+class DeltaQuery(_Request):
+    """The part of the deltas to list: filters, and a page of what passes them."""
+
+    limit: Annotated[
+        int, Field(ge=1, le=MAX_LISTED_DELTAS, description="Most deltas and files in the answer.")
+    ] = MAX_LISTED_DELTAS
+    offset: Annotated[
+        int, Field(ge=0, le=2**31, description="Number of deltas and files to pass over.")
+    ] = 0
+    task: Annotated[Name | None, Field(description="List served deltas of this task.")] = None
+    strategy: Annotated[Name | None, Field(description="List served deltas of this strategy.")] = (
+        None
+    )
+    status: Annotated[
+        Literal["served", "loaded", "refused"] | None,
+        Field(
+            description="`served`: deltas; `loaded`: those of them that are in memory; `refused`: "
+            "files. Unset lists deltas, then refused files."
+        ),
+    ] = None
+    q: Annotated[
+        Name | None,
+        Field(
+            description="Text that the name `task/strategy@version`, or the refused file's name, "
+            "contains; capitals do not matter."
+        ),
+    ] = None
+
+    @property
+    def has_filters(self) -> bool:
+        """True if not all deltas and files are asked for."""
+        return any(value is not None for value in (self.task, self.strategy, self.status, self.q))
 
 
 class _Response(BaseModel):
@@ -258,6 +294,7 @@ class DeltaInfo(_Response):
     decision: DecisionField = None
     trained_on: Annotated[str, Field(description="Source of the training rows.")]
     metrics: dict[str, SplitResult]
+    loaded: Annotated[bool, Field(description="True if it is in memory, ready for the next batch.")]
 
 
 class RejectedFile(_Response):
@@ -268,10 +305,14 @@ class RejectedFile(_Response):
 
 
 class DeltaList(_Response):
-    """All deltas that are served, and all files that could not be."""
+    """Deltas that are served, and files that could not be."""
 
     deltas: list[DeltaInfo]
     rejected: list[RejectedFile]
+    total: Annotated[int, Field(description="Deltas and files that pass the filters.")]
+    next: Annotated[
+        str | None, Field(description="Path and query of the next page; null on the last one.")
+    ]
 
 
 class DeltaDetails(_Response):

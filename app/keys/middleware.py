@@ -49,7 +49,9 @@ class KeyMiddleware:
             except (UnauthorizedError, ForbiddenError) as error:
                 state["trace"].route = _refused_route(path)
                 self._on_refusal(STATUSES[type(error)][1])
-                await error_response(error, state["request_id"])(scope, receive, send)
+                response = error_response(error, state["request_id"])
+                state["trace"].code = response.code
+                await response(scope, receive, send)
                 return
             state["caller"] = caller
             if caller is not ANONYMOUS:

@@ -13,6 +13,7 @@ import math
 import resource
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,20 @@ class ConnectionLimits:
         max_head_bytes: most bytes of request line and headers.
         timeout_s: time for a head to arrive, and for a client to read some of its answer.
         max_connections: most connections at a time; fewer if the process has too few descriptors.
+        on_error: called with the code of each error that answers bytes that are no request.
     """
 
-    def __init__(self, *, max_head_bytes: int, timeout_s: float, max_connections: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_head_bytes: int,
+        timeout_s: float,
+        max_connections: int,
+        on_error: Callable[[str], None],
+    ) -> None:
         self.max_head_bytes = max_head_bytes
         self.timeout_s = timeout_s
+        self.on_error = on_error
         self.max_connections = min(max_connections, _descriptors_left())
         if self.max_connections < max_connections:
             logger.warning(
@@ -301,7 +311,9 @@ class Connection(HttpToolsProtocol):
         if self._answered is not None:
             self._answered.disconnected = True
             self._answered.message_event.set()
-        self._write(error_response(error, request_id), request_id)
+        response = error_response(error, request_id)
+        self._limits.on_error(response.code)
+        self._write(response, request_id)
         self.flow.resume_reading()
         self.loop.call_later(_LINGER_S, self.transport.abort)
 

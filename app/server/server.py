@@ -192,6 +192,7 @@ def _config(app: Any, settings: Settings) -> uvicorn.Config:
         max_head_bytes=settings.max_head_bytes,
         timeout_s=settings.connection_timeout_s,
         max_connections=settings.max_connections,
+        on_error=app.state.metrics.on_error,
     )
     return uvicorn.Config(
         app,

@@ -25,9 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastapi.testclient import TestClient
 
 from app.engine.engine import Engine, EngineRow
 from app.engine.loader import Loader
+from app.main import create_app
+from app.settings import Settings
 from deltas import (
     DTYPES,
     Backbone,
@@ -43,7 +46,7 @@ from tests.bench.serving import System, cut, measure, run_engine
 from tests.bench.workload import Workload, load_workload, noisy_delta, task_spec, write_deltas
 
 STRATEGY = "bitfit"
-_REGISTERED = 30  # deltas registered one by one, for the median
+_REGISTERED = 30  # deltas registered one by one, and listings written, for the median
 _ZIPF = 1.0
 _OVER = 4  # tasks per slot of the cliff
 _FEW_SLOTS = 64
@@ -103,10 +106,11 @@ def scale(
             systems["cliff, slots for a quarter"] = _run_ahead(few, draws, budget)
     most = options.tasks[-1]
     memory[f"{most:,} tasks, {_FEW_SLOTS} slots"] = measured_memory(root, _FEW_SLOTS)
+    listings = measured_listings(backbone, root, names)
     seconds = measure(systems, options.rounds)
     return {
         "systems": rates(seconds, workload),
-        "ratios": summarise(seconds, memory, register, options.tasks),
+        "ratios": summarise(seconds, memory, register, options.tasks) | listings,
         "memory": memory,
         "slots": {"cliff": vars(few.cache.counts)},
         "rows": len(workload.rows),
@@ -193,6 +197,27 @@ def register_ms(backbone: Backbone, store: Store, count: int, precision: str) ->
         bank.add([loader.load(record)])
         seconds.append(time.perf_counter() - started)
     return round(1000 * statistics.median(seconds), 2)
+
+
+def measured_listings(backbone: Backbone, root: Path, names: list[str]) -> dict[str, float]:
+    """Measure `/metrics` and a page of `/deltas` after each task has answered a row.
+
+    Returns kilobytes and milliseconds (median) of both, of a server in this process.
+    """
+    settings = Settings(deltas=(root,), zoo=False, max_slots=_FEW_SLOTS, warm_up=False)
+    found: dict[str, float] = {}
+    with TestClient(create_app(settings, backbone=backbone)) as client:
+        for name in names:
+            client.app.state.metrics.on_rows(name, STRATEGY, 1, 32)  # type: ignore[attr-defined]
+        for path in ("/metrics", "/deltas"):
+            seconds = []
+            for _ in range(_REGISTERED):
+                started = time.perf_counter()
+                content = client.get(path).content
+                seconds.append(time.perf_counter() - started)
+            found[f"{path[1:]}_kb"] = round(len(content) / 1000, 1)
+            found[f"{path[1:]}_ms"] = round(1000 * statistics.median(seconds), 1)
+    return found
 
 
 def measured_memory(root: Path, max_slots: int = 0) -> dict[str, Any]:

@@ -316,7 +316,9 @@ def test_the_number_of_connections_fits_the_descriptors(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (64, 64))
-    limits = ConnectionLimits(max_head_bytes=1024, timeout_s=1.0, max_connections=500)
+    limits = ConnectionLimits(
+        max_head_bytes=1024, timeout_s=1.0, max_connections=500, on_error=print
+    )
     assert 1 <= limits.max_connections < 48
     assert "connections instead of 500 (DELTABERT_MAX_CONNECTIONS)" in caplog.text
 

@@ -22,7 +22,7 @@ from app.batching import workers
 from app.batching.queue import RowQueue
 from app.engine.engine import Engine, EngineRow, Outcome
 from app.http import readiness
-from app.http.metrics import Metrics
+from app.http.telemetry.metrics import Metrics
 from deltas import load_backbone
 from tests.http.server_process import Server, call, free_port, url_of
 

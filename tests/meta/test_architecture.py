@@ -42,7 +42,7 @@ DIRECTION = {
     "app.http": (
         "keys pipeline batching engine settings process errors",
         "store publish manifest errors",
-        "fastapi prometheus_client pydantic pydantic_core starlette",
+        "fastapi opentelemetry prometheus_client pydantic pydantic_core starlette",
     ),
     "app.keys": ("errors", "errors", "pydantic pyrate_limiter starlette tomlkit"),
     "app.pipeline": (
@@ -150,7 +150,11 @@ DIRECTION = {
     "frontend.errors": ("", "", ""),
 }
 # Third parties that one module alone knows.
-ONLY_IN = {"matplotlib": "training.study.figures", "prometheus_client": "app.http.metrics"}
+ONLY_IN = {
+    "matplotlib": "training.study.figures",
+    "opentelemetry": "app.http.telemetry.tracing",
+    "prometheus_client": "app.http.telemetry.metrics",
+}
 
 
 def unit_of(module: str) -> str:

@@ -84,7 +84,7 @@ class World:
     num_rows: int = 0
     drops: Counter[str] = field(default_factory=Counter)
 
-    def on_batch(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+    def on_batch(self, num_rows: int, num_tokens: int, seconds: float, fill: float) -> None:
         pass
 
     def on_answer(self, queue_s: float) -> None:

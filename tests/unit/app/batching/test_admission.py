@@ -127,7 +127,7 @@ class Rig:
         self.queue: RowQueue[QueuedRequest[Row]] = RowQueue(throughput.small_batch_tokens)
         self.admission = AdmissionController(self.queue, LIMITS, throughput, self)
 
-    def on_batch(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+    def on_batch(self, num_rows: int, num_tokens: int, seconds: float, fill: float) -> None:
         raise NotImplementedError
 
     def on_answer(self, queue_s: float) -> None:

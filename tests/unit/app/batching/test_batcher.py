@@ -72,7 +72,7 @@ class Observer:
     waits: list[float] = field(default_factory=list)
     drops: Counter[str] = field(default_factory=Counter)
 
-    def on_batch(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+    def on_batch(self, num_rows: int, num_tokens: int, seconds: float, fill: float) -> None:
         assert seconds >= 0
         self.batches.append((num_rows, num_tokens))
 

@@ -146,7 +146,7 @@ class Engine:
 
 
 class Silent:
-    def on_batch(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+    def on_batch(self, num_rows: int, num_tokens: int, seconds: float, fill: float) -> None:
         pass
 
     def on_answer(self, queue_s: float) -> None:
