@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 
-from app.keys.key import Key, KeysError, Scope, digest_of, new_secret, parse_keys
+from app.keys.key import ANONYMOUS, Key, KeysError, Scope, digest_of, new_secret, parse_keys
 from deltas.errors import did_you_mean, run_command
 
 FILE_VARIABLE = "DELTABERT_KEYS_FILE"
@@ -103,7 +103,11 @@ def _new(options: argparse.Namespace) -> int:
             raise KeysError(
                 f"there is a key {options.name!r} already; remove it, or take another name"
             )
-        document[options.name] = _table(options, digest_of(secret.encode()).hex())
+        sha256 = None if options.name == ANONYMOUS else digest_of(secret.encode()).hex()
+        document[options.name] = _table(options, sha256)
+    if sha256 is None:
+        sys.stderr.write("requests without a key have these rights; there is no secret\n")
+        return 0
     sys.stderr.write(
         f"the key {options.name!r} is made; this is its secret, which is shown only now:\n"
     )
@@ -111,7 +115,7 @@ def _new(options: argparse.Namespace) -> int:
     return 0
 
 
-def _table(options: argparse.Namespace, sha256: str) -> Any:
+def _table(options: argparse.Namespace, sha256: str | None) -> Any:
     import tomlkit
 
     table = tomlkit.table()

@@ -8,6 +8,8 @@ A file of keys has a table for each key, under its name:
     tasks = ["team-a-*", "sst2"]
     rows_per_minute = 6000
 
+The table `anonymous` has no digest; its rights are those of requests without a key.
+
 No message quotes a value of the file, since somebody may have put a secret there. Read
 `app.keys.keyring` next.
 """
@@ -24,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deltas.errors import did_you_mean
 
+ANONYMOUS = "anonymous"
 PREFIX = "dbk_"  # by which programs that look for leaked secrets can find them
 MAX_KEYS = 1000  # each request is compared with all of them, and each has a metric
 _SECRET_BYTES = 32
@@ -43,7 +46,7 @@ class Key(BaseModel):
 
     Attributes:
         name: name in logs and metrics.
-        sha256: digest of the secret, 64 hexadecimal digits.
+        sha256: digest of the secret, 64 hexadecimal digits; None for requests without a key.
         scopes: changes that the client may ask for; without any it may only read.
         tasks: names of tasks, in which `*` and `?` stand for any characters and for one.
         requests_per_minute: predictions that it may ask for, on average.
@@ -56,7 +59,7 @@ class Key(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
+    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$", repr=False)] = None
     scopes: frozenset[Scope]
     tasks: Annotated[tuple[Pattern, ...], Field(max_length=MAX_KEYS)]
     requests_per_minute: PerMinute = None
@@ -110,7 +113,7 @@ def checked(keys: dict[str, Key]) -> dict[str, Key]:
         raise KeysError(f"{len(keys):,} keys, at most {MAX_KEYS:,}; remove some")
     owners: dict[str, str] = {}
     for name, key in keys.items():
-        other = owners.setdefault(key.sha256, name)
+        other = owners.setdefault(key.sha256 or name, name)
         if other != name:
             raise KeysError(f"the keys {other!r} and {name!r} have the same sha256; make a new one")
     return keys
@@ -129,17 +132,23 @@ def _parse_key(name: str, table: Any) -> Key:
                 f"key {name[:64]!r}: {field[:64]!r} is no field of a key.{hint} "
                 f"Allowed: {', '.join(known)}"
             )
+    if (name == ANONYMOUS) == ("sha256" in table):
+        wrong = "has no secret, so no sha256" if name == ANONYMOUS else "sha256 is missing"
+        raise KeysError(f"key {name[:64]!r}: {wrong}")
     try:
-        return Key(name=name, **table)
+        key = Key(name=name, **table)
     except ValidationError as error:
         raise KeysError(_sentence(name, error.errors(include_url=False)[0])) from None
+    if name == ANONYMOUS and "admin" in key.scopes:
+        raise KeysError(f"key {name!r}: requests without a key can't have the scope 'admin'")
+    return key
 
 
 def _sentence(name: str, item: Any) -> str:
     field = str(item["loc"][0])
     if field == "name":
         return f"key {name[:64]!r}: a name has 1 to 64 letters, digits, hyphens and underscores"
-    if field == "sha256" and item["type"] != "missing":
+    if field == "sha256":
         return (
             f"key {name!r}: sha256 must be the 64 hexadecimal digits of the secret's SHA-256; "
             "python -m app keys new makes both"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.errors import ForbiddenError
-from app.keys.key import Key, KeysError, Scope, checked, digest_of, parse_keys
+from app.keys.key import ANONYMOUS, Key, KeysError, Scope, checked, digest_of, parse_keys
 from app.keys.usage import Usage, limits_of
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Caller:
     def __init__(self, key: Key, usage: Usage) -> None:
         self.key = key
         self.usage = usage
-        self.digest = bytes.fromhex(key.sha256)
+        self.digest = bytes.fromhex(key.sha256 or "")
         self.may_use_all = "*" in key.tasks
         self._tasks = re.compile("|".join(map(fnmatch.translate, key.tasks)) or r"(?!)")
 
@@ -80,8 +80,7 @@ class Caller:
             )
 
 
-_NO_RIGHTS = Key(name="anonymous", sha256="0" * 64, scopes=frozenset(), tasks=())
-ANONYMOUS = Caller(_NO_RIGHTS, Usage(_NO_RIGHTS, 1))  # of requests without a key, to open paths
+_NO_RIGHTS = Key(name=ANONYMOUS, scopes=frozenset(), tasks=())
 
 
 class _Seen(NamedTuple):
@@ -109,6 +108,7 @@ class Keyring:
         self._path = path
         self._max_queue_rows = max_queue_rows
         self._callers: dict[str, Caller] = {}
+        self._no_rights = Caller(_NO_RIGHTS, Usage(_NO_RIGHTS, max_queue_rows))
         try:
             self._inline = parse_keys(inline)
         except KeysError as error:
@@ -120,6 +120,11 @@ class Keyring:
     def names(self) -> list[str]:
         """The names of all keys, sorted."""
         return sorted(self._callers)
+
+    @property
+    def anonymous(self) -> Caller:
+        """The caller of requests without a key; has no rights unless the keys give it some."""
+        return self._callers.get(ANONYMOUS, self._no_rights)
 
     def find(self, secret: bytes) -> Caller | None:
         """Return the caller with this secret, or None.

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import STATUSES, ForbiddenError, UnauthorizedError, error_response
 from app.keys.key import Scope as KeyScope
-from app.keys.keyring import ANONYMOUS, Caller, Keyring
+from app.keys.keyring import Caller, Keyring
 
 API_KEY_HEADER = "X-API-Key"
 OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/health/live", "/health/ready"})
@@ -54,8 +54,7 @@ class KeyMiddleware:
                 await response(scope, receive, send)
                 return
             state["caller"] = caller
-            if caller is not ANONYMOUS:
-                state["trace"].key = caller.key.name
+            state["trace"].key = caller.key.name
         await self._app(scope, receive, send)
 
     def _admit(self, scope: Scope, path: str) -> Caller:
@@ -65,29 +64,33 @@ class KeyMiddleware:
             UnauthorizedError: there is no key, or an unknown or expired one.
             ForbiddenError: the key has not the scope, or not the task of the path.
         """
-        reads = scope["method"] in _READING
         secrets = set(_secrets(scope))
-        if reads and path in OPEN_PATHS:
+        if scope["method"] in _READING and path in OPEN_PATHS:
             caller = self._keyring.find(secrets.pop()) if len(secrets) == 1 else None
-            return ANONYMOUS if caller is None or caller.has_expired else caller
+            return self._keyring.anonymous if caller is None or caller.has_expired else caller
+        if not secrets:
+            return self._admit_anonymous(scope["method"], path)
         caller = self._find(secrets)
-        if not reads:
-            caller.check_scope(_scope_of(scope["method"], path))
-        task = task_of(path)
-        if task is not None:
-            caller.check_task(task)
-        elif path == "/metrics":
-            caller.check_all("metrics name all tasks")
-        elif not reads and path != _PREDICT:
-            caller.check_all("this concerns all tasks")
+        _check(caller, scope["method"], path)
+        return caller
+
+    def _admit_anonymous(self, method: str, path: str) -> Caller:
+        """Return the caller of a request without a key, if such requests have the right."""
+        caller = self._keyring.anonymous
+        try:
+            _check(caller, method, path)
+        except ForbiddenError:
+            has_right = False
+        else:
+            has_right = bool(caller.key.tasks) and not caller.has_expired
+        if not has_right:
+            raise UnauthorizedError(
+                "this request needs a key; send the header Authorization: Bearer KEY, or "
+                f"{API_KEY_HEADER}: KEY"
+            )
         return caller
 
     def _find(self, secrets: set[bytes]) -> Caller:
-        if not secrets:
-            raise UnauthorizedError(
-                "this server needs a key; send the header Authorization: Bearer KEY, or "
-                f"{API_KEY_HEADER}: KEY"
-            )
         if len(secrets) > 1:
             raise UnauthorizedError("the request has several keys; send one")
         caller = self._keyring.find(secrets.pop())
@@ -98,6 +101,24 @@ class KeyMiddleware:
                 f"the key {caller.key.name!r} expired on {caller.key.expires}; ask for a new one"
             )
         return caller
+
+
+def _check(caller: Caller, method: str, path: str) -> None:
+    """Check the rights that a method and a path need.
+
+    Raises:
+        ForbiddenError: the key has not the scope, or not the task of the path.
+    """
+    reads = method in _READING
+    if not reads:
+        caller.check_scope(_scope_of(method, path))
+    task = task_of(path)
+    if task is not None:
+        caller.check_task(task)
+    elif path == "/metrics":
+        caller.check_all("metrics name all tasks")
+    elif not reads and path != _PREDICT:
+        caller.check_all("this concerns all tasks")
 
 
 def route_path(scope: Scope) -> str:

@@ -60,11 +60,11 @@ class Usage:
     Args:
         key: the key with its limits.
         max_queue_rows: most rows in the queue, of which the key may have a share.
-        clock: source of the time in seconds.
+        clock: source of the time in nanoseconds.
     """
 
     def __init__(
-        self, key: Key, max_queue_rows: int, *, clock: Callable[[], float] = time.monotonic
+        self, key: Key, max_queue_rows: int, *, clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self.limits = limits_of(key)
         self._name = key.name
@@ -112,7 +112,7 @@ class Usage:
 
     def _spend(self, num_rows: int) -> None:
         """Spend one request and its rows, both or neither."""
-        now_ms = math.floor(self._clock() * 1000)
+        now_ms = self._clock() // 1_000_000
         asked = [
             (bucket, weight)
             for bucket, weight in ((self._rows, num_rows), (self._requests, 1))

@@ -184,6 +184,28 @@ def test_near_matches_are_those_of_the_key(start: Start, check_error: CheckError
     assert "toy3" in error["details"]["available"]
 
 
+def test_requests_without_a_key_have_the_rights_that_they_are_given(
+    start: Start, check_error: CheckError
+) -> None:
+    given = 'anonymous = {scopes = ["predict"], tasks = ["toy2"], rows_per_minute = 60}\n'
+    client = start(keys=given + key("admin", "admin", "*"))
+    assert client.post("/predict/toy2", json=ROWS).status_code == 200
+    assert [task["task"] for task in client.get("/tasks").json()["tasks"]] == ["toy2"]
+    for method, path in (
+        ("POST", "/predict/toy3"),
+        ("GET", "/metrics"),
+        ("PUT", "/deltas/toy2/bitfit"),
+        ("POST", "/deltas/reload"),
+    ):
+        check_error(client.request(method, path, json=ROWS), 401, "unauthorized")
+    answer = client.post("/predict/toy2", json=ROWS, headers={"X-API-Key": "dbk_wrong"})
+    check_error(answer, 401, "unauthorized")
+    body = {"inputs": ["x"] * 60}
+    check_error(client.post("/predict/toy2", json=body), 429, "rate_limited")
+    answer = client.put("/deltas/toy2/bitfit", headers=bearer("admin"))
+    assert answer.status_code not in (401, 403)
+
+
 @pytest.mark.parametrize("path", READING)
 @pytest.mark.parametrize("name", ["reader", "all", "admin", "both"])
 def test_any_key_for_all_tasks_reads_all(keyed: TestClient, path: str, name: str) -> None:
@@ -294,7 +316,9 @@ def test_rows_are_limited_and_the_wait_is_right(
     start: Start, check_error: CheckError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr(usage.Usage.__init__, "__kwdefaults__", {"clock": lambda: now[0]})
+    monkeypatch.setattr(
+        usage.Usage.__init__, "__kwdefaults__", {"clock": lambda: round(now[0] * 1e9)}
+    )
     limited = ", rows_per_minute = 60, burst_s = 32"
     client = start(keys=key("slow", "predict", "*", limited) + key("all", "predict", "*"))
 

@@ -46,7 +46,7 @@ def seconds_until(url: str, secret: str, status: int) -> float:
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize("log_format", ["text", pytest.param("json", marks=pytest.mark.slow)])
 def test_keys_from_command_line_to_request(
     run_server: Callable[..., Any], tmp_path: Path, log_format: str
 ) -> None:

@@ -65,6 +65,15 @@ def test_reading_alone_and_changing_alone_are_possible(path: Path) -> None:
     assert [keys[name].scopes for name in "ab"] == [frozenset(), {"admin"}]
 
 
+def test_rights_without_a_key_have_no_secret(path: Path, capsys: Captured) -> None:
+    assert run("new", "anonymous", "--task", "*", "--rows-per-minute", "60") == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "requests without a key have these rights" in shown.err
+    assert parse_keys(path.read_text(encoding="utf-8"))["anonymous"].sha256 is None
+    assert run("new", "anonymous", "--task", "*", "--scope", "admin") == 1
+
+
 def test_comments_mode_and_other_keys_stay(path: Path, capsys: Captured) -> None:
     assert run("new", "a", "--task", "x") == 0
     text = "# who: Ann\n" + path.read_text(encoding="utf-8") + "# the last line\n"
@@ -99,7 +108,7 @@ def test_a_list_tells_rights_and_limits_and_no_digest(path: Path, capsys: Captur
         "a  scopes=predict  tasks=x  rows_per_minute=60  expires=2027-01-31",
         "b  scopes=read  tasks=*",
     ]
-    assert not any(digest in shown for digest in digests)
+    assert not any(digest and digest in shown for digest in digests)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def test_the_digest_is_never_shown() -> None:
         (GOOD + "expires = 2027-01-31T10:00:00Z", "expires must be a valid date"),
         (GOOD + GOOD.replace("[a]", "[b]"), "the keys 'a' and 'b' have the same sha256"),
         (GOOD + GOOD, "not TOML: "),
+        (GOOD.replace("[a]", "[anonymous]"), "key 'anonymous': has no secret, so no sha256"),
+        ('[anonymous]\nscopes = ["admin"]\ntasks = ["*"]', "can't have the scope 'admin'"),
     ],
 )
 def test_a_problem_is_one_sentence_without_a_value(text: str, said: str) -> None:
@@ -84,7 +86,15 @@ def test_a_problem_is_one_sentence_without_a_value(text: str, said: str) -> None
     assert caught.value.__cause__ is None
 
 
+def test_requests_without_a_key_may_have_rights() -> None:
+    key = parse_keys('[anonymous]\nscopes = ["predict"]\ntasks = ["sst2"]')["anonymous"]
+    assert key.sha256 is None
+    assert key.scopes == {"predict"}
+
+
 def test_a_missing_field_is_named() -> None:
+    with pytest.raises(KeysError, match="key 'a': sha256 is missing"):
+        parse_keys(GOOD.replace("sha256", "#"))
     with pytest.raises(KeysError, match="key 'a': tasks is missing"):
         parse_keys(GOOD.replace('tasks = ["*"]\n', ""))
 

@@ -19,8 +19,8 @@ class Clock:
     def __init__(self) -> None:
         self.now = 12345.0
 
-    def __call__(self) -> float:
-        return self.now
+    def __call__(self) -> int:
+        return round(self.now * 1e9)
 
 
 @pytest.fixture
