@@ -21,7 +21,7 @@ from training.errors import ConfigError
 
 if TYPE_CHECKING:
     from deltas.manifest import Confidence, DecisionRule, Manifest
-    from deltas.store import Record
+    from deltas.store.store import Record
 
 Logits = list[list[float]]
 

@@ -18,7 +18,7 @@ from app.errors import DeltaUnavailableError
 from app.pipeline import RowLogits
 from deltas.backbone.backbone import Backbone
 from deltas.errors import DeltaError, DeltaFormatError
-from deltas.store import Record, Store
+from deltas.store.store import Record, Store
 from training.errors import ConfigError, listing
 
 Asked = tuple[Record, Sequence[tuple[str, ...]]]  # a delta, and the texts of each row for it

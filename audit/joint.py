@@ -21,7 +21,7 @@ from deltas.errors import home_path, one_line
 if TYPE_CHECKING:
     from audit.firing import Decision, Firing
     from audit.rows import AuditedRows
-    from deltas.store import Record
+    from deltas.store.store import Record
 
 _SHOWN_ROWS = 10
 

@@ -60,10 +60,10 @@ if TYPE_CHECKING:
     from deltas.manifest import StrategySpec as StrategySpec
     from deltas.manifest import TaskSpec as TaskSpec
     from deltas.manifest import TrainingFacts as TrainingFacts
-    from deltas.store import Record as Record
-    from deltas.store import Store as Store
-    from deltas.store import delta_path as delta_path
-    from deltas.store import zoo_path as zoo_path
+    from deltas.store.store import Record as Record
+    from deltas.store.store import Store as Store
+    from deltas.store.store import delta_path as delta_path
+    from deltas.store.store import zoo_path as zoo_path
 
     SingleOverlay = TrainableOverlay
 
@@ -84,7 +84,7 @@ _PUBLIC = {
     "hardware": "DTYPES dtype_of keep_compiled_products keep_freed_memory pick_device"
     " pick_precision",
     "manifest": "BackboneRef EntryInfo Manifest SplitMetrics StrategySpec TaskSpec TrainingFacts",
-    "store": "Record Store delta_path zoo_path",
+    "store.store": "Record Store delta_path zoo_path",
 }
 _MODULES = {name: f"deltas.{module}" for module, names in _PUBLIC.items() for name in names.split()}
 _ALIASES = {"SingleOverlay": "TrainableOverlay"}  # names of earlier releases

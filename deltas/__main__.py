@@ -29,7 +29,7 @@ from deltas.errors import (
 )
 
 if TYPE_CHECKING:
-    from deltas.store import Record
+    from deltas.store.store import Record
 
 _COMMANDS = {
     "fit": "fine-tune one task and write its delta",
@@ -130,7 +130,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from deltas.store import Store, zoo_path
+    from deltas.store.store import Store, zoo_path
 
     folders = options.folders or [zoo_path()]
     for folder in folders:
@@ -232,7 +232,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _delta_files(path: Path) -> list[Path]:
     """Return the delta files below a folder, hidden ones left out, or the file itself."""
-    from deltas.store import find_delta_files
+    from deltas.store.store import find_delta_files
 
     files = list(find_delta_files([path])) if path.is_dir() else [path]
     if not files:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from deltas.errors import DeltaFormatError
 from deltas.format import write_atomically
-from deltas.store import zoo_path
+from deltas.store.store import zoo_path
 
 
 class StudyRow(BaseModel):

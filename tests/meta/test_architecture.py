@@ -310,7 +310,7 @@ def planted(path: str, text: str) -> Source:
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("deltas/store.py", "import app.settings"),
+        ("deltas/store/store.py", "import app.settings"),
         ("deltas/encoder/encoder.py", "def f():\n    from deltas.format import read_delta"),
         ("deltas/kernels/int8.py", "from deltas.errors import DeltaError"),
         ("app/batching/queue.py", "import torch"),

@@ -38,7 +38,7 @@ from deltas.manifest import (
     TaskSpec,
     TrainingFacts,
 )
-from deltas.store import delta_path
+from deltas.store.store import delta_path
 from training.data.custom import CustomTask, load_files, split_names
 from training.data.files.delimited import DelimitedOptions
 from training.data.glue import load_task

@@ -14,7 +14,7 @@ import pytest
 
 from deltas import Store, read_manifest
 from deltas.__main__ import main
-from deltas.store import find_delta_files
+from deltas.store.store import find_delta_files
 
 NOBODY = 65534
 
@@ -130,7 +130,7 @@ def test_a_file_that_goes_while_the_store_looks_is_refused(
             path.unlink()
         return found
 
-    monkeypatch.setattr("deltas.store.read_manifest", read_and_remove)
+    monkeypatch.setattr("deltas.store.store.read_manifest", read_and_remove)
     store = Store([tmp_path])
     assert [record.path.stem for record in store.records] == ["b"]
     assert store.rejected == [
