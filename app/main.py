@@ -12,7 +12,8 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -56,6 +57,10 @@ from app.process import (
 )
 from app.settings import DEFAULT_BATCH_TOKENS, PREFIX, Settings, SettingsError, load_settings
 from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
+from deltas.store.address import RemoteAddress
+
+if TYPE_CHECKING:
+    from deltas.store.sync import Synced
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +75,19 @@ bring its own. `GET /tasks` lists what is served and which text fields each task
 """
 
 
-def create_app(settings: Settings | None = None, *, backbone: Backbone | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None,
+    *,
+    backbone: Backbone | None = None,
+    store: Store | None = None,
+) -> FastAPI:
     """Make the app; it loads nothing before it is started.
 
     Args:
         settings: settings of the server. None reads them from the environment and sets up logging
             and the process, for starts by uvicorn's factory.
         backbone: backbone that is loaded already; None loads the one of the settings at start.
+        store: deltas that are found already; None finds those of the settings at start.
 
     Raises:
         SettingsError: settings or variables of OpenTelemetry cannot be used.
@@ -99,6 +110,7 @@ def create_app(settings: Settings | None = None, *, backbone: Backbone | None = 
     )
     app.state.settings = settings
     app.state.backbone = backbone
+    app.state.store = store
     app.state.metrics = Metrics(settings.max_delta_series)
     app.state.keyring = open_keyring(settings)
     app.state.tracing = open_tracing(os.environ, app.version)
@@ -151,7 +163,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     engine, tuning = await asyncio.to_thread(
-        run_in_own_thread, lambda: _start_engine(settings, app.state.backbone)
+        run_in_own_thread, lambda: _start_engine(settings, app.state.backbone, app.state.store)
     )
     described = {**engine.describe(), "threads": tuning.threads, "workers": tuning.workers}
     _log_start(settings, engine, described | {"batch_tokens": tuning.batch_tokens})
@@ -219,10 +231,31 @@ def open_keyring(settings: Settings) -> Keyring | None:
         raise SettingsError([str(error)]) from None
 
 
+def _copy_of(address: RemoteAddress, settings: Settings) -> Synced:
+    """Bring the local copy of a remote folder up to date, and log it."""
+    from deltas.store.sync import sync
+
+    synced = sync(address, max_bytes=settings.remote_max_bytes)
+    logger.log(logging.WARNING if synced.problem else logging.INFO, "%s", synced.describe())
+    return synced
+
+
 def open_store(settings: Settings, backbone: Backbone) -> Store:
-    """Find the deltas in the folders that the settings name, the shipped zoo last."""
-    roots = [*settings.deltas, *([zoo_path()] if settings.zoo else [])]
-    return Store(roots, backbone=backbone.ref)
+    """Find the deltas in the folders that the settings name, the shipped zoo last.
+
+    Raises:
+        DeltaError: a remote folder can't be used, and has no complete copy on this machine.
+    """
+    copies = {
+        root: _copy_of(root, settings)
+        for root in settings.deltas
+        if isinstance(root, RemoteAddress)
+    }
+    roots = [root if isinstance(root, Path) else copies[root].folder for root in settings.deltas]
+    store = Store([*roots, *([zoo_path()] if settings.zoo else [])], backbone=backbone.ref)
+    for synced in copies.values():
+        store.rejected += synced.refused
+    return store
 
 
 def pinned_records(store: Store, settings: Settings) -> list[Record]:
@@ -252,10 +285,12 @@ def pinned_records(store: Store, settings: Settings) -> list[Record]:
     return list(found.values())
 
 
-def _start_engine(settings: Settings, backbone: Backbone | None) -> tuple[Engine, Tuning]:
+def _start_engine(
+    settings: Settings, backbone: Backbone | None, store: Store | None
+) -> tuple[Engine, Tuning]:
     """Load backbone and deltas, and warm up if there are any deltas."""
     backbone = backbone or load_backbone(settings.backbone)
-    store = open_store(settings, backbone)
+    store = store or open_store(settings, backbone)
     with logged("loaded the deltas"):
         engine = Engine(
             backbone,

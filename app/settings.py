@@ -15,6 +15,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PlainSerializer,
     SecretStr,
     ValidationError,
     model_validator,
@@ -22,6 +23,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from deltas.errors import did_you_mean
+from deltas.store.address import FORMS, RemoteAddress, parse_root, split_roots
 
 PREFIX = "DELTABERT_"
 DEFAULT_BATCH_TOKENS = 4096  # tokens per batch of a server that does not warm up
@@ -48,11 +50,17 @@ def _split(separator: str) -> BeforeValidator:
     return BeforeValidator(split)
 
 
-def _existing_folder(path: Path) -> Path:
-    path = path.expanduser()
-    if not path.is_dir():
-        raise ValueError(f"{str(path)!r} is not a folder; create it, or remove it from the list")
-    return path
+def _split_folders(value: Any) -> Any:
+    return split_roots(value, os.pathsep) if isinstance(value, str) else value
+
+
+def _folder(value: Any) -> Path | RemoteAddress:
+    if isinstance(value, RemoteAddress):
+        return value
+    root = parse_root(str(value))
+    if isinstance(root, Path) and not root.is_dir():
+        raise ValueError(f"{str(root)!r} is not a folder; create it, or remove it from the list")
+    return root
 
 
 def _origin(text: str) -> str:
@@ -69,7 +77,7 @@ def _prefix(text: str) -> str:
 
 
 File = Annotated[Path, AfterValidator(Path.expanduser)]
-Folder = Annotated[Path, AfterValidator(_existing_folder)]
+Folder = Annotated[Path | RemoteAddress, BeforeValidator(_folder), PlainSerializer(str)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Lowercase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 
@@ -89,10 +97,16 @@ class Settings(BaseSettings):
         None,
         description="Hub id or folder of the backbone; unset takes the packaged all-MiniLM-L6-v2.",
     )
-    deltas: Annotated[tuple[Folder, ...], NoDecode, _split(os.pathsep)] = Field(
+    deltas: Annotated[tuple[Folder, ...], NoDecode, BeforeValidator(_split_folders)] = Field(
         (),
-        description="Folders with deltas, searched in this order before the shipped zoo; "
-        f"separated as in PATH ({os.pathsep!r} here).",
+        description=f"Folders with deltas, as paths, {FORMS}; separated as in PATH "
+        f"({os.pathsep!r} here), and searched in this order before the shipped zoo.",
+    )
+    remote_max_bytes: int = Field(
+        10 * 2**30,
+        description="Maximum bytes of deltas that are copied from a folder of S3 or of the hub.",
+        ge=1024,
+        le=2**50,
     )
     zoo: bool = Field(True, description="Serve the shipped zoo, too (true or false).")
     device: Annotated[Literal["auto", "cpu", "cuda"], Lowercase] = Field(

@@ -27,6 +27,7 @@ from deltas.errors import (
     one_line,
     run_command,
 )
+from deltas.store.address import FORMS, RemoteAddress, parse_root
 
 if TYPE_CHECKING:
     from deltas.store.store import Record
@@ -47,6 +48,7 @@ AUDITS = {
     "abstain": "measure how many rows out of scope get no answer while rows in scope do",
 }
 _BACKBONE_HELP = "hub id or folder (default: the packaged one)"
+_ROOTS_HELP = f"folders, as paths, {FORMS}"
 
 
 def deltabert(arguments: Sequence[str] | None = None) -> int:
@@ -98,7 +100,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     listing = commands.add_parser(
         "list", help="print one line for each delta below a folder (default: the shipped zoo)"
     )
-    listing.add_argument("folders", nargs="*", type=home_path)
+    listing.add_argument("folders", nargs="*", type=_root, help=_ROOTS_HELP)
     listing.add_argument("--json", action="store_true", help="print one JSON object per line")
     listing.set_defaults(command=_list)
 
@@ -110,7 +112,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     verify = commands.add_parser(
         "verify", help="check files completely, also against their backbone"
     )
-    verify.add_argument("files", nargs="+", type=home_path, help="delta files, or folders of them")
+    verify.add_argument("files", nargs="+", type=_root, help=f"delta files, {_ROOTS_HELP}")
     verify.add_argument("--backbone", type=home_or_name, help=_BACKBONE_HELP)
     verify.set_defaults(command=_verify)
 
@@ -132,11 +134,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def _list(options: argparse.Namespace) -> int:
     from deltas.store.store import Store, zoo_path
 
-    folders = options.folders or [zoo_path()]
-    for folder in folders:
+    roots = [_local(root) for root in options.folders] or [(zoo_path(), ())]
+    for folder, _ in roots:
         if not folder.is_dir():
             raise DeltaError(f"{folder} is not a folder")
-    store = Store(folders)
+    store = Store([folder for folder, _ in roots])
+    store.rejected += [refusal for _, refused in roots for refusal in refused]
     for record in store.records:
         _print(_list_line(record, as_json=options.json))
     for path, reason in store.rejected:
@@ -188,8 +191,12 @@ def _verify(options: argparse.Namespace) -> int:
     from deltas.format import read_delta
 
     backbone = load_backbone(options.backbone)
-    files = [file for path in options.files for file in _delta_files(path)]
+    roots = [_local(root) for root in options.files]
+    files = [file for path, _ in roots for file in _delta_files(path)]
     num_wrong = 0
+    for path, reason in (refusal for _, refused in roots for refusal in refused):
+        num_wrong += 1
+        _print(f"WRONG  {path}: {reason}")
     for path in files:
         try:
             delta = read_delta(path, backbone)
@@ -228,6 +235,26 @@ def _export(options: argparse.Namespace) -> int:
     load = export_folder(read_delta(options.file, backbone), backbone, options.folder)
     _print(f"{options.folder}: load it with {load}")
     return 0
+
+
+def _root(text: str) -> Path | RemoteAddress:
+    """Read a folder of the command line; argparse would repeat an address with credentials."""
+    try:
+        return parse_root(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _local(root: Path | RemoteAddress) -> tuple[Path, tuple[tuple[Path, str], ...]]:
+    """Return a root as a path, with the files that are not copied if it is remote."""
+    if isinstance(root, Path):
+        return root, ()
+    from deltas.store.sync import sync
+
+    synced = sync(root)
+    if synced.problem:
+        sys.stderr.write(one_line(synced.describe()) + "\n")
+    return synced.folder, synced.refused
 
 
 def _delta_files(path: Path) -> list[Path]:

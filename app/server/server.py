@@ -133,9 +133,10 @@ def _run(settings: Settings) -> int:
         with _listen(settings) as listener:
             with logged("loaded the backbone"):
                 backbone = run_in_own_thread(lambda: load_backbone(settings.backbone))
-            if settings.pinned:  # a bad name is one sentence here, and a traceback later
-                pinned_records(open_store(settings, backbone), settings)
-            app = create_app(settings, backbone=backbone)
+            # A bad name or a remote folder that is down is one sentence here, a traceback later.
+            store = run_in_own_thread(lambda: open_store(settings, backbone))
+            pinned_records(store, settings)
+            app = create_app(settings, backbone=backbone, store=store)
             return _serve(app, listener, settings, certificate)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")

@@ -36,7 +36,7 @@ def folder() -> Path:
 def read(name: str) -> bytes | None:
     """Return the content of a file; None if it is missing, unreadable or damaged."""
     try:
-        _check_private(folder())
+        check_private(folder())
         stored = (folder() / name).read_bytes()
     except FileNotFoundError:
         return None
@@ -55,7 +55,7 @@ def write(name: str, content: bytes) -> None:
     try:
         target = folder()
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_private(target)
+        check_private(target)
         with tempfile.NamedTemporaryFile(prefix=f".{name}.", dir=target, delete=False) as file:
             temporary = Path(file.name)
             try:
@@ -69,7 +69,7 @@ def write(name: str, content: bytes) -> None:
         _warn("write", error)
 
 
-def _check_private(target: Path) -> None:
+def check_private(target: Path) -> None:
     """Check that no other user can put files into a folder.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A server on this machine that answers like the Hugging Face hub, for one data set."""
+"""A server on this machine that answers like the Hugging Face hub, for one repository."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 # A function (script, endpoint, **settings) -> the JSON that a new process prints last.
 Ask = Callable[..., dict[str, Any]]
@@ -16,12 +17,14 @@ COMMIT = "c" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the files of one data set and counts requests."""
+    """Serves the files of one repository and counts requests."""
 
     daemon_threads = True
 
-    def __init__(self, files: dict[str, bytes], repository: str) -> None:
+    def __init__(self, files: dict[str, bytes], repository: str, kind: str = "datasets") -> None:
         super().__init__(("127.0.0.1", 0), HubHandler)
+        self.api = f"/api/{kind}/{repository}"
+        self.resolve = f"/{'' if kind == 'models' else f'{kind}/'}{repository}/resolve/"
         self.num_requests = 0
         self.repository = repository
         self.commit = COMMIT
@@ -49,15 +52,14 @@ class HubHandler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path, _, query = self.path.partition("?")
         files, repository, commit = self.server.files, self.server.repository, self.server.commit
-        prefix = f"/datasets/{repository}/resolve/"
-        if path.startswith(prefix):
-            name = path.removeprefix(prefix).split("/", 1)[1]
+        if path.startswith(self.server.resolve):
+            name = unquote(path.removeprefix(self.server.resolve)).split("/", 1)[1]
             if name in files:
                 tag = f'"{hashlib.sha256(files[name]).hexdigest()}"'
                 self._send(200, files[name], {"ETag": tag, "X-Repo-Commit": commit})
             else:
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        elif not path.startswith(f"/api/datasets/{repository}"):
+        elif not path.startswith(self.server.api):
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
         elif "/tree/" in path:
             folder = path.partition(f"/tree/{commit}")[2].strip("/")
@@ -72,8 +74,10 @@ class HubHandler(BaseHTTPRequestHandler):
         found: list[dict[str, Any]] = []
         for name, content in self.server.files.items():
             path = PurePosixPath(name)
-            if is_recursive or str(path.parent) == (folder or "."):
-                found.append({"type": "file", "path": name, "size": len(content), "oid": "1" * 40})
+            is_below = not folder or name.startswith(f"{folder}/")
+            if (is_recursive and is_below) or str(path.parent) == (folder or "."):
+                oid = hashlib.sha256(content).hexdigest()[:40]
+                found.append({"type": "file", "path": name, "size": len(content), "oid": oid})
             elif not folder:
                 parent = str(path.parent)
                 found.append({"type": "directory", "path": parent, "size": 0, "oid": "0" * 40})

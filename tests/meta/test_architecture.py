@@ -57,7 +57,7 @@ DIRECTION = {
         "torch",
     ),
     "app.process": ("", "hardware", ""),
-    "app.settings": ("", "hardware errors", "pydantic pydantic_settings"),
+    "app.settings": ("", "hardware store errors", "pydantic pydantic_settings"),
     "app.errors": ("", "errors", "fastapi starlette"),
     "audit": ("", "", ""),
     "audit.joint": (
@@ -86,7 +86,11 @@ DIRECTION = {
         "",
         "pydantic safetensors torch transformers",
     ),
-    "deltas.store": ("format backbone delta manifest errors", "", ""),
+    "deltas.store": (
+        "format backbone delta kernels manifest errors",
+        "",
+        "filelock huggingface_hub obstore pydantic",
+    ),
     "deltas.format": ("backbone delta manifest errors", "", "pydantic safetensors torch"),
     "deltas.encoder": ("backbone delta kernels", "", "torch"),
     "deltas.kernels": ("", "", "llvmlite numba numpy torch"),
@@ -152,6 +156,7 @@ DIRECTION = {
 # Third parties that one module alone knows.
 ONLY_IN = {
     "matplotlib": "training.study.figures",
+    "obstore": "deltas.store.remote",
     "opentelemetry": "app.http.telemetry.tracing",
     "prometheus_client": "app.http.telemetry.metrics",
 }

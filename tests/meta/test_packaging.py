@@ -10,6 +10,7 @@ import sys
 import tomllib
 import zipfile
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,8 @@ def imported_distributions(modules: dict[str, Path]) -> dict[str, str]:
 
 def test_what_is_imported_is_declared(modules: dict[str, Path], project: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
-    asked = project["dependencies"] + extras["report"] + extras["otel"]
+    chosen = (extras[name] for name in ("report", "otel", "s3"))
+    asked = [*project["dependencies"], *chain(*chosen)]
     declared = {canonicalize_name(Requirement(text).name) for text in asked}
     used = imported_distributions(modules)
     undeclared = {dist: used[dist] for dist in set(used) - declared}

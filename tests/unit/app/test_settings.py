@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.settings import PREFIX, Settings, SettingsError, load_settings
+from deltas.store.address import RemoteAddress
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,15 @@ def test_values_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert settings.backbone is None, "an empty variable is as good as none"
 
 
+def test_folders_and_addresses_are_mixed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DELTABERT_DELTAS", f"s3://bucket/live:{tmp_path}:hf://team/deltas@v1")
+    settings = load_settings()
+    s3, hub = RemoteAddress("s3", "bucket", "live"), RemoteAddress("hf", "team/deltas", "", "v1")
+    assert settings.deltas == (s3, tmp_path, hub)
+    shown = ["s3://bucket/live", str(tmp_path), "hf://team/deltas@v1"]
+    assert settings.model_dump(mode="json")["deltas"] == shown
+
+
 def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine").mkdir()
@@ -73,6 +83,8 @@ def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ("DEADLINE_S", "nan", "DELTABERT_DEADLINE_S"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("DELTAS", "no/such/folder", "'no/such/folder' is not a folder"),
+        ("DELTAS", "gs://bucket/a", "gs:// is not supported; write the path of a folder"),
+        ("DELTAS", "s3://key:hidden@bucket", "an address must not hold credentials"),
         ("CORS_ORIGINS", "example.org", "write it like https://example.org"),
         ("MAX_ROWS_PER_REQUEST", "5000", "DELTABERT_MAX_QUEUE_ROWS (4096)"),
     ],
@@ -83,6 +95,7 @@ def test_a_bad_value_is_one_sentence(
     (problem,) = problems(monkeypatch, **{name: value})
     assert said in problem
     assert "\n" not in problem
+    assert "hidden" not in problem
 
 
 def test_a_mistyped_name_is_an_error_with_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
