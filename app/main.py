@@ -189,7 +189,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         max_text_chars=settings.max_text_chars,
     )
     readiness = Readiness(engine, batcher, settings.ready_timeout_s)
-    metrics.watch(engine, batcher, readiness, {"version": app.version, **described})
+    lasting = {name: value for name, value in described.items() if name != "deltas"}
+    metrics.watch(engine, batcher, readiness, {"version": app.version, **lasting})
     batcher.start()
     app.state.serving = Serving(
         engine=engine,

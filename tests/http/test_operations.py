@@ -128,7 +128,7 @@ def test_every_alarm_has_a_section_and_every_section_an_alarm() -> None:
 
 
 def test_panels_do_not_overlap() -> None:
-    places = set()
+    places: set[tuple[int, int]] = set()
     for panel in panels():
         at = panel["gridPos"]
         assert at["x"] + at["w"] <= 24
@@ -152,6 +152,79 @@ def test_promtool_accepts_configuration_and_rules() -> None:
         command = ["promtool", "check", *words]
         done = subprocess.run(command, cwd=MONITORING, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+# Series of half an hour with a sample every 15 s, in promtool's notation, of a server that is well.
+WELL = {
+    "up": "1x120",
+    "deltabert_ready": "1x120",
+    "deltabert_failing_seconds": "0x120",
+    "process_start_time_seconds": "1000x120",
+    'deltabert_requests_total{method="POST"}': "0+150x120",
+    'deltabert_errors_total{code="internal_error"}': "0x120",
+    'deltabert_errors_total{code="overloaded"}': "0+1x120",
+    'deltabert_errors_total{code="deadline_exceeded"}': "0+1x120",
+    'deltabert_errors_total{code="too_many_connections"}': "0x120",
+    "deltabert_queue_oldest_seconds": "1.5x120",
+    "deltabert_rejected_files": "0x120",
+    "deltabert_deltas": "36x120",
+    'deltabert_delta_loads_total{outcome="failed"}': "0x120",
+    'deltabert_slot_lookups_total{outcome="hit"}': "0+100x120",
+    'deltabert_slot_lookups_total{outcome="waited"}': "0+10x120",
+    "deltabert_slot_evictions_total": "0+100x120",
+    "process_resident_memory_bytes": "500000000x120",
+    "process_open_fds": "50x120",
+    "process_max_fds": "1024x120",
+}
+ILL = {
+    "DeltabertDown": {"up": "1x100 0x20"},
+    "DeltabertNotReady": {"deltabert_ready": "1x100 0x20"},
+    "DeltabertRestarts": {"process_start_time_seconds": "1x30 2x30 3x30 4x30"},
+    "DeltabertErrors": {'deltabert_errors_total{code="internal_error"}': "0+15x120"},
+    "DeltabertOverloaded": {'deltabert_errors_total{code="overloaded"}': "0+15x120"},
+    "DeltabertQueueOld": {"deltabert_queue_oldest_seconds": "6x120"},
+    "DeltabertDeadlines": {'deltabert_errors_total{code="deadline_exceeded"}': "0+15x120"},
+    "DeltabertFilesRefused": {"deltabert_rejected_files": "2x120"},
+    "DeltabertDeltasLost": {"deltabert_deltas": "36x60 10x60"},
+    "DeltabertLoadsFail": {'deltabert_delta_loads_total{outcome="failed"}': "0+1x120"},
+    "DeltabertEvictions": {'deltabert_slot_lookups_total{outcome="hit"}': "0+5x120"},
+    "DeltabertMemory": {"process_resident_memory_bytes": "3000000000x120"},
+    "DeltabertConnections": {"process_open_fds": "900x120"},
+}
+
+
+def series_test(changes: dict[str, str], firing: list[str]) -> dict[str, Any]:
+    """Return one of promtool's tests: these alarms alone fire after half an hour."""
+    return {
+        "interval": "15s",
+        "input_series": [
+            {"series": name.replace("{", '{job="deltabert",instance="a",', 1), "values": values}
+            if "{" in name
+            else {"series": f'{name}{{job="deltabert",instance="a"}}', "values": values}
+            for name, values in (WELL | changes).items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+                "eval_time": "30m",
+                "exp_samples": [
+                    {"labels": f'{{alertname="{name}"}}', "value": 1} for name in firing
+                ],
+            }
+        ],
+    }
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on this machine")
+def test_each_alarm_fires_for_its_reason_and_no_other(tmp_path: Path) -> None:
+    assert ILL.keys() == {rule["alert"] for rule in alerts()}
+    tests = [series_test({}, []), *(series_test(given, [name]) for name, given in ILL.items())]
+    document = {"rule_files": [str(MONITORING / "alerts.yaml")], "tests": tests}
+    document["evaluation_interval"] = "15s"
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    command = ["promtool", "test", "rules", str(tmp_path / "tests.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def commands() -> list[str]:
