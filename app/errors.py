@@ -217,6 +217,18 @@ class DeltaUnavailableError(Exception):
         )
 
 
+class ConflictError(Exception):
+    """A change of deltas does not fit the present state of the store."""
+
+
+class InvalidDeltaError(Exception):
+    """An uploaded or changed file is no delta that the server could answer by."""
+
+
+class StorageError(Exception):
+    """Files of deltas can't be read or written now."""
+
+
 class DeadlineExceededError(Exception):
     """The request was not answered in time."""
 
@@ -264,6 +276,9 @@ STATUSES: Mapping[type[Exception], tuple[int, str]] = {
     BadResultError: (500, "internal_error"),
     NotReadyError: (503, "not_ready"),
     DeltaUnavailableError: (503, "delta_unavailable"),
+    ConflictError: (409, "conflict"),
+    InvalidDeltaError: (422, "invalid_delta"),
+    StorageError: (503, "storage_failed"),
     DeadlineTooShortError: (504, "deadline_too_short"),
     DeadlineExceededError: (504, "deadline_exceeded"),
 }

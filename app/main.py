@@ -1,7 +1,8 @@
 """Wires the server: `create_app` makes the app, its lifespan loads the backbone and the deltas.
 
-`python -m app` runs it, and so does `uvicorn --factory app.main:create_app`. Read `app.http.routes`
-next. Tested by tests/http/test_live_server.py and all other tests of that folder.
+`python -m app` runs it, and so does `uvicorn --factory app.main:create_app`. Read
+`app.http.routes.routes` next. Tested by tests/http/test_live_server.py and all other tests of that
+folder.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from starlette.middleware.cors import CORSMiddleware
 from app.batching.batcher import Batcher
 from app.batching.queue import BatchLimits
 from app.batching.workers import FULL_MACHINE_TOKENS, Parallelism
+from app.engine.changes import DeltaChanges
 from app.engine.engine import Engine
+from app.engine.traffic import Traffic
 from app.engine.tuning import Tuning, installed_version
 from app.engine.warm_up import tune_without_measuring, warm_up
+from app.engine.watch import watch
 from app.errors import STATUSES, ForbiddenError, RateLimitedError, error_response
-from app.http import routes
-from app.http.catalogue import Catalogue, CatalogueViews
+from app.http.catalogue import CatalogueViews
 from app.http.context import Serving
 from app.http.json_route import TIMEOUT_HEADER
 from app.http.middleware import (
@@ -40,6 +43,9 @@ from app.http.middleware import (
 )
 from app.http.openapi import openapi_of
 from app.http.readiness import Readiness
+from app.http.routes import changes as change_routes
+from app.http.routes import routes
+from app.http.routes.shadow import ShadowTraffic
 from app.http.telemetry.metrics import Metrics
 from app.http.telemetry.tracing import TracingMiddleware, open_tracing
 from app.keys.key import KeysError
@@ -58,6 +64,7 @@ from app.process import (
 from app.settings import DEFAULT_BATCH_TOKENS, PREFIX, Settings, SettingsError, load_settings
 from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
 from deltas.store.address import RemoteAddress
+from deltas.store.versions import remove_left_over_uploads
 
 if TYPE_CHECKING:
     from deltas.store.sync import Synced
@@ -119,6 +126,9 @@ def create_app(
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
     for router in (routes.predictions, routes.catalogue, routes.operation):
         app.include_router(router)
+    takes_changes = bool(settings.admin_key_sha256 or app.state.keyring)
+    for router in (change_routes.changes, change_routes.traffic):
+        app.include_router(router, include_in_schema=takes_changes)
     for kind in (*STATUSES, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
     _add_middleware(app, settings)
@@ -133,6 +143,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         max_body_bytes=settings.max_body_bytes,
         max_bodies_bytes=settings.max_bodies_bytes,
         timeout_s=settings.body_timeout_s,
+        max_upload_bytes=settings.max_delta_bytes,
     )
     if app.state.keyring is not None:
         app.add_middleware(
@@ -192,26 +203,31 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     lasting = {name: value for name, value in described.items() if name != "deltas"}
     metrics.watch(engine, batcher, readiness, {"version": app.version, **lasting})
     batcher.start()
-    app.state.serving = Serving(
+    changes = _changes(settings, engine, pipeline)
+    traffic = await _traffic(settings, engine, changes)
+    serving = Serving(
         engine=engine,
         batcher=batcher,
         pipeline=pipeline,
         readiness=readiness,
-        catalogue=CatalogueViews(engine, await asyncio.to_thread(Catalogue.of, engine)),
+        catalogue=CatalogueViews(engine),
         metrics=metrics,
+        changes=changes,
+        traffic=traffic,
+        shadow=ShadowTraffic(traffic, pipeline, batcher, metrics),
     )
+    app.state.serving = serving
     if app.state.owns_process:
         settle_process()
-    watching = [asyncio.create_task(readiness.watch())]
-    if app.state.keyring is not None:
-        watching.append(asyncio.create_task(app.state.keyring.watch()))
+    tasks = _start_tasks(settings, app, serving)
     try:
         with memory_given_back():
             yield
     finally:
-        for task in watching:
+        for task in tasks:
             task.cancel()
         await batcher.stop(settings.shutdown_timeout_s)
+        changes.close()
         if app.state.tracing is not None:
             await asyncio.to_thread(app.state.tracing.close)
         app.state.serving = None
@@ -239,6 +255,42 @@ def _copy_of(address: RemoteAddress, settings: Settings) -> Synced:
     synced = sync(address, max_bytes=settings.remote_max_bytes)
     logger.log(logging.WARNING if synced.problem else logging.INFO, "%s", synced.describe())
     return synced
+
+
+def _local_folders(settings: Settings) -> list[Path]:
+    return [root for root in settings.deltas if isinstance(root, Path)]
+
+
+def _changes(settings: Settings, engine: Engine, pipeline: Pipeline) -> DeltaChanges:
+    """Return the changes of a server; the first local folder of the settings takes uploads."""
+    root = next(iter(_local_folders(settings)), None)
+    keep = settings.keep_versions
+    return DeltaChanges(engine, root, pipeline.try_out, keep_versions=keep)
+
+
+async def _traffic(settings: Settings, engine: Engine, changes: DeltaChanges) -> Traffic:
+    traffic = Traffic(engine, changes, next(iter(_local_folders(settings)), None))
+    await traffic.load()
+    return traffic
+
+
+def _start_tasks(settings: Settings, app: FastAPI, serving: Serving) -> list[asyncio.Task[None]]:
+    """Start the work beside requests, and let what depends on the store follow its changes."""
+    serving.changes.listeners += [
+        serving.readiness.forget_records,
+        serving.catalogue.forget,
+        partial(setattr, app, "openapi_schema", None),  # it has examples
+    ]
+    tasks = [asyncio.create_task(serving.readiness.watch())]
+    folders = _local_folders(settings)
+    if settings.watch and folders:
+        tasks.append(asyncio.create_task(watch(folders, serving.reload)))
+    if app.state.keyring is not None:
+        tasks.append(asyncio.create_task(app.state.keyring.watch()))
+    if (settings.admin_key_sha256 or app.state.keyring) and folders:
+        removal = asyncio.to_thread(remove_left_over_uploads, folders[0])
+        tasks.append(asyncio.create_task(removal))
+    return tasks
 
 
 def open_store(settings: Settings, backbone: Backbone) -> Store:

@@ -7,6 +7,7 @@ requests. Read `app.batching.batcher` next, which queues the tokenized rows.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -19,10 +20,11 @@ from anyio import CapacityLimiter, to_thread
 from app.batching.batcher import Batcher
 from app.batching.queue import Answer, BatchRun
 from app.engine.cache import TOO_SLOW, DeltaCache, Key, PendingLoad
-from app.engine.engine import EngineRow, Outcome
+from app.engine.engine import Engine, EngineRow, Outcome
 from app.errors import (
     MAX_LISTED,
     DeltaUnavailableError,
+    InvalidDeltaError,
     InvalidInputError,
     Problem,
     TooLargeError,
@@ -35,6 +37,7 @@ _INLINE_CHARS = 2000  # tokenized in about the time that handing them to a threa
 _TOKENIZER_THREADS = 2
 _HEAD_TOKENS = 1  # that a row counts which only adds a head to the pass of an earlier one
 _CHECK_EVERY_S = 1.1  # a little longer than an I/O thread takes to count as hanging
+_TRIAL_S = 30.0  # for the row that tries a new delta out
 
 Texts = list[tuple[str, ...]]  # the texts of each row, in the order of the task's fields
 
@@ -240,6 +243,25 @@ class Pipeline:
                 raise outcome
             logits.append(RowLogits(outcome, row.tokens.truncated))
         return [logits[start : start + len(rows)] for start in range(0, num_rows, len(rows))]
+
+    async def try_out(self, record: Record) -> None:
+        """Load a delta that may not be served yet, and answer a made-up row by it.
+
+        Raises:
+            InvalidDeltaError: the answer is NaN or infinite.
+            DeltaUnavailableError: its file can't be loaded.
+        """
+        deadline = time.monotonic() + _TRIAL_S
+        loads = self._cache.prefetch([record])
+        if loads:
+            await _wait_for(loads, self._cache)
+        rows = await self._tokenize([record], [[Engine.trial(record)]])
+        answer = await self._batcher.submit(rows, deadline=deadline, urgent=True)
+        (outcome,) = answer.results
+        if isinstance(outcome, DeltaUnavailableError):
+            raise outcome
+        if not all(map(math.isfinite, outcome)):
+            raise InvalidDeltaError("answers NaN or infinite numbers; train it again")
 
     def _read(self, records: Sequence[Record], rows: list[Any]) -> list[Texts]:
         """Read the texts for each delta, once for deltas of the same task.

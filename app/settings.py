@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -63,10 +64,24 @@ def _folder(value: Any) -> Path | RemoteAddress:
     return root
 
 
+def _watchable(is_on: bool) -> bool:
+    if is_on and find_spec("watchfiles") is None:
+        raise ValueError("needs the library watchfiles; pip install 'deltabert[watch]'")
+    return is_on
+
+
 def _origin(text: str) -> str:
     if text != "*" and not text.startswith(("http://", "https://")):
         raise ValueError(f"{text!r} is not an origin; write it like https://example.org, or *")
     return text.rstrip("/")
+
+
+def _digest(text: str) -> str:
+    if text and not re.fullmatch(r"[0-9a-fA-F]{64}", text):  # never shown: it may be the key itself
+        raise ValueError(
+            "this is no SHA-256 of 64 hexadecimal digits; printf KEY | sha256sum prints it"
+        )
+    return text.lower()
 
 
 def _prefix(text: str) -> str:
@@ -252,6 +267,30 @@ class Settings(BaseSettings):
         "requests, it gets 503, except for /health.",
         ge=1,
         le=1_000_000,
+    )
+    admin_key_sha256: Annotated[str, AfterValidator(_digest)] = Field(
+        "",
+        description="SHA-256 in hexadecimal digits of the key that may change the deltas; unset "
+        "allows no change over HTTP.",
+        exclude=True,  # from the log
+    )
+    watch: Annotated[bool, AfterValidator(_watchable)] = Field(
+        False,
+        description="Serve files that are added, replaced or removed below the folders with "
+        "deltas at once (true or false); needs the extra watch.",
+    )
+    keep_versions: int = Field(
+        5,
+        description="Versions to keep of each delta that is changed over HTTP, the default one "
+        "included.",
+        ge=1,
+        le=1000,
+    )
+    max_delta_bytes: int = Field(
+        512 * 2**20,
+        description="Maximum bytes of a delta that is uploaded; larger ones get 413.",
+        ge=1024,
+        le=2**40,
     )
     keys_file: File | None = Field(
         None,

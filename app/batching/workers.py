@@ -95,6 +95,7 @@ class WorkerThread:
             except BaseException as error:  # noqa: BLE001 - the thread was told to end
                 future.set_exception(WorkerDiedError(f"ended by {error!r}"))
                 return
+            del item, function, future  # else the rows would live until the next batch
 
 
 _Rows = list[tuple[PendingRequest[R, T], int]]  # each row as its request and its position there

@@ -173,6 +173,8 @@ class DeltaCache:
         self._slot_of: OrderedDict[Key, int] = OrderedDict()  # least recently used first
         self._users: Counter[Key] = Counter()  # running batches that use a delta
         self._pending: dict[Key, PendingLoad] = {}
+        self._held: frozenset[Key] = frozenset()
+        self._retired: set[Key] = set()
 
     @property
     def num_used(self) -> int:
@@ -201,6 +203,42 @@ class DeltaCache:
                 slot = self._slot_of.pop(record.key, None)
             if slot is not None:
                 self._bank.remove(slot)
+
+    def retire(self, keys: Iterable[Key]) -> None:
+        """Let the next batch evict deltas that no request can ask for any more; thread-safe."""
+        with self._lock:
+            self._retired.update(keys)
+
+    def revive(self, keys: Iterable[Key]) -> None:
+        """Undo `retire` for deltas that are served again; thread-safe."""
+        with self._lock:
+            self._retired.difference_update(keys)
+
+    def hold(self, keys: Iterable[Key]) -> None:
+        """Keep exactly these resident deltas, because their files can't be read any more.
+
+        They come on top of `max_slots`; thread-safe.
+        """
+        with self._lock:
+            self._held = frozenset(key for key in keys if key in self._slot_of)
+
+    def pin(self, keys: Collection[Key]) -> None:
+        """Never evict these deltas, and no others; they may be loaded later."""
+        with self._lock:
+            self._pinned = frozenset(keys)
+            if self.max_slots is not None:
+                self._num_evictable = self.max_slots - len(self._pinned)
+
+    def limit(self, max_slots: int) -> None:
+        """Limit the number of resident deltas from now on, because there are more than slots.
+
+        Without a slot for deltas that are not pinned, there is no limit.
+        """
+        with self._lock:
+            if max_slots > len(self._pinned):
+                self.max_slots = max_slots
+                self._max_prefetched = max_slots
+                self._num_evictable = max_slots - len(self._pinned)
 
     def set_concurrency(self, num_batches: int) -> int:
         """Share the slots between this many batches, or fewer; returns how many may run."""
@@ -251,7 +289,7 @@ class DeltaCache:
             return [list(distinct.values())]
         pinned = [record for key, record in distinct.items() if key in self._pinned]
         others = [record for key, record in distinct.items() if key not in self._pinned]
-        share = self._num_evictable // self._concurrency
+        share = self._num_evictable // self._concurrency or min(1, self._num_evictable)
         if len(others) <= share:
             return [pinned + others]
         if share < 1:
@@ -339,14 +377,21 @@ class DeltaCache:
         return slots | added
 
     def _evict_for(self, num_new: int) -> list[int]:
-        """Forget the least recently used deltas to make space for new ones; returns their slots."""
+        """Forget retired deltas, and the least recently used ones to make space for new ones.
+
+        Returns their slots.
+        """
+        evicted = [k for k in self._retired if k in self._slot_of and k not in self._users]
+        self._retired.difference_update(evicted)
+        slots = [self._slot_of.pop(key) for key in evicted]
         if self.max_slots is None:
-            return []
-        excess = max(0, self.num_used + num_new - self.max_slots)
-        unused = (k for k in self._slot_of if k not in self._users and k not in self._pinned)
+            return slots
+        excess = max(0, self.num_used - len(self._held) + num_new - self.max_slots)
+        stays = self._pinned | self._held if self._held else self._pinned
+        unused = (k for k in self._slot_of if k not in self._users and k not in stays)
         evicted = list(islice(unused, excess))
         self.counts.evicted += len(evicted)
-        return [self._slot_of.pop(key) for key in evicted]
+        return slots + [self._slot_of.pop(key) for key in evicted]
 
 
 def _unavailable(record: Record, error: Exception) -> DeltaUnavailableError:

@@ -142,6 +142,8 @@ class Engine:
     All manifests are checked at construction. Then the bank is filled, pinned deltas first, the
     others in the store's order: each delta is read, checked, and tried on a row. A delta that fails
     is moved to `store.rejected`. Deltas beyond `max_slots` are read when a row needs them.
+    So are versions that are kept beside a default one. While it serves, `app.engine.changes`
+    replaces its `store`.
 
     Args:
         backbone: the frozen encoder.
@@ -179,6 +181,7 @@ class Engine:
         )
         self._loader = Loader(backbone, self._bank, again=max_slots > 0)
         self._pinned = {record.key for record in pinned}
+        self._max_slots = max_slots
         limit = max_slots if 0 < max_slots < len(store.records) else None
         self.cache = DeltaCache(self._bank, self._loader.load, max_slots=limit, pinned=self._pinned)
         self.int8_counts = Int8Counts()
@@ -187,6 +190,34 @@ class Engine:
         self._try_out([record for record in store.records if record in self.cache])
         self.reset_counts()
         give_back_freed_memory()
+
+    def serve(self, store: Store) -> None:
+        """Answer from another store from now on.
+
+        Requests that have found their deltas are answered by those. New deltas are loaded when a
+        row needs them. What was pinned stays pinned, in its new version.
+        """
+        self.store = store
+        found = (store.versions(task, strategy) for task, strategy, _ in self._pinned)
+        self.cache.pin({ranked[0].key for ranked in found if ranked})
+        if self.cache.max_slots is None and 0 < self._max_slots < len(store.records):
+            self.cache.limit(self._max_slots)
+
+    def check(self, record: Record) -> None:
+        """Check a file that is not served yet as those of the start are checked; thread-safe.
+
+        Raises:
+            DeltaFormatError: the file is missing, damaged, or not the one that was found.
+            DeltaMismatchError: the delta does not fit the backbone.
+        """
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)  # of this thread; a team would compete with the batches
+        check_fit(record.manifest, self.backbone)
+        self._loader.load(record)
+
+    def forget(self, path: Path) -> None:
+        """Forget a file that has gone."""
+        self._loader.forget(path)
 
     def reset_counts(self) -> None:
         """Start all counts at zero, so that rows of the start-up are not counted."""
@@ -203,10 +234,12 @@ class Engine:
     def _fill(self) -> None:
         """Load deltas until all slots are used, pinned deltas first."""
         tried: set[Path] = set()
-        most = self.cache.max_slots or len(self.store.records)
-        self._bank.reserve(min(most, len(self.store.records)))
+        wanted = [record for record in self.store.records if not record.is_kept]
+        most = self.cache.max_slots or len(wanted)
+        self._bank.reserve(min(most, len(wanted)))
         while free := most - self.cache.num_used:
-            new = [record for record in self.store.records if record.path not in tried]
+            wanted = [record for record in self.store.records if not record.is_kept]
+            new = [record for record in wanted if record.path not in tried]
             if not new:
                 break
             new.sort(key=lambda record: record.key not in self._pinned)  # stable

@@ -9,13 +9,14 @@ recipe is kept only if its result equals that of the full check bit for bit.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from deltas import Backbone, Delta, DenseEntry, Entry, Record, check_delta
+from deltas import Backbone, Delta, DeltaFormatError, DenseEntry, Entry, Record, check_delta
 from deltas.encoder.bank import PARAMETER_KINDS, Bank, StagedDelta
 from deltas.format import most_bytes, read_content
 from deltas.format.content import LENGTH_BYTES, header_of
@@ -69,10 +70,26 @@ class Loader:
     def load(self, record: Record) -> StagedDelta:
         """Read a delta.
 
+        If the default file of its name was replaced or removed since, the file that keeps this
+        version is read, so that requests which found the delta before get its values.
+
         Raises:
             DeltaFormatError: the file is missing or damaged, or is not the one that the store saw.
             DeltaMismatchError: the delta does not fit the backbone.
         """
+        try:
+            return self._load(record)
+        except DeltaFormatError:
+            kept = record.kept_file
+            if kept is None or not os.path.exists(kept):  # noqa: PTH110 - never raises
+                raise
+        return self._load(replace(record, path=kept))
+
+    def forget(self, path: Path) -> None:
+        """Forget how a file is loaded again, because it has gone."""
+        self._recipes.pop(path, None)
+
+    def _load(self, record: Record) -> StagedDelta:
         content = read_content(record.path, most_bytes(record.manifest, self._backbone))
         recipe = self._recipes.get(record.path)
         if recipe is not None:

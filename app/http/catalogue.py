@@ -1,7 +1,8 @@
 """Writes the catalogue: the tasks, deltas and benchmark of a server, as finished JSON.
 
-The catalogue never changes while a server runs. With thousands of deltas, writing it for each
-request would block the event loop. Tested by tests/http/test_catalogue.py.
+With thousands of deltas, writing it for each request would block the event loop. So it is written
+in a thread when it is asked for first, and again after the deltas have changed. Tested by
+tests/http/test_catalogue.py.
 """
 
 from __future__ import annotations
@@ -80,23 +81,28 @@ class Catalogue:
 class CatalogueViews:
     """The catalogue as each key may see it; a part of it is written when it is first asked for."""
 
-    def __init__(self, engine: Engine, whole: Catalogue) -> None:
-        self.whole = whole
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._parts: dict[tuple[str, ...], Catalogue] = {}
+        self._parts: dict[tuple[str, ...] | None, Catalogue] = {}
+        self._lock = asyncio.Lock()
+
+    def forget(self) -> None:
+        """Write all parts anew when they are asked for, because the store has changed."""
+        self._parts = {}
 
     async def of(self, caller: Caller | None) -> Catalogue:
         """Return the tasks of a key; None stands for a server that needs no keys."""
-        if caller is None or caller.may_use_all:
-            return self.whole
-        patterns = caller.key.tasks
-        part = self._parts.get(patterns)
-        if part is None:
-            part = await asyncio.to_thread(Catalogue.of, self._engine, caller.may_use)
-            if len(self._parts) >= _MAX_PARTS:
-                self._parts.pop(next(iter(self._parts)))
-            self._parts[patterns] = part
-        return part
+        is_whole = caller is None or caller.may_use_all
+        patterns = None if caller is None or is_whole else caller.key.tasks
+        may_use = None if caller is None or is_whole else caller.may_use
+        async with self._lock:
+            parts = self._parts  # a change meanwhile makes another one
+            if patterns not in parts:
+                part = await asyncio.to_thread(Catalogue.of, self._engine, may_use)
+                if len(parts) >= _MAX_PARTS:
+                    parts.pop(next(iter(parts)))
+                parts[patterns] = part
+            return parts[patterns]
 
 
 class DeltaListing:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from app.batching.batcher import Batcher
+from app.engine.changes import DeltaChanges
 from app.engine.engine import Engine, EngineRow, Outcome
+from app.engine.traffic import Traffic
 from app.errors import NotReadyError
 from app.http.catalogue import CatalogueViews
 from app.http.readiness import Readiness
+from app.http.routes.shadow import ShadowTraffic
 from app.http.telemetry.metrics import Metrics
 from app.pipeline import Pipeline
 
@@ -28,6 +32,18 @@ class Serving:
     readiness: Readiness
     catalogue: CatalogueViews
     metrics: Metrics
+    changes: DeltaChanges
+    traffic: Traffic
+    shadow: ShadowTraffic
+
+    async def reload(self, paths: list[Path] | None = None) -> set[tuple[str, str]]:
+        """Read changed deltas again, and the rules of traffic; returns the changed deltas.
+
+        Args:
+            paths: files of deltas; None takes all.
+        """
+        await self.traffic.load()
+        return await self.changes.reload(paths)
 
 
 async def get_serving(request: Request) -> Serving:

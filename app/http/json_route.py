@@ -3,7 +3,7 @@
 FastAPI documents these routes from the signatures of their endpoints but does not run them, because
 it solves the dependencies of each request anew. That takes as long as all other work on a row
 before the engine. Errors have the form of FastAPI's, so `app.errors` answers them like all others.
-Read `app.http.routes` next. Tested by tests/http/test_json_route.py.
+Read `app.http.routes.routes` next. Tested by tests/http/test_json_route.py.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from app.http.context import NOT_STARTED, Serving
 from app.pipeline import Stage
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
+STICKY_HEADER = "X-Sticky-Key"
 
 TaskName = Annotated[str, Path(description="A task of GET /tasks.", max_length=256)]
 TimeoutMs = Annotated[
@@ -38,6 +39,14 @@ TimeoutMs = Annotated[
     Header(
         alias=TIMEOUT_HEADER,
         description="Milliseconds until the request gets 504; the server's limit also applies.",
+    ),
+]
+StickyKey = Annotated[
+    str | None,
+    WithJsonSchema({"type": "string"}),
+    Header(
+        alias=STICKY_HEADER,
+        description="Requests with the same key get the same version while versions share traffic.",
     ),
 ]
 

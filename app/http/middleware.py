@@ -196,19 +196,30 @@ class BodyLimitMiddleware:
     stay in memory until their requests are answered, so all of them together have a limit, too. A
     body that trickles in holds its part of that limit, and is given up after a while.
 
+    A file that is uploaded (PUT) goes to the disk as it arrives. It may be larger, and each of its
+    parts has the time of a body.
+
     Args:
         app: app that reads the bodies.
         max_body_bytes: most bytes of one body.
         max_bodies_bytes: most bytes of all bodies at a time.
         timeout_s: time for a body to arrive.
+        max_upload_bytes: most bytes of one uploaded file.
     """
 
     def __init__(
-        self, app: ASGIApp, *, max_body_bytes: int, max_bodies_bytes: int, timeout_s: float
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        max_bodies_bytes: int,
+        timeout_s: float,
+        max_upload_bytes: int,
     ) -> None:
         self._app = app
         self.max_body_bytes = max_body_bytes
         self.max_bodies_bytes = max_bodies_bytes
+        self.max_upload_bytes = max_upload_bytes
         self.timeout_s = timeout_s
         self.num_bytes = 0  # of all bodies in memory
 
@@ -217,19 +228,25 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        is_upload = scope["method"] == "PUT"
         announced = next((v for name, v in scope["headers"] if name == b"content-length"), b"")
-        if announced.isdigit() and int(announced[:20]) > self.max_body_bytes:
-            error = self.too_large(int(announced[:20]))
+        allowed = self.max_upload_bytes if is_upload else self.max_body_bytes
+        if announced.isdigit() and int(announced[:20]) > allowed:
+            error = self.too_large(int(announced[:20]), is_upload=is_upload)
             await _send_error(error, scope, receive, send)
             return
-        body = _Body(self, receive, send)
+        body = _Body(self, receive, send, is_upload=is_upload)
         try:
             await self._app(scope, body.receive, body.send)
         finally:
-            self.num_bytes -= body.num_bytes
+            if not is_upload:
+                self.num_bytes -= body.num_bytes
 
-    def too_large(self, found: int | None) -> TooLargeError:
+    def too_large(self, found: int | None, *, is_upload: bool) -> TooLargeError:
         """Return the error for a body of `found` bytes; None if it was not read to its end."""
+        if is_upload:
+            setting = "DELTABERT_MAX_DELTA_BYTES"
+            return TooLargeError("bytes in the file", found, self.max_upload_bytes, setting)
         setting = "DELTABERT_MAX_BODY_BYTES"
         return TooLargeError("bytes in the body", found, self.max_body_bytes, setting)
 
@@ -237,11 +254,14 @@ class BodyLimitMiddleware:
 class _Body:
     """A body while it is read; `num_bytes` have arrived."""
 
-    def __init__(self, limits: BodyLimitMiddleware, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, limits: BodyLimitMiddleware, receive: Receive, send: Send, *, is_upload: bool
+    ) -> None:
         self.num_bytes = 0
         self._limits = limits
         self._receive = receive
         self._send = send
+        self._is_upload = is_upload
         self._deadline: float | None = None  # for the last part, from the first read on
         self._is_read = False
 
@@ -249,7 +269,7 @@ class _Body:
         """Return the next part of the body; after the last one, any event at any time."""
         if self._is_read:
             return await self._receive()
-        if self._deadline is None:
+        if self._deadline is None or self._is_upload:
             self._deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
         timeout = asyncio.timeout_at(self._deadline)
         try:
@@ -261,10 +281,14 @@ class _Body:
             raise BodyTimeoutError(self._limits.timeout_s) from None
         num_bytes = len(message.get("body", b""))
         self.num_bytes += num_bytes
-        self._limits.num_bytes += num_bytes
         self._is_read = not message.get("more_body", False)
+        if self._is_upload:
+            if self.num_bytes > self._limits.max_upload_bytes:
+                raise self._limits.too_large(None, is_upload=True)
+            return message
+        self._limits.num_bytes += num_bytes
         if self.num_bytes > self._limits.max_body_bytes:
-            raise self._limits.too_large(None)
+            raise self._limits.too_large(None, is_upload=False)
         if self._limits.num_bytes > self._limits.max_bodies_bytes:
             raise BodiesOverloadedError(self._limits.max_bodies_bytes)
         return message

@@ -20,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from app.errors import (
     THE_SERVER,
     BodyTimeoutError,
+    ConflictError,
     DeadlineExceededError,
     ForbiddenError,
     InvalidInputError,
@@ -41,6 +42,13 @@ _REQUEST_ID = "0123456789abcdef0123456789abcdef"
 _ERRORS: dict[str, Exception] = {
     "The body is not valid JSON, or is nested too deeply.": RequestValidationError(
         [{"type": "json_invalid", "loc": ("body", 12), "ctx": {"error": "Expecting value"}}]
+    ),
+    "The request lacks the key of an admin, or has another one.": UnauthorizedError(
+        "a change needs the header Authorization: Bearer KEY"
+    ),
+    "Changes over HTTP are off.": ForbiddenError("changes over HTTP are off"),
+    "The change does not fit the present state.": ConflictError(
+        "version a55a61fcaf8020f8 is the default of sst2/bitfit; roll back first"
     ),
     "The body takes too long to arrive.": BodyTimeoutError(10.0),
     "No such task, strategy or version; the answer suggests near matches.": DeltaNotFoundError(
@@ -213,6 +221,8 @@ def _body(operation: Schema) -> Schema:
 
 
 _MAX_EXAMPLES = 12  # of an operation; there may be thousands of tasks
+_CHANGES = {"changes"}  # tags of operations that always need a key
+_OPTIONS = {"PUT": "-T FILE ", "DELETE": "-X DELETE ", "POST": "-X POST "}  # of curl
 _STYLE = """\
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #1c1e21; background: #fff; }
@@ -289,10 +299,11 @@ def _commands(
         for parameter, examples in in_path.items():
             value = examples.get(name, {}).get("value", f"{{{parameter}}}")
             filled = filled.replace(f"{{{parameter}}}", value)
-        command = f"curl -s {shlex.quote(base_url + filled)}"
-        if "security" in operation:
+        option = "" if method == "POST" and content else _OPTIONS.get(method, "")
+        command = f"curl -s {option}{shlex.quote(base_url + filled)}"
+        if "security" in operation or _CHANGES & set(operation["tags"]):
             command += ' -H "Authorization: Bearer $KEY"'
-        if method == "POST":
+        if method == "POST" and content:
             value = json.dumps(bodies.get(name, {}).get("value", {}), ensure_ascii=False)
             command += f" -H 'Content-Type: application/json' -d {shlex.quote(value)}"
         yield name, command

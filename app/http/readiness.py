@@ -12,6 +12,7 @@ import asyncio
 import math
 import time
 from contextlib import suppress
+from operator import attrgetter
 
 from app.batching.batcher import Batcher
 from app.engine.engine import Engine, EngineRow, Outcome
@@ -21,6 +22,7 @@ from app.errors import (
     DeltaUnavailableError,
     NotReadyError,
 )
+from deltas import Record
 
 _KEEP_S = 1.0
 _WATCH_S = 1.0
@@ -34,7 +36,7 @@ class Readiness:
         self, engine: Engine, batcher: Batcher[EngineRow, Outcome], timeout_s: float
     ) -> None:
         self._engine = engine
-        self._records = sorted(engine.store.records, key=lambda record: record.num_bytes)
+        self._records: list[Record] | None = self._smallest_first()
         self._batcher = batcher
         self._timeout_s = timeout_s
         self._lock = asyncio.Lock()
@@ -47,6 +49,11 @@ class Readiness:
         if self._checked_at == -math.inf:
             return math.nan
         return float(self._batcher.is_alive and not isinstance(self._outcome, str))
+
+    def forget_records(self) -> None:
+        """Make the next prediction anew, and choose its delta, because the store has changed."""
+        self._records = None
+        self._checked_at = min(self._checked_at, time.monotonic() - _KEEP_S)
 
     async def check(self) -> float:
         """Return the milliseconds that a prediction took.
@@ -64,6 +71,9 @@ class Readiness:
             raise NotReadyError(self._outcome)
         return self._outcome
 
+    def _smallest_first(self) -> list[Record]:
+        return sorted(self._engine.store.records, key=attrgetter("num_bytes"))
+
     async def watch(self) -> None:
         """Give up the batcher if batches fail for good, so that the server ends.
 
@@ -79,6 +89,8 @@ class Readiness:
 
     async def _predict(self) -> float | str:
         """Make a prediction; returns its milliseconds, or the reason why it failed."""
+        if self._records is None:
+            self._records = self._smallest_first()
         if not self._records:
             return "no deltas are served; the log of the start says why"
         # A resident delta comes first, because one bad file does not break the whole server.

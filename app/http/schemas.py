@@ -122,6 +122,15 @@ class FanOutRequest(_Request):
     top_k: TopK = None
 
 
+class RollbackRequest(_Request):
+    """The version that shall be the default again."""
+
+    version: Annotated[
+        Name | None,
+        Field(description="A kept version; unset takes the last one before the default."),
+    ] = None
+
+
 class DeltaQuery(_Request):
     """The part of the deltas to list: filters, and a page of what passes them."""
 
@@ -322,6 +331,29 @@ class DeltaDetails(_Response):
     size_bytes: int
     is_default: bool
     manifest: dict[str, Any]
+
+
+class ChangedDelta(_Response):
+    """The versions of a delta after a change."""
+
+    task: str
+    strategy: str
+    version: Annotated[
+        str | None, Field(description="The version that answers by default; null if there is none.")
+    ]
+    previous: Annotated[
+        str | None, Field(description="The version that answered by default before the change.")
+    ]
+    versions: Annotated[list[str], Field(description="All versions served, the default first.")]
+
+
+class ReloadedDeltas(_Response):
+    """The result of reading the folders again."""
+
+    num_changed: Annotated[int, Field(description="Deltas whose files differ.")]
+    changed: Annotated[list[str], Field(description="The first of them, as task/strategy.")]
+    num_deltas: int
+    num_rejected: Annotated[int, Field(description="Files that are not served.")]
 
 
 class BackboneInfo(_Response):

@@ -89,9 +89,10 @@ def test_every_route_is_documented(schema: dict[str, Any]) -> None:
 
 def test_the_timeout_is_documented_as_it_is_read(schema: dict[str, Any]) -> None:
     for path in ("/predict", "/predict/{task}"):
-        (timeout,) = [
+        timeout, sticky = [
             each for each in schema["paths"][path]["post"]["parameters"] if each["in"] == "header"
         ]
+        assert (sticky["name"], sticky["schema"]["type"]) == ("X-Sticky-Key", "string")
         assert timeout["name"] == "X-Request-Timeout-Ms"
         assert not timeout["required"]
         known = {name: timeout["schema"].get(name) for name in ("type", "minimum", "anyOf")}

@@ -139,8 +139,9 @@ def ask_all(client: TestClient) -> list[tuple[tuple[str, str], Any]]:
 def check_answer(shelf: Shelf, pair: tuple[str, str], answer: Any) -> bool:
     """Tell whether a delta answered; it may only be the one whose version the answer names."""
     if answer.status_code == 200:
-        assert answer.json()["version"] == shelf.old[pair].version
-        assert scores(answer.json()) == pytest.approx(shelf.old[pair].scores, abs=1e-5)
+        published = {each.version: each for each in (shelf.old[pair], shelf.new[pair])}
+        named = published[answer.json()["version"]]
+        assert scores(answer.json()) == pytest.approx(named.scores, abs=1e-5)
         return True
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (503, "delta_unavailable"), answer.text
@@ -162,11 +163,9 @@ def test_peers_row_06_an_answer_is_of_the_version_that_it_names(start: Start, sh
         answers = ask_all(few)
     answered = [check_answer(shelf, pair, answer) for pair, answer in answers]
     assert replaced[0] > 50
-    assert 0 < sum(answered) < REQUESTS, "both must have happened"
-    for pair, answer in answers:
-        if answer.status_code == 503:
-            versions = f"from version {shelf.old[pair].version} to {shelf.new[pair].version}"
-            assert f"changed {versions}; restart" in answer.json()["error"]["message"]
+    found = {answer.json()["version"] for _, answer in answers if answer.status_code == 200}
+    assert found & {shelf.new[pair].version for pair in PAIRS}, "no replaced file was served"
+    assert sum(answered) > REQUESTS / 2
     for pair in PAIRS:
         shelf.publish(pair, shelf.old[pair])
     assert all(check_answer(shelf, pair, answer) for pair, answer in ask_all(few))

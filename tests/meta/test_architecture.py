@@ -54,7 +54,7 @@ DIRECTION = {
     "app.engine": (
         "errors",
         "backbone delta encoder kernels format store manifest hardware errors",
-        "torch",
+        "torch watchfiles",
     ),
     "app.process": ("", "hardware", ""),
     "app.settings": ("", "hardware store errors", "pydantic pydantic_settings"),

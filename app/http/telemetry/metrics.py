@@ -98,6 +98,11 @@ class Metrics:
         )
         self._slots_used = gauge("deltabert_slots_used", "Deltas on the device.")
         self._slots = gauge("deltabert_slots", "Deltas that the device may hold at a time.")
+        self._shadow_rows = counter(
+            "deltabert_shadow_rows",
+            "Rows that a shadow version decided the same or differently, or did not see.",
+            ("task", "strategy", "result"),
+        )
         self._deltas = gauge("deltabert_deltas", "Deltas served.")
         self._rejected = gauge("deltabert_rejected_files", "Files of deltas that are not served.")
         self._ready = gauge(
@@ -191,6 +196,10 @@ class Metrics:
     def on_stage(self, stage: str, seconds: float) -> None:
         """Note that a prediction has passed one of the pipeline's stages."""
         self._stages[stage].observe(seconds)
+
+    def on_shadow(self, task: str, strategy: str, result: str, num_rows: int) -> None:
+        """Note rows of a delta with a shadow version: same, different or skipped."""
+        self._shadow_rows.labels(task, strategy, result).inc(num_rows)
 
     def on_rows(self, task: str, strategy: str, num_rows: int, num_tokens: int) -> None:
         """Note the answered rows of a served delta, and their tokens."""

@@ -10,13 +10,14 @@ import asyncio
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.errors import BadResultError, DeadlineExceededError, DeltaUnavailableError
 from app.http.context import Serving, ServingDep
-from app.http.json_route import JsonRoute, TaskName, TimeoutMs
+from app.http.json_route import STICKY_HEADER, JsonRoute, StickyKey, TaskName, TimeoutMs
 from app.http.openapi import docs_page, documented
 from app.http.predictions import answer_of
 from app.http.schemas import (
@@ -35,6 +36,7 @@ from app.http.schemas import (
 )
 from app.http.telemetry.metrics import CONTENT_TYPE
 from app.keys.keyring import Caller
+from deltas import Record
 
 predictions = APIRouter(
     tags=["predictions"],
@@ -52,6 +54,7 @@ async def predict(
     body: PredictRequest,
     serving: ServingDep,
     timeout_ms: TimeoutMs = None,
+    sticky_key: StickyKey = None,
 ) -> Response:
     """Classify one row, or a list of rows, with a task's default delta or with the one named.
 
@@ -70,7 +73,11 @@ async def predict(
     response_model=FanOutResponse,
 )
 async def predict_fan_out(
-    request: Request, body: FanOutRequest, serving: ServingDep, timeout_ms: TimeoutMs = None
+    request: Request,
+    body: FanOutRequest,
+    serving: ServingDep,
+    timeout_ms: TimeoutMs = None,
+    sticky_key: StickyKey = None,
 ) -> Response:
     """Classify the same rows with several deltas, in one batch of the backbone.
 
@@ -104,17 +111,25 @@ async def _answer(
     if caller is not None:
         for task, _, _ in targets:
             caller.check_task(task)
-    records = [serving.engine.store.resolve(*target) for target in targets]
     deadline: float = request.state.deadline
+    predict = partial(
+        serving.pipeline.predict,
+        body.inputs,
+        key=key,
+        deadline=deadline,
+        trace=request.state.trace,
+        limit=caller.usage.admit if caller else nullcontext,
+    )
+    records = _find(request, serving, targets)
     try:
-        results = await serving.pipeline.predict(
-            body.inputs,
-            records,
-            key=key,
-            deadline=deadline,
-            trace=request.state.trace,
-            limit=caller.usage.admit if caller else nullcontext,
-        )
+        try:
+            results = await predict(records)
+        except DeltaUnavailableError:
+            if not await serving.changes.is_outdated(records):
+                raise
+            # Files were replaced behind the server's back; the new versions are served now.
+            records = _find(request, serving, targets)
+            results = await predict(records)
         answers = [
             answer_of(record, rows, body.top_k)
             for record, rows in zip(records, results, strict=True)
@@ -129,7 +144,24 @@ async def _answer(
         serving.metrics.on_rows(answer.task, answer.strategy, num_rows, num_tokens)
     if caller is not None:
         serving.metrics.on_key_rows(caller.key.name, request.state.trace.num_rows)
+    if serving.traffic.rules:
+        serving.shadow.compare(
+            body.inputs, [version is not None for *_, version in targets], answers
+        )
     return answers
+
+
+def _find(
+    request: Request, serving: Serving, targets: Sequence[tuple[str, str | None, str | None]]
+) -> list[Record]:
+    """Return the deltas that answer, each found once, so that no answer mixes two versions."""
+    store, traffic = serving.engine.store, serving.traffic
+    records = [store.resolve(*target) for target in targets]
+    if traffic.rules:
+        named = [version is not None for *_, version in targets]
+        key = request.headers.get(STICKY_HEADER, "")
+        records = traffic.choose(records, named, key)
+    return records
 
 
 def caller_of(request: Request) -> Caller | None:
@@ -213,8 +245,8 @@ async def index(request: Request, serving: ServingDep) -> Response:
         "docs": f"{prefix}/docs",
         "openapi": f"{prefix}/openapi.json",
     }
-    tasks = (await serving.catalogue.of(caller_of(request))).task_names
-    return _json(f'{json.dumps(about)[:-1]}, "tasks": {tasks}}}')
+    names = (await serving.catalogue.of(caller_of(request))).task_names
+    return _json(f'{json.dumps(about)[:-1]}, "tasks": {names}}}')
 
 
 @operation.get("/docs", include_in_schema=False)

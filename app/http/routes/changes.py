@@ -1,0 +1,174 @@
+"""Answers the routes that change deltas and their traffic; each needs the key of an admin.
+
+Bodies of files are streamed to the disk and never held in memory. Read `app.engine.changes` next,
+which makes the changes, and `app.engine.traffic`, which lets versions share traffic. Tested by
+tests/http/test_changes.py and tests/http/test_traffic.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from starlette.requests import ClientDisconnect
+
+from app.engine.changes import Change
+from app.errors import MAX_LISTED, ClientGoneError, ForbiddenError, UnauthorizedError
+from app.http.context import ServingDep
+from app.http.openapi import documented
+from app.http.routes.routes import caller_of
+from app.http.schemas import ChangedDelta, ReloadedDeltas, RollbackRequest
+from deltas.store.traffic import TrafficRule
+
+_BEARER = "bearer "
+
+
+async def check_admin(request: Request) -> None:
+    """Check that a request may change the server, before its body is read.
+
+    Raises:
+        ForbiddenError: the server has no key for changes, or the request's is no admin's.
+        UnauthorizedError: the request has no key, or another one.
+    """
+    caller = caller_of(request)
+    if caller is not None:  # `app.keys.middleware` has found it
+        caller.check_scope("admin")
+        return
+    expected: str = request.app.state.settings.admin_key_sha256
+    if not expected:
+        raise ForbiddenError(
+            "changes over HTTP are off; set DELTABERT_ADMIN_KEY_SHA256 to the SHA-256 of a key, or "
+            "DELTABERT_KEYS_FILE to a file with a key of the scope admin, and restart"
+        )
+    given = request.headers.get("authorization", "")
+    if not given.lower().startswith(_BEARER):
+        raise UnauthorizedError("a change needs the header Authorization: Bearer KEY")
+    digest = hashlib.sha256(given[len(_BEARER) :].strip().encode("latin-1")).hexdigest()
+    if not hmac.compare_digest(digest, expected):
+        raise UnauthorizedError("the key of the header Authorization is not the admin's")
+
+
+changes = APIRouter(
+    tags=["changes"],
+    dependencies=[Depends(check_admin)],
+    responses=documented(401, 403, 409, 500, 503),
+)
+
+Name = Annotated[str, Path(max_length=256)]
+Version = Annotated[str | None, Query(description="Only this version.", max_length=256)]
+_FILE: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "The file of a delta (.safetensors).",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@changes.post("/deltas/reload", summary="Read the folders again")
+async def reload_deltas(serving: ServingDep) -> ReloadedDeltas:
+    """Serve files that were added, replaced or removed since the folders were read.
+
+    A bad file changes nothing: the last good version goes on, and `GET /deltas` has the reason.
+    """
+    names = await serving.reload()
+    store = serving.engine.store
+    return ReloadedDeltas(
+        num_changed=len(names),
+        changed=[f"{task}/{strategy}" for task, strategy in sorted(names)[:MAX_LISTED]],
+        num_deltas=len(store.records),
+        num_rejected=len(store.rejected),
+    )
+
+
+@changes.post(
+    "/deltas/{task}/{strategy:path}/rollback",
+    summary="Make an earlier version the default",
+    responses=documented(404, 422),
+)
+async def roll_back_delta(
+    task: Name, strategy: Name, serving: ServingDep, body: RollbackRequest | None = None
+) -> ChangedDelta:
+    """Answer by a kept version again: the named one, or the last one before the default."""
+    version = body.version if body else None
+    return _changed(task, strategy, await serving.changes.roll_back(task, strategy, version))
+
+
+@changes.put(
+    "/deltas/{task}/{strategy:path}",
+    summary="Add or replace a delta",
+    responses=documented(404, 408, 413, 422),
+    openapi_extra=_FILE,
+)
+async def publish_delta(
+    request: Request, task: Name, strategy: Name, serving: ServingDep
+) -> ChangedDelta:
+    """Serve a file as the default version of its task and strategy, and keep it on disk.
+
+    It is checked and tried on a row first. Requests that run are answered by the version that they
+    found; after this answer, every new one gets the new version.
+    """
+    try:
+        change = await serving.changes.publish(task, strategy, request.stream())
+    except ClientDisconnect:
+        raise ClientGoneError("the client closed the connection") from None
+    return _changed(task, strategy, change)
+
+
+@changes.delete(
+    "/deltas/{task}/{strategy:path}",
+    summary="Remove a delta, or one of its versions",
+    responses=documented(404, 422),
+)
+async def withdraw_delta(
+    task: Name, strategy: Name, serving: ServingDep, version: Version = None
+) -> ChangedDelta:
+    """Stop serving a delta and remove its files; requests that run are still answered by it."""
+    return _changed(task, strategy, await serving.changes.withdraw(task, strategy, version))
+
+
+def _changed(task: str, strategy: str, change: Change) -> ChangedDelta:
+    return ChangedDelta(
+        task=task,
+        strategy=strategy,
+        version=change.versions[0] if change.versions else None,
+        previous=change.previous,
+        versions=list(change.versions),
+    )
+
+
+traffic = APIRouter(
+    tags=["changes"],
+    dependencies=[Depends(check_admin)],
+    responses=documented(401, 403, 404, 422, 500, 503),
+)
+_PATH = "/traffic/{task}/{strategy:path}"
+
+
+@traffic.put(_PATH, summary="Share the traffic of a delta", responses=documented(409, 413))
+async def set_traffic(
+    task: Name, strategy: Name, body: TrafficRule, serving: ServingDep
+) -> TrafficRule:
+    """Let a second version answer a share of the requests, or see their rows, or both.
+
+    A split is sticky by the header `X-Sticky-Key`, and random without it. A request that names a
+    version is answered by that one.
+    """
+    await serving.traffic.set((task, strategy), body)
+    return body
+
+
+@traffic.get(_PATH, summary="Show how a delta's traffic is shared")
+async def show_traffic(task: Name, strategy: Name, serving: ServingDep) -> TrafficRule:
+    """Return the rule of a delta; both parts are null if its default version answers alone."""
+    serving.engine.store.resolve(task, strategy)
+    return serving.traffic.rules.get((task, strategy), TrafficRule())
+
+
+@traffic.delete(_PATH, summary="Let the default version answer alone", responses=documented(409))
+async def clear_traffic(task: Name, strategy: Name, serving: ServingDep) -> TrafficRule:
+    """Remove the rule of a delta; its default version answers all requests again."""
+    await serving.traffic.clear((task, strategy))
+    return TrafficRule()

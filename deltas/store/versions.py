@@ -1,0 +1,152 @@
+"""Changes the files of one delta, so that a crash at any moment leaves a whole version.
+
+The rename that replaces the default file is the only step that changes the answers to requests that
+name no version. Everything before it adds files, everything after it removes files that no request
+needs. A kept file is a copy of the default file and no link to it: `cp` writes into the file that
+it finds, which would change all of its links.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from deltas.errors import DeltaError
+from deltas.format import SUFFIX, make_public, read_manifest
+from deltas.store.files import default_of, kept_files, kept_path
+
+_TEMPORARY = ".upload-"
+_LEFT_OVER_S = 3600.0  # an upload that still writes after this time is none
+
+
+def new_upload(folder: Path) -> Path:
+    """Make an empty hidden file for a delta that arrives in pieces; readers ignore it.
+
+    Raises:
+        OSError: the folder can't be written.
+    """
+    handle, name = tempfile.mkstemp(dir=folder, prefix=_TEMPORARY, suffix=SUFFIX)
+    os.close(handle)
+    return Path(name)
+
+
+def remove_left_over_uploads(root: Path) -> None:
+    """Remove the hidden files of uploads that a killed server left below a folder."""
+    with suppress(OSError):
+        for path in root.rglob(f"{_TEMPORARY}*"):
+            if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
+                path.unlink()
+
+
+def publish(upload: Path, target: Path, version: str, *, keep: bool) -> None:
+    """Make an uploaded file the default of a delta, and keep it under its version.
+
+    Args:
+        upload: a checked delta on the disk of `target`; it is moved.
+        target: the default file.
+        version: the version of the upload.
+        keep: whether to keep the present default file, too. A file that is not the default must
+            not be kept before the change, because kept versions lead.
+
+    Raises:
+        OSError: a file can't be written; the default is then the earlier one.
+    """
+    _make_folder(target.parent)
+    if not target.exists():  # versions of a delta that was removed must not come back
+        remove(kept_files(target))
+    elif keep:
+        keep_default(target)
+    make_public(upload)
+    os.utime(upload)
+    _sync(upload)
+    kept = kept_path(target, version)
+    upload.replace(kept)
+    _sync(target.parent)
+    _copy(kept, target)
+
+
+def switch(kept: Path, target: Path, *, keep: bool) -> None:
+    """Make a kept version the default one, and keep the present default as `publish` does.
+
+    Raises:
+        OSError: a file can't be read or written; the default is then the earlier one.
+    """
+    if keep:
+        keep_default(target)
+    _copy(kept, target)
+
+
+def keep_default(target: Path) -> None:
+    """Keep a default file under its version, unless it is kept already or is no delta.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    try:
+        _, version = read_manifest(target)
+        kept = kept_path(target, version)
+    except DeltaError:
+        return
+    if not kept.exists():
+        _copy(target, kept, changed_ns=target.stat().st_mtime_ns)
+
+
+def remove(files: Sequence[Path]) -> None:
+    """Remove files of one delta in this order; some may be gone already.
+
+    Raises:
+        OSError: a file can't be removed.
+    """
+    for path in files:
+        path.unlink(missing_ok=True)
+        _sync(path.parent)
+
+
+def outdated(target: Path, most: int, needed: Collection[str]) -> list[Path]:
+    """Return the kept files beyond the newest ones that may go.
+
+    Args:
+        target: the default file.
+        most: number of versions to keep, the needed ones included.
+        needed: versions that stay, whatever their age.
+    """
+    kept = {path: default_of(path) for path in kept_files(target)}
+    others = [path for path, found in kept.items() if found and found[1] not in needed]
+    return others[max(0, most - (len(kept) - len(others))) :]
+
+
+def _copy(source: Path, target: Path, *, changed_ns: int | None = None) -> None:
+    """Copy a file in one step, with a given or the present time of change."""
+    temporary = new_upload(target.parent)
+    try:
+        shutil.copyfile(source, temporary)
+        make_public(temporary)
+        if changed_ns is not None:
+            os.utime(temporary, ns=(changed_ns, changed_ns))
+        _sync(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(target.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that their names are on the disk, too."""
+    if not folder.exists():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

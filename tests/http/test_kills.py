@@ -1,0 +1,164 @@
+"""Servers that are killed at any moment of a change: the next start has whole versions.
+
+What was acknowledged is there. The change under way has happened or has not; nothing lies between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltas import Backbone, Store, write_delta
+from tests.factories import TOY_TASKS, make_delta
+from tests.http.server_process import Server, call, opener, url_of
+
+KEY = "key of the test"
+NAMES = [("toy2", "head"), ("toy2", "random:0.05"), ("toy3", "bitfit")]
+MOMENTS = 52
+LONGEST_S = 0.4  # of changes before a kill; each takes about 20 ms
+
+
+@dataclass
+class Client:
+    """An admin who changes deltas at random, and remembers what was acknowledged."""
+
+    url: str
+    contents: dict[tuple[str, str], dict[str, bytes]]  # by name and version
+    chance: random.Random
+    default: dict[tuple[str, str], str | None]
+    kept: dict[tuple[str, str], list[str]]
+    under_way: tuple[tuple[str, str], str | None] | None = None
+    num_acknowledged: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def work(self) -> None:
+        """Change deltas until the server is gone."""
+        try:
+            while True:
+                self._change(self.chance.choice(NAMES))
+        except OSError:
+            pass
+        except Exception as error:  # noqa: BLE001 - the test reports it
+            self.problems.append(repr(error))
+
+    def _change(self, name: tuple[str, str]) -> None:
+        path = f"/deltas/{name[0]}/{name[1]}"
+        older = self.kept[name][1:]
+        kind = self.chance.choice(["put", "put", "delete", "rollback"])
+        if kind == "put":
+            version = self.chance.choice(list(self.contents[name]))
+            self.under_way = name, version
+            answer = send(self.url + path, "PUT", self.contents[name][version])
+        elif kind == "rollback" and older:
+            version = self.chance.choice(older)
+            self.under_way = name, version
+            body = json.dumps({"version": version}).encode()
+            answer = send(f"{self.url}{path}/rollback", "POST", body)
+        elif kind == "delete" and self.default[name]:
+            self.under_way = name, None
+            answer = send(self.url + path, "DELETE")
+        else:
+            return
+        self.default[name], self.kept[name] = answer["version"], answer["versions"]
+        self.under_way = None
+        self.num_acknowledged += 1
+
+
+def send(url: str, method: str, content: bytes | None = None) -> Any:
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, content, headers, method=method)
+    try:
+        with opener.open(request, timeout=30) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        raise AssertionError(f"{method} {url}: {error.read().decode()}") from None
+
+
+@pytest.fixture
+def contents(tiny_backbone: Backbone, tmp_path: Path) -> dict[tuple[str, str], dict[str, bytes]]:
+    """Three versions of each delta."""
+    made: dict[tuple[str, str], dict[str, bytes]] = {name: {} for name in NAMES}
+    for task, strategy in NAMES:
+        for seed in range(3):
+            path = tmp_path / "made" / f"{seed}.safetensors"
+            delta = write_delta(make_delta(tiny_backbone, TOY_TASKS[task], strategy, seed), path)
+            made[task, strategy][delta.version] = path.read_bytes()
+    return made
+
+
+def defaults(folder: Path, backbone: Backbone) -> tuple[Store, dict[tuple[str, str], str | None]]:
+    """Read the folder as a server does at its start, and every file in it."""
+    store = Store([folder], backbone=backbone.ref)
+    for record in store.records:
+        record.load()
+    reasons = {reason.split(" beside ")[0] for _, reason in store.rejected}
+    assert reasons <= {"kept"}, store.rejected  # left behind by a removal
+    found = {name: store.versions(*name) for name in NAMES}
+    return store, {name: ranked[0].version if ranked else None for name, ranked in found.items()}
+
+
+def check_answers(url: str, store: Store) -> None:
+    """Ask the restarted server by every version that its folder has."""
+    for record in store.records:
+        task, strategy, version = record.key
+        fields = TOY_TASKS[task].text_fields
+        inputs = dict(zip(fields, ("a good film", "not bad"), strict=False))
+        body = {"inputs": inputs, "strategy": strategy}
+        body |= {} if record.is_default else {"version": version}
+        status, answer = call(f"{url}/predict/{task}", body)
+        assert (status, answer.get("version")) == (200, version), answer
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_at_any_moment_has_whole_versions(
+    run_server: Callable[..., Any],
+    contents: dict[tuple[str, str], dict[str, bytes]],
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "managed"
+    folder.mkdir()
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    chance = random.Random(5)
+    total = interrupted = 0
+    found: dict[tuple[str, str], str | None] = dict.fromkeys(NAMES)
+    store, _ = defaults(folder, tiny_backbone)
+    for moment in range(MOMENTS):
+        environment = {"DELTABERT_DELTAS": str(folder), "DELTABERT_ADMIN_KEY_SHA256": digest}
+        with run_server(**environment) as server:
+            url = url_of(server)
+            check_answers(url, store)
+            kept = {n: [r.version for r in store.versions(*n)] for n in NAMES}
+            client = Client(url, contents, chance, dict(found), kept)
+            kill_after(server, client, chance.uniform(0.02, LONGEST_S))
+        assert not client.problems, client.problems
+        store, found = defaults(folder, tiny_backbone)
+        for name in NAMES:
+            allowed = {client.default[name]}
+            if client.under_way and client.under_way[0] == name:
+                allowed.add(client.under_way[1])
+                interrupted += 1
+            assert found[name] in allowed, (moment, name, client.under_way)
+        total += client.num_acknowledged
+    assert total > MOMENTS
+    assert interrupted > MOMENTS / 2
+
+
+def kill_after(server: Server, client: Client, seconds: float) -> None:
+    thread = threading.Thread(target=client.work)
+    thread.start()
+    time.sleep(seconds)
+    server.process.kill()
+    thread.join(60)
+    assert not thread.is_alive()

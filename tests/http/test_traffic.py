@@ -1,0 +1,230 @@
+"""Versions that share the traffic of a delta: split, sticky, shadowed, and kept as files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from deltas import Backbone, write_delta
+from tests.factories import TOY_TASKS, make_delta
+
+Start = Callable[..., TestClient]
+CheckError = Callable[..., dict[str, Any]]
+KEY = "correct horse battery staple"
+DELTA, URL = "/deltas/toy2/head", "/traffic/toy2/head"
+ROW = {"inputs": "a good film", "strategy": "head"}
+WITHIN_S = 20.0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "managed"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def start_admin(start: Start, folder: Path) -> Callable[[], TestClient]:
+    """A function that starts a server over the folder; its client has the admin's key."""
+
+    def start_one() -> TestClient:
+        digest = hashlib.sha256(KEY.encode()).hexdigest()
+        server = start(deltas=(folder,), admin_key_sha256=digest, keep_versions=2)
+        server.headers["Authorization"] = f"Bearer {KEY}"
+        return server
+
+    return start_one
+
+
+@pytest.fixture
+def server(start_admin: Callable[[], TestClient]) -> TestClient:
+    return start_admin()
+
+
+@pytest.fixture
+def versions(server: TestClient, tiny_backbone: Backbone, tmp_path: Path) -> tuple[str, str]:
+    """Two published versions of toy2/head; the second one is the default."""
+    found = []
+    for seed in (1, 2):
+        path = tmp_path / "made.safetensors"
+        write_delta(make_delta(tiny_backbone, TOY_TASKS["toy2"], "head", seed), path)
+        found.append(server.put(DELTA, content=path.read_bytes()).json()["version"])
+    return found[0], found[1]
+
+
+def version(server: TestClient, key: str | None = None, **changes: Any) -> str:
+    headers = {} if key is None else {"X-Sticky-Key": key}
+    answer = server.post("/predict/toy2", json=ROW | changes, headers=headers)
+    assert answer.status_code == 200, answer.text
+    found: str = answer.json()["version"]
+    return found
+
+
+def shadow_rows(server: TestClient) -> dict[str, float]:
+    found = re.findall(
+        r'deltabert_shadow_rows_total\{result="(\w+)",strategy="head",task="toy2"\} ([\d.]+)',
+        server.get("/metrics").text,
+    )
+    return {result: float(number) for result, number in found}
+
+
+def test_a_split_sends_its_share_to_a_version(
+    server: TestClient, versions: tuple[str, str]
+) -> None:
+    other, default = versions
+    rule = {"split": {"version": other, "share": 0.3}, "shadow": None}
+    assert server.put(URL, json=rule).json() == rule
+    assert server.get(URL).json() == rule
+    counts = Counter(version(server) for _ in range(300))
+    assert set(counts) == {other, default}
+    assert 0.15 < counts[other] / 300 < 0.45  # five standard deviations
+    by_key = {f"user {n}": version(server, f"user {n}") for n in range(100)}
+    assert by_key == {key: version(server, key) for key in by_key}, "sticky"
+    assert 10 < Counter(by_key.values())[other] < 55
+    server.put(URL, json={"split": {"version": other, "share": 0.6}})
+    for key, before in by_key.items():
+        assert version(server, key) == other or before == default, "keys move one way"
+    assert version(server, "user 1", version=default) == default, "named versions bypass it"
+
+
+def test_a_share_of_none_and_of_all(server: TestClient, versions: tuple[str, str]) -> None:
+    other, default = versions
+    for share, expected in ((0, default), (1, other)):
+        server.put(URL, json={"split": {"version": other, "share": share}})
+        assert {version(server, key) for key in (None, "a", "b", "c")} == {expected}
+    assert server.delete(URL).json() == {"split": None, "shadow": None}
+    assert version(server) == default
+
+
+def test_a_fan_out_is_split_by_target(server: TestClient, versions: tuple[str, str]) -> None:
+    other, default = versions
+    server.put(URL, json={"split": {"version": other, "share": 1}})
+    target = {"task": "toy2", "strategy": "head"}
+    body = {"inputs": "a film", "targets": [target, {**target, "version": default}]}
+    results = server.post("/predict", json=body).json()["results"]
+    assert [result["version"] for result in results] == [other, default]
+
+
+def test_a_shadow_sees_the_rows_and_is_counted(
+    server: TestClient, versions: tuple[str, str]
+) -> None:
+    other, default = versions
+    server.put(URL, json={"shadow": {"version": other}})
+    rows = [f"film number {n}" for n in range(40)]
+    body = ROW | {"inputs": rows}
+    expected = Counter(
+        one["decision"] == two["decision"]
+        for one, two in zip(
+            server.post("/predict/toy2", json=body | {"version": other}).json()["predictions"],
+            server.post("/predict/toy2", json=body | {"version": default}).json()["predictions"],
+            strict=True,
+        )
+    )
+    assert shadow_rows(server) == {}, "named versions have no shadow"
+    assert server.post("/predict/toy2", json=body).json()["version"] == default
+    deadline = time.monotonic() + WITHIN_S
+    while sum((found := shadow_rows(server)).values()) < 40:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert found == {
+        name: count
+        for name, count in (("same", expected[True]), ("different", expected[False]))
+        if count
+    }
+
+
+def test_a_shadow_is_dropped_first_under_load(
+    server: TestClient, versions: tuple[str, str], gate: Any
+) -> None:
+    """While a batch runs and rows wait, answers come and shadows are skipped."""
+    other, default = versions
+    server.put(URL, json={"shadow": {"version": other}})
+    serving = server.app.state.serving  # type: ignore[attr-defined]
+    serving.shadow._running.update({1, 2})  # as many as may run at a time
+    assert version(server) == default
+    assert shadow_rows(server) == {"skipped": 1.0}
+
+
+def test_rules_survive_a_restart(
+    server: TestClient,
+    versions: tuple[str, str],
+    start_admin: Callable[[], TestClient],
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rule = {"split": {"version": versions[0], "share": 1.0}, "shadow": None}
+    server.put(URL, json=rule)
+    again = start_admin()
+    assert again.get(URL).json() == rule
+    assert version(again) == versions[0]
+    (path,) = folder.rglob("*.traffic.json")
+    assert path.name == "head.traffic.json"
+    assert json.loads(path.read_text())["task"] == "toy2"
+    path.with_name("bitfit.traffic.json").write_text(path.read_text())
+    path.write_text("{")
+    bad = start_admin()
+    assert version(bad) == versions[1]
+    assert sum("not used" in record.getMessage() for record in caplog.records) == 2
+
+
+def test_versions_with_traffic_stay(
+    server: TestClient,
+    versions: tuple[str, str],
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+    check_error: CheckError,
+) -> None:
+    other, default = versions
+    server.put(URL, json={"shadow": {"version": other}})
+    error = check_error(server.delete(f"{DELTA}?version={other}"), 409, "conflict")
+    assert "/traffic/toy2/head" in error["message"]
+    check_error(server.delete(DELTA), 409, "conflict")
+    path = tmp_path / "made.safetensors"
+    write_delta(make_delta(tiny_backbone, TOY_TASKS["toy2"], "head", 3), path)
+    kept = server.put(DELTA, content=path.read_bytes()).json()["versions"]
+    assert other in kept
+    assert default not in kept
+    server.delete(URL)
+    assert server.delete(DELTA).json()["versions"] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "status", "code"),
+    [
+        (URL, {"split": {"version": "0" * 16, "share": 0.5}}, 404, "not_found"),
+        ("/traffic/toy2/none", {"shadow": {"version": "0" * 16}}, 404, "not_found"),
+        ("/traffic/none/head", {}, 404, "not_found"),
+        (URL, {"split": {"version": "x", "share": 1.5}}, 422, "invalid_input"),
+        (URL, {"split": {"version": "x"}}, 422, "invalid_input"),
+        (URL, {"splits": None}, 422, "invalid_input"),
+        (URL, [], 422, "invalid_input"),
+    ],
+)
+def test_bad_rules(
+    server: TestClient,
+    versions: tuple[str, str],
+    folder: Path,
+    check_error: CheckError,
+    url: str,
+    body: Any,
+    status: int,
+    code: str,
+) -> None:
+    check_error(server.put(url, json=body), status, code)
+    assert not list(folder.rglob("*.traffic.json"))
+    assert version(server) == versions[1]
+
+
+def test_rules_need_the_key(server: TestClient, check_error: CheckError) -> None:
+    del server.headers["Authorization"]
+    for method in ("GET", "PUT", "DELETE"):
+        check_error(server.request(method, URL, json={}), 401, "unauthorized")
