@@ -178,19 +178,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     )
     described = {**engine.describe(), "threads": tuning.threads, "workers": tuning.workers}
     _log_start(settings, engine, described | {"batch_tokens": tuning.batch_tokens})
-    limits = BatchLimits(
-        max_batch_rows=settings.max_batch_rows,
-        max_batch_tokens=tuning.batch_tokens,
-        max_queue_rows=settings.max_queue_rows,
-        max_queue_tokens=settings.max_queue_tokens,
-        max_queue_s=settings.max_queue_s,
-    )
     parallelism = Parallelism(
         on_share=partial(engine.predict, threads=tuning.share_threads),
         on_full_machine=partial(engine.predict, threads=tuning.threads),
         num_workers=tuning.workers,
     )
-    batcher = Batcher(parallelism, limits, metrics)
+    batcher = Batcher(parallelism, _limits(settings, tuning), metrics)
     pipeline = Pipeline(
         engine.backbone.tokenizer,
         engine.cache,
@@ -255,6 +248,16 @@ def _copy_of(address: RemoteAddress, settings: Settings) -> Synced:
     synced = sync(address, max_bytes=settings.remote_max_bytes)
     logger.log(logging.WARNING if synced.problem else logging.INFO, "%s", synced.describe())
     return synced
+
+
+def _limits(settings: Settings, tuning: Tuning) -> BatchLimits:
+    return BatchLimits(
+        max_batch_rows=settings.max_batch_rows,
+        max_batch_tokens=tuning.batch_tokens,
+        max_queue_rows=settings.max_queue_rows,
+        max_queue_tokens=settings.max_queue_tokens,
+        max_queue_s=settings.max_queue_s,
+    )
 
 
 def _local_folders(settings: Settings) -> list[Path]:
