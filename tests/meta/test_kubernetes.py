@@ -17,7 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.http import routes
+from app.http.routes import routes
 from app.http.telemetry.metrics import Metrics
 from app.server.server import _SPARE_S
 from app.settings import PREFIX, Settings, load_settings
