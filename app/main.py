@@ -288,12 +288,28 @@ def _start_tasks(settings: Settings, app: FastAPI, serving: Serving) -> list[asy
     folders = _local_folders(settings)
     if settings.watch and folders:
         tasks.append(asyncio.create_task(watch(folders, serving.reload)))
+    if len(folders) < len(settings.deltas) and settings.remote_refresh_s:
+        tasks.append(asyncio.create_task(_follow_remote(settings, serving)))
     if app.state.keyring is not None:
         tasks.append(asyncio.create_task(app.state.keyring.watch()))
     if (settings.admin_key_sha256 or app.state.keyring) and folders:
         removal = asyncio.to_thread(remove_left_over_uploads, folders[0])
         tasks.append(asyncio.create_task(removal))
     return tasks
+
+
+async def _follow_remote(settings: Settings, serving: Serving) -> None:
+    """Bring the copies of remote folders up to date again and again, and serve what is new."""
+    addresses = [root for root in settings.deltas if isinstance(root, RemoteAddress)]
+    while True:
+        await asyncio.sleep(settings.remote_refresh_s)
+        for address in addresses:
+            try:
+                synced = await asyncio.to_thread(_copy_of, address, settings)
+                if synced.num_changed:
+                    await serving.reload()
+            except Exception as error:  # noqa: BLE001 - the next round tries again
+                logger.warning("%s: not refreshed (%s)", address, error)
 
 
 def open_store(settings: Settings, backbone: Backbone) -> Store:

@@ -123,6 +123,13 @@ class Settings(BaseSettings):
         ge=1024,
         le=2**50,
     )
+    remote_refresh_s: float = Field(
+        60.0,
+        description="Seconds between two looks at the remote folders for changed deltas; 0 looks "
+        "at the start only.",
+        ge=0,
+        le=86_400,
+    )
     zoo: bool = Field(True, description="Serve the shipped zoo, too (true or false).")
     device: Annotated[Literal["auto", "cpu", "cuda"], Lowercase] = Field(
         "auto", description="Device of the forward pass; auto takes CUDA if it is available."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,34 @@ def test_a_bucket_is_served_and_its_copy_while_it_is_down(
             assert "Traceback" not in server.output
     finally:
         s3.start()
+
+
+@pytest.mark.slow
+def test_a_change_in_the_bucket_is_served_without_a_restart(
+    run_server: Run,
+    environment: dict[str, str],
+    upload: Callable[[str, int], str],
+    s3: S3Service,
+) -> None:
+    old = upload("toy2", 20)
+    with run_server(**environment, DELTABERT_REMOTE_REFRESH_S="0.5") as server:
+        url = f"{url_of(server)}/predict/toy2"
+        assert call(url, ROW)[1]["version"] == old
+        new = upload("toy2", 21)
+        versions = [old]
+        deadline = time.monotonic() + 30
+        while versions[-1] != new and time.monotonic() < deadline:
+            status, answer = call(url, ROW)
+            assert status == 200
+            versions.append(answer["version"])
+            time.sleep(0.05)
+        assert set(versions) == {old, new}
+        s3.stop()
+        try:
+            server.wait_for("the copy of .* is used", 30)
+            assert call(url, ROW)[1]["version"] == new
+        finally:
+            s3.start()
 
 
 @pytest.mark.slow
