@@ -128,7 +128,7 @@ def test_own_work_and_waiting_are_no_load(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     now = {"perf_counter": 100.0, "process_time": 50.0}
     for clock in now:
-        monkeypatch.setattr(tuning.time, clock, lambda clock=clock: now[clock])
+        monkeypatch.setattr(time, clock, lambda clock=clock: now[clock])
     monkeypatch.setattr(tuning, "_STAT", stat)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     write(20, 30, 1)
