@@ -126,7 +126,7 @@ def create_app(
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
     for router in (routes.predictions, routes.catalogue, routes.operation):
         app.include_router(router)
-    takes_changes = bool(settings.admin_key_sha256 or app.state.keyring)
+    takes_changes = app.state.keyring is not None
     for router in (change_routes.changes, change_routes.traffic):
         app.include_router(router, include_in_schema=takes_changes)
     for kind in (*STATUSES, RequestValidationError, HTTPException):
@@ -292,7 +292,7 @@ def _start_tasks(settings: Settings, app: FastAPI, serving: Serving) -> list[asy
         tasks.append(asyncio.create_task(_follow_remote(settings, serving)))
     if app.state.keyring is not None:
         tasks.append(asyncio.create_task(app.state.keyring.watch()))
-    if (settings.admin_key_sha256 or app.state.keyring) and folders:
+    if (settings.keys or settings.keys_file) and folders:
         removal = asyncio.to_thread(remove_left_over_uploads, folders[0])
         tasks.append(asyncio.create_task(removal))
     return tasks

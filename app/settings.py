@@ -76,14 +76,6 @@ def _origin(text: str) -> str:
     return text.rstrip("/")
 
 
-def _digest(text: str) -> str:
-    if text and not re.fullmatch(r"[0-9a-fA-F]{64}", text):  # never shown: it may be the key itself
-        raise ValueError(
-            "this is no SHA-256 of 64 hexadecimal digits; printf KEY | sha256sum prints it"
-        )
-    return text.lower()
-
-
 def _prefix(text: str) -> str:
     path = text.rstrip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path):
@@ -274,12 +266,6 @@ class Settings(BaseSettings):
         "requests, it gets 503, except for /health.",
         ge=1,
         le=1_000_000,
-    )
-    admin_key_sha256: Annotated[str, AfterValidator(_digest)] = Field(
-        "",
-        description="SHA-256 in hexadecimal digits of the key that may change the deltas; unset "
-        "allows no change over HTTP.",
-        exclude=True,  # from the log
     )
     watch: Annotated[bool, AfterValidator(_watchable)] = Field(
         False,

@@ -18,6 +18,11 @@ from tests.factories import TOY_TASKS, make_delta
 Start = Callable[..., TestClient]
 CheckError = Callable[..., dict[str, Any]]
 KEY = "correct horse battery staple"
+KEYS = (  # predictions need no key
+    'anonymous = {scopes = ["predict"], tasks = ["*"]}\n'
+    f'admin = {{sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}", '
+    'scopes = ["admin", "predict"], tasks = ["*"]}\n'
+)
 ADMIN = {"Authorization": f"Bearer {KEY}"}
 URL = "/deltas/toy2/head"
 ROW = {"inputs": "a good film", "strategy": "head"}
@@ -46,8 +51,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(start: Start, folder: Path, tiny_deltas: Path) -> TestClient:
     """A server with an admin; the tiny deltas lie in a folder that it only reads."""
-    digest = hashlib.sha256(KEY.encode()).hexdigest()
-    server = start(deltas=(folder, tiny_deltas), admin_key_sha256=digest, keep_versions=3)
+    server = start(deltas=(folder, tiny_deltas), keys=KEYS, keep_versions=3)
     server.headers.update(ADMIN)
     return server
 
@@ -88,8 +92,7 @@ def test_a_new_version_answers_as_soon_as_it_is_acknowledged(
 def test_a_new_task_appears_everywhere(
     start: Start, content: Callable[..., bytes], folder: Path
 ) -> None:
-    digest = hashlib.sha256(KEY.encode()).hexdigest()
-    server = start(deltas=(folder,), admin_key_sha256=digest)
+    server = start(deltas=(folder,), keys=KEYS)
     server.headers.update(ADMIN)
     assert server.get("/health/ready").status_code == 503
     assert server.post("/predict/toy2", json=ROW).status_code == 404
@@ -211,8 +214,7 @@ def test_a_delta_that_answers_nan_is_refused(
 
 
 def test_a_large_file_is_refused(start: Start, folder: Path, check_error: CheckError) -> None:
-    digest = hashlib.sha256(KEY.encode()).hexdigest()
-    server = start(deltas=(folder,), admin_key_sha256=digest, max_delta_bytes=2000)
+    server = start(deltas=(folder,), keys=KEYS, max_delta_bytes=2000)
     error = check_error(server.put(URL, content=b"x" * 2001, headers=ADMIN), 413, "too_large")
     assert "DELTABERT_MAX_DELTA_BYTES" in error["message"]
     parts = (b"x" * 999 for _ in range(4))
@@ -277,8 +279,7 @@ def test_a_key_of_the_scope_admin_may_change(
 
 
 def test_without_a_folder_there_is_nothing_to_change(start: Start, check_error: CheckError) -> None:
-    digest = hashlib.sha256(KEY.encode()).hexdigest()
-    server = start(deltas=(), admin_key_sha256=digest)
+    server = start(deltas=(), keys=KEYS)
     error = check_error(server.put(URL, content=b"x", headers=ADMIN), 409, "conflict")
     assert "DELTABERT_DELTAS" in error["message"]
 

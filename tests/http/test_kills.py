@@ -24,6 +24,11 @@ from tests.factories import TOY_TASKS, make_delta
 from tests.http.server_process import Server, call, opener, url_of
 
 KEY = "key of the test"
+KEYS = (  # predictions need no key
+    'anonymous = {scopes = ["predict"], tasks = ["*"]}\n'
+    f'admin = {{sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}", '
+    'scopes = ["admin", "predict"], tasks = ["*"]}\n'
+)
 NAMES = [("toy2", "head"), ("toy2", "random:0.05"), ("toy3", "bitfit")]
 MOMENTS = 52
 LONGEST_S = 0.4  # of changes before a kill; each takes about 20 ms
@@ -129,13 +134,12 @@ def test_a_server_that_is_killed_at_any_moment_has_whole_versions(
 ) -> None:
     folder = tmp_path / "managed"
     folder.mkdir()
-    digest = hashlib.sha256(KEY.encode()).hexdigest()
     chance = random.Random(5)
     total = interrupted = 0
     found: dict[tuple[str, str], str | None] = dict.fromkeys(NAMES)
     store, _ = defaults(folder, tiny_backbone)
     for moment in range(MOMENTS):
-        environment = {"DELTABERT_DELTAS": str(folder), "DELTABERT_ADMIN_KEY_SHA256": digest}
+        environment = {"DELTABERT_DELTAS": str(folder), "DELTABERT_KEYS": KEYS}
         with run_server(**environment) as server:
             url = url_of(server)
             check_answers(url, store)

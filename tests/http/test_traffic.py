@@ -20,6 +20,11 @@ from tests.factories import TOY_TASKS, make_delta
 Start = Callable[..., TestClient]
 CheckError = Callable[..., dict[str, Any]]
 KEY = "correct horse battery staple"
+KEYS = (  # predictions need no key
+    'anonymous = {scopes = ["predict"], tasks = ["*"]}\n'
+    f'admin = {{sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}", '
+    'scopes = ["admin", "predict"], tasks = ["*"]}\n'
+)
 DELTA, URL = "/deltas/toy2/head", "/traffic/toy2/head"
 ROW = {"inputs": "a good film", "strategy": "head"}
 WITHIN_S = 20.0
@@ -37,8 +42,7 @@ def start_admin(start: Start, folder: Path) -> Callable[[], TestClient]:
     """A function that starts a server over the folder; its client has the admin's key."""
 
     def start_one() -> TestClient:
-        digest = hashlib.sha256(KEY.encode()).hexdigest()
-        server = start(deltas=(folder,), admin_key_sha256=digest, keep_versions=2)
+        server = start(deltas=(folder,), keys=KEYS, keep_versions=2)
         server.headers["Authorization"] = f"Bearer {KEY}"
         return server
 

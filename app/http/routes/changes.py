@@ -7,47 +7,33 @@ tests/http/test_changes.py and tests/http/test_traffic.py.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.requests import ClientDisconnect
 
 from app.engine.changes import Change
-from app.errors import MAX_LISTED, ClientGoneError, ForbiddenError, UnauthorizedError
+from app.errors import MAX_LISTED, ClientGoneError, ForbiddenError
 from app.http.context import ServingDep
 from app.http.openapi import documented
 from app.http.routes.routes import caller_of
 from app.http.schemas import ChangedDelta, ReloadedDeltas, RollbackRequest
 from deltas.store.traffic import TrafficRule
 
-_BEARER = "bearer "
-
 
 async def check_admin(request: Request) -> None:
-    """Check that a request may change the server, before its body is read.
+    """Check that a request may change the server; `app.keys.middleware` has checked its task.
 
     Raises:
-        ForbiddenError: the server has no key for changes, or the request's is no admin's.
-        UnauthorizedError: the request has no key, or another one.
+        ForbiddenError: the server has no keys, or the request's has not the scope admin.
     """
     caller = caller_of(request)
-    if caller is not None:  # `app.keys.middleware` has found it
-        caller.check_scope("admin")
-        return
-    expected: str = request.app.state.settings.admin_key_sha256
-    if not expected:
+    if caller is None:
         raise ForbiddenError(
-            "changes over HTTP are off; set DELTABERT_ADMIN_KEY_SHA256 to the SHA-256 of a key, or "
-            "DELTABERT_KEYS_FILE to a file with a key of the scope admin, and restart"
+            "changes over HTTP are off; set DELTABERT_KEYS_FILE to a file with a key of the scope "
+            "admin, and restart"
         )
-    given = request.headers.get("authorization", "")
-    if not given.lower().startswith(_BEARER):
-        raise UnauthorizedError("a change needs the header Authorization: Bearer KEY")
-    digest = hashlib.sha256(given[len(_BEARER) :].strip().encode("latin-1")).hexdigest()
-    if not hmac.compare_digest(digest, expected):
-        raise UnauthorizedError("the key of the header Authorization is not the admin's")
+    caller.check_scope("admin")
 
 
 changes = APIRouter(
