@@ -122,8 +122,11 @@ def _check(caller: Caller, method: str, path: str) -> None:
 
 
 def route_path(scope: Scope) -> str:
-    """Return the path that the routes match, without the prefix of a proxy."""
-    path: str = scope["path"]
+    """Return the path that the routes match, without the prefix of a proxy.
+
+    Their patterns end with `$`, which also matches before a newline at the end.
+    """
+    path: str = scope["path"].removesuffix("\n")
     prefix: str = scope.get("root_path", "")
     return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
 

@@ -312,6 +312,23 @@ def test_no_spelling_of_a_path_goes_around_the_check(keyed: TestClient, path: st
     assert keyed.post(path, json=ROWS).status_code == 401
 
 
+@pytest.mark.parametrize("prefix", ["", "/base"])
+def test_a_newline_at_the_end_of_a_path_goes_around_no_check(
+    start: Start, check_error: CheckError, prefix: str
+) -> None:
+    """The routes' patterns match a path with a newline at its end like one without."""
+    client = start(keys=KEYS, root_path=prefix)
+    for name, method, path in (
+        ("two", "GET", "/metrics%0A"),
+        ("admin", "POST", "/predict%0A"),
+        ("two", "POST", "/predict/toy3%0A"),
+        ("two", "GET", "/deltas/toy3/bitfit%0A"),
+    ):
+        body = {"inputs": "x", "targets": [{"task": "toy2"}]}
+        response = client.request(method, f"{prefix}{path}", headers=bearer(name), json=body)
+        check_error(response, 403, "forbidden")
+
+
 def test_rows_are_limited_and_the_wait_is_right(
     start: Start, check_error: CheckError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
