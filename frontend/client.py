@@ -34,6 +34,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _CONNECT_TIMEOUT_S = 3.0
 _READ_TIMEOUT_S = 40.0  # longer than the server's own deadline: its 504 explains more
 _PROBE_TIMEOUT_S = 2.0
+_KEY_HEADER = "X-API-Key"  # of the key, if the other header is for a proxy
 
 Row = str | Mapping[str, str]
 
@@ -65,6 +66,19 @@ class _KeyAuth(requests.auth.AuthBase):
         return request
 
 
+class _Session(requests.Session):
+    """Sends no API key to another host that the server redirects to, in whichever header it is."""
+
+    def rebuild_auth(
+        self, prepared_request: requests.PreparedRequest, response: requests.Response
+    ) -> None:
+        """Take the key out of a redirected request; `requests` does so for `Authorization`."""
+        before, after = response.request.url, prepared_request.url
+        if before and after and self.should_strip_auth(before, after):
+            prepared_request.headers.pop(_KEY_HEADER, None)
+        super().rebuild_auth(prepared_request, response)
+
+
 def open_session(url: str, key: str | None = None) -> requests.Session:
     """Open a session; a server on this machine is always called directly, never through a proxy.
 
@@ -72,7 +86,7 @@ def open_session(url: str, key: str | None = None) -> requests.Session:
         url: address of the server; user and password in it are for a proxy before it.
         key: API key of the server; None for a server that needs none.
     """
-    session = requests.Session()
+    session = _Session()
     if key and not re.fullmatch("[!-~]+", key):
         key = None  # it cannot be sent, and the error would show it
     try:
@@ -80,7 +94,7 @@ def open_session(url: str, key: str | None = None) -> requests.Session:
     except ValueError:  # not an address; the first call reports that
         host = None
     if key and without_credentials(url) != url:
-        session.headers["X-API-Key"] = key  # the proxy reads the other header
+        session.headers[_KEY_HEADER] = key  # the proxy reads the other header
     elif key:
         session.auth = _KeyAuth(key)
     if host in ("127.0.0.1", "localhost", "::1"):

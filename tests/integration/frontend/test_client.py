@@ -343,6 +343,23 @@ def test_a_key_does_not_follow_a_redirect_to_another_host(serve: Serve, stub: St
     assert seen[1:] == [None]
 
 
+def test_a_key_beside_the_credentials_of_a_proxy_follows_no_redirect_either(
+    serve: Serve, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+    send = requests.Session.send
+
+    def watched(session: Any, request: Any, **options: Any) -> requests.Response:
+        seen.append(request.headers.get("X-API-Key"))
+        return send(session, request, **options)
+
+    monkeypatch.setattr(requests.Session, "send", watched)
+    other = stub(200, b'{"tasks": []}').url
+    here = stub(302, b"", Location=f"{other.replace('127.0.0.1', 'localhost')}/tasks").url
+    keyed(here.replace("http://", "http://alice:pw@"), "dbk_s3cret").tasks()
+    assert seen == ["dbk_s3cret", None]
+
+
 def test_a_local_server_is_not_asked_through_a_proxy(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
