@@ -31,10 +31,12 @@ class TopDeltas:
 
     Attributes:
         shown: keys of the chosen deltas.
+        left: keys of the deltas that lost their places at the end of the last round.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.shown: dict[DeltaKey, None] = {}
+        self.left: dict[DeltaKey, None] = {}
         self._limit = limit
         self._clock = clock
         self._round_ends_at = clock() + _ROUND_S
@@ -59,6 +61,7 @@ class TopDeltas:
         if now < self._round_ends_at:
             return
         self._round_ends_at = now + _ROUND_S
+        self.left = {}
         traffic = {
             key: self._traffic.get(key, 0.0) / 2 + count - self._counted.get(key, 0)
             for key, count in rows.items()
@@ -71,7 +74,7 @@ class TopDeltas:
             if traffic[new] <= _FACTOR * traffic.get(old, 0.0):
                 break
             del self.shown[old]
-            self.shown[new] = None
+            self.shown[new], self.left[old] = None, None
 
 
 class DeltaCounter:
@@ -129,8 +132,8 @@ class DeltaSeries:
             self.top.fill(of_metric)
         for metric, of_metric in counts.items():
             self._counters.setdefault(metric, DeltaCounter()).update(of_metric, self.top.shown)
-        # A delta that loses its place shows once more what it has counted since the last time.
-        shown = dict(self.top.shown)
         self.top.choose_again(traffic)
-        shown |= self.top.shown
+        # A series ends a round after its delta has lost its place. Until then each of several
+        # readers sees what was counted between its last look and the loss.
+        shown = self.top.shown | self.top.left
         return {metric: self._counters[metric].series(shown) for metric in counts}

@@ -53,7 +53,15 @@ def test_a_busier_delta_takes_a_place_at_the_end_of_a_round_and_begins_at_zero()
     rig.read(task1=5)
     assert rig.read(task2=1000) == {key(1): 5, OTHER: 1000}, "the round is not over"
     assert rig.read(task1=1, seconds=ROUND_S) == {key(1): 6, key(2): 0, OTHER: 1000}
-    assert rig.read(task2=10, task1=1) == {key(2): 10, OTHER: 1001}
+    assert rig.read(task2=10, task1=1) == {key(1): 6, key(2): 10, OTHER: 1001}
+
+
+def test_a_series_ends_a_round_after_its_last_count_for_every_reader() -> None:
+    rig = Rig(1)
+    rig.read(task1=5)
+    ended = rig.read(task1=1, task2=1000, seconds=ROUND_S)
+    assert rig.read() == ended == {key(1): 6, key(2): 0, OTHER: 1000}, "another Prometheus"
+    assert rig.read(seconds=ROUND_S) == {key(2): 0, OTHER: 1000}
 
 
 def test_a_delta_that_comes_back_goes_on_where_its_series_ended() -> None:
@@ -61,7 +69,7 @@ def test_a_delta_that_comes_back_goes_on_where_its_series_ended() -> None:
     rig.read(task1=5)
     rig.read(task2=1000, seconds=ROUND_S)
     assert rig.read(task1=9000, seconds=ROUND_S) == {key(1): 5, key(2): 0, OTHER: 10_000}
-    assert rig.read(task1=2) == {key(1): 7, OTHER: 10_000}
+    assert rig.read(task1=2, task2=1) == {key(1): 7, key(2): 0, OTHER: 10_001}
 
 
 def test_a_delta_that_is_little_busier_does_not_take_a_place() -> None:
