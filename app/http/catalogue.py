@@ -177,7 +177,7 @@ class _Item:
             return False
         if self.record is None:
             return query.task is None and query.strategy is None and query.status in _OF_FILES
-        task, strategy = self.record.manifest.key
+        task, strategy, _ = self.record.key  # computed once, unlike the manifest's
         return (
             query.task in (None, task)
             and query.strategy in (None, strategy)
