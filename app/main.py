@@ -31,7 +31,7 @@ from app.engine.traffic import Traffic
 from app.engine.tuning import Tuning, installed_version
 from app.engine.warm_up import tune_without_measuring, warm_up
 from app.engine.watch import watch
-from app.errors import STATUSES, ForbiddenError, RateLimitedError, error_response
+from app.errors import STATUSES, error_response
 from app.http.catalogue import CatalogueViews
 from app.http.context import Serving
 from app.http.json_route import TIMEOUT_HEADER
@@ -146,11 +146,8 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         max_upload_bytes=settings.max_delta_bytes,
     )
     if app.state.keyring is not None:
-        app.add_middleware(
-            KeyMiddleware,
-            keyring=app.state.keyring,
-            on_refusal=app.state.metrics.on_refusal,
-        )
+        app.add_middleware(KeyMiddleware, keyring=app.state.keyring)
+        app.state.metrics.watch_file("keys", lambda: app.state.keyring.is_stale)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -166,7 +163,9 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         root_path=settings.root_path,
     )
     if app.state.tracing is not None:
-        app.add_middleware(TracingMiddleware, tracing=app.state.tracing)
+        app.add_middleware(
+            TracingMiddleware, tracing=app.state.tracing, root_path=settings.root_path
+        )
 
 
 @asynccontextmanager
@@ -400,7 +399,7 @@ def _log_start(settings: Settings, engine: Engine, described: dict[str, Any]) ->
 async def _answer_error(request: Request, error: Exception) -> Response:
     caller = routes.caller_of(request)
     if caller is not None:
-        error = _for_caller(caller, error, request.app.state.metrics)
+        error = _for_caller(caller, error)
     response = error_response(error, request.state.request_id)
     request.state.trace.code = response.code
     # The request's log line shows errors of the client; their messages may quote the input.
@@ -410,10 +409,8 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     return response
 
 
-def _for_caller(caller: Caller, error: Exception, metrics: Metrics) -> Exception:
-    """Count an error that is due to the caller's key, and hide the tasks of other keys."""
-    if isinstance(error, ForbiddenError | RateLimitedError):
-        metrics.on_refusal(STATUSES[type(error)][1])
-    elif isinstance(error, DeltaNotFoundError) and error.kind == "task":
+def _for_caller(caller: Caller, error: Exception) -> Exception:
+    """Hide the tasks of other keys in an error."""
+    if isinstance(error, DeltaNotFoundError) and error.kind == "task":
         return DeltaNotFoundError("task", error.name, filter(caller.may_use, error.available))
     return error

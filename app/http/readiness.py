@@ -26,6 +26,7 @@ from deltas import Record
 
 _KEEP_S = 1.0
 _WATCH_S = 1.0
+_OUTDATED_S = 120.0  # probes come far more often
 _FAILING_S = 30.0  # predictions that fail for so long will not succeed again in this process
 
 
@@ -45,8 +46,11 @@ class Readiness:
 
     @property
     def last_outcome(self) -> float:
-        """1 if the last check succeeded and batches can still run, else 0; NaN before the first."""
-        if self._checked_at == -math.inf:
+        """1 if the last check succeeded and batches can still run, else 0; NaN if it is long ago.
+
+        Otherwise the failure of the only probe of a day would be an alarm for the rest of the day.
+        """
+        if time.monotonic() - self._checked_at > _OUTDATED_S:
             return math.nan
         return float(self._batcher.is_alive and not isinstance(self._outcome, str))
 

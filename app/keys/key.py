@@ -139,6 +139,8 @@ def _parse_key(name: str, table: Any) -> Key:
         key = Key(name=name, **table)
     except ValidationError as error:
         raise KeysError(_sentence(name, error.errors(include_url=False)[0])) from None
+    if key.sha256 == digest_of(b"").hex():
+        raise KeysError(f"key {name!r}: sha256 is that of an empty secret, which all can send")
     if name == ANONYMOUS and "admin" in key.scopes:
         raise KeysError(f"key {name!r}: requests without a key can't have the scope 'admin'")
     return key

@@ -100,12 +100,16 @@ class Keyring:
         path: file with more keys; None for none.
         max_queue_rows: most rows in the queue, of which a key may have a share.
 
+    Attributes:
+        is_stale: True if the file could not be used when it was last read.
+
     Raises:
         KeysError: keys are wrong, or the file cannot be read.
     """
 
     def __init__(self, inline: str, path: Path | None, max_queue_rows: int) -> None:
         self._path = path
+        self.is_stale = False
         self._max_queue_rows = max_queue_rows
         self._callers: dict[str, Caller] = {}
         self._no_rights = Caller(_NO_RIGHTS, Usage(_NO_RIGHTS, max_queue_rows))
@@ -124,7 +128,8 @@ class Keyring:
     @property
     def anonymous(self) -> Caller:
         """The caller of requests without a key; has no rights unless the keys give it some."""
-        return self._callers.get(ANONYMOUS, self._no_rights)
+        given = self._callers.get(ANONYMOUS)
+        return self._no_rights if given is None or given.has_expired else given
 
     def find(self, secret: bytes) -> Caller | None:
         """Return the caller with this secret, or None.
@@ -152,6 +157,7 @@ class Keyring:
         if seen == self._seen:
             return
         self._seen = seen
+        self.is_stale = True
         try:
             keys = self._read()
         except KeysError as error:
@@ -159,6 +165,7 @@ class Keyring:
             return
         before = set(self._callers)
         self._use(keys)
+        self.is_stale = False
         after = set(self._callers)
         logger.info(
             "read the file of keys again: %d keys, added %s, removed %s",

@@ -7,11 +7,9 @@ tests/http/test_keys.py and tests/property/test_key_laws.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.errors import STATUSES, ForbiddenError, UnauthorizedError, error_response
+from app.errors import ForbiddenError, UnauthorizedError, error_response
 from app.keys.key import Scope as KeyScope
 from app.keys.keyring import Caller, Keyring
 
@@ -29,15 +27,11 @@ class KeyMiddleware:
     Args:
         app: app to surround.
         keyring: all keys.
-        on_refusal: called with the code of the error of each refused request.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, keyring: Keyring, on_refusal: Callable[[str], None]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, keyring: Keyring) -> None:
         self._app = app
         self._keyring = keyring
-        self._on_refusal = on_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -48,7 +42,6 @@ class KeyMiddleware:
                 caller = self._admit(scope, path)
             except (UnauthorizedError, ForbiddenError) as error:
                 state["trace"].route = _refused_route(path)
-                self._on_refusal(STATUSES[type(error)][1])
                 response = error_response(error, state["request_id"])
                 state["trace"].code = response.code
                 await response(scope, receive, send)
@@ -71,6 +64,7 @@ class KeyMiddleware:
         if not secrets:
             return self._admit_anonymous(scope["method"], path)
         caller = self._find(secrets)
+        scope["state"]["trace"].key = caller.key.name  # the line of a refusal names it, too
         _check(caller, scope["method"], path)
         return caller
 
@@ -82,7 +76,7 @@ class KeyMiddleware:
         except ForbiddenError:
             has_right = False
         else:
-            has_right = bool(caller.key.tasks) and not caller.has_expired
+            has_right = bool(caller.key.tasks)
         if not has_right:
             raise UnauthorizedError(
                 "this request needs a key; send the header Authorization: Bearer KEY, or "

@@ -25,11 +25,15 @@ class Certificate:
         certfile: file of the certificate.
         keyfile: file of the private key, which has no password.
 
+    Attributes:
+        is_stale: True if the files could not be used when they were last read.
+
     Raises:
         SettingsError: they cannot be used.
     """
 
     def __init__(self, certfile: Path, keyfile: Path) -> None:
+        self.is_stale = False
         self._files = {"SSL_CERTFILE": certfile, "SSL_KEYFILE": keyfile}
         self._seen = self._look()
         self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
@@ -39,16 +43,26 @@ class Certificate:
         while True:
             await asyncio.sleep(_CHECK_EVERY_S)
             try:
-                await asyncio.to_thread(self.renew, context)
+                if await asyncio.to_thread(self.has_changed):
+                    self.renew(context)
             except Exception:  # whatever it is, the next change must be seen
                 logger.exception("the certificate was not read; the one of before stays")
 
+    def has_changed(self) -> bool:
+        """Tell whether the files have changed since they were loaded; may wait for a disk."""
+        return self._look() != self._seen
+
     def renew(self, context: ssl.SSLContext) -> None:
-        """Load the files into a context if they have changed; log once if they can't be used."""
+        """Load the files into a context if they have changed; log once if they can't be used.
+
+        Call it in the thread that accepts connections: OpenSSL copies certificate and key for each
+        of them, and must not do so while they are replaced.
+        """
         seen = self._look()
         if seen == self._seen:
             return
         self._seen = seen
+        self.is_stale = True
         try:
             # First into another context, because half of a pair would break every handshake.
             self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
@@ -56,6 +70,7 @@ class Certificate:
         except SettingsError as error:
             logger.error("the certificate of before stays: %s", error)
             return
+        self.is_stale = False
         logger.info("read the certificate again")
 
     def _look(self) -> tuple[tuple[int, int, int] | None, ...]:

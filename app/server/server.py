@@ -77,8 +77,11 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         settle_process()
-        if self._certificate is not None and self.config.ssl is not None:
-            self._watching = asyncio.create_task(self._certificate.watch(self.config.ssl))
+        certificate = self._certificate
+        if certificate is not None and self.config.ssl is not None:
+            self._watching = asyncio.create_task(certificate.watch(self.config.ssl))
+            metrics = cast(Any, self.config.app).state.metrics
+            metrics.watch_file("certificate", lambda: certificate.is_stale)
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"

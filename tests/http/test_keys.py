@@ -184,6 +184,13 @@ def test_near_matches_are_those_of_the_key(start: Start, check_error: CheckError
     assert "toy3" in error["details"]["available"]
 
 
+def test_rights_without_a_key_end_on_their_day(start: Start) -> None:
+    given = 'anonymous = {scopes = ["predict"], tasks = ["*"], expires = 2026-01-01}\n'
+    client = start(keys=given)
+    assert client.post("/predict/toy2", json=ROWS).status_code == 401
+    assert client.get("/").json()["tasks"] == []
+
+
 def test_requests_without_a_key_have_the_rights_that_they_are_given(
     start: Start, check_error: CheckError
 ) -> None:
@@ -357,7 +364,7 @@ def test_rows_are_limited_and_the_wait_is_right(
     assert too_large["details"] == {"found": 33, "allowed": 32}
     assert client.post("/predict/toy2", headers=bearer("all"), json=ROWS).status_code == 200
     text = client.get("/metrics", headers=bearer("all")).text
-    assert 'deltabert_key_refusals_total{reason="rate_limited"} 4.0' in text
+    assert 'deltabert_errors_total{code="rate_limited"} 4.0' in text
     assert 'deltabert_key_rows_total{key="slow"} 36.0' in text
     assert 'deltabert_key_rows_total{key="all"} 1.0' in text
 
@@ -472,6 +479,27 @@ def test_no_secret_and_no_digest_is_ever_logged_or_answered(
     assert "the keys of before stay" in caplog.text, "the log was not recorded"
     assert "key=two" in caplog.text
     assert not [secret for secret in secrets for text in seen if secret in text]
+
+
+def test_the_line_of_a_refusal_names_the_key(
+    keyed: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert keyed.post("/predict/toy3", headers=bearer("two"), json=ROWS).status_code == 403
+    assert "POST /predict/{task} 403" in caplog.text
+    assert "key=two" in caplog.text
+
+
+def test_a_file_that_cannot_be_used_is_a_metric(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(key("all", "", "*"), encoding="utf-8")
+    client = start(keys_file=path)
+    for text, stale in ((key("all", "", "*"), 0.0), ("[broken", 1.0), (key("all", "", "*"), 0.0)):
+        path.write_text(text, encoding="utf-8")
+        client.app.state.keyring.reload()  # type: ignore[attr-defined]
+        metrics = client.get("/metrics", headers=bearer("all")).text
+        assert f'deltabert_stale_files{{file="keys"}} {stale}' in metrics
+    assert 'deltabert_stale_files{file="certificate"} 0.0' in metrics
 
 
 def test_settings_never_show_keys() -> None:

@@ -193,6 +193,8 @@ def test_readiness_is_that_of_the_last_check(
     gate.close()
     assert client.get("/health/ready").status_code == 503
     assert values(client, "deltabert_ready")[()] == 0
+    monkeypatch.setattr("app.http.readiness._OUTDATED_S", 0.0)
+    assert math.isnan(values(client, "deltabert_ready")[()]), "an old failure is no alarm"
     gate.is_open.set()
 
 

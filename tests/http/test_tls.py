@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -137,11 +139,41 @@ def test_a_renewed_certificate_counts_and_a_broken_one_does_not(
     certificate.renew(context)
     (record,) = caplog.records
     assert record.getMessage().startswith("the certificate of before stays: ")
+    assert certificate.is_stale
     assert served_by(context) == first
     newer_key.replace(keyfile)
     certificate.renew(context)
     assert served_by(context) == certfile.read_text(encoding="ascii") != first
     assert caplog.records[-1].getMessage() == "read the certificate again"
+    assert not certificate.is_stale
+
+
+def test_a_certificate_is_replaced_where_connections_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL copies a context for each connection, and no other thread may change it meanwhile."""
+
+    class Context(ssl.SSLContext):
+        loaded_by: threading.Thread | None = None
+
+        def load_cert_chain(self, *arguments: Any, **options: Any) -> None:
+            self.loaded_by = threading.current_thread()
+            super().load_cert_chain(*arguments, **options)
+
+    async def renewed_by() -> threading.Thread | None:
+        certificate = Certificate(*make_certificate(tmp_path))
+        context = Context(ssl.PROTOCOL_TLS_SERVER)
+        watching = asyncio.create_task(certificate.watch(context))
+        make_certificate(tmp_path)
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            if context.loaded_by is not None:
+                break
+        watching.cancel()
+        return context.loaded_by
+
+    monkeypatch.setattr("app.server.certificate._CHECK_EVERY_S", 0.01)
+    assert asyncio.run(renewed_by()) is threading.current_thread()
 
 
 def served_by(context: ssl.SSLContext) -> str:

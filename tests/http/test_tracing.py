@@ -139,10 +139,12 @@ def test_errors_are_spans_and_probes_are_not(
     run_server: Callable[..., Any], collector: Collector
 ) -> None:
     given = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SERVICE_NAME": "mine"}
+    given["DELTABERT_ROOT_PATH"] = "/base"
     with run_server(**given) as server:
         url = url_of(server)
         for path in ("/health/live", "/health/ready", "/metrics"):
             assert "traceresponse" not in ask(f"{url}{path}").headers
+            assert "traceresponse" not in ask(f"{url}/base{path}").headers, "a proxy may leave it"
         ask(f"{url}/predict/nope", {"inputs": "x"}, traceparent="garbage").read()
         server.process.terminate()
         assert server.wait() == 0, "the end sends what is left"
@@ -191,6 +193,22 @@ def test_no_variable_no_tracing(given: dict[str, str]) -> None:
 def test_what_it_cannot_do_is_one_sentence(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"{name} is '{value}'"):
         open_tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", name: value}, "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "999999"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
+    ],
+)
+def test_a_value_that_the_sdk_refuses_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="OpenTelemetry can't use its variables: "):
+        open_tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}, "1")
 
 
 PROGRAM = """

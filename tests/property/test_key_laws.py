@@ -52,7 +52,7 @@ def ask(method: str, path: str, given_headers: list[tuple[bytes, bytes]]) -> tup
     async def receive() -> Any:
         raise AssertionError("the body is read")
 
-    middleware = KeyMiddleware(app, keyring=KEYRING, on_refusal=lambda code: None)
+    middleware = KeyMiddleware(app, keyring=KEYRING)
     asyncio.run(middleware(scope, receive, send))
     body = b"".join(message.get("body", b"") for message in sent)
     code = json.loads(body)["error"]["code"] if body else ""

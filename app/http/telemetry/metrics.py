@@ -8,7 +8,7 @@ tests/http/test_health.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from threading import Lock
@@ -83,11 +83,6 @@ class Metrics:
             self._errors.labels(code)
         for reason in ("rejected", "expired", "cancelled", "failed"):
             self._dropped.labels(reason)
-        self._key_refusals = counter(
-            "deltabert_key_refusals",
-            "Requests refused for their key, by the code of the error.",
-            ("reason",),
-        )
         self._key_rows = counter("deltabert_key_rows", "Rows answered, by API key.", ("key",))
         self._keys: set[str] = set()
         self._add_histograms()
@@ -106,8 +101,16 @@ class Metrics:
         self._deltas = gauge("deltabert_deltas", "Deltas served.")
         self._rejected = gauge("deltabert_rejected_files", "Files of deltas that are not served.")
         self._ready = gauge(
-            "deltabert_ready", "1 if the last check of readiness succeeded; NaN before the first."
+            "deltabert_ready",
+            "1 if the last check of readiness succeeded; NaN if it is long ago.",
         )
+        self._stale_files = gauge(
+            "deltabert_stale_files",
+            "1 if the newest content of a file can't be used, so that the one of before counts.",
+            ("file",),
+        )
+        for file in ("keys", "certificate"):  # exports a 0 without such a file
+            self._stale_files.labels(file)
         self._failing = gauge(
             "deltabert_failing_seconds",
             "Time for which all batches have failed; 0 after a success.",
@@ -178,6 +181,10 @@ class Metrics:
         self._registry.register(_EngineCollector(engine))
         self._registry.register(_DeltaCollector(engine, self._answered, self._max_deltas))
 
+    def watch_file(self, file: str, is_stale: Callable[[], bool]) -> None:
+        """Export whether a file that is followed, `keys` or `certificate`, is stale."""
+        self._stale_files.labels(file).set_function(is_stale)
+
     def on_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """Note a request that was answered."""
         method = method if method in _METHODS else "OTHER"
@@ -206,10 +213,6 @@ class Metrics:
         key = task, strategy
         rows, tokens = self._answered.get(key, (0, 0))
         self._answered[key] = rows + num_rows, tokens + num_tokens
-
-    def on_refusal(self, reason: str) -> None:
-        """Note a request that was refused for its key: unauthorized, forbidden, rate_limited."""
-        self._key_refusals.labels(reason).inc()
 
     def on_key_rows(self, key: str, num_rows: int) -> None:
         """Note the answered rows of a key; names that come after the first 1,000 are one."""

@@ -59,6 +59,8 @@ def open_tracing(environ: Mapping[str, str], version: str) -> Tracing | None:
                 f"pip install '.[otel]', or unset the variable"
             ]
         ) from error
+    except ValueError as error:
+        raise SettingsError([f"OpenTelemetry can't use its variables: {error}"]) from error
 
 
 class Tracing:
@@ -151,15 +153,17 @@ class TracingMiddleware:
     Args:
         app: app to surround, with `RequestContextMiddleware` as its outermost part.
         tracing: makes the spans.
+        root_path: path prefix of the server; empty for none, or for that of uvicorn's option.
     """
 
-    def __init__(self, app: ASGIApp, tracing: Tracing) -> None:
+    def __init__(self, app: ASGIApp, tracing: Tracing, root_path: str = "") -> None:
         self._app = app
         self._tracing = tracing
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        root = scope.get("root_path", "")
+        root = self._root_path or scope.get("root_path", "")
         is_http = scope["type"] == "http"
         if not is_http or scope["path"].removeprefix(root).startswith(_PROBES):
             await self._app(scope, receive, send)

@@ -55,6 +55,7 @@ def test_the_digest_is_never_shown() -> None:
         ('["a b"]\nsha256 = "x"', "1 to 64 letters, digits, hyphens and underscores"),
         (f'[a]\nscopes = ["{SECRET}"]\n', "key 'a': "),
         (GOOD.replace(DIGEST, SECRET), "sha256 must be the 64 hexadecimal digits"),
+        (GOOD.replace(DIGEST, hashlib.sha256(b"").hexdigest()), "sha256 is that of an empty"),
         (GOOD.replace(DIGEST, DIGEST.upper()), "sha256 must be the 64 hexadecimal digits"),
         (GOOD.replace('"predict"', f'"{SECRET}"'), "scopes.0 must be 'predict' or 'admin'"),
         (GOOD.replace('["*"]', f'"{SECRET}"'), "tasks must be a list"),
