@@ -1,12 +1,15 @@
 """Servers that are killed at any moment of a change: the next start has whole versions.
 
 What was acknowledged is there. The change under way has happened or has not; nothing lies between.
+`KILL_MOMENTS=50` kills a server at more moments. After each step of a change alone, the test of
+`deltas.store.versions` ends the process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import threading
 import time
@@ -30,7 +33,7 @@ KEYS = (  # predictions need no key
     'scopes = ["admin", "predict"], tasks = ["*"]}\n'
 )
 NAMES = [("toy2", "head"), ("toy2", "random:0.05"), ("toy3", "bitfit")]
-MOMENTS = 52
+MOMENTS = int(os.environ.get("KILL_MOMENTS", "6"))
 LONGEST_S = 0.4  # of changes before a kill; each takes about 20 ms
 
 
