@@ -3,7 +3,7 @@
 A series for each of thousands of deltas would make every answer of `/metrics` megabytes. So the
 busiest deltas have series of their own, and all others share one. A delta's new counts go to its
 own series while it has one, and to the shared series while it has none, so no series ever goes
-down (decision 0140). Read `app.http.telemetry.metrics` next.
+down (decision 0131). Read `app.http.telemetry.metrics` next.
 """
 
 from __future__ import annotations
