@@ -74,9 +74,9 @@ class _Session(requests.Session):
     ) -> None:
         """Take the key out of a redirected request; `requests` does so for `Authorization`."""
         before, after = response.request.url, prepared_request.url
-        if before and after and self.should_strip_auth(before, after):
+        if before and after and self.should_strip_auth(before, after):  # type: ignore[no-untyped-call]
             prepared_request.headers.pop(_KEY_HEADER, None)
-        super().rebuild_auth(prepared_request, response)
+        super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
 
 
 def open_session(url: str, key: str | None = None) -> requests.Session:

@@ -203,6 +203,7 @@ def test_requests_without_a_key_have_the_rights_that_they_are_given(
         ("GET", "/metrics"),
         ("PUT", "/deltas/toy2/bitfit"),
         ("POST", "/deltas/reload"),
+        ("GET", "/traffic/toy2/bitfit"),
     ):
         check_error(client.request(method, path, json=ROWS), 401, "unauthorized")
     answer = client.post("/predict/toy2", json=ROWS, headers={"X-API-Key": "dbk_wrong"})
@@ -236,6 +237,7 @@ def test_a_prediction_needs_its_scope(
         ("POST", "/deltas/toy2/bitfit/rollback"),
         ("POST", "/deltas/reload"),
         ("PUT", "/traffic/toy2/bitfit"),
+        ("GET", "/traffic/toy2/bitfit"),
         ("PATCH", "/predict/toy2"),
         ("DELETE", "/predict"),
         ("POST", "/"),

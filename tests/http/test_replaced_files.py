@@ -7,6 +7,7 @@ that vanish (10). What is promised stands in docs/guide/serving.md.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -169,6 +170,24 @@ def test_peers_row_06_an_answer_is_of_the_version_that_it_names(start: Start, sh
     for pair in PAIRS:
         shelf.publish(pair, shelf.old[pair])
     assert all(check_answer(shelf, pair, answer) for pair, answer in ask_all(few))
+
+
+def test_a_request_that_runs_again_is_charged_once(start: Start, shelf: Shelf) -> None:
+    """Its key allows one request a minute, and the first try finds that the file was replaced."""
+    secret = "dbk_a-secret-of-this-test"
+    few = start(
+        deltas=(shelf.folder,),
+        max_slots=1,
+        keys=f'one = {{sha256 = "{hashlib.sha256(secret.encode()).hexdigest()}", tasks = ["*"], '
+        'scopes = ["predict"], requests_per_minute = 1}',
+    )
+    few.headers["X-API-Key"] = secret
+    (loaded,) = few.get("/deltas?status=loaded").json()["deltas"]
+    pair = next(pair for pair in PAIRS if pair != (loaded["task"], loaded["strategy"]))
+    shelf.publish(pair, shelf.new[pair])
+    answer = predict(few, pair)
+    assert (answer.status_code, answer.json().get("version")) == (200, shelf.new[pair].version)
+    assert predict(few, pair).status_code == 429
 
 
 @pytest.mark.slow
