@@ -34,6 +34,8 @@ from app.errors import DeadlineExceededError
 
 QUANTUM_TOKENS = 32  # tokens that a lane gets per round: about one row
 RECENT_BATCHES = 16  # batches for which a lane without rows is expected to come back
+_SHARE_TOKENS = 8192  # tokens of all lanes over which a waiting lane's share of them is measured
+_PRIOR_TOKENS = 64  # weight of the guess that no row of another lane overtakes a waiting lane
 _MEMORY = 0.8  # weight of the earlier batches in a capped lane's share
 _URGENT = object()  # key of the lane that precedes all others
 
@@ -146,6 +148,8 @@ class _Lane(Generic[Q]):
     num_tokens: int = 0
     own_tokens: float = 0.0  # tokens of the lane in capped batches; older ones weigh less
     batch_tokens: float = 0.0  # tokens of all lanes in the same batches, weighed alike
+    given: float = 0.0  # tokens of the lane, out of those of all lanes since `measured_from`
+    measured_from: float = 0.0  # value of the queue's `_num_taken`
     requests: OrderedDict[Q, None] = field(default_factory=OrderedDict)
 
 
@@ -197,6 +201,7 @@ class RowQueue(Generic[Q]):
         self._num_batches = 0
         self._recent: OrderedDict[Hashable, int] = OrderedDict()  # last batch with rows of a lane
         self._capped: _Lane[Q] | None = None  # lane that the last batch was capped for
+        self._num_taken = 0  # tokens of all lanes but the urgent one, since the start
 
     def reserve(self, key: Hashable, num_rows: int) -> None:
         """Count rows that will be added, so that they are not refused when they are."""
@@ -215,7 +220,7 @@ class RowQueue(Generic[Q]):
         key = _URGENT if urgent else request.key
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane()
+            lane = self._lanes[key] = _Lane(measured_from=self._num_taken)
             if urgent:
                 self._lanes.move_to_end(key, last=False)
         lane.requests[request] = None
@@ -232,9 +237,8 @@ class RowQueue(Generic[Q]):
 
     def oldest(self) -> Q | None:
         """Return the request that has waited longest; safe to call from any thread."""
-        waiting = list(
-            self._lane_of
-        )  # in one step of the interpreter, beside which none changes it
+        # The list is made in one step of the interpreter, beside which nothing changes its source.
+        waiting = list(self._lane_of)
         return waiting[0] if waiting else None
 
     def held_by(self, key: Hashable) -> tuple[int, int]:
@@ -251,13 +255,19 @@ class RowQueue(Generic[Q]):
 
         Each lane gives as much as the row's own lane holds, and one round more, or all it has. If
         the lane was capped in the last batch, its own tokens are scaled by its recent share of the
-        batches, because later rows of other lanes will overtake them.
+        batches, because later rows of other lanes will overtake them. So are the tokens of any
+        lane that waits, if that is more.
         """
         lane = self._lanes.get(key)
         own_tokens = (lane.num_tokens if lane else 0) + QUANTUM_TOKENS
         if lane is not None and lane is self._capped:
             return round(own_tokens * lane.batch_tokens / lane.own_tokens)
-        return min(self.num_tokens, own_tokens * len(self._lanes))
+        tokens = min(self.num_tokens, own_tokens * len(self._lanes))
+        if lane is None:
+            return tokens
+        of_all = self._num_taken - lane.measured_from
+        slowdown = (of_all + _PRIOR_TOKENS) / (lane.given + _PRIOR_TOKENS)
+        return max(tokens, round(lane.num_tokens * slowdown))
 
     def take(self, max_rows: int, max_tokens: int, now: float) -> Batch[Q]:
         """Take the next batch out of the queue.
@@ -291,6 +301,9 @@ class RowQueue(Generic[Q]):
                 break
             batch.add(request, key, row_tokens)
             self._advance(request, key, lane, row_tokens)
+        if len(batch.lane_tokens) == 1 and len(self._lanes) == 1:  # no lane overtakes another
+            (alone,) = self._lanes.values()
+            alone.given, alone.measured_from = 0.0, self._num_taken
         return batch
 
     def _begin_batch(self) -> None:
@@ -313,10 +326,19 @@ class RowQueue(Generic[Q]):
         if key is not _URGENT:
             self._recent[key] = self._num_batches
             self._recent.move_to_end(key)
+            self._measure(lane, num_tokens)
         if request.num_taken == len(request.rows):
             self._end(request, key)
         else:
             lane.requests.move_to_end(request)
+
+    def _measure(self, lane: _Lane[Q], num_tokens: int) -> None:
+        self._num_taken += num_tokens
+        lane.given += num_tokens
+        of_all = self._num_taken - lane.measured_from
+        if of_all > _SHARE_TOKENS:
+            lane.given /= 2
+            lane.measured_from += of_all / 2
 
     def _end(self, request: Q, key: Hashable) -> None:
         requests = self._lanes[key].requests

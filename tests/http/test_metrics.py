@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from app.errors import CODES
+from app.http.telemetry.metrics import Metrics
 from app.pipeline import STAGES
 from deltas.hardware import multiplies_int8_exactly
 
@@ -99,6 +100,16 @@ def test_deltas_beyond_the_limit_are_counted_together(start: Start) -> None:
     assert {task for task, _ in versions} == {"toy2", "toymulti"}
     for task, version in versions:
         assert client.get(f"/deltas/{task}/bitfit").json()["version"] == version
+
+
+def test_shadows_beyond_the_limit_are_counted_together() -> None:
+    metrics = Metrics(max_deltas=1)
+    for task in ("a", "b", "c", "a"):
+        metrics.on_shadow(task, "head", "same", 2)
+    text = metrics.render().decode()
+    assert 'deltabert_shadow_rows_total{result="same",strategy="head",task="a"} 4.0' in text
+    assert 'deltabert_shadow_rows_total{result="same",strategy="",task="other"} 4.0' in text
+    assert text.count("deltabert_shadow_rows_total{") == 2
 
 
 def test_errors_are_counted_by_code(start: Start) -> None:

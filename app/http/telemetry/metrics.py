@@ -32,7 +32,7 @@ from app.batching.batcher import Batcher
 from app.engine.engine import Engine
 from app.errors import CODES, OTHER_CODE
 from app.http.readiness import Readiness
-from app.http.telemetry.top_deltas import DeltaKey, DeltaSeries
+from app.http.telemetry.top_deltas import OTHER, DeltaKey, DeltaSeries
 from app.pipeline import STAGES
 from deltas import Record
 
@@ -119,6 +119,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._max_deltas = max_deltas
         self._answered: dict[DeltaKey, tuple[int, int]] = {}  # rows and tokens
+        self._shadowed: set[DeltaKey] = set()
 
     def _add_histograms(self) -> None:
         histogram = partial(Histogram, registry=self._registry)
@@ -205,8 +206,15 @@ class Metrics:
         self._stages[stage].observe(seconds)
 
     def on_shadow(self, task: str, strategy: str, result: str, num_rows: int) -> None:
-        """Note rows of a delta with a shadow version: same, different or skipped."""
-        self._shadow_rows.labels(task, strategy, result).inc(num_rows)
+        """Note rows of a delta with a shadow version: same, different or skipped.
+
+        Deltas that come after the first ones, as many as have series of their own, share a series.
+        """
+        key = task, strategy
+        if key not in self._shadowed and len(self._shadowed) >= self._max_deltas:
+            key = OTHER
+        self._shadowed.add(key)
+        self._shadow_rows.labels(*key, result).inc(num_rows)
 
     def on_rows(self, task: str, strategy: str, num_rows: int, num_tokens: int) -> None:
         """Note the answered rows of a served delta, and their tokens."""

@@ -237,6 +237,27 @@ def test_a_capped_lane_also_waits_for_later_rows_of_other_lanes() -> None:
     assert queue.tokens_before("busy") == queue.num_tokens, "it was by itself in the last batch"
 
 
+def test_a_lane_that_later_rows_overtake_waits_for_them_too() -> None:
+    """In a soak, fan-outs of many rows were admitted beside 40 busy tasks and ended with 504."""
+    queue = queue_of(keyed("fan-outs", *[20] * 400))
+
+    def run_batch() -> int:
+        for number in range(20):
+            if not queue.held_by(f"task{number}")[0]:
+                queue.add(keyed(f"task{number}", 20, 20))
+        return queue.take(1000, 512, now=0.0).num_tokens
+
+    assert queue.tokens_before("fan-outs") == queue.num_tokens
+    for _ in range(60):
+        run_batch()
+    estimate = queue.tokens_before("fan-outs")
+    assert estimate > 5 * queue.num_tokens
+    passed = 0
+    while queue.held_by("fan-outs")[0]:
+        passed += run_batch()
+    assert 0.7 < estimate / passed < 1.4
+
+
 def test_the_rows_and_tokens_that_a_key_holds() -> None:
     queue: RowQueue[QueuedRequest[Row]] = RowQueue(ThroughputEstimate().small_batch_tokens)
     first, second = (QueuedRequest([Row("a", 7), Row("b", 8)], 100.0, "mine") for _ in range(2))
