@@ -215,12 +215,12 @@ class DeltaCache:
             self._retired.difference_update(keys)
 
     def hold(self, keys: Iterable[Key]) -> None:
-        """Keep exactly these resident deltas, because their files can't be read any more.
+        """Keep exactly these deltas once they are resident, because their files may go.
 
         They come on top of `max_slots`; thread-safe.
         """
         with self._lock:
-            self._held = frozenset(key for key in keys if key in self._slot_of)
+            self._held = frozenset(keys)
 
     def pin(self, keys: Collection[Key]) -> None:
         """Never evict these deltas, and no others; they may be loaded later."""
@@ -382,11 +382,14 @@ class DeltaCache:
         Returns their slots.
         """
         evicted = [k for k in self._retired if k in self._slot_of and k not in self._users]
-        self._retired.difference_update(evicted)
+        # Others have been evicted before, unless a batch waits for them.
+        left = self._retired.difference(evicted)
+        self._retired = {k for k in left if k in self._slot_of or k in self._pending}
         slots = [self._slot_of.pop(key) for key in evicted]
         if self.max_slots is None:
             return slots
-        excess = max(0, self.num_used - len(self._held) + num_new - self.max_slots)
+        num_held = sum(key in self._slot_of for key in self._held)
+        excess = max(0, self.num_used - num_held + num_new - self.max_slots)
         stays = self._pinned | self._held if self._held else self._pinned
         unused = (k for k in self._slot_of if k not in self._users and k not in stays)
         evicted = list(islice(unused, excess))

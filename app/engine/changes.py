@@ -13,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,13 +103,16 @@ class DeltaChanges:
         try:
             await self._receive(content, upload)
             async with self._lock:
+                await self._adopt([target])  # another server may have changed it
                 record = await self._on_disk(_read_upload, upload, target, name)
                 await self._check(record)
                 before = self._engine.store.versions(*name)
                 files = [target, *await self._on_disk(kept_files, target)]
                 publish = partial(versions.publish, keep=_leads(target, before))
-                await self._on_disk(publish, upload, target, record.version)
-                await self._adopt(files, checked=True)
+                try:
+                    await self._on_disk(publish, upload, target, record.version)
+                finally:
+                    await self._adopt(files, checked=True)
                 await self._prune(name, target)
                 return self._change(name, before)
         finally:
@@ -129,6 +134,7 @@ class DeltaChanges:
         name = task, strategy
         _, target = self._root_and_path(name)
         async with self._lock:
+            await self._adopt([target])
             default = self._engine.store.resolve(task, strategy)
             before = self._engine.store.versions(*name)
             if version is None:
@@ -157,11 +163,12 @@ class DeltaChanges:
         name = task, strategy
         _, target = self._root_and_path(name)
         async with self._lock:
+            await self._adopt([target])
             before = self._engine.store.versions(*name)
-            kept = await self._on_disk(kept_files, target)
-            files = [target, *kept]
+            is_ours = await self._on_disk(_name_at, target) in (None, name)
+            files = [target, *await self._on_disk(kept_files, target)] if is_ours else []
             if version is not None:
-                files = [path for path in kept if default_of(path) == (target, version)]
+                files = [path for path in files if default_of(path) == (target, version)]
             present = [path for path in files if await self._on_disk(os.path.lexists, path)]
             if not present:
                 self._engine.store.resolve(task, strategy, version)  # raises if it is unknown
@@ -176,8 +183,10 @@ class DeltaChanges:
                     "version first, or delete all versions"
                 )
             self._refuse_needed(name, gone)
-            await self._remove(gone, present)
-            await self._adopt([target, *present], checked=True)
+            try:
+                await self._remove(gone, present)
+            finally:
+                await self._adopt([target, *present], checked=True)
             return self._change(name, before)
 
     async def reload(self, paths: Iterable[Path] | None = None) -> set[Name]:
@@ -194,14 +203,16 @@ class DeltaChanges:
         async with self._lock:
             return await self._on_disk(function, *arguments)
 
-    async def is_outdated(self, records: Sequence[Record]) -> bool:
+    async def is_outdated(self, records: Sequence[Record], deadline: float) -> bool:
         """Look again at the files of deltas that could not be loaded; tells if others answer now.
 
-        A file that has gone may come back, so its delta stays.
+        A file that has gone may come back, so its delta stays. At the deadline, on the monotonic
+        clock, the answer is that of the files known then: files may hang.
         """
-        async with self._lock:
-            files = {_default_path(record) for record in records}
-            await self._adopt(files, keep_missing=True)
+        files = {_default_path(record) for record in records}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline - time.monotonic()), self._lock:
+                await self._adopt(files, keep_missing=True)
         current = self._engine.store
         return any(record not in current.versions(*record.manifest.key) for record in records)
 
@@ -318,13 +329,15 @@ class DeltaChanges:
     async def _remove(self, records: Sequence[Record], files: Sequence[Path]) -> None:
         """Remove files, the default one first; their values stay for requests that run."""
         for record in records:
+            self._retired.hold([record.key])  # at first, since batches run after the load, too
             if record not in self._engine.cache:
                 try:
                     await self._try_out(record)
                 except (InvalidDeltaError, DeltaUnavailableError) as error:
                     logger.warning("%s can't be loaded before it is removed: %s", record.key, error)
-            self._retired.hold([record.key])
         await self._on_disk(versions.remove, files)
+        for path in files:
+            self._engine.forget(path)
 
     def _needed(self, name: Name) -> set[str]:
         return {version for of_name in self.needed for version in of_name(name)}
@@ -371,15 +384,20 @@ def _read_upload(upload: Path, target: Path, name: Name) -> Record:
     if manifest.key != name:
         found = "/".join(manifest.key)
         raise InvalidDeltaError(f"it is the delta {found}, not {name[0]}/{name[1]}; put it there")
-    try:
-        there, _ = read_manifest(target)
-    except DeltaError:
-        there = manifest  # none is there, or a damaged one, which may be replaced
-    if there.key != name:
+    there = _name_at(target)
+    if there not in (None, name):
         raise ConflictError(
-            f"the file of {name[0]}/{name[1]} holds {'/'.join(there.key)}; rename the strategy"
+            f"the file of {name[0]}/{name[1]} holds {'/'.join(there)}; rename the strategy"
         )
     return Record(upload, manifest, version, upload.stat().st_size)
+
+
+def _name_at(path: Path) -> Name | None:
+    """Return the delta that a file holds, since names of files are shortened; None for no delta."""
+    try:
+        return read_manifest(path)[0].key
+    except DeltaError:
+        return None
 
 
 def _version_before(target: Path, default: Record) -> str:
@@ -408,9 +426,9 @@ def _fresh(old: Store, new: Store, names: Iterable[Name]) -> list[Record]:
 
 
 def _keep_last_good(old: Store, new: Store, names: Iterable[Name]) -> dict[Path, Key]:
-    """Go on with the versions of default files that are refused now; returns these files.
+    """Go on with the versions of default files that are refused now.
 
-    A version that is not in memory and not kept can't be loaded until its file is good again.
+    Returns the files of versions that are not kept: these can't be loaded until it is good again.
     """
     refused = {path for path, _ in new.rejected}
     bad = {}
@@ -418,7 +436,8 @@ def _keep_last_good(old: Store, new: Store, names: Iterable[Name]) -> dict[Path,
         for path, record in old.files_of(*name).items():
             if path in refused and default_of(path) is None:
                 new.keep(record)
-                bad[path] = record.key
+                if record.kept_file not in new.files_of(*name):
+                    bad[path] = record.key
     return bad
 
 

@@ -39,6 +39,7 @@ class _Layout:
 class _Recipe:
     """Everything that is needed to load one file again."""
 
+    version: str  # a file may hold one now and another later
     digest: bytes  # SHA-256 of the file
     start: int  # offset of the data
     layout: _Layout  # shared by all files with the same tensors
@@ -92,7 +93,7 @@ class Loader:
     def _load(self, record: Record) -> StagedDelta:
         content = read_content(record.path, most_bytes(record.manifest, self._backbone))
         recipe = self._recipes.get(record.path)
-        if recipe is not None:
+        if recipe is not None and recipe.version == record.version:
             if hashlib.sha256(content).digest() == recipe.digest:
                 return self._follow(recipe, content)
             self._recipes.pop(record.path, None)
@@ -127,7 +128,7 @@ class Loader:
         if text not in self._layouts:
             self._layouts[text] = self._layout_of(delta, header)
         digest = hashlib.sha256(content).digest()
-        recipe = _Recipe(digest, start, self._layouts[text], checked.mean)
+        recipe = _Recipe(delta.version, digest, start, self._layouts[text], checked.mean)
         if _is_same(self._follow(recipe, content), checked):
             self._recipes[path] = recipe
 

@@ -30,6 +30,7 @@ from app.errors import (
 from app.http.context import Serving
 from app.http.json_route import TIMEOUT_HEADER
 from app.http.telemetry.metrics import Metrics
+from app.keys.middleware import route_path
 from app.pipeline import Trace
 from app.process import request_id_var
 
@@ -43,6 +44,7 @@ _PROBES = ("/health/", "/metrics")
 _NO_ROUTE = "unmatched"  # never the path itself, which clients choose
 _FAN_OUT = "/predict"
 _ONE_TASK = "/predict/"
+_FILES = "/deltas/"
 _LOG_EVERY_S = 10.0
 
 
@@ -196,8 +198,8 @@ class BodyLimitMiddleware:
     stay in memory until their requests are answered, so all of them together have a limit, too. A
     body that trickles in holds its part of that limit, and is given up after a while.
 
-    A file that is uploaded (PUT) goes to the disk as it arrives. It may be larger, and each of its
-    parts has the time of a body.
+    A file that is uploaded (PUT below /deltas) goes to the disk as it arrives. It may be larger,
+    and each of its parts has the time of a body.
 
     Args:
         app: app that reads the bodies.
@@ -228,7 +230,7 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_upload = scope["method"] == "PUT"
+        is_upload = scope["method"] == "PUT" and route_path(scope).startswith(_FILES)
         announced = next((v for name, v in scope["headers"] if name == b"content-length"), b"")
         allowed = self.max_upload_bytes if is_upload else self.max_body_bytes
         if announced.isdigit() and int(announced[:20]) > allowed:

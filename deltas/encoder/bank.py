@@ -80,8 +80,9 @@ class VectorTable:
         if self._num_allocated <= num_rows:
             self.generation += 1
             for name, table in self.capacity.items():
-                self.capacity[name] = _allocate(num_rows + 1, table)
-                self.capacity[name][: self.num_rows] = table[: self.num_rows]
+                grown = _allocate(num_rows + 1, table)
+                grown[: self.num_rows] = table[: self.num_rows]
+                self.capacity[name] = grown  # at last, since batches of other threads read it
 
     @property
     def _num_allocated(self) -> int:

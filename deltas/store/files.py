@@ -83,11 +83,14 @@ def default_of(path: Path) -> tuple[Path, str] | None:
 def kept_files(path: Path) -> list[Path]:
     """Return the files that keep versions of a delta, the one that was published last first."""
     found: list[tuple[int, Path]] = []
+    begin = f"{path.name.removesuffix(SUFFIX)}@"  # a folder may have thousands of others
     try:
         with os.scandir(path.parent) as entries:
             for entry in entries:
+                if not entry.name.startswith(begin) or not entry.name.endswith(SUFFIX):
+                    continue
                 kept = default_of(path.parent / entry.name)
-                if kept and kept[0] == path and entry.name.endswith(SUFFIX):
+                if kept and kept[0] == path:
                     found.append((entry.stat().st_mtime_ns, path.parent / entry.name))
     except FileNotFoundError:  # of the folder, or of a file that another server has just removed
         return [file for _, file in sorted(found, reverse=True)]

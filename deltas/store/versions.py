@@ -59,10 +59,11 @@ def publish(upload: Path, target: Path, version: str, *, keep: bool) -> None:
     _make_folder(target.parent)
     if not target.exists():  # versions of a delta that was removed must not come back
         remove(kept_files(target))
-    elif keep:
-        keep_default(target)
+    now = time.time_ns()  # finer than the file system's own clock, which may give equal times
+    if keep and (present := keep_default(target)):
+        os.utime(present, ns=(now, now))  # the version before, also after a rollback to it
     make_public(upload)
-    os.utime(upload)
+    os.utime(upload, ns=(now + 1, now + 1))
     _sync(upload)
     kept = kept_path(target, version)
     upload.replace(kept)
@@ -81,8 +82,10 @@ def switch(kept: Path, target: Path, *, keep: bool) -> None:
     _copy(kept, target)
 
 
-def keep_default(target: Path) -> None:
+def keep_default(target: Path) -> Path | None:
     """Keep a default file under its version, unless it is kept already or is no delta.
+
+    Returns the file that keeps it.
 
     Raises:
         OSError: the file can't be written.
@@ -91,9 +94,10 @@ def keep_default(target: Path) -> None:
         _, version = read_manifest(target)
         kept = kept_path(target, version)
     except DeltaError:
-        return
+        return None
     if not kept.exists():
         _copy(target, kept, changed_ns=target.stat().st_mtime_ns)
+    return kept
 
 
 def remove(files: Sequence[Path]) -> None:

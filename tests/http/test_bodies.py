@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from app.settings import Settings
 MakeApp = Callable[..., FastAPI]
 Part = bytes | Callable[[], Awaitable[Any]]  # what comes, or what is waited for before the next
 WHOLE = b'{"inputs": "a good film"}'
+ADMIN = f'admin = {{sha256 = "{sha256(b"key").hexdigest()}", scopes = ["admin"], tasks = ["*"]}}'
 HALF, OTHER_HALF = WHOLE[:15], WHOLE[15:]
 
 
@@ -29,9 +31,13 @@ async def a_moment() -> None:
 
 
 async def send_parts(
-    app: FastAPI, parts: Sequence[Part], **headers: str
+    app: FastAPI,
+    parts: Sequence[Part],
+    method: str = "POST",
+    path: str = "/predict/toy2",
+    **headers: str,
 ) -> tuple[int, dict[bytes, bytes], Any]:
-    """Status, headers and body of the answer to a prediction whose body comes in parts."""
+    """Status, headers and body of the answer to a request whose body comes in parts."""
     unread = list(parts)
     answer: list[Message] = []
 
@@ -45,8 +51,7 @@ async def send_parts(
     async def send(message: Message) -> None:
         answer.append(message)
 
-    path = "/predict/toy2"
-    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode()}
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode()}
     scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http"}
     scope |= {"server": ("test", 80), "client": ("test", 1)}
     given = {"content-type": "application/json"} | headers
@@ -187,3 +192,35 @@ def test_a_large_body_that_is_no_json_names_the_place(client: TestClient, check_
     for content in no_json:
         response = client.post("/predict/toy2", content=content, headers=headers)
         assert "at character 200000" in check_error(response, 400, "malformed_json")["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/traffic/toy2/head"),
+        ("PUT", "/deltas/toy2/head"),
+        ("POST", "/deltas/toy2/head/rollback"),
+    ],
+)
+@pytest.mark.parametrize("keys", [None, ADMIN])
+def test_no_body_of_a_change_is_read_without_its_key(
+    make_app: MakeApp, keys: str | None, method: str, path: str
+) -> None:
+    """Else anyone could fill the memory, or have a large body parsed in the event loop."""
+    app = make_app(keys=keys)
+
+    async def test() -> None:
+        async with asyncio.timeout(10):
+            status, _, _ = await send_parts(app, [never], method, path)
+        assert status == (401 if keys else 403)
+
+    run(app, test)
+
+
+def test_only_files_may_be_as_large_as_deltas(start: Any, check_error: Any) -> None:
+    server = start(keys=ADMIN, max_body_bytes=2000)
+    answer = server.put(
+        "/traffic/toy2/head", content=b" " * 2001, headers={"Authorization": "Bearer key"}
+    )
+    error = check_error(answer, 413, "too_large")
+    assert "DELTABERT_MAX_BODY_BYTES" in error["message"]

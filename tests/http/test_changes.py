@@ -353,3 +353,28 @@ def test_answers_are_whole_while_a_delta_is_replaced(
     for version, scores in answers:
         assert scores == pytest.approx(expected[version], abs=1e-5)
     assert {version for version, _ in answers} == set(expected)
+
+
+def test_after_a_rollback_the_next_one_returns_to_what_was_served(
+    server: TestClient, content: Callable[..., bytes]
+) -> None:
+    first, second = put(server, content(1)), put(server, content(2))
+    assert server.post(f"{URL}/rollback").json()["version"] == first
+    put(server, content(3))
+    assert server.post(f"{URL}/rollback").json()["version"] == first, f"not {second}"
+
+
+def test_a_file_that_is_gone_fails_in_time_while_changes_take_long(
+    start: Start, content: Callable[..., bytes], folder: Path, check_error: CheckError
+) -> None:
+    for strategy in ("head", "bitfit"):
+        (folder / f"{strategy}.safetensors").write_bytes(content(1, "toy2", strategy))
+    server = start(deltas=(folder,), max_slots=1)
+    predict(server, strategy="bitfit")
+    (folder / "head.safetensors").unlink()
+    changes = server.app.state.serving.changes  # type: ignore[attr-defined]
+    assert server.portal is not None
+    server.portal.call(changes._lock.acquire)
+    answer = server.post("/predict/toy2", json=ROW, headers={"X-Request-Timeout-Ms": "500"})
+    check_error(answer, 503, "delta_unavailable")
+    server.portal.call(changes._lock.release)

@@ -7,25 +7,43 @@ tests/http/test_changes.py and tests/http/test_traffic.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
 from app.engine.changes import Change
-from app.errors import MAX_LISTED, ClientGoneError, ForbiddenError
+from app.errors import MAX_LISTED, ClientGoneError, ForbiddenError, UnauthorizedError
 from app.http.context import ServingDep
 from app.http.openapi import documented
 from app.http.routes.routes import caller_of
 from app.http.schemas import ChangedDelta, ReloadedDeltas, RollbackRequest
+from app.keys.key import ANONYMOUS
 from deltas.store.traffic import TrafficRule
 
 
-async def check_admin(request: Request) -> None:
+class AdminRoute(APIRoute):
+    """A route that checks the key first; FastAPI reads a JSON body before all dependencies."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the function that answers a request."""
+        answer = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            check_admin(request)
+            return await answer(request)
+
+        return handle
+
+
+def check_admin(request: Request) -> None:
     """Check that a request may change the server; `app.keys.middleware` has checked its task.
 
     Raises:
         ForbiddenError: the server has no keys, or the request's has not the scope admin.
+        UnauthorizedError: the request has no key.
     """
     caller = caller_of(request)
     if caller is None:
@@ -33,12 +51,14 @@ async def check_admin(request: Request) -> None:
             "changes over HTTP are off; set DELTABERT_KEYS_FILE to a file with a key of the scope "
             "admin, and restart"
         )
+    if caller.key.name == ANONYMOUS:
+        raise UnauthorizedError("this needs a key of the scope admin (Authorization: Bearer KEY)")
     caller.check_scope("admin")
 
 
 changes = APIRouter(
     tags=["changes"],
-    dependencies=[Depends(check_admin)],
+    route_class=AdminRoute,
     responses=documented(401, 403, 409, 500, 503),
 )
 
@@ -127,7 +147,7 @@ def _changed(task: str, strategy: str, change: Change) -> ChangedDelta:
 
 traffic = APIRouter(
     tags=["changes"],
-    dependencies=[Depends(check_admin)],
+    route_class=AdminRoute,
     responses=documented(401, 403, 404, 422, 500, 503),
 )
 _PATH = "/traffic/{task}/{strategy:path}"

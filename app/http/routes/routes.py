@@ -125,7 +125,7 @@ async def _answer(
         try:
             results = await predict(records)
         except DeltaUnavailableError:
-            if not await serving.changes.is_outdated(records):
+            if not await serving.changes.is_outdated(records, deadline):
                 raise
             # Files were replaced behind the server's back; the new versions are served now.
             records = _find(request, serving, targets)

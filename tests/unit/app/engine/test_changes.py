@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import wraps
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from app.engine.changes import DeltaChanges
 from app.engine.engine import Engine
 from app.errors import ConflictError, DeltaUnavailableError, InvalidDeltaError
-from deltas import Backbone, Record, Store, delta_path, write_delta
+from deltas import Backbone, DeltaNotFoundError, Record, Store, delta_path, write_delta
 from tests.factories import TOY_TASKS, make_delta
 
 NAME = "toy2", "head"
@@ -134,10 +135,10 @@ async def test_a_replaced_file_answers_once_its_delta_could_not_be_loaded(
     version = write(tiny_backbone, path, 1)
     with pytest.raises(DeltaUnavailableError, match="changed from version"):
         logits(engine, record)
-    assert await changes.is_outdated([record])
+    assert await changes.is_outdated([record], math.inf)
     assert engine.store.resolve(*NAME).version == version
     logits(engine, engine.store.resolve(*NAME))
-    assert not await changes.is_outdated([engine.store.resolve(*NAME)])
+    assert not await changes.is_outdated([engine.store.resolve(*NAME)], math.inf)
     changes.close()
 
 
@@ -150,11 +151,11 @@ async def test_a_file_that_is_gone_or_bad_may_come_back(
     evict_all(engine)
     content = path.read_bytes()
     path.unlink()
-    assert not await changes.is_outdated([record])
+    assert not await changes.is_outdated([record], math.inf)
     with pytest.raises(DeltaUnavailableError, match="no such file"):
         logits(engine, engine.store.resolve(*NAME))
     path.write_bytes(content[:-1])
-    assert not await changes.is_outdated([record])
+    assert not await changes.is_outdated([record], math.inf)
     assert engine.store.resolve(*NAME).version == record.version
     path.write_bytes(content)
     logits(engine, engine.store.resolve(*NAME))
@@ -232,4 +233,115 @@ async def test_a_refused_upload_leaves_nothing(folder: Path, tiny_backbone: Back
         await changes.publish("toy2", "bitfit", upload(tiny_backbone, folder, 1))
     assert engine.store is before
     assert sorted(folder.rglob("*")) == files
+    changes.close()
+
+
+@in_event_loop
+async def test_a_version_that_is_pruned_stays_though_others_want_its_slot(
+    folder: Path, tiny_backbone: Backbone
+) -> None:
+    """Also at the moment between its load and its removal, when other batches may run."""
+    engine, _ = serve(folder, tiny_backbone, max_slots=1)
+
+    async def try_out(record: Record) -> None:
+        await asyncio.to_thread(logits, engine, record)
+        await asyncio.to_thread(evict_all, engine)
+
+    changes = DeltaChanges(engine, folder, try_out, keep_versions=1)
+    found: list[tuple[Record, list[float]]] = []
+    for seed in (1, 2, 3):
+        record = engine.store.resolve(*NAME)
+        found.append((record, logits(engine, record)))
+        await changes.publish(*NAME, upload(tiny_backbone, folder, seed))
+    await changes.withdraw(*NAME)
+    for record, before in found:
+        assert logits(engine, record) == pytest.approx(before, abs=1e-5)
+    changes.close()
+
+
+@in_event_loop
+async def test_nothing_is_remembered_of_versions_that_have_gone(
+    folder: Path, tiny_backbone: Backbone
+) -> None:
+    engine, changes = serve(folder, tiny_backbone, max_slots=1)
+    for seed in range(1, 7):
+        await changes.publish(*NAME, upload(tiny_backbone, folder, seed))
+        evict_all(engine)
+    for _ in range(100):
+        gc.collect()
+        evict_all(engine)
+        if not changes._retired.keys:
+            break
+        await asyncio.sleep(0.05)
+    logits(engine, engine.store.resolve(*NAME))
+    evict_all(engine)
+    assert all(path.exists() for path in engine._loader._recipes)
+    assert not engine.cache._retired
+    changes.close()
+
+
+@in_event_loop
+async def test_a_kept_version_needs_no_memory_while_its_default_file_is_bad(
+    folder: Path, path: Path, tiny_backbone: Backbone
+) -> None:
+    """Else many bad files would hold many deltas beyond `max_slots`."""
+    engine, changes = serve(folder, tiny_backbone, max_slots=1)
+    await changes.publish(*NAME, upload(tiny_backbone, folder, 1))
+    record = engine.store.resolve(*NAME)
+    before = logits(engine, record)
+    path.write_bytes(b"half a file")
+    await changes.reload()
+    evict_all(engine)
+    assert record not in engine.cache
+    assert logits(engine, engine.store.resolve(*NAME)) == pytest.approx(before, abs=1e-5)
+    changes.close()
+
+
+@in_event_loop
+async def test_a_name_of_the_same_file_removes_no_other_delta(
+    folder: Path, tiny_backbone: Backbone
+) -> None:
+    """The file of random::0.05 would be that of random:0.05."""
+    path = delta_path(folder, tiny_backbone.ref.id, "toy2", "random:0.05")
+    write(tiny_backbone, path, 1, ("toy2", "random:0.05"))
+    engine, changes = serve(folder, tiny_backbone)
+    assert delta_path(folder, tiny_backbone.ref.id, "toy2", "random::0.05") == path
+    with pytest.raises(DeltaNotFoundError):
+        await changes.withdraw("toy2", "random::0.05")
+    assert path.exists()
+    assert engine.store.resolve("toy2", "random:0.05")
+    changes.close()
+
+
+@in_event_loop
+async def test_changes_see_what_another_server_has_changed(
+    folder: Path, tiny_backbone: Backbone
+) -> None:
+    (one, changes), (other, others) = (serve(folder, tiny_backbone) for _ in range(2))
+    for seed in (1, 2):
+        await changes.publish(*NAME, upload(tiny_backbone, folder, seed))
+    default = one.store.resolve(*NAME).version
+    assert other.store.resolve(*NAME).version != default
+    with pytest.raises(ConflictError, match="is the default"):
+        await others.withdraw(*NAME, default)
+    await changes.roll_back(*NAME)
+    with pytest.raises(ConflictError, match="older than the default"):
+        await others.roll_back(*NAME)
+    changes.close()
+    others.close()
+
+
+@in_event_loop
+async def test_a_file_that_was_loaded_for_one_version_is_not_taken_for_another(
+    folder: Path, path: Path, tiny_backbone: Backbone
+) -> None:
+    """A request still waits with the earlier version while the new one is loaded again."""
+    engine, changes = serve(folder, tiny_backbone, max_slots=1)
+    record = engine.store.resolve(*NAME)
+    write(tiny_backbone, path, 1)
+    await changes.reload()
+    logits(engine, engine.store.resolve(*NAME))
+    evict_all(engine)
+    with pytest.raises(DeltaUnavailableError, match="changed from version"):
+        logits(engine, record)
     changes.close()

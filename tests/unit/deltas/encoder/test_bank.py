@@ -438,3 +438,17 @@ def test_gathered_rows_keep_their_int8_form(tiny_backbone: Backbone) -> None:
     found = overlay.linear("layer.1.query", gathered, per_position=True)
     assert torch.equal(gathered, hidden[chosen])
     assert torch.equal(found, expected)
+
+
+def test_a_table_that_grows_is_never_seen_without_its_values(tiny_backbone: Backbone) -> None:
+    """Another thread may read the table of a name at any moment."""
+    (table, *_) = Bank(tiny_backbone, CPU, torch.float32).vector_tables.values()
+
+    class Watched(dict[str, Tensor]):
+        def __setitem__(self, name: str, grown: Tensor) -> None:
+            assert torch.equal(grown[: table.num_rows], self[name][: table.num_rows])
+            super().__setitem__(name, grown)
+
+    table.capacity = Watched(table.capacity)
+    table.reserve(200)
+    assert all(len(grown) == 201 for grown in table.capacity.values())
