@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
+from pydantic import BaseModel
+
 from app.engine.cache import DeltaCache
 from app.engine.engine import Engine
 from app.http.schemas import (
@@ -25,7 +27,6 @@ from app.http.schemas import (
     SplitResult,
     TaskDelta,
     TaskInfo,
-    TaskList,
 )
 from app.keys.keyring import Caller
 from deltas import Record, Store
@@ -70,11 +71,13 @@ class Catalogue:
         tasks = [_task_info(store, name, found) for name, found in of_task.items()]
         rejected = store.rejected if may_use is None else ()
         refused = [(store.shown_name(path), reason) for path, reason in rejected]
+        benchmark = _benchmark(engine, records, may_use)
         return cls(
             json.dumps(list(of_task)),
-            TaskList(tasks=tasks).model_dump_json(),
+            f'{{"tasks":{_json_list(tasks)}}}',
             DeltaListing(records, refused),
-            _benchmark(engine, records, may_use).model_dump_json(),
+            f'{{"backbone":{benchmark.backbone.model_dump_json()},'
+            f'"rows":{_json_list(benchmark.rows)},"study":{_json_list(benchmark.study)}}}',
         )
 
 
@@ -184,6 +187,11 @@ class _Item:
             and query.status != "refused"
             and (query.status != "loaded" or self.record in cache)
         )
+
+
+def _json_list(items: Iterable[BaseModel]) -> str:
+    """Write a list item by item; one call for thousands would hold the event loop, too."""
+    return f"[{','.join(item.model_dump_json() for item in items)}]"
 
 
 def _task_info(store: Store, name: str, records: Sequence[Record]) -> TaskInfo:

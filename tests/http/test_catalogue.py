@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.http import catalogue
+from app.http.schemas import Benchmark, TaskList
 from deltas import Backbone, TaskSpec, delta_path, read_delta, read_manifest, write_delta
 from deltas.manifest import Calibration, DataSetRef, DecisionRule
 from deltas.publish.study import StudyRow, write_study
@@ -271,3 +272,9 @@ def test_a_slash_at_the_end_changes_nothing(client: TestClient, path: str) -> No
     body = {"inputs": "a film"}
     assert client.post("/predict/toy2/", json=body).status_code == 200
     assert client.get("/tasks//").status_code == 404
+
+
+def test_lists_that_are_written_by_items_have_the_form_of_their_models(client: TestClient) -> None:
+    for path, model in (("/tasks", TaskList), ("/benchmark", Benchmark)):
+        text = client.get(path).text
+        assert model.model_validate_json(text).model_dump_json() == text
