@@ -39,7 +39,7 @@ test: $(STAMP) ## run the fast tests, two at a time, in random order (2 minutes;
 	$(PY) -m pytest $(IN_PARALLEL) $(ARGS)
 
 test-slow: $(STAMP) ## run servers, browsers, builds, clean environments and laws with many examples (15 minutes)
-	$(PY) -m pytest $(IN_PARALLEL) -m "(slow or browser) and not gpu" $(ARGS)
+	$(PY) -m pytest $(IN_PARALLEL) --durations=20 -m "(slow or browser) and not gpu" $(ARGS)
 	$(PY) -m pytest $(IN_PARALLEL) --hypothesis-profile thorough tests/property $(ARGS)
 
 lint: $(STAMP) ## check style and formatting
