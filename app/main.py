@@ -307,8 +307,22 @@ async def _follow_remote(settings: Settings, serving: Serving) -> None:
                 synced = await asyncio.to_thread(_copy_of, address, settings)
                 if synced.num_changed:
                     await serving.reload()
+                _note_not_copied(synced, serving)
             except Exception as error:  # noqa: BLE001 - the next round tries again
                 logger.warning("%s: not refreshed (%s)", address, error)
+
+
+def _note_not_copied(synced: Synced, serving: Serving) -> None:
+    """Have `GET /deltas` and the log name the files that were refused by the last sync."""
+    store = serving.engine.store
+    known = store.not_copied.get(synced.folder, ())
+    if synced.refused == known:
+        return
+    store.not_copied = {**store.not_copied, synced.folder: synced.refused}
+    for path, reason in [each for each in synced.refused if each not in known][:_MAX_LOGGED]:
+        logger.warning("not served: %s: %s", path, reason)
+    for listener in serving.changes.listeners:
+        listener()
 
 
 def open_store(settings: Settings, backbone: Backbone) -> Store:
@@ -324,8 +338,7 @@ def open_store(settings: Settings, backbone: Backbone) -> Store:
     }
     roots = [root if isinstance(root, Path) else copies[root].folder for root in settings.deltas]
     store = Store([*roots, *([zoo_path()] if settings.zoo else [])], backbone=backbone.ref)
-    for synced in copies.values():
-        store.rejected += synced.refused
+    store.not_copied = {synced.folder: synced.refused for synced in copies.values()}
     return store
 
 
@@ -390,9 +403,10 @@ def _log_start(settings: Settings, engine: Engine, described: dict[str, Any]) ->
     logger.info("engine: %s", " ".join(f"{name}={value}" for name, value in described.items()))
     store = engine.store
     logger.info("serving %d deltas of %d tasks", len(store.records), len(store.tasks))
-    for path, reason in store.rejected[:_MAX_LOGGED]:
+    rejected = store.all_rejected
+    for path, reason in rejected[:_MAX_LOGGED]:
         logger.warning("not served: %s: %s", path, reason)
-    if (more := len(store.rejected) - _MAX_LOGGED) > 0:
+    if (more := len(rejected) - _MAX_LOGGED) > 0:
         logger.warning("not served: %d more files; GET /deltas?status=refused names them", more)
 
 

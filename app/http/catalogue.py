@@ -69,7 +69,7 @@ class Catalogue:
         for record in records:
             of_task.setdefault(record.manifest.task.name, []).append(record)
         tasks = [_task_info(store, name, found) for name, found in of_task.items()]
-        rejected = store.rejected if may_use is None else ()
+        rejected = store.all_rejected if may_use is None else ()
         refused = [(store.shown_name(path), reason) for path, reason in rejected]
         benchmark = _benchmark(engine, records, may_use)
         return cls(

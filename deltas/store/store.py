@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from deltas.delta import Delta
@@ -109,10 +110,15 @@ class Store:
     Args:
         roots: folders to search, or files, the most important first.
         backbone: the backbone of the deltas to serve; None serves all.
+
+    Attributes:
+        rejected: files below the roots that are not served, with the reason.
+        not_copied: by root that is a copy, the files that were refused before they came there.
     """
 
     def __init__(self, roots: Sequence[Path], *, backbone: BackboneRef | None = None) -> None:
-        self.rejected: list[tuple[Path, str]] = []  # files that are not served, with the reason
+        self.rejected: list[tuple[Path, str]] = []
+        self.not_copied: dict[Path, tuple[tuple[Path, str], ...]] = {}
         self._roots = tuple(roots)
         self._backbone = backbone
         # Two stores may share the values of these dictionaries, so they are replaced, not changed.
@@ -124,6 +130,11 @@ class Store:
         for path in find_delta_files(roots, self._reject_folder):
             self._read(path)
         self._rank(set(self._found))
+
+    @property
+    def all_rejected(self) -> list[tuple[Path, str]]:
+        """All files that are not served, those that were not copied too."""
+        return [*self.rejected, *chain.from_iterable(self.not_copied.values())]
 
     def _reject_folder(self, folder: Path, error: OSError) -> None:
         """Note a folder whose files are not known, unless there is none: a root may come later."""

@@ -29,7 +29,10 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Service]:
 
 @pytest.fixture
 def environment(s3: S3Service, tmp_path: Path) -> dict[str, str]:
-    """The variables of a server that reads the bucket `deltas`."""
+    """The variables of a server that reads the bucket `deltas`, which is empty."""
+    bucket = Bucket(s3, "deltas")
+    for key in bucket.names():
+        bucket.delete(key)
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     return s3.environment | cache | {"DELTABERT_DELTAS": "s3://deltas/live"}
 
@@ -109,6 +112,13 @@ def test_a_change_in_the_bucket_is_served_without_a_restart(
             versions.append(answer["version"])
             time.sleep(0.05)
         assert set(versions) == {old, new}
+        Bucket(s3, "deltas").put("live/toy2/head.safetensors", b"no delta")
+        server.wait_for("not served: .*toy2/head.safetensors: not a readable", 30)
+        upload("toy3", 0)
+        server.wait_for("2 files, 1 of them changed", 30)
+        (refused,) = call(f"{url_of(server)}/deltas")[1]["rejected"]
+        assert refused["file"] == "toy2/head.safetensors"
+        assert call(url, ROW)[1]["version"] == new
         s3.stop()
         try:
             server.wait_for("the copy of .* is used", 30)

@@ -94,5 +94,8 @@ class Bucket:
     def put(self, key: str, content: bytes) -> None:
         obstore.put(self._store, key, content)
 
+    def names(self) -> list[str]:
+        return [each["path"] for part in obstore.list(self._store) for each in part]
+
     def delete(self, key: str) -> None:
         obstore.delete(self._store, key)

@@ -85,7 +85,7 @@ async def reload_deltas(serving: ServingDep) -> ReloadedDeltas:
         num_changed=len(names),
         changed=[f"{task}/{strategy}" for task, strategy in sorted(names)[:MAX_LISTED]],
         num_deltas=len(store.records),
-        num_rejected=len(store.rejected),
+        num_rejected=len(store.all_rejected),
     )
 
 

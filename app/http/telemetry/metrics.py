@@ -171,7 +171,7 @@ class Metrics:
         """
         self._build.info({name: str(value) for name, value in build.items()})
         self._deltas.set_function(lambda: len(engine.store.records))
-        self._rejected.set_function(lambda: len(engine.store.rejected))
+        self._rejected.set_function(lambda: len(engine.store.all_rejected))
         self._slots_used.set_function(lambda: engine.cache.num_used)
         self._slots.set_function(lambda: engine.cache.max_slots or len(engine.store.records))
         self._queue_rows.set_function(lambda: batcher.queue.num_rows)
