@@ -1,6 +1,8 @@
-"""Servers that are killed at any moment of a change: the next start has whole versions.
+"""Changes of a real server: under load, and killed at any moment.
 
-What was acknowledged is there. The change under way has happened or has not; nothing lies between.
+No request fails under load, each answer is of the version that it names, and no request that began
+after an acknowledgement is answered by an earlier version. After a kill the next start has whole
+versions: what was acknowledged is there, and the change under way has happened or has not.
 `KILL_MOMENTS=50` kills a server at more moments. After each step of a change alone, the test of
 `deltas.store.versions` ends the process.
 """
@@ -93,16 +95,22 @@ def send(url: str, method: str, content: bytes | None = None) -> Any:
         raise AssertionError(f"{method} {url}: {error.read().decode()}") from None
 
 
+def versions_of(
+    name: tuple[str, str], count: int, backbone: Backbone, folder: Path
+) -> dict[str, bytes]:
+    """Files of a delta, by their version."""
+    made = {}
+    for seed in range(count):
+        path = folder / f"{seed}.safetensors"
+        delta = write_delta(make_delta(backbone, TOY_TASKS[name[0]], name[1], seed), path)
+        made[delta.version] = path.read_bytes()
+    return made
+
+
 @pytest.fixture
 def contents(tiny_backbone: Backbone, tmp_path: Path) -> dict[tuple[str, str], dict[str, bytes]]:
     """Three versions of each delta."""
-    made: dict[tuple[str, str], dict[str, bytes]] = {name: {} for name in NAMES}
-    for task, strategy in NAMES:
-        for seed in range(3):
-            path = tmp_path / "made" / f"{seed}.safetensors"
-            delta = write_delta(make_delta(tiny_backbone, TOY_TASKS[task], strategy, seed), path)
-            made[task, strategy][delta.version] = path.read_bytes()
-    return made
+    return {name: versions_of(name, 3, tiny_backbone, tmp_path / "made") for name in NAMES}
 
 
 def defaults(folder: Path, backbone: Backbone) -> tuple[Store, dict[tuple[str, str], str | None]]:
@@ -169,3 +177,57 @@ def kill_after(server: Server, client: Client, seconds: float) -> None:
     server.process.kill()
     thread.join(60)
     assert not thread.is_alive()
+
+
+CLIENTS, CHANGES = 64, 30
+
+
+@pytest.mark.slow
+def test_a_delta_that_is_replaced_under_load_answers_every_request(
+    run_server: Callable[..., Any], tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    contents = versions_of(NAMES[0], CHANGES, tiny_backbone, tmp_path / "made")
+    (tmp_path / "managed").mkdir()
+    environment = {"DELTABERT_DELTAS": str(tmp_path / "managed"), "DELTABERT_KEYS": KEYS}
+    settings = {"DELTABERT_MAX_SLOTS": "2", "DELTABERT_KEEP_VERSIONS": "1"}
+    body = {"inputs": "a good film", "strategy": NAMES[0][1]}
+    num_acknowledged, done = 0, threading.Event()
+    answers: list[tuple[int, int, dict[str, Any], int]] = []
+
+    with run_server(**environment, **settings) as server:
+        url = url_of(server)
+
+        def publish(version: str) -> None:
+            send(f"{url}/deltas/{'/'.join(NAMES[0])}", "PUT", contents[version])
+
+        def predict() -> tuple[int, Any]:
+            return call(f"{url}/predict/{NAMES[0][0]}", body)
+
+        def ask() -> None:
+            while not done.is_set():
+                answers.append((num_acknowledged, *predict(), num_acknowledged))
+
+        alone = {}
+        for version in contents:
+            publish(version)
+            alone[version] = predict()[1]["predictions"][0]["scores"]
+        clients = [threading.Thread(target=ask) for _ in range(CLIENTS)]
+        for client in clients:
+            client.start()
+        for version in contents:
+            publish(version)
+            num_acknowledged += 1
+        done.set()
+        for client in clients:
+            client.join(60)
+    assert {status for _, status, _, _ in answers} == {200}
+    assert len(answers) > 3 * CLIENTS
+    number_of = {version: number for number, version in enumerate(contents, 1)}
+    for before, _, answer, after in answers:
+        scores = answer["predictions"][0]["scores"]
+        assert scores == pytest.approx(alone[answer["version"]], abs=1e-5), "versions are mixed"
+        number = number_of[answer["version"]]
+        if not before:
+            number %= CHANGES  # the last one answers before the first change, too
+        # The change after the acknowledged ones may be under way.
+        assert before <= number <= after + 1, "an answer of an earlier version"
