@@ -222,6 +222,13 @@ def test_a_delta_that_is_replaced_under_load_answers_every_request(
             client.join(60)
     assert {status for _, status, _, _ in answers} == {200}
     assert len(answers) > 3 * CLIENTS
+    check_under_load(answers, alone)
+
+
+def check_under_load(
+    answers: list[tuple[int, int, dict[str, Any], int]], alone: dict[str, Any]
+) -> None:
+    """Compare answers with those alone, and their versions with the acknowledged changes."""
     number_of = {version: number for number, version in enumerate(contents, 1)}
     for before, _, answer, after in answers:
         scores = answer["predictions"][0]["scores"]
