@@ -229,7 +229,7 @@ def check_under_load(
     answers: list[tuple[int, int, dict[str, Any], int]], alone: dict[str, Any]
 ) -> None:
     """Compare answers with those alone, and their versions with the acknowledged changes."""
-    number_of = {version: number for number, version in enumerate(contents, 1)}
+    number_of = {version: number for number, version in enumerate(alone, 1)}
     for before, _, answer, after in answers:
         scores = answer["predictions"][0]["scores"]
         assert scores == pytest.approx(alone[answer["version"]], abs=1e-5), "versions are mixed"
