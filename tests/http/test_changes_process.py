@@ -35,7 +35,7 @@ KEYS = (  # predictions need no key
     'scopes = ["admin", "predict"], tasks = ["*"]}\n'
 )
 NAMES = [("toy2", "head"), ("toy2", "random:0.05"), ("toy3", "bitfit")]
-MOMENTS = int(os.environ.get("KILL_MOMENTS", "6"))
+MOMENTS = int(os.environ.get("KILL_MOMENTS", "4"))
 LONGEST_S = 0.4  # of changes before a kill; each takes about 20 ms
 
 

@@ -23,8 +23,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self, files: dict[str, bytes], repository: str, kind: str = "datasets") -> None:
         super().__init__(("127.0.0.1", 0), HubHandler)
-        self.api = f"/api/{kind}/{repository}"
-        self.resolve = f"/{'' if kind == 'models' else f'{kind}/'}{repository}/resolve/"
+        self.kind = kind
         self.num_requests = 0
         self.repository = repository
         self.commit = COMMIT
@@ -33,6 +32,14 @@ class Hub(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def api(self) -> str:
+        return f"/api/{self.kind}/{self.repository}"
+
+    @property
+    def resolve(self) -> str:
+        return f"/{'' if self.kind == 'models' else f'{self.kind}/'}{self.repository}/resolve/"
 
 
 class HubHandler(BaseHTTPRequestHandler):

@@ -19,8 +19,7 @@ def test_a_server_with_the_zoo_takes_little_memory(tmp_path: Path) -> None:
     for _ in range(2):
         with running_server(tmp_path / "log", settings, cache) as server:
             assert memory_bytes(server.pid, "Rss") / 1e6 <= MOST_MB
-    assert sorted(path.suffix for path in (tmp_path / "deltabert").iterdir()) == [
-        ".json",
-        ".o",
-        ".o",
-    ]
+    # Numbers that were measured beside busy programs, such as other tests, are not kept.
+    was_busy = "other programs took" in (tmp_path / "log").read_text(encoding="utf-8")
+    kept = sorted(path.suffix for path in (tmp_path / "deltabert").iterdir())
+    assert kept == [*([] if was_busy else [".json"]), ".o", ".o"]
