@@ -82,12 +82,15 @@ class Readiness:
         """Give up the batcher if batches fail for good, so that the server ends.
 
         A failure is followed by checks, because the rows of one client may be those that fail. A
-        prediction that succeeds ends the matter.
+        prediction that succeeds ends the matter. The last check must have failed, too: while the
+        process stood still, the rows of that client alone may have failed for long.
         """
-        while self._batcher.failing_s < _FAILING_S:
+        while True:
             await self._batcher.wait_for_failure()
             with suppress(Exception):  # whatever it is, it is no success
                 await self.check()
+            if self._batcher.failing_s >= _FAILING_S and isinstance(self._outcome, str):
+                break
             await asyncio.sleep(_WATCH_S)
         self._batcher.give_up(f"all predictions have failed for {_FAILING_S:g} s")
 

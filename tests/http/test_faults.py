@@ -138,6 +138,20 @@ def test_rows_of_one_client_that_always_fail_do_not_end_the_server(
     assert client.get("/health/ready").status_code == 200
 
 
+@pytest.mark.usefixtures("_impatient")
+def test_failures_while_the_process_stood_still_do_not_end_the_server(
+    start: Start, faults: Faults, check_error: CheckError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two checks more time may pass than failures are given, on a busy machine."""
+    monkeypatch.setattr(readiness, "_WATCH_S", 0.5)
+    client = start()
+    faults.inject(RuntimeError("these rows"), only="toymulti")
+    until = time.monotonic() + 2.0
+    while time.monotonic() < until:
+        check_error(client.post("/predict/toymulti", json=ROW), 500, "internal_error")
+    assert client.get("/health/ready").status_code == 200
+
+
 def test_a_forward_pass_that_never_ends_ends_the_server(
     start: Start, gate: Any, check_error: CheckError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
