@@ -1,6 +1,6 @@
 """Settings of property tests: how many examples a law is tried on, in each of two profiles.
 
-`fast` is the default. `pytest --hypothesis-profile thorough` tries ten times as many examples;
+`fast` is the default. `pytest --hypothesis-profile thorough` tries five times as many examples;
 `make test-slow` does so.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, settings
 
 FAST, THOROUGH = "fast", "thorough"  # names of the profiles
-FACTOR = 10  # times as many examples in the thorough profile
+FACTOR = 5  # times as many examples in the thorough profile
 
 # Machines that run tests are busy: how long an example takes says nothing about the code.
 settings.register_profile(FAST, deadline=None, suppress_health_check=[HealthCheck.too_slow])
