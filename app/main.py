@@ -34,7 +34,7 @@ from app.engine.watch import watch
 from app.errors import STATUSES, error_response
 from app.http.catalogue import CatalogueViews
 from app.http.context import Serving
-from app.http.json_route import TIMEOUT_HEADER
+from app.http.json_route import STICKY_HEADER, TIMEOUT_HEADER
 from app.http.middleware import (
     REQUEST_ID_HEADER,
     BodyLimitMiddleware,
@@ -72,7 +72,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_LOGGED = 100  # lines about refused files; a wrong folder may hold any number of them
-_CORS_HEADERS = ["Authorization", "Content-Type", API_KEY_HEADER, REQUEST_ID_HEADER, TIMEOUT_HEADER]
+_CORS_HEADERS = [
+    *("Authorization", "Content-Type", API_KEY_HEADER),
+    *(REQUEST_ID_HEADER, TIMEOUT_HEADER, STICKY_HEADER),
+]
 _DESCRIPTION = """\
 Answers many text-classification tasks from one frozen BERT. A task is a *delta*: a small file with
 the few parameter values that training changed. Rows of all tasks share one forward pass.
@@ -195,8 +198,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     lasting = {name: value for name, value in described.items() if name != "deltas"}
     metrics.watch(engine, batcher, readiness, {"version": app.version, **lasting})
     batcher.start()
-    changes = _changes(settings, engine, pipeline)
-    traffic = await _traffic(settings, engine, changes)
+    managed = next(iter(_local_folders(settings)), None)  # takes uploads and rules of traffic
+    changes = DeltaChanges(engine, managed, pipeline.try_out, keep_versions=settings.keep_versions)
+    traffic = Traffic(engine, changes, managed)
+    await traffic.load()
     serving = Serving(
         engine=engine,
         batcher=batcher,
@@ -263,19 +268,6 @@ def _local_folders(settings: Settings) -> list[Path]:
     return [root for root in settings.deltas if isinstance(root, Path)]
 
 
-def _changes(settings: Settings, engine: Engine, pipeline: Pipeline) -> DeltaChanges:
-    """Return the changes of a server; the first local folder of the settings takes uploads."""
-    root = next(iter(_local_folders(settings)), None)
-    keep = settings.keep_versions
-    return DeltaChanges(engine, root, pipeline.try_out, keep_versions=keep)
-
-
-async def _traffic(settings: Settings, engine: Engine, changes: DeltaChanges) -> Traffic:
-    traffic = Traffic(engine, changes, next(iter(_local_folders(settings)), None))
-    await traffic.load()
-    return traffic
-
-
 def _start_tasks(settings: Settings, app: FastAPI, serving: Serving) -> list[asyncio.Task[None]]:
     """Start the work beside requests, and let what depends on the store follow its changes."""
     serving.changes.listeners += [
@@ -305,24 +297,11 @@ async def _follow_remote(settings: Settings, serving: Serving) -> None:
         for address in addresses:
             try:
                 synced = await asyncio.to_thread(_copy_of, address, settings)
-                if synced.num_changed:
-                    await serving.reload()
-                _note_not_copied(synced, serving)
+                known = serving.engine.store.not_copied.get(synced.folder, ())
+                if synced.num_changed or synced.refused != known:
+                    await serving.reload(not_copied={synced.folder: synced.refused})
             except Exception as error:  # noqa: BLE001 - the next round tries again
                 logger.warning("%s: not refreshed (%s)", address, error)
-
-
-def _note_not_copied(synced: Synced, serving: Serving) -> None:
-    """Have `GET /deltas` and the log name the files that were refused by the last sync."""
-    store = serving.engine.store
-    known = store.not_copied.get(synced.folder, ())
-    if synced.refused == known:
-        return
-    store.not_copied = {**store.not_copied, synced.folder: synced.refused}
-    for path, reason in [each for each in synced.refused if each not in known][:_MAX_LOGGED]:
-        logger.warning("not served: %s: %s", path, reason)
-    for listener in serving.changes.listeners:
-        listener()
 
 
 def open_store(settings: Settings, backbone: Backbone) -> Store:

@@ -139,12 +139,12 @@ def _list(options: argparse.Namespace) -> int:
         if not folder.is_dir():
             raise DeltaError(f"{folder} is not a folder")
     store = Store([folder for folder, _ in roots])
-    store.rejected += [refusal for _, refused in roots for refusal in refused]
+    store.not_copied = dict(roots)
     for record in store.records:
         _print(_list_line(record, as_json=options.json))
-    for path, reason in store.rejected:
+    for path, reason in store.all_rejected:
         sys.stderr.write(one_line(f"refused {path}: {reason}") + "\n")
-    return 1 if store.rejected else 0
+    return 1 if store.all_rejected else 0
 
 
 def _list_line(record: Record, *, as_json: bool) -> str:

@@ -326,13 +326,13 @@ class RowQueue(Generic[Q]):
         if key is not _URGENT:
             self._recent[key] = self._num_batches
             self._recent.move_to_end(key)
-            self._measure(lane, num_tokens)
+            self._measure_share(lane, num_tokens)
         if request.num_taken == len(request.rows):
             self._end(request, key)
         else:
             lane.requests.move_to_end(request)
 
-    def _measure(self, lane: _Lane[Q], num_tokens: int) -> None:
+    def _measure_share(self, lane: _Lane[Q], num_tokens: int) -> None:
         self._num_taken += num_tokens
         lane.given += num_tokens
         of_all = self._num_taken - lane.measured_from

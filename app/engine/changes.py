@@ -25,15 +25,11 @@ from typing import Any, TypeVar
 from app.engine.cache import Key
 from app.engine.engine import Engine
 from app.engine.retired import RetiredVersions
-from app.errors import (
-    ConflictError,
-    DeltaUnavailableError,
-    InvalidDeltaError,
-    StorageError,
-)
+from app.errors import ConflictError, DeltaUnavailableError, InvalidDeltaError, StorageError
 from deltas import DeltaError, DeltaFormatError, Record, Store, read_manifest
 from deltas.store import versions
 from deltas.store.files import checked_path, default_of, kept_files
+from deltas.store.store import NotCopied
 
 logger = logging.getLogger(__name__)
 
@@ -189,14 +185,17 @@ class DeltaChanges:
                 await self._adopt([target, *present], checked=True)
             return self._change(name, before)
 
-    async def reload(self, paths: Iterable[Path] | None = None) -> set[Name]:
+    async def reload(
+        self, paths: Iterable[Path] | None = None, *, not_copied: NotCopied | None = None
+    ) -> set[Name]:
         """Read changed files again, and serve those that are sound; returns the changed deltas.
 
         Args:
             paths: files below the roots; None takes all files below the roots.
+            not_copied: new entries of the store's `not_copied`.
         """
         async with self._lock:
-            return await self._adopt(paths)
+            return await self._adopt(paths, not_copied=not_copied)
 
     async def alone(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in the thread of changes while no change is under way."""
@@ -287,6 +286,7 @@ class DeltaChanges:
         *,
         checked: bool = False,
         keep_missing: bool = False,
+        not_copied: NotCopied | None = None,
     ) -> set[Name]:
         """Serve files as they are now, except for bad ones; the caller has the lock.
 
@@ -294,11 +294,13 @@ class DeltaChanges:
             paths: files below the roots; None takes all.
             checked: whether the caller has checked the files.
             keep_missing: whether the deltas of files that have gone stay.
+            not_copied: new entries of the store's `not_copied`.
         """
         old = self._engine.store
         reread = partial(old.reread, keep_missing=keep_missing)
         new, names = await self._on_disk(reread, paths)
-        if not names and new.rejected == old.rejected:
+        new.not_copied = new.not_copied | (not_copied or {})
+        if not names and new.all_rejected == old.all_rejected:
             return names
         if not checked:
             await self._refuse_bad(new, _fresh(old, new, names))
@@ -350,14 +352,12 @@ class DeltaChanges:
             )
 
     def _change(self, name: Name, before: Sequence[Record]) -> Change:
-        served = self._engine.store.versions(*name)
-        previous = before[0].version if before else None
-        return Change(previous, tuple(record.version for record in served))
+        served = tuple(record.version for record in self._engine.store.versions(*name))
+        return Change(before[0].version if before else None, served)
 
 
 def _default_path(record: Record) -> Path:
-    kept = default_of(record.path)
-    return kept[0] if kept else record.path
+    return kept[0] if (kept := default_of(record.path)) else record.path
 
 
 def _leads(target: Path, ranked: Sequence[Record]) -> bool:
@@ -442,8 +442,8 @@ def _keep_last_good(old: Store, new: Store, names: Iterable[Name]) -> dict[Path,
 
 
 def _log_refused(old: Store, new: Store) -> None:
-    known = set(old.rejected)
-    refused = [item for item in new.rejected if item not in known]
+    known = set(old.all_rejected)
+    refused = [item for item in new.all_rejected if item not in known]
     for path, reason in refused[:_MAX_LOGGED]:
         logger.warning("not served: %s: %s", path, reason)
     if len(refused) > _MAX_LOGGED:

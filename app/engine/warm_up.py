@@ -166,7 +166,8 @@ def _prepare(engine: Engine, tuning: Tuning, max_rows: int, few_tokens: int) -> 
     """
     started = time.perf_counter()
     full = tuning.batch_tokens
-    if tuning.workers > 1:  # fewer rows than workers, or a few short ones
+    if tuning.workers > 1:
+        # Fewer rows than workers, each of two sequences at most, or a few short ones.
         full = min(full, max(few_tokens, (tuning.workers - 1) * 2 * engine.longest_sequence))
     most: dict[int, int] = {tuning.threads: full}
     share = max(1, tuning.batch_tokens // tuning.workers)

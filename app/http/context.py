@@ -18,6 +18,7 @@ from app.http.readiness import Readiness
 from app.http.routes.shadow import ShadowTraffic
 from app.http.telemetry.metrics import Metrics
 from app.pipeline import Pipeline
+from deltas.store.store import NotCopied
 
 NOT_STARTED = "the server is not started"
 
@@ -36,14 +37,17 @@ class Serving:
     traffic: Traffic
     shadow: ShadowTraffic
 
-    async def reload(self, paths: list[Path] | None = None) -> set[tuple[str, str]]:
+    async def reload(
+        self, paths: list[Path] | None = None, *, not_copied: NotCopied | None = None
+    ) -> set[tuple[str, str]]:
         """Read changed deltas again, and the rules of traffic; returns the changed deltas.
 
         Args:
             paths: files of deltas; None takes all.
+            not_copied: files of remote folders that a sync has refused, by the folder's copy.
         """
         await self.traffic.load()
-        return await self.changes.reload(paths)
+        return await self.changes.reload(paths, not_copied=not_copied)
 
 
 async def get_serving(request: Request) -> Serving:

@@ -92,8 +92,8 @@ def kept_files(path: Path) -> list[Path]:
                 kept = default_of(path.parent / entry.name)
                 if kept and kept[0] == path:
                     found.append((entry.stat().st_mtime_ns, path.parent / entry.name))
-    except FileNotFoundError:  # of the folder, or of a file that another server has just removed
-        return [file for _, file in sorted(found, reverse=True)]
+    except FileNotFoundError:  # the folder, or a file that another server has just removed
+        pass
     return [file for _, file in sorted(found, reverse=True)]
 
 

@@ -27,6 +27,7 @@ from deltas.store.files import zoo_path as zoo_path
 DEFAULT_STRATEGY = "bitfit"
 
 _Name = tuple[str, str]  # task and strategy
+NotCopied = dict[Path, tuple[tuple[Path, str], ...]]  # refused files, with the reason, by root
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Store:
 
     def __init__(self, roots: Sequence[Path], *, backbone: BackboneRef | None = None) -> None:
         self.rejected: list[tuple[Path, str]] = []
-        self.not_copied: dict[Path, tuple[tuple[Path, str], ...]] = {}
+        self.not_copied: NotCopied = {}
         self._roots = tuple(roots)
         self._backbone = backbone
         # Two stores may share the values of these dictionaries, so they are replaced, not changed.

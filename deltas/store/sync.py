@@ -30,6 +30,7 @@ from deltas.format import SUFFIX, parse_delta, write_atomically
 from deltas.kernels import disk_cache
 from deltas.store.address import RemoteAddress, is_safe_name
 from deltas.store.remote import RemoteError, RemoteFile, RemoteFolder, open_remote, s3_endpoint
+from deltas.store.traffic import TRAFFIC_SUFFIX
 
 MAX_BYTES = 10 * 2**30  # of all files of a copy, unless the caller allows more
 MAX_FILES = 100_000
@@ -40,7 +41,6 @@ _THREADS = 8
 _BATCH_FILES = 256  # after these the index is saved, so that a first sync can be continued
 _MAX_FAILURES = 3  # files that could not be read; then the service counts as down
 _LOCK_S = 60.0
-_SETTINGS_SUFFIX = ".traffic.json"  # how a task's traffic is split, beside its deltas
 _INDEX, _LOCK, _TEMPORARY = ".index.json", ".lock", ".tmp"
 
 
@@ -225,7 +225,7 @@ class _Copy:
         usable: dict[str, RemoteFile] = {}
         total = 0
         for number, file in enumerate(found, 1):
-            if file.name.endswith((SUFFIX, _SETTINGS_SUFFIX)) and not _is_hidden(file.name):
+            if file.name.endswith((SUFFIX, TRAFFIC_SUFFIX)) and not _is_hidden(file.name):
                 if reason := _why_unusable(file):
                     is_safe = is_safe_name(file.name)
                     name = file.name if is_safe else quote(file.name, safe="")[:200]
@@ -300,7 +300,7 @@ class _Copy:
         for path in list(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             is_left = path.name.startswith(".") and path.suffix == _TEMPORARY
-            is_gone = name.endswith((SUFFIX, _SETTINGS_SUFFIX)) and name not in names
+            is_gone = name.endswith((SUFFIX, TRAFFIC_SUFFIX)) and name not in names
             if (is_left or is_gone) and not path.is_dir():
                 path.unlink(missing_ok=True)
                 self.index.files.pop(name, None)
@@ -325,7 +325,7 @@ def _why_unusable(file: RemoteFile) -> str:
 
 
 def _why_unsound(name: str, content: bytes) -> str:
-    """Return why a content is no sound delta, or no settings of traffic; "" if it is."""
+    """Return why a content is no sound delta, or no rule of traffic; "" if it is."""
     if name.endswith(SUFFIX):
         try:
             parse_delta(Path(name), content)

@@ -61,6 +61,14 @@ def start(make_app: Callable[..., FastAPI]) -> Iterator[Start]:
         yield start_one
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder that takes deltas."""
+    folder = tmp_path / "managed"
+    folder.mkdir()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def client(make_app: Callable[..., FastAPI]) -> Iterator[TestClient]:
     """A client of an app with default settings, shared by tests that leave no trace."""

@@ -14,16 +14,10 @@ from fastapi.testclient import TestClient
 from deltas import Backbone, delta_path, read_manifest, write_delta
 from deltas.store.files import kept_path
 from tests.factories import TOY_TASKS, make_delta
+from tests.http.admin_key import ADMIN, KEY, KEYS
 
 Start = Callable[..., TestClient]
 CheckError = Callable[..., dict[str, Any]]
-KEY = "correct horse battery staple"
-KEYS = (  # predictions need no key
-    'anonymous = {scopes = ["predict"], tasks = ["*"]}\n'
-    f'admin = {{sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}", '
-    'scopes = ["admin", "predict"], tasks = ["*"]}\n'
-)
-ADMIN = {"Authorization": f"Bearer {KEY}"}
 URL = "/deltas/toy2/head"
 ROW = {"inputs": "a good film", "strategy": "head"}
 
@@ -38,14 +32,6 @@ def content(tiny_backbone: Backbone, tmp_path: Path) -> Callable[..., bytes]:
         return path.read_bytes()
 
     return make
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The folder that takes deltas."""
-    folder = tmp_path / "managed"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ versions: what was acknowledged is there, and the change under way has happened 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -26,14 +25,9 @@ import pytest
 
 from deltas import Backbone, Store, write_delta
 from tests.factories import TOY_TASKS, make_delta
+from tests.http.admin_key import ADMIN, KEYS
 from tests.http.server_process import Server, call, opener, url_of
 
-KEY = "key of the test"
-KEYS = (  # predictions need no key
-    'anonymous = {scopes = ["predict"], tasks = ["*"]}\n'
-    f'admin = {{sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}", '
-    'scopes = ["admin", "predict"], tasks = ["*"]}\n'
-)
 NAMES = [("toy2", "head"), ("toy2", "random:0.05"), ("toy3", "bitfit")]
 MOMENTS = int(os.environ.get("KILL_MOMENTS", "4"))
 LONGEST_S = 0.4  # of changes before a kill; each takes about 20 ms
@@ -86,7 +80,7 @@ class Client:
 
 
 def send(url: str, method: str, content: bytes | None = None) -> Any:
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    headers = ADMIN | {"Content-Type": "application/json"}
     request = urllib.request.Request(url, content, headers, method=method)
     try:
         with opener.open(request, timeout=30) as response:
@@ -141,10 +135,8 @@ def test_a_server_that_is_killed_at_any_moment_has_whole_versions(
     run_server: Callable[..., Any],
     contents: dict[tuple[str, str], dict[str, bytes]],
     tiny_backbone: Backbone,
-    tmp_path: Path,
+    folder: Path,
 ) -> None:
-    folder = tmp_path / "managed"
-    folder.mkdir()
     chance = random.Random(5)
     total = interrupted = 0
     found: dict[tuple[str, str], str | None] = dict.fromkeys(NAMES)
@@ -184,11 +176,10 @@ CLIENTS, CHANGES = 64, 30
 
 @pytest.mark.slow
 def test_a_delta_that_is_replaced_under_load_answers_every_request(
-    run_server: Callable[..., Any], tiny_backbone: Backbone, tmp_path: Path
+    run_server: Callable[..., Any], tiny_backbone: Backbone, folder: Path, tmp_path: Path
 ) -> None:
     contents = versions_of(NAMES[0], CHANGES, tiny_backbone, tmp_path / "made")
-    (tmp_path / "managed").mkdir()
-    environment = {"DELTABERT_DELTAS": str(tmp_path / "managed"), "DELTABERT_KEYS": KEYS}
+    environment = {"DELTABERT_DELTAS": str(folder), "DELTABERT_KEYS": KEYS}
     settings = {"DELTABERT_MAX_SLOTS": "2", "DELTABERT_KEEP_VERSIONS": "1"}
     body = {"inputs": "a good film", "strategy": NAMES[0][1]}
     num_acknowledged, done = 0, threading.Event()

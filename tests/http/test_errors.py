@@ -188,7 +188,7 @@ def test_cors_is_off_until_origins_are_named(start: Callable[..., TestClient]) -
     assert allowed["access-control-allow-origin"] == "https://page.example"
     asked = headers | {
         "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "Content-Type",
+        "Access-Control-Request-Headers": "Content-Type, X-Request-Timeout-Ms, X-Sticky-Key",
     }
     assert client.options("/predict/toy2", headers=asked).status_code == 200
     other = client.get("/tasks", headers={"Origin": "https://evil.example"}).headers

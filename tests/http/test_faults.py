@@ -127,26 +127,20 @@ def test_predictions_that_always_fail_end_the_server(
 
 
 @pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize(("watch_s", "for_s"), [(0.05, 1.0), (0.5, 2.0)])
 def test_rows_of_one_client_that_always_fail_do_not_end_the_server(
-    start: Start, faults: Faults, check_error: CheckError
-) -> None:
-    client = start()
-    faults.inject(RuntimeError("these rows"), only="toymulti")
-    until = time.monotonic() + 1.0
-    while time.monotonic() < until:
-        check_error(client.post("/predict/toymulti", json=ROW), 500, "internal_error")
-    assert client.get("/health/ready").status_code == 200
-
-
-@pytest.mark.usefixtures("_impatient")
-def test_failures_while_the_process_stood_still_do_not_end_the_server(
-    start: Start, faults: Faults, check_error: CheckError, monkeypatch: pytest.MonkeyPatch
+    start: Start,
+    faults: Faults,
+    check_error: CheckError,
+    monkeypatch: pytest.MonkeyPatch,
+    watch_s: float,
+    for_s: float,
 ) -> None:
     """Between two checks more time may pass than failures are given, on a busy machine."""
-    monkeypatch.setattr(readiness, "_WATCH_S", 0.5)
+    monkeypatch.setattr(readiness, "_WATCH_S", watch_s)
     client = start()
     faults.inject(RuntimeError("these rows"), only="toymulti")
-    until = time.monotonic() + 2.0
+    until = time.monotonic() + for_s
     while time.monotonic() < until:
         check_error(client.post("/predict/toymulti", json=ROW), 500, "internal_error")
     assert client.get("/health/ready").status_code == 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -16,25 +15,13 @@ from fastapi.testclient import TestClient
 
 from deltas import Backbone, write_delta
 from tests.factories import TOY_TASKS, make_delta
+from tests.http.admin_key import ADMIN, KEYS
 
 Start = Callable[..., TestClient]
 CheckError = Callable[..., dict[str, Any]]
-KEY = "correct horse battery staple"
-KEYS = (  # predictions need no key
-    'anonymous = {scopes = ["predict"], tasks = ["*"]}\n'
-    f'admin = {{sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}", '
-    'scopes = ["admin", "predict"], tasks = ["*"]}\n'
-)
 DELTA, URL = "/deltas/toy2/head", "/traffic/toy2/head"
 ROW = {"inputs": "a good film", "strategy": "head"}
 WITHIN_S = 20.0
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "managed"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture
@@ -43,7 +30,7 @@ def start_admin(start: Start, folder: Path) -> Callable[[], TestClient]:
 
     def start_one() -> TestClient:
         server = start(deltas=(folder,), keys=KEYS, keep_versions=2)
-        server.headers["Authorization"] = f"Bearer {KEY}"
+        server.headers.update(ADMIN)
         return server
 
     return start_one

@@ -21,13 +21,6 @@ WITHIN_S = 20.0
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "watched"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def server(start: Start, folder: Path) -> TestClient:
     server = start(deltas=(folder,), watch=True)
     time.sleep(0.3)  # until the system watches; there is no event for that
