@@ -7,6 +7,9 @@ Tested by `tests/browser/test_page.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,15 +17,30 @@ import streamlit as st
 
 from frontend.client import Client
 from frontend.errors import UnreachableError
-from frontend.glossary import task_words
-from frontend.models import TaskInfo
-from frontend.panels.benchmark import show_full_benchmark, show_task_benchmark
+from frontend.links import remember_address
 from frontend.panels.inputs import show_error
-from frontend.panels.predict import show_fan_out_panel, show_task_panel
-from frontend.state import Catalogue, Connection, connect, session_client
+from frontend.state import Connection, ViewContext, connect, session_client
+from frontend.views.benchmark import show_benchmark, show_trust
+from frontend.views.try_text import show_try
 
 _POLL_S = 5.0
 _RETRY_S = 2.0
+
+
+@dataclass(frozen=True)
+class View:
+    """An entry of the navigation; its path in the address is its title in small letters."""
+
+    title: str
+    icon: str
+    show: Callable[[ViewContext], None]
+
+
+VIEWS = (
+    View("Try", ":material/edit_note:", show_try),
+    View("Trust", ":material/verified:", show_trust),
+    View("Benchmark", ":material/monitoring:", show_benchmark),
+)
 
 
 def main() -> None:
@@ -30,20 +48,36 @@ def main() -> None:
     folder = Path(str(files("frontend")))  # not __file__: a symbolic link may start the script
     st.set_page_config("DeltaBERT", page_icon=folder / "icon.svg", layout="wide")
     st.html(folder / "page.css")
+    remember_address()
     client = session_client()
     connection = connect(client)
     st.session_state["waiting"] = connection.error is not None
+    view = st.navigation(_pages(client, connection), position="top")
     _show_header(client, connection)
     # The container is always there: if it came and went, the browser would rebuild everything below
     # and lose half-typed text.
     with st.container():
         _show_trouble(client, connection)
-    if connection.catalogue is None:
-        return
-    if not connection.catalogue.tasks:
-        st.info("The server runs, but serves no deltas yet. Add delta files to its folder.")
-        return
-    _show_tabs(client, connection.catalogue, is_alive=connection.is_alive)
+    view.run()
+
+
+def _pages(client: Client, connection: Connection) -> list[st.Page]:
+    """Return the views; each draws nothing until the server has answered once."""
+
+    def page(view: View) -> st.Page:
+        def show() -> None:
+            catalogue = connection.catalogue
+            if catalogue is not None and catalogue.tasks:
+                view.show(ViewContext(client, catalogue, connection.is_alive))
+            elif catalogue is not None:
+                st.info("The server runs, but serves no deltas yet. Add delta files to its folder.")
+
+        path = view.title.lower()
+        return st.Page(
+            show, title=view.title, icon=view.icon, url_path=path, default=view is VIEWS[0]
+        )
+
+    return [page(view) for view in VIEWS]
 
 
 def _show_header(client: Client, connection: Connection) -> None:
@@ -67,7 +101,8 @@ def _show_status(client: Client, *, is_alive: bool) -> None:
         if now != is_alive or (now and st.session_state.get("waiting", False)):
             st.rerun()
     word, kind = ("Connected", "up") if is_alive else ("Not connected", "down")
-    st.html(f'<p class="db-status db-{kind}" role="status">{word}</p>', width="content")
+    address = f"<code>{escape(client.url)}</code>"
+    st.html(f'<p class="db-status db-{kind}" role="status">{word}{address}</p>', width="content")
 
 
 def _show_trouble(client: Client, connection: Connection) -> None:
@@ -84,49 +119,6 @@ def _show_trouble(client: Client, connection: Connection) -> None:
         )
     elif connection.error is not None:
         show_error(connection.error)
-
-
-def _show_tabs(client: Client, catalogue: Catalogue, *, is_alive: bool) -> None:
-    one, every, benchmark = st.tabs(
-        ["One task", "All tasks on one text", "Benchmark"], key="tab", on_change="rerun"
-    )
-    by_name = {task.name: task for task in catalogue.ranked}
-    # On the first visit, the best learnt of the tasks with the most strategies is chosen.
-    task = max(catalogue.ranked, key=lambda task: len(task.strategies))
-    task = by_name.get(st.session_state.get("task", ""), task)
-    if one.open:
-        with one:
-            task = _choose_task(by_name, task)
-            left, right = st.columns([3, 2], gap="large")
-            with left:
-                show_task_panel(client, catalogue, task, is_alive=is_alive)
-            with right:
-                show_task_benchmark(client, catalogue.benchmark, task)
-    if every.open:
-        with every:
-            show_fan_out_panel(client, catalogue, is_alive=is_alive)
-    if benchmark.open:
-        with benchmark:
-            show_full_benchmark(catalogue.benchmark, task.name)
-
-
-def _choose_task(by_name: dict[str, TaskInfo], default: TaskInfo) -> TaskInfo:
-    name = st.pills(
-        "Task",
-        list(by_name),
-        default=default.name,
-        required=True,
-        format_func=_pill_text,
-        key="task",
-        label_visibility="collapsed",
-        persist_state="session",
-    )
-    return by_name[name or default.name]
-
-
-def _pill_text(name: str) -> str:
-    words = task_words(name)
-    return f"{words.title} :gray[:small[{words.topic}]]" if words.topic else words.title
 
 
 if __name__ == "__main__":

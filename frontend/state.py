@@ -20,6 +20,7 @@ from frontend.models import Benchmark, BenchmarkRow, DeltaDetails, TaskInfo
 
 _GET_TTL_S = 10
 _NOT_READY = 503
+_OWN_ROWS = "files"  # the source of training rows that no data set names
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Catalogue:
     def ranked(self) -> tuple[TaskInfo, ...]:
         """The tasks, the best learnt one first; tasks without a known score come last."""
         return tuple(sorted(self.tasks, key=lambda task: -(self.skill(task) or 0.0)))
+
+    @property
+    def own_tasks(self) -> list[str]:
+        """The names of the tasks that were trained on the user's own rows."""
+        own = {row.task for row in self.benchmark.rows if row.data == _OWN_ROWS}
+        return [task.name for task in self.tasks if task.name in own]
 
     def skill(self, task: TaskInfo) -> float | None:
         """Return how far a task's best delta came from guessing, 0, to the best score, 1.
@@ -60,6 +67,15 @@ class Connection:
     is_alive: bool  # True if the server answers, so that it can predict
     catalogue: Catalogue | None  # the latest one received; None if the server never answered
     error: ServerError | None  # the reason if the server isn't alive or the catalogue isn't current
+
+
+@dataclass(frozen=True)
+class ViewContext:
+    """The server as a view sees it."""
+
+    client: Client
+    catalogue: Catalogue  # with one task or more
+    is_alive: bool  # False if the server does not answer now, so that nothing can be asked
 
 
 @dataclass(frozen=True)

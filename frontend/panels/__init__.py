@@ -1,4 +1,1 @@
-"""Draws the page, one panel per module.
-
-Read `frontend.panels.predict` first, the panels that predict.
-"""
+"""Draws the parts that several views share: charts, cards, tables and fields."""

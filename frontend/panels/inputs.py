@@ -32,6 +32,7 @@ class Sent:
 
     texts: tuple[str, ...]  # one for each field, as sent last; at first the initial texts
     is_new: bool  # True if Predict was pressed in this rerun
+    is_outdated: bool  # True if the fields hold other texts, so that an answer to these misleads
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class TextInputs:
         """
 
         def send() -> None:
-            texts = tuple(st.session_state[self._key(i)] for i in range(len(self.labels)))
+            texts = self._typed()
             st.session_state[self._sent_key] = texts
             on_send(texts)
 
@@ -70,7 +71,6 @@ class TextInputs:
                 self.labels[index],
                 key=self._key(index),
                 height=_HEIGHT,
-                on_change="ignore",
                 persist_state="session",
             )
         pressed = st.button(
@@ -81,7 +81,11 @@ class TextInputs:
             on_click=send,
             disabled=not enabled,
         )
-        return Sent(st.session_state[self._sent_key], pressed)
+        sent = st.session_state[self._sent_key]
+        return Sent(sent, pressed, self._typed() != sent)
+
+    def _typed(self) -> tuple[str, ...]:
+        return tuple(st.session_state[self._key(index)] for index in range(len(self.labels)))
 
     def _key(self, index: int) -> str:
         return f"{self.panel}/text/{index}"

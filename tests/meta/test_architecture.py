@@ -141,12 +141,18 @@ DIRECTION = {
     "training.errors": ("", "errors", ""),
     "frontend": ("", "", ""),
     "frontend.__main__": ("", "", "streamlit"),
-    "frontend.main": ("panels client models state glossary errors", "", "streamlit"),
-    "frontend.panels": (
-        "client models state glossary errors",
+    "frontend.main": ("views panels client links state errors", "", "streamlit"),
+    "frontend.views": (
+        "panels client models state links glossary errors",
         "",
         "altair pandas streamlit",
     ),
+    "frontend.panels": (
+        "client models state links glossary errors",
+        "",
+        "altair pandas streamlit",
+    ),
+    "frontend.links": ("", "", "streamlit"),
     "frontend.state": ("client models errors", "", "streamlit"),
     "frontend.client": ("models errors", "", "requests"),
     "frontend.glossary": ("models", "", ""),

@@ -1,12 +1,13 @@
-"""The panels that predict: one task with all its strategies, and one text for every task.
+"""The view Try: one text, and the answer of every strategy of a task, or of every task.
 
-Both have text fields above and a card for each delta below.
+Text fields stand above, a card for each delta below.
 Tested by `tests/browser/test_page.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import streamlit as st
 
@@ -22,22 +23,44 @@ from frontend.glossary import (
     task_words,
     value_scale,
 )
+from frontend.links import opened, opened_choice, share
 from frontend.models import Prediction, TaskInfo
 from frontend.panels.cards import Card, card_grid, delta_footer
 from frontend.panels.charts import strategy_colors
+from frontend.panels.chooser import choose_task
 from frontend.panels.inputs import Sent, TextInputs, show_error
-from frontend.state import Catalogue, ask
+from frontend.state import Catalogue, ViewContext, ask
 
 _FIELDS = ("text", "text_pair")  # names that every task understands
 _LABELS = ("Text", "Second text")
+_SCOPES = {"task": "One task, every strategy", "all": "Every task"}
 _LEARNT = 0.2  # of the way from guessing to the best score; WNLI has 0.13, RTE 0.3
 _ARITY_WORDS = {1: "One text", 2: "A pair of texts"}
 
 
-def show_task_panel(
-    client: Client, catalogue: Catalogue, task: TaskInfo, *, is_alive: bool
-) -> None:
-    """Draw the panel of one task: a text or an example, and the prediction of each strategy."""
+def show_try(context: ViewContext) -> None:
+    """Draw the view."""
+    scopes = list(_SCOPES)
+    st.session_state.setdefault("ask", opened_choice("ask", scopes))
+    scope = st.segmented_control(
+        "Ask",
+        scopes,
+        required=True,
+        format_func=_SCOPES.__getitem__,
+        key="ask",
+        label_visibility="collapsed",
+        persist_state="session",
+    )
+    share("ask", scope if scope and scope != scopes[0] else "")
+    if scope == scopes[0]:
+        _show_one_task(context)
+    else:
+        _show_every_task(context)
+
+
+def _show_one_task(context: ViewContext) -> None:
+    catalogue = context.catalogue
+    task = choose_task(catalogue)
     words = task_words(task.name)
     shape = "a number" if task.kind == "regression" else f"{len(task.labels)} labels"
     shape = f"any of {shape}" if task.kind == "multi_label" else shape
@@ -49,11 +72,12 @@ def show_task_panel(
     examples = examples_of(task.name, len(task.text_fields))
     inputs = TextInputs(f"task/{task.name}", task.text_fields)
     # On the first visit the fields hold the first example, so that the page shows predictions.
-    inputs.prepare(examples[0].texts if examples else ("",) * len(task.text_fields))
+    first = examples[0].texts if examples else ("",) * len(task.text_fields)
+    inputs.prepare(_opened_texts(task) or first)
     if examples:
         _show_examples(task, examples, inputs)
     sent = inputs.show(
-        enabled=is_alive, on_send=lambda texts: _remember_example(task, examples, texts)
+        enabled=context.is_alive, on_send=lambda texts: _remember_example(task, examples, texts)
     )
     targets = [Target(task.name, strategy) for strategy in task.strategies]
 
@@ -61,11 +85,23 @@ def show_task_panel(
         expected = next((item.answer for item in examples if item.texts == sent.texts), "")
         _show_strategies(catalogue, task, answer, expected)
 
-    _predict(client, inputs, sent, task.text_fields, targets, show)
+    _share_texts(sent.texts)
+    _predict(context.client, inputs, sent, task.text_fields, targets, show)
 
 
-def show_fan_out_panel(client: Client, catalogue: Catalogue, *, is_alive: bool) -> None:
-    """Draw the panel that sends one text to every task that can read it, in one request."""
+def _opened_texts(task: TaskInfo) -> tuple[str, ...]:
+    """Return the texts of the address with which the session was opened, if they are the task's."""
+    texts = tuple(opened(name) for name in _FIELDS[: len(task.text_fields)])
+    return texts if opened("task") == task.name and any(texts) else ()
+
+
+def _share_texts(texts: tuple[str, ...]) -> None:
+    for name, text in zip_longest(_FIELDS, texts, fillvalue=""):
+        share(name, text)
+
+
+def _show_every_task(context: ViewContext) -> None:
+    catalogue = context.catalogue
     by_arity: dict[int, list[TaskInfo]] = {}
     for task in catalogue.ranked:
         by_arity.setdefault(len(task.text_fields), []).append(task)
@@ -86,10 +122,10 @@ def show_fan_out_panel(client: Client, catalogue: Catalogue, *, is_alive: bool) 
     )
     inputs = TextInputs(f"fan_out/{arity}", _LABELS[:arity])
     inputs.prepare(shared_example(arity))
-    sent = inputs.show(enabled=is_alive, on_send=lambda _: None)
+    sent = inputs.show(enabled=context.is_alive, on_send=lambda _: None)
     targets = [Target(task.name) for task in by_arity[arity]]
     _predict(
-        client,
+        context.client,
         inputs,
         sent,
         _FIELDS[:arity],
@@ -143,6 +179,9 @@ def _predict(
     """Ask the targets about the sent texts; show the answer, and the request as a command."""
     if not any(text.strip() for text in sent.texts):
         st.caption("Type a text and press Predict.")
+        return
+    if sent.is_outdated:
+        st.caption("The text has changed. Press Predict for its answer.")
         return
     row = dict(zip(fields, sent.texts, strict=True))
     result = ask(client, inputs.panel, row, targets, again=sent.is_new)

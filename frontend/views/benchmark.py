@@ -1,4 +1,4 @@
-"""The benchmark panels: a short one beside the predictions, and the full table with charts.
+"""The benchmark of every delta as totals, chart and table, and what is known about single deltas.
 
 Tested by `tests/browser/test_page.py`.
 """
@@ -8,11 +8,10 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from frontend.client import Client
 from frontend.glossary import human_bytes, literal, percent, task_words
-from frontend.models import Backbone, Benchmark, BenchmarkRow, TaskInfo
-from frontend.panels.cards import delta_table
-from frontend.panels.charts import benchmark_chart, size_chart, strategy_colors
+from frontend.models import Backbone
+from frontend.panels.charts import size_chart, strategy_colors
+from frontend.panels.chooser import choose_task
 from frontend.panels.details import show_details
 from frontend.panels.tables import (
     FORMATS,
@@ -21,35 +20,22 @@ from frontend.panels.tables import (
     sample_notes,
     study_records,
 )
+from frontend.state import ViewContext
 
 _HIGHLIGHT = "background-color: rgba(76, 110, 245, 0.14)"
 
 
-def show_task_benchmark(client: Client, benchmark: Benchmark, task: TaskInfo) -> None:
-    """Draw the scores of a task's deltas, all tasks for comparison, and the training facts."""
-    st.header("Benchmark", anchor=False)
-    rows = benchmark.of(task.name)
+def show_trust(context: ViewContext) -> None:
+    """Draw the facts of a task's deltas: reliability, history and manifest."""
+    task = choose_task(context.catalogue)
+    benchmark = context.catalogue.benchmark
     colors = strategy_colors([row.strategy for row in benchmark.rows])
-    if not rows:
-        st.caption(f"No benchmark is recorded for {task.name}.")
-    else:
-        st.html(delta_table(rows, benchmark.backbone.size_bytes, colors))
-        notes = [_size_sentence(rows, benchmark.backbone)]
-        notes += dict.fromkeys(
-            f"Train rows: {literal(row.train_note)}." for row in rows if row.train_note
-        )
-        st.caption("  \n".join(notes))
-    if benchmark.rows:
-        st.altair_chart(
-            benchmark_chart(benchmark.rows, task.name),
-            width="stretch",
-            alt=f"Dev-set metric of every task by strategy; {task.name} is highlighted",
-        )
-    show_details(client, rows, task, colors)
+    show_details(context.client, benchmark.of(task.name), task, colors)
 
 
-def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
+def show_benchmark(context: ViewContext) -> None:
     """Draw totals, the chart of size against metric, the table of all deltas, and the study."""
+    chosen, benchmark = choose_task(context.catalogue).name, context.catalogue.benchmark
     backbone, rows = benchmark.backbone, benchmark.rows
     total = sum(row.size_bytes for row in rows)
     for column, (label, value, note) in zip(
@@ -107,15 +93,6 @@ def show_full_benchmark(benchmark: Benchmark, chosen: str) -> None:
             "(their number in brackets). Learning rates were chosen on held-out train rows. "
             "The whole study is in docs/results."
         )
-
-
-def _size_sentence(rows: tuple[BenchmarkRow, ...], backbone: Backbone) -> str:
-    row = next((item for item in rows if item.strategy == "bitfit"), rows[0])
-    return (
-        f"{literal(row.strategy)}: {human_bytes(row.size_bytes)} vs "
-        f"{human_bytes(backbone.size_bytes)} = {_of_backbone(row.size_bytes, backbone)}. "
-        "The backbone is loaded once for all tasks."
-    )
 
 
 def _of_backbone(size_bytes: int, backbone: Backbone) -> str:
