@@ -47,8 +47,8 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
 
 
 def settings_page() -> str:
-    """Make one table row for each field of `app.settings.Settings`."""
-    from app.settings import PREFIX, Settings
+    """Make one table row for each field of `app.process.settings.Settings`."""
+    from app.process.settings import PREFIX, Settings
 
     rows = [["variable", "default", "meaning"]]
     for name, field in Settings.model_fields.items():

@@ -10,7 +10,8 @@ import tempfile
 import textwrap
 from collections.abc import Sequence
 
-from app.process import configure_logging, logged, stop_at_once_on_signals
+from app.process.lifetime import stop_at_once_on_signals
+from app.process.logs import configure_logging, logged
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") -> int:
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
         return keys(given[1:], f"{prog} keys")
     stop_at_once_on_signals()
     _parser(prog).parse_args(given)
-    from app.settings import SettingsError, load_settings
+    from app.process.settings import SettingsError, load_settings
 
     try:
         settings = load_settings()
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    from app.settings import PREFIX, Settings
+    from app.process.settings import PREFIX, Settings
 
     settings = ""
     for name, field in Settings.model_fields.items():

@@ -1,8 +1,8 @@
 """Wires the server: `create_app` makes the app, its lifespan loads the backbone and the deltas.
 
 `python -m app` runs it, and so does `uvicorn --factory app.main:create_app`. Read
-`app.http.routes.routes` next. Tested by tests/http/test_live_server.py and all other tests of that
-folder.
+`app.http.routes.predictions` next. Tested by tests/http/test_live_server.py and all other tests of
+that folder.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from app.http.middleware import (
 )
 from app.http.openapi import openapi_of
 from app.http.readiness import Readiness
+from app.http.routes import catalogue, operation, predictions
 from app.http.routes import changes as change_routes
-from app.http.routes import routes
 from app.http.routes.shadow import ShadowTraffic
 from app.http.telemetry.metrics import Metrics
 from app.http.telemetry.tracing import TracingMiddleware, open_tracing
@@ -52,16 +52,21 @@ from app.keys.key import KeysError
 from app.keys.keyring import Caller, Keyring
 from app.keys.middleware import API_KEY_HEADER, KeyMiddleware
 from app.pipeline import Pipeline
-from app.process import (
-    configure_logging,
-    logged,
+from app.process.lifetime import (
     memory_given_back,
     prepare_process,
     run_in_own_thread,
     settle_process,
     warn_of_factory_start,
 )
-from app.settings import DEFAULT_BATCH_TOKENS, PREFIX, Settings, SettingsError, load_settings
+from app.process.logs import configure_logging, logged
+from app.process.settings import (
+    DEFAULT_BATCH_TOKENS,
+    PREFIX,
+    Settings,
+    SettingsError,
+    load_settings,
+)
 from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
 from deltas.store.address import RemoteAddress
 from deltas.store.versions import remove_left_over_uploads
@@ -127,7 +132,7 @@ def create_app(
     app.state.serving = None
     app.state.owns_process = owns_process
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
-    for router in (routes.predictions, routes.catalogue, routes.operation):
+    for router in (predictions.predictions, catalogue.catalogue, operation.operation):
         app.include_router(router)
     takes_changes = app.state.keyring is not None
     for router in (change_routes.changes, change_routes.traffic):
@@ -390,7 +395,7 @@ def _log_start(settings: Settings, engine: Engine, described: dict[str, Any]) ->
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    caller = routes.caller_of(request)
+    caller = predictions.caller_of(request)
     if caller is not None:
         error = _for_caller(caller, error)
     response = error_response(error, request.state.request_id)

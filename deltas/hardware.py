@@ -1,6 +1,7 @@
 """Choose the device and the precision, and set up the memory allocator and oneDNN.
 
-`deltas.kernels` holds the kernels themselves; `app.process` and `training.fit` call the setup.
+`deltas.kernels` holds the kernels themselves; `app.process.lifetime` and `training.fit` call the
+setup.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from app.http.json_route import TIMEOUT_HEADER
 from app.http.telemetry.metrics import Metrics
 from app.keys.middleware import route_path
 from app.pipeline import Trace
-from app.process import request_id_var
+from app.process.logs import request_id_var
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import logging
 import ssl
 from pathlib import Path
 
-from app.settings import PREFIX, SettingsError
+from app.process.settings import PREFIX, SettingsError
 
 logger = logging.getLogger("app")
 

@@ -34,7 +34,7 @@ from app.errors import (
     TooManyConnectionsError,
     error_response,
 )
-from app.process import request_id_var
+from app.process.logs import request_id_var
 
 logger = logging.getLogger(__name__)
 

@@ -24,17 +24,17 @@ import uvicorn
 
 from app.errors import NotReadyError
 from app.main import create_app, open_keyring, open_store, pinned_records
-from app.process import (
+from app.process.lifetime import (
     leave,
-    logged,
     prepare_process,
     run_in_own_thread,
     settle_process,
     stop_at_once,
 )
+from app.process.logs import logged
+from app.process.settings import PREFIX, Settings, SettingsError
 from app.server.certificate import Certificate
 from app.server.connection import Connection, ConnectionLimits
-from app.settings import PREFIX, Settings, SettingsError
 from deltas import DeltaError, load_backbone, pick_device
 
 logger = logging.getLogger("app")

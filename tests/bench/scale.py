@@ -30,7 +30,7 @@ from fastapi.testclient import TestClient
 from app.engine.engine import Engine, EngineRow
 from app.engine.loader import Loader
 from app.main import create_app
-from app.settings import Settings
+from app.process.settings import Settings
 from deltas import (
     DTYPES,
     Backbone,

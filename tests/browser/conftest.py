@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from app.main import create_app
-from app.settings import Settings
+from app.process.settings import Settings
 from deltas import Backbone, Delta, SplitMetrics, TaskSpec, delta_path, write_delta
 from deltas.manifest import Reliability
 from tests.factories import RELIABILITY, RUN_HISTORY, training_facts

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.main import create_app
-from app.settings import Settings
+from app.process.settings import Settings
 from deltas import Backbone, Record, Store, check_delta, zoo_path
 from training.data.glue import load_task
 from training.data.tasks import TASKS

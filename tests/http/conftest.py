@@ -20,7 +20,7 @@ from starlette.types import Message
 
 from app.engine.engine import Engine, EngineRow, Outcome
 from app.main import create_app
-from app.settings import Settings
+from app.process.settings import Settings
 from deltas import Backbone
 from tests.http.server_process import Server
 

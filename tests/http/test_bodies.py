@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.types import Message
 
-from app.settings import Settings
+from app.process.settings import Settings
 
 MakeApp = Callable[..., FastAPI]
 Part = bytes | Callable[[], Awaitable[Any]]  # what comes, or what is waited for before the next

@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 
 from app.engine.loader import Loader
 from app.main import create_app
-from app.settings import Settings, SettingsError
+from app.process.settings import Settings, SettingsError
 from deltas import Backbone, Record, delta_path
 from deltas.encoder.bank import StagedDelta
 

@@ -16,10 +16,10 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from app.process.settings import Settings
 from app.server import connection
 from app.server.connection import ConnectionLimits
 from app.server.server import _config, _listen
-from app.settings import Settings
 
 Serve = Callable[..., int]
 MakeApp = Callable[..., FastAPI]

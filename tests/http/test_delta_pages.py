@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.main import create_app
-from app.settings import Settings
+from app.process.settings import Settings
 from deltas import Backbone, TaskSpec, delta_path, write_delta
 
 CheckError = Callable[..., dict[str, Any]]

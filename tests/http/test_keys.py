@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 
 from app.keys import usage
 from app.keys.key import digest_of
-from app.settings import Settings
+from app.process.settings import Settings
 
 CheckError = Callable[..., dict[str, Any]]
 Start = Callable[..., TestClient]

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from app.process.settings import Settings
 from app.server.server import _listen
-from app.settings import Settings
 from tests.http.server_process import START_WITHIN_S, STOP_WITHIN_S, call, free_port, opener, url_of
 
 

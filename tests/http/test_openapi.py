@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.process.settings import Settings
 from deltas import TaskSpec
 
 

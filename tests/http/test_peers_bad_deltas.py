@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
 
 from app.main import create_app
-from app.settings import Settings
+from app.process.settings import Settings
 from deltas import (
     Backbone,
     DeltaMismatchError,

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from app.process.settings import Settings, SettingsError
 from app.server.certificate import Certificate
-from app.settings import Settings, SettingsError
 from tests.http.server_process import START_WITHIN_S
 
 

@@ -17,7 +17,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from app.http.telemetry.tracing import open_tracing
-from app.settings import SettingsError
+from app.process.settings import SettingsError
 from tests.http.server_process import opener, url_of
 
 pytestmark = pytest.mark.slow
@@ -215,7 +215,7 @@ PROGRAM = """
 import sys
 {first}
 from app.main import create_app
-from app.settings import Settings, SettingsError
+from app.process.settings import Settings, SettingsError
 try:
     create_app(Settings())
 except SettingsError as error:

@@ -28,25 +28,25 @@ UNRUN = "app/engine/cuda/__init__.py"  # the only folder with code that no machi
 # import, the units of `deltas` if it is in another package, and the third parties.
 DIRECTION = {
     "app": ("", "", ""),
-    "app.__main__": ("server process settings keys", "kernels", ""),
+    "app.__main__": ("server process keys", "kernels", ""),
     "app.server": (
-        "main http settings process errors",
+        "main http process errors",
         "backbone errors hardware",
         "httptools starlette uvicorn",
     ),
     "app.main": (
-        "http keys pipeline batching engine settings process errors",
+        "http keys pipeline batching engine process errors",
         "backbone store hardware errors",
         "fastapi starlette",
     ),
     "app.http": (
-        "keys pipeline batching engine settings process errors",
+        "keys pipeline batching engine process errors",
         "store publish manifest errors",
         "fastapi opentelemetry prometheus_client pydantic pydantic_core starlette",
     ),
     "app.keys": ("errors", "errors", "pydantic pyrate_limiter starlette tomlkit"),
     "app.pipeline": (
-        "batching engine settings errors",
+        "batching engine errors",
         "backbone store manifest errors",
         "anyio",
     ),
@@ -56,8 +56,7 @@ DIRECTION = {
         "backbone delta encoder kernels format store manifest hardware errors",
         "torch watchfiles",
     ),
-    "app.process": ("", "hardware", ""),
-    "app.settings": ("", "hardware store errors", "pydantic pydantic_settings"),
+    "app.process": ("", "hardware store errors", "pydantic pydantic_settings"),
     "app.errors": ("", "errors", "fastapi starlette"),
     "audit": ("", "", ""),
     "audit.joint": (
@@ -321,7 +320,7 @@ def planted(path: str, text: str) -> Source:
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("deltas/store/store.py", "import app.settings"),
+        ("deltas/store/store.py", "import app.process"),
         ("deltas/encoder/encoder.py", "def f():\n    from deltas.format import read_delta"),
         ("deltas/kernels/int8.py", "from deltas.errors import DeltaError"),
         ("app/batching/queue.py", "import torch"),
@@ -334,7 +333,7 @@ def planted(path: str, text: str) -> Source:
         ("training/run/loop/loop.py", "from training.study.plan import Study"),
         ("training/fit.py", "from fastapi import FastAPI"),
         ("frontend/client.py", "import importlib\nimportlib.import_module('torch.nn')"),
-        ("app/main.py", "from . import settings"),
+        ("app/main.py", "from . import server"),
         ("app/main.py", "from tests.bench.load import encode_requests"),
     ],
 )

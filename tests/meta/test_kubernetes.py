@@ -17,10 +17,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app.http.routes import routes
+from app.http.routes import operation
 from app.http.telemetry.metrics import Metrics
+from app.process.settings import PREFIX, Settings, load_settings
 from app.server.server import _SPARE_S
-from app.settings import PREFIX, Settings, load_settings
 
 VERSION = "1.37"
 CUSTOM = {"ServingRuntime", "InferenceService"}
@@ -120,7 +120,7 @@ def test_variables_are_settings(container: dict[str, Any], monkeypatch: pytest.M
 
 
 def test_probes_ask_routes_of_the_server(container: dict[str, Any]) -> None:
-    paths = {getattr(route, "path", "") for route in routes.operation.routes}
+    paths = {getattr(route, "path", "") for route in operation.operation.routes}
     (port,) = container["ports"]
     assert port["containerPort"] == Settings().port
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):

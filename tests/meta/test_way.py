@@ -31,7 +31,7 @@ def profile(frame, event, arg):
 
 from fastapi.testclient import TestClient
 from app.main import create_app
-from app.settings import Settings
+from app.process.settings import Settings
 
 settings = Settings(
     precision="fp32", threads=1, workers=1, warm_up=False, max_slots=2, pinned=("sst2/bitfit",)

@@ -18,7 +18,7 @@ from app.engine.changes import Change
 from app.errors import MAX_LISTED, ClientGoneError, ForbiddenError, UnauthorizedError
 from app.http.context import ServingDep
 from app.http.openapi import documented
-from app.http.routes.routes import caller_of
+from app.http.routes.predictions import caller_of
 from app.http.schemas import ChangedDelta, ReloadedDeltas, RollbackRequest
 from app.keys.key import ANONYMOUS
 from deltas.store.traffic import TrafficRule

@@ -20,7 +20,7 @@ import requests
 import uvicorn
 
 from app.main import create_app
-from app.settings import Settings
+from app.process.settings import Settings
 from deltas import Backbone
 from frontend import client as client_module
 from frontend.client import Client, Target, curl_command, fan_out_body, open_session

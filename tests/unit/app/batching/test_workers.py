@@ -17,7 +17,8 @@ from app.batching.batcher import Batcher
 from app.batching.queue import BatchLimits
 from app.batching.workers import Parallelism, WorkerDiedError, WorkerThread
 from app.errors import BatchFailedError, NotReadyError
-from app.process import request_id_var, run_in_own_thread
+from app.process.lifetime import run_in_own_thread
+from app.process.logs import request_id_var
 
 
 def call_all(

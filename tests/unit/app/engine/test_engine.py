@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from app.engine import engine as engine_module
 from app.engine.engine import Engine, EngineRow, Outcome
-from app.process import run_in_own_thread
+from app.process.lifetime import run_in_own_thread
 from deltas import (
     Backbone,
     BackboneError,

@@ -26,8 +26,8 @@ from app.engine.warm_up import (
     warm_up,
 )
 from app.main import create_app
-from app.process import run_in_own_thread
-from app.settings import DEFAULT_BATCH_TOKENS, Settings
+from app.process.lifetime import run_in_own_thread
+from app.process.settings import DEFAULT_BATCH_TOKENS, Settings
 from deltas import Backbone, Store, packed_sizes
 
 
@@ -202,10 +202,10 @@ def test_parallel_batches_take_as_long_as_the_slowest(
     def run(rows: Sequence[EngineRow], threads: int) -> None:
         name = threading.current_thread().name
         calls[name] += 1
-        time.sleep(0.1 if name.endswith("_0") else 0.01)
+        time.sleep(0.4 if name.endswith("_0") else 0.35)
 
     monkeypatch.setattr(engine, "predict", run)
-    assert 0.1 <= seconds_in_parallel(engine, 64, 2, 1) < 0.2
+    assert 0.4 <= seconds_in_parallel(engine, 64, 2, 1) < 0.75
     assert sorted(calls.values()) == [3, 3], "the first pass of each thread does not count"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import PREFIX, Settings, SettingsError, load_settings
+from app.process.settings import PREFIX, Settings, SettingsError, load_settings
 from deltas.store.address import RemoteAddress
 
 
