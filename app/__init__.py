@@ -1,9 +1,9 @@
 """Serves many text-classification tasks from one frozen backbone and its deltas.
 
 To follow a row, read five files, each of which names the next: `app.http.routes.predictions`,
-`app.pipeline`, `app.batching.batcher`, `app.engine.engine`, `deltas.encoder.encoder`. `app.main`
-wires the parts. The tasks are known from the manifests of the deltas only; no module of this
-package names a task.
+`app.pipeline.pipeline`, `app.batching.batcher`, `app.engine.engine`, `deltas.encoder.encoder`.
+`app.main` wires the parts. The tasks are known from the manifests of the deltas only; no module of
+this package names a task.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Answers rows by several deltas as the server does: the same engine, rows of all tasks in a pass.
 
 It also finds the deltas that a command line names. The engine is `app.engine.engine`;
-`app.http.predictions` turns logits into decisions.
+`app.pipeline.predictions` turns logits into decisions.
 """
 
 from __future__ import annotations

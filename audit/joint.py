@@ -142,7 +142,7 @@ def count_joint(options: argparse.Namespace) -> JointCount:
         TrainingError: the options or the rows can't be used.
     """
     # Imported late: these import torch, and `--help` must not wait for it.
-    from app.http.predictions import to_predictions
+    from app.pipeline.predictions import to_predictions
     from audit.answers import choose_records, names_of, open_engine, predict
     from audit.firing import firing_of, parse_fires
     from audit.rows import columns_of, read_rows

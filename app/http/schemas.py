@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 
 from app.errors import UNKNOWN_FIELD
+from app.pipeline.predictions import Prediction, TargetPredictions
 from deltas.errors import did_you_mean
 from deltas.manifest import Calibration, DecisionRule, Reliability, TaskKind
 from deltas.publish.study import StudyRow
@@ -167,52 +168,6 @@ class DeltaQuery(_Request):
 
 class _Response(BaseModel):
     model_config = ConfigDict(frozen=True)
-
-
-class LabelPrediction(_Response):
-    """Answer to one row of a single-label task."""
-
-    label: str
-    decision: Annotated[
-        str | None,
-        Field(description="The label, or null if the delta's limit of confidence is not reached."),
-    ]
-    score: Annotated[float, Field(description="Probability of the label.")]
-    scores: Annotated[dict[str, float], Field(description="Probability by label; they sum to 1.")]
-    truncated: Annotated[bool, Field(description="True if text was cut to max_length.")]
-
-
-class LabelsPrediction(_Response):
-    """Answer to one row of a multi-label task."""
-
-    labels: Annotated[
-        list[str],
-        Field(description="Labels that reach their threshold: 0.5, or the delta's own."),
-    ]
-    decision: Annotated[list[str], Field(description="The same as `labels`.")]
-    scores: Annotated[dict[str, float], Field(description="Probability of each label by itself.")]
-    truncated: bool
-
-
-class ValuePrediction(_Response):
-    """Answer to one row of a regression task."""
-
-    value: float
-    decision: Annotated[float, Field(description="The same as `value`.")]
-    truncated: bool
-
-
-Prediction: TypeAlias = LabelPrediction | LabelsPrediction | ValuePrediction
-
-
-class TargetPredictions(_Response):
-    """Answers of one delta, in the order of the rows."""
-
-    task: str
-    strategy: str
-    version: str
-    kind: TaskKind
-    predictions: list[Prediction]
 
 
 class PredictResponse(_Response):

@@ -139,7 +139,7 @@ def test_an_unexpected_error_has_the_shape_and_is_logged(
         raise KeyError("bug")
 
     client = start()
-    monkeypatch.setattr("app.pipeline.read_texts", bug)
+    monkeypatch.setattr("app.pipeline.pipeline.read_texts", bug)
     response = client.post("/predict/toy2", json={"inputs": "x"})
     check_error(response, 500, "internal_error")
     assert "bug" not in response.text

@@ -20,10 +20,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from app import pipeline
 from app.engine.engine import Engine
 from app.engine.loader import Loader
 from app.http.telemetry.metrics import Metrics
+from app.pipeline import pipeline
 from deltas import Backbone, delta_path, tokenize_texts, write_delta
 from deltas.encoder import cpu
 from deltas.encoder.packing import pack

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app import pipeline
+from app.pipeline import pipeline
 from deltas import Backbone, TaskSpec, delta_path, read_delta, write_delta
 
 ROWS: dict[str, Any] = {

@@ -48,7 +48,7 @@ DIRECTION = {
     "app.pipeline": (
         "batching engine errors",
         "backbone store manifest errors",
-        "anyio",
+        "anyio pydantic",
     ),
     "app.batching": ("errors", "", ""),
     "app.engine": (
@@ -62,7 +62,7 @@ DIRECTION = {
     "audit.joint": (
         "answers firing rows shares options",
         "backbone store errors",
-        "app.http training.data",
+        "app.pipeline training.data",
     ),
     "audit.abstain": (
         "answers rows shares options",

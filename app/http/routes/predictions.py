@@ -23,15 +23,14 @@ from app.http.json_route import (
     json_response,
 )
 from app.http.openapi import documented
-from app.http.predictions import answer_of
 from app.http.schemas import (
     FanOutRequest,
     FanOutResponse,
     PredictRequest,
     PredictResponse,
-    TargetPredictions,
 )
 from app.keys.keyring import Caller
+from app.pipeline.predictions import TargetPredictions, answer_of
 from deltas import Record
 
 predictions = APIRouter(

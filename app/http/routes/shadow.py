@@ -17,10 +17,14 @@ from typing import Any
 from app.batching.batcher import Batcher
 from app.engine.engine import EngineRow, Outcome
 from app.engine.traffic import Traffic
-from app.http.predictions import to_predictions
-from app.http.schemas import Prediction, TargetPredictions, ValuePrediction
 from app.http.telemetry.metrics import Metrics
 from app.pipeline import Pipeline, Trace
+from app.pipeline.predictions import (
+    Prediction,
+    TargetPredictions,
+    ValuePrediction,
+    to_predictions,
+)
 from deltas import Record
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from app.engine.engine import Engine, has_low_margin
-from app.http.predictions import answer_of, scores_of
 from app.pipeline import RowLogits
+from app.pipeline.predictions import answer_of, scores_of
 from deltas import Backbone, Record, Store, delta_path, write_delta, zoo_path
 from tests.factories import POOLED_TASKS, TOY_TASKS, make_delta
 from training.data.glue import load_task

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import BadResultError
-from app.http.predictions import scores_of, to_predictions
 from app.pipeline import RowLogits
+from app.pipeline.predictions import scores_of, to_predictions
 from deltas import TaskSpec, task_scores
 from deltas.manifest import DecisionRule, TaskKind
 

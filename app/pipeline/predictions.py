@@ -7,21 +7,67 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import BadResultError
-from app.http.schemas import (
-    LabelPrediction,
-    LabelsPrediction,
-    Prediction,
-    TargetPredictions,
-    ValuePrediction,
-)
-from app.pipeline import RowLogits
+from app.pipeline.pipeline import RowLogits
 from deltas import Record, TaskSpec
 from deltas.manifest import DecisionRule, TaskKind
 
 _PLAIN = DecisionRule()  # of deltas without a rule: thresholds of one half, always an answer
 _THRESHOLD = 0.5
+
+
+class _Prediction(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class LabelPrediction(_Prediction):
+    """Answer to one row of a single-label task."""
+
+    label: str
+    decision: Annotated[
+        str | None,
+        Field(description="The label, or null if the delta's limit of confidence is not reached."),
+    ]
+    score: Annotated[float, Field(description="Probability of the label.")]
+    scores: Annotated[dict[str, float], Field(description="Probability by label; they sum to 1.")]
+    truncated: Annotated[bool, Field(description="True if text was cut to max_length.")]
+
+
+class LabelsPrediction(_Prediction):
+    """Answer to one row of a multi-label task."""
+
+    labels: Annotated[
+        list[str],
+        Field(description="Labels that reach their threshold: 0.5, or the delta's own."),
+    ]
+    decision: Annotated[list[str], Field(description="The same as `labels`.")]
+    scores: Annotated[dict[str, float], Field(description="Probability of each label by itself.")]
+    truncated: bool
+
+
+class ValuePrediction(_Prediction):
+    """Answer to one row of a regression task."""
+
+    value: float
+    decision: Annotated[float, Field(description="The same as `value`.")]
+    truncated: bool
+
+
+Prediction: TypeAlias = LabelPrediction | LabelsPrediction | ValuePrediction
+
+
+class TargetPredictions(_Prediction):
+    """Answers of one delta, in the order of the rows."""
+
+    task: str
+    strategy: str
+    version: str
+    kind: TaskKind
+    predictions: list[Prediction]
 
 
 def answer_of(record: Record, rows: Sequence[RowLogits], top_k: int | None) -> TargetPredictions:
