@@ -218,6 +218,29 @@ def quality_page() -> str:
     return page(runs, Variant(), figure.name if figure.exists() else "")
 
 
+def measured_text() -> str:
+    """Return the numbers of other methods and of the earlier study, for `GET /benchmark`."""
+    from deltas.backbone.packaged import DEFAULT_BACKBONE
+    from deltas.publish.measured import EarlierRow, Measured
+    from tests.bench.quality.report import served_rows
+    from tests.bench.quality.results import Variant, read_runs
+    from training.study.tables import read_earlier
+
+    quality, earlier = "docs/performance/quality.jsonl", "docs/results/earlier_study.csv"
+    measured = Measured(
+        backbone=DEFAULT_BACKBONE,
+        quality=served_rows(read_runs(ROOT / quality).values(), Variant()),
+        quality_source=quality,
+        earlier=[
+            EarlierRow.model_validate({name: value or None for name, value in row.items()})
+            for row in read_earlier(ROOT / earlier)
+        ],
+        earlier_source=earlier,
+    )
+    return measured.model_dump_json(indent=1) + "\n"
+
+
+FILES: dict[str, Callable[[], str]] = {"deltas/zoo/measured.json": measured_text}
 PAGES: dict[str, Callable[[], str]] = {
     "docs/guide/zoo.md": zoo_page,
     "docs/reference/settings.md": settings_page,
@@ -231,3 +254,5 @@ if __name__ == "__main__":
     for name, make in PAGES.items():
         page = ROOT / name
         page.write_text(replace_generated(page.read_text("utf-8"), make()), encoding="utf-8")
+    for name, make in FILES.items():
+        (ROOT / name).write_text(make(), encoding="utf-8")

@@ -17,6 +17,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from deltas import DeltaNotFoundError
+from deltas.errors import PredictionsError
 
 THE_SERVER = "the server (DELTABERT_MAX_QUEUE_S)"
 THE_REQUEST = "the request's deadline (X-Request-Timeout-Ms or DELTABERT_DEADLINE_S)"
@@ -258,6 +259,7 @@ def _distinct(more: float, less: float) -> tuple[str, str]:
 
 STATUSES: Mapping[type[Exception], tuple[int, str]] = {
     DeltaNotFoundError: (404, "not_found"),
+    PredictionsError: (404, "no_predictions"),
     InvalidInputError: (422, "invalid_input"),
     TooLargeError: (413, "too_large"),
     UnsupportedBodyError: (415, "unsupported_body"),

@@ -45,6 +45,7 @@ from app.http.openapi import openapi_of
 from app.http.readiness import Readiness
 from app.http.routes import catalogue, operation, predictions
 from app.http.routes import changes as change_routes
+from app.http.routes.details import details
 from app.http.routes.shadow import ShadowTraffic
 from app.http.telemetry.metrics import Metrics
 from app.http.telemetry.tracing import TracingMiddleware, open_tracing
@@ -132,7 +133,8 @@ def create_app(
     app.state.serving = None
     app.state.owns_process = owns_process
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
-    for router in (predictions.predictions, catalogue.catalogue, operation.operation):
+    routers = predictions.predictions, details, catalogue.catalogue, operation.operation
+    for router in routers:
         app.include_router(router)
     takes_changes = app.state.keyring is not None
     for router in (change_routes.changes, change_routes.traffic):

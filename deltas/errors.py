@@ -7,6 +7,7 @@ DeltaError
 ├── DeltaFormatError      the file is not a sound delta (carries path and reason)
 ├── DeltaMismatchError    a sound delta, but for another backbone or tokenizer
 ├── BackboneError         the backbone can't be loaded or isn't supported
+├── PredictionsError      a delta has no readable predictions beside it
 └── InvalidTextError      a row of text doesn't fit the task (carries row and field)
 """
 
@@ -186,6 +187,10 @@ class DeltaMismatchError(DeltaError):
 
 class BackboneError(DeltaError):
     """The backbone is missing, unreadable or of an unsupported architecture."""
+
+
+class PredictionsError(DeltaError):
+    """No predictions of a delta are there to be read: no file, no such split, or a damaged file."""
 
 
 class InvalidTextError(DeltaError):

@@ -13,7 +13,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import requests
@@ -36,6 +36,9 @@ _READ_TIMEOUT_S = 40.0  # longer than the server's own deadline: its 504 explain
 _PROBE_TIMEOUT_S = 2.0
 _KEY_HEADER = "X-API-Key"  # of the key, if the other header is for a proxy
 
+_SENDABLE = re.compile("[!-~]+")  # signs that a header can have
+
+T = TypeVar("T")
 Row = str | Mapping[str, str]
 
 
@@ -66,6 +69,11 @@ class _KeyAuth(requests.auth.AuthBase):
         return request
 
 
+def _without_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Leave a request without a key."""
+    return request
+
+
 class _Session(requests.Session):
     """Sends no API key to another host that the server redirects to, in whichever header it is."""
 
@@ -87,7 +95,7 @@ def open_session(url: str, key: str | None = None) -> requests.Session:
         key: API key of the server; None for a server that needs none.
     """
     session = _Session()
-    if key and not re.fullmatch("[!-~]+", key):
+    if key and not _SENDABLE.fullmatch(key):
         key = None  # it cannot be sent, and the error would show it
     try:
         host = urlsplit(url).hostname
@@ -147,6 +155,39 @@ class Client:
         path = f"/deltas/{quote(task, safe='')}/{quote(strategy, safe='')}"
         return read_answer(DeltaDetails, self._call("GET", path))
 
+    def get(self, model: type[T], path: str, query: Mapping[str, str | int] | None = None) -> T:
+        """Return the validated answer to a GET request."""
+        return read_answer(model, self._call("GET", path, query=query))
+
+    def metrics(self) -> str:
+        """Return the server's metrics, in Prometheus' text format."""
+        return self._send("GET", "/metrics", read_timeout_s=_CONNECT_TIMEOUT_S).text
+
+    def change(
+        self,
+        model: type[T],
+        method: str,
+        path: str,
+        key: str,
+        *,
+        body: Any = None,
+        content: bytes | None = None,
+        query: Mapping[str, str | int] | None = None,
+    ) -> T:
+        """Send a request that changes the server, and return its validated answer.
+
+        Args:
+            model: type of the answer.
+            method: method of the request.
+            path: path of the route.
+            key: key of an admin, for this request alone; the session's is never used.
+            body: JSON body.
+            content: bytes of a file, in place of a body.
+            query: parameters of the request.
+        """
+        answer = self._call(method, path, body=body, content=content, query=query, key=key)
+        return read_answer(model, answer)
+
     def predict(self, row: Row, targets: Sequence[Target]) -> Answer:
         """Send one row to all targets in one request."""
         started = time.perf_counter()
@@ -154,13 +195,35 @@ class Client:
         latency_ms = (time.perf_counter() - started) * 1000
         return Answer(read_answer(FanOut, body).predictions(), latency_ms)
 
-    def _call(
-        self, method: str, path: str, *, body: Any = None, read_timeout_s: float = _READ_TIMEOUT_S
-    ) -> Mapping[str, Any]:
-        """Return the decoded body of a 2xx answer."""
+    def _call(self, method: str, path: str, **options: Any) -> Mapping[str, Any]:
+        """Return the decoded body of a 2xx answer; `options` are those of `_send`."""
+        response = self._send(method, path, **options)
+        payload = _decoded(response)
+        if not isinstance(payload, Mapping):
+            raise explain_error(response.status_code, payload, response.headers.get("Retry-After"))
+        return payload
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        content: bytes | None = None,
+        query: Mapping[str, str | int] | None = None,
+        key: str | None = None,
+        read_timeout_s: float = _READ_TIMEOUT_S,
+    ) -> requests.Response:
+        """Return a 2xx answer."""
         try:
             response = self._session.request(
-                method, self.address + path, json=body, timeout=(_CONNECT_TIMEOUT_S, read_timeout_s)
+                method,
+                self.address + path,
+                json=body,
+                data=content,
+                params=query,
+                timeout=(_CONNECT_TIMEOUT_S, read_timeout_s),
+                **self._with_key(key),
             )
         except requests.Timeout as error:
             raise UnreachableError(f"The server at {self.url} took too long to answer.") from error
@@ -176,13 +239,35 @@ class Client:
                 "FRONTEND_API_URL to one such as http://127.0.0.1:8000; in user and password, "
                 "write every sign but letters and digits as % and its code."
             ) from None
-        try:
-            payload = visible(response.json())
-        except requests.JSONDecodeError:
-            payload = None
-        if not response.ok or not isinstance(payload, Mapping):
-            raise explain_error(response.status_code, payload, response.headers.get("Retry-After"))
-        return payload
+        if not response.ok:
+            retry_after = response.headers.get("Retry-After")
+            raise explain_error(response.status_code, _decoded(response), retry_after)
+        return response
+
+    def _with_key(self, key: str | None) -> dict[str, Any]:
+        """Return what sends another key than the session's with one request; "" sends none.
+
+        Raises:
+            ServerError: the key has signs that can't be sent.
+        """
+        if key is None:
+            return {}
+        if not key:
+            without = {"headers": {_KEY_HEADER: None}}
+            return without if self.url != self.address else without | {"auth": _without_auth}
+        if not _SENDABLE.fullmatch(key):
+            raise ServerError("A key has no spaces and only plain letters, digits and signs.")
+        if self.url != self.address:
+            return {"headers": {_KEY_HEADER: key}}  # the proxy reads the other header
+        return {"auth": _KeyAuth(key)}
+
+
+def _decoded(response: requests.Response) -> Any:
+    """Return the decoded body; None if it isn't JSON."""
+    try:
+        return visible(response.json())
+    except requests.JSONDecodeError:
+        return None
 
 
 def fan_out_body(row: Row, targets: Sequence[Target]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class ServerError(Exception):
     hints: tuple[str, ...] = ()  # details, one line each: problems of the input, near matches
     status: int | None = None  # HTTP status; None if there was no HTTP answer
     request_id: str | None = None  # the id of the request in the server's log
+    code: str | None = None  # the server's name of the error, for programs
 
     def __str__(self) -> str:
         """Return the sentence and its hints on one line, for logs."""
@@ -76,6 +77,7 @@ def explain_error(status: int, payload: Any, retry_after: str | None) -> ServerE
         hints=tuple(_hints(details, said)),
         status=status,
         request_id=str(request_id) if request_id else None,
+        code=str(error.get("code") or "") or None,
     )
 
 

@@ -20,7 +20,10 @@ from frontend.errors import UnreachableError
 from frontend.links import remember_address
 from frontend.panels.inputs import show_error
 from frontend.state import Connection, ViewContext, connect, session_client
-from frontend.views.benchmark import show_benchmark, show_trust
+from frontend.views.benchmark import show_benchmark
+from frontend.views.deltas import show_deltas
+from frontend.views.server import show_server
+from frontend.views.trust import show_trust
 from frontend.views.try_text import show_try
 
 _POLL_S = 5.0
@@ -40,6 +43,8 @@ VIEWS = (
     View("Try", ":material/edit_note:", show_try),
     View("Trust", ":material/verified:", show_trust),
     View("Benchmark", ":material/monitoring:", show_benchmark),
+    View("Deltas", ":material/layers:", show_deltas),
+    View("Server", ":material/speed:", show_server),
 )
 
 

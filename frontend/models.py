@@ -77,6 +77,56 @@ class StudyRow:
     spread: float | None
     seeds: int
     trained_share: float
+    metric: str = ""
+    split_rows: int = 0
+    train_rows: int = 0
+    size_bytes: int = 0
+    machine: str = ""
+    seconds: float | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """One method on one set, of `make bench-quality`; without a delta, sizes are None."""
+
+    task: str
+    method: str
+    metric: str
+    mean: float
+    spread: float | None
+    seeds: int
+    split_rows: int
+    train_rows: int
+    train_note: str
+    trainable_parameters: int | None
+    size_bytes: int | None
+    machine: str
+    seconds: float
+    command: str
+
+
+@dataclass(frozen=True)
+class EarlierRow:
+    """One number of the study that this project comes from, on another backbone."""
+
+    part: str
+    task: str
+    strategy: str
+    learning_rate: float
+    train_rows: int | None  # None for all train rows
+    mean: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measured numbers beside the study, with their files; earlier servers send none."""
+
+    quality: tuple[QualityRow, ...] = ()
+    quality_source: str = ""
+    earlier: tuple[EarlierRow, ...] = ()
+    earlier_source: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +146,7 @@ class Benchmark:
     backbone: Backbone
     rows: tuple[BenchmarkRow, ...]
     study: tuple[StudyRow, ...] = ()
+    measured: Measured = Measured()
 
     def of(self, task: str, strategy: str | None = None) -> tuple[BenchmarkRow, ...]:
         """Return the rows of a task, and of one strategy if given, in the server's order."""

@@ -24,6 +24,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from deltas import Backbone, Delta, TaskSpec, delta_path, load_backbone, write_delta
+from deltas.store.store import DEFAULT_STRATEGY
 from tests import factories, laws, process_state
 
 # A shell that runs the tests in the background has them ignore these, and all that they start too.
@@ -160,8 +161,10 @@ def pooled_deltas(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Backb
 def _write_deltas(root: Path, backbone: Backbone, tasks: list[TaskSpec]) -> Path:
     for task in tasks:
         for strategy in factories.TOY_STRATEGIES:
-            delta = factories.make_delta(backbone, task, strategy)
-            write_delta(delta, delta_path(root, backbone.ref.id, task.name, strategy))
+            path = delta_path(root, backbone.ref.id, task.name, strategy)
+            delta = write_delta(factories.make_delta(backbone, task, strategy), path)
+            if strategy == DEFAULT_STRATEGY:  # the others are of runs before there were any
+                factories.write_some_predictions(delta, path)
     return root
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ from deltas import (
     TokenizedRow,
     TrainingFacts,
 )
+from deltas.store.predictions import predictions_path
 from frontend.models import BenchmarkRow, RunHistory, read_answer
+from training.data.rows import Rows
+from training.run.output import PredictedSplit, write_predictions
 from training.strategies import grammar
 
 
@@ -242,3 +246,18 @@ def benchmark_history(**selection: Any) -> RunHistory:
     """Return the page's history of a run, with these columns of the selection rows changed."""
     changed = RUN_HISTORY["selection"] | selection
     return read_answer(RunHistory, RUN_HISTORY | {"selection": changed})
+
+
+def write_some_predictions(delta: Delta, path: Path, rows: int = 6) -> None:
+    """Write predictions of made-up validation rows beside a delta, as its run would."""
+    spec = delta.manifest.task
+    generator = torch.Generator().manual_seed(rows)
+    logits = torch.randn(rows, spec.num_outputs, generator=generator)
+    truth = logits + torch.randn(logits.shape, generator=generator)  # not always the decision
+    gold: list[Any] = truth.argmax(1).tolist()
+    if spec.kind == "multi_label":
+        gold = (truth > 0).int().tolist()
+    elif spec.kind == "regression":
+        gold = truth[:, 0].tolist()
+    split = PredictedSplit("validation", Rows([("",)] * rows, gold), logits)
+    write_predictions(predictions_path(path), [split], delta.version)

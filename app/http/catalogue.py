@@ -31,6 +31,7 @@ from app.http.schemas import (
 from app.keys.keyring import Caller
 from deltas import Record, Store
 from deltas.manifest import Manifest
+from deltas.publish.measured import Measured, measured_path, read_measured
 from deltas.publish.study import read_study, study_path
 
 _MAX_PARTS = 64  # of different keys; with 10,000 deltas each may take megabytes
@@ -77,7 +78,8 @@ class Catalogue:
             f'{{"tasks":{_json_list(tasks)}}}',
             DeltaListing(records, refused),
             f'{{"backbone":{benchmark.backbone.model_dump_json()},'
-            f'"rows":{_json_list(benchmark.rows)},"study":{_json_list(benchmark.study)}}}',
+            f'"rows":{_json_list(benchmark.rows)},"study":{_json_list(benchmark.study)},'
+            f'"measured":{benchmark.measured.model_dump_json()}}}',
         )
 
 
@@ -256,7 +258,20 @@ def _benchmark(
             for row in read_study(study_path())
             if row.backbone == backbone.ref.id and (may_use is None or may_use(row.task))
         ],
+        measured=_measured(backbone.ref.id, may_use),
     )
+
+
+def _measured(backbone: str, may_use: Callable[[str], bool] | None) -> Measured:
+    """Return the shipped numbers of other methods, if they are of this backbone."""
+    found = read_measured(measured_path())
+    if found.backbone != backbone:
+        return Measured()
+    quality, earlier = (
+        [row for row in rows if may_use is None or may_use(row.task)]
+        for rows in (found.quality, found.earlier)
+    )
+    return found.model_copy(update={"quality": quality, "earlier": earlier})
 
 
 def _benchmark_row(record: Record) -> BenchmarkRow | None:

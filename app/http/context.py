@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from app.http.readiness import Readiness
 from app.http.routes.shadow import ShadowTraffic
 from app.http.telemetry.metrics import Metrics
 from app.pipeline import Pipeline
+from deltas.publish.norms import NormCache
 from deltas.store.store import NotCopied
 
 NOT_STARTED = "the server is not started"
@@ -36,6 +37,7 @@ class Serving:
     changes: DeltaChanges
     traffic: Traffic
     shadow: ShadowTraffic
+    norms: NormCache = field(default_factory=NormCache)
 
     async def reload(
         self, paths: list[Path] | None = None, *, not_copied: NotCopied | None = None

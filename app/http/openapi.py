@@ -37,6 +37,7 @@ from app.http.context import Serving
 from app.http.schemas import ErrorBody
 from app.keys.middleware import API_KEY_HEADER, OPEN_PATHS
 from deltas import DeltaNotFoundError, Store, TaskSpec
+from deltas.store.predictions import predictions_path
 
 _REQUEST_ID = "0123456789abcdef0123456789abcdef"
 _ERRORS: dict[str, Exception] = {
@@ -105,6 +106,7 @@ _QUESTIONS = (
     "At what time can I buy fresh bread nearby?",
 )
 _MAX_TARGETS = 4
+_MAX_EXAMPLES = 12  # of an operation on the page; there may be thousands of tasks
 
 Schema = dict[str, Any]
 Examples = dict[str, Schema]
@@ -168,12 +170,20 @@ def add_examples(paths: Schema, store: Store) -> None:
     }
     _body(paths["/predict"]["post"])["examples"] = _fan_outs(store, specs)
 
-    details = paths["/deltas/{task}/{strategy}"]["get"]
-    _parameter(details, "task")["examples"] = names
-    _parameter(details, "strategy")["examples"] = {
-        task: {"value": strategy} for task, strategy in (record.manifest.key for record in defaults)
-    }
-    _parameter(details, "version")["examples"] = {
+    judged = [one for one in defaults[:_MAX_EXAMPLES] if predictions_path(one.path).is_file()]
+    of_a_delta = "/deltas/{task}/{strategy}"
+    for path, found in (
+        (of_a_delta, defaults),
+        (f"{of_a_delta}/norms", defaults),
+        (f"{of_a_delta}/predictions", judged),
+    ):
+        keys = [record.manifest.key for record in found]
+        operation = paths[path]["get"]
+        _parameter(operation, "task")["examples"] = {task: {"value": task} for task, _ in keys}
+        _parameter(operation, "strategy")["examples"] = {
+            task: {"value": strategy} for task, strategy in keys
+        }
+    _parameter(paths[of_a_delta]["get"], "version")["examples"] = {
         record.manifest.task.name: {"value": record.version} for record in defaults
     }
 
@@ -220,7 +230,6 @@ def _body(operation: Schema) -> Schema:
     return body
 
 
-_MAX_EXAMPLES = 12  # of an operation; there may be thousands of tasks
 _CHANGES = {"changes"}  # tags of operations that always need a key
 _OPTIONS = {"PUT": "-T FILE ", "DELETE": "-X DELETE ", "POST": "-X POST "}  # of curl
 _STYLE = """\

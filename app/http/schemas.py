@@ -16,6 +16,7 @@ from app.errors import UNKNOWN_FIELD
 from app.pipeline.predictions import Prediction, TargetPredictions
 from deltas.errors import did_you_mean
 from deltas.manifest import Calibration, DecisionRule, Reliability, TaskKind
+from deltas.publish.measured import Measured
 from deltas.publish.study import StudyRow
 
 MAX_LISTED_DELTAS = 1000  # in one answer
@@ -351,6 +352,9 @@ class Benchmark(_Response):
     study: Annotated[
         list[StudyRow],
         Field(description="Study of this backbone: means and spreads over seeds."),
+    ]
+    measured: Annotated[
+        Measured, Field(description="Other methods on this backbone, and an earlier study.")
     ]
 
 

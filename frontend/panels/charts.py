@@ -32,10 +32,6 @@ _AXIS_HEIGHT = 70  # Streamlit fits legend and axis into the height
 _FAINT = 0.4
 _NEUTRAL = "#868e96"
 _TRAIN, _SELECTION = "train rows", "selection rows"
-_BYTES_LABEL = (  # a Vega expression with the result of `human_bytes`, for the axis
-    "datum.value >= 1e9 ? datum.value / 1e9 + ' GB' : datum.value >= 1e6 ? "
-    "datum.value / 1e6 + ' MB' : datum.value / 1e3 + ' KB'"
-)
 
 # The declared result of `alt.layer`.
 Layers = alt.LayerChart | alt.FacetChart
@@ -88,40 +84,6 @@ def benchmark_chart(rows: Sequence[BenchmarkRow], chosen: str) -> Layers:
         tooltip=_tooltip(),
     )
     return alt.layer(band, spread, points).properties(height=height)
-
-
-def size_chart(rows: Sequence[BenchmarkRow], chosen: str, backbone_bytes: int) -> Layers:
-    """Chart the metric against the size of the delta, with the size of the backbone as a line.
-
-    Args:
-        rows: benchmark rows of all tasks.
-        chosen: name of the task to highlight.
-        backbone_bytes: size of the whole backbone.
-    """
-    sizes = [row.size_bytes for row in rows] + [backbone_bytes]
-    x = alt.X(
-        "size_bytes:Q",
-        title="Size of the delta",
-        scale=alt.Scale(type="log", domain=[min(sizes) / 1.5, max(sizes) * 1.5]),
-        axis=alt.Axis(labelExpr=_BYTES_LABEL, tickCount=4, grid=False),
-    )
-    points = (
-        alt.Chart({"values": _values(rows, chosen)})
-        .mark_circle(size=110)
-        .encode(
-            x=x,
-            y=alt.Y("value:Q", title="Metric", scale=alt.Scale(zero=False)),
-            color=_strategy_color(rows, columns=3),
-            opacity=alt.condition(alt.datum.chosen, alt.value(1.0), alt.value(_FAINT)),
-            tooltip=_tooltip(),
-        )
-    )
-    mark = alt.Chart({"values": [{"size_bytes": backbone_bytes, "text": "backbone"}]})
-    line = mark.mark_rule(strokeDash=[4, 4], opacity=0.7, color=_NEUTRAL).encode(x=x)
-    label = mark.mark_text(
-        align="right", baseline="top", dx=-6, color=_NEUTRAL, fontSize=12
-    ).encode(x=x, y=alt.value(4), text="text:N")
-    return alt.layer(line, label, points).properties(height=280)
 
 
 def reliability_chart(found: Reliability, color: str) -> Layers:

@@ -63,19 +63,6 @@ def _spreadsheet_safe(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
-def study_records(benchmark: Benchmark) -> list[dict[str, str]]:
-    """Return the main part of the study: one record per strategy, one column per task."""
-    rows = [row for row in benchmark.study if row.part == "main"]
-    empty = dict.fromkeys((task_words(row.task).title for row in rows), "")
-    records: dict[str, dict[str, str]] = {}
-    for row in rows:
-        first = {"Strategy": row.strategy, "Trained": percent(row.trained_share)}
-        spread = "" if row.spread is None else f" ± {row.spread:.3f}"
-        record = records.setdefault(row.strategy, first | empty)
-        record[task_words(row.task).title] = f"{row.mean:.3f}{spread} ({row.seeds})"
-    return list(records.values())
-
-
 def other_metrics(row: BenchmarkRow) -> str:
     """List the metrics besides the primary one, and the metrics of further dev splits.
 

@@ -1,22 +1,47 @@
-"""Fixtures of the page's tests: a real server that can go away and return."""
+"""Fixtures of the page's tests: a real server that can go away and return, and a real browser."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
 
 from app.main import create_app
 from app.process.settings import Settings
 from deltas import Backbone, Delta, SplitMetrics, TaskSpec, delta_path, write_delta
 from deltas.manifest import Reliability
-from tests.factories import RELIABILITY, RUN_HISTORY, training_facts
+from tests.factories import RELIABILITY, RUN_HISTORY, training_facts, write_some_predictions
+
+MAIN = Path(__file__).parents[2] / "frontend" / "main.py"
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,800",
+)
+WAIT_S = 60
 
 # Real names, so that the page's words and examples are used; one of each kind of task.
 PAGE_TASKS = (
@@ -106,6 +131,10 @@ RECORDED_FACTS: dict[str, Any] = {
 }
 
 
+# Deltas with the predictions of their runs, one of each kind of task.
+JUDGED = (RECORDED, ("topics", "bitfit"), ("stsb", "bitfit"))
+
+
 @pytest.fixture(scope="session")
 def page_deltas(
     tmp_path_factory: pytest.TempPathFactory,
@@ -118,7 +147,10 @@ def page_deltas(
         for strategy in PAGE_STRATEGIES[task.name]:
             facts = RECORDED_FACTS if (task.name, strategy) == RECORDED else {}
             delta = make_delta(tiny_backbone, task, strategy, **facts)
-            write_delta(delta, delta_path(root, tiny_backbone.ref.id, task.name, strategy))
+            path = delta_path(root, tiny_backbone.ref.id, task.name, strategy)
+            written = write_delta(delta, path)
+            if (task.name, strategy) in JUDGED:
+                write_some_predictions(written, path, rows=200)
     return root
 
 
@@ -154,3 +186,93 @@ def url(make_server: Callable[[], Server]) -> Iterator[str]:
     made.start()
     yield made.url
     made.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """Chromium with an empty profile."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("no Chromium with its chromedriver here (Debian: chromium chromium-driver)")
+    options = ChromeOptions()
+    options.binary_location = program
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = Chrome(options=options, service=Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture(scope="module")
+def api(make_server: Callable[[], Any]) -> Iterator[Any]:
+    """The server that the page asks; tests that stop it start it again."""
+    made = make_server()
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def page_url(api: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`streamlit run frontend/main.py`, as a user starts it, from another folder."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    folder = tmp_path_factory.mktemp("elsewhere")
+    command = [sys.executable, "-m", "streamlit", "run", str(MAIN)]
+    command += ["--server.address", "127.0.0.1", "--server.port", str(port)]
+    environment = os.environ | {
+        "FRONTEND_API_URL": api.url,
+        "HOME": str(folder),
+        "PYTHONPATH": str(MAIN.parents[1]),
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        wait(lambda: _answers(f"http://127.0.0.1:{port}/_stcore/health", process))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+    said = (folder / "log").read_text(encoding="utf-8")
+    assert "Traceback" not in said, said
+
+
+def wait(condition: Callable[[], Any]) -> Any:
+    """The condition's value as soon as it is true; fails after a minute."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            value = condition()
+        except StaleElementReferenceException:  # redrawn between being found and being asked
+            value = None
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {WAIT_S} s"
+        time.sleep(0.1)
+
+
+def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None, "the page's process ended"
+    try:
+        with urllib.request.urlopen(url, timeout=1) as response:
+            return bool(response.status == 200)
+    except urllib.error.URLError:
+        return False
+
+
+def find(page: Chrome, css: str) -> list[Any]:
+    found: list[Any] = page.find_elements(By.CSS_SELECTOR, css)
+    return found
+
+
+def resize(page: Chrome, width: int, height: int) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def scheme(page: Chrome, value: str) -> None:
+    feature = {"name": "prefers-color-scheme", "value": value}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})

@@ -2,94 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from selenium.common.exceptions import StaleElementReferenceException
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from tests.browser.conftest import find, resize, scheme, wait
+
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-MAIN = Path(__file__).parents[2] / "frontend" / "main.py"
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1280,800",
-)
-WAIT_S = 60
-PATHS = {"Try": "", "Trust": "trust", "Benchmark": "benchmark"}
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    """Chromium with an empty profile."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("no Chromium with its chromedriver here (Debian: chromium chromium-driver)")
-    options = ChromeOptions()
-    options.binary_location = program
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = Chrome(options=options, service=Service(driver))
-    yield chrome
-    chrome.quit()
-
-
-@pytest.fixture(scope="module")
-def api(make_server: Callable[[], Any]) -> Iterator[Any]:
-    """The server that the page asks; tests that stop it start it again."""
-    made = make_server()
-    made.start()
-    yield made
-    made.stop()
-
-
-@pytest.fixture(scope="module")
-def page_url(api: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`streamlit run frontend/main.py`, as a user starts it, from another folder."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    folder = tmp_path_factory.mktemp("elsewhere")
-    command = [sys.executable, "-m", "streamlit", "run", str(MAIN)]
-    command += ["--server.address", "127.0.0.1", "--server.port", str(port)]
-    environment = os.environ | {
-        "FRONTEND_API_URL": api.url,
-        "HOME": str(folder),
-        "PYTHONPATH": str(MAIN.parents[1]),
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    try:
-        wait(lambda: _answers(f"http://127.0.0.1:{port}/_stcore/health", process))
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
-    said = (folder / "log").read_text(encoding="utf-8")
-    assert "Traceback" not in said, said
+PATHS = {
+    "Try": "",
+    "Trust": "trust",
+    "Benchmark": "benchmark",
+    "Deltas": "deltas",
+    "Server": "server",
+}
 
 
 @pytest.fixture
@@ -103,50 +35,12 @@ def page(browser: Chrome, page_url: str, api: Any) -> Iterator[Chrome]:
     resize(browser, 1280, 800)
 
 
-def wait(condition: Callable[[], Any]) -> Any:
-    """The condition's value as soon as it is true; fails after a minute."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        try:
-            value = condition()
-        except StaleElementReferenceException:  # redrawn between being found and being asked
-            value = None
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {WAIT_S} s"
-        time.sleep(0.1)
-
-
-def _answers(url: str, process: subprocess.Popen[bytes]) -> bool:
-    assert process.poll() is None, "the page's process ended"
-    try:
-        with urllib.request.urlopen(url, timeout=1) as response:
-            return bool(response.status == 200)
-    except urllib.error.URLError:
-        return False
-
-
-def find(page: Chrome, css: str) -> list[Any]:
-    found: list[Any] = page.find_elements(By.CSS_SELECTOR, css)
-    return found
-
-
 def cards(page: Chrome) -> list[str]:
     return [card.text for card in find(page, ".db-card")]
 
 
 def text(page: Chrome) -> str:
     return str(page.find_element(By.TAG_NAME, "body").text)
-
-
-def resize(page: Chrome, width: int, height: int) -> None:
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-
-
-def scheme(page: Chrome, value: str) -> None:
-    feature = {"name": "prefers-color-scheme", "value": value}
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
 
 def open_view(page: Chrome, name: str) -> None:

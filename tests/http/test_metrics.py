@@ -216,3 +216,14 @@ def test_files_that_are_not_served_are_counted(
     client = start(deltas=(tiny_deltas, tmp_path))
     assert values(client, "deltabert_rejected_files")[()] == 1
     assert values(client, "deltabert_deltas")[()] == values(client, "deltabert_slots")[()] == 25
+
+
+def test_tasks_of_one_request_meet_in_a_batch(start: Start) -> None:
+    client = start()
+    predict(client, "toy2", "toymulti")
+    predict(client, "toy2")
+    found = values(client, "deltabert_shared_batches", "task", "other")
+    assert found == {("toy2", "toymulti"): 1.0}
+    assert [
+        one.value for one in samples(client) if one.name == "deltabert_shared_batches_seen"
+    ] == [2.0]

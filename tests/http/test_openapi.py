@@ -72,6 +72,8 @@ def test_every_route_is_documented(schema: dict[str, Any]) -> None:
         ("get", "/tasks"),
         ("get", "/deltas"),
         ("get", "/deltas/{task}/{strategy}"),
+        ("get", "/deltas/{task}/{strategy}/norms"),
+        ("get", "/deltas/{task}/{strategy}/predictions"),
         ("get", "/benchmark"),
         ("get", "/"),
         ("get", "/health/live"),

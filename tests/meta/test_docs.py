@@ -106,6 +106,13 @@ def test_generated_pages_are_those_of_make_docs(
     )
 
 
+def test_the_served_numbers_are_those_of_make_docs(
+    root: Path, script: Callable[[str], ModuleType]
+) -> None:
+    for name, make in script("docs").FILES.items():
+        assert (root / name).read_text(encoding="utf-8") == make(), "run make docs"
+
+
 def test_missed_targets_are_marked(script: Callable[[str], ModuleType]) -> None:
     target = script("docs").target
     assert [target(value, "at least 0.9") for value in (0.9, 0.899)] == [

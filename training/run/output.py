@@ -23,11 +23,10 @@ from torch import Tensor
 
 from deltas.delta import Delta
 from deltas.format import write_atomically, write_delta
+from deltas.store.predictions import VERSION_KEY
 from training.data.rows import Rows
 from training.errors import ConfigError, DataError, TrainingError
 from training.run import distributed
-
-ENDING = ".predictions.parquet"
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,10 @@ class PredictedSplit:
     logits: Tensor
 
 
-def predictions_path(delta: Path) -> Path:
-    """Return the path of the predictions that belong to a delta's file."""
-    return delta.with_name(delta.stem + ENDING)
-
-
-def write_predictions(path: Path, splits: Sequence[PredictedSplit]) -> None:
+def write_predictions(path: Path, splits: Sequence[PredictedSplit], version: str = "") -> None:
     """Write the predictions of some splits in one step, as parquet.
+
+    The file's metadata names the version of the delta, unless that is empty.
 
     Columns: `split`; `row`, the number in the file that the row was read from, counted from 1;
     `gold`, a label's code, a value, or a list of 0 and 1; `logits`, a list of float32.
@@ -68,6 +64,8 @@ def write_predictions(path: Path, splits: Sequence[PredictedSplit]) -> None:
             ),
         }
     )
+    if version:
+        table = table.replace_schema_metadata({VERSION_KEY: version})
     content = BytesIO()
     pq.write_table(table, content, compression="zstd")
     write_atomically(path, content.getvalue())

@@ -38,6 +38,7 @@ from deltas.manifest import (
     TaskSpec,
     TrainingFacts,
 )
+from deltas.store.predictions import predictions_path
 from deltas.store.store import delta_path
 from training.data.custom import CustomTask, load_files, split_names
 from training.data.files.delimited import DelimitedOptions
@@ -56,7 +57,6 @@ from training.run.loop.schedule import LoopConfig
 from training.run.output import (
     PredictedSplit,
     already_exists,
-    predictions_path,
     reserve,
     write_predictions,
     write_result,
@@ -214,7 +214,8 @@ def _finish_run(run: PreparedRun, command: str, report: Report | None) -> tuple[
     if distributed.is_first():
         chosen_by = PredictedSplit("selection", run.rows[1], logits)
         delta = write_result(delta, run.path, overwrite=config.overwrite)
-        write_predictions(predictions_path(run.path), [chosen_by, *predicted])
+        splits = [chosen_by, *predicted]
+        write_predictions(predictions_path(run.path), splits, delta.version)
         run.state.unlink(missing_ok=True)
     return run.path, delta
 

@@ -139,6 +139,8 @@ async def predict_targets(
     for answer, num_tokens in zip(answers, request.state.trace.tokens, strict=True):
         num_rows = len(answer.predictions)
         serving.metrics.on_rows(answer.task, answer.strategy, num_rows, num_tokens)
+    batches = [stage.batch.number for stage in request.state.trace.stages if stage.batch]
+    serving.metrics.on_tasks(batches, [answer.task for answer in answers])
     if caller is not None:
         serving.metrics.on_key_rows(caller.key.name, request.state.trace.num_rows)
     if serving.traffic.rules:

@@ -8,9 +8,11 @@ tests/http/test_health.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter as Counts
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import islice
+from itertools import combinations, islice
 from threading import Lock
 from typing import Any
 
@@ -24,7 +26,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -45,6 +47,9 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
 _PARTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _MAX_KEYS = 1000  # names; a file of keys can be edited for years
+_SHARED_BATCHES = 256  # that are remembered
+_MAX_SHARING_TASKS = 32  # of one batch: pairs grow with the square of a fan-out
+_MAX_PAIRS = 50
 _OF_A_DELTA = ("task", "strategy")
 _DELTA_METRICS = {
     "deltabert_rows": "Rows answered, by delta.",
@@ -116,12 +121,13 @@ class Metrics:
             "Time for which all batches have failed; 0 after a success.",
         )
         self._build = Info("deltabert_build", "Version and engine.", registry=registry)
-        ProcessCollector(registry=registry)
         self._max_deltas = max_deltas
         self._answered: dict[DeltaKey, tuple[int, int]] = {}  # rows and tokens
         self._shadowed: set[DeltaKey] = set()
+        self._shared = SharedBatches(registry)
 
     def _add_histograms(self) -> None:
+        ProcessCollector(registry=self._registry)
         histogram = partial(Histogram, registry=self._registry)
         self._request_seconds = histogram(
             "deltabert_request_seconds",
@@ -222,6 +228,10 @@ class Metrics:
         rows, tokens = self._answered.get(key, (0, 0))
         self._answered[key] = rows + num_rows, tokens + num_tokens
 
+    def on_tasks(self, batches: Iterable[int], tasks: Iterable[str]) -> None:
+        """Note the tasks of an answer, and the numbers of the batches that it ran in."""
+        self._shared.note(batches, tasks)
+
     def on_key_rows(self, key: str, num_rows: int) -> None:
         """Note the answered rows of a key; names that come after the first 1,000 are one."""
         if key not in self._keys and len(self._keys) < _MAX_KEYS:
@@ -270,6 +280,45 @@ class _EngineCollector(Collector):
             {("ok",): loaded, ("failed",): cache.failed},
         )
         yield _family("deltabert_slot_evictions", "Deltas evicted.", (), {(): cache.evicted})
+
+
+class SharedBatches(Collector):
+    """Counts which tasks had rows in the same batch, over the last batches.
+
+    Only pairs that occur are exported, the most frequent ones first, so the number of series is
+    bounded. Forgotten batches lower the counts, so they are a gauge.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._tasks: OrderedDict[int, set[str]] = OrderedDict()  # by the number of the batch
+        self._lock = Lock()  # metrics are written in a thread
+        registry.register(self)
+
+    def note(self, numbers: Iterable[int], tasks: Iterable[str]) -> None:
+        """Note that batches had rows of these tasks."""
+        names = set(tasks)
+        with self._lock:
+            for number in numbers:
+                self._tasks.setdefault(number, set()).update(names)
+            while len(self._tasks) > _SHARED_BATCHES:
+                self._tasks.popitem(last=False)
+
+    def pairs(self) -> list[tuple[tuple[str, str], int]]:
+        """Return the pairs of tasks with the number of batches that had both, most first."""
+        with self._lock:
+            batches = [sorted(tasks)[:_MAX_SHARING_TASKS] for tasks in self._tasks.values()]
+        counts = Counts(pair for tasks in batches for pair in combinations(tasks, 2))
+        return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MAX_PAIRS]
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Export a sample for each pair, and the number of batches that were looked at."""
+        text = "Of the last batches, those with rows of both tasks; the most frequent pairs."
+        pairs = GaugeMetricFamily("deltabert_shared_batches", text, labels=("task", "other"))
+        for names, count in self.pairs():
+            pairs.add_metric(names, count)
+        yield pairs
+        text = "Batches that pairs of tasks are counted in."
+        yield GaugeMetricFamily("deltabert_shared_batches_seen", text, len(self._tasks))
 
 
 class _DeltaCollector(Collector):

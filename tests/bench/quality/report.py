@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deltas.publish.measured import QualityRow
 from tests.bench.quality.goals import (
     BEST_SKLEARN,
     BEST_STOCK,
@@ -164,6 +165,36 @@ def detail_rows(runs: Sequence[QualityRun]) -> list[list[str]]:
                 f"{statistics.median(run.cpu_s for run in same):,.0f}",
             ]
             rows.append([*cells, f"`{first.command}`"])
+    return rows
+
+
+def served_rows(runs: Iterable[QualityRun], variant: Variant) -> list[QualityRow]:
+    """Return a row for each set and method of a variant, as `GET /benchmark` serves it."""
+    rows = []
+    for name, of_set in by_set(select_runs(runs, variant)).items():
+        for method in dict.fromkeys(run.method for run in of_set):
+            same = pick(of_set, method)
+            first, deviation = same[0], spread([run.score for run in same])
+            rows.append(
+                QualityRow(
+                    task=name,
+                    method=method,
+                    metric=first.metric,
+                    mean=round(mean_score(same), 6),
+                    spread=None if deviation is None else round(deviation, 6),
+                    seeds=len(same),
+                    split=first.dev_split,
+                    split_rows=first.rows[first.dev_split],
+                    train_rows=first.train_rows,
+                    train_note=first.data_note,
+                    trainable_parameters=first.facts.get("trained_parameters"),
+                    size_bytes=first.facts.get("bytes"),
+                    machine=first.cpu,
+                    seconds=statistics.median(run.seconds for run in same),
+                    cpu_seconds=statistics.median(run.cpu_s for run in same),
+                    command=f"python -m {first.command}",
+                )
+            )
     return rows
 
 

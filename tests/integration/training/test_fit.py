@@ -17,6 +17,7 @@ import torch
 
 from app.engine.engine import Engine
 from deltas import Backbone, Delta, Store
+from deltas.store.predictions import predictions_path
 from tests.unit.training.test_fit_options import (
     STILL,
     assert_as_far,
@@ -27,7 +28,7 @@ from tests.unit.training.test_fit_options import (
 from tests.unit.training.test_fit_resume import assert_same, out_of, result, states
 from training import fit
 from training.data.glue import load_task
-from training.run.output import predictions_path, read_predictions
+from training.run.output import read_predictions
 
 ROOT = Path(fit.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

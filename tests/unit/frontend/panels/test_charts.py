@@ -13,7 +13,6 @@ from frontend.panels.charts import (
     loss_chart,
     metric_chart,
     reliability_chart,
-    size_chart,
     strategy_colors,
 )
 from tests.factories import RELIABILITY, benchmark_history, benchmark_row
@@ -78,31 +77,12 @@ def test_the_chart_grows_with_the_number_of_tasks() -> None:
     assert many["height"] - few["height"] >= 29 * 20
 
 
-def test_sizes_stand_beside_the_backbone() -> None:
-    rows = [
-        benchmark_row(size_bytes=4_000),
-        benchmark_row(task="rte", strategy="top:1", size_bytes=8_000_000),
-    ]
-    chart = size_chart(rows, "rte", 91_000_000)
-    points = layer_of(chart, "circle")
-    assert [row["size_bytes"] for row in points["rows"]] == [4_000, 8_000_000]
-    low, high = points["encoding"]["x"]["scale"]["domain"]
-    assert low < 4_000
-    assert high > 91_000_000
-    assert layer_of(chart, "rule")["rows"][0]["size_bytes"] == 91_000_000
-    assert [row["task"] for row in points["rows"] if row["chosen"]] == ["RTE"]
-
-
-def test_a_strategy_has_the_same_colour_in_both_charts() -> None:
+def test_a_strategy_has_the_colour_of_the_whole_page() -> None:
     rows = [benchmark_row(strategy="random:0.001"), benchmark_row(strategy="bitfit")]
-    scales = [
-        layer_of(chart, "circle")["encoding"]["color"]["scale"]
-        for chart in (benchmark_chart(rows, "cola"), size_chart(rows, "cola", 10**8))
-    ]
-    assert scales[0] == scales[1]
+    scale = layer_of(benchmark_chart(rows, "cola"), "circle")["encoding"]["color"]["scale"]
     colors = strategy_colors(["random:0.001", "bitfit"])
-    assert scales[0]["domain"] == list(colors)
-    assert scales[0]["range"] == list(colors.values())
+    assert scale["domain"] == list(colors)
+    assert scale["range"] == list(colors.values())
 
 
 def test_strategies_are_told_apart_by_colour() -> None:

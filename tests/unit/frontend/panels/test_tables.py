@@ -5,19 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
 from frontend.glossary import literal
-from frontend.models import Backbone, Benchmark, StudyRow
+from frontend.models import Backbone, Benchmark
 from frontend.panels.tables import (
     FORMATS,
     benchmark_csv,
     benchmark_records,
     other_metrics,
     sample_notes,
-    study_records,
 )
 from tests.factories import RELIABILITY, benchmark_row
 
@@ -77,34 +75,6 @@ def test_the_calibration_error_is_a_further_metric() -> None:
     assert other_metrics(row).endswith("Expected calibration error 0.041")
     none = {**split, "reliability": None}
     assert "calibration" not in other_metrics(replace(MNLI, metrics={MNLI.split: none}))
-
-
-def test_the_study_has_a_line_for_each_strategy_and_a_column_for_each_task() -> None:
-    def row(task: str, strategy: str, mean: float, **fields: Any) -> StudyRow:
-        known: dict[str, Any] = {
-            "part": "main",
-            "spread": 0.0123,
-            "seeds": 3,
-            "trained_share": 0.0012,
-        }
-        return StudyRow(task=task, strategy=strategy, mean=mean, **(known | fields))
-
-    rows = (
-        row("mnli", "full", 0.7, trained_share=1.0),
-        row("mnli", "bitfit", 0.65),
-        row("mrpc", "bitfit", 0.8, spread=None, seeds=1),
-        row("cola", "bitfit", 0.2, part="low-data"),
-    )
-    assert study_records(replace(BENCHMARK, study=rows)) == [
-        {"MNLI": "0.700 ± 0.012 (3)", "MRPC": "", "Strategy": "full", "Trained": "100 %"},
-        {
-            "MNLI": "0.650 ± 0.012 (3)",
-            "MRPC": "0.800 (1)",
-            "Strategy": "bitfit",
-            "Trained": "0.12 %",
-        },
-    ]
-    assert study_records(BENCHMARK) == []
 
 
 def test_sampled_train_sets_are_named_once_with_their_tasks() -> None:

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from deltas import Backbone, read_delta, write_delta
+from deltas.store.predictions import predictions_path
 from tests.factories import TOY_TASKS, make_delta
 from training.data.rows import Rows
 from training.errors import ConfigError, DataError, TrainingError
 from training.run.output import (
     PredictedSplit,
-    predictions_path,
     read_predictions,
     reserve,
     write_predictions,

@@ -22,10 +22,11 @@ import torch
 
 from app.engine.engine import Engine
 from deltas import Backbone, Delta, Store, read_delta
+from deltas.store.predictions import predictions_path
 from training import fit
 from training.run import train_delta
 from training.run.evaluation import METRICS, compute_metrics, decisions
-from training.run.output import predictions_path, read_predictions
+from training.run.output import read_predictions
 from training.run.task_model import Split
 
 FILLERS = ["the", "film", "and", "very", "not", "a", "b", "c"]

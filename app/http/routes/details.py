@@ -1,0 +1,75 @@
+"""Answers what lies in and beside a delta's file: how far it changes the backbone, its predictions.
+
+Both are read in a thread, because files may be large or slow. Read `deltas.publish.norms` and
+`deltas.store.predictions` next. Tested by tests/http/test_details.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+
+from app.errors import DeltaUnavailableError
+from app.http.context import ServingDep
+from app.http.openapi import documented
+from deltas import DeltaError
+from deltas.publish.norms import DeltaNorms
+from deltas.store.predictions import MAX_ROWS, PredictedRows, read_rows
+
+details = APIRouter(tags=["catalogue"], responses=documented(404, 422, 500, 503))
+
+Name = Annotated[str, Path(max_length=256)]
+Version = Annotated[
+    str | None,
+    Query(description="Version of the delta; unset takes the default version.", max_length=256),
+]
+
+
+@details.get(
+    "/deltas/{task}/{strategy:path}/norms", summary="Show where a delta changes the backbone"
+)
+async def describe_change(
+    task: Name, strategy: Name, serving: ServingDep, version: Version = None
+) -> DeltaNorms:
+    """Return the norm of trained minus frozen values by layer, part and kind, without the head."""
+    record = serving.engine.store.resolve(task, strategy, version)
+    try:
+        return await asyncio.to_thread(serving.norms.of, record, serving.engine.backbone)
+    except (DeltaError, OSError) as error:
+        reason = getattr(error, "reason", None) or type(error).__name__
+        raise DeltaUnavailableError(task, strategy, record.version, reason) from error
+
+
+@details.get(
+    "/deltas/{task}/{strategy:path}/predictions",
+    summary="Return the predictions that a run left beside its delta",
+    response_model=PredictedRows,
+)
+async def predictions_of_run(
+    task: Name,
+    strategy: Name,
+    serving: ServingDep,
+    version: Version = None,
+    split: Annotated[
+        str | None,
+        Query(
+            description="Split; unset takes the one that the delta is judged by.", max_length=256
+        ),
+    ] = None,
+    offset: Annotated[int, Query(ge=0, le=2**31, description="Rows to pass over.")] = 0,
+    limit: Annotated[
+        int, Query(ge=1, le=MAX_ROWS, description="Most rows; fewer come if labels are many.")
+    ] = MAX_ROWS,
+) -> Response:
+    """Return row numbers, labels and logits of a split, never a text; by pages.
+
+    A delta without the file `<strategy>.predictions.parquet` of its own version has none (404).
+    """
+    record = serving.engine.store.resolve(task, strategy, version)
+
+    def write() -> str:
+        return read_rows(record, split, offset, limit).model_dump_json()
+
+    return Response(await asyncio.to_thread(write), media_type="application/json")
