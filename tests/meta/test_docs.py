@@ -93,6 +93,7 @@ def test_the_two_commands_stand_first(pages: dict[str, str]) -> None:
         "docs/guide/zoo.md",
         "docs/reference/settings.md",
         "docs/reference/cli.md",
+        "docs/reference/http.md",
         "docs/performance.md",
         "docs/performance/quality.md",
     ],
@@ -111,6 +112,49 @@ def test_the_served_numbers_are_those_of_make_docs(
 ) -> None:
     for name, make in script("docs").FILES.items():
         assert (root / name).read_text(encoding="utf-8") == make(), "run make docs"
+
+
+def test_routes_and_bodies_are_described_in_words(script: Callable[[str], ModuleType]) -> None:
+    name = {"type": "string", "minLength": 1, "maxLength": 9}
+    fields = {
+        "names": {"type": "array", "items": {"anyOf": [name, {"type": "null"}]}, "minItems": 2},
+        "share": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
+        "scores": {"type": "object", "additionalProperties": {"$ref": "#/x/Score"}},
+        "kind": {"enum": ["a", "b"], "description": "Two\nlines."},
+    }
+    error = {"example": {"error": {"code": "gone"}}}
+    operation = {
+        "tags": ["odds"],
+        "summary": "Try it",
+        "parameters": [{"name": "q", "in": "query", "schema": name, "required": True}],
+        "requestBody": {"content": {"text/csv": {"schema": {"type": "string"}}}},
+        "responses": {
+            "200": {"content": {"application/json": {"schema": {"$ref": "#/x/Row"}}}},
+            "410": {"description": "It left.", "content": {"application/json": error}},
+            "422": {"description": "Bad.", "content": {"application/json": {}}},
+        },
+    }
+    row = {"properties": fields, "required": ["kind"], "description": "A row."}
+    document = {
+        "paths": {"/try/{it}": {"post": operation}},
+        "components": {"schemas": {"Row": row}},
+    }
+    text = script("docs").http_reference(document)
+    for line in (
+        "| [`POST /try/{it}`](#post-tryit) | Try it |",
+        "| 410 | `gone` | It left. |",
+        "## Odds",
+        "| `q` | query | string (1 to 9 characters), required |  |",
+        "Body: string as `text/csv`",
+        "Answer 200: [Row](#row)",
+        "Answer 422: any value (Bad.)",
+        "Errors: 410 `gone`",
+        "| `names` | list of (string (1 to 9 characters) or null) (at least 2 entries) |  |",
+        "| `share` | number (0 to 1, default `0.5`) |  |",
+        "| `scores` | object of [Score](#score) by name |  |",
+        "| `kind` | `a` or `b`, required | Two lines. |",
+    ):
+        assert f"\n{line}\n" in text
 
 
 def test_missed_targets_are_marked(script: Callable[[str], ModuleType]) -> None:
