@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
 
@@ -87,9 +88,25 @@ def test_the_two_commands_stand_first(pages: dict[str, str]) -> None:
     assert isinstance(json.loads(words[words.index("-d") + 1])["inputs"], str)
 
 
+def test_readme_start_and_page_begin_with_the_same_example(
+    pages: dict[str, str], root: Path
+) -> None:
+    """tests/http/test_guides.py sends it to a server and compares the answer."""
+    readme, start = pages["README.md"], pages["docs/start.md"]
+    commands, answer = re.findall(r"^(```(?:sh|json)\n.*?^```)", start, re.DOTALL | re.MULTILINE)[
+        1:3
+    ]
+    assert commands in readme
+    assert answer in readme
+    sent = json.loads(shlex.split(shell_commands(readme)[2])[-1])["inputs"]
+    examples = tomllib.loads((root / "frontend/examples.toml").read_text(encoding="utf-8"))
+    assert examples["sst2"][0]["texts"] == [sent]
+
+
 @pytest.mark.parametrize(
     "name",
     [
+        "docs/guide/choosing.md",
         "docs/guide/zoo.md",
         "docs/reference/settings.md",
         "docs/reference/cli.md",
@@ -263,6 +280,16 @@ def test_links_lead_somewhere(pages: dict[str, str], root: Path) -> None:
             ):
                 broken.append(f"{name}: {link}")
     assert not broken
+
+
+def test_drawings_have_words_for_all_and_colours_for_the_dark(root: Path) -> None:
+    drawings = [*(root / "docs").glob("*.svg"), *(root / "docs/drawings").glob("*.svg")]
+    assert len(drawings) >= 4
+    for path in drawings:
+        drawing = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+        assert len(drawing.attrib["aria-label"].split()) > 10, path
+        (style,) = drawing.iter("{http://www.w3.org/2000/svg}style")
+        assert "prefers-color-scheme: dark" in (style.text or ""), path
 
 
 def prose_lines(text: str) -> Iterator[str]:
