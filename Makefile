@@ -22,7 +22,7 @@ IN_PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 # Recipes are quiet: a user reads what a program says, not how it was called.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint types format audit lock docs zoo study report bench-serving bench-shares bench-precision bench-scale bench-http bench-promises bench-training bench-quality soak fuzz clean image
+.PHONY: help setup run test test-slow lint types format audit lock docs zoo study report bench-serving bench-shares bench-precision bench-scale bench-http bench-promises bench-cluster bench-training bench-quality soak fuzz clean image
 
 help: ## list these targets
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -95,6 +95,10 @@ bench-http: $(STAMP) ## measure the server under load and overload, its start an
 
 bench-promises: $(STAMP) ## measure many heads on one text, heads beside the bare encoder, and few slots (3 minutes)
 	$(PY) -m tests.bench.promises --json docs/performance/promises.json $(ARGS)
+
+bench-cluster: $(STAMP) ## measure replicas on Ray: killed ones, changes, rows/s (25 minutes; ARGS="--only kills --kills 5")
+	$(INSTALL) '.[ray]'
+	$(PY) -m tests.bench.cluster --json docs/performance/cluster.json $(ARGS)
 
 bench-training: $(STAMP) ## measure training beside transformers and PEFT (GLUE_DIR=..., over 13 minutes)
 	$(INSTALL) '.[bench]'

@@ -84,6 +84,7 @@ def commands_page() -> str:
     from deltas.__main__ import AUDITS
 
     parsers = {name: parser_of(name) for name in COMMANDS}
+    parsers["app.cluster"] = parser_of("app.cluster.__main__")
     parts = [_command(name, parser.description, parser) for name, parser in parsers.items()]
     for verb, text, parser in _verbs("deltas.__main__"):
         parser = parser_of(f"audit.{verb}") if verb in AUDITS else parser

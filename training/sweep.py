@@ -4,6 +4,7 @@ One JSON line per finished run is appended to --out, and a run that is there is 
 command may be stopped at any time (Ctrl-C, kill -9) and started again: stopped runs continue from
 their last evaluation. A failed run is recorded with its error, and the other runs go on. Read
 `training.study.plan` next (the runs), then `training.study.run_pool` and `training.study.trial`.
+With --ray the runs are tasks of a cluster; the results are the same.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +27,9 @@ from training.errors import ConfigError, run_command
 from training.options import flag_of
 from training.study.plan import Options, PlannedRun, Study, make_study, narrow, plan, read_study
 from training.study.results import Run, read_runs
+
+if TYPE_CHECKING:
+    from training.study.run_pool import Runner
 
 STUDY = Path("docs/results/study.toml")
 RUNS = Path("docs/results/runs.jsonl")
@@ -54,13 +59,34 @@ def _sweep(options: argparse.Namespace) -> int:
     planned = plan(study, options.only)
     runs = read_runs(options.out)
     if options.dry_run:
-        sys.stdout.write(describe(planned, runs, options.workers, study.seconds_a_pass))
+        sys.stdout.write(describe(planned, runs, options.workers or 1, study.seconds_a_pass))
         return 0
     from training.study.run_pool import RunPool
 
     _check_data(planned, options.data)
-    with _locked(options.out, "--out"), _locked(options.work, "--work"), _stoppable():
-        return RunPool(planned, options, study.seconds_a_pass).make_all()
+    with (
+        _locked(options.out, "--out"),
+        _locked(options.work, "--work"),
+        _runner(options) as runner,
+        _stoppable(),
+    ):
+        return RunPool(planned, options, study.seconds_a_pass, runner).make_all()
+
+
+@contextmanager
+def _runner(options: argparse.Namespace) -> Iterator[Runner | None]:
+    """Connect with Ray, if the command says so; sets the number of workers."""
+    if options.ray is None:
+        options.workers = options.workers or 1
+        yield None
+        return
+    if find_spec("ray") is None:
+        raise ConfigError("--ray needs the library ray; pip install 'deltabert[ray]'")
+    from training.study.ray_tasks import cluster
+
+    with cluster(options.ray or None, options.workers, options.threads) as runner:
+        options.workers = runner.workers
+        yield runner
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -84,12 +110,20 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         default=WORK,
         help="folder for unfinished runs (default: %(default)s)",
     )
-    add("--workers", type=_positive, default=1, help="runs at a time (default: 1)")
+    add("--workers", type=_positive, help="runs at a time (default: 1; on Ray, as many as fit)")
     add("--threads", type=_positive, default=1, help="torch threads of a run (default: 1)")
     add(
         "--data",
         type=home_or_name,
         help="hub, sample, or folder of <task>/<split>.parquet (default: $GLUE_DIR, hub)",
+    )
+    add(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="make the runs on the cluster of Ray at this address (HOST:PORT or auto), or on one "
+        "that is started here; needs the extra ray",
     )
     add("--dry-run", action="store_true", help="list the runs with an estimate of their time")
     add("--retry-failed", action="store_true", help="repeat failed runs, too")

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Name = tuple[str, str]  # task and strategy
 TryOut = Callable[[Record], Awaitable[None]]
+_Block = AbstractAsyncContextManager[None]
 
 _WRITTEN_TOGETHER = 2**20  # bytes
 _MAX_LOGGED = 100  # lines about refused files of one change
@@ -67,6 +68,7 @@ class DeltaChanges:
     Attributes:
         listeners: functions that are called after each change, in the event loop.
         needed: functions from a delta's name to the versions that must stay.
+        turn: function that makes the block of a change of a delta, or of all (None), in a cluster.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class DeltaChanges:
     ) -> None:
         self.listeners: list[Callable[[], None]] = []
         self.needed: list[Callable[[Name], Collection[str]]] = []
+        self.turn: Callable[[Name | None], _Block] = lambda name: nullcontext()
         self._engine = engine
         self._root = root
         self._try_out = try_out
@@ -98,7 +101,7 @@ class DeltaChanges:
         record = None
         try:
             await self._receive(content, upload)
-            async with self._lock:
+            async with self.turn(name), self._lock:
                 await self._adopt([target])  # another server may have changed it
                 record = await self._on_disk(_read_upload, upload, target, name)
                 await self._check(record)
@@ -129,7 +132,7 @@ class DeltaChanges:
         """
         name = task, strategy
         _, target = self._root_and_path(name)
-        async with self._lock:
+        async with self.turn(name), self._lock:
             await self._adopt([target])
             default = self._engine.store.resolve(task, strategy)
             before = self._engine.store.versions(*name)
@@ -158,7 +161,7 @@ class DeltaChanges:
         """
         name = task, strategy
         _, target = self._root_and_path(name)
-        async with self._lock:
+        async with self.turn(name), self._lock:
             await self._adopt([target])
             before = self._engine.store.versions(*name)
             is_ours = await self._on_disk(_name_at, target) in (None, name)
@@ -271,8 +274,7 @@ class DeltaChanges:
         """Check records of a store that is not served yet; many at a time share batches."""
         for start in range(0, len(records), _CHECKED_TOGETHER):
             part = records[start : start + _CHECKED_TOGETHER]
-            checks = (self._check(record) for record in part)
-            outcomes = await asyncio.gather(*checks, return_exceptions=True)
+            outcomes = await asyncio.gather(*map(self._check, part), return_exceptions=True)
             for record, error in zip(part, outcomes, strict=True):
                 if isinstance(error, InvalidDeltaError | DeltaUnavailableError):
                     store.reject(record, str(error))
@@ -417,11 +419,7 @@ def _fresh(old: Store, new: Store, names: Iterable[Name]) -> list[Record]:
     fresh = []
     for name in sorted(names):
         before, after = old.files_of(*name), new.files_of(*name)
-        fresh += [
-            record
-            for record in new.versions(*name)
-            if after[record.path] is not before.get(record.path)
-        ]
+        fresh += [r for r in new.versions(*name) if after[r.path] is not before.get(r.path)]
     return fresh
 
 

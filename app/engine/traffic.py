@@ -79,7 +79,8 @@ class Traffic:
             DeltaNotFoundError: no such delta or version.
             StorageError: the file can't be written.
         """
-        await self._changes.alone(self._write, name, rule)
+        async with self._changes.turn(name):
+            await self._changes.alone(self._write, name, rule)
 
     def _write(self, name: Name, rule: TrafficRule) -> None:
         root = self._checked_root()
@@ -97,7 +98,8 @@ class Traffic:
             DeltaNotFoundError: no delta can have this name.
             StorageError: the file can't be removed.
         """
-        await self._changes.alone(self._remove, name)
+        async with self._changes.turn(name):
+            await self._changes.alone(self._remove, name)
 
     def _remove(self, name: Name) -> None:
         remove_rule(self._checked_root(), self._engine.backbone.ref.id, name)

@@ -20,7 +20,7 @@ SAMPLE_EVERY_S = 10.0
 SETTLES_S = 600.0  # a server's memory may grow for this long after its start
 _START_S = 300.0
 _POLL_S = 0.02
-_STOP_S = 30.0
+_STOP_S = 60.0
 _GET_S = 30.0
 _BATCH_S = 2.0  # longer than a batch takes, also on a busy machine
 _HOUR_S = 3600.0
@@ -101,9 +101,12 @@ class ServerProcess:
 
 @contextmanager
 def running_server(
-    log: Path, settings: Mapping[str, str], environment: Mapping[str, str] | None = None
+    log: Path,
+    settings: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
+    command: Sequence[str] = ("app",),
 ) -> Iterator[ServerProcess]:
-    """Run `python -m app` until the block ends.
+    """Run `python -m app`, or another command that serves, until the block ends.
 
     The server has a session of its own, so that Ctrl-C reaches the caller alone.
 
@@ -112,6 +115,7 @@ def running_server(
         settings: names and values of settings, without their prefix; others come from the
             environment.
         environment: other variables.
+        command: module to run, and its arguments.
 
     Raises:
         RuntimeError: the server does not get ready, or does not end with status 0.
@@ -123,7 +127,7 @@ def running_server(
     started = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app"],
+            [sys.executable, "-m", *command],
             env={**os.environ, **given, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,

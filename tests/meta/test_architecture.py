@@ -57,6 +57,11 @@ DIRECTION = {
         "torch watchfiles",
     ),
     "app.process": ("", "hardware store errors", "pydantic pydantic_settings"),
+    "app.cluster": (
+        "main http process errors",
+        "store",
+        "fastapi ray starlette",
+    ),
     "app.errors": ("", "errors", "fastapi starlette"),
     "audit": ("", "", ""),
     "audit.joint": (
@@ -118,7 +123,7 @@ DIRECTION = {
     "training.study": (
         "run strategies data options errors",
         "delta format hardware manifest errors",
-        "matplotlib numpy pydantic scipy torch tqdm",
+        "matplotlib numpy pydantic ray scipy torch tqdm",
     ),
     "training.fit": (
         "run strategies options errors",

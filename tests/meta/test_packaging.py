@@ -158,7 +158,7 @@ def imported_distributions(modules: dict[str, Path]) -> dict[str, str]:
 
 def test_what_is_imported_is_declared(modules: dict[str, Path], project: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
-    chosen = (extras[name] for name in ("report", "otel", "s3", "watch"))
+    chosen = (extras[name] for name in ("report", "otel", "s3", "watch", "ray"))
     asked = [*project["dependencies"], *chain(*chosen)]
     declared = {canonicalize_name(Requirement(text).name) for text in asked}
     used = imported_distributions(modules)

@@ -21,8 +21,9 @@ COMMANDS = (
     "training.zoo",
     "deltas",
     "app",
+    "app.cluster",
 )
-HEAVY = {"torch", "transformers", "datasets", "pandas", "sklearn", "scipy", "numba"}
+HEAVY = {"torch", "transformers", "datasets", "pandas", "sklearn", "scipy", "numba", "ray"}
 PROGRAM = """
 import runpy, sys
 sys.argv.pop(0)
@@ -79,7 +80,7 @@ assert len(engine.predict(engine.tokenize(record, [("a good film",)]))[0]) == 2
 print(*sys.modules)
 """
 # Measured: 70 MB and 2 s of numba, 80 MB and 3 s of transformers, 80 MB and 2.4 s of torch._dynamo.
-NOT_IN_A_SERVER = {"numba", "transformers", "torch._dynamo", "sympy", "pandas", "sklearn"}
+NOT_IN_A_SERVER = {"numba", "transformers", "torch._dynamo", "sympy", "pandas", "sklearn", "ray"}
 
 
 def test_a_server_loads_nothing_that_it_does_not_need() -> None:

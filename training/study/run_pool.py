@@ -1,23 +1,20 @@
 """Makes the runs of a sweep, several at a time, and records their results.
 
-Each run has a process of its own (`training.study.trial`). After each run it says how long the
+Each run has a process of its own (`training.study.trial`), on this machine or, by
+`training.study.ray_tasks`, on a cluster. After each run it says how long the
 others will take (`training.study.estimate`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -26,7 +23,7 @@ from training.run.plan.wording import format_duration
 from training.study.estimate import Estimate
 from training.study.plan import PlannedRun
 from training.study.results import Run, append_run, read_runs, run_key
-from training.study.trial import OUTCOME, Trial, fit_command, last_log_line, run_trial
+from training.study.trial import OUTCOME, Trial, TrialProcess, fit_command
 
 
 @dataclass(frozen=True)
@@ -35,14 +32,52 @@ class _RunningTrial:
     options: dict[str, Any]
     key: str
     folder: Path
-    process: BaseProcess
-    answer: Connection
+    job: Any
+
+
+class Runner(Protocol):
+    """Runs trials somewhere; a job is a trial that was started."""
+
+    def start(self, trial: Trial) -> Any:
+        """Start a trial, and return its job."""
+
+    def ended(self, jobs: Sequence[Any]) -> Sequence[Any]:
+        """Wait until at least one job has ended, and return those that have."""
+
+    def message(self, job: Any) -> dict[str, Any]:
+        """Return {"outcome": ...} or {"error": "..."} of a job that has ended."""
+
+    def stop(self, jobs: Sequence[Any]) -> None:
+        """End jobs before their time."""
+
+
+class LocalRunner:
+    """Runs trials in processes of this machine."""
+
+    def start(self, trial: Trial) -> TrialProcess:
+        """Start a process."""
+        return TrialProcess(trial)
+
+    def ended(self, jobs: Sequence[TrialProcess]) -> list[TrialProcess]:
+        """Wait until at least one process has answered or died."""
+        ready = wait([job.answer for job in jobs])
+        return [job for job in jobs if job.answer in ready]
+
+    def message(self, job: TrialProcess) -> dict[str, Any]:
+        """Return the message of a process."""
+        return job.message()
+
+    def stop(self, jobs: Sequence[TrialProcess]) -> None:
+        """End processes before their time."""
+        for job in jobs:
+            job.stop()
 
 
 class RunPool:
     """Makes the planned runs in their order, several at a time; takes the command's options.
 
-    `assumed` are the study's seconds of a row's forward pass, by task.
+    `assumed` are the study's seconds of a row's forward pass, by task. `runner` runs the trials;
+    None runs them on this machine.
     """
 
     def __init__(
@@ -50,8 +85,10 @@ class RunPool:
         planned: Sequence[PlannedRun],
         options: argparse.Namespace,
         assumed: Mapping[str, float] | None = None,
+        runner: Runner | None = None,
     ) -> None:
         self._options = options
+        self._runner = runner or LocalRunner()
         self._assumed = assumed
         self._planned = planned
         self._waiting = list(planned)
@@ -60,10 +97,6 @@ class RunPool:
             self._runs = {key: run for key, run in self._runs.items() if run.outcome}
         self._running: list[_RunningTrial] = []
         self._hopeless: list[str] = []
-        os.environ["OMP_NUM_THREADS"] = str(options.threads)
-        # Runs are forked from a process that has imported everything and computed nothing.
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([Trial.__module__])
 
     def make_all(self) -> int:
         """Make all runs; returns 0, or 1 if a run failed, now or earlier, or could not be made."""
@@ -76,10 +109,7 @@ class RunPool:
                     for running in self._ended():
                         self._record(running, bar)
             finally:
-                for running in self._running:
-                    running.process.terminate()
-                for running in self._running:
-                    running.process.join()
+                self._runner.stop([running.job for running in self._running])
         return self._conclude()
 
     def _start_runs(self) -> bool:
@@ -119,32 +149,22 @@ class RunPool:
         trial = Trial(
             options, self._options.data, folder, self._options.threads, self._options.workers
         )
-        answer, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=run_trial, args=(trial, sender), daemon=True)
-        process.start()
-        sender.close()
-        return _RunningTrial(planned, options, key, folder, process, answer)
+        return _RunningTrial(planned, options, key, folder, self._runner.start(trial))
 
     def _ended(self) -> list[_RunningTrial]:
-        """Wait until at least one run has answered or died."""
-        ready = wait([running.answer for running in self._running])
-        ended = [running for running in self._running if running.answer in ready]
+        """Wait until at least one run has ended."""
+        jobs = self._runner.ended([running.job for running in self._running])
+        ended = [running for running in self._running if running.job in jobs]
         self._running = [running for running in self._running if running not in ended]
         return ended
 
     def _record(self, running: _RunningTrial, bar: tqdm[Any]) -> None:
-        try:
-            message = running.answer.recv_bytes()
-        except EOFError:
-            message = b""
-        running.answer.close()
-        running.process.join()
         run = Run(
             key=running.key,
             part=running.planned.part,
             options=running.options,
             command=fit_command(running.options),
-            **(json.loads(message) if message else {"error": _death(running)}),
+            **self._runner.message(running.job),
         )
         append_run(self._options.out, run)
         self._runs[run.key] = run
@@ -202,10 +222,3 @@ class RunPool:
                 "--retry-failed makes them again\n"
             )
         return 1 if failed or self._hopeless or self._waiting else 0
-
-
-def _death(running: _RunningTrial) -> str:
-    code = running.process.exitcode
-    last_line = last_log_line(running.folder)
-    hint = " (killed; perhaps there was not enough memory)" if code == -9 else ""
-    return f"its process ended with exit code {code}{hint}{': ' if last_line else ''}{last_line}"

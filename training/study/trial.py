@@ -1,8 +1,8 @@
 """One run of a sweep, in a process of its own: a crash or a lack of memory ends only that run.
 
 The process ends with the sweep, however the sweep ends. The checkpoint and the history in its
-folder let the next sweep continue from the last evaluation. The processes are started by
-`training.study.run_pool`; the run itself is `training.run.train_delta`.
+folder let the next sweep continue from the last evaluation. `training.study.run_pool` starts the
+processes, or `training.study.ray_tasks` on a cluster; the run itself is `training.run.train_delta`.
 """
 
 from __future__ import annotations
@@ -61,6 +61,48 @@ def fit_command(options: Mapping[str, Any]) -> str:
         else:
             words += [flag_of(name), f"{value}"]
     return shlex.join(words)
+
+
+class TrialProcess:
+    """Runs a trial in a process of its own, which ends with the process that made it.
+
+    Attributes:
+        answer: connection that can be read when the trial has ended, in whatever way.
+    """
+
+    def __init__(self, trial: Trial) -> None:
+        self._folder = trial.folder
+        os.environ["OMP_NUM_THREADS"] = str(trial.threads)
+        # Runs are forked from a process that has imported everything and computed nothing.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([Trial.__module__])
+        self.answer, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=run_trial, args=(trial, sender), daemon=True)
+        self._process.start()
+        sender.close()
+
+    def message(self) -> dict[str, Any]:
+        """Wait for the end; return {"outcome": ...} or {"error": "..."}."""
+        try:
+            content = self.answer.recv_bytes()
+        except EOFError:
+            content = b""
+        self.answer.close()
+        self._process.join()
+        return dict(json.loads(content)) if content else {"error": self._death()}
+
+    def stop(self) -> None:
+        """End the process; the trial may be continued later."""
+        self._process.terminate()
+        self._process.join()
+
+    def _death(self) -> str:
+        code = self._process.exitcode
+        last_line = last_log_line(self._folder)
+        hint = " (killed; perhaps there was not enough memory)" if code == -9 else ""
+        return (
+            f"its process ended with exit code {code}{hint}{': ' if last_line else ''}{last_line}"
+        )
 
 
 def run_trial(trial: Trial, answer: Connection) -> None:

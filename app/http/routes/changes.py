@@ -79,7 +79,8 @@ async def reload_deltas(serving: ServingDep) -> ReloadedDeltas:
 
     A bad file changes nothing: the last good version goes on, and `GET /deltas` has the reason.
     """
-    names = await serving.reload()
+    async with serving.changes.turn(None):
+        names = await serving.reload()
     store = serving.engine.store
     return ReloadedDeltas(
         num_changed=len(names),

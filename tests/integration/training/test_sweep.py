@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.ray_processes import RUN, ray_processes
 from training.study.results import Run, RunOutcome, read_runs
 
 WORDS = ["the", "film", "and", "very", "not", "a", "b"]
@@ -191,3 +193,25 @@ def test_a_run_that_is_killed_is_recorded_and_the_sweep_goes_on(command: Sweep) 
     assert command.out.read_bytes() == lines, "nor made again"
     assert command.run(*words, "--retry-failed")[0] == 0
     assert all(run.outcome for run in read_runs(command.out).values())
+
+
+@pytest.mark.slow
+def test_on_ray_a_run_whose_worker_is_lost_is_made_again_to_the_same_line(
+    command: Sweep, whole: RunOutcome
+) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install -c constraints.txt 'ray[serve]'")
+    process = command.start(*LONG, "--ray", "--workers", "1")
+    wait_for_states(command, process)
+    (worker,) = ray_processes(process.pid, RUN)
+    os.kill(worker, signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    (run,) = read_runs(command.out).values()
+    assert run.outcome is not None
+    assert run.outcome.resumed
+    assert run.outcome.scores == whole.scores
+    assert run.outcome.history.metric == whole.history.metric
+    assert run.outcome.machine == whole.machine
+    lines = command.out.read_bytes()
+    assert command.run(*LONG)[0] == 0
+    assert command.out.read_bytes() == lines, "the run is known without Ray, too"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,35 @@ import pytest
 from tests.unit.training.study.test_results import make_run, outcome
 from training.study.plan import PlannedRun, make_study, plan
 from training.study.results import append_run, read_runs, run_key
-from training.study.run_pool import RunPool, _RunningTrial
+from training.study.run_pool import RunPool
+from training.study.trial import Trial
 
 
-class Ended:
-    """A process that has ended already."""
+class EndedRuns:
+    """A runner whose runs have ended before anyone asks; a job is the options of its run.
 
-    exitcode = 0
+    Attributes:
+        started: options of the runs, in order.
+        answers: what a run says, by its learning rate; others have an outcome.
+    """
 
-    def join(self) -> None:
-        """Return at once."""
+    def __init__(self) -> None:
+        self.started: list[dict[str, Any]] = []
+        self.answers: dict[float, dict[str, Any]] = {}
+
+    def start(self, trial: Trial) -> dict[str, Any]:
+        self.started.append(dict(trial.options))
+        return self.started[-1]
+
+    def ended(self, jobs: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        return jobs
+
+    def message(self, job: dict[str, Any]) -> dict[str, Any]:
+        said = {"outcome": outcome(0.5, 0.5).model_dump(mode="json")}
+        return self.answers.get(job["lr"], said)
+
+    def stop(self, jobs: Sequence[dict[str, Any]]) -> None:
+        assert not jobs
 
 
 class StandIn(RunPool):
@@ -45,20 +63,10 @@ class StandIn(RunPool):
             out=folder / "runs.jsonl", work=folder / "work", workers=workers, threads=1,
             data=None, retry_failed=retry_failed, keep_deltas=False,
         )  # fmt: skip
-        super().__init__(planned, options)
-        self.started: list[dict[str, Any]] = []
-        self.answers: dict[float, dict[str, Any]] = {}
-
-    def _start(self, planned: PlannedRun, options: dict[str, Any]) -> _RunningTrial:
-        self.started.append(options)
-        key = run_key(options)
-        said = {"outcome": outcome(0.5, 0.5).model_dump(mode="json")}
-        answer, question = multiprocessing.Pipe(duplex=False)
-        question.send_bytes(json.dumps(self.answers.get(options["lr"], said)).encode())
-        question.close()
-        folder = self._options.work / key
-        process: Any = Ended()
-        return _RunningTrial(planned, options, key, folder, process, answer)
+        runner = EndedRuns()
+        super().__init__(planned, options, runner=runner)
+        self.started = runner.started
+        self.answers = runner.answers
 
 
 def part(name: str, **fields: Any) -> dict[str, Any]:
