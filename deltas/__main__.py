@@ -39,6 +39,7 @@ _COMMANDS = {
     "submit": "write a submission to the GLUE leaderboard",
     "zoo": "ship a sweep's best deltas",
     "serve": "serve deltas over HTTP (settings: DELTABERT_*)",
+    "cluster": "serve from several replicas on Ray (needs the extra ray)",
     "page": "show a server in the browser (Streamlit's flags are passed on)",
     "deltas": "list, show, verify, export and audit delta files, write their model cards",
 }
