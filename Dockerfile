@@ -29,6 +29,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY app app
 COPY audit audit
 COPY deltas deltas
+COPY deltabert deltabert
 COPY frontend frontend
 COPY training training
 RUN builder/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist .

@@ -117,7 +117,7 @@ fuzz: $(STAMP) ## feed the readers of files hostile inputs (10 minutes; ARGS="--
 clean: ## remove .venv, caches and builds; trained deltas in runs/ stay
 	if [ -e "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
-	find app audit deltas frontend tests training -name __pycache__ -prune -exec rm -rf {} +
+	find app audit deltabert deltas frontend tests training -name __pycache__ -prune -exec rm -rf {} +
 
 image: ## build the container image (IMAGE=deltabert, TORCH=cpu, BASE=python:3.11-slim@sha256:...)
 	docker build --tag "$(IMAGE)" --build-arg TORCH="$(or $(TORCH),cpu)" $(if $(BASE),--build-arg BASE="$(BASE)") .

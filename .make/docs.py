@@ -208,7 +208,8 @@ def _errors(operation: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _code(answer: dict[str, Any]) -> str:
     example = answer.get("content", {}).get("application/json", {}).get("example")
     error = example.get("error") if isinstance(example, dict) else None
-    return str(error.get("code", "")) if isinstance(error, dict) else ""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, str) else ""  # OpenAI's form has a number there
 
 
 def _route(name: str, operation: dict[str, Any]) -> str:
@@ -225,10 +226,15 @@ def _route(name: str, operation: dict[str, Any]) -> str:
         told = ". ".join(filter(None, (_contents(body), _one_line(body.get("description", "")))))
         text.append(f"Body: {told}\n")
     answers = sorted(operation["responses"].items())
+    by_contents: dict[str, list[str]] = {}
     for status, answer in answers:
         if not _code(answer):
-            told = "" if status == "200" else f" ({_one_line(answer['description'])})"
-            text.append(f"Answer {status}: {_contents(answer) or 'no body'}{told}\n")
+            by_contents.setdefault(_contents(answer) or "no body", []).append(status)
+    for contents, statuses in by_contents.items():
+        (first, *more) = statuses
+        is_told = first != "200" and not more
+        told = f" ({_one_line(operation['responses'][first]['description'])})" if is_told else ""
+        text.append(f"Answer {', '.join(statuses)}: {contents}{told}\n")
     if codes := [f"{status} `{code}`" for status, one in answers if (code := _code(one))]:
         text.append(f"Errors: {', '.join(codes)}\n")
     return "\n".join(text)

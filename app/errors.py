@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypedDict
 
@@ -311,17 +311,38 @@ def describe_error(error: Exception, request_id: str) -> tuple[int, dict[str, An
 
 
 class ErrorResponse(Response):
-    """The response to a request that has failed; `code` is the error's code."""
+    """The response to a request that has failed.
+
+    Attributes:
+        code: code of the error.
+        cause_status: status of the error in `STATUSES`; another protocol may answer another one.
+    """
 
     code: str
+    cause_status: int
 
 
-def error_response(error: Exception, request_id: str) -> ErrorResponse:
-    """Return the response to a request that has failed."""
-    status, body, headers = describe_error(error, request_id)
+# Writes status and content of an error as another protocol does; returns status and body.
+WriteError = Callable[[int, Mapping[str, Any]], tuple[int, dict[str, Any]]]
+
+
+def error_response(
+    error: Exception, request_id: str, write: WriteError | None = None
+) -> ErrorResponse:
+    """Return the response to a request that has failed.
+
+    Args:
+        error: cause of the failure.
+        request_id: id of the request.
+        write: writes the error for clients of another protocol; None for our own form.
+    """
+    cause_status, body, headers = describe_error(error, request_id)
+    content, status = body["error"], cause_status
+    if write is not None:
+        status, body = write(cause_status, content)
     # Pure ASCII, because names from the input may hold characters that UTF-8 cannot encode.
     response = ErrorResponse(json.dumps(body), status, headers, media_type="application/json")
-    response.code = body["error"]["code"]
+    response.code, response.cause_status = content["code"], cause_status
     return response
 
 

@@ -45,6 +45,8 @@ from app.http.openapi import openapi_of
 from app.http.readiness import Readiness
 from app.http.routes import catalogue, operation, predictions
 from app.http.routes import changes as change_routes
+from app.http.routes.clients.registry import CLIENT_ROUTERS, add_client_examples
+from app.http.routes.clients.repository import repository
 from app.http.routes.details import details
 from app.http.routes.shadow import ShadowTraffic
 from app.http.telemetry.metrics import Metrics
@@ -122,6 +124,7 @@ def create_app(
         lifespan=_lifespan,
         docs_url=None,  # FastAPI's pages load scripts from another host
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # names of generated functions
         redirect_slashes=False,  # `app.http.middleware` removes them, since redirects surprise
     )
     app.state.settings = settings
@@ -132,12 +135,14 @@ def create_app(
     app.state.tracing = open_tracing(os.environ, app.version)
     app.state.serving = None
     app.state.owns_process = owns_process
-    app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi_of(app, add_client_examples)  # type: ignore[method-assign]
     routers = predictions.predictions, details, catalogue.catalogue, operation.operation
     for router in routers:
         app.include_router(router)
     takes_changes = app.state.keyring is not None
-    for router in (change_routes.changes, change_routes.traffic):
+    for router in CLIENT_ROUTERS:
+        app.include_router(router)
+    for router in (change_routes.changes, change_routes.traffic, repository):
         app.include_router(router, include_in_schema=takes_changes)
     for kind in (*STATUSES, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer_error)
@@ -400,11 +405,11 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     caller = predictions.caller_of(request)
     if caller is not None:
         error = _for_caller(caller, error)
-    response = error_response(error, request.state.request_id)
+    response = error_response(error, request.state.request_id, request.state.write_error())
     request.state.trace.code = response.code
     # The request's log line shows errors of the client; their messages may quote the input.
-    if response.status_code >= 500:
-        level = logging.ERROR if response.status_code == 500 else logging.WARNING
+    if response.cause_status >= 500:
+        level = logging.ERROR if response.cause_status == 500 else logging.WARNING
         logger.log(level, "%s: %s", type(error).__name__, error, exc_info=error.__cause__)
     return response
 

@@ -12,7 +12,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, get_type_hints
 
@@ -82,9 +82,9 @@ class JsonRoute(APIRoute):
         model: type[BaseModel] = get_type_hints(endpoint)["body"]
 
         async def handle(request: Request) -> Response:
-            _check_headers(request.headers)
+            self.check_headers(request.headers)
             errors = _parameter_errors(request)
-            data = await _read_json(request)
+            data = await self.read(request)
             serving = request.app.state.serving
             if not isinstance(serving, Serving):
                 raise NotReadyError(NOT_STARTED)
@@ -113,13 +113,39 @@ class JsonRoute(APIRoute):
 
         return handle
 
+    def check_headers(self, headers: Headers) -> None:
+        """Refuse a body that is not plain JSON.
 
-def _check_headers(headers: Headers) -> None:
+        Raises:
+            UnsupportedBodyError: the body is compressed, or is no JSON.
+        """
+        check_encoding(headers)
+        check_media_type(headers)
+
+    async def read(self, request: Request) -> Any:
+        """Return the values of the body."""
+        return await read_json(request, request.body)
+
+
+def check_encoding(headers: Headers) -> None:
+    """Refuse a compressed body.
+
+    Raises:
+        UnsupportedBodyError: the body is compressed.
+    """
     encoding = headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
         raise UnsupportedBodyError(
             f"Content-Encoding {encoding[:64]!r} is not supported; send the body uncompressed"
         )
+
+
+def check_media_type(headers: Headers) -> None:
+    """Refuse a body that its header does not call JSON.
+
+    Raises:
+        UnsupportedBodyError: the header names another type, or there is none.
+    """
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if not _JSON_TYPE.fullmatch(media_type):
         raise UnsupportedBodyError(
@@ -149,9 +175,16 @@ def _errors_at(location: tuple[str, ...], error: ValidationError) -> list[Any]:
     return [{**item, "loc": (*location, *item["loc"])} for item in error.errors(include_url=False)]
 
 
-async def _read_json(request: Request) -> Any:
+async def read_json(request: Request, body: Callable[[], Awaitable[bytes]]) -> Any:
+    """Return the values of a JSON text that `body` returns, or `_NOTHING` if it is empty.
+
+    Raises:
+        RequestValidationError: the text is no JSON.
+        TooLargeError: it has too many values.
+        HTTPException: it is nested too deeply, or did not arrive.
+    """
     try:
-        raw = await request.body()
+        raw = await body()
         if len(raw) > _LARGE_BYTES:
             max_values = max(_MIN_VALUES, _VALUES_PER_ROW * _max_rows(request))
             loop = asyncio.get_running_loop()

@@ -14,6 +14,7 @@ import math
 import re
 import time
 import uuid
+from functools import partial
 from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -29,8 +30,9 @@ from app.errors import (
 )
 from app.http.context import Serving
 from app.http.json_route import TIMEOUT_HEADER
+from app.http.routes.clients.error_forms import write_error_of
 from app.http.telemetry.metrics import Metrics
-from app.keys.middleware import route_path
+from app.keys.paths import prediction_at, route_path
 from app.pipeline import Trace
 from app.process.logs import request_id_var
 
@@ -42,8 +44,6 @@ _TIMEOUT = TIMEOUT_HEADER.lower().encode()
 _SOUND_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PROBES = ("/health/", "/metrics")
 _NO_ROUTE = "unmatched"  # never the path itself, which clients choose
-_FAN_OUT = "/predict"
-_ONE_TASK = "/predict/"
 _FILES = "/deltas/"
 _LOG_EVERY_S = 10.0
 
@@ -84,6 +84,7 @@ class RequestContextMiddleware:
         # The deadline counts from the arrival, so that it covers the reading of the body.
         scope.setdefault("state", {}).update(
             request_id=request_id,
+            write_error=partial(write_error_of, scope),  # asked for when something fails
             trace=trace,
             arrived_at=arrived_at,
             deadline=arrived_at + timeout_s,
@@ -186,7 +187,7 @@ def _plain(scope: Scope) -> Scope:
 async def _send_error(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer with an error, and note its code."""
     state = scope["state"]
-    response = error_response(error, state["request_id"])
+    response = error_response(error, state["request_id"], state["write_error"]())
     state["trace"].code = response.code
     await response(scope, receive, send)
 
@@ -318,19 +319,16 @@ class LoadSheddingMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "http" and scope["method"] == "POST":
-            path: str = scope["path"]
-            prefix = scope.get("root_path", "")
-            if path.startswith(f"{prefix}/"):  # the proxy may have removed the prefix
-                path = path.removeprefix(prefix)
+            prediction = prediction_at(scope["path"], scope.get("root_path", ""))
             state, serving = scope["state"], scope["app"].state.serving
-            if path.startswith(_FAN_OUT) and isinstance(serving, Serving):
-                task = path.removeprefix(_ONE_TASK) if path != _FAN_OUT else None
+            if prediction is not None and isinstance(serving, Serving):
                 admit = serving.batcher.admission.admit
+                deadline, now = state["deadline"], state["arrived_at"]
                 try:
-                    admit(task, 0, 0, deadline=state["deadline"], now=state["arrived_at"])
+                    admit(prediction.task, 0, 0, deadline=deadline, now=now)
                 except OverloadedError as error:
-                    state["trace"].route = _FAN_OUT if task is None else "/predict/{task}"
-                    self._log(error, state["arrived_at"])
+                    state["trace"].route = prediction.route
+                    self._log(error, now)
                     await _send_error(error, scope, receive, send)
                     return
         await self._app(scope, receive, send)

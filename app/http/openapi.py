@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -34,6 +34,7 @@ from app.errors import (
     describe_error,
 )
 from app.http.context import Serving
+from app.http.routes.clients.error_forms import ErrorForm, error_form_of
 from app.http.schemas import ErrorBody
 from app.keys.middleware import API_KEY_HEADER, OPEN_PATHS
 from deltas import DeltaNotFoundError, Store, TaskSpec
@@ -73,19 +74,28 @@ _ERRORS: dict[str, Exception] = {
 }
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of FastAPI for some statuses."""
-    responses = {}
+def documented(*statuses: int, form: ErrorForm | None = None) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of FastAPI for some statuses.
+
+    Args:
+        *statuses: our own statuses.
+        form: form of the errors for clients of another protocol; None for our own.
+    """
+    responses: dict[int, dict[str, Any]] = {}
     for description, error in _ERRORS.items():
         status, body, _ = describe_error(error, _REQUEST_ID)
         if status in statuses:
-            responses[status] = _response(status, description, body)
+            if form is not None:
+                status, body = form.write(status, body["error"])
+            responses.setdefault(status, _response(status, description, body, form))
     return dict(sorted(responses.items()))
 
 
-def _response(status: int, description: str, body: dict[str, Any]) -> dict[str, Any]:
+def _response(
+    status: int, description: str, body: dict[str, Any], form: ErrorForm | None
+) -> dict[str, Any]:
     response: dict[str, Any] = {
-        "model": ErrorBody,
+        "model": form.model if form else ErrorBody,
         "description": description,
         "content": {"application/json": {"example": body}},
     }
@@ -112,8 +122,13 @@ Schema = dict[str, Any]
 Examples = dict[str, Schema]
 
 
-def openapi_of(app: FastAPI) -> Schema:
-    """Return the OpenAPI document of an app, with examples once the app serves."""
+def openapi_of(app: FastAPI, add_more: Callable[[Schema, Store], None]) -> Schema:
+    """Return the OpenAPI document of an app, with examples once the app serves.
+
+    Args:
+        app: app with its routes.
+        add_more: puts the examples of the clients' routes into the paths.
+    """
     is_new = app.openapi_schema is None
     schema = FastAPI.openapi(app)  # the class's method, which keeps its result
     if is_new and app.state.keyring is not None:
@@ -122,6 +137,7 @@ def openapi_of(app: FastAPI) -> Schema:
         serving = app.state.serving
         if isinstance(serving, Serving) and serving.engine.store.records:
             add_examples(schema["paths"], serving.engine.store)
+            add_more(schema["paths"], serving.engine.store)
         else:
             app.openapi_schema = None  # the next document may have examples
     return schema
@@ -143,13 +159,17 @@ def add_security(document: Schema) -> None:
     paths = document["paths"]
     one, several = _ANY_TEXT, _ANY_TEXT | {"targets": [{"task": "TASK"}]}
     for path, body in (("/predict/{task}", one), ("/predict", several)):
-        _body(paths[path]["post"])["examples"] = {"one text": {"value": body}}
+        request_body_of(paths[path]["post"])["examples"] = {"one text": {"value": body}}
     for path, methods in paths.items():
+        form = error_form_of(path)
         for operation in methods.values() if path not in OPEN_PATHS else ():
             operation["security"] = [{"bearer": []}, {"header": []}]
             for status, (description, error) in errors.items():
-                example = describe_error(error, _REQUEST_ID)[1]
-                schema = {"$ref": "#/components/schemas/ErrorBody"}
+                our_status, example, _ = describe_error(error, _REQUEST_ID)
+                if form is not None:
+                    example = form.write(our_status, example["error"])[1]
+                name = (form.model if form else ErrorBody).__name__
+                schema = {"$ref": f"#/components/schemas/{name}"}
                 operation["responses"][status] = {
                     "description": description,
                     "content": {"application/json": {"schema": schema, "example": example}},
@@ -163,12 +183,12 @@ def add_examples(paths: Schema, store: Store) -> None:
     names = {spec.name: {"value": spec.name} for spec in specs}
 
     predict = paths["/predict/{task}"]["post"]
-    _parameter(predict, "task")["examples"] = names
-    _body(predict)["examples"] = {
+    parameter_of(predict, "task")["examples"] = names
+    request_body_of(predict)["examples"] = {
         spec.name: {"summary": f"One row for {spec.name}", "value": {"inputs": example_row(spec)}}
         for spec in specs
     }
-    _body(paths["/predict"]["post"])["examples"] = _fan_outs(store, specs)
+    request_body_of(paths["/predict"]["post"])["examples"] = _fan_outs(store, specs)
 
     judged = [one for one in defaults[:_MAX_EXAMPLES] if predictions_path(one.path).is_file()]
     of_a_delta = "/deltas/{task}/{strategy}"
@@ -179,11 +199,11 @@ def add_examples(paths: Schema, store: Store) -> None:
     ):
         keys = [record.manifest.key for record in found]
         operation = paths[path]["get"]
-        _parameter(operation, "task")["examples"] = {task: {"value": task} for task, _ in keys}
-        _parameter(operation, "strategy")["examples"] = {
+        parameter_of(operation, "task")["examples"] = {task: {"value": task} for task, _ in keys}
+        parameter_of(operation, "strategy")["examples"] = {
             task: {"value": strategy} for task, strategy in keys
         }
-    _parameter(paths[of_a_delta]["get"], "version")["examples"] = {
+    parameter_of(paths[of_a_delta]["get"], "version")["examples"] = {
         record.manifest.task.name: {"value": record.version} for record in defaults
     }
 
@@ -220,12 +240,14 @@ def _fan_outs(store: Store, specs: list[TaskSpec]) -> Examples:
     return examples
 
 
-def _parameter(operation: Schema, name: str) -> Schema:
+def parameter_of(operation: Schema, name: str) -> Schema:
+    """Return a parameter of an operation."""
     parameters: list[Schema] = operation["parameters"]
     return next(parameter for parameter in parameters if parameter["name"] == name)
 
 
-def _body(operation: Schema) -> Schema:
+def request_body_of(operation: Schema) -> Schema:
+    """Return the JSON body of an operation."""
     body: Schema = operation["requestBody"]["content"]["application/json"]
     return body
 
@@ -285,8 +307,9 @@ def _operation(method: str, path: str, operation: Schema, base_url: str) -> Iter
     rows = []
     for status, response in operation["responses"].items():
         content = response.get("content", {}).get("application/json", {})
-        error = content.get("example", {}).get("error", {}).get("code")
-        shown = f"<code>{escape(error)}</code>" if error else _type(content.get("schema", {}))
+        error = content.get("example", {}).get("error")
+        code = error["code"] if isinstance(error, dict) and "request_id" in error else None
+        shown = f"<code>{escape(code)}</code>" if code else _type(content.get("schema", {}))
         rows.append((status, shown, response["description"]))
     yield _table(("status", "answer", ""), rows)
 
@@ -297,17 +320,12 @@ def _commands(
     """Yield name and command of each example; equal names of path and body belong together."""
     content = operation.get("requestBody", {}).get("content", {})
     bodies = content.get("application/json", {}).get("examples", {})
-    in_path = {
-        each["name"]: each.get("examples", {})
-        for each in operation.get("parameters", [])
-        if each["in"] == "path"
-    }
-    names = list(bodies) or list(next(iter(in_path.values()), {})) or ["curl"]
-    for name in names[:_MAX_EXAMPLES]:
-        filled = path
-        for parameter, examples in in_path.items():
-            value = examples.get(name, {}).get("value", f"{{{parameter}}}")
-            filled = filled.replace(f"{{{parameter}}}", value)
+    parameters = operation.get("parameters", [])
+    first: Examples = next(
+        (each.get("examples", {}) for each in parameters if each["in"] == "path"), {}
+    )
+    for name in (list(bodies) or list(first) or ["curl"])[:_MAX_EXAMPLES]:
+        filled = _filled(path, parameters, name)
         option = "" if method == "POST" and content else _OPTIONS.get(method, "")
         command = f"curl -s {option}{shlex.quote(base_url + filled)}"
         if "security" in operation or _CHANGES & set(operation["tags"]):
@@ -316,6 +334,19 @@ def _commands(
             value = json.dumps(bodies.get(name, {}).get("value", {}), ensure_ascii=False)
             command += f" -H 'Content-Type: application/json' -d {shlex.quote(value)}"
         yield name, command
+
+
+def _filled(path: str, parameters: list[Schema], name: str) -> str:
+    """Return path and query with the values that the parameters have in one example."""
+    query = []
+    for parameter in parameters:
+        shown = f"{{{parameter['name']}}}"
+        value = parameter.get("examples", {}).get(name, {}).get("value", shown)
+        if parameter["in"] == "path":
+            path = path.replace(shown, value)
+        elif parameter["in"] == "query" and value != shown:
+            query.append(f"{parameter['name']}={quote(value)}")
+    return path + ("?" + "&".join(query) if query else "")
 
 
 def _object(name: str, schema: Schema) -> Iterator[str]:

@@ -55,7 +55,9 @@ Version: TypeAlias = Annotated[
 ]
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
+    """A body, or the parameters of a query, that has no fields but its own."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="before")
@@ -75,7 +77,7 @@ class _Request(BaseModel):
         return data
 
 
-class PredictRequest(_Request):
+class PredictRequest(RequestBody):
     """Rows for one task."""
 
     inputs: Inputs
@@ -84,7 +86,7 @@ class PredictRequest(_Request):
     top_k: TopK = None
 
 
-class Target(_Request):
+class Target(RequestBody):
     """One delta of a fan-out."""
 
     task: Name
@@ -110,7 +112,7 @@ def _listed(value: Any) -> Any:
     return value
 
 
-class FanOutRequest(_Request):
+class FanOutRequest(RequestBody):
     """The same rows for several deltas."""
 
     inputs: Inputs
@@ -124,7 +126,7 @@ class FanOutRequest(_Request):
     top_k: TopK = None
 
 
-class RollbackRequest(_Request):
+class RollbackRequest(RequestBody):
     """The version that shall be the default again."""
 
     version: Annotated[
@@ -133,7 +135,7 @@ class RollbackRequest(_Request):
     ] = None
 
 
-class DeltaQuery(_Request):
+class DeltaQuery(RequestBody):
     """The part of the deltas to list: filters, and a page of what passes them."""
 
     limit: Annotated[

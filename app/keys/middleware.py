@@ -10,16 +10,16 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import ForbiddenError, UnauthorizedError, error_response
-from app.keys.key import Scope as KeyScope
 from app.keys.keyring import Caller, Keyring
+from app.keys.paths import READING, only_reads, prediction_of, route_path, scope_of, task_of
 
 API_KEY_HEADER = "X-API-Key"
-OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/health/live", "/health/ready"})
+OPEN_PATHS = frozenset(
+    {"/", "/docs", "/openapi.json", "/health/live", "/health/ready"}
+    | {"/v2", "/v2/health/live", "/v2/health/ready"}
+)
 _AUTHORIZATION = b"authorization"
 _API_KEY = API_KEY_HEADER.lower().encode()
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
-_PREDICT = "/predict"
-_TRAFFIC = "/traffic/"  # rules of traffic are for those who set them
 
 
 class KeyMiddleware:
@@ -42,8 +42,9 @@ class KeyMiddleware:
             try:
                 caller = self._admit(scope, path)
             except (UnauthorizedError, ForbiddenError) as error:
-                state["trace"].route = _refused_route(path)
-                response = error_response(error, state["request_id"])
+                prediction = prediction_of("POST", path)
+                state["trace"].route = prediction.route if prediction else None
+                response = error_response(error, state["request_id"], state["write_error"]())
                 state["trace"].code = response.code
                 await response(scope, receive, send)
                 return
@@ -59,7 +60,7 @@ class KeyMiddleware:
             ForbiddenError: the key has not the scope, or not the task of the path.
         """
         secrets = set(_secrets(scope))
-        if scope["method"] in _READING and path in OPEN_PATHS:
+        if scope["method"] in READING and path in OPEN_PATHS:
             caller = self._keyring.find(secrets.pop()) if len(secrets) == 1 else None
             return self._keyring.anonymous if caller is None or caller.has_expired else caller
         if not secrets:
@@ -104,47 +105,16 @@ def _check(caller: Caller, method: str, path: str) -> None:
     Raises:
         ForbiddenError: the key has not the scope, or not the task of the path.
     """
-    reads = method in _READING and not path.startswith(_TRAFFIC)
+    reads = only_reads(method, path)
     if not reads:
-        caller.check_scope(_scope_of(method, path))
+        caller.check_scope(scope_of(method, path))
     task = task_of(path)
     if task is not None:
         caller.check_task(task)
     elif path == "/metrics":
         caller.check_all("metrics name all tasks")
-    elif not reads and path != _PREDICT:
+    elif not reads and prediction_of(method, path) is None:
         caller.check_all("this concerns all tasks")
-
-
-def route_path(scope: Scope) -> str:
-    """Return the path that the routes match, without the prefix of a proxy.
-
-    Their patterns end with `$`, which also matches before a newline at the end.
-    """
-    path: str = scope["path"].removesuffix("\n")
-    prefix: str = scope.get("root_path", "")
-    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
-
-
-def task_of(path: str) -> str | None:
-    """Return the task that a path names, or None."""
-    _, first, *rest = path.split("/", 3) if path.startswith("/") else ("", "")
-    is_task = (first == "predict" and len(rest) >= 1) or (
-        first in ("deltas", "traffic") and len(rest) == 2
-    )
-    return rest[0] if is_task else None
-
-
-def _scope_of(method: str, path: str) -> KeyScope:
-    is_prediction = path == _PREDICT or path.startswith(f"{_PREDICT}/")
-    return "predict" if method == "POST" and is_prediction else "admin"
-
-
-def _refused_route(path: str) -> str | None:
-    """Return the route for log and metrics, as far as refused requests are told apart."""
-    if path == _PREDICT:
-        return path
-    return "/predict/{task}" if path.startswith(f"{_PREDICT}/") else None
 
 
 def _secrets(scope: Scope) -> list[bytes]:

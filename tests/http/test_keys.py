@@ -22,7 +22,10 @@ from app.process.settings import Settings
 
 CheckError = Callable[..., dict[str, Any]]
 Start = Callable[..., TestClient]
-OPEN = ("/", "/docs", "/openapi.json", "/health/live", "/health/ready")
+OPEN = (
+    *("/", "/docs", "/openapi.json", "/health/live", "/health/ready"),
+    *("/v2", "/v2/health/live", "/v2/health/ready"),
+)
 READING = ("/tasks", "/deltas", "/deltas/toy2/bitfit", "/benchmark", "/metrics")
 ROWS = {"inputs": "a good film"}
 

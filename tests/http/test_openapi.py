@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from fastapi.testclient import TestClient
@@ -21,6 +22,37 @@ def schema(client: TestClient) -> dict[str, Any]:
     """The schema of the running app."""
     answer: dict[str, Any] = client.get("/openapi.json").json()
     return answer
+
+
+STATUSES = {200, 400, 404, 408, 413, 415, 422, 429, 500, 503, 504}
+PREDICTIONS_FOR_CLIENTS = {
+    ("post", "/hf/{task}"),
+    ("post", "/hf/{task}/{strategy}"),
+    ("post", "/tei/{task}/predict"),
+    ("post", "/v2/models/{model}/infer"),
+    ("post", "/v2/models/{model}/versions/{version}/infer"),
+    ("post", "/classify"),
+    ("post", "/invocations"),
+}
+CLIENTS = PREDICTIONS_FOR_CLIENTS | {
+    ("get", "/tei/{task}/info"),
+    ("get", "/tei/{task}/health"),
+    ("get", "/v2"),
+    ("get", "/v2/health/live"),
+    ("get", "/v2/health/ready"),
+    ("get", "/v2/models/{model}"),
+    ("get", "/v2/models/{model}/ready"),
+    ("get", "/v2/models/{model}/versions/{version}"),
+    ("get", "/v2/models/{model}/versions/{version}/ready"),
+    ("post", "/v2/repository/index"),
+}
+ERRORS_OF_CLIENTS = {
+    "hf": "HuggingFaceError",
+    "tei": "TeiError",
+    "v2": "OpenInferenceError",
+    "classify": "OpenAiError",
+    "invocations": "MlflowError",
+}
 
 
 def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -45,6 +77,12 @@ def calls(method: str, path: str, operation: dict[str, Any]) -> Iterator[tuple[s
         filled = path
         for name, examples in by_name.items():
             filled = filled.replace(f"{{{name}}}", examples.get(key, ""))
+        query = {
+            item["name"]: by_name[item["name"]][key]
+            for item in parameters
+            if item["in"] == "query" and key in by_name[item["name"]]
+        }
+        filled += f"?{urlencode(query)}" if query else ""
         yield method, filled, bodies.get(key)
 
 
@@ -60,7 +98,9 @@ def test_every_example_works(
             sent.append((method, path))
     for task in toy_tasks:
         assert ("post", f"/predict/{task}") in sent
-        assert ("get", f"/deltas/{task}/bitfit") in sent
+        assert any(path.startswith(f"/deltas/{task}/bitfit?version=") for _, path in sent)
+        for path in (f"/hf/{task}/bitfit", f"/v2/models/{task}/infer", f"/invocations?task={task}"):
+            assert ("post", path) in sent
     assert sent.count(("post", "/predict")) == 3
 
 
@@ -79,14 +119,19 @@ def test_every_route_is_documented(schema: dict[str, Any]) -> None:
         ("get", "/health/live"),
         ("get", "/health/ready"),
         ("get", "/metrics"),
+        *CLIENTS,
     }
     for method, path, operation in operations(schema):
         assert operation["summary"], path
         assert operation["description"], path
         assert operation["tags"], path
-        if method == "post":
-            statuses = {200, 400, 404, 408, 413, 415, 422, 429, 500, 503, 504}
-            assert set(map(int, operation["responses"])) == statuses
+        if method == "post" and path.startswith("/predict"):
+            assert set(map(int, operation["responses"])) == STATUSES
+        elif (method, path) in PREDICTIONS_FOR_CLIENTS:
+            expected = STATUSES | ({403} if "{" not in path else set())
+            if path.startswith("/tei"):
+                expected = expected - {500, 504} | {424}
+            assert set(map(int, operation["responses"])) == expected, path
 
 
 def test_the_timeout_is_documented_as_it_is_read(schema: dict[str, Any]) -> None:
@@ -108,7 +153,13 @@ def test_every_error_is_described_by_a_body_of_the_one_shape(schema: dict[str, A
             if status == "200":
                 continue
             content = response["content"]["application/json"]
-            assert content["schema"] == {"$ref": "#/components/schemas/ErrorBody"}, path
+            name = ERRORS_OF_CLIENTS.get(path.split("/")[1], "ErrorBody")
+            assert content["schema"] == {"$ref": f"#/components/schemas/{name}"}, path
+            assert response["description"]
+            if name != "ErrorBody":
+                model = schema["components"]["schemas"][name]
+                assert set(model["required"]) <= set(content["example"]), path
+                continue
             # FastAPI leaves what is null out of examples.
             fields = {"details", *content["example"]["error"]}
             assert fields == {"code", "message", "details", "request_id"}

@@ -22,7 +22,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def packages() -> tuple[str, ...]:
-    """The names of our five packages."""
+    """The names of our six packages."""
     return OURS
 
 

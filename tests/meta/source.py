@@ -10,7 +10,7 @@ from functools import cached_property
 import pytest
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-OURS = ("app", "audit", "deltas", "frontend", "training")
+OURS = ("app", "audit", "deltabert", "deltas", "frontend", "training")
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,11 @@ DIRECTION = {
     "audit.firing": ("", "manifest errors", "training.errors"),
     "audit.options": ("", "errors", "app.errors training.data training.options training.errors"),
     "audit.shares": ("", "", ""),
+    "deltabert": ("client async_client protocol answers", "", ""),
+    "deltabert.client": ("protocol answers", "", "httpx2"),
+    "deltabert.async_client": ("client protocol answers", "", "httpx2"),
+    "deltabert.protocol": ("answers", "", "httpx2"),
+    "deltabert.answers": ("", "", "pydantic"),
     "deltas": ("backbone delta encoder errors format hardware manifest store", "", ""),
     "deltas.__main__": ("publish store format backbone delta manifest errors", "", ""),
     "deltas.publish": (
@@ -418,6 +423,7 @@ def test_planted_code_that_no_machine_has_run_is_found(path: str, text: str, fou
         ("training.fit", {"fastapi", "uvicorn", "streamlit", "sentence_transformers", "app"}),
         ("training.data.hub_dataset", {"torch", "numpy", "pandas", "pyarrow", "datasets"}),
         ("training.strategies.grammar", {"torch", "numpy", "pandas", "pyarrow", "datasets"}),
+        ("deltabert", {"torch", "numpy", "transformers", "fastapi", "deltas", "app", "training"}),
         ("frontend.client", {"torch", "transformers", "fastapi", "deltas", "app", "training"}),
     ],
 )

@@ -230,8 +230,10 @@ def test_the_image_shows_the_page(
 
 @pytest.mark.slow
 def test_the_image_runs_the_installed_wheel(image: Image) -> None:
-    program = "import app, audit, deltas, frontend, training; "
-    program += "print(*(each.__file__ for each in (app, audit, deltas, frontend, training)))"
+    program = "import app, audit, deltabert, deltas, frontend, training; "
+    program += (
+        "print(*(each.__file__ for each in (app, audit, deltabert, deltas, frontend, training)))"
+    )
     process = image.start(["python", "-c", program])
     files = process.communicate(timeout=60)[0].decode().split()
     homes = {str(Path(name).resolve().parents[1]) for name in files}

@@ -116,7 +116,7 @@ def hiding_names(paths: list[str]) -> set[str]:
     that of the page (`streamlit run frontend/main.py`) and `.make`.
     """
     others = set(metadata.packages_distributions()) | set(sys.stdlib_module_names)
-    others -= {"app", "audit", "deltas", "frontend", "training", "tests"}
+    others -= {"app", "audit", "deltabert", "deltas", "frontend", "training", "tests"}
     names = {path.split("/")[0] for path in paths}
     for path in paths:
         folder, _, name = path.rpartition("/")

@@ -42,6 +42,7 @@ def ask(method: str, path: str, given_headers: list[tuple[bytes, bytes]]) -> tup
     sent: list[Any] = []
     scope: dict[str, Any] = {"type": "http", "method": method, "path": path}
     scope |= {"headers": given_headers, "state": {"trace": Trace(), "request_id": "id"}}
+    scope["state"]["write_error"] = lambda: None
 
     async def app(inner: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})

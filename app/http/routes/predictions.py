@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request, Response
 
@@ -30,6 +31,7 @@ from app.http.schemas import (
     PredictResponse,
 )
 from app.keys.keyring import Caller
+from app.pipeline import RowLogits
 from app.pipeline.predictions import TargetPredictions, answer_of
 from deltas import Record
 
@@ -104,6 +106,43 @@ async def predict_targets(
         targets: task, strategy and version of each delta.
         key: lane of the queue that the rows wait in; None is the lane of all fan-outs.
     """
+    answers = await answer_rows(request, serving, body.inputs, targets, lane=key, top_k=body.top_k)
+    return [answer.part for answer in answers]
+
+
+class DeltaAnswer(NamedTuple):
+    """The answer of one delta to the rows of a request.
+
+    Attributes:
+        record: delta that has answered.
+        rows: logits of each row.
+        part: the delta's part of a response.
+    """
+
+    record: Record
+    rows: list[RowLogits]
+    part: TargetPredictions
+
+
+async def answer_rows(
+    request: Request,
+    serving: Serving,
+    inputs: Any,
+    targets: Sequence[tuple[str, str | None, str | None]],
+    *,
+    lane: str | None,
+    top_k: int | None = None,
+) -> list[DeltaAnswer]:
+    """Run rows: the one way to a prediction, for the clients of every protocol.
+
+    Args:
+        request: request with its deadline and trace.
+        serving: parts of the server.
+        inputs: one row, or a list of rows.
+        targets: task, strategy and version of each delta.
+        lane: lane of the queue that the rows wait in; None is the lane of all fan-outs.
+        top_k: number of scores to give; None gives all.
+    """
     caller = caller_of(request)
     if caller is not None:
         for task, _, _ in targets:
@@ -111,8 +150,8 @@ async def predict_targets(
     deadline: float = request.state.deadline
     predict = partial(
         serving.pipeline.predict,
-        body.inputs,
-        key=key,
+        inputs,
+        key=lane,
         deadline=deadline,
         trace=request.state.trace,
         limit=caller.usage.admit if caller else nullcontext,
@@ -128,7 +167,7 @@ async def predict_targets(
             records = _find(request, serving, targets)
             results = await predict(records, limit=nullcontext)  # it is paid
         answers = [
-            answer_of(record, rows, body.top_k)
+            DeltaAnswer(record, rows, answer_of(record, rows, top_k))
             for record, rows in zip(records, results, strict=True)
         ]
     except DeadlineExceededError:
@@ -136,18 +175,22 @@ async def predict_targets(
     except (BadResultError, DeltaUnavailableError):
         serving.metrics.on_drop("failed")  # the batcher has counted an answer
         raise
-    for answer, num_tokens in zip(answers, request.state.trace.tokens, strict=True):
-        num_rows = len(answer.predictions)
-        serving.metrics.on_rows(answer.task, answer.strategy, num_rows, num_tokens)
-    batches = [stage.batch.number for stage in request.state.trace.stages if stage.batch]
-    serving.metrics.on_tasks(batches, [answer.task for answer in answers])
-    if caller is not None:
-        serving.metrics.on_key_rows(caller.key.name, request.state.trace.num_rows)
+    _count(request, serving, [answer.part for answer in answers])
     if serving.traffic.rules:
-        serving.shadow.compare(
-            body.inputs, [version is not None for *_, version in targets], answers
-        )
+        named = [version is not None for *_, version in targets]
+        serving.shadow.compare(inputs, named, [answer.part for answer in answers])
     return answers
+
+
+def _count(request: Request, serving: Serving, parts: Sequence[TargetPredictions]) -> None:
+    """Count answered rows: by delta, by batch and by key."""
+    trace, caller = request.state.trace, caller_of(request)
+    for part, num_tokens in zip(parts, trace.tokens, strict=True):
+        serving.metrics.on_rows(part.task, part.strategy, len(part.predictions), num_tokens)
+    batches = [stage.batch.number for stage in trace.stages if stage.batch]
+    serving.metrics.on_tasks(batches, [part.task for part in parts])
+    if caller is not None:
+        serving.metrics.on_key_rows(caller.key.name, trace.num_rows)
 
 
 def _find(
