@@ -107,7 +107,7 @@ bench-training: $(STAMP) ## measure training beside transformers and PEFT (GLUE_
 bench-quality: $(STAMP) ## measure answers beside scikit-learn, cosine and stock full runs (GLUE_DIR=..., days; stop at any time; ARGS="--own DIR")
 	$(PY) -m tests.bench.quality $(ARGS)
 
-soak: $(STAMP) ## run 32 clients of every kind and compare every answer (30 minutes; ARGS="--minutes 60")
+soak: $(STAMP) ## run 32 clients of every kind while deltas change, and compare every answer (30 minutes; ARGS="--minutes 60")
 	$(PY) -m tests.bench.soak --json docs/performance/soak.json $(ARGS)
 
 fuzz: $(STAMP) ## feed the readers of files hostile inputs (10 minutes; ARGS="--minutes 30 --only delta")

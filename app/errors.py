@@ -147,12 +147,17 @@ class TooManyConnectionsError(Exception):
 
 
 class BodyTimeoutError(Exception):
-    """A body has not arrived in time."""
+    """A body has not arrived in time.
 
-    def __init__(self, allowed_s: float) -> None:
+    Args:
+        allowed_s: seconds that it had.
+        setting: environment variable that sets them.
+    """
+
+    def __init__(self, allowed_s: float, setting: str = "DELTABERT_BODY_TIMEOUT_S") -> None:
         super().__init__(
             f"the body did not arrive within {allowed_s:g} s. Send a smaller one, or raise "
-            f"DELTABERT_BODY_TIMEOUT_S"
+            f"{setting}"
         )
 
 

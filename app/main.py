@@ -158,6 +158,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         max_body_bytes=settings.max_body_bytes,
         max_bodies_bytes=settings.max_bodies_bytes,
         timeout_s=settings.body_timeout_s,
+        upload_timeout_s=settings.upload_timeout_s,
         max_upload_bytes=settings.max_delta_bytes,
     )
     if app.state.keyring is not None:
@@ -212,7 +213,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     batcher.start()
     managed = next(iter(_local_folders(settings)), None)  # takes uploads and rules of traffic
     changes = DeltaChanges(engine, managed, pipeline.try_out, keep_versions=settings.keep_versions)
-    traffic = Traffic(engine, changes, managed)
+    traffic = Traffic(engine, changes, managed, [r for r in engine.store.roots if r != managed])
+    metrics.watch_file("traffic", lambda: bool(traffic.rejected))
     await traffic.load()
     serving = Serving(
         engine=engine,

@@ -12,14 +12,21 @@ import hashlib
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from app.engine.changes import DeltaChanges, Name
 from app.engine.engine import Engine
 from app.errors import ConflictError
 from deltas import Record
-from deltas.store.traffic import TrafficRule, read_rules, remove_rule, write_rule
+from deltas.store.files import checked_path
+from deltas.store.traffic import (
+    TrafficRule,
+    read_rule,
+    read_rules,
+    remove_rule,
+    traffic_path,
+    write_rule,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +40,19 @@ def sticky_share(name: Name, key: str) -> float:
 class Traffic:
     """The rules of all deltas that have one.
 
+    Rules are read from all folders; one of the folder that takes changes leads, then one of an
+    earlier folder. A file that can't be used is left alone: its rule of before stays in use.
+
     Args:
         engine: engine with the deltas.
         changes: its changes, with which those of rules take turns.
         root: folder that takes rules; None takes none.
+        others: folders whose rules are only read.
         draw: function that draws a number in [0, 1) for a request without a sticky key.
 
     Attributes:
         rules: the rule of each delta; empty if all requests go to default versions.
+        rejected: the files of rules that can't be used, with the reason.
     """
 
     def __init__(
@@ -48,28 +60,79 @@ class Traffic:
         engine: Engine,
         changes: DeltaChanges,
         root: Path | None,
+        others: Sequence[Path] = (),
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.rules: Mapping[Name, TrafficRule] = {}
+        self.rejected: dict[Path, str] = {}
         self._engine = engine
         self._changes = changes
         self._root = root
+        roots = [root, *others] if root is not None else others
+        self._read_from: dict[Path, dict[Path, tuple[Name, TrafficRule]]] = {
+            folder: {} for folder in roots
+        }
         self._draw = draw
         changes.needed.append(self._needed)
 
     def _needed(self, name: Name) -> set[str]:
-        rule = self.rules.get(name)
-        return rule.versions if rule else set()
+        """Return the versions of a delta's rule, which another server may have changed."""
+        if self._root is not None:
+            path = self._path(self._root, name)
+            try:
+                _, rule = read_rule(path, self._root, self._engine.backbone.ref.id)
+            except FileNotFoundError:
+                self._put(self._root, name, None)
+            except (OSError, ValueError):
+                pass  # the rule of before stays, and the next `load` says so
+            else:
+                self._put(self._root, name, rule)
+        rule_now = self.rules.get(name)
+        return rule_now.versions if rule_now else set()
 
     async def load(self) -> None:
-        """Read all rules from their files; a bad one is logged and left out."""
-        if self._root is not None:
-            await self._changes.alone(self._read)
+        """Read all rules from their files; of a file that can't be used, the last good one stays.
+
+        Raises:
+            StorageError: the folders do not answer.
+        """
+        await self._changes.read(self._read)
 
     def _read(self) -> None:
-        assert self._root is not None  # `load` has checked it
-        backbone = self._engine.backbone.ref.id
-        self.rules = read_rules(self._root, backbone, partial(logger.warning, "not used: %s: %s"))
+        backbone, before = self._engine.backbone.ref.id, self.rejected
+        rejected: dict[Path, str] = {}
+        for root, known in self._read_from.items():
+            found = read_rules(root, backbone, rejected.__setitem__)
+            for path, rule in known.items():
+                if any(map(path.is_relative_to, rejected)):  # the file, or a folder above it
+                    found.setdefault(path, rule)
+            self._read_from[root] = found
+        self._merge()
+        self.rejected = rejected
+        for path, reason in rejected.items() - before.items():
+            stays = "the rule of before stays" if self._knows(path) else "no rule counts"
+            logger.error("not used: %s: %s; %s", path, reason, stays)
+
+    def _knows(self, path: Path) -> bool:
+        return any(
+            file.is_relative_to(path) for found in self._read_from.values() for file in found
+        )
+
+    def _merge(self) -> None:
+        """Take over the rules that were read, the first one for each delta."""
+        found = [item for files in self._read_from.values() for item in files.values()]
+        self.rules = dict(reversed(found))
+
+    def _path(self, root: Path, name: Name) -> Path:
+        return traffic_path(checked_path(root, self._engine.backbone.ref.id, *name))
+
+    def _put(self, root: Path, name: Name, rule: TrafficRule | None) -> None:
+        """Take over the rule of a delta in one of the folders; None if it has none there."""
+        path = self._path(root, name)
+        self.rejected = {other: why for other, why in self.rejected.items() if other != path}
+        files = {other: item for other, item in self._read_from[root].items() if other != path}
+        self._read_from[root] = files | ({path: (name, rule)} if rule is not None else {})
+        self._merge()
 
     async def set(self, name: Name, rule: TrafficRule) -> None:
         """Let versions of a delta share its traffic, from the next request on.
@@ -79,33 +142,40 @@ class Traffic:
             DeltaNotFoundError: no such delta or version.
             StorageError: the file can't be written.
         """
-        async with self._changes.turn(name):
-            await self._changes.alone(self._write, name, rule)
+        self._check_root()
+        await self._changes.write(name, self._write, name, rule)
 
     def _write(self, name: Name, rule: TrafficRule) -> None:
-        root = self._checked_root()
         self._engine.store.resolve(*name)
         for version in sorted(rule.versions):
             self._engine.store.resolve(*name, version)
+        root = self._check_root()
         write_rule(root, self._engine.backbone.ref.id, name, rule)
-        self.rules = {**self.rules, name: rule}
+        self._put(root, name, rule)
 
-    async def clear(self, name: Name) -> None:
-        """Let the default version of a delta answer all requests again.
+    async def clear(self, name: Name) -> TrafficRule:
+        """Remove the rule of a delta; returns the one of a folder that is only read, if any.
 
         Raises:
             ConflictError: no folder takes rules.
             DeltaNotFoundError: no delta can have this name.
             StorageError: the file can't be removed.
         """
-        async with self._changes.turn(name):
-            await self._changes.alone(self._remove, name)
+        self._check_root()
+        await self._changes.write(name, self._remove, name)
+        return self.rules.get(name, TrafficRule())
 
     def _remove(self, name: Name) -> None:
-        remove_rule(self._checked_root(), self._engine.backbone.ref.id, name)
-        self.rules = {other: rule for other, rule in self.rules.items() if other != name}
+        root = self._check_root()
+        remove_rule(root, self._engine.backbone.ref.id, name)
+        self._put(root, name, None)
 
-    def _checked_root(self) -> Path:
+    def _check_root(self) -> Path:
+        """Return the folder that takes rules.
+
+        Raises:
+            ConflictError: there is none.
+        """
         if self._root is None:
             raise ConflictError(
                 "no folder takes rules of traffic; set DELTABERT_DELTAS to a folder, and restart"

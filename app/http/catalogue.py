@@ -27,6 +27,7 @@ from app.http.schemas import (
     SplitResult,
     TaskDelta,
     TaskInfo,
+    TaskQuery,
 )
 from app.keys.keyring import Caller
 from deltas import Record, Store
@@ -41,15 +42,12 @@ _OF_FILES = (None, "refused")  # the statuses that list files
 
 @dataclass(frozen=True)
 class Catalogue:
-    """JSON bodies, named like the routes that answer with them, and the names of the tasks.
-
-    Deltas are the exception: there may be thousands, so they are listed by pages.
-    """
+    """Holds what the routes of the same names list by pages, and the names of the tasks."""
 
     task_names: str
-    tasks: str
+    tasks: TaskListing
     deltas: DeltaListing
-    benchmark: str
+    benchmark: TaskListing
 
     @classmethod
     def of(cls, engine: Engine, may_use: Callable[[str], bool] | None = None) -> Catalogue:
@@ -73,13 +71,16 @@ class Catalogue:
         rejected = store.all_rejected if may_use is None else ()
         refused = [(store.shown_name(path), reason) for path, reason in rejected]
         benchmark = _benchmark(engine, records, may_use)
+        described = f'"backbone":{benchmark.backbone.model_dump_json()},'
+        behind = (
+            f',"study":{_json_list(benchmark.study)},'
+            f'"measured":{benchmark.measured.model_dump_json()}'
+        )
         return cls(
             json.dumps(list(of_task)),
-            f'{{"tasks":{_json_list(tasks)}}}',
+            TaskListing("tasks", "tasks", tasks),
             DeltaListing(records, refused),
-            f'{{"backbone":{benchmark.backbone.model_dump_json()},'
-            f'"rows":{_json_list(benchmark.rows)},"study":{_json_list(benchmark.study)},'
-            f'"measured":{benchmark.measured.model_dump_json()}}}',
+            TaskListing("benchmark", "rows", benchmark.rows, described, behind),
         )
 
 
@@ -108,6 +109,57 @@ class CatalogueViews:
                     parts.pop(next(iter(parts)))
                 parts[patterns] = part
             return parts[patterns]
+
+
+class TaskListing:
+    """Entries of tasks, as pieces of JSON from which pages are made.
+
+    Args:
+        path: name of the route.
+        member: name of the list in its answer.
+        entries: entries of the list.
+        before: members of the answer before the list, with the comma.
+        behind: members behind it, likewise.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        member: str,
+        entries: Iterable[TaskInfo | BenchmarkRow],
+        before: str = "",
+        behind: str = "",
+    ) -> None:
+        # Item by item, since one call for thousands would hold the event loop, too.
+        self._items = [(entry.task.lower(), entry.model_dump_json()) for entry in entries]
+        self._path, self._member = path, member
+        self._before, self._behind = before, behind
+        self._whole = self._written(self._items, len(self._items), None)
+
+    def page(self, query: TaskQuery, prefix: str) -> str:
+        """Write the body of a page; without a query it has everything.
+
+        Args:
+            query: filter and page.
+            prefix: path prefix of the server.
+        """
+        if query == TaskQuery():
+            return self._whole
+        text = (query.q or "").lower()
+        items = [item for item in self._items if text in item[0]]
+        end = len(items) if query.limit is None else query.offset + query.limit
+        following = None
+        if end < len(items):
+            given = query.model_dump(exclude_none=True) | {"offset": end}
+            following = f"{prefix}/{self._path}?{urlencode(given)}"
+        return self._written(items[query.offset : end], len(items), following)
+
+    def _written(self, items: Sequence[tuple[str, str]], total: int, following: str | None) -> str:
+        entries = ",".join(body for _, body in items)
+        return (
+            f'{{{self._before}"{self._member}":[{entries}]{self._behind},"total":{total},'
+            f'"next":{json.dumps(following)}}}'
+        )
 
 
 class DeltaListing:

@@ -46,6 +46,24 @@ _PROBES = ("/health/", "/metrics")
 _NO_ROUTE = "unmatched"  # never the path itself, which clients choose
 _FILES = "/deltas/"
 _LOG_EVERY_S = 10.0
+_IN_SUMMARY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
+
+
+class _RefusalLog:
+    """Logs a summary of refusals now and then; a line for each would cost more than it tells."""
+
+    def __init__(self) -> None:
+        self._num_refused = 0
+        self._logged_at = -math.inf
+
+    def note(self, last: object) -> None:
+        """Count a refusal, and log the number and this last one if it is time."""
+        self._num_refused += 1
+        now = time.monotonic()
+        if now - self._logged_at >= _LOG_EVERY_S:
+            logger.warning("refused %d since the last such line: %s", self._num_refused, last)
+            self._num_refused = 0
+            self._logged_at = now
 
 
 class RequestContextMiddleware:
@@ -67,6 +85,7 @@ class RequestContextMiddleware:
         self._metrics = metrics
         self._deadline_s = deadline_s
         self._root_path = root_path
+        self._without_key = _RefusalLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -143,9 +162,11 @@ class RequestContextMiddleware:
         if status >= HTTPStatus.BAD_REQUEST:
             self._metrics.on_error(trace.code or "")
         # Successful probes come every second or so. Refusals come in masses when the CPU is needed
-        # most, and `LoadSheddingMiddleware` logs a summary of them.
+        # most, and requests without a key come from anyone; both are logged in summary.
         is_probe = status == HTTPStatus.OK and route.startswith(_PROBES)
-        is_quiet = is_probe or status == HTTPStatus.TOO_MANY_REQUESTS
+        if status == HTTPStatus.UNAUTHORIZED:
+            self._without_key.note(f"{method[:16]} {route} {trace.code}")
+        is_quiet = is_probe or status in _IN_SUMMARY
         level = logging.DEBUG if is_quiet else logging.INFO
         if not logger.isEnabledFor(level):
             return
@@ -200,7 +221,7 @@ class BodyLimitMiddleware:
     body that trickles in holds its part of that limit, and is given up after a while.
 
     A file that is uploaded (PUT below /deltas) goes to the disk as it arrives. It may be larger,
-    and each of its parts has the time of a body.
+    and each of its parts has the time of a body; all of them together have a limit, too.
 
     Args:
         app: app that reads the bodies.
@@ -208,6 +229,7 @@ class BodyLimitMiddleware:
         max_bodies_bytes: most bytes of all bodies at a time.
         timeout_s: time for a body to arrive.
         max_upload_bytes: most bytes of one uploaded file.
+        upload_timeout_s: time for all of an uploaded file to arrive.
     """
 
     def __init__(
@@ -218,12 +240,14 @@ class BodyLimitMiddleware:
         max_bodies_bytes: int,
         timeout_s: float,
         max_upload_bytes: int,
+        upload_timeout_s: float,
     ) -> None:
         self._app = app
         self.max_body_bytes = max_body_bytes
         self.max_bodies_bytes = max_bodies_bytes
         self.max_upload_bytes = max_upload_bytes
         self.timeout_s = timeout_s
+        self.upload_timeout_s = upload_timeout_s
         self.num_bytes = 0  # of all bodies in memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -266,14 +290,18 @@ class _Body:
         self._send = send
         self._is_upload = is_upload
         self._deadline: float | None = None  # for the last part, from the first read on
+        self._upload_deadline = math.inf  # for all parts of an upload, likewise
         self._is_read = False
 
     async def receive(self) -> Message:
         """Return the next part of the body; after the last one, any event at any time."""
         if self._is_read:
             return await self._receive()
+        now = asyncio.get_running_loop().time()
+        if self._deadline is None and self._is_upload:
+            self._upload_deadline = now + self._limits.upload_timeout_s
         if self._deadline is None or self._is_upload:
-            self._deadline = asyncio.get_running_loop().time() + self._limits.timeout_s
+            self._deadline = min(now + self._limits.timeout_s, self._upload_deadline)
         timeout = asyncio.timeout_at(self._deadline)
         try:
             async with timeout:
@@ -281,7 +309,7 @@ class _Body:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            raise BodyTimeoutError(self._limits.timeout_s) from None
+            raise self._too_slow() from None
         num_bytes = len(message.get("body", b""))
         self.num_bytes += num_bytes
         self._is_read = not message.get("more_body", False)
@@ -295,6 +323,12 @@ class _Body:
         if self._limits.num_bytes > self._limits.max_bodies_bytes:
             raise BodiesOverloadedError(self._limits.max_bodies_bytes)
         return message
+
+    def _too_slow(self) -> BodyTimeoutError:
+        if self._deadline != self._upload_deadline:
+            return BodyTimeoutError(self._limits.timeout_s)
+        setting = "DELTABERT_UPLOAD_TIMEOUT_S"
+        return BodyTimeoutError(self._limits.upload_timeout_s, setting)
 
     async def send(self, message: Message) -> None:
         """Close the connection after an answer to half a body, because the rest may never end."""
@@ -313,8 +347,7 @@ class LoadSheddingMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._num_refused = 0
-        self._logged_at = -math.inf
+        self._refused = _RefusalLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -328,15 +361,7 @@ class LoadSheddingMiddleware:
                     admit(prediction.task, 0, 0, deadline=deadline, now=now)
                 except OverloadedError as error:
                     state["trace"].route = prediction.route
-                    self._log(error, now)
+                    self._refused.note(error)
                     await _send_error(error, scope, receive, send)
                     return
         await self._app(scope, receive, send)
-
-    def _log(self, error: OverloadedError, now: float) -> None:
-        """Log a summary now and then; a line for each refusal would cost more than the refusal."""
-        self._num_refused += 1
-        if now - self._logged_at >= _LOG_EVERY_S:
-            logger.warning("refused %d since the last such line: %s", self._num_refused, error)
-            self._num_refused = 0
-            self._logged_at = now

@@ -135,6 +135,18 @@ class RollbackRequest(RequestBody):
     ] = None
 
 
+class TaskQuery(RequestBody):
+    """The part of the tasks, or of their benchmark, to list; unset lists all in one answer."""
+
+    limit: Annotated[
+        int | None, Field(ge=1, le=MAX_LISTED_DELTAS, description="Most entries in the answer.")
+    ] = None
+    offset: Annotated[int, Field(ge=0, le=2**31, description="Number of entries to pass over.")] = 0
+    q: Annotated[
+        Name | None, Field(description="Text in the task's name; capitals do not matter.")
+    ] = None
+
+
 class DeltaQuery(RequestBody):
     """The part of the deltas to list: filters, and a page of what passes them."""
 
@@ -171,6 +183,12 @@ class DeltaQuery(RequestBody):
 
 class _Response(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+Total = Annotated[int, Field(description="Number of all entries that pass the filters.")]
+Next = Annotated[
+    str | None, Field(description="Path and query of the next page; null on the last one.")
+]
 
 
 class PredictResponse(_Response):
@@ -232,6 +250,8 @@ class TaskList(_Response):
     """All tasks that are served."""
 
     tasks: list[TaskInfo]
+    total: Total = 0
+    next: Next = None
 
 
 class SplitResult(_Response):
@@ -276,10 +296,8 @@ class DeltaList(_Response):
 
     deltas: list[DeltaInfo]
     rejected: list[RejectedFile]
-    total: Annotated[int, Field(description="Deltas and files that pass the filters.")]
-    next: Annotated[
-        str | None, Field(description="Path and query of the next page; null on the last one.")
-    ]
+    total: Total
+    next: Next
 
 
 class DeltaDetails(_Response):
@@ -312,6 +330,10 @@ class ReloadedDeltas(_Response):
     changed: Annotated[list[str], Field(description="The first of them, as task/strategy.")]
     num_deltas: int
     num_rejected: Annotated[int, Field(description="Files that are not served.")]
+    num_rejected_rules: Annotated[
+        int,
+        Field(description="Rules of traffic that can't be read; those of before stay in use."),
+    ]
 
 
 class BackboneInfo(_Response):
@@ -353,11 +375,13 @@ class Benchmark(_Response):
     rows: list[BenchmarkRow]
     study: Annotated[
         list[StudyRow],
-        Field(description="Study of this backbone: means and spreads over seeds."),
+        Field(description="Study of this backbone: means and spreads over seeds; not paged."),
     ]
     measured: Annotated[
         Measured, Field(description="Other methods on this backbone, and an earlier study.")
     ]
+    total: Total = 0
+    next: Next = None
 
 
 class Alive(_Response):

@@ -239,6 +239,13 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
     )
+    upload_timeout_s: float = Field(
+        600.0,
+        description="Seconds for an uploaded delta to arrive; slower uploads get 408. Each of its "
+        "parts has the time of a body.",
+        gt=0,
+        le=86400,
+    )
     max_head_bytes: int = Field(
         32 * 2**10,
         description="Maximum bytes in a request's line and headers; larger heads get 431.",

@@ -133,6 +133,11 @@ class Store:
         self._rank(set(self._found))
 
     @property
+    def roots(self) -> tuple[Path, ...]:
+        """The folders, or files, in which deltas are looked for, the most important first."""
+        return self._roots
+
+    @property
     def all_rejected(self) -> list[tuple[Path, str]]:
         """All files that are not served, those that were not copied too."""
         return [*self.rejected, *chain.from_iterable(self.not_copied.values())]

@@ -87,36 +87,64 @@ def remove_rule(root: Path, backbone_id: str, name: tuple[str, str]) -> None:
 
 def read_rules(
     root: Path, backbone_id: str, on_error: Callable[[Path, str], None]
-) -> dict[tuple[str, str], TrafficRule]:
-    """Read the rules below a folder, by task and strategy.
+) -> dict[Path, tuple[tuple[str, str], TrafficRule]]:
+    """Read the rules below a folder: by file, the name of a delta and its rule.
 
     Args:
         root: the folder.
         backbone_id: the backbone of the deltas.
-        on_error: called with each file that can't be used, and the reason.
+        on_error: called with each file or folder that can't be used, and the reason.
     """
+
+    def note(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):  # such a root has none
+            on_error(Path(error.filename), f"the folder can't be read ({error.strerror})")
+
     rules = {}
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=note):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.endswith(TRAFFIC_SUFFIX) and not name.startswith("."):
                 path = Path(folder) / name
                 try:
-                    found = _read_rule(path)
-                    expected = traffic_path(
-                        checked_path(root, backbone_id, found.task, found.strategy)
-                    )
-                except (OSError, ValidationError, DeltaNotFoundError) as error:
-                    on_error(path, shortened(str(error)))
+                    rules[path] = read_rule(path, root, backbone_id)
+                except FileNotFoundError:  # it has gone since it was found
                     continue
-                if path != expected:
-                    on_error(path, f"belongs to {found.task}/{found.strategy}, so to {expected}")
-                    continue
-                rule = TrafficRule(split=found.split, shadow=found.shadow)
-                rules[found.task, found.strategy] = rule
+                except (OSError, ValueError) as error:
+                    on_error(path, _reason(error))
     return rules
 
 
-def _read_rule(path: Path) -> _RuleFile:
+def read_rule(path: Path, root: Path, backbone_id: str) -> tuple[tuple[str, str], TrafficRule]:
+    """Read one file: the name of a delta, and its rule.
+
+    Args:
+        path: the file.
+        root: the folder of the deltas.
+        backbone_id: their backbone.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it holds no rule, or that of a delta which belongs to another file.
+    """
     with path.open("rb") as file:
-        return _RuleFile.model_validate_json(file.read(_MAX_BYTES))
+        found = _RuleFile.model_validate_json(file.read(_MAX_BYTES))
+    name = found.task, found.strategy
+    try:
+        expected = traffic_path(checked_path(root, backbone_id, *name))
+    except DeltaNotFoundError as error:
+        raise ValueError(f"belongs to no delta: {error}") from None
+    if path != expected:
+        raise ValueError(f"belongs to {'/'.join(name)}, so to {expected}")
+    return name, TrafficRule(split=found.split, shadow=found.shadow)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Return why a file can't be used, in one line and without its content."""
+    if isinstance(error, OSError):
+        return f"can't be read ({error.strerror})"
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return shortened(f"is no rule of traffic: {place and f'{place}: '}{first['msg']}")
+    return shortened(str(error))

@@ -8,6 +8,7 @@ it finds, which would change all of its links.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -16,12 +17,53 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from deltas.errors import DeltaError
 from deltas.format import SUFFIX, make_public, read_manifest
 from deltas.store.files import default_of, kept_files, kept_path
 
 _TEMPORARY = ".upload-"
+_LOCK = ".changes.lock"
+LOCK_S = 30.0  # for one change by another server, a second for most
 _LEFT_OVER_S = 3600.0  # an upload that still writes after this time is none
+
+
+class FolderLock:
+    """Lets one server at a time change the files below a folder; the others wait.
+
+    The file of the lock is hidden, and gone while nothing changes. `filelock` sees that a file it
+    waited for was removed, and takes the next one.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._lock = FileLock(root / _LOCK, timeout=LOCK_S, poll_interval=0.01)
+
+    def acquire(self) -> None:
+        """Wait until no other server changes the folder.
+
+        Raises:
+            OSError: the folder is gone or can't be written, or another server takes too long.
+        """
+        if not self._root.is_dir():  # `filelock` would make it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._root))
+        try:
+            self._lock.acquire()
+        except Timeout:
+            reason = f"another server has changed it for {LOCK_S:g} s; try again"
+            raise OSError(errno.EBUSY, reason, str(self._root)) from None
+
+    def release(self) -> None:
+        """Let the next server change the folder; does nothing without the lock."""
+        if self._lock.is_locked:
+            try:
+                (self._root / _LOCK).unlink(missing_ok=True)
+            finally:
+                self._lock.release()
 
 
 def new_upload(folder: Path) -> Path:

@@ -1,12 +1,13 @@
 """`make bench-scale`: cost of 1,000 and 10,000 registered tasks, compared with nine.
 
     GLUE_DIR=... python -m tests.bench.scale [--tasks 9 1000 10000] [--rounds 5] [--json FILE]
+    python -m tests.bench.scale --listings 10000
 
 All deltas are noise of the strategy bitfit, written to files and served from there. Throughput is
 measured in one process that holds all engines, in turn; memory in a separate process for
 each number of tasks. The cliff: uniform traffic, with slots for all tasks and for a quarter
 of them; the deltas of a batch are prefetched while the one before it runs, as the server does for
-queued rows.
+queued rows. `--listings` measures `/metrics` and `/deltas` alone, without GLUE rows.
 """
 
 from __future__ import annotations
@@ -59,11 +60,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-batch-tokens", type=int, default=4096)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--listings", type=int, metavar="TASKS", help="measure listings alone")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--max-slots", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         sys.stdout.write(json.dumps(memory_of(options.memory_of, options.max_slots)) + "\n")
+        return 0
+    if options.listings:
+        with tempfile.TemporaryDirectory() as folder:
+            found = listings_alone(load_backbone(), Path(folder), options.listings)
+        sys.stdout.write(json.dumps(found) + "\n")
         return 0
     keep_freed_memory()
     threads = len(os.sched_getaffinity(0))
@@ -218,6 +225,13 @@ def measured_listings(backbone: Backbone, root: Path, names: list[str]) -> dict[
             found[f"{path[1:]}_kb"] = round(len(content) / 1000, 1)
             found[f"{path[1:]}_ms"] = round(1000 * statistics.median(seconds), 1)
     return found
+
+
+def listings_alone(backbone: Backbone, root: Path, count: int) -> dict[str, float]:
+    """Write so many deltas and measure their listings."""
+    names = [f"task{number}" for number in range(count)]
+    write_deltas(backbone, root, names, dict.fromkeys(names, STRATEGY))
+    return measured_listings(backbone, root, names)
 
 
 def measured_memory(root: Path, max_slots: int = 0) -> dict[str, Any]:

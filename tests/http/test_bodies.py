@@ -224,3 +224,29 @@ def test_only_files_may_be_as_large_as_deltas(start: Any, check_error: Any) -> N
     )
     error = check_error(answer, 413, "too_large")
     assert "DELTABERT_MAX_BODY_BYTES" in error["message"]
+
+
+@pytest.mark.parametrize("is_slow", [True, False])
+def test_an_upload_that_trickles_is_given_up(
+    make_app: MakeApp, tmp_path: Any, is_slow: bool
+) -> None:
+    """Each part comes in the time of a part, but all of them together take too long."""
+    app = make_app(keys=ADMIN, deltas=(tmp_path,), upload_timeout_s=0.4 if is_slow else 60)
+
+    async def test() -> None:
+        parts = [part for _ in range(24) for part in (b" ", a_moment)]
+        status, headers, body = await asyncio.wait_for(
+            send_parts(app, parts[:-1], "PUT", "/deltas/toy2/head", authorization="Bearer key"), 30
+        )
+        if not is_slow:
+            assert (status, body["error"]["code"]) == (422, "invalid_delta")
+            return
+        assert (status, body["error"]["code"]) == (408, "body_timeout")
+        assert body["error"]["message"] == (
+            "the body did not arrive within 0.4 s. Send a smaller one, or raise "
+            "DELTABERT_UPLOAD_TIMEOUT_S"
+        )
+        assert headers[b"connection"] == b"close"
+        assert list(tmp_path.iterdir()) == [], "the part that came is removed"
+
+    run(app, test)

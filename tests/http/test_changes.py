@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from deltas import Backbone, delta_path, read_manifest, write_delta
+from deltas import Backbone, Store, delta_path, read_manifest, write_delta
 from deltas.store.files import kept_path
 from tests.factories import TOY_TASKS, make_delta
 from tests.http.admin_key import ADMIN, KEY, KEYS
@@ -364,3 +364,34 @@ def test_a_file_that_is_gone_fails_in_time_while_changes_take_long(
     answer = server.post("/predict/toy2", json=ROW, headers={"X-Request-Timeout-Ms": "500"})
     check_error(answer, 503, "delta_unavailable")
     server.portal.call(changes._lock.release)
+
+
+def test_two_servers_over_one_folder_take_turns(
+    start: Start, content: Callable[..., bytes], folder: Path, tiny_backbone: Backbone
+) -> None:
+    servers = [start(deltas=(folder,), keys=KEYS, keep_versions=2) for _ in range(2)]
+    contents = [content(seed) for seed in range(4)]
+
+    def work(server: TestClient) -> list[str]:
+        made = []
+        for number in range(12):
+            made.append(put(server, contents[number % 4]))
+            assert server.post("/predict/toy2", json=ROW).status_code == 200
+            if number % 5 == 4:
+                assert server.delete(URL).status_code in (200, 404)
+        return made
+
+    for server in servers:
+        server.headers.update(ADMIN)
+        put(server, contents[0])
+    with ThreadPoolExecutor(2) as threads:
+        last = {made[-1] for made in threads.map(work, servers)}
+    store = Store([folder], backbone=tiny_backbone.ref)
+    found = store.versions("toy2", "head")
+    assert store.rejected == []
+    assert found[0].version in last
+    assert len(found) <= 2
+    assert not list(folder.glob(".*")), "neither lock nor upload is left"
+    for server in servers:
+        server.post("/deltas/reload")
+        assert predict(server)[0] == found[0].version

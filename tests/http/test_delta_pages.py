@@ -139,6 +139,41 @@ def test_a_long_reason_is_cut(
     assert len(refused["reason"]) <= 1004
 
 
+@pytest.mark.parametrize(("path", "member"), [("/tasks", "tasks"), ("/benchmark", "rows")])
+def test_tasks_and_scores_come_by_pages_if_asked_for(
+    client: TestClient, path: str, member: str
+) -> None:
+    whole = client.get(path).json()
+    assert whole["next"] is None
+    assert whole["total"] == len(whole[member]) > 4
+    pages = list(walk(client, f"{path}?limit=2"))
+    assert [entry for page in pages for entry in page[member]] == whole[member]
+    assert {page["total"] for page in pages} == {whole["total"]}
+    assert {len(page[member]) for page in pages[:-1]} == {2}
+    (found,) = walk(client, f"{path}?q=YREG")
+    assert found[member] == [entry for entry in whole[member] if entry["task"] == "toyreg"]
+    assert found["total"] == len(found[member]) > 0
+    beyond = client.get(f"{path}?offset=999").json()
+    assert (beyond[member], beyond["next"]) == ([], None)
+    others = whole.keys() - {member, "total", "next"}
+    assert {key: beyond[key] for key in others} == {key: whole[key] for key in others}
+
+
+def test_pages_of_tasks_keep_the_filter_and_the_prefix(start: Start) -> None:
+    client = start(root_path="/models")
+    assert client.get("/models/tasks?limit=1&q=toy").json()["next"] == (
+        "/models/tasks?limit=1&offset=1&q=toy"
+    )
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/benchmark"])
+def test_a_bad_page_of_tasks_is_named(
+    client: TestClient, check_error: CheckError, path: str
+) -> None:
+    error = check_error(client.get(f"{path}?limit=0"), 422, "invalid_input")
+    assert error["details"][0]["field"] == "limit"
+
+
 NUM_TASKS = 10_000
 NUM_REFUSED = 12_000
 MAX_METRICS_BYTES = 1_000_000

@@ -555,3 +555,18 @@ def test_a_key_works_until_its_day(start: Start) -> None:
     )
     assert client.get("/tasks", headers=bearer("today")).status_code == 401
     assert client.get("/tasks", headers=bearer("later")).status_code == 200
+
+
+def test_requests_without_a_key_are_logged_in_summary(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Anyone can send them, so a line for each would fill the disk."""
+    client = start(keys=KEYS)
+    caplog.set_level(logging.INFO)
+    for number in range(50):
+        headers = {"Authorization": f"Bearer {'x' * number}"}
+        assert client.post("/predict/toy2", json=ROWS, headers=headers).status_code == 401
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("app")]
+    assert [line for line in lines if "401" in line or "refused" in line] == [
+        "refused 1 since the last such line: POST /predict/{task} unauthorized"
+    ]

@@ -219,3 +219,86 @@ def test_rules_need_the_key(server: TestClient, check_error: CheckError) -> None
     del server.headers["Authorization"]
     for method in ("GET", "PUT", "DELETE"):
         check_error(server.request(method, URL, json={}), 401, "unauthorized")
+
+
+def test_a_damaged_rule_leaves_the_last_good_one(
+    server: TestClient, versions: tuple[str, str], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other, _ = versions
+    rule = {"split": {"version": other, "share": 1.0}, "shadow": None}
+    server.put(URL, json=rule)
+    (path,) = folder.rglob("*.traffic.json")
+    good, bad = path.read_text(), '{"task": "toy2", "strategy": "head", "split": {"share": 2}}'
+    for content, rejected in (("{", 1), (bad, 1), (good, 0)):
+        path.write_text(content)
+        for _ in range(2):
+            assert server.post("/deltas/reload").json()["num_rejected_rules"] == rejected
+        assert server.get(URL).json() == rule
+        assert version(server) == other
+        assert path.read_text() == content, "the file is left as it is"
+        gauge = f'deltabert_stale_files{{file="traffic"}} {rejected}.0'
+        assert gauge in server.get("/metrics").text
+    said = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
+    assert len(said) == 2, "once for each content"
+    assert all(line.endswith("the rule of before stays") for line in said)
+    assert server.delete(f"{DELTA}?version={other}").status_code == 409
+    path.unlink()
+    server.post("/deltas/reload")
+    assert version(server) == versions[1]
+
+
+def test_a_rule_can_be_replaced_and_cleared_while_its_file_is_damaged(
+    server: TestClient, versions: tuple[str, str], folder: Path
+) -> None:
+    rule = {"split": {"version": versions[0], "share": 1.0}, "shadow": None}
+    server.put(URL, json=rule)
+    (path,) = folder.rglob("*.traffic.json")
+    for method in ("PUT", "DELETE"):
+        path.write_text("damaged")
+        assert server.post("/deltas/reload").json()["num_rejected_rules"] == 1
+        assert server.request(method, URL, json=rule).status_code == 200
+        assert server.post("/deltas/reload").json()["num_rejected_rules"] == 0
+    assert not path.exists()
+
+
+def test_rules_of_another_server_over_the_same_folder_count(
+    server: TestClient,
+    versions: tuple[str, str],
+    start_admin: Callable[[], TestClient],
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+    check_error: CheckError,
+) -> None:
+    """The one server keeps the version that the other one's new rule needs, and the reverse."""
+    other, default = versions
+    second = start_admin()
+    server.put(URL, json={"split": {"version": other, "share": 1.0}})
+    path = tmp_path / "made.safetensors"
+    write_delta(make_delta(tiny_backbone, TOY_TASKS["toy2"], "head", 3), path)
+    kept = second.put(DELTA, content=path.read_bytes()).json()["versions"]
+    assert other in kept
+    assert default not in kept
+    check_error(second.delete(f"{DELTA}?version={other}"), 409, "conflict")
+    server.delete(URL)
+    assert second.delete(f"{DELTA}?version={other}").status_code == 200
+    unknown = server.put(URL, json={"split": {"version": other, "share": 1.0}})
+    check_error(unknown, 404, "not_found")
+
+
+def test_rules_of_a_folder_that_is_only_read_count_behind_the_others(
+    server: TestClient, versions: tuple[str, str], start: Start, folder: Path, tmp_path: Path
+) -> None:
+    """So do the rules that come with the copy of a remote folder."""
+    other, default = versions
+    rule = {"split": {"version": other, "share": 1.0}, "shadow": None}
+    server.put(URL, json=rule)
+    (tmp_path / "first").mkdir()
+    second = start(deltas=(tmp_path / "first", folder), keys=KEYS)
+    second.headers.update(ADMIN)
+    assert second.get(URL).json() == rule
+    assert version(second) == other
+    own = {"split": {"version": default, "share": 1.0}, "shadow": None}
+    assert second.put(URL, json=own).json() == own
+    assert version(second) == default
+    assert second.delete(URL).json() == rule, "the rule of the folder that is only read"
+    assert version(second) == other

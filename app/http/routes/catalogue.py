@@ -14,17 +14,25 @@ from app.http.context import ServingDep
 from app.http.json_route import json_response
 from app.http.openapi import documented
 from app.http.routes.predictions import caller_of
-from app.http.schemas import Benchmark, DeltaDetails, DeltaList, DeltaQuery, TaskList
+from app.http.schemas import Benchmark, DeltaDetails, DeltaList, DeltaQuery, TaskList, TaskQuery
 
 catalogue = APIRouter(tags=["catalogue"], responses=documented(500, 503))
 
 Name = Annotated[str, Path(max_length=256)]
 
 
-@catalogue.get("/tasks", summary="List the tasks", response_model=TaskList)
-async def list_tasks(request: Request, serving: ServingDep) -> Response:
-    """List every task with its labels, text fields, strategies and rules of decision."""
-    return json_response((await serving.catalogue.of(caller_of(request))).tasks)
+@catalogue.get(
+    "/tasks", summary="List the tasks", response_model=TaskList, responses=documented(422)
+)
+async def list_tasks(
+    request: Request, serving: ServingDep, query: Annotated[TaskQuery, Query()]
+) -> Response:
+    """List every task with its labels, text fields, strategies and rules of decision.
+
+    With `limit` the answer is a page, and `next` leads to the one behind it.
+    """
+    seen = await serving.catalogue.of(caller_of(request))
+    return json_response(seen.tasks.page(query, request.scope.get("root_path", "")))
 
 
 @catalogue.get(
@@ -66,7 +74,18 @@ async def describe_delta(
     )
 
 
-@catalogue.get("/benchmark", summary="Compare the deltas", response_model=Benchmark)
-async def benchmark(request: Request, serving: ServingDep) -> Response:
-    """Return metric, size and trained share of every delta, and the study over seeds."""
-    return json_response((await serving.catalogue.of(caller_of(request))).benchmark)
+@catalogue.get(
+    "/benchmark",
+    summary="Compare the deltas",
+    response_model=Benchmark,
+    responses=documented(422),
+)
+async def benchmark(
+    request: Request, serving: ServingDep, query: Annotated[TaskQuery, Query()]
+) -> Response:
+    """Return metric, size and trained share of every delta, and the study over seeds.
+
+    With `limit` the rows come by pages, and `next` leads to the one behind.
+    """
+    seen = await serving.catalogue.of(caller_of(request))
+    return json_response(seen.benchmark.page(query, request.scope.get("root_path", "")))

@@ -87,6 +87,7 @@ async def reload_deltas(serving: ServingDep) -> ReloadedDeltas:
         changed=[f"{task}/{strategy}" for task, strategy in sorted(names)[:MAX_LISTED]],
         num_deltas=len(store.records),
         num_rejected=len(store.all_rejected),
+        num_rejected_rules=len(serving.traffic.rejected),
     )
 
 
@@ -176,6 +177,8 @@ async def show_traffic(task: Name, strategy: Name, serving: ServingDep) -> Traff
 
 @traffic.delete(_PATH, summary="Let the default version answer alone", responses=documented(409))
 async def clear_traffic(task: Name, strategy: Name, serving: ServingDep) -> TrafficRule:
-    """Remove the rule of a delta; its default version answers all requests again."""
-    await serving.traffic.clear((task, strategy))
-    return TrafficRule()
+    """Remove the rule of a delta; its default version answers all requests again.
+
+    If a folder that is only read has a rule for it, that one counts again, and is the answer.
+    """
+    return await serving.traffic.clear((task, strategy))

@@ -114,7 +114,7 @@ class Metrics:
             "1 if the newest content of a file can't be used, so that the one of before counts.",
             ("file",),
         )
-        for file in ("keys", "certificate"):  # exports a 0 without such a file
+        for file in ("keys", "certificate", "traffic"):  # exports a 0 without such a file
             self._stale_files.labels(file)
         self._failing = gauge(
             "deltabert_failing_seconds",
@@ -189,7 +189,7 @@ class Metrics:
         self._registry.register(_DeltaCollector(engine, self._answered, self._max_deltas))
 
     def watch_file(self, file: str, is_stale: Callable[[], bool]) -> None:
-        """Export whether a file that is followed, `keys` or `certificate`, is stale."""
+        """Export whether a file that is followed (`keys`, `certificate`, `traffic`) is stale."""
         self._stale_files.labels(file).set_function(is_stale)
 
     def on_request(self, method: str, route: str, status: int, seconds: float) -> None:

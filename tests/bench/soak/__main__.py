@@ -1,9 +1,12 @@
 """`make soak`: many clients of every kind for a long time, and every answer compared.
 
-    python -m tests.bench.soak [--minutes 30] [--clients 32] [--slots 8] [--json FILE]
+    python -m tests.bench.soak [--minutes 30] [--clients 32] [--slots 8] [--changes all] [--json F]
 
 The real server runs in a process of its own with few slots; the clients predict, fan out, send
-lists, leave, set deadlines, send bad requests, and read pages. Ends with status 1 after a wrong
+lists, leave, set deadlines, send bad requests, and read pages. Meanwhile admins publish, replace,
+roll back, split and remove some of the deltas (`--changes replace` only replaces, `none` changes
+nothing). Each answer is compared with the one that its version gives alone, and after the
+acknowledgement of a change only the new version may answer. Ends with status 1 after a wrong
 answer, a 5xx that was not announced, a request without an answer, a changed digest, or, in a soak
 of at least 30 minutes, memory that grows by more than 1 % an hour. Ctrl-C ends early, with the
 table of the numbers so far. A line a minute tells the progress. Settings of the server
@@ -21,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from deltas import load_backbone
 from tests.bench.load import Tally, percentile
 from tests.bench.report import machine, publish
 from tests.bench.server_process import Sample, ServerProcess, running_server
+from tests.bench.soak.admin import ALL, KEEP_VERSIONS, NONE, REPLACE, make_admins
 from tests.bench.soak.calls import LATE, REFUSED, RIGHT, CallMaker
 from tests.bench.soak.clients import FAULTS, Counts, ask_alone, many_clients
 from tests.bench.soak.report import digest_of, measured, table, verdict
@@ -35,9 +40,11 @@ from tests.bench.soak.scenario import (
     PRECISION,
     Scenario,
     compute_alone,
+    make_changing,
     sample_texts,
     write_soak_deltas,
 )
+from tests.http.admin_key import KEYS
 
 _TELL_EVERY_S = 60.0
 _PREFIX = "DELTABERT_"
@@ -51,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         backbone = load_backbone(options.backbone)
         _tell("writing the deltas, and computing every answer alone ...")
         write_soak_deltas(backbone, root)
-        scenario = compute_alone(backbone, root, sample_texts(options.texts))
+        texts = sample_texts(options.texts)
+        scenario = compute_alone(backbone, root, texts)
+        if options.changes != NONE:
+            changing = make_changing(backbone, Path(folder) / "versions", texts)
+            scenario = replace(scenario, changing=changing)
         report = run(options, root, scenario)
     report |= {"machine": machine(len(os.sched_getaffinity(0))), "precision": PRECISION}
     reasons = verdict(report)
@@ -74,6 +85,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--slots", type=int, default=8, help="resident deltas of the server")
     parser.add_argument("--texts", type=int, default=12, help="that each delta answers")
+    parser.add_argument("--changes", choices=(ALL, REPLACE, NONE), default=ALL)
     parser.add_argument("--backbone", help="hub id or folder; default: the packaged one")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(arguments)
@@ -93,11 +105,14 @@ def run(options: argparse.Namespace, root: Path, scenario: Scenario) -> dict[str
         "PRECISION": PRECISION,
         "MAX_SLOTS": str(options.slots),
         "LOG_LEVEL": "warning",
+        "KEEP_VERSIONS": str(KEEP_VERSIONS),
     }
+    settings |= {"KEYS": KEYS} if scenario.changing else {}
     settings |= {"BACKBONE": options.backbone} if options.backbone else {}
     with running_server(root.parent / "server.log", settings) as server:
         report = asyncio.run(soak(options, server, scenario))
     sizes = {"clients": options.clients, "slots": options.slots, "deltas": len(scenario.answers)}
+    sizes |= {"changing": len(scenario.changing), "changes": options.changes}
     given = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if _PREFIX in name]
     return sizes | {"environment": given} | report
 
@@ -109,11 +124,13 @@ async def soak(
     counts, probe, samples = Counts(), Tally(), list[Sample]()
     probes = CallMaker(scenario, seed=0).probes()
     before = await ask_alone(server.address, probes, counts)
+    admins = make_admins(server.address, scenario, counts, options.changes)
     _tell(f"{options.clients} clients for {options.minutes:g} minutes ...")
     started = time.perf_counter()
     tasks = {
         asyncio.create_task(many_clients(server.address, scenario, options.clients, counts, probe)),
         asyncio.create_task(server.sample_all(samples, started)),
+        *(asyncio.create_task(admin.work()) for admin in admins),
         asyncio.create_task(_tell_all(counts, probe, samples, options.minutes)),
     }
     ended = await _until_stopped(tasks, 60 * options.minutes)

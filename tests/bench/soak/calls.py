@@ -2,8 +2,9 @@
 
 A request knows its right answer: the one computed alone, or the error that it asks for. Refusals
 that the server announces (429 and 503 with `Retry-After`), the 504 of a request with a deadline of
-its own, and the 503 by which `/health/ready` says that a prediction took too long are no faults,
-and are counted apart. `tests.bench.soak.clients` sends the requests.
+its own, the 503 by which `/health/ready` says that a prediction took too long, and the 404 of a
+delta that an admin has removed are no faults, and are counted apart. `tests.bench.soak.clients`
+sends the requests.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.bench.load import Response
+from tests.bench.soak.changing import ChangingDelta
 from tests.bench.soak.scenario import Answers, Scenario
 
 TOLERANCE = 1e-5  # promise of docs/architecture.md for float32; relative for numbers above 1
 RIGHT, REFUSED, LATE, NOT_READY = "right", "refused", "late", "not ready"
+GONE = "of no delta"
 WRONG, UNANNOUNCED = "wrong", "unannounced 5xx"
 
 _MOST_ROWS, _MOST_TARGETS, _MOST_SCORES = 16, 8, 3
@@ -36,7 +39,8 @@ class Call:
         kind: group in which its answers are counted.
         content: bytes to send.
         status: status of the right answer.
-        expected: JSON of the right answer; None if it is not compared.
+        expected: JSON of the right answer, or the answers that are right while deltas change; None
+            if it is not compared.
         code: code of the right error.
         is_readiness: whether 503 is the server's word on its own state.
         has_deadline: whether 504 is an answer that the request asks for.
@@ -51,13 +55,80 @@ class Call:
     has_deadline: bool = False
 
 
-def http(path: str, body: bytes | None = None, **headers: str) -> bytes:
-    """Return the bytes of a GET, or of a POST with a JSON body."""
+@dataclass(frozen=True)
+class Target:
+    """A changing delta that a request asks.
+
+    Attributes:
+        delta: the delta.
+        since: moment at which the request was drawn.
+        named: version that it names, if any.
+        key: its sticky key; empty for none.
+    """
+
+    delta: ChangingDelta[Answers]
+    since: int
+    named: str | None
+    key: str
+
+    def fault(self, version: str | None) -> str:
+        """Return why a version must not have answered now, or an empty string."""
+        allowed = self.delta.possible(self.since, self.named, self.key)
+        name = "/".join(self.delta.name)
+        return "" if version in allowed else f"{name}: version {version} answers, not {allowed}"
+
+
+@dataclass(frozen=True)
+class ChangingAnswer:
+    """The answers that are right while the deltas of a request change.
+
+    Attributes:
+        backbone: id of the backbone.
+        targets: the deltas.
+        numbers: numbers of the texts.
+        is_fan_out: whether the answer is that of a request for several deltas.
+    """
+
+    backbone: str
+    targets: Sequence[Target]
+    numbers: Sequence[int]
+    is_fan_out: bool
+
+    def fault(self, status: int, body: bytes) -> str:
+        """Return why an answer is wrong, or an empty string."""
+        try:
+            answer = json.loads(body)
+            if status == 404:
+                return self._fault_of_missing(answer["error"]["code"])
+            return self._fault_of(answer, answer["results"] if self.is_fan_out else [answer])
+        except (ValueError, KeyError, TypeError) as error:
+            return f"{error!r} in the answer {body[:300]!r}"
+
+    def _fault_of_missing(self, code: str) -> str:
+        if code != "not_found":
+            return f"error {code!r} in place of 'not_found'"
+        faults = [target.fault(None) for target in self.targets]
+        return "" if "" in faults else "; ".join(faults)
+
+    def _fault_of(self, answer: Any, parts: Sequence[Any]) -> str:
+        """Compare an answer with those that its versions give alone."""
+        alone = []
+        for target, part in zip(self.targets, parts, strict=True):
+            version = part["version"]
+            if fault := target.fault(version):
+                return fault
+            alone.append(target.delta.alone[version].expected(self.numbers))
+        whole = {"results": alone} if self.is_fan_out else alone[0]
+        return difference(answer, {"backbone": self.backbone} | whole)
+
+
+def http(path: str, body: bytes | None = None, method: str = "", **headers: str) -> bytes:
+    """Return the bytes of a request: by default a GET, or a POST if there is a JSON body."""
     given = {"Host": "soak"} | {name.replace("_", "-"): value for name, value in headers.items()}
     if body is not None:
         given = {"Content-Type": "application/json", "Content-Length": str(len(body))} | given
     lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
-    method = "GET" if body is None else "POST"
+    method = method or ("GET" if body is None else "POST")
     return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + (body or b"")
 
 
@@ -81,6 +152,8 @@ class CallMaker:
             self._page: 12,
             self._ready: 1,
         }
+        if scenario.changing:
+            self._makers |= {self._changing: 20, self._changing_fan_out: 10}
 
     def draw(self) -> Call:
         """Return the next request."""
@@ -151,6 +224,62 @@ class CallMaker:
             expected={"backbone": self._scenario.backbone, "results": results},
         )
 
+    def _changing(self) -> Call:
+        delta = self._chance.choice(self._scenario.changing)
+        versions = [None, None, None, *delta.contents]
+        key = self._chance.choice(("", f"user {self._chance.randrange(20)}"))
+        return self.changing_row(delta, self._chance.choice(versions), key)
+
+    def changing_row(
+        self, delta: ChangingDelta[Answers], named: str | None = None, key: str = ""
+    ) -> Call:
+        """Return a request for one row of a changing delta.
+
+        Args:
+            delta: the delta.
+            named: version that the request names, if any.
+            key: its sticky key; empty for none.
+        """
+        target = Target(delta, delta.moment(), named, key)
+        answers = next(iter(delta.alone.values()))  # all have the same task and texts
+        (number,) = self._numbers(answers, 1)
+        task, strategy = delta.name
+        body = {"inputs": self._scenario.row(answers, number), "strategy": strategy}
+        body |= {"version": named} if named else {}
+        headers = {"X_Sticky_Key": key} if key else {}
+        return Call(
+            "changing row",
+            http(f"/predict/{task}", json.dumps(body).encode(), **headers),
+            expected=ChangingAnswer(self._scenario.backbone, [target], [number], is_fan_out=False),
+        )
+
+    def _changing_fan_out(self) -> Call:
+        answers = {delta.name: next(iter(delta.alone.values())) for delta in self._changing_group()}
+        clear = frozenset.intersection(*(each.clear for each in answers.values()))
+        if not clear:
+            return self._changing()
+        deltas = [delta for delta in self._scenario.changing if delta.name in answers]
+        number = self._chance.choice(sorted(clear))
+        body = {
+            "inputs": [self._scenario.row(answers[deltas[0].name], number)],
+            "targets": [{"task": task, "strategy": strategy} for task, strategy in answers],
+        }
+        targets = [Target(delta, delta.moment(), None, "") for delta in deltas]
+        return Call(
+            "changing fan-out",
+            http("/predict", json.dumps(body).encode()),
+            expected=ChangingAnswer(self._scenario.backbone, targets, [number], is_fan_out=True),
+        )
+
+    def _changing_group(self) -> Sequence[ChangingDelta[Answers]]:
+        """Return all changing deltas with as many texts as one of them."""
+        num_fields = self._chance.choice((1, 2))
+        return [
+            delta
+            for delta in self._scenario.changing
+            if next(iter(delta.alone.values())).num_fields == num_fields
+        ]
+
     def _bad(self) -> Call:
         task = self._any_delta().record.manifest.task.name
         path, fine = f"/predict/{task}", b'{"inputs": {"text": "x", "text_pair": "y"}}'
@@ -181,6 +310,10 @@ class CallMaker:
 def judge_answer(call: Call, response: Response) -> tuple[str, str]:
     """Return the outcome of a request, and the fault in words if it is one."""
     status, headers, body = response
+    if isinstance(call.expected, ChangingAnswer) and status in (200, 404):
+        fault = call.expected.fault(status, body)
+        right = RIGHT if status == 200 else GONE
+        return (WRONG, f"{call.kind}: {fault}") if fault else (right, "")
     if status == call.status:
         fault = _difference(call, body)
         return (WRONG, f"{call.kind}: {fault}") if fault else (RIGHT, "")

@@ -22,9 +22,10 @@ from tests.bench.soak.scenario import Scenario
 
 LOST, LEFT = "lost", "left by the client"
 FAULTS = (WRONG, UNANNOUNCED, LOST)
+NO_ANSWER = (OSError, asyncio.IncompleteReadError, TimeoutError)
 _LEAVING = 0.08  # share of the requests that are left
 _LEAVES_WITHIN_S = 0.15
-_GIVE_UP_S = 150.0  # far beyond the server's own deadline
+GIVE_UP_S = 150.0  # far beyond the server's own deadline
 _MOST_PAUSE_S = 5.0  # after a refusal, or what `Retry-After` says if it is less
 _KEPT = 20  # faults in words
 
@@ -61,9 +62,9 @@ async def ask(connection: Connection, call: Call, counts: Counts) -> float:
     """Send a request and count its answer; returns the seconds to wait before the next one."""
     started, pause_s = time.perf_counter(), 0.0
     try:
-        async with asyncio.timeout(_GIVE_UP_S):
+        async with asyncio.timeout(GIVE_UP_S):
             response = await connection.ask_once(call.content)
-    except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
+    except NO_ANSWER as error:
         connection.close()
         pause_s = 1.0
         outcome, fault = LOST, f"{call.kind}: {error!r} after {time.perf_counter() - started:.1f} s"

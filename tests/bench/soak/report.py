@@ -10,12 +10,13 @@ from typing import Any
 
 from tests.bench.load import Tally, percentile
 from tests.bench.server_process import SAMPLE_EVERY_S, Sample, slope_per_hour
-from tests.bench.soak.calls import LATE, NOT_READY, REFUSED, RIGHT, UNANNOUNCED, WRONG
+from tests.bench.soak.admin import CHANGES, NONE
+from tests.bench.soak.calls import GONE, LATE, NOT_READY, REFUSED, RIGHT, UNANNOUNCED, WRONG
 from tests.bench.soak.clients import LEFT, LOST, Counts
 
 LONG_MINUTES = 30.0  # a soak of this length judges the memory
 MOST_GROWTH = 1.0  # % an hour
-_OUTCOMES = (RIGHT, REFUSED, LATE, NOT_READY, LEFT, WRONG, UNANNOUNCED, LOST)
+_OUTCOMES = (RIGHT, REFUSED, LATE, NOT_READY, GONE, LEFT, WRONG, UNANNOUNCED, LOST)
 _SAMPLES_A_MINUTE = round(60 / SAMPLE_EVERY_S)
 _SIZES = ("clients", "deltas", "slots")
 _COUNTED = (
@@ -88,6 +89,8 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     ]
     if not report["compared"]:
         reasons.append("no answer was compared")
+    if report.get("changes", NONE) != NONE and not changes_of(report):
+        reasons.append("no change was acknowledged")
     if len(set(report["digests"])) != 1:
         reasons.append(f"the digest of the probes has changed: {' -> '.join(report['digests'])}")
     if report["minutes"] >= LONG_MINUTES and report["memory_slope"] > MOST_GROWTH:
@@ -95,6 +98,12 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
             f"memory grows by {report['memory_slope']} % an hour, at most {MOST_GROWTH:g} % allowed"
         )
     return reasons
+
+
+def changes_of(report: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of acknowledged changes of each kind."""
+    found = {kind: report["answers"].get(kind, {}).get(RIGHT, 0) for kind in CHANGES}
+    return {kind: count for kind, count in found.items() if count}
 
 
 def table(report: Mapping[str, Any]) -> list[list[str]]:
@@ -108,6 +117,7 @@ def table(report: Mapping[str, Any]) -> list[list[str]]:
     rows = [
         ["duration, minutes", f"{report['minutes']:g}", ""],
         ["clients, deltas, slots", listed([report[name] for name in _SIZES]), ""],
+        *_rows_of_changes(report),
         ["answers compared with those computed alone", f"{report['compared']:,}", "at least 1"],
         ["wrong answers", f"{report[WRONG]:,}", "0"],
         ["5xx without announcement", f"{report[UNANNOUNCED]:,}", "0"],
@@ -127,6 +137,23 @@ def table(report: Mapping[str, Any]) -> list[list[str]]:
         ["digest of the probes before, after", f"`{before}`, `{after}`", "equal"],
     ]
     return [["quantity", "measured", "allowed"], *rows]
+
+
+def _rows_of_changes(report: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of a soak whose deltas changed; none of another one."""
+    changes = changes_of(report)
+    if not changes:
+        return []
+    answers = report["answers"]
+    found = [answers.get(kind, {}) for kind in ("changing row", "changing fan-out")]
+    right, gone = (sum(each.get(outcome, 0) for each in found) for outcome in (RIGHT, GONE))
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in changes.items())
+    return [
+        ["deltas that change meanwhile, beside the others", f"{report['changing']}", ""],
+        ["changes that were acknowledged", kinds, "at least 1"],
+        ["answers of changing deltas, each equal to its version's", f"{right:,}", ""],
+        ["404 of deltas and versions that were removed", f"{gone:,}", ""],
+    ]
 
 
 def listed(values: Sequence[int]) -> str:

@@ -33,7 +33,7 @@ from tests.bench.soak.calls import (
     judge_answer,
 )
 from tests.bench.soak.clients import Counts
-from tests.bench.soak.report import measured, table, verdict
+from tests.bench.soak.report import changes_of, measured, table, verdict
 from tests.bench.soak.scenario import Scenario, compute_alone
 
 PREDICTION = {"label": "a", "decision": None, "score": 0.75, "scores": {"a": 0.75, "b": 0.25}}
@@ -143,6 +143,7 @@ def report_of(minutes: int = 60, grows_mb: float = 0.0, **changes: Any) -> dict[
         ({UNANNOUNCED: 2}, "2 answers are unannounced 5xx"),
         ({"lost": 3}, "3 answers are lost"),
         ({"compared": 0}, "no answer was compared"),
+        ({"changes": "all", "changing": 1}, "no change was acknowledged"),
         ({"digests": ["a", "b"]}, "the digest of the probes has changed: a -> b"),
         ({"grows_mb": 7}, "memory grows by 1.16 % an hour, at most 1 % allowed"),
     ],
@@ -187,8 +188,10 @@ def test_a_short_soak_passes_and_ctrl_c_ends_it(tiny_backbone_dir: Path, tmp_pat
     assert re.search(r"^\| wrong answers \| 0 \| 0 \|$", said, re.MULTILINE)
     report = json.loads(path.read_text(encoding="utf-8"))
     kinds = {"row", "list", "fan-out", "deadline", "bad request", "page"}
+    kinds |= {"changing row", "changing fan-out", "publish"}
     assert kinds <= report["answers"].keys()
     assert report["compared"] > 100
+    assert changes_of(report)["publish"] > 0
     assert min(report["server"].values()) > 0, "no delta was evicted, or no request cancelled"
     assert report["left by the client"] > 0
 

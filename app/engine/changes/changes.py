@@ -4,7 +4,8 @@ All changes take turns. Each prepares another store in a thread and puts it in p
 in one step of the event loop, so a request finds either the old deltas or the new ones. A new file
 is checked and tried on a row first; if it is bad, the last good version goes on. Requests that run
 keep the version that they found: it stays in the bank until no request holds its record.
-`deltas.store.versions` changes the files. Tested by tests/unit/app/engine/test_changes.py and
+`deltas.store.versions` changes the files, in the thread of `app.engine.changes.disk` and while no
+other server changes the same folder. Tested by tests/unit/app/engine/changes/test_changes.py and
 tests/http/test_changes.py.
 """
 
@@ -15,18 +16,28 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from app.engine.cache import Key
+from app.engine.changes.disk import (
+    LIMIT_OF_ALL_S,
+    LIMIT_S,
+    FileThread,
+    Name,
+    append,
+    name_at,
+    read_upload,
+    reason_of,
+    version_before,
+)
 from app.engine.engine import Engine
 from app.engine.retired import RetiredVersions
-from app.errors import ConflictError, DeltaUnavailableError, InvalidDeltaError, StorageError
-from deltas import DeltaError, DeltaFormatError, Record, Store, read_manifest
+from app.errors import ConflictError, DeltaUnavailableError, InvalidDeltaError
+from deltas import DeltaError, Record, Store
 from deltas.store import versions
 from deltas.store.files import checked_path, default_of, kept_files
 from deltas.store.store import NotCopied
@@ -34,7 +45,6 @@ from deltas.store.store import NotCopied
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Name = tuple[str, str]  # task and strategy
 TryOut = Callable[[Record], Awaitable[None]]
 _Block = AbstractAsyncContextManager[None]
 
@@ -67,7 +77,8 @@ class DeltaChanges:
 
     Attributes:
         listeners: functions that are called after each change, in the event loop.
-        needed: functions from a delta's name to the versions that must stay.
+        needed: functions from a delta's name to the versions that must stay; called in the thread
+            of changes.
         turn: function that makes the block of a change of a delta, or of all (None), in a cluster.
     """
 
@@ -82,7 +93,8 @@ class DeltaChanges:
         self._try_out = try_out
         self._keep_versions = keep_versions
         self._lock = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, "changes")
+        self._disk = FileThread(root)
+        self._on_disk = self._disk.call
         self._retired = RetiredVersions(engine.cache)
         self._bad: dict[Path, Key] = {}  # files with bad content, and the version served instead
 
@@ -101,9 +113,9 @@ class DeltaChanges:
         record = None
         try:
             await self._receive(content, upload)
-            async with self.turn(name), self._lock:
-                await self._adopt([target])  # another server may have changed it
-                record = await self._on_disk(_read_upload, upload, target, name)
+            async with self._alone(name):
+                await self._refresh(name, target)
+                record = await self._on_disk(read_upload, upload, target, name)
                 await self._check(record)
                 before = self._engine.store.versions(*name)
                 files = [target, *await self._on_disk(kept_files, target)]
@@ -132,12 +144,12 @@ class DeltaChanges:
         """
         name = task, strategy
         _, target = self._root_and_path(name)
-        async with self.turn(name), self._lock:
-            await self._adopt([target])
+        async with self._alone(name):
+            await self._refresh(name, target)
             default = self._engine.store.resolve(task, strategy)
             before = self._engine.store.versions(*name)
             if version is None:
-                version = await self._on_disk(_version_before, target, default)
+                version = await self._on_disk(version_before, target, default)
             record = self._engine.store.resolve(task, strategy, version)
             if default_of(record.path) != (target, version):
                 raise ConflictError(
@@ -161,10 +173,10 @@ class DeltaChanges:
         """
         name = task, strategy
         _, target = self._root_and_path(name)
-        async with self.turn(name), self._lock:
-            await self._adopt([target])
+        async with self._alone(name):
+            await self._refresh(name, target)
             before = self._engine.store.versions(*name)
-            is_ours = await self._on_disk(_name_at, target) in (None, name)
+            is_ours = await self._on_disk(name_at, target) in (None, name)
             files = [target, *await self._on_disk(kept_files, target)] if is_ours else []
             if version is not None:
                 files = [path for path in files if default_of(path) == (target, version)]
@@ -181,7 +193,7 @@ class DeltaChanges:
                     f"version {version} is the default of {task}/{strategy}; roll back to another "
                     "version first, or delete all versions"
                 )
-            self._refuse_needed(name, gone)
+            await self._refuse_needed(name, gone)
             try:
                 await self._remove(gone, present)
             finally:
@@ -200,9 +212,25 @@ class DeltaChanges:
         async with self._lock:
             return await self._adopt(paths, not_copied=not_copied)
 
-    async def alone(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in the thread of changes while no change is under way."""
+    async def read(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that only reads, in the thread of changes, while none is under way."""
         async with self._lock:
+            return await self._on_disk(function, *arguments)
+
+    async def write(self, name: Name, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that changes what belongs to a delta, in the thread of changes.
+
+        No other server changes the folder meanwhile, and the files of the delta are known as they
+        are now.
+
+        Raises:
+            ConflictError: there is no folder for it.
+            DeltaNotFoundError: no delta can have this name.
+            StorageError: files can't be read or written.
+        """
+        _, target = self._root_and_path(name)
+        async with self._alone(name):
+            await self._refresh(name, target)
             return await self._on_disk(function, *arguments)
 
     async def is_outdated(self, records: Sequence[Record], deadline: float) -> bool:
@@ -221,21 +249,13 @@ class DeltaChanges:
     def close(self) -> None:
         """End the background work."""
         self._retired.close()
-        self._thread.shutdown(wait=False)
+        self._disk.close()
 
-    async def _on_disk(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in the thread of changes.
-
-        Raises:
-            StorageError: files can't be read or written.
-        """
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._thread, function, *arguments)
-        except OSError as error:
-            logger.warning("a change of deltas failed: %s", error)
-            reason = error.strerror or type(error).__name__
-            raise StorageError(f"the folder of the deltas can't be used ({reason})") from error
+    @asynccontextmanager
+    async def _alone(self, name: Name) -> AsyncIterator[None]:
+        """Wait until no other change is under way, here or by another server."""
+        async with self.turn(name), self._lock, self._disk.alone():
+            yield
 
     def _root_and_path(self, name: Name) -> tuple[Path, Path]:
         """Return the folder that takes deltas, and the default file of a delta in it."""
@@ -251,9 +271,9 @@ class DeltaChanges:
         async for chunk in content:
             part += chunk
             if len(part) >= _WRITTEN_TOGETHER:
-                await self._on_disk(_append, upload, bytes(part))
+                await self._on_disk(append, upload, bytes(part))
                 part.clear()
-        await self._on_disk(_append, upload, bytes(part))
+        await self._on_disk(append, upload, bytes(part))
 
     async def _check(self, record: Record) -> None:
         """Check a whole file, and answer a row by it.
@@ -266,7 +286,7 @@ class DeltaChanges:
         try:
             await self._on_disk(self._engine.check, record)
         except DeltaError as error:
-            raise InvalidDeltaError(_reason(error)) from None
+            raise InvalidDeltaError(reason_of(error)) from None
         if not record.is_kept:
             await self._try_out(record)
 
@@ -300,7 +320,8 @@ class DeltaChanges:
         """
         old = self._engine.store
         reread = partial(old.reread, keep_missing=keep_missing)
-        new, names = await self._on_disk(reread, paths)
+        limit_s = LIMIT_S if paths is not None else LIMIT_OF_ALL_S
+        new, names = await self._disk.call(reread, paths, limit_s=limit_s)
         new.not_copied = new.not_copied | (not_copied or {})
         if not names and new.all_rejected == old.all_rejected:
             return names
@@ -320,10 +341,14 @@ class DeltaChanges:
             listener()
         return names
 
+    async def _refresh(self, name: Name, target: Path) -> None:
+        """Look again at the files of a delta, which another server may have changed."""
+        await self._adopt([target, *self._engine.store.files_of(*name)])
+
     async def _prune(self, name: Name, target: Path) -> None:
         """Remove the versions beyond those that are kept."""
         served = self._engine.store.versions(*name)
-        needed = {served[0].version, *self._needed(name)} if served else set()
+        needed = {served[0].version, *await self._needed(name)} if served else set()
         keep = self._keep_versions
         outdated = set(await self._on_disk(versions.outdated, target, keep, needed))
         if outdated:
@@ -343,11 +368,12 @@ class DeltaChanges:
         for path in files:
             self._engine.forget(path)
 
-    def _needed(self, name: Name) -> set[str]:
-        return {version for of_name in self.needed for version in of_name(name)}
+    async def _needed(self, name: Name) -> set[str]:
+        found = [await self._on_disk(of_name, name) for of_name in self.needed]
+        return {version for versions in found for version in versions}
 
-    def _refuse_needed(self, name: Name, records: Iterable[Record]) -> None:
-        if needed := self._needed(name) & {record.version for record in records}:
+    async def _refuse_needed(self, name: Name, records: Iterable[Record]) -> None:
+        if needed := await self._needed(name) & {record.version for record in records}:
             raise ConflictError(
                 f"the traffic of {name[0]}/{name[1]} needs version {', '.join(sorted(needed))}; "
                 f"change it first (/traffic/{name[0]}/{name[1]})"
@@ -365,53 +391,6 @@ def _default_path(record: Record) -> Path:
 def _leads(target: Path, ranked: Sequence[Record]) -> bool:
     """Tell whether the default delta comes from a default file, or from one kept beside it."""
     return bool(ranked) and _default_path(ranked[0]) == target
-
-
-def _reason(error: DeltaError) -> str:
-    """Return the reason of an error without the path."""
-    return error.reason if isinstance(error, DeltaFormatError) else str(error)
-
-
-def _append(path: Path, content: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(content)
-
-
-def _read_upload(upload: Path, target: Path, name: Name) -> Record:
-    """Read the header of an upload, and check its name and that of the file it would replace."""
-    try:
-        manifest, version = read_manifest(upload)
-    except DeltaError as error:
-        raise InvalidDeltaError(_reason(error)) from None
-    if manifest.key != name:
-        found = "/".join(manifest.key)
-        raise InvalidDeltaError(f"it is the delta {found}, not {name[0]}/{name[1]}; put it there")
-    there = _name_at(target)
-    if there not in (None, name):
-        raise ConflictError(
-            f"the file of {name[0]}/{name[1]} holds {'/'.join(there)}; rename the strategy"
-        )
-    return Record(upload, manifest, version, upload.stat().st_size)
-
-
-def _name_at(path: Path) -> Name | None:
-    """Return the delta that a file holds, since names of files are shortened; None for no delta."""
-    try:
-        return read_manifest(path)[0].key
-    except DeltaError:
-        return None
-
-
-def _version_before(target: Path, default: Record) -> str:
-    """Return the version that was published last before the default one."""
-    kept = [found[1] for path in kept_files(target) if (found := default_of(path))]
-    older = kept[kept.index(default.version) + 1 :] if default.version in kept else kept
-    if not older:
-        raise ConflictError(
-            f"no version was kept that is older than the default, {default.version}; "
-            'name another one: {"version": ...}'
-        )
-    return older[0]
 
 
 def _fresh(old: Store, new: Store, names: Iterable[Name]) -> list[Record]:
