@@ -16,6 +16,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -406,29 +407,35 @@ def choosing_page() -> str:
     return "\n".join(f"### {title}\n\n{markdown(rows)}" for title, rows in tables.items())
 
 
-def _by_set(runs: Iterable[QualityRun]) -> Iterator[list[str]]:
+def _by_set(runs: Sequence[QualityRun]) -> Iterator[list[str]]:
     """Yield a row for each set that a strategy of ours was measured on, the smallest set first."""
-    by_set: dict[str, dict[str, QualityRun]] = {}
-    for run in sorted(runs, key=lambda run: (run.train_rows + run.selection_rows, run.set)):
-        by_set.setdefault(run.set, {}).setdefault(run.method, run)
-    ours = ("head", "bitfit", "full")
-    names = ("sklearn", *ours)
-    titles = ("scikit-learn", *(f"`{name}`" for name in ours))
+    from tests.bench.quality.goals import pick
+    from tests.bench.quality.report import by_set
+
+    names = ("sklearn", "head", "bitfit", "full")
+    titles = ("scikit-learn", *(f"`{name}`" for name in names[1:]))
     yield ["set", "train rows", "labels", "metric", *titles, "CPU s of these"]
-    for name, found in by_set.items():
-        if found.keys() & set(ours):
-            first = next(iter(found.values()))
-            scores = [_primary(found[each]) if each in found else "" for each in names]
-            seconds = ", ".join(
-                f"{found[each].cpu_s:.0f}" if each in found else "-" for each in names
-            )
-            rows = f"{first.train_rows + first.selection_rows:,}"
-            yield [name, rows, str(first.labels), first.metric, *scores, seconds]
+    rows: list[tuple[int, list[str]]] = []
+    for name, of_set in by_set(runs).items():
+        found = [pick(of_set, method) for method in names]
+        if any(found[1:]):
+            seen = max(run.train_rows + run.selection_rows for run in of_set)
+            about = [name, f"{seen:,}", str(of_set[0].labels), of_set[0].metric]
+            seconds = [
+                f"{median(run.cpu_s for run in each):.0f}" if each else "-" for each in found
+            ]
+            rows.append((seen, [*about, *map(_quality, found), ", ".join(seconds)]))
+    yield from (row for _, row in sorted(rows))
 
 
-def _primary(run: QualityRun) -> str:
-    values = next(values for split, values in run.scores.items() if split != "selection")
-    return f"{values[run.metric]:.3f}"
+def _quality(runs: Sequence[QualityRun]) -> str:
+    from tests.bench.quality.goals import mean_score, spread
+
+    return _mean(mean_score(runs), spread([run.score for run in runs])) if runs else ""
+
+
+def _mean(mean: float, deviation: float | None) -> str:
+    return f"{mean:.3f}" + ("" if deviation is None else f" ± {deviation:.3f}")
 
 
 def _by_task(study: Sequence[dict[str, str]], part: str) -> Iterator[list[str]]:
@@ -437,9 +444,8 @@ def _by_task(study: Sequence[dict[str, str]], part: str) -> Iterator[list[str]]:
     for row in study:
         if row["part"] == part:
             size = int(row["train_rows"]) + int(row["selection_rows"])
-            shown = f"{float(row['mean']):.3f}" + (
-                f" ± {float(row['spread']):.3f}" if row["spread"] else ""
-            )
+            spread = float(row["spread"]) if row["spread"] else None
+            shown = _mean(float(row["mean"]), spread)
             cells.setdefault((row["task"], size, row["metric"]), {})[row["strategy"]] = (
                 f"{shown} ({row['seeds']})"
             )

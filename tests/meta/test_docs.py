@@ -131,6 +131,16 @@ def test_the_served_numbers_are_those_of_make_docs(
         assert (root / name).read_text(encoding="utf-8") == make(), "run make docs"
 
 
+def test_numbers_of_the_advice_are_those_of_its_sources(root: Path) -> None:
+    """Scores with three digits; differences of them are for a reader to check."""
+    advice, tables = (root / "docs/guide/choosing.md").read_text("utf-8").split("<!-- generated")
+    sources = ("docs/results/README.md", "docs/guide/zoo.md", "docs/performance.md")
+    known = tables + "".join((root / name).read_text("utf-8") for name in sources)
+    stated = set(re.findall(r"\b0\.\d{3}\b", advice)) - {"0.008", "0.001"}
+    assert len(stated) > 8
+    assert not [number for number in stated if number not in known]
+
+
 def test_routes_and_bodies_are_described_in_words(script: Callable[[str], ModuleType]) -> None:
     name = {"type": "string", "minLength": 1, "maxLength": 9}
     fields = {
