@@ -22,7 +22,7 @@ IN_PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 # Recipes are quiet: a user reads what a program says, not how it was called.
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint types format audit lock docs zoo study report bench-serving bench-shares bench-precision bench-scale bench-http bench-promises bench-cluster bench-training bench-quality soak fuzz clean image
+.PHONY: help setup run test test-slow lint types format audit lock docs zoo study report bench-serving bench-shares bench-precision bench-scale bench-http bench-bulk bench-promises bench-cluster bench-training bench-quality soak fuzz clean image
 
 help: ## list these targets
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -92,6 +92,9 @@ bench-scale: $(STAMP) ## measure 1,000 and 10,000 tasks beside nine (GLUE_DIR=..
 bench-http: $(STAMP) ## measure the server under load and overload, its start and memory (GLUE_DIR=..., 30 minutes)
 	$(PY) -m tests.bench.over_http --json docs/performance/http.json $(ARGS)
 	$(PY) -m tests.bench.footprint --json docs/performance/http.json
+
+bench-bulk: $(STAMP) ## measure files beside the bare engine, and requests beside a stream (5 minutes; ARGS="--rows 1000000")
+	$(PY) -m tests.bench.bulk $(ARGS)
 
 bench-promises: $(STAMP) ## measure many heads on one text, heads beside the bare encoder, and few slots (3 minutes)
 	$(PY) -m tests.bench.promises --json docs/performance/promises.json $(ARGS)

@@ -140,7 +140,8 @@ def measure(options: argparse.Namespace) -> AbstainReport:
     # Imported late: these import torch, and `--help` must not wait for it.
     import numpy as np
 
-    from audit.answers import choose_records, open_engine, predict
+    from app.pipeline.bulk.run import open_engine
+    from audit.answers import choose_records, predict
     from audit.rows import columns_of, read_rows
     from deltas.backbone.backbone import load_backbone
     from training.run.head.calibration import uncalibrated

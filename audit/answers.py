@@ -78,21 +78,6 @@ def names_of(records: Sequence[Record]) -> list[str]:
     return names
 
 
-def open_engine(
-    records: Sequence[Record], backbone: Backbone, *, device: str, precision: str
-) -> Engine:
-    """Return an engine that holds some deltas.
-
-    Raises:
-        DeltaError: a delta's file is damaged, or device or precision is not there.
-    """
-    store = Store([record.path for record in records], backbone=backbone.ref)
-    engine = Engine(backbone, store, device=device, precision=precision)
-    for path, reason in store.rejected:
-        raise DeltaFormatError(path, reason)
-    return engine
-
-
 def predict(engine: Engine, asked: Sequence[Asked]) -> list[list[RowLogits]]:
     """Return the logits of each row, for each delta, and show the progress on a terminal.
 

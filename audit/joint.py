@@ -142,8 +142,9 @@ def count_joint(options: argparse.Namespace) -> JointCount:
         TrainingError: the options or the rows can't be used.
     """
     # Imported late: these import torch, and `--help` must not wait for it.
+    from app.pipeline.bulk.run import open_engine
     from app.pipeline.predictions import to_predictions
-    from audit.answers import choose_records, names_of, open_engine, predict
+    from audit.answers import choose_records, names_of, predict
     from audit.firing import firing_of, parse_fires
     from audit.rows import columns_of, read_rows
     from deltas.backbone.backbone import load_backbone

@@ -41,6 +41,7 @@ _COMMANDS = {
     "serve": "serve deltas over HTTP (settings: DELTABERT_*)",
     "cluster": "serve from several replicas on Ray (needs the extra ray)",
     "page": "show a server in the browser (Streamlit's flags are passed on)",
+    "predict": "answer files of rows without a server",
     "deltas": "list, show, verify, export and audit delta files, write their model cards",
 }
 # Commands of `python -m deltas` that read files of rows and run the engine: those of `audit`.

@@ -19,7 +19,15 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from app.batching.admission import AdmissionController, ThroughputEstimate
-from app.batching.queue import Answer, BatchLimits, BatchObserver, PendingRequest, Row, RowQueue
+from app.batching.queue import (
+    BACKGROUND,
+    Answer,
+    BatchLimits,
+    BatchObserver,
+    PendingRequest,
+    Row,
+    RowQueue,
+)
 from app.batching.workers import Parallelism, WorkerPool
 from app.errors import STOPPING, DeadlineExceededError, NotReadyError
 
@@ -156,7 +164,8 @@ class Batcher(Generic[R, T]):
 
         Args:
             rows: at least one row.
-            key: lane that the rows wait in; lanes take turns.
+            key: lane that the rows wait in; lanes take turns. The lane `BACKGROUND` is never
+                refused, so its callers bound their rows themselves.
             deadline: time to give up, on the batcher's clock.
             urgent: whether the rows go to the head of the queue, even of a full one; meant for the
                 readiness check.
@@ -186,7 +195,7 @@ class Batcher(Generic[R, T]):
         try:
             if self._is_closed:
                 raise NotReadyError(self._refusal or _DEAD)
-            if not urgent:
+            if not urgent and key is not BACKGROUND:
                 self.admission.admit(
                     key, len(rows), num_tokens, deadline, now, num_reserved=num_reserved
                 )

@@ -18,6 +18,9 @@ fewer tokens while only one lane has rows left and other lanes had rows in one o
 `RECENT_BATCHES` batches: their next rows will come while this batch runs. The lane still gets at
 least half as much as any other lane of the batch, so long rows of others cannot starve it.
 
+The lane `BACKGROUND`, of work in bulk, waits until no other lane has rows, and its rows share no
+batch with theirs. While others always have rows, one batch in `BACKGROUND_EVERY` is its own.
+
 Everything here is called in the event loop. Read `app.batching.admission` next.
 """
 
@@ -33,11 +36,14 @@ from typing import Any, Generic, Protocol, TypeVar
 from app.errors import DeadlineExceededError
 
 QUANTUM_TOKENS = 32  # tokens that a lane gets per round: about one row
+BACKGROUND = object()  # key of the lane whose rows run when nothing else waits
+BACKGROUND_EVERY = 16  # batches, of which the background gets one if others always wait
 RECENT_BATCHES = 16  # batches for which a lane without rows is expected to come back
 _SHARE_TOKENS = 8192  # tokens of all lanes over which a waiting lane's share of them is measured
 _PRIOR_TOKENS = 64  # weight of the guess that no row of another lane overtakes a waiting lane
 _MEMORY = 0.8  # weight of the earlier batches in a capped lane's share
 _URGENT = object()  # key of the lane that precedes all others
+_NO_TRAFFIC = (_URGENT, BACKGROUND)  # lanes that say nothing about the traffic of the others
 
 
 class Row(Protocol):
@@ -159,7 +165,7 @@ class Batch(Generic[Q]):
 
     Attributes:
         rows: each row as its request and position there.
-        lane_tokens: tokens of each lane but the urgent one.
+        lane_tokens: tokens of each lane that counts as traffic.
         expired: requests that were dropped because their deadline had passed.
     """
 
@@ -173,7 +179,7 @@ class Batch(Generic[Q]):
         """Take the request's next row."""
         self.rows.append((request, request.num_taken))
         self.num_tokens += num_tokens
-        if key is not _URGENT:
+        if key not in _NO_TRAFFIC:
             self.lane_tokens[key] = self.lane_tokens.get(key, 0) + num_tokens
             self.largest = max(self.largest, self.lane_tokens[key])
 
@@ -196,12 +202,14 @@ class RowQueue(Generic[Q]):
         self.num_reserved = 0
         self._reserved: Counter[Hashable] = Counter()
         self._lanes: OrderedDict[Hashable, _Lane[Q]] = OrderedDict()
+        self._background: _Lane[Q] = _Lane()
+        self._num_since_background = 0  # batches
         self._lane_of: dict[Q, Hashable] = {}
         self._small_batch_tokens = small_batch_tokens
         self._num_batches = 0
         self._recent: OrderedDict[Hashable, int] = OrderedDict()  # last batch with rows of a lane
         self._capped: _Lane[Q] | None = None  # lane that the last batch was capped for
-        self._num_taken = 0  # tokens of all lanes but the urgent one, since the start
+        self._num_taken = 0  # tokens of all lanes that count as traffic, since the start
 
     def reserve(self, key: Hashable, num_rows: int) -> None:
         """Count rows that will be added, so that they are not refused when they are."""
@@ -218,7 +226,7 @@ class RowQueue(Generic[Q]):
     def add(self, request: Q, *, urgent: bool = False) -> None:
         """Put a request at the end of its lane, or before all others if it is urgent."""
         key = _URGENT if urgent else request.key
-        lane = self._lanes.get(key)
+        lane = self._lane_at(key)
         if lane is None:
             lane = self._lanes[key] = _Lane(measured_from=self._num_taken)
             if urgent:
@@ -232,7 +240,9 @@ class RowQueue(Generic[Q]):
         if request in self._lane_of:
             key = self._lane_of[request]
             num_rows = len(request.rows) - request.num_taken
-            self._count(self._lanes[key], -num_rows, -request.waiting_tokens)
+            lane = self._lane_at(key)
+            assert lane is not None  # it has this request
+            self._count(lane, -num_rows, -request.waiting_tokens)
             self._end(request, key)
 
     def oldest(self) -> Q | None:
@@ -243,7 +253,7 @@ class RowQueue(Generic[Q]):
 
     def held_by(self, key: Hashable) -> tuple[int, int]:
         """Return a lane's number of waiting and reserved rows, and its waiting tokens."""
-        lane = self._lanes.get(key) or _Lane()
+        lane = self._lane_at(key) or _Lane()
         return lane.num_rows + self._reserved[key], lane.num_tokens
 
     def count_keys(self, key: Hashable) -> int:
@@ -279,6 +289,14 @@ class RowQueue(Generic[Q]):
         """
         batch: Batch[Q] = Batch()
         self._begin_batch()
+        if self._background.requests and (
+            not self._lanes or self._num_since_background >= BACKGROUND_EVERY - 1
+        ):
+            self._take_background(batch, max_rows, max_tokens, now)
+            if batch.rows:
+                self._num_since_background = 0
+                return batch
+        self._num_since_background += 1
         while self._lanes and len(batch.rows) < max_rows:
             key, lane = next(iter(self._lanes.items()))
             if lane.deficit <= 0 and key is not _URGENT:
@@ -306,6 +324,20 @@ class RowQueue(Generic[Q]):
             alone.given, alone.measured_from = 0.0, self._num_taken
         return batch
 
+    def _take_background(self, batch: Batch[Q], max_rows: int, max_tokens: int, now: float) -> None:
+        lane = self._background
+        while lane.requests and len(batch.rows) < max_rows:
+            request = next(iter(lane.requests))
+            if request.deadline <= now:
+                self.remove(request)
+                batch.expired.append(request)
+                continue
+            row_tokens = request.rows[request.num_taken].num_tokens
+            if batch.rows and batch.num_tokens + row_tokens > max_tokens:
+                break
+            batch.add(request, BACKGROUND, row_tokens)
+            self._advance(request, BACKGROUND, lane, row_tokens)
+
     def _begin_batch(self) -> None:
         self._capped = None
         self._num_batches += bool(self._lanes)
@@ -323,7 +355,7 @@ class RowQueue(Generic[Q]):
         request.waiting_tokens -= num_tokens
         lane.deficit -= num_tokens
         self._count(lane, -1, -num_tokens)
-        if key is not _URGENT:
+        if key not in _NO_TRAFFIC:
             self._recent[key] = self._num_batches
             self._recent.move_to_end(key)
             self._measure_share(lane, num_tokens)
@@ -341,11 +373,15 @@ class RowQueue(Generic[Q]):
             lane.measured_from += of_all / 2
 
     def _end(self, request: Q, key: Hashable) -> None:
-        requests = self._lanes[key].requests
-        del requests[request]
+        lane = self._lane_at(key)
+        assert lane is not None  # it has this request
+        del lane.requests[request]
         del self._lane_of[request]
-        if not requests:
+        if not lane.requests and lane is not self._background:
             del self._lanes[key]
+
+    def _lane_at(self, key: Hashable) -> _Lane[Q] | None:
+        return self._background if key is BACKGROUND else self._lanes.get(key)
 
     def _count(self, lane: _Lane[Q], num_rows: int, num_tokens: int) -> None:
         self.num_rows += num_rows

@@ -12,9 +12,9 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 from fastapi import Header, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -27,6 +27,7 @@ from starlette.requests import ClientDisconnect
 from app.errors import ClientGoneError, NotReadyError, TooLargeError, UnsupportedBodyError
 from app.http.context import NOT_STARTED, Serving
 from app.pipeline import Stage
+from app.pipeline.bulk.output import OutputFormat
 
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 STICKY_HEADER = "X-Sticky-Key"
@@ -67,6 +68,8 @@ _MIN_VALUES, _VALUES_PER_ROW = 10_000, 16  # a row of two fields has 7
 _STEP = 256 * 2**10
 _STRING_PART = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _PARSER = ThreadPoolExecutor(1, "json")  # one body at a time, between which the event loop runs
+# Types of bodies that are streams of rows, which only `app.http.routes.bulk` reads.
+STREAM_TYPES: Mapping[str, OutputFormat] = {"application/x-ndjson": "jsonl", "text/csv": "csv"}
 _JSON_TYPE = re.compile(r"application/([^/]+\+)?json")
 
 
@@ -76,12 +79,21 @@ class JsonRoute(APIRoute):
     The endpoint is cancelled when the client closes the connection.
     """
 
+    takes_streams: ClassVar[bool] = False
+
+    async def stream(self, request: Request) -> Response:
+        """Answer a stream of rows, if the route takes streams."""
+        raise NotImplementedError
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return the function that answers a request."""
         endpoint: Callable[..., Coroutine[Any, Any, Response]] = self.endpoint
         model: type[BaseModel] = get_type_hints(endpoint)["body"]
 
         async def handle(request: Request) -> Response:
+            if self.takes_streams and media_type_of(request.headers) in STREAM_TYPES:
+                check_encoding(request.headers)
+                return await self.stream(request)
             self.check_headers(request.headers)
             errors = _parameter_errors(request)
             data = await self.read(request)
@@ -127,6 +139,11 @@ class JsonRoute(APIRoute):
         return await read_json(request, request.body)
 
 
+def media_type_of(headers: Headers) -> str:
+    """Return the type of a body, without its parameters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def check_encoding(headers: Headers) -> None:
     """Refuse a compressed body.
 
@@ -146,7 +163,7 @@ def check_media_type(headers: Headers) -> None:
     Raises:
         UnsupportedBodyError: the header names another type, or there is none.
     """
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = media_type_of(headers)
     if not _JSON_TYPE.fullmatch(media_type):
         raise UnsupportedBodyError(
             f"Content-Type is {media_type[:64] or 'missing'!r}; "

@@ -29,7 +29,7 @@ from app.errors import (
     error_response,
 )
 from app.http.context import Serving
-from app.http.json_route import TIMEOUT_HEADER
+from app.http.json_route import STREAM_TYPES, TIMEOUT_HEADER
 from app.http.routes.clients.error_forms import write_error_of
 from app.http.telemetry.metrics import Metrics
 from app.keys.paths import prediction_at, route_path
@@ -45,6 +45,8 @@ _SOUND_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PROBES = ("/health/", "/metrics")
 _NO_ROUTE = "unmatched"  # never the path itself, which clients choose
 _FILES = "/deltas/"
+_ONE_TASK = "/predict/"
+_STREAMS = {name.encode() for name in STREAM_TYPES}
 _LOG_EVERY_S = 10.0
 _IN_SUMMARY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
 
@@ -223,6 +225,9 @@ class BodyLimitMiddleware:
     A file that is uploaded (PUT below /deltas) goes to the disk as it arrives. It may be larger,
     and each of its parts has the time of a body; all of them together have a limit, too.
 
+    Each part of a stream of rows has the time of a body. The stream has no limit of bytes, but its
+    rows do, and few of them are in memory.
+
     Args:
         app: app that reads the bodies.
         max_body_bytes: most bytes of one body.
@@ -256,6 +261,10 @@ class BodyLimitMiddleware:
             await self._app(scope, receive, send)
             return
         is_upload = scope["method"] == "PUT" and route_path(scope).startswith(_FILES)
+        if scope["method"] == "POST" and _is_stream(scope):
+            parts = _Parts(receive, send, self.timeout_s)
+            await self._app(scope, parts.receive, parts.send)
+            return
         announced = next((v for name, v in scope["headers"] if name == b"content-length"), b"")
         allowed = self.max_upload_bytes if is_upload else self.max_body_bytes
         if announced.isdigit() and int(announced[:20]) > allowed:
@@ -276,6 +285,44 @@ class BodyLimitMiddleware:
             return TooLargeError("bytes in the file", found, self.max_upload_bytes, setting)
         setting = "DELTABERT_MAX_BODY_BYTES"
         return TooLargeError("bytes in the body", found, self.max_body_bytes, setting)
+
+
+def _is_stream(scope: Scope) -> bool:
+    """Tell if a body is a stream of rows for one task."""
+    given = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    is_rows = given.partition(b";")[0].strip().lower() in _STREAMS
+    return is_rows and route_path(scope).startswith(_ONE_TASK)
+
+
+class _Parts:
+    """Limits the time for each part of a stream; nothing counts while no part is asked for."""
+
+    def __init__(self, receive: Receive, send: Send, timeout_s: float) -> None:
+        self._receive = receive
+        self._send = send
+        self._timeout_s = timeout_s
+        self._is_read = False
+
+    async def receive(self) -> Message:
+        """Return the next part; after the last one, any event at any time."""
+        if self._is_read:
+            return await self._receive()
+        timeout = asyncio.timeout(self._timeout_s)
+        try:
+            async with timeout:
+                message = await self._receive()
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise BodyTimeoutError(self._timeout_s) from None
+        self._is_read = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Close the connection after an answer that begins before the end of the stream."""
+        if not self._is_read and message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        await self._send(message)
 
 
 class _Body:

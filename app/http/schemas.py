@@ -147,6 +147,22 @@ class TaskQuery(RequestBody):
     ] = None
 
 
+class StreamQuery(RequestBody):
+    """The choices for a stream of rows, which has no body to hold them."""
+
+    strategy: Strategy = None
+    version: Version = None
+    top_k: Annotated[
+        int | None, Field(ge=1, description="Number of scores to give; unset gives none.")
+    ] = None
+    keep: Annotated[
+        str, Field(description="Columns for the output, with commas; `*` for all; unset: `id`.")
+    ] = ""
+    text_columns: Annotated[
+        str, Field(description="Columns with the texts, with commas; unset: the task's fields.")
+    ] = ""
+
+
 class DeltaQuery(RequestBody):
     """The part of the deltas to list: filters, and a page of what passes them."""
 

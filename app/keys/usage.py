@@ -80,20 +80,28 @@ class Usage:
         self._num_held = 0
 
     @asynccontextmanager
-    async def admit(self, num_rows: int) -> AsyncIterator[None]:
+    async def admit(self, num_rows: int, *, num_requests: int = 1) -> AsyncIterator[None]:
         """Count the rows of a request until the block ends, or refuse them, which costs nothing.
+
+        A stream counts as one request, and its rows are counted part by part, as none.
 
         Raises:
             RateLimitedError: the key's rate or its share of the queue is used up.
             TooLargeError: the key never allows this number of rows at once.
         """
         self._check_share(num_rows)
-        self._spend(num_rows)
+        self._spend(num_rows, num_requests)
         self._num_held += num_rows
         try:
             yield
         finally:
             self._num_held -= num_rows
+
+    @property
+    def max_rows(self) -> float:
+        """The most rows that are allowed at once; infinite without limits."""
+        burst = math.inf if self._rows is None else self._rows.rate.burst
+        return min(burst, math.inf if self._max_held is None else self._max_held)
 
     def _check_share(self, num_rows: int) -> None:
         allowed = self._max_held
@@ -110,13 +118,13 @@ class Usage:
                 _SHARE_RETRY_S,
             )
 
-    def _spend(self, num_rows: int) -> None:
-        """Spend one request and its rows, both or neither."""
+    def _spend(self, num_rows: int, num_requests: int) -> None:
+        """Spend requests and rows, both or neither."""
         now_ms = self._clock() // 1_000_000
         asked = [
             (bucket, weight)
-            for bucket, weight in ((self._rows, num_rows), (self._requests, 1))
-            if bucket is not None
+            for bucket, weight in ((self._rows, num_rows), (self._requests, num_requests))
+            if bucket is not None and weight
         ]
         wait_ms, used_up = 0, None
         for bucket, weight in asked:

@@ -29,6 +29,7 @@ from app.errors import (
     Problem,
     TooLargeError,
 )
+from app.pipeline.bulk.lane import BackgroundLane
 from deltas import InvalidTextError, Record, TaskSpec, TokenizedRow, tokenize_texts
 from deltas.backbone.tokenizer import has_text, row_texts
 from deltas.manifest import PairEncoding
@@ -170,6 +171,9 @@ class Pipeline:
         shares_passes: whether the engine runs a text once for all deltas that train heads alone.
         max_rows: most rows in one request, counted once per delta.
         max_text_chars: most characters in one text.
+
+    Attributes:
+        background: runs the rows of streams.
     """
 
     def __init__(
@@ -185,6 +189,7 @@ class Pipeline:
         self._tokenizer = tokenizer
         self._cache = cache
         self._batcher = batcher
+        self.background = BackgroundLane(batcher)
         self._shares_passes = shares_passes
         self._max_rows = max_rows
         self._max_text_chars = max_text_chars
@@ -243,6 +248,18 @@ class Pipeline:
                 raise outcome
             logits.append(RowLogits(outcome, row.tokens.truncated))
         return [logits[start : start + len(rows)] for start in range(0, num_rows, len(rows))]
+
+    async def prepare(self, record: Record, texts: Texts) -> list[EngineRow]:
+        """Tokenize checked rows of a stream, while their delta is loaded.
+
+        Raises:
+            DeltaUnavailableError: the load takes too long.
+        """
+        loads = self._cache.prefetch([record])
+        rows = await self._tokenize([record], [texts]) if texts else []
+        if loads:
+            await _wait_for(loads, self._cache)
+        return rows
 
     async def try_out(self, record: Record) -> None:
         """Load a delta that may not be served yet, and answer a made-up row by it.

@@ -47,8 +47,8 @@ DIRECTION = {
     "app.keys": ("errors", "errors", "pydantic pyrate_limiter starlette tomlkit"),
     "app.pipeline": (
         "batching engine errors",
-        "backbone store manifest errors",
-        "anyio pydantic",
+        "backbone store format hardware manifest errors",
+        "anyio pyarrow pydantic tqdm",
     ),
     "app.batching": ("errors", "", ""),
     "app.engine": (
@@ -72,7 +72,7 @@ DIRECTION = {
     "audit.abstain": (
         "answers rows shares options",
         "backbone store manifest errors",
-        "numpy sklearn training.run training.errors",
+        "app.pipeline numpy sklearn training.run training.errors",
     ),
     "audit.answers": (
         "",

@@ -22,6 +22,7 @@ COMMANDS = (
     "deltas",
     "app",
     "app.cluster",
+    "app.pipeline",
 )
 HEAVY = {"torch", "transformers", "datasets", "pandas", "sklearn", "scipy", "numba", "ray"}
 PROGRAM = """

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from fastapi import APIRouter, Request, Response
 
 from app.errors import BadResultError, DeadlineExceededError, DeltaUnavailableError
-from app.http.context import Serving, ServingDep
+from app.http.context import Serving, ServingDep, get_serving
 from app.http.json_route import (
     STICKY_HEADER,
     JsonRoute,
@@ -24,6 +24,7 @@ from app.http.json_route import (
     json_response,
 )
 from app.http.openapi import documented
+from app.http.routes.bulk import answer_stream
 from app.http.schemas import (
     FanOutRequest,
     FanOutResponse,
@@ -35,9 +36,22 @@ from app.pipeline import RowLogits
 from app.pipeline.predictions import TargetPredictions, answer_of
 from deltas import Record
 
+
+class PredictionRoute(JsonRoute):
+    """Takes streams of rows, too."""
+
+    takes_streams = True
+
+    async def stream(self, request: Request) -> Response:
+        """Answer a stream of rows."""
+        serving = await get_serving(request)
+        find = partial(_find, request, serving)
+        return await answer_stream(request, serving, caller_of(request), find)
+
+
 predictions = APIRouter(
     tags=["predictions"],
-    route_class=JsonRoute,
+    route_class=PredictionRoute,
     responses=documented(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
 )
 
@@ -57,6 +71,9 @@ async def predict(
 
     A row is a string (tasks with one text) or an object with the task's fields; `text` and
     `text_pair` are accepted for any task. Predictions come in the order of the rows.
+
+    A body of type `application/x-ndjson` or `text/csv` is a stream of any number of rows. It is
+    answered while it arrives, in the type that `Accept` names, or in its own.
     """
     (answer,) = await predict_targets(
         request, body, serving, [(task, body.strategy, body.version)], task

@@ -20,7 +20,10 @@ from deltas import __main__ as cli
 
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(deltas.__file__).parents[1]
-NAMES = ["fit", "sweep", "report", "submit", "zoo", "serve", "cluster", "page", "deltas"]
+NAMES = [
+    *("fit", "sweep", "report", "submit", "zoo"),
+    *("serve", "cluster", "page", "predict", "deltas"),
+]
 # Runs the script as pip installs it: the current folder is not on the path.
 SCRIPT = ("-P", "-c", "import sys; from deltas.__main__ import deltabert; sys.exit(deltabert())")
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from app.engine.engine import Engine, EngineRow
+from app.pipeline.bulk.run import open_engine
 from audit import answers
-from audit.answers import choose_records, names_of, open_engine, predict
+from audit.answers import choose_records, names_of, predict
 from deltas import Backbone, DeltaError, DeltaFormatError, DeltaNotFoundError, tokenize_texts
 from tests.factories import stock_logits
 from tests.unit.audit.conftest import TEXTS, Put, yes_no

@@ -6,7 +6,15 @@ from collections import Counter
 from dataclasses import dataclass
 
 from app.batching.admission import ThroughputEstimate
-from app.batching.queue import QUANTUM_TOKENS, RECENT_BATCHES, Batch, QueuedRequest, RowQueue
+from app.batching.queue import (
+    BACKGROUND,
+    BACKGROUND_EVERY,
+    QUANTUM_TOKENS,
+    RECENT_BATCHES,
+    Batch,
+    QueuedRequest,
+    RowQueue,
+)
 
 
 @dataclass(frozen=True)
@@ -276,3 +284,45 @@ def test_the_rows_and_tokens_that_a_key_holds() -> None:
     assert queue.count_keys("other") == 2
     queue.release("mine", 3)
     assert (queue.held_by("mine"), queue.num_reserved) == ((0, 0), 0)
+
+
+def background_of(name: str, *lengths: int, deadline: float = 100.0) -> QueuedRequest[Row]:
+    request = request_of(name, *lengths, deadline=deadline)
+    request.key = BACKGROUND
+    return request
+
+
+def test_rows_of_the_background_wait_until_no_others_do_and_share_no_batch() -> None:
+    queue = queue_of(background_of("bulk", 5, 5, 5), request_of("a", 5), request_of("b", 5))
+    assert names(queue.take(8, 100, now=0.0).rows) == ["a0", "b0"]
+    assert names(queue.take(2, 100, now=0.0).rows) == ["bulk0", "bulk1"]
+    queue.add(request_of("c", 5))
+    assert names(queue.take(8, 100, now=0.0).rows) == ["c0"]
+    assert (queue.num_rows, queue.num_tokens) == (1, 5)
+    assert names(queue.take(8, 4, now=0.0).rows) == ["bulk2"]
+    assert queue.take(8, 100, now=0.0) == Batch()
+
+
+def test_the_background_gets_one_batch_in_many_while_others_always_wait() -> None:
+    queue = queue_of(background_of("bulk", *[5] * 3))
+    queue.add(request_of("a", *[5] * 3 * BACKGROUND_EVERY))
+    taken = [names(queue.take(1, 100, now=0.0).rows)[0][:-1] for _ in range(3 * BACKGROUND_EVERY)]
+    turns = [number for number, name in enumerate(taken) if name.startswith("bulk")]
+    assert turns == [BACKGROUND_EVERY - 1, 2 * BACKGROUND_EVERY - 1, 3 * BACKGROUND_EVERY - 1]
+
+
+def test_the_background_caps_no_batch_of_others() -> None:
+    queue = queue_of(background_of("bulk", *[10] * 50))
+    queue.take(8, 4096, now=0.0)
+    queue.add(request_of("a", *[10] * 200))
+    assert len(queue.take(256, 4096, now=0.0).rows) == 200
+
+
+def test_rows_of_the_background_expire_and_are_removed() -> None:
+    late, gone = background_of("late", 5, deadline=1.0), background_of("gone", 5)
+    queue = queue_of(late, gone)
+    assert queue.held_by(BACKGROUND) == (2, 10)
+    queue.remove(gone)
+    batch = queue.take(8, 100, now=2.0)
+    assert (batch.rows, batch.expired) == ([], [late])
+    assert queue.num_rows == 0

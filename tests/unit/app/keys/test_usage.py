@@ -140,3 +140,26 @@ def test_rows_of_failed_requests_leave_the_share(clock: Clock) -> None:
             pass
 
     asyncio.run(run())
+
+
+def test_the_rows_of_a_stream_count_as_no_request(clock: Clock) -> None:
+    used = usage(clock, rows_per_minute=60, requests_per_minute=60, burst_s=2)
+
+    async def send(num_rows: int, num_requests: int) -> None:
+        async with used.admit(num_rows, num_requests=num_requests):
+            pass
+
+    asyncio.run(send(0, 1))  # the stream
+    asyncio.run(send(1, 0))
+    asyncio.run(send(1, 0))
+    with pytest.raises(RateLimitedError, match="60 rows a minute"):
+        asyncio.run(send(1, 0))
+    asyncio.run(send(0, 1))
+    with pytest.raises(RateLimitedError, match="60 requests a minute"):
+        asyncio.run(send(0, 1))
+
+
+def test_the_most_rows_at_once(clock: Clock) -> None:
+    assert usage(clock).max_rows == float("inf")
+    assert usage(clock, rows_per_minute=60, burst_s=20).max_rows == 20
+    assert usage(clock, rows_per_minute=60, burst_s=20, queue_share=0.01).max_rows == 10

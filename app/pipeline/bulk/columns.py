@@ -1,0 +1,141 @@
+"""Takes from each row the texts that the tasks read, and the columns that go into the output.
+
+The columns of the texts are the task's fields, or `text` and `text_pair`, or those that the caller
+names. `id` goes into the output if it is there; other columns do if the caller names them.
+`app.pipeline.bulk.rows` reads the rows, `app.pipeline.bulk.output` writes the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import InvalidInputError, TooLargeError
+from app.pipeline.bulk.rows import HeaderError, RawRow, RowProblem
+from app.pipeline.pipeline import read_texts
+from deltas import TaskSpec
+from deltas.backbone.tokenizer import GENERIC_FIELDS
+from deltas.errors import did_you_mean
+
+ALL = "*"  # a name that stands for all columns
+_USUAL = "id"
+_MAX_LISTED = 20
+
+RowTexts = tuple[tuple[str, ...], ...]  # the texts of a row for each task
+
+
+@dataclass(frozen=True)
+class ColumnChoice:
+    """The columns that the caller names.
+
+    Attributes:
+        texts: columns with the texts, in the order of the fields; empty for the usual ones.
+        keep: columns that go into the output; empty for `id` alone, if it is there.
+    """
+
+    texts: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+
+
+class ColumnReader:
+    """Reads texts and kept columns from rows.
+
+    Args:
+        tasks: the tasks that answer, in the order of the answers.
+        choice: the columns that the caller names.
+        max_chars: most characters in one text.
+
+    Raises:
+        HeaderError: the named columns are more or fewer than the fields of a task.
+    """
+
+    def __init__(self, tasks: Sequence[TaskSpec], choice: ColumnChoice, max_chars: int) -> None:
+        self._tasks = tasks
+        self._choice = choice
+        self._max_chars = max_chars
+        self.kept: tuple[str, ...] = ()  # known from the first row on
+        for task in tasks:
+            if choice.texts and len(choice.texts) != len(task.text_fields):
+                fields = _listed(task.text_fields)
+                raise HeaderError(
+                    f"is read by {task.name!r}, which takes {fields}; name that many columns of "
+                    f"texts, not {len(choice.texts)}"
+                )
+
+    def begin(self, columns: Iterable[str], *, is_header: bool) -> None:
+        """Choose the kept columns by a header, or by the columns of the first row.
+
+        Raises:
+            HeaderError: the header lacks a column that is kept, or that a task reads.
+        """
+        names = tuple(columns)
+        missing = [name for name in self._choice.keep if name not in (*names, ALL)]
+        if is_header:
+            for task in self._tasks:
+                missing += [] if self._fields(task, names) else self._wanted(task)[:1]
+        if missing and is_header:
+            hint = did_you_mean(missing[0], names)
+            lacking = " and ".join(map(repr, dict.fromkeys(missing)))
+            raise HeaderError(f"has no column {lacking}; it has {_listed(names)}.{hint}")
+        # Lines of JSON name their columns one by one, so that any may have it.
+        keep = self._choice.keep or ((_USUAL,) if _USUAL in names or not is_header else ())
+        self.kept = names if ALL in keep else tuple(dict.fromkeys(keep))
+
+    def read(self, row: RawRow) -> RowTexts:
+        """Return the texts of a row for each task.
+
+        Raises:
+            RowProblem: the row can't be read, or does not fit a task.
+        """
+        if row.problem is not None:
+            raise row.problem
+        assert row.value is not None  # it has no problem
+        return tuple(self._read(task, row.value) for task in self._tasks)
+
+    def keep(self, row: RawRow) -> dict[str, Any]:
+        """Return the kept columns that a row has."""
+        value = row.value if isinstance(row.value, Mapping) else {}
+        return {name: value[name] for name in self.kept if name in value}
+
+    def _read(self, task: TaskSpec, value: str | Mapping[str, Any]) -> tuple[str, ...]:
+        row: object = value
+        names: tuple[str, ...] = ()
+        if isinstance(value, Mapping):
+            found = self._fields(task, value)
+            if found is None:
+                text = f"no column {self._wanted(task)[0]!r}; the row has {_listed(value)}"
+                raise RowProblem("invalid_input", text)
+            names = found
+            row = {field: value[name] for field, name in zip(task.text_fields, names, strict=True)}
+        try:
+            (texts,) = read_texts(task, [row], self._max_chars)
+        except InvalidInputError as error:
+            problem = error.problems[0]
+            columns = dict(zip(task.text_fields, names, strict=False))
+            named = columns.get(problem["field"] or "")
+            where = f"column {named!r} " if named else ""
+            raise RowProblem("invalid_input", f"{where}{problem['problem']}") from None
+        except TooLargeError as error:
+            text = f"a text has {error.found:,} characters; {error.allowed:,} are allowed"
+            raise RowProblem("too_large", text) from None
+        return texts
+
+    def _fields(
+        self, task: TaskSpec, names: Mapping[str, Any] | Sequence[str]
+    ) -> tuple[str, ...] | None:
+        """Return the columns with a task's texts; None if some are missing."""
+        generic = GENERIC_FIELDS[: len(task.text_fields)]
+        for wanted in (self._choice.texts,) if self._choice.texts else (task.text_fields, generic):
+            if all(name in names for name in wanted):
+                return tuple(wanted)
+        return None
+
+    def _wanted(self, task: TaskSpec) -> list[str]:
+        return list(self._choice.texts or task.text_fields)
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = [repr(name[:64]) for name in names]
+    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+    return (", ".join(found[:_MAX_LISTED]) or "none") + more

@@ -1,0 +1,122 @@
+"""Rows from bytes that arrive in parts: any cut gives the same rows, a bad row costs itself."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.pipeline.bulk.rows import MAX_ROW_BYTES, CsvRows, HeaderError, JsonLines, RawRow
+
+MIXED = (
+    b'\xef\xbb\xbfid,text\r\n1,"a\r\nb ""q"""\r\n\r\n2,x\r\n3,"open\r\n4,y\r\n5,a,b\n6,\xff\n'
+    b'7,z"w"\n8,"k" j\n9,last'
+)
+
+
+def read(parser: CsvRows | JsonLines, content: bytes, size: int = 2**16) -> list[RawRow]:
+    rows = []
+    for start in range(0, len(content), size):
+        rows += parser.feed(content[start : start + size])
+    return rows + parser.finish()
+
+
+def shown(rows: list[RawRow]) -> list[tuple[object, str, int]]:
+    return [(row.value, str(row.problem), row.end) for row in rows]
+
+
+def test_csv_rows_and_their_problems() -> None:
+    rows = read(CsvRows(), MIXED)
+    assert [row.value["id"] if isinstance(row.value, dict) else None for row in rows] == [
+        *("1", "2", None, "4"),
+        *(None, None, "7", None, "9"),
+    ]
+    assert rows[0].value == {"id": "1", "text": 'a\r\nb "q"'}
+    problems = [str(row.problem) for row in rows if row.problem]
+    assert problems == [
+        "no CSV: ',' expected after '\"'",
+        "has 3 fields, but the header has 2",
+        "not UTF-8: byte 0xff at position 2 of its line; encode it as UTF-8",
+        "no CSV: ',' expected after '\"'",
+    ]
+    assert rows[-1].end == len(MIXED)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 20])
+def test_any_cut_gives_the_same_csv_rows(size: int) -> None:
+    assert shown(read(CsvRows(), MIXED, size)) == shown(read(CsvRows(), MIXED))
+
+
+@given(st.lists(st.tuples(st.text(), st.text(min_size=1)), min_size=1), st.integers(1, 50))
+def test_csv_that_python_writes_is_read_back(cells: list[tuple[str, str]], size: int) -> None:
+    cells = [
+        tuple(text.encode(errors="ignore").decode().replace("\r", "") or "x" for text in row)  # type: ignore[misc]
+        for row in cells
+    ]
+    file = io.StringIO()
+    csv.writer(file).writerows([("a", "b"), *cells])
+    rows = read(CsvRows(), file.getvalue().encode(), size)
+    assert [row.value for row in rows] == [{"a": a, "b": b} for a, b in cells]
+
+
+@pytest.mark.parametrize("content", [MIXED, b'text\n"a\nb"\n\nc\n'])
+def test_reading_goes_on_behind_any_row(content: bytes) -> None:
+    parser = CsvRows()
+    rows = read(parser, content)
+    for number, row in enumerate(rows, 1):
+        rest = read(CsvRows(header=parser.header, position=row.end), content[row.end :], 5)
+        assert shown(rest) == shown(rows[number:])
+
+
+def test_a_quote_that_is_never_closed_costs_one_line() -> None:
+    rows = read(CsvRows(), b'text\n"open\n' + b"good\n" * 50_000)
+    assert "a quote is never closed: 'open" in str(rows[0].problem)
+    assert len(rows) == 50_001
+    assert all(row.value == {"text": "good"} for row in rows[1:])
+
+
+def test_a_row_that_is_too_long_costs_itself() -> None:
+    long = b"x" * (MAX_ROW_BYTES + 1)
+    for parser, lines in ((CsvRows(), (b"text", long, b"good")), (JsonLines(), (long, b'"good"'))):
+        rows = read(parser, b"\n".join(lines))
+        assert [row.problem.code if row.problem else "" for row in rows] == ["too_large", ""]
+    quoted = b'"' + b"a\n" * (MAX_ROW_BYTES // 2) + b'"'
+    rows = read(CsvRows(), b"text\n" + quoted + b"\ngood\n")
+    assert rows[0].problem
+    assert rows[-1].value == {"text": "good"}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "has no header"),
+        (b"\n\n", "has no header"),
+        (b"a,b,a\n", "has the column 'a' more than once"),
+        (b"\xff\n", "a header that can't be read: not UTF-8"),
+        (b'"a\n1\n', "a header that can't be read: a quote is never closed"),
+    ],
+)
+def test_a_header_that_names_no_columns_is_refused(content: bytes, says: str) -> None:
+    with pytest.raises(HeaderError, match=says):
+        read(CsvRows(), content)
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000])
+def test_lines_of_json(size: int) -> None:
+    content = b'\xef\xbb\xbf{"text": "a"}\r\n\n"x"\n[1]\n{bad\n\xff\n{"a": 1}'
+    rows = read(JsonLines(), content, size)
+    values = [row.value for row in rows]
+    assert values == [{"text": "a"}, "x", None, None, None, {"a": 1}]
+    codes = [row.problem.code if row.problem else "" for row in rows]
+    assert codes == ["", "", "invalid_input", "malformed_json", "invalid_input", ""]
+    assert rows[-1].end == len(content)
+    rest = read(JsonLines(rows[1].end), content[rows[1].end :], size)
+    assert shown(rest) == shown(rows[2:])
+
+
+def test_json_that_no_parser_can_hold_is_a_problem_of_its_row() -> None:
+    rows = read(JsonLines(), b"[" * 100_000 + b"\n" + b"1" * 10_000 + b"\n")
+    assert [row.problem.code for row in rows if row.problem] == ["malformed_json"] * 2
