@@ -257,11 +257,10 @@ def _described_outputs(task: TaskSpec) -> list[TensorDescription]:
 async def _describe(serving: ServingDep, model: str, version: str | None) -> ModelDescription:
     task, strategy = split_model(model)
     record = serving.engine.store.resolve(task, strategy, version)
-    name = record.manifest.key
-    versions = [each.version for each in serving.engine.store.records if each.manifest.key == name]
+    versions = [each.version for each in serving.engine.store.versions(*record.manifest.key)]
     return ModelDescription(
         name=model,
-        versions=sorted(versions, key=record.version.__ne__) if version is None else [version],
+        versions=versions if version is None else [version],
         inputs=[
             TensorDescription(name=field, datatype="BYTES", shape=[-1])
             for field in record.manifest.task.text_fields

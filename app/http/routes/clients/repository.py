@@ -8,6 +8,7 @@ tests/http/test_clients_open_inference.py.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any, Literal
 
@@ -21,7 +22,9 @@ from app.http.routes.clients.answers import answer_json, refuse
 from app.http.routes.clients.error_forms import error_form_of
 from app.http.routes.clients.open_inference import ModelName
 from app.http.routes.predictions import caller_of
+from app.keys.keyring import Caller
 from app.keys.paths import MODEL_SEPARATOR, split_model
+from deltas import Store
 
 _FORM = error_form_of("/v2")
 _EXTENSIONS = ("binary_tensor_data", "classification", "model_repository")
@@ -112,7 +115,11 @@ async def server_ready(serving: ServingDep) -> ServerReady:
 async def index_models(request: Request, serving: ServingDep) -> Response:
     """List every version of every delta that the key may use; a body is not needed."""
     await _flags(request, {"ready"})
-    caller, store = caller_of(request), serving.engine.store
+    # There may be thousands, and the event loop must not wait for them.
+    return await asyncio.to_thread(_index, serving.engine.store, caller_of(request))
+
+
+def _index(store: Store, caller: Caller | None) -> Response:
     defaults = {task: store.resolve(task).manifest.key[1] for task in store.tasks}
     entries = []
     for record in store.records:
@@ -120,7 +127,8 @@ async def index_models(request: Request, serving: ServingDep) -> Response:
         if caller is None or caller.may_use(task):
             is_default = strategy == defaults[task]
             name = task if is_default else f"{task}{MODEL_SEPARATOR}{strategy}"
-            entries.append(ModelEntry(name=name, version=record.version).model_dump())
+            entry = {"name": name, "version": record.version, "state": "READY", "reason": ""}
+            entries.append(entry)
     return answer_json(entries)
 
 
