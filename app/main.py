@@ -43,7 +43,7 @@ from app.http.middleware import (
 )
 from app.http.openapi import openapi_of
 from app.http.readiness import Readiness
-from app.http.routes import catalogue, operation, predictions
+from app.http.routes import catalogue, explain, operation, predictions
 from app.http.routes import changes as change_routes
 from app.http.routes.clients.registry import CLIENT_ROUTERS, add_client_examples
 from app.http.routes.clients.repository import repository
@@ -136,8 +136,8 @@ def create_app(
     app.state.serving = None
     app.state.owns_process = owns_process
     app.openapi = lambda: openapi_of(app, add_client_examples)  # type: ignore[method-assign]
-    routers = predictions.predictions, details, catalogue.catalogue, operation.operation
-    for router in routers:
+    predicting = predictions.predictions, explain.explanations
+    for router in (*predicting, details, catalogue.catalogue, operation.operation):
         app.include_router(router)
     takes_changes = app.state.keyring is not None
     for router in CLIENT_ROUTERS:

@@ -158,7 +158,8 @@ def add_security(document: Schema) -> None:
     }
     paths = document["paths"]
     one, several = _ANY_TEXT, _ANY_TEXT | {"targets": [{"task": "TASK"}]}
-    for path, body in (("/predict/{task}", one), ("/predict", several)):
+    bodies = {"/predict/{task}": one, "/explain/{task}": one, "/predict": several}
+    for path, body in bodies.items():
         request_body_of(paths[path]["post"])["examples"] = {"one text": {"value": body}}
     for path, methods in paths.items():
         form = error_form_of(path)
@@ -182,12 +183,16 @@ def add_examples(paths: Schema, store: Store) -> None:
     specs = [record.manifest.task for record in defaults]
     names = {spec.name: {"value": spec.name} for spec in specs}
 
-    predict = paths["/predict/{task}"]["post"]
-    parameter_of(predict, "task")["examples"] = names
-    request_body_of(predict)["examples"] = {
-        spec.name: {"summary": f"One row for {spec.name}", "value": {"inputs": example_row(spec)}}
-        for spec in specs
-    }
+    for path in ("/predict/{task}", "/explain/{task}"):
+        operation = paths[path]["post"]
+        parameter_of(operation, "task")["examples"] = names
+        request_body_of(operation)["examples"] = {
+            spec.name: {
+                "summary": f"One row for {spec.name}",
+                "value": {"inputs": example_row(spec)},
+            }
+            for spec in specs
+        }
     request_body_of(paths["/predict"]["post"])["examples"] = _fan_outs(store, specs)
 
     judged = [one for one in defaults[:_MAX_EXAMPLES] if predictions_path(one.path).is_file()]

@@ -23,7 +23,7 @@ MAX_LISTED_DELTAS = 1000  # in one answer
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
-_ROW_SCHEMA = {
+ROW_SCHEMA = {
     "anyOf": [
         {"type": "string", "description": "The text, for tasks that take one."},
         {
@@ -35,7 +35,7 @@ _ROW_SCHEMA = {
 }
 Inputs: TypeAlias = Annotated[
     Any,
-    WithJsonSchema({"anyOf": [*_ROW_SCHEMA["anyOf"], {"type": "array", "items": _ROW_SCHEMA}]}),
+    WithJsonSchema({"anyOf": [*ROW_SCHEMA["anyOf"], {"type": "array", "items": ROW_SCHEMA}]}),
     Field(description="One row, or a list of rows."),
 ]
 TopK: TypeAlias = Annotated[

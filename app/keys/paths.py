@@ -24,6 +24,7 @@ _PREDICTIONS = {
     first: [(re.compile(pattern, re.DOTALL), route) for pattern, route in patterns]
     for first, patterns in {
         "predict": [(r"/predict", "/predict"), (r"/predict/(?P<task>[^/]*).*", "/predict/{task}")],
+        "explain": [(r"/explain/(?P<task>[^/]*)", "/explain/{task}")],
         "hf": [
             (r"/hf/(?P<task>[^/]*)", "/hf/{task}"),
             (r"/hf/(?P<task>[^/]*)/.*", "/hf/{task}/{strategy}"),
@@ -41,7 +42,10 @@ _PREDICTIONS = {
     }.items()
 }
 # The number of parts before the task, and the fewest after it, by the first part of the path.
-_TASKS = {"predict": (1, 0), "hf": (1, 0), "tei": (1, 0), "deltas": (1, 1), "traffic": (1, 1)}
+_TASKS = {
+    **dict.fromkeys(("predict", "explain", "hf", "tei"), (1, 0)),
+    **dict.fromkeys(("deltas", "traffic"), (1, 1)),
+}
 
 
 class PredictionPath(NamedTuple):

@@ -148,6 +148,7 @@ def test_neither_of_two_teams_sees_or_uses_the_tasks_of_the_other(
         for task in others[team]:
             for method, path in (
                 ("POST", f"/predict/{task}"),
+                ("POST", f"/explain/{task}"),
                 ("GET", f"/deltas/{task}/bitfit"),
                 ("GET", f"/deltas/{task}/no-such-strategy"),
             ):

@@ -98,6 +98,7 @@ def test_every_example_works(
             sent.append((method, path))
     for task in toy_tasks:
         assert ("post", f"/predict/{task}") in sent
+        assert ("post", f"/explain/{task}") in sent
         assert any(path.startswith(f"/deltas/{task}/bitfit?version=") for _, path in sent)
         for path in (f"/hf/{task}/bitfit", f"/v2/models/{task}/infer", f"/invocations?task={task}"):
             assert ("post", path) in sent
@@ -109,6 +110,7 @@ def test_every_route_is_documented(schema: dict[str, Any]) -> None:
     assert found == {
         ("post", "/predict/{task}"),
         ("post", "/predict"),
+        ("post", "/explain/{task}"),
         ("get", "/tasks"),
         ("get", "/deltas"),
         ("get", "/deltas/{task}/{strategy}"),
@@ -135,7 +137,7 @@ def test_every_route_is_documented(schema: dict[str, Any]) -> None:
 
 
 def test_the_timeout_is_documented_as_it_is_read(schema: dict[str, Any]) -> None:
-    for path in ("/predict", "/predict/{task}"):
+    for path in ("/predict", "/predict/{task}", "/explain/{task}"):
         timeout, sticky = [
             each for each in schema["paths"][path]["post"]["parameters"] if each["in"] == "header"
         ]
