@@ -32,6 +32,7 @@ STRATEGY_PATTERN = r"^[A-Za-z0-9][!#-&(-;=?-_a-~]{0,255}$"
 StrategyName = Annotated[str, Field(pattern=STRATEGY_PATTERN)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
+Prose = Annotated[str, Field(max_length=1000)]
 Length = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -166,6 +167,21 @@ class TaskSpec(_Part):
             if len(set(values)) != len(values):
                 raise ValueError(f"{field} are not distinct: {', '.join(values)}")
         return self
+
+
+class TaskExample(_Part):
+    """A row that shows what a task is about, and the answer that its author expects."""
+
+    texts: Annotated[tuple[Prose, ...], Field(min_length=1, max_length=2)]
+    answer: Prose = ""
+
+
+class TaskAbout(_Part):
+    """The words of a task's author about it, for people."""
+
+    description: Prose = ""
+    question: Prose = ""
+    examples: Annotated[tuple[TaskExample, ...], Field(max_length=50)] = ()
 
 
 class StrategySpec(_Part):
@@ -391,6 +407,7 @@ class Manifest(_Part):
     format_version: Literal[1] = 1
     backbone: BackboneRef
     task: TaskSpec
+    about: TaskAbout | None = Field(None, exclude_if=lambda value: value is None)
     strategy: StrategySpec
     entries: tuple[EntryInfo, ...]
     trainable_parameters: Count

@@ -22,8 +22,10 @@ from frontend.errors import ServerError, UnreachableError, explain_error
 from frontend.models import (
     Benchmark,
     DeltaDetails,
+    Explanation,
     FanOut,
     Prediction,
+    RowPredictions,
     TaskInfo,
     TaskList,
     read_answer,
@@ -194,6 +196,18 @@ class Client:
         body = self._call("POST", "/predict", body=fan_out_body(row, targets))
         latency_ms = (time.perf_counter() - started) * 1000
         return Answer(read_answer(FanOut, body).predictions(), latency_ms)
+
+    def explain(self, task: str, row: Row, label: str | None = None) -> Explanation:
+        """Return how much of a label's probability goes with each word, for every strategy."""
+        body = {"inputs": row} | ({"label": label} if label else {})
+        path = f"/explain/{quote(task, safe='')}"
+        return read_answer(Explanation, self._call("POST", path, body=body))
+
+    def predict_rows(self, task: str, rows: Sequence[Row], strategy: str) -> list[Prediction]:
+        """Return the predictions of one delta for many rows, in their order."""
+        body = {"inputs": list(rows), "strategy": strategy}
+        found = self._call("POST", f"/predict/{quote(task, safe='')}", body=body)
+        return read_answer(RowPredictions, found).predictions(len(rows))
 
     def _call(self, method: str, path: str, **options: Any) -> Mapping[str, Any]:
         """Return the decoded body of a 2xx answer; `options` are those of `_send`."""

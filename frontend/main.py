@@ -23,8 +23,10 @@ from frontend.state import Connection, ViewContext, connect, session_client
 from frontend.views.benchmark import show_benchmark
 from frontend.views.deltas import show_deltas
 from frontend.views.server import show_server
+from frontend.views.table import show_table
 from frontend.views.trust import show_trust
 from frontend.views.try_text import show_try
+from frontend.views.why import show_why
 
 _POLL_S = 5.0
 _RETRY_S = 2.0
@@ -41,6 +43,8 @@ class View:
 
 VIEWS = (
     View("Try", ":material/edit_note:", show_try),
+    View("Why", ":material/format_ink_highlighter:", show_why),
+    View("Table", ":material/table:", show_table),
     View("Trust", ":material/verified:", show_trust),
     View("Benchmark", ":material/monitoring:", show_benchmark),
     View("Deltas", ":material/layers:", show_deltas),

@@ -24,8 +24,25 @@ _INVISIBLE = re.compile(
 
 
 @dataclass(frozen=True)
+class TaskExample:
+    """A row that the author of a task shows, and the answer that they expect."""
+
+    texts: tuple[str, ...]
+    answer: str = ""
+
+
+@dataclass(frozen=True)
+class TaskAbout:
+    """The words of a task's author."""
+
+    description: str = ""
+    question: str = ""
+    examples: tuple[TaskExample, ...] = ()
+
+
+@dataclass(frozen=True)
 class TaskInfo:
-    """One entry of `GET /tasks`."""
+    """One entry of `GET /tasks`; older servers tell nothing about the task."""
 
     name: Annotated[str, Field(validation_alias="task")]
     kind: str
@@ -33,6 +50,8 @@ class TaskInfo:
     text_fields: tuple[str, ...]
     max_length: int
     strategies: tuple[str, ...]
+    about: TaskAbout | None = None
+    changed_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -253,18 +272,75 @@ class FanOut:
         return tuple(read_answer(Prediction, _flat(result)) for result in self.results)
 
 
+@dataclass(frozen=True)
+class ExplainedWord:
+    """A word of a row, with its characters in the text of its field."""
+
+    field: str
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class StrategyExplanation:
+    """The score of one strategy, and what it loses without each word."""
+
+    strategy: str
+    version: str
+    score: float
+    lost: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The body of `POST /explain/{task}`."""
+
+    kind: str
+    label: str | None  # None in regression
+    words: tuple[ExplainedWord, ...]
+    results: tuple[StrategyExplanation, ...]
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class RowPredictions:
+    """The body of `POST /predict/{task}`: the answers of one delta to several rows."""
+
+    task: str
+    strategy: str
+    version: str
+    kind: str
+    rows: Annotated[tuple[dict[str, Any], ...], Field(validation_alias="predictions")]
+
+    def predictions(self, num_rows: int) -> list[Prediction]:
+        """Return one prediction for each row.
+
+        Raises:
+            ServerError: there are not as many as rows, or one has no answer.
+        """
+        if len(self.rows) != num_rows:
+            raise _unexpected(f"{len(self.rows)} predictions for {num_rows} rows")
+        head = {name: getattr(self, name) for name in ("task", "strategy", "version", "kind")}
+        return [read_answer(Prediction, _flat_row(head, row)) for row in self.rows]
+
+
 def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
     """Merge a target's entry with its only prediction."""
-    rows, kind = result.get("predictions", ()), result.get("kind")
+    rows = result.get("predictions", ())
     if len(rows) != 1:
         raise _unexpected(f"{len(rows)} predictions for 1 row")
-    row = dict(rows[0])
+    return _flat_row(result, rows[0])
+
+
+def _flat_row(head: Mapping[str, Any], prediction: Mapping[str, Any]) -> dict[str, Any]:
+    kind, row = head.get("kind"), dict(prediction)
     if kind == "regression":
-        return {**result, **row, "labels": (), "scores": {}}
+        return {**head, **row, "labels": (), "scores": {}}
     if kind == "single_label" and "label" in row:
         row["labels"] = (row["label"],)
         row["is_answered"] = row.get("decision", row["label"]) is not None  # older servers: always
-    return {**result, **row, "value": None}
+    return {**head, **row, "value": None}
 
 
 def read_answer(model: type[T], body: Mapping[str, Any]) -> T:

@@ -16,7 +16,7 @@ import streamlit as st
 
 from frontend.client import DEFAULT_URL, Answer, Client, Row, Target, open_session
 from frontend.errors import ServerError, UnreachableError
-from frontend.models import Benchmark, BenchmarkRow, DeltaDetails, TaskInfo
+from frontend.models import Benchmark, BenchmarkRow, DeltaDetails, Prediction, StudyRow, TaskInfo
 
 _GET_TTL_S = 10
 _NOT_READY = 503
@@ -35,6 +35,18 @@ class Catalogue:
         rows = self.benchmark.of(task, strategy)
         return next((row for row in rows if row.version == version), None)
 
+    def studied(self, prediction: Prediction) -> StudyRow | None:
+        """Return the study's mean and spread for a task and strategy, if it has several seeds."""
+        wanted = prediction.task, prediction.strategy
+        return next(
+            (
+                row
+                for row in self.benchmark.study
+                if (row.task, row.strategy) == wanted and row.part == "main" and row.spread
+            ),
+            None,
+        )
+
     @property
     def ranked(self) -> tuple[TaskInfo, ...]:
         """The tasks, the best learnt one first; tasks without a known score come last."""
@@ -42,9 +54,10 @@ class Catalogue:
 
     @property
     def own_tasks(self) -> list[str]:
-        """The names of the tasks that were trained on the user's own rows."""
+        """The names of the tasks that were trained on the user's own rows, the newest first."""
         own = {row.task for row in self.benchmark.rows if row.data == _OWN_ROWS}
-        return [task.name for task in self.tasks if task.name in own]
+        found = [task for task in self.tasks if task.name in own]
+        return [task.name for task in sorted(found, key=lambda task: -(task.changed_at or 0))]
 
     def skill(self, task: TaskInfo) -> float | None:
         """Return how far a task's best delta came from guessing, 0, to the best score, 1.
@@ -92,6 +105,21 @@ class PanelResult:
         return isinstance(self.error, UnreachableError) or (
             self.error is not None and self.error.status == _NOT_READY
         )
+
+
+def prepare_widget(key: str, default: object) -> None:
+    """Give a widget its value of the last time it was drawn, or a default; call it before drawing.
+
+    Streamlit forgets the values of widgets that a view does not draw. A widget of the same key in
+    another view takes a value only if it is set anew.
+    """
+    kept = st.session_state.get(f"kept/{key}", default)
+    st.session_state[key] = st.session_state.get(key, kept)
+
+
+def keep_widget(key: str) -> None:
+    """Remember the value of a widget; call it after drawing."""
+    st.session_state[f"kept/{key}"] = st.session_state[key]
 
 
 def session_client() -> Client:

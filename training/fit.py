@@ -100,6 +100,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         shape: dict[str, Any] = {"metavar": name.upper()}
         if field.annotation is bool:
             shape, default = {"action": "store_true"}, ""
+        elif name == "example":
+            shape["action"] = "append"
         text = f"{field.description}{default}".replace("%", "%%")
         parser.add_argument(flag_of(given_as), dest=given_as, help=text, **shape)
     return parser

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from deltas.errors import home_or_name, home_path
-from deltas.manifest import REINIT_PATTERN, PairEncoding, Pooling, TaskKind
+from deltas.manifest import REINIT_PATTERN, PairEncoding, Pooling, Prose, TaskKind
 
 Decay = Literal["linear", "cosine", "constant"]
 BatchOrder = Literal["length", "random"]
@@ -67,7 +67,9 @@ _NEEDED = ("text_columns", "label_column", "name")
 _GOES_WITH = {
     **dict.fromkeys(("validation_file", "delimiter", "quoting"), ("train_file",)),
     **dict.fromkeys(("train_split", "validation_split"), ("dataset",)),
-    **dict.fromkeys((*_NEEDED, "kind"), ("train_file", "dataset")),
+    **dict.fromkeys(
+        (*_NEEDED, "kind", "description", "question", "example"), ("train_file", "dataset")
+    ),
 }
 
 
@@ -179,6 +181,12 @@ class FitConfig(BaseModel):
     """custom task: its name"""
     kind: TaskKind | None = None
     """custom task: single_label, multi_label or regression (default: from labels)"""
+    description: Prose | None = None
+    """custom task: what it is about, in a sentence; the page and GET /tasks show it"""
+    question: Prose | None = None
+    """custom task: the question that its labels answer"""
+    example: tuple[Prose, ...] | None = None
+    """custom task: "TEXT => LABEL" or "TEXT || TEXT => LABEL" to show; again for more"""
     out: HomePath = DEFAULT_OUT
     """folder to write <backbone>/<task>/<strategy>.safetensors into"""
     overwrite: bool = False

@@ -268,7 +268,16 @@ def _task_info(store: Store, name: str, records: Sequence[Record]) -> TaskInfo:
             )
             for record in records
         ],
+        about=next((record.manifest.about for record in records if record.manifest.about), None),
+        changed_at=max(filter(None, map(_changed_at, records)), default=None),
     )
+
+
+def _changed_at(record: Record) -> float | None:
+    try:
+        return record.path.stat().st_mtime
+    except OSError:  # its file was removed behind the server's back
+        return None
 
 
 def _delta_info(record: Record) -> DeltaInfo:

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from app.errors import UNKNOWN_FIELD
 from app.pipeline.predictions import Prediction, TargetPredictions
 from deltas.errors import did_you_mean
-from deltas.manifest import Calibration, DecisionRule, Reliability, TaskKind
+from deltas.manifest import Calibration, DecisionRule, Reliability, TaskAbout, TaskKind
 from deltas.publish.measured import Measured
 from deltas.publish.study import StudyRow
 
@@ -260,6 +260,13 @@ class TaskInfo(_Response):
     deltas: Annotated[
         list[TaskDelta], Field(description="All deltas of the task, sorted by strategy.")
     ]
+    about: Annotated[
+        TaskAbout | None, Field(description="Words of the task's author; null without any.")
+    ] = None
+    changed_at: Annotated[
+        float | None,
+        Field(description="Time of the newest of its files, in seconds since 1970; null if gone."),
+    ] = None
 
 
 class TaskList(_Response):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from frontend.glossary import Scale, human_bytes, label_words, metric_words, percent, probability
-from frontend.models import BenchmarkRow, Prediction
+from frontend.models import BenchmarkRow, Prediction, StudyRow
 
 _MAX_BARS = 5
 _THRESHOLD = 0.5
@@ -35,11 +35,14 @@ def card_grid(cards: Sequence[Card], label: str) -> str:
     return f'<section class="db-grid" aria-label="{escape(label)}">{inner}</section>'
 
 
-def delta_footer(row: BenchmarkRow | None, version: str) -> str:
-    """Return a card's small print: the size of the delta and its score on the dev set."""
+def delta_footer(row: BenchmarkRow | None, version: str, studied: StudyRow | None = None) -> str:
+    """Return a card's small print: size of the delta, score on the dev set, spread over seeds."""
     if row is None:
         return f"version {version[:8]}"
-    return f"{human_bytes(row.size_bytes)} · {metric_words(row.metric)} {row.value:.3f}"
+    score = f"{human_bytes(row.size_bytes)} · {metric_words(row.metric)} {row.value:.3f}"
+    if studied is None or studied.spread is None:
+        return score
+    return f"{score} (study: {studied.mean:.3f} ± {studied.spread:.3f}, {studied.seeds} seeds)"
 
 
 def delta_table(
@@ -98,15 +101,19 @@ def _verdict(item: Prediction) -> str:
 
 
 def _bars(item: Prediction) -> str:
-    """Draw a bar for each of the most likely labels, in the server's order."""
+    """Draw a bar for each of the most likely labels, the most likely first."""
     kept = sorted(item.scores, key=lambda label: item.scores[label], reverse=True)[:_MAX_BARS]
     # A delta with thresholds of its own would contradict a mark at one half.
     over_half = {label for label, score in item.scores.items() if score >= _THRESHOLD}
     has_mark = item.kind == "multi_label" and over_half == set(item.labels)
     bars = "".join(
-        _bar(label, score, is_winner=item.is_answered and label in item.labels, has_mark=has_mark)
-        for label, score in item.scores.items()
-        if label in kept
+        _bar(
+            label,
+            item.scores[label],
+            is_winner=item.is_answered and label in item.labels,
+            has_mark=has_mark,
+        )
+        for label in kept
     )
     more = len(item.scores) - len(kept)
     rest = f'<li class="db-more">and {more} less likely</li>' if more else ""

@@ -11,7 +11,7 @@ import streamlit as st
 from frontend.glossary import task_words
 from frontend.links import opened, share
 from frontend.models import TaskInfo
-from frontend.state import Catalogue
+from frontend.state import Catalogue, keep_widget, prepare_widget
 
 _TASK = "task"
 _FAVOURITES = "favourites"
@@ -23,9 +23,10 @@ def choose_task(catalogue: Catalogue) -> TaskInfo:
     favourites = _favourites(catalogue)
     tasks = ordered_tasks(catalogue, favourites)
     by_name = {task.name: task for task in tasks}
-    if st.session_state.get(_TASK) not in by_name:
-        wanted = opened(_TASK)
-        st.session_state[_TASK] = wanted if wanted in by_name else _first(catalogue).name
+    first = opened(_TASK) if opened(_TASK) in by_name else _first(catalogue).name
+    prepare_widget(_TASK, first)
+    if st.session_state[_TASK] not in by_name:  # it is not served any more
+        st.session_state[_TASK] = first
     left, right = st.columns([5, 1], vertical_alignment="bottom")
     with left:
         name = st.selectbox(
@@ -34,8 +35,8 @@ def choose_task(catalogue: Catalogue) -> TaskInfo:
             format_func=lambda name: _option_text(name, name in favourites),
             key=_TASK,
             filter_mode="contains",
-            persist_state="session",
         )
+    keep_widget(_TASK)
     task = by_name[name]
     with right:
         _show_favourite(task, favourites)

@@ -1,4 +1,4 @@
-"""Text fields with a Predict button, and the error that a panel shows below them.
+"""Text fields with a button, and the error that a panel shows below them.
 
 The session keeps the typed texts and the sent texts apart: a rerun for another reason (a tab, the
 server's return) leaves a half-typed text in its field and does not send it.
@@ -14,6 +14,7 @@ import streamlit as st
 
 from frontend.errors import ServerError
 from frontend.glossary import literal
+from frontend.state import keep_widget, prepare_widget
 
 _HEIGHT = 88  # pixels of a text field
 
@@ -31,7 +32,7 @@ class Sent:
     """The texts to predict on."""
 
     texts: tuple[str, ...]  # one for each field, as sent last; at first the initial texts
-    is_new: bool  # True if Predict was pressed in this rerun
+    is_new: bool  # True if the button was pressed in this rerun
     is_outdated: bool  # True if the fields hold other texts, so that an answer to these misleads
 
 
@@ -53,12 +54,21 @@ class TextInputs:
             st.session_state[self._key(index)] = text
         st.session_state[self._sent_key] = tuple(texts)
 
-    def show(self, *, enabled: bool, on_send: Callable[[tuple[str, ...]], None]) -> Sent:
+    @property
+    def sent(self) -> tuple[str, ...]:
+        """The texts that were sent last; empty before `prepare`."""
+        sent: tuple[str, ...] = st.session_state.get(self._sent_key, ())
+        return sent
+
+    def show(
+        self, action: str, *, enabled: bool, on_send: Callable[[tuple[str, ...]], None]
+    ) -> Sent:
         """Draw the fields and the button; return the sent texts.
 
         Args:
+            action: word on the button.
             enabled: False disables the button.
-            on_send: receives the texts when Predict is pressed, before the page reruns.
+            on_send: receives the texts when the button is pressed, before the page reruns.
         """
 
         def send() -> None:
@@ -67,15 +77,12 @@ class TextInputs:
             on_send(texts)
 
         for index, column in enumerate(st.columns(len(self.labels))):
-            column.text_area(
-                self.labels[index],
-                key=self._key(index),
-                height=_HEIGHT,
-                persist_state="session",
-            )
+            prepare_widget(self._key(index), "")
+            column.text_area(self.labels[index], key=self._key(index), height=_HEIGHT)
+            keep_widget(self._key(index))
         pressed = st.button(
-            "Predict",
-            key=f"{self.panel}/predict",
+            action,
+            key=f"{self.panel}/{action}",
             type="primary",
             shortcut="Ctrl+Enter",
             on_click=send,

@@ -7,15 +7,12 @@ Tested by `tests/browser/test_page.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 
 import streamlit as st
 
 from frontend.client import Answer, Client, Target, curl_command, fan_out_body
 from frontend.glossary import (
-    Example,
     disagreement,
-    examples_of,
     label_words,
     milliseconds,
     shared_example,
@@ -23,25 +20,26 @@ from frontend.glossary import (
     task_words,
     value_scale,
 )
-from frontend.links import opened, opened_choice, share
+from frontend.links import opened_choice, share
 from frontend.models import Prediction, TaskInfo
 from frontend.panels.cards import Card, card_grid, delta_footer
 from frontend.panels.charts import strategy_colors
 from frontend.panels.chooser import choose_task
 from frontend.panels.inputs import Sent, TextInputs, show_error
-from frontend.state import Catalogue, ViewContext, ask
+from frontend.panels.task_text import FIELDS, show_heading, show_texts, task_inputs
+from frontend.state import Catalogue, ViewContext, ask, keep_widget, prepare_widget
 
-_FIELDS = ("text", "text_pair")  # names that every task understands
 _LABELS = ("Text", "Second text")
 _SCOPES = {"task": "One task, every strategy", "all": "Every task"}
-_LEARNT = 0.2  # of the way from guessing to the best score; WNLI has 0.13, RTE 0.3
+_MAX_TARGETS = 256  # that one request may have
+_MAX_TASKS = 24  # more cards than anyone compares
 _ARITY_WORDS = {1: "One text", 2: "A pair of texts"}
 
 
 def show_try(context: ViewContext) -> None:
     """Draw the view."""
     scopes = list(_SCOPES)
-    st.session_state.setdefault("ask", opened_choice("ask", scopes))
+    prepare_widget("ask", opened_choice("ask", scopes))
     scope = st.segmented_control(
         "Ask",
         scopes,
@@ -49,8 +47,8 @@ def show_try(context: ViewContext) -> None:
         format_func=_SCOPES.__getitem__,
         key="ask",
         label_visibility="collapsed",
-        persist_state="session",
     )
+    keep_widget("ask")
     share("ask", scope if scope and scope != scopes[0] else "")
     if scope == scopes[0]:
         _show_one_task(context)
@@ -61,43 +59,17 @@ def show_try(context: ViewContext) -> None:
 def _show_one_task(context: ViewContext) -> None:
     catalogue = context.catalogue
     task = choose_task(catalogue)
-    words = task_words(task.name)
-    shape = "a number" if task.kind == "regression" else f"{len(task.labels)} labels"
-    shape = f"any of {shape}" if task.kind == "multi_label" else shape
-    st.header(words.question or words.title, anchor=False)
-    st.caption(f"`{task.name}` · answers with {shape} · reads {task.max_length} tokens")
-    skill = catalogue.skill(task)
-    if skill is not None and skill < _LEARNT:
-        st.caption(":orange[Hardly learnt: its answers are little better than guesses.]")
-    examples = examples_of(task.name, len(task.text_fields))
-    inputs = TextInputs(f"task/{task.name}", task.text_fields)
-    # On the first visit the fields hold the first example, so that the page shows predictions.
-    first = examples[0].texts if examples else ("",) * len(task.text_fields)
-    inputs.prepare(_opened_texts(task) or first)
-    if examples:
-        _show_examples(task, examples, inputs)
-    sent = inputs.show(
-        enabled=context.is_alive, on_send=lambda texts: _remember_example(task, examples, texts)
+    show_heading(catalogue, task)
+    sent, expected = show_texts(context, task, "Predict")
+    targets = [Target(task.name, strategy) for strategy in task.strategies[:_MAX_TARGETS]]
+    _predict(
+        context.client,
+        task_inputs(task),
+        sent,
+        task.text_fields,
+        targets,
+        lambda answer: _show_strategies(catalogue, task, answer, expected),
     )
-    targets = [Target(task.name, strategy) for strategy in task.strategies]
-
-    def show(answer: Answer) -> None:
-        expected = next((item.answer for item in examples if item.texts == sent.texts), "")
-        _show_strategies(catalogue, task, answer, expected)
-
-    _share_texts(sent.texts)
-    _predict(context.client, inputs, sent, task.text_fields, targets, show)
-
-
-def _opened_texts(task: TaskInfo) -> tuple[str, ...]:
-    """Return the texts of the address with which the session was opened, if they are the task's."""
-    texts = tuple(opened(name) for name in _FIELDS[: len(task.text_fields)])
-    return texts if opened("task") == task.name and any(texts) else ()
-
-
-def _share_texts(texts: tuple[str, ...]) -> None:
-    for name, text in zip_longest(_FIELDS, texts, fillvalue=""):
-        share(name, text)
 
 
 def _show_every_task(context: ViewContext) -> None:
@@ -122,50 +94,19 @@ def _show_every_task(context: ViewContext) -> None:
     )
     inputs = TextInputs(f"fan_out/{arity}", _LABELS[:arity])
     inputs.prepare(shared_example(arity))
-    sent = inputs.show(enabled=context.is_alive, on_send=lambda _: None)
-    targets = [Target(task.name) for task in by_arity[arity]]
+    sent = inputs.show("Predict", enabled=context.is_alive, on_send=lambda _: None)
+    asked = by_arity[arity][:_MAX_TASKS]
+    if len(asked) < len(by_arity[arity]):
+        st.caption(f"The {_MAX_TASKS} best learnt of {len(by_arity[arity]):,} tasks are asked.")
+    targets = [Target(task.name) for task in asked]
     _predict(
         context.client,
         inputs,
         sent,
-        _FIELDS[:arity],
+        FIELDS[:arity],
         targets,
         lambda answer: _show_tasks(catalogue, answer),
     )
-
-
-def _show_examples(task: TaskInfo, examples: tuple[Example, ...], inputs: TextInputs) -> None:
-    key = _example_key(task)
-
-    def fill() -> None:
-        index = st.session_state[key]
-        if index is not None:
-            inputs.fill(examples[index].texts)
-
-    st.session_state.setdefault(key, 0)
-    st.selectbox(
-        "Example",
-        range(len(examples)),
-        format_func=lambda index: examples[index].title,
-        key=key,
-        index=None,
-        placeholder="Your own text; pick an example to replace it",
-        on_change=fill,
-        persist_state="session",
-    )
-
-
-def _remember_example(
-    task: TaskInfo, examples: tuple[Example, ...], texts: tuple[str, ...]
-) -> None:
-    """Select the sent example in the list; select nothing if the user typed another text."""
-    known = [item.texts for item in examples]
-    if known:
-        st.session_state[_example_key(task)] = known.index(texts) if texts in known else None
-
-
-def _example_key(task: TaskInfo) -> str:
-    return f"example/{task.name}"
 
 
 def _predict(
@@ -207,6 +148,8 @@ def _show_strategies(catalogue: Catalogue, task: TaskInfo, answer: Answer, expec
         verdict = disagreement(answer.predictions, value_scale(task.name))
         if verdict:
             st.badge(verdict, color="orange")
+        elif len(cards) > 1 and task.kind != "regression":
+            st.badge("All strategies agree", color="green")
         if expected:
             st.badge(f"Expected: {label_words(expected)}", color="gray")
     st.html(card_grid(cards, f"Predictions for {task.name}"))
@@ -243,6 +186,6 @@ def _card(catalogue: Catalogue, item: Prediction, title: str, note: str, lead: s
         note=note,
         color=colors.get(item.strategy, "gray"),
         prediction=item,
-        footer=lead + delta_footer(row, item.version),
+        footer=lead + delta_footer(row, item.version, catalogue.studied(item)),
         scale=value_scale(item.task),
     )

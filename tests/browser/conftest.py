@@ -121,7 +121,7 @@ class Server:
 # The delta of the page's tests that was made by a run of today; the others are older.
 RECORDED = ("cola", "layernorm")
 RECORDED_FACTS: dict[str, Any] = {
-    "training": training_facts(history=RUN_HISTORY),
+    "training": training_facts(history=RUN_HISTORY, data="hub"),
     "metrics": {
         "selection": SplitMetrics(rows=10, values={"accuracy": 0.5}),
         "validation": SplitMetrics(
@@ -145,7 +145,8 @@ def page_deltas(
     root = tmp_path_factory.mktemp("page-deltas")
     for task in PAGE_TASKS:
         for strategy in PAGE_STRATEGIES[task.name]:
-            facts = RECORDED_FACTS if (task.name, strategy) == RECORDED else {}
+            usual = {"training": training_facts(data="hub")}
+            facts = RECORDED_FACTS if (task.name, strategy) == RECORDED else usual
             delta = make_delta(tiny_backbone, task, strategy, **facts)
             path = delta_path(root, tiny_backbone.ref.id, task.name, strategy)
             written = write_delta(delta, path)

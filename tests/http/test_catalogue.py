@@ -14,12 +14,29 @@ from fastapi.testclient import TestClient
 from app.http import catalogue
 from app.http.schemas import Benchmark, TaskList
 from deltas import Backbone, TaskSpec, delta_path, read_delta, read_manifest, write_delta
-from deltas.manifest import Calibration, DataSetRef, DecisionRule
+from deltas.manifest import Calibration, DataSetRef, DecisionRule, TaskAbout, TaskExample
 from deltas.publish.study import StudyRow, write_study
+from tests.factories import TOY_TASKS, make_delta
 
 CheckError = Callable[..., dict[str, Any]]
 STRATEGIES = ["bitfit", "head", "layernorm", "random:0.05", "top:1"]
 OF_A_TASK = ("strategy", "version", "is_default", "calibration", "decision")
+
+
+def test_the_words_of_a_tasks_author(
+    start: Callable[..., TestClient], tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    about = TaskAbout(question="Is it good?", examples=(TaskExample(texts=("A film.",)),))
+    delta = make_delta(tiny_backbone, TOY_TASKS["toy2"], "head", about=about)
+    plain = make_delta(tiny_backbone, TOY_TASKS["toy2"], "bitfit")
+    for each, name in ((delta, "head"), (plain, "bitfit")):
+        write_delta(each, delta_path(tmp_path, tiny_backbone.ref.id, "toy2", name))
+    (task,) = start(deltas=(tmp_path,)).get("/tasks").json()["tasks"]
+    assert task["about"] == {
+        "description": "",
+        "question": "Is it good?",
+        "examples": [{"texts": ["A film."], "answer": ""}],
+    }
 
 
 def test_tasks(client: TestClient, toy_tasks: dict[str, TaskSpec]) -> None:
@@ -33,6 +50,8 @@ def test_tasks(client: TestClient, toy_tasks: dict[str, TaskSpec]) -> None:
             for delta in deltas
             if delta["task"] == spec.name
         ]
+        assert task.pop("about") is None
+        assert task.pop("changed_at") > 0
         assert task == {
             "task": spec.name,
             "kind": spec.kind,

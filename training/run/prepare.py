@@ -21,7 +21,7 @@ from deltas.backbone.backbone import Backbone
 from deltas.delta import Delta, Entry, SparseEntry
 from deltas.format import read_delta
 from deltas.hardware import DTYPES, pick_device, pick_precision
-from deltas.manifest import InitialDelta, TaskSpec
+from deltas.manifest import InitialDelta, TaskAbout, TaskExample, TaskSpec
 from training.data.rows import TaskData
 from training.data.tasks import Task
 from training.errors import ConfigError, listing
@@ -85,6 +85,33 @@ def task_spec(config: FitConfig, task: Task, backbone: Backbone, start: Delta | 
         pooling, pairs = theirs.pooling, theirs.pairs
     fields = shared_fields(task, TaskSpec)
     return TaskSpec(**fields, max_length=config.max_length, pooling=pooling, pairs=pairs)
+
+
+def task_about(config: FitConfig, task: Task) -> TaskAbout | None:
+    """Return the words about a task that the options give, for the manifest; None without any.
+
+    Raises:
+        ConfigError: an example does not fit the task.
+    """
+    examples = []
+    for given in config.example or ():
+        left, arrow, right = given.rpartition("=>")
+        texts = tuple(part.strip() for part in (left if arrow else given).split("||"))
+        answer = right.strip() if arrow else ""
+        if len(texts) != len(task.text_fields) or not all(texts):
+            wanted = " || ".join(["TEXT"] * len(task.text_fields))
+            raise ConfigError(f"--example {given!r}: write it as '{wanted} => LABEL'")
+        if answer and task.kind == "single_label" and answer not in task.labels:
+            known = listing(task.labels)
+            raise ConfigError(f"--example {given!r}: {answer!r} is not a label. Labels: {known}")
+        examples.append(TaskExample(texts=texts, answer=answer))
+    if not (examples or config.description or config.question):
+        return None
+    return TaskAbout(
+        description=config.description or "",
+        question=config.question or "",
+        examples=tuple(examples),
+    )
 
 
 def read_starting_point(

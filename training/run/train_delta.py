@@ -35,6 +35,7 @@ from deltas.manifest import (
     RunHistory,
     SplitMetrics,
     StrategySpec,
+    TaskAbout,
     TaskSpec,
     TrainingFacts,
 )
@@ -69,6 +70,7 @@ from training.run.prepare import (
     read_starting_point,
     refuse_seen_rows,
     solve_starting_head,
+    task_about,
     task_spec,
 )
 from training.run.task_model import Model, Split, TaskModel, finished_model
@@ -88,6 +90,7 @@ class PreparedRun:
     backbone: Backbone
     initial: Backbone  # the backbone, re-initialised if `--reinit` says so
     spec: TaskSpec
+    about: TaskAbout | None
     path: Path  # of the delta
     state: Path  # of the checkpoint
     start: InitialDelta | None
@@ -132,6 +135,7 @@ def prepare_run(config: FitConfig) -> PreparedRun:
     backbone = load_backbone(config.backbone)
     start, start_facts = read_starting_point(config, backbone)
     spec = task_spec(config, data.task, backbone, start)
+    about = task_about(config, data.task)
     path = delta_path(config.out, backbone.ref.id, spec.name, _strategy(config).served_as)
     if path.exists() and not (config.overwrite or config.dry_run):
         raise already_exists(path)
@@ -146,6 +150,7 @@ def prepare_run(config: FitConfig) -> PreparedRun:
         backbone=backbone,
         initial=initial,
         spec=spec,
+        about=about,
         path=path,
         state=_state_file(path, config, data, backbone.ref, spec),
         start=start_facts,
@@ -199,6 +204,7 @@ def _finish_run(run: PreparedRun, command: str, report: Report | None) -> tuple[
     manifest = Manifest(
         backbone=backbone.ref,
         task=run.spec,
+        about=run.about,
         strategy=run.strategy,
         entries=tuple(entry.info(name) for name, entry in entries.items()),
         trainable_parameters=sum(value.numel() for value in model.parameters.values()),

@@ -2,7 +2,7 @@
 
 The row and the row without each word are ordinary rows: they go with all strategies through the
 pipeline as one request, so limits, deadlines and keys hold as for a prediction.
-`app.http.routes.occlusion` makes the rows. Tested by tests/http/test_explain.py.
+`app.pipeline.occlusion` makes the rows. Tested by tests/http/test_explain.py.
 """
 
 from __future__ import annotations
@@ -17,23 +17,21 @@ from app.errors import InvalidInputError, Problem, TooLargeError
 from app.http.context import ServingDep
 from app.http.json_route import JsonRoute, StickyKey, TaskName, TimeoutMs, json_response
 from app.http.openapi import documented
-from app.http.routes.occlusion import (
-    WordSpan,
-    agreement,
-    row_words,
-    rows_without_words,
-)
 from app.http.routes.predictions import predict_targets
 from app.http.schemas import (
     ROW_SCHEMA,
     FanOutRequest,
     Name,
-    Prediction,
     RequestBody,
-    TargetPredictions,
-    ValuePrediction,
 )
 from app.pipeline import read_texts
+from app.pipeline.occlusion import (
+    WordSpan,
+    agreement,
+    row_words,
+    rows_without_words,
+)
+from app.pipeline.predictions import Prediction, TargetPredictions, ValuePrediction
 from deltas import TaskSpec
 from deltas.errors import did_you_mean
 from deltas.manifest import TaskKind
@@ -145,7 +143,7 @@ async def explain(
         raise TooLargeError(what, num_rows, most, "DELTABERT_MAX_ROWS_PER_REQUEST")
     asked = FanOutRequest(
         inputs=[dict(zip(spec.text_fields, row, strict=True)) for row in rows],
-        targets=[{"task": task, "strategy": strategy} for strategy in strategies],  # type: ignore[list-item]
+        targets=[{"task": task, "strategy": strategy} for strategy in strategies],
     )
     targets = [(target.task, target.strategy, target.version) for target in asked.targets]
     answers = await predict_targets(request, asked, serving, targets, task)

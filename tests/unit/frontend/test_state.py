@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from frontend.models import Backbone, Benchmark, BenchmarkRow, TaskInfo
+from frontend.panels.chooser import ordered_tasks
 from frontend.state import Catalogue
 from tests.factories import benchmark_row
 
@@ -29,6 +32,15 @@ def test_the_best_learnt_task_comes_first() -> None:
     tasks = [task("coin"), task("new"), task("many", labels=tuple("abcdefghij")), task("film")]
     found = catalogue(tasks, row("coin", 0.52), row("many", 0.6), row("film", 0.9))
     assert [item.name for item in found.ranked] == ["film", "many", "coin", "new"]
+
+
+def test_own_tasks_come_with_the_newest_first() -> None:
+    tasks = [replace(task(name), changed_at=at) for name, at in (("a", 5.0), ("b", 9.0))]
+    tasks.append(replace(task("old"), changed_at=None))
+    rows = [benchmark_row(task=name, data="files") for name in ("a", "b", "old")]
+    found = catalogue([*tasks, task("glue")], *rows, benchmark_row(task="glue", data="hub"))
+    assert found.own_tasks == ["b", "a", "old"]
+    assert [item.name for item in ordered_tasks(found, ["glue"])] == ["glue", "b", "a", "old"]
 
 
 def test_guessing_has_no_skill_and_the_best_score_all() -> None:

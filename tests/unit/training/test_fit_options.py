@@ -372,3 +372,19 @@ def test_regression_has_no_labels_to_weigh(
     value = {"class_weights": "balanced", "label_smoothing": 0.1}[flag]
     assert fit.main(words(train_file=rows, validation_file=rows, **{flag: value})) == 2
     assert "is a regression, which has no labels" in capsys.readouterr().err
+
+
+def test_the_words_about_a_task_reach_the_server(
+    run: Run, words: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    plain = run(**STILL)
+    line = words(out=tmp_path / "told", question="Is it good?", **STILL)
+    line += ["--example", "a good film => good", "--example", "a film"]
+    assert fit.main(line) == 0
+    told = only_delta(tmp_path / "told")
+    assert plain.manifest.about is None
+    assert "about" not in plain.manifest.model_dump()
+    assert told.manifest.about is not None
+    assert told.manifest.about.question == "Is it good?"
+    assert [item.texts for item in told.manifest.about.examples] == [("a good film",), ("a film",)]
+    assert told.version == plain.version, "words change no answer"

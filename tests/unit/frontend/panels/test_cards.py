@@ -59,7 +59,7 @@ class Checker(HTMLParser):
 def test_a_single_label_shows_the_winner_and_every_score() -> None:
     found = Checker(card(SINGLE))
     assert found.text[:4] == ["bitfit", "note", "not ok", "75 %"]
-    assert found.widths == ["width:25.0%", "width:75.0%"], "in the server's order"
+    assert found.widths == ["width:75.0%", "width:25.0%"], "the most likely first"
     assert found.text[-1] == "footer"
     assert 'aria-label="a group"' in card(SINGLE)
     assert re.findall(r'<li class="db-winner"><span>([^<]*)', card(SINGLE)) == ["not ok"]

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from deltas import Backbone, DenseEntry, tokenize_texts
+from deltas.manifest import TaskAbout
+from training.data.tasks import Task
+from training.errors import ConfigError
 from training.options import FitConfig
 from training.run import feature_cache, prepare
 from training.run.evaluation import pooled_scale
@@ -121,3 +124,35 @@ def test_a_solved_head_alone_is_trained_only_if_epochs_are_given(tiny_backbone: 
         config = FitConfig(task="rte", freeze="head", batch_size=4, epochs=epochs)
         loop = prepare.loop_config(config, alone, parts)
         assert (loop.steps, loop.head_start) == (steps, "solved")
+
+
+def about(*examples: str, **options: Any) -> TaskAbout | None:
+    task = Task("mine", "single_label", ("good", "bad"), ("text",), ("accuracy",))
+    given = {"train_file": "x.csv", "text_columns": "t", "label_column": "l", "name": "mine"}
+    config = FitConfig.model_validate(given | {"example": examples or None} | options)
+    return prepare.task_about(config, task)
+
+
+def test_the_words_of_a_tasks_author() -> None:
+    assert about() is None, "manifests of runs without them stay as they were"
+    found = about("a => b film => bad", "no answer", question="Is it good?")
+    assert found is not None
+    assert found.question == "Is it good?"
+    assert [(item.texts, item.answer) for item in found.examples] == [
+        (("a => b film",), "bad"),
+        (("no answer",), ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("example", "said"),
+    [
+        ("one || two => good", "'TEXT => LABEL'"),
+        (" => good", "'TEXT => LABEL'"),
+        ("a film => godo", "'godo' is not a label. Labels: good, bad"),
+    ],
+)
+def test_an_example_that_does_not_fit(example: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        about(example)
+    assert said in str(caught.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy.stats import spearmanr
 
-from app.http.routes.occlusion import (
+from app.pipeline.occlusion import (
     agreement,
     rank_correlation,
     row_words,

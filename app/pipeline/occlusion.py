@@ -2,7 +2,7 @@
 
 Leaving out a part and looking at the output is occlusion (Zeiler and Fergus 2014, arXiv:1311.2901).
 No model is known here; `app.http.routes.explain` asks the deltas. Tested by
-tests/unit/app/http/routes/test_occlusion.py.
+tests/unit/app/pipeline/test_occlusion.py.
 """
 
 from __future__ import annotations

@@ -1,0 +1,184 @@
+"""Rows of a pasted or uploaded table: read, labelled, compared, and written for spreadsheets.
+
+Nothing is drawn here; `frontend.views.table` does. Every problem of a table is one sentence.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from frontend.models import Prediction
+
+MAX_ROWS = 20_000
+CHUNK_ROWS = 64  # of one request: a step of the progress bar
+_DELIMITERS = ",;\t|"
+_SNIFFED_CHARS = 65_536
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+class TableError(Exception):
+    """A table that can't be used; the message is a sentence for the one who gave it."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The answers of one strategy to the rows; None for rows that could not be answered."""
+
+    strategy: str
+    predictions: tuple[Prediction | None, ...]
+
+    @property
+    def labels(self) -> list[str]:
+        """The decision of each row as text; empty without an answer."""
+        return ["" if item is None else decision(item) for item in self.predictions]
+
+    @property
+    def doubts(self) -> list[float | None]:
+        """How unsure each answer is: 0 for a certain one; None for values and without an answer."""
+        return [None if item is None else _doubt(item) for item in self.predictions]
+
+
+def read_table(data: bytes) -> pd.DataFrame:
+    """Read a table of texts with a header.
+
+    Raises:
+        TableError: the bytes are no such table.
+    """
+    text = _decoded(data)
+    if not text.strip():
+        raise TableError("The table is empty. Give a header line and at least one row.")
+    reader = csv.reader(io.StringIO(text), delimiter=_delimiter(text), strict=True)
+    try:
+        lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+    except csv.Error as error:
+        raise TableError(
+            f"Line {reader.line_num} is no CSV ({error}). Often a quote was opened and not closed."
+        ) from error
+    header = [name.strip() for name in lines[0][1]]
+    _check_header(header)
+    if len(lines) == 1:
+        raise TableError(f"The table has a header ({', '.join(header)[:80]}), but no row below it.")
+    if len(lines) - 1 > MAX_ROWS:
+        raise TableError(
+            f"The table has {len(lines) - 1:,} rows; this page takes {MAX_ROWS:,}. "
+            "For more, send the file to the server: docs/guide/serving.md says how."
+        )
+    for number, cells in lines[1:]:
+        if len(cells) != len(header):
+            raise TableError(
+                f"Line {number} has {len(cells)} cells, the header has {len(header)}. A text that "
+                "contains the separator needs double quotes around it."
+            )
+    return pd.DataFrame([cells for _, cells in lines[1:]], columns=header, dtype="string")
+
+
+def _decoded(data: bytes) -> str:
+    if b"\0" in data[:4096] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise TableError("The file is no text. Save the table as CSV and choose it again.")
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise TableError(
+            f"The file is not in UTF-8 (byte {error.start:,}). Save it as CSV UTF-8 and try again."
+        ) from error
+
+
+def _delimiter(text: str) -> str:
+    """Return the separator that the header contains most often; a comma if it contains none."""
+    header = text.lstrip().partition("\n")[0][:_SNIFFED_CHARS]
+    return max(_DELIMITERS, key=header.count)
+
+
+def _check_header(header: Sequence[str]) -> None:
+    if "" in header:
+        place = header.index("") + 1
+        raise TableError(f"Column {place} has no name. Give every column a name in the first line.")
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        raise TableError(f"Two columns are called “{twice[0]}”. Rename one of them.")
+
+
+def text_column(table: pd.DataFrame) -> str:
+    """Return the column that most likely holds the texts: the one with most words in a cell."""
+    return str(max(table.columns, key=lambda name: sum(len(cell.split()) for cell in table[name])))
+
+
+def label_column(table: pd.DataFrame, labels: Sequence[str]) -> str | None:
+    """Return the column whose cells are all labels of the task; None if there is none."""
+    known = set(labels)
+    found = (str(name) for name in table.columns if set(table[name].str.strip()) <= known)
+    return next(found, None) if known else None
+
+
+def chunks(count: int) -> Iterator[range]:
+    """Yield the places of the rows of each request."""
+    for start in range(0, count, CHUNK_ROWS):
+        yield range(start, min(start + CHUNK_ROWS, count))
+
+
+def decision(item: Prediction) -> str:
+    """Return an answer as the text of a cell."""
+    if item.value is not None:
+        return f"{item.value:.4g}"
+    return ", ".join(item.labels) if item.is_answered else ""
+
+
+def _doubt(item: Prediction) -> float | None:
+    """Return 1 minus the probability of the decision, which for many labels is its least sure."""
+    if not item.scores:
+        return None
+    if item.kind == "multi_label":
+        return max(min(score, 1 - score) for score in item.scores.values())
+    return 1 - max(item.scores.values())
+
+
+def accuracy(labels: Sequence[str], gold: Sequence[str]) -> float:
+    """Return the share of rows whose label is the gold one."""
+    right = sum(one == other for one, other in zip(labels, gold, strict=True))
+    return right / len(gold) if gold else 0.0
+
+
+def confusion(labels: Sequence[str], gold: Sequence[str]) -> pd.DataFrame:
+    """Return the number of rows by gold label (rows) and given label (columns)."""
+    names = sorted({*labels, *gold})
+    counts = Counter(zip(gold, labels, strict=True))
+    return pd.DataFrame(
+        [[counts[one, other] for other in names] for one in names],
+        index=pd.Index(names, name="gold"),
+        columns=names,
+    )
+
+
+def right_and_wrong(one: Sequence[str], other: Sequence[str], gold: Sequence[str]) -> list[int]:
+    """Return the places of the rows that the first labels get right and the second wrong."""
+    return [
+        place
+        for place, (a, b, wanted) in enumerate(zip(one, other, gold, strict=True))
+        if a == wanted != b
+    ]
+
+
+def spreadsheet_csv(table: pd.DataFrame) -> str:
+    """Return a table as CSV that no spreadsheet takes for formulas: an apostrophe marks a text."""
+    safe = table.astype(object).map(
+        lambda cell: (
+            f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
+        )
+    )
+    return str(safe.to_csv(index=False, lineterminator="\r\n"))
+
+
+def fit_command(texts: Sequence[str], label: str, name: str, kind: str) -> str:
+    """Return the command that trains a delta on the downloaded table."""
+    columns = ",".join(f'"{text}"' if "," in text else text for text in texts)
+    parts = ["python", "-m", "training.fit", "--train-file", "labelled.csv"]
+    parts += ["--text-columns", columns, "--label-column", label, "--name", name, "--kind", kind]
+    return shlex.join(parts)

@@ -1,0 +1,284 @@
+"""The view Table: a pasted or uploaded CSV comes back labelled, to correct, compare and download.
+
+Tested by `tests/browser/test_table.py`; the work on the rows by `tests/unit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import streamlit as st
+
+from frontend.client import Client, Row
+from frontend.errors import ServerError, UnreachableError
+from frontend.glossary import literal, percent
+from frontend.links import opened, share
+from frontend.models import Prediction, TaskInfo
+from frontend.panels.chooser import choose_task
+from frontend.panels.inputs import show_error
+from frontend.state import ViewContext, keep_widget, prepare_widget
+from frontend.views.rows import (
+    Labelled,
+    TableError,
+    accuracy,
+    chunks,
+    confusion,
+    fit_command,
+    label_column,
+    read_table,
+    right_and_wrong,
+    spreadsheet_csv,
+    text_column,
+)
+
+_NO_COLUMN = "none"
+_REFUSED = {400, 413, 422}  # statuses of a request with a row that can't be used
+_LINE_PIXELS, _MOST_PIXELS = 35, 460  # of a row, and of the editor
+_CORRECT, _DOUBT = "correct label", "doubt"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A labelled table."""
+
+    table: pd.DataFrame
+    texts: tuple[str, ...]  # columns of the texts, in the order of the task's fields
+    labelled: tuple[Labelled, ...]  # the first strategy's labels are the ones to correct
+    problem: ServerError | None  # why not all rows are labelled
+
+
+def show_table(context: ViewContext) -> None:
+    """Draw the view."""
+    task = choose_task(context.catalogue)
+    st.markdown("**Label a whole table.** Paste rows or choose a file; the first line has names.")
+    data = _given_table()
+    if data is None:
+        return
+    try:
+        table = read_table(data)
+    except TableError as error:
+        st.error(literal(str(error)))
+        return
+    st.caption(f"{len(table):,} rows, {len(table.columns)} columns")
+    texts, strategies = _choose(task, table)
+    request = data, texts, tuple(strategies), task.name
+    if st.button(
+        f"Label {len(table):,} rows",
+        type="primary",
+        disabled=not context.is_alive or not strategies,
+        key="table/label",
+    ):
+        result = _label(context.client, task, table, texts, strategies)
+        st.session_state["table/result"] = request, result
+    known = st.session_state.get("table/result")
+    if known is not None and known[0] == request:
+        _show_result(task, known[1])
+
+
+def _given_table() -> bytes | None:
+    """Draw the fields; return the file, or else the pasted text."""
+    left, right = st.columns(2, gap="medium")
+    pasted = left.text_area(
+        "Paste a table",
+        key="table/pasted",
+        height=132,
+        placeholder="text,label\nThe soup was cold.,negative\nA delight.,positive",
+        persist_state="session",
+    )
+    chosen = right.file_uploader(
+        "Or choose a CSV file", type=["csv", "tsv", "txt"], key="table/file"
+    )
+    if chosen is not None:
+        return bytes(chosen.getvalue())
+    return pasted.encode() if pasted and pasted.strip() else None
+
+
+def _choose(task: TaskInfo, table: pd.DataFrame) -> tuple[tuple[str, ...], list[str]]:
+    """Draw the choice of columns and strategies; return both."""
+    names = [str(name) for name in table.columns]
+    columns = st.columns(len(task.text_fields) + 1)
+    texts = []
+    for place, field in enumerate(task.text_fields):
+        longest = text_column(table)
+        usual = field if field in names else longest if place == 0 else names[place % len(names)]
+        label = "Text column" if len(task.text_fields) == 1 else f"Column of {field}"
+        texts.append(
+            columns[place].selectbox(
+                label, names, index=names.index(usual), key=f"table/{task.name}/{field}/{names}"
+            )
+        )
+    wanted = [name for name in opened("strategies").split(" ") if name in task.strategies]
+    key = f"table/strategies/{task.name}"
+    prepare_widget(key, wanted or [task.strategies[0]])
+    strategies = columns[-1].multiselect(
+        "Strategies, the first one labels",
+        task.strategies,
+        key=key,
+    )
+    keep_widget(key)
+    share("strategies", " ".join(strategies))
+    return tuple(texts), strategies
+
+
+def _label(
+    client: Client,
+    task: TaskInfo,
+    table: pd.DataFrame,
+    texts: tuple[str, ...],
+    strategies: Sequence[str],
+) -> Result:
+    """Send the rows by chunks, with progress; a row that can't be used harms no other one."""
+    cells = [table[name].fillna("").tolist() for name in texts]
+    rows = [dict(zip(task.text_fields, row, strict=True)) for row in zip(*cells, strict=True)]
+    found: dict[str, list[Prediction | None]] = {name: [] for name in strategies}
+    progress, problem = st.progress(0.0, "Labelling ..."), None
+    try:
+        for places in chunks(len(rows)):
+            part = [rows[place] for place in places]
+            for strategy in strategies:
+                found[strategy] += _answers(client, task.name, part, strategy)
+            done = places.stop / len(rows)
+            progress.progress(done, f"{places.stop:,} of {len(rows):,} rows")
+    except ServerError as error:
+        problem = error
+        if isinstance(error, UnreachableError):
+            st.session_state["waiting"] = True
+    progress.empty()
+    labelled = tuple(
+        Labelled(name, (*answers, *[None] * (len(rows) - len(answers))))
+        for name, answers in found.items()
+    )
+    return Result(table, texts, labelled, problem)
+
+
+def _answers(
+    client: Client, task: str, rows: Sequence[Row], strategy: str
+) -> list[Prediction | None]:
+    """Return the answers to some rows; None for rows that the server can't use."""
+    try:
+        return list(client.predict_rows(task, rows, strategy))
+    except ServerError as error:
+        if error.status not in _REFUSED:
+            raise
+        if len(rows) == 1:
+            return [None]
+    half = len(rows) // 2
+    return [
+        *_answers(client, task, rows[:half], strategy),
+        *_answers(client, task, rows[half:], strategy),
+    ]
+
+
+def _show_result(task: TaskInfo, result: Result) -> None:
+    first = result.labelled[0]
+    missing = sum(item is None for item in first.predictions)
+    if result.problem is not None:
+        show_error(result.problem)
+    if missing:
+        st.warning(
+            f"{missing:,} of {len(result.table):,} rows have no label: their text is empty or too "
+            "long, or the server stopped answering. Press the button again to try once more."
+        )
+    edited = _show_editor(task, result)
+    _show_download(task, result, edited)
+    _show_comparison(task, result)
+
+
+def _show_editor(task: TaskInfo, result: Result) -> pd.DataFrame:
+    """Draw the labelled rows, the most doubtful ones first; return them with the corrections."""
+    first = result.labelled[0]
+    shown = result.table.copy()
+    for labelled in result.labelled:
+        shown[f"label ({labelled.strategy})"] = labelled.labels
+    shown[_DOUBT] = first.doubts
+    shown[_CORRECT] = first.labels
+    if task.kind != "regression":
+        shown = shown.sort_values(_DOUBT, ascending=False, na_position="first", kind="stable")
+    is_single = task.kind == "single_label"
+    options = st.column_config.SelectboxColumn(_CORRECT, options=list(task.labels))
+    edited = st.data_editor(
+        shown,
+        hide_index=True,
+        width="stretch",
+        height=min(_MOST_PIXELS, _LINE_PIXELS * (len(shown) + 1) + 3),
+        disabled=[name for name in shown.columns if name != _CORRECT],
+        column_config={
+            _CORRECT: options if is_single else st.column_config.TextColumn(_CORRECT),
+            _DOUBT: st.column_config.ProgressColumn(_DOUBT, min_value=0, max_value=1),
+        },
+        key=f"table/editor/{first.strategy}/{len(shown)}",
+        alt="Labelled rows, the most doubtful ones first",
+    )
+    st.caption(
+        "The most doubtful rows come first: doubt is 1 minus the probability of the label. "
+        f"Correct them in the column “{_CORRECT}”."
+    )
+    return edited.sort_index()
+
+
+def _show_download(task: TaskInfo, result: Result, edited: pd.DataFrame) -> None:
+    changed = int((edited[_CORRECT].fillna("") != pd.Series(result.labelled[0].labels)).sum())
+    left, right = st.columns([1, 3], vertical_alignment="center")
+    left.download_button(
+        "Download CSV",
+        spreadsheet_csv(edited),
+        file_name="labelled.csv",
+        mime="text/csv",
+        on_click="ignore",
+        width="stretch",
+    )
+    right.caption(
+        f"All rows in their first order, {changed:,} corrected. Cells that a spreadsheet would "
+        "take for formulas begin with an apostrophe."
+    )
+    st.markdown("Train a delta on the corrected rows:")
+    command = fit_command(result.texts, _CORRECT, f"{task.name}-corrected", task.kind)
+    st.code(command, language="bash", wrap_lines=True)
+
+
+def _show_comparison(task: TaskInfo, result: Result) -> None:
+    """Draw how strategies do against a column of right labels, if the table has one."""
+    if task.kind == "regression":
+        return
+    names = [name for name in map(str, result.table.columns) if name not in result.texts]
+    usual = label_column(result.table[names], task.labels) if names else None
+    options = [_NO_COLUMN, *names]
+    st.subheader("Against the right labels", anchor=False)
+    column = st.selectbox(
+        "Column with the right labels",
+        options,
+        index=options.index(usual) if usual else 0,
+        key=f"table/gold/{names}",
+    )
+    if column == _NO_COLUMN:
+        st.caption("If a column has the right labels, the strategies are measured against it.")
+        return
+    gold = result.table[column].fillna("").str.strip().tolist()
+    by_name = {labelled.strategy: labelled.labels for labelled in result.labelled}
+    scores = {name: accuracy(labels, gold) for name, labels in by_name.items()}
+    for place, (name, score) in zip(st.columns(len(scores)), scores.items(), strict=True):
+        place.metric(f"Accuracy of {name}", percent(score), border=True)
+    name = st.selectbox("Confusion of", list(by_name), key="table/confusion")
+    st.dataframe(confusion(by_name[name], gold), alt=f"Right labels against labels of {name}")
+    st.caption("A row of this table is a right label, a column a given one.")
+    if len(by_name) > 1:
+        _show_differences(result, by_name, gold)
+
+
+def _show_differences(result: Result, by_name: dict[str, list[str]], gold: Sequence[str]) -> None:
+    left, right = st.columns(2)
+    names = list(by_name)
+    one = left.selectbox("Right", names, key="table/right")
+    other = right.selectbox("and wrong", names, index=1, key="table/wrong")
+    places = right_and_wrong(by_name[one], by_name[other], gold)
+    st.markdown(f"{len(places):,} rows that {literal(one)} gets right and {literal(other)} wrong")
+    if places:
+        shown = result.table.iloc[places].assign(
+            **{
+                f"label ({name})": [by_name[name][place] for place in places]
+                for name in (one, other)
+            }
+        )
+        st.dataframe(shown, hide_index=True, width="stretch", alt="Rows that differ")

@@ -1,0 +1,168 @@
+"""The views Why and Table without a browser, against a real server."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from deltas import Backbone, Delta, delta_path, write_delta
+from deltas.manifest import TaskAbout, TaskExample
+from frontend.client import Client, open_session
+from tests.browser.conftest import PAGE_TASKS
+from tests.browser.test_page import MAIN, button, cards, html, open_view, run, texts, words
+
+Open = Callable[..., AppTest]
+TABLE = "text,gold\nthe good film,acceptable\n,unacceptable\nnot a film,unacceptable\n=1 film,x\n"
+
+
+@pytest.fixture(autouse=True)
+def _clear_cache() -> Iterator[None]:
+    """Clear cached answers, so that no test sees the server of another test."""
+    st.cache_data.clear()
+    yield
+    st.cache_data.clear()
+
+
+@pytest.fixture
+def open_at(monkeypatch: pytest.MonkeyPatch) -> Open:
+    """A function (url, view, **address) -> the view after its first run."""
+
+    def open_one(url: str, view: str, **address: str) -> AppTest:
+        monkeypatch.setenv("FRONTEND_API_URL", url)
+        page = AppTest.from_file(str(MAIN), default_timeout=60)
+        page.query_params.update(address)
+        return open_view(run(page), view)
+
+    return open_one
+
+
+def press(page: AppTest, label: str) -> AppTest:
+    button(page, label).click()
+    return run(page)
+
+
+def test_words_of_every_strategy_are_coloured(
+    url: str, open_at: Open, strategies: dict[str, tuple[str, ...]]
+) -> None:
+    page = open_at(url, "why", task="cola", text="the very good film, not bad")
+    shown = html(page)
+    assert shown.count('<article class="db-why">') == len(strategies["cola"])
+    (numbers,) = [frame.value for frame in page.dataframe]
+    assert list(numbers["Word"]) == ["the", "very", "good", "film", "not", "bad"]
+    found = Client(open_session(url), url).explain("cola", "the very good film, not bad")
+    for result in found.results:
+        assert list(numbers[result.strategy]) == pytest.approx(list(result.lost), abs=1e-4)
+    assert f"{found.agreement:.2f}" in words(page).replace("\\", "")
+    assert page.query_params["text"] == "the very good film, not bad"
+
+
+def test_a_chosen_label_is_explained_and_shared(url: str, open_at: Open) -> None:
+    page = open_at(url, "why", task="cola", text="the good film", label="unacceptable")
+    assert "“unacceptable”" in html(page)
+    assert page.query_params["label"] == "unacceptable"
+    assert '"label": "unacceptable"' in str(page.code[0].value)
+    (chooser,) = [box for box in page.selectbox if box.label.startswith("Explain")]
+    chooser.select("acceptable")
+    run(page)
+    assert "“acceptable”" in html(page)
+
+
+def test_a_changed_text_has_no_old_colours(url: str, open_at: Open) -> None:
+    page = open_at(url, "why", task="cola", text="the good film")
+    page.text_area[0].set_value("another text")
+    run(page)
+    assert "db-why" not in html(page)
+    assert "Press Explain" in words(page)
+    press(page, "Explain")
+    assert "db-why" in html(page)
+
+
+def test_the_text_is_shared_by_try_and_why(url: str, open_at: Open) -> None:
+    page = open_at(url, "why", task="mnli", text="the film is good", text_pair="it is bad")
+    assert "<b>premise</b>" in html(page)
+    open_view(page, "")
+    assert texts(page) == ["the film is good", "it is bad"]
+    assert cards(page) == 2
+
+
+def test_a_value_is_explained_without_labels(url: str, open_at: Open) -> None:
+    page = open_at(url, "why", task="stsb", text="a good film", text_pair="a film")
+    assert "a higher value" in html(page)
+    assert not [box for box in page.selectbox if box.label.startswith("Explain")]
+
+
+def test_a_table_is_labelled_and_compared(url: str, open_at: Open) -> None:
+    page = open_at(url, "table", task="cola", strategies="bitfit head")
+    page.text_area[0].set_value(TABLE)
+    run(page)
+    press(page, "Label 4 rows")
+    assert "1 of 4 rows have no label" in page.warning[0].value
+    shown = page.dataframe[0].value
+    client = Client(open_session(url), url)
+    rows = ["the good film", "not a film", "=1 film"]
+    expected = [item.labels[0] for item in client.predict_rows("cola", rows, "bitfit")]
+    assert list(shown["label (bitfit)"][shown["text"] != ""]) == [
+        dict(zip(rows, expected, strict=True))[text] for text in shown["text"] if text
+    ]
+    doubts = [doubt for doubt in shown["doubt"] if doubt == doubt]
+    assert doubts == sorted(doubts, reverse=True), "the most doubtful rows come first"
+    (gold,) = [box for box in page.selectbox if box.label == "Column with the right labels"]
+    assert gold.value == "none", "not all cells of it are labels"
+    gold.select("gold")
+    run(page)
+    right = sum(a == b for a, b in zip(expected, ["acceptable", "unacceptable", "x"], strict=True))
+    (metric,) = [item for item in page.metric if item.label == "Accuracy of bitfit"]
+    assert metric.value == f"{right / 4 * 100:.0f} %"
+    command = shlex.split(str(page.code[0].value))
+    assert command[command.index("--text-columns") + 1] == "text"
+
+
+def test_a_bad_table_is_a_sentence(url: str, open_at: Open) -> None:
+    page = open_at(url, "table", task="cola")
+    page.text_area[0].set_value("text,label\na,b,c\n")
+    run(page)
+    assert "Line 2 has 3 cells" in page.error[0].value
+    assert not [item for item in page.button if item.label.startswith("Label")]
+
+
+def test_labels_stay_while_the_server_is_away(server: Any, open_at: Open) -> None:
+    server.start()
+    page = open_at(server.url, "table", task="cola")
+    page.text_area[0].set_value("text\na film\n")
+    run(page)
+    press(page, "Label 1 rows")
+    shown = page.dataframe[0].value
+    server.stop()
+    run(page)
+    assert "does not answer" in page.warning[0].value
+    assert page.dataframe[0].value.equals(shown), "what was labelled stays"
+    assert button(page, "Label 1 rows").disabled
+
+
+def test_words_and_examples_of_a_tasks_author(
+    server: Any,
+    open_at: Open,
+    tmp_path: Path,
+    tiny_backbone: Backbone,
+    make_delta: Callable[..., Delta],
+) -> None:
+    (spec,) = [task for task in PAGE_TASKS if task.name == "topics"]
+    about = TaskAbout(
+        description="Topics of *letters*.",
+        question="What is the letter about?",
+        examples=(TaskExample(texts=("A goal!",), answer="sport"),),
+    )
+    delta = make_delta(tiny_backbone, spec, "bitfit", about=about)
+    write_delta(delta, delta_path(tmp_path, tiny_backbone.ref.id, "topics", "bitfit"))
+    server.start(deltas=(tmp_path,))
+    page = open_at(server.url, "")
+    assert page.header[0].value == "What is the letter about?"
+    assert texts(page) == ["A goal!"]
+    assert "Topics of \\*letters\\*." in words(page)
+    assert "Expected: sport" in words(page)
