@@ -78,7 +78,12 @@ class TextInputs:
 
         for index, column in enumerate(st.columns(len(self.labels))):
             prepare_widget(self._key(index), "")
-            column.text_area(self.labels[index], key=self._key(index), height=_HEIGHT)
+            column.text_area(
+                self.labels[index],
+                key=self._key(index),
+                height=_HEIGHT,
+                persist_state="session",  # of a text that was typed just before leaving the view
+            )
             keep_widget(self._key(index))
         pressed = st.button(
             action,

@@ -107,8 +107,12 @@ def _check_header(header: Sequence[str]) -> None:
 
 
 def text_column(table: pd.DataFrame) -> str:
-    """Return the column that most likely holds the texts: the one with most words in a cell."""
-    return str(max(table.columns, key=lambda name: sum(len(cell.split()) for cell in table[name])))
+    """Return the column that most likely holds the texts: the one with most words."""
+
+    def num_words(name: str) -> int:
+        return sum(len(str(cell).split()) for cell in table[name])
+
+    return max(map(str, table.columns), key=num_words)
 
 
 def label_column(table: pd.DataFrame, labels: Sequence[str]) -> str | None:

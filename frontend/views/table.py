@@ -52,7 +52,8 @@ class Result:
 def show_table(context: ViewContext) -> None:
     """Draw the view."""
     task = choose_task(context.catalogue)
-    st.markdown("**Label a whole table.** Paste rows or choose a file; the first line has names.")
+    st.header("Label a whole table", anchor=False)
+    st.caption("Paste rows or choose a file. The first line names the columns.")
     data = _given_table()
     if data is None:
         return

@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PATHS = {
     "Try": "",
+    "Why": "why",
+    "Table": "table",
     "Trust": "trust",
     "Benchmark": "benchmark",
     "Deltas": "deltas",
@@ -82,7 +84,7 @@ def test_the_first_view_shows_predictions(page: Chrome) -> None:
 
 
 def test_nothing_is_fetched_from_elsewhere_and_nothing_fails(page: Chrome, page_url: str) -> None:
-    for name in ("Trust", "Benchmark", "Try"):
+    for name in ("Why", "Table", "Trust", "Benchmark", "Try"):
         open_view(page, name)
     script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
     for name in page.execute_script(script):

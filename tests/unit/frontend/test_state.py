@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from frontend.models import Backbone, Benchmark, BenchmarkRow, TaskInfo
 from frontend.panels.chooser import ordered_tasks
 from frontend.state import Catalogue
@@ -12,9 +10,20 @@ from tests.factories import benchmark_row
 TWO = ("no", "yes")
 
 
-def task(name: str, kind: str = "single_label", labels: tuple[str, ...] = TWO) -> TaskInfo:
-    facts = {"task": name, "kind": kind, "labels": labels, "text_fields": ("text",)}
-    return TaskInfo(**facts, max_length=128, strategies=("bitfit",))  # type: ignore[arg-type]
+def task(
+    name: str,
+    kind: str = "single_label",
+    labels: tuple[str, ...] = TWO,
+    changed_at: float | None = None,
+) -> TaskInfo:
+    facts: dict[str, object] = {
+        "task": name,
+        "kind": kind,
+        "labels": labels,
+        "text_fields": ("text",),
+    }
+    facts |= {"max_length": 128, "strategies": ("bitfit",), "changed_at": changed_at}
+    return TaskInfo(**facts)  # type: ignore[arg-type]
 
 
 def catalogue(tasks: list[TaskInfo], *rows: BenchmarkRow) -> Catalogue:
@@ -35,8 +44,7 @@ def test_the_best_learnt_task_comes_first() -> None:
 
 
 def test_own_tasks_come_with_the_newest_first() -> None:
-    tasks = [replace(task(name), changed_at=at) for name, at in (("a", 5.0), ("b", 9.0))]
-    tasks.append(replace(task("old"), changed_at=None))
+    tasks = [task("a", changed_at=5.0), task("b", changed_at=9.0), task("old")]
     rows = [benchmark_row(task=name, data="files") for name in ("a", "b", "old")]
     found = catalogue([*tasks, task("glue")], *rows, benchmark_row(task="glue", data="hub"))
     assert found.own_tasks == ["b", "a", "old"]
