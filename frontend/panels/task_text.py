@@ -31,7 +31,7 @@ def show_heading(catalogue: Catalogue, task: TaskInfo) -> None:
     st.caption(f"`{task.name}` · answers with {shape} · reads {task.max_length} tokens")
     skill = catalogue.skill(task)
     if skill is not None and skill < _LEARNT:
-        st.caption(":orange[Hardly learnt: its answers are little better than guesses.]")
+        st.badge("Hardly learnt: its answers are little better than guesses.", color="orange")
 
 
 def show_texts(context: ViewContext, task: TaskInfo, action: str) -> tuple[Sent, str]:

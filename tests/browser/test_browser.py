@@ -108,7 +108,8 @@ def test_typing_and_predicting(page: Chrome) -> None:
 def test_a_draft_survives_other_views(page: Chrome) -> None:
     ask_every_task(page)
     wait(lambda: len(find(page, "textarea")) == 2)
-    type_text(page, "a draft that was not sent")
+    type_text(page, "a draft that was not sent", Keys.TAB)  # which leaves the field
+    wait(lambda: "The text has changed" in text(page))
     open_view(page, "Benchmark")
     wait(lambda: find(page, "[data-testid=stDataFrame]"))
     assert [item for item in find(page, "button") if item.text == "Download CSV"]
