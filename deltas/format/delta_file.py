@@ -243,7 +243,9 @@ def _versioned_text(manifest: Manifest) -> str:
     The backbone's settings came later than the version; a version names its content forever.
     """
     later = {"config": True, "tokenizer_settings": True}
-    return manifest.model_dump_json(exclude={"training": True, "metrics": True, "backbone": later})
+    return manifest.model_dump_json(
+        exclude={"training": True, "metrics": True, "about": True, "backbone": later}
+    )
 
 
 def content_digest(text: str, tensors: dict[str, Tensor]) -> str:

@@ -41,7 +41,7 @@ class Labelled:
 
     @property
     def doubts(self) -> list[float | None]:
-        """How unsure each answer is: 0 for a certain one; None for values and without an answer."""
+        """The doubt about each answer, 0 for a certain one; None for values and without one."""
         return [None if item is None else _doubt(item) for item in self.predictions]
 
 

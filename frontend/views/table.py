@@ -1,6 +1,7 @@
 """The view Table: a pasted or uploaded CSV comes back labelled, to correct, compare and download.
 
-Tested by `tests/browser/test_table.py`; the work on the rows by `tests/unit`.
+Tested by `tests/browser/test_words_and_tables.py`, the work on the rows by
+`tests/unit/frontend/views/test_rows.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The view Why: the words of a text, coloured by the probability that is lost without them.
 
-Tested by `tests/browser/test_page.py`.
+Tested by `tests/browser/test_words_and_tables.py`.
 """
 
 from __future__ import annotations
