@@ -80,7 +80,13 @@ def sentence(draw: random.Random) -> str:
 
 
 async def ask_once(connection: Connection, request: bytes, tally: Tally) -> Response | str:
-    """Return the answer of a request, or the cause of its failure."""
+    """Return the answer of a request, or the cause of its failure.
+
+    As HTTP clients do, it opens another connection if the idle one was closed: the proxy closes
+    connections after an answer whenever the list of replicas changes.
+    """
+    if connection.was_closed:
+        connection.close()
     try:
         async with asyncio.timeout(60):
             answer = await connection.ask_once(request)

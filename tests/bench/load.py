@@ -65,6 +65,11 @@ class Connection:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
+    @property
+    def was_closed(self) -> bool:
+        """Tell whether the other side has closed the connection after the last answer."""
+        return self._streams is not None and self._streams[0].at_eof()
+
     async def ask(self, request: bytes) -> Response:
         """Send a request; send it again if the connection was closed while it was idle."""
         if self._streams is not None:
