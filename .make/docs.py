@@ -380,9 +380,14 @@ def measured_text() -> str:
     from deltas.publish.measured import EarlierRow, Measured
     from tests.bench.quality.report import served_rows
     from tests.bench.quality.results import Variant, read_runs
+    from training.report import curve_rows
+    from training.study.aggregates import make_cells
+    from training.study.results import read_runs as read_study_runs
     from training.study.tables import read_earlier
 
     quality, earlier = "docs/performance/quality.jsonl", "docs/results/earlier_study.csv"
+    results = "docs/results/runs.jsonl"
+    cells = make_cells(read_study_runs(ROOT / results).values())
     measured = Measured(
         backbone=DEFAULT_BACKBONE,
         quality=served_rows(read_runs(ROOT / quality).values(), Variant()),
@@ -392,6 +397,8 @@ def measured_text() -> str:
             for row in read_earlier(ROOT / earlier)
         ],
         earlier_source=earlier,
+        curves=curve_rows([cell for cell in cells if cell.backbone == DEFAULT_BACKBONE]),
+        curves_source=results,
     )
     return measured.model_dump_json(indent=1) + "\n"
 

@@ -139,6 +139,21 @@ class EarlierRow:
 
 
 @dataclass(frozen=True)
+class CurveRow:
+    """The metric on the selection rows by step: median, lowest and highest of a study's seeds."""
+
+    task: str
+    strategy: str
+    metric: str
+    seeds: int
+    learning_rate: float
+    step: tuple[int, ...]
+    median: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Measured:
     """The measured numbers beside the study, with their files; earlier servers send none."""
 
@@ -146,6 +161,8 @@ class Measured:
     quality_source: str = ""
     earlier: tuple[EarlierRow, ...] = ()
     earlier_source: str = ""
+    curves: tuple[CurveRow, ...] = ()
+    curves_source: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,23 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from deltas.errors import home_path
 from training.errors import ConfigError, run_command
 from training.study import tables
-from training.study.aggregates import Cell, make_cells, not_comparable
+from training.study.aggregates import MAIN, Cell, make_cells, not_comparable
 from training.study.plan import plan, read_study
 from training.study.results import Run, RunOutcome, read_runs
 from training.study.significance import compare_parts
 
 if TYPE_CHECKING:
+    from deltas.publish.measured import CurveRow
     from deltas.publish.study import StudyRow
 
 RESULTS = Path("docs/results")
+_SHORTEST_CURVE = 2  # evaluations
 _CAPTIONS = {
     "scores": "Mean of the dev metric; lines are standard deviations over the seeds, whose number "
     "stands below",
@@ -159,6 +162,33 @@ def study_row(cell: Cell) -> StudyRow:
         "peak_bytes": round(cell.cost.peak_bytes),
     }
     return StudyRow(**{name: facts[name] for name in StudyRow.model_fields})
+
+
+def curve_rows(cells: Sequence[Cell]) -> list[CurveRow]:
+    """Return the curves of the study's main part; seeds with other steps than the first are out."""
+    from deltas.publish.measured import CurveRow
+
+    rows = []
+    for cell in cells:
+        histories = [found.history for found in cell.outcomes.values()]
+        alike = [each for each in histories if each.step == histories[0].step]
+        if cell.part != MAIN or len(histories[0].step) < _SHORTEST_CURVE:
+            continue
+        by_step = list(zip(*(each.metric for each in alike), strict=True))
+        rows.append(
+            CurveRow(
+                task=cell.task,
+                strategy=cell.method,
+                metric=cell.first.metric,
+                seeds=len(alike),
+                learning_rate=cell.rate,
+                step=list(alike[0].step),
+                median=[round(median(values), 6) for values in by_step],
+                low=[round(min(values), 6) for values in by_step],
+                high=[round(max(values), 6) for values in by_step],
+            )
+        )
+    return rows
 
 
 def _page(

@@ -328,11 +328,13 @@ def _measured(backbone: str, may_use: Callable[[str], bool] | None) -> Measured:
     found = read_measured(measured_path())
     if found.backbone != backbone:
         return Measured()
-    quality, earlier = (
-        [row for row in rows if may_use is None or may_use(row.task)]
-        for rows in (found.quality, found.earlier)
-    )
-    return found.model_copy(update={"quality": quality, "earlier": earlier})
+    if may_use is None:
+        return found
+    lists = {
+        name: [row for row in getattr(found, name) if may_use(row.task)]
+        for name in ("quality", "earlier", "curves")
+    }
+    return found.model_copy(update=lists)
 
 
 def _benchmark_row(record: Record) -> BenchmarkRow | None:

@@ -60,6 +60,20 @@ class EarlierRow(_Row):
     spread: float
 
 
+class CurveRow(_Row):
+    """The metric on the selection rows by step: median, lowest and highest of a study's seeds."""
+
+    task: str
+    strategy: str
+    metric: str
+    seeds: int
+    learning_rate: float
+    step: list[int]
+    median: list[float]
+    low: list[float]
+    high: list[float]
+
+
 class Measured(_Row):
     """The measured numbers beside the study, with the files that they come from."""
 
@@ -68,6 +82,8 @@ class Measured(_Row):
     quality_source: str = ""
     earlier: list[EarlierRow] = []
     earlier_source: str = ""
+    curves: list[CurveRow] = []
+    curves_source: str = ""
 
 
 def measured_path() -> Path:

@@ -14,7 +14,7 @@ from http import HTTPStatus
 import streamlit as st
 
 from frontend.errors import ServerError
-from frontend.glossary import human_bytes, literal
+from frontend.glossary import human_bytes
 from frontend.panels.inputs import show_error
 from frontend.reports.answers import ListedDelta, delta_path
 from frontend.reports.versions import (
@@ -103,7 +103,7 @@ def _plan_upload(versions: Sequence[ListedDelta] | None) -> PlannedChange | None
     name = f"{task.strip()}/{strategy.strip()}"
     return PlannedChange(
         "Upload",
-        upload_effect(literal(name), human_bytes(file.size), default),
+        upload_effect(name.replace("`", ""), human_bytes(file.size), default),
         "PUT",
         delta_path(task.strip(), strategy.strip()),
         content=file.getvalue(),

@@ -13,7 +13,7 @@ from typing import Any
 import altair as alt
 
 from frontend.glossary import human_bytes, metric_words, percent
-from frontend.models import Reliability
+from frontend.models import CurveRow, Reliability
 from frontend.reports.benchmark import BASELINES, COSTS, Point, Reference, front
 from frontend.reports.trust import RiskCurve
 
@@ -176,6 +176,42 @@ def low_data_chart(points: Sequence[Point], colors: Mapping[str, str], full_titl
     line = base.mark_line().encode(y=y)
     dots = base.mark_circle(size=50).encode(y=y, tooltip=_point_tooltip("share"))
     return alt.layer(bars, line, dots).properties(height=240)
+
+
+def learning_chart(curves: Sequence[CurveRow], colors: Mapping[str, str]) -> Layers:
+    """Chart one task's metric on the selection rows by step: medians in the range of the seeds."""
+    values = [
+        {"method": row.strategy, "step": step, "value": middle, "low": low, "high": high}
+        for row in curves
+        for step, middle, low, high in zip(row.step, row.median, row.low, row.high, strict=True)
+        if step  # the start has no place on a log axis
+    ]
+    words = metric_words(curves[0].metric)
+    base = alt.Chart({"values": values}).encode(
+        x=alt.X(
+            "step:Q",
+            title="Step",
+            scale=alt.Scale(type="log", nice=False, padding=8),
+            axis=alt.Axis(tickCount=4, grid=False, format="~s"),
+        ),
+        color=_method_color(colors),
+    )
+    scale = alt.Scale(zero=False)
+    band = base.mark_area(opacity=0.15).encode(
+        y=alt.Y("low:Q", title=words, scale=scale), y2="high:Q"
+    )
+    lines = base.mark_line().encode(y=alt.Y("value:Q", title=words, scale=scale))
+    dots = base.mark_circle(size=36).encode(
+        y=alt.Y("value:Q", title=words, scale=scale),
+        tooltip=[
+            alt.Tooltip("method:N", title="Method"),
+            alt.Tooltip("step:Q", title="Step", format=","),
+            alt.Tooltip("value:Q", title="Median", format=".4f"),
+            alt.Tooltip("low:Q", title="Lowest", format=".4f"),
+            alt.Tooltip("high:Q", title="Highest", format=".4f"),
+        ],
+    )
+    return alt.layer(band, lines, dots).properties(height=240)
 
 
 def traffic_chart(values: Sequence[Mapping[str, Any]], title: str, color: str) -> Layers:

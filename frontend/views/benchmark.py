@@ -17,7 +17,7 @@ import streamlit as st
 from frontend.errors import ServerError
 from frontend.glossary import human_bytes, literal, metric_words, percent, task_words
 from frontend.links import opened, share
-from frontend.models import Backbone, Benchmark
+from frontend.models import Backbone, Benchmark, CurveRow
 from frontend.panels.charts import loss_chart, metric_chart, strategy_colors
 from frontend.panels.chooser import choose_task
 from frontend.panels.details import history_sentences
@@ -38,7 +38,7 @@ from frontend.reports.benchmark import (
     reference,
     tasks_of,
 )
-from frontend.reports.charts import cost_chart, low_data_chart
+from frontend.reports.charts import cost_chart, learning_chart, low_data_chart
 from frontend.state import ViewContext, load_delta
 
 _SOURCES = (STUDY, QUALITY, SERVED)
@@ -71,6 +71,7 @@ def show_benchmark(context: ViewContext) -> None:
         _show_points(chosen)
     else:
         st.info("Nothing fits these filters. Choose another task or source.")
+    _show_curves(benchmark, chosen, colors)
     _show_low_data(points, colors)
     _show_history(context, colors)
     _show_earlier(benchmark, points)
@@ -263,6 +264,35 @@ def _show_low_data(points: Sequence[Point], colors: Mapping[str, str]) -> None:
     st.caption(
         f"Means over {first.seeds} seeds with one standard deviation. Source: study, part "
         f"low-data, `{first.origin}`."
+    )
+
+
+def _show_curves(benchmark: Benchmark, chosen: Sequence[Point], colors: Mapping[str, str]) -> None:
+    """Draw the study's learning curves of the tasks in the panels."""
+    measured = benchmark.measured
+    tasks = {point.task for point in chosen}
+    by_task: dict[str, list[CurveRow]] = {}
+    for row in measured.curves:
+        if row.task in tasks:
+            by_task.setdefault(row.task, []).append(row)
+    if not by_task:
+        return
+    st.header("How fast it learns", anchor=False)
+    names = sorted(by_task)
+    for start in range(0, len(names), _PANELS_IN_A_ROW):
+        columns = st.columns(_PANELS_IN_A_ROW, gap="medium")
+        for column, task in zip(columns, names[start:], strict=False):
+            with column:
+                st.markdown(f"**{literal(task_words(task).title)}**")
+                words = metric_words(by_task[task][0].metric)
+                st.altair_chart(
+                    learning_chart(by_task[task], colors),
+                    width="stretch",
+                    alt=f"{words} of {task} on the selection rows by step",
+                )
+    st.caption(
+        "Medians over the seeds on the selection rows, between the lowest and the highest seed; "
+        f"learning rates as chosen. Source: study, part main, `{measured.curves_source}`."
     )
 
 

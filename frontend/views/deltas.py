@@ -157,9 +157,11 @@ def _show_delta(context: ViewContext, versions: tuple[ListedDelta, ...]) -> None
     by_version = {each.version: each for each in versions}
     left, right = st.columns(2)
     names = list(by_version)
+    wanted = opened("version")
     first = left.selectbox(
         "Version",
         names,
+        index=names.index(wanted) if wanted in names else 0,
         format_func=lambda name: _version_text(by_version[name]),
         key=f"deltas/version/{default.task}/{default.strategy}/{default.version}",
     )

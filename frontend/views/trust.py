@@ -156,8 +156,8 @@ def _warn_about_version(found: Predictions, details: DeltaDetails) -> None:
         )
     elif found.version != details.version:
         st.warning(
-            f"These are the predictions of version `{literal(found.version)}`, and the server "
-            f"answers by version `{literal(details.version)}`."
+            f"These are predictions of version `{found.version[:64].replace('`', '')}`, and the "
+            f"server answers by version `{details.version}`."
         )
     if found.next is not None:
         st.warning(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from frontend.models import Reliability
+from frontend.models import CurveRow, Reliability
 from frontend.reports.benchmark import Reference
 from frontend.reports.charts import (
     calibration_chart,
     cost_chart,
+    learning_chart,
     low_data_chart,
     risk_chart,
     traffic_chart,
@@ -71,6 +72,16 @@ def test_points_have_their_spreads_and_references_are_lines_and_a_mark() -> None
     assert {each["method"] for each in rows} == {"head", "bitfit"}, "no cost, no point"
     without = cost_chart(points, "share", Reference(None, None, None), COLORS)
     assert sorted(marks(without)) == ["line", "point", "rule"]
+
+
+def test_learning_curves_are_medians_in_their_ranges() -> None:
+    row = CurveRow(
+        "cola", "head", "matthews", 3, 0.03, (10, 20), (0.1, 0.3), (0.0, 0.2), (0.2, 0.4)
+    )
+    chart = learning_chart([row], COLORS)
+    assert marks(chart) == ["area", "line", "circle"]
+    last = {"method": "head", "step": 20, "value": 0.3, "low": 0.2, "high": 0.4}
+    assert values(chart)[0][-1] == last
 
 
 def test_few_rows_and_traffic() -> None:
