@@ -50,6 +50,20 @@ def test_keys_hold(make_app: Callable[..., Any], path: str) -> None:
 
 
 @calls
+@pytest.mark.parametrize("task", ["toyreg", "nosuch"])
+def test_a_key_learns_nothing_of_other_tasks(
+    make_app: Callable[..., Any], path: str, task: str
+) -> None:
+    """Bodies that do not fit get the same answer, whether there is the other task or not."""
+    body = json.loads(json.dumps(CALLS[path]).replace("toy2", task).replace('"a film"', '[["a"]]'))
+    path = path.replace("toy2", task)
+    with TestClient(make_app(keys=KEYS), raise_server_exceptions=False) as client:
+        answer = client.post(path, json=body, headers=bearer("two"))
+    check_form(answer, path, 403)
+    assert f"the key 'two' may not use the task '{task}'" in answer.text
+
+
+@calls
 def test_bodies_have_limits(start: Callable[..., TestClient], path: str) -> None:
     client = start(max_body_bytes=1024)
     body = json.dumps(CALLS[path]).replace("a film", "a film" * 200)

@@ -35,6 +35,8 @@ def test_predictions_are_those_of_the_task(client: TestClient) -> None:
         ("?task=toy2&x=1", {"inputs": "a"}, 422, "INVALID_PARAMETER_VALUE", "'x' is not a param"),
         ("?task=toy2", {}, 422, "INVALID_PARAMETER_VALUE", "has none of them"),
         ("?task=toy2", {"inputs": [1]}, 422, "INVALID_PARAMETER_VALUE", "not a number"),
+        ("?task=a&task=b", {"inputs": "a"}, 422, "INVALID_PARAMETER_VALUE", "is twice in"),
+        (f"?task={'a' * 300}", {"inputs": "a"}, 422, "INVALID_PARAMETER_VALUE", "at most 256"),
         ("?task=x", {"inputs": "a"}, 404, "RESOURCE_DOES_NOT_EXIST", "unknown task 'x'"),
         ("?task=toy2", {"inputs": ["a"] * 5000}, 413, "BAD_REQUEST", "too many rows"),
     ],

@@ -49,6 +49,28 @@ def answer_json(value: Any) -> Response:
     return Response(text, media_type="application/json")
 
 
+def spec_of(
+    request: Request,
+    serving: Serving,
+    task: str,
+    strategy: str | None = None,
+    version: str | None = None,
+) -> TaskSpec:
+    """Return what a delta's rows and labels are, to a key that may use the task.
+
+    Only the path's task is checked before a route runs. A route that looked up another one by
+    itself would tell the fields of tasks of other keys, or which tasks there are.
+
+    Raises:
+        ForbiddenError: the key does not name the task, whether there is one or not.
+        DeltaNotFoundError: there is no such delta.
+    """
+    caller = caller_of(request)
+    if caller is not None:
+        caller.check_task(task)
+    return serving.engine.store.resolve(task, strategy, version).manifest.task
+
+
 async def answer_one(
     request: Request,
     serving: Serving,

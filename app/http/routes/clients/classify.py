@@ -27,6 +27,7 @@ from app.http.routes.clients.answers import (
     model_of,
     outputs_of,
     refuse,
+    spec_of,
 )
 from app.http.routes.clients.error_forms import error_form_of
 from app.http.schemas import Inputs, Name, RequestBody
@@ -151,7 +152,7 @@ async def _for_vllm(request: Request, serving: Serving, body: VllmClassifyReques
 
 async def _for_router(request: Request, serving: Serving, body: RouterClassifyRequest) -> Response:
     task, _ = model_of(request, serving, None)
-    spec = serving.engine.store.resolve(task).manifest.task
+    spec = spec_of(request, serving, task)
     if spec.kind != "single_label":
         refuse(
             "inputs",

@@ -17,13 +17,21 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from app.http.context import ServingDep
 from app.http.json_route import JsonRoute, StickyKey, TimeoutMs
 from app.http.openapi import documented
-from app.http.routes.clients.answers import LabelScore, answer_json, answer_one, model_of, refuse
+from app.http.routes.clients.answers import (
+    LabelScore,
+    answer_json,
+    answer_one,
+    model_of,
+    refuse,
+    spec_of,
+)
 from app.http.routes.clients.error_forms import error_form_of
 from app.http.schemas import Inputs, RequestBody
 from app.pipeline.predictions import LabelPrediction, LabelsPrediction, Prediction
 from deltas import TaskSpec
 
 _QUERY = ("task", "strategy")
+_LONGEST_NAME = 256
 
 invocations = APIRouter(
     tags=["clients"],
@@ -95,22 +103,37 @@ async def invoke(
     request: Request,
     body: InvocationsRequest,
     serving: ServingDep,
-    task: Annotated[str | None, Query(description="The task; unset: the key's only one.")] = None,
-    strategy: Annotated[str | None, Query(description="Unset: the default strategy.")] = None,
+    task: Annotated[
+        str | None,
+        Query(description="The task; unset: the key's only one.", max_length=_LONGEST_NAME),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        Query(description="Unset: the default strategy.", max_length=_LONGEST_NAME),
+    ] = None,
     timeout_ms: TimeoutMs = None,
     sticky_key: StickyKey = None,
 ) -> Response:
     """Return the answer to each row of a data frame or a list."""
-    for name in request.query_params:
-        if name not in _QUERY:
-            refuse(name[:64], "is not a parameter of the query; allowed: task, strategy")
+    _check_query(request)
     named = request.query_params.get("task")  # this class of routes reads no query
     chosen, _ = model_of(request, serving, None) if named is None else (named, None)
     # The fields of all strategies of a task are the same for every client.
-    rows = rows_of(serving.engine.store.resolve(chosen).manifest.task, body)
+    rows = rows_of(spec_of(request, serving, chosen), body)
     strategy = request.query_params.get("strategy")
     answer = await answer_one(request, serving, rows, chosen, strategy)
     return answer_json({"predictions": [_plain(each) for each in answer.part.predictions]})
+
+
+def _check_query(request: Request) -> None:
+    """Refuse parameters that are unknown, twice there or longer than a name can be."""
+    for name, value in request.query_params.multi_items():
+        if name not in _QUERY:
+            refuse(name[:64], "is not a parameter of the query; allowed: task, strategy")
+        if len(request.query_params.getlist(name)) > 1:
+            refuse(name, "is twice in the query")
+        if len(value) > _LONGEST_NAME:
+            refuse(name, f"has {len(value):,} characters; a name has at most {_LONGEST_NAME}")
 
 
 def rows_of(task: TaskSpec, body: InvocationsRequest) -> Any:

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from app.http.context import ServingDep
 from app.http.json_route import JsonRoute, StickyKey, TimeoutMs, check_encoding, read_json
 from app.http.openapi import documented
-from app.http.routes.clients.answers import answer_one, refuse
+from app.http.routes.clients.answers import answer_one, refuse, spec_of
 from app.http.routes.clients.error_forms import error_form_of
 from app.http.routes.clients.tensors import (
     InferRequest,
@@ -125,7 +125,7 @@ async def _infer(
     if body.model_name not in (None, model):
         refuse("model_name", f"is {body.model_name!r}, but the path names {model!r}")
     task, strategy = split_model(model)
-    spec = serving.engine.store.resolve(task, strategy, version).manifest.task
+    spec = spec_of(request, serving, task, strategy, version)
     known = [each.name for each in _described_outputs(spec)]
     wanted = body.outputs or [RequestedOutput(name=name) for name in known]
     for output in wanted:

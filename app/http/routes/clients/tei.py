@@ -24,6 +24,7 @@ from app.http.routes.clients.answers import (
     best_first,
     labels_of,
     refuse,
+    spec_of,
 )
 from app.http.routes.clients.error_forms import error_form_of
 from app.http.schemas import RequestBody
@@ -87,7 +88,7 @@ async def predict_for_tei(
     sticky_key: StickyKey = None,
 ) -> Response:
     """Return the labels of a text, a pair, or each row of a batch, best first."""
-    spec = serving.engine.store.resolve(task).manifest.task
+    spec = spec_of(request, serving, task)
     rows, is_batch = read_rows(spec, body.inputs)
     answer = await answer_one(request, serving, rows, task)
     spec = answer.record.manifest.task
