@@ -182,7 +182,7 @@ class _PartReader:
         self._rows += await asyncio.to_thread(self._parser.feed, part)
         if not message.get("more_body", False):
             self.has_ended = True
-            self._rows += self._parser.finish()
+            self._rows += await asyncio.to_thread(self._parser.finish)
 
 
 class _RowStream(Response):

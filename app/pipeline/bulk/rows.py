@@ -132,6 +132,17 @@ def _json_row(line: bytes | None, end: int) -> RawRow:
     return RawRow(None if problem else value, problem, end)
 
 
+class _Failure(NamedTuple):
+    """An error of the reader of CSV, and the number of lines that it had used by then."""
+
+    end: int
+    error: csv.Error
+
+
+class _SameFailureError(Exception):
+    """A row will fail where the last one has failed."""
+
+
 class CsvRows:
     """Reads rows of CSV, whose first line is the header.
 
@@ -152,7 +163,9 @@ class CsvRows:
         self._delimiter = delimiter
         self._lines = _LineCutter(position)
         self._begun: list[tuple[bytes | None, int]] = []  # lines of no row yet, with their ends
+        self._start = 0  # of the next row, among these lines
         self._num_used = 0  # of these lines, by the reader
+        self._last_failure = _Failure(0, csv.Error())
         self._problem: RowProblem | None = None  # of the lines that the reader has used
         self._open_bytes = 0  # of a row whose quote is open
 
@@ -182,28 +195,45 @@ class CsvRows:
         return rows
 
     def _read(self, *, is_last: bool) -> Iterator[RawRow]:
-        start = self._open_bytes = 0
-        while start < len(self._begun):
-            self._num_used, self._problem = start, None
+        self._start = self._open_bytes = 0
+        self._last_failure = _Failure(0, csv.Error())
+        while self._start < len(self._begun):
+            self._num_used, self._problem = self._start, None
             reader = csv.reader(self._used(), delimiter=self._delimiter, strict=True)
             try:
                 for fields in reader:
-                    if row := self._row(fields, start):
+                    if row := self._row(fields, self._start):
                         yield row
-                    start, self._problem = self._num_used, None
+                    self._start, self._problem = self._num_used, None
+                break
             except csv.Error as error:
-                is_open = self._num_used == len(self._begun) and "end of data" in str(error)
-                num_bytes = sum(len(line or b"") for line, _ in self._begun[start:])
-                if is_open and not is_last and num_bytes <= MAX_ROW_BYTES:
-                    self._open_bytes = num_bytes
-                    break  # the rest of the row has not arrived
-                yield self._broken(start, error, is_open=is_open)
-                start += 1
-        del self._begun[:start]
+                failure = _Failure(self._num_used, error)
+                if failure.end > self._last_failure.end:
+                    self._last_failure = failure
+            except _SameFailureError:
+                failure = self._last_failure
+            is_open = failure.end == len(self._begun) and "end of data" in str(failure.error)
+            num_bytes = self._begun[-1][1] - self._end_before(self._start)
+            if is_open and not is_last and num_bytes <= MAX_ROW_BYTES:
+                self._open_bytes = num_bytes
+                break  # the rest of the row has not arrived
+            yield self._broken(self._start, failure.error, is_open=is_open)
+            self._start += 1
+        del self._begun[: self._start]
 
     def _used(self) -> Iterator[str]:
-        """Yield the lines that no row has used yet, as text."""
+        """Yield the lines that no row has used yet, as text.
+
+        A row that failed had its quote open at the end of each line before its failure. So another
+        row whose quote is open there fails in the same place, and is not read up to it again.
+        Without that, a file in which each line opens a quote would take hours for a megabyte.
+
+        Raises:
+            _SameFailureError: the row will fail like the last one.
+        """
         while self._num_used < len(self._begun):
+            if self._start < self._num_used < self._last_failure.end:
+                raise _SameFailureError
             line, _ = self._begun[self._num_used]
             self._num_used += 1
             if line is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -76,6 +77,28 @@ def test_a_quote_that_is_never_closed_costs_one_line() -> None:
     assert "a quote is never closed: 'open" in str(rows[0].problem)
     assert len(rows) == 50_001
     assert all(row.value == {"text": "good"} for row in rows[1:])
+
+
+@pytest.mark.parametrize("end", [b"", b'y"z\n'])
+def test_lines_that_all_open_a_quote_are_not_read_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, end: bytes
+) -> None:
+    """Each of these lines opens a quote, whether one is open before it or not."""
+    num_lines, num_read = 2000, 0
+    used = CsvRows._used
+
+    def counted(rows: CsvRows) -> Iterator[str]:
+        nonlocal num_read
+        for line in used(rows):
+            num_read += 1
+            yield line
+
+    monkeypatch.setattr(CsvRows, "_used", counted)
+    rows = read(CsvRows(), b"text\n" + b'x","\n' * num_lines + end + b"good\n")
+    assert num_read < 4 * num_lines
+    assert [row.value for row in rows if row.value][-1] == {"text": "good"}
+    assert sum(row.problem is not None for row in rows) >= num_lines
+    assert rows[-1].end == 5 + 5 * num_lines + len(end) + 5
 
 
 def test_a_row_that_is_too_long_costs_itself() -> None:
