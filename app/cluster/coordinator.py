@@ -11,10 +11,13 @@ tests/unit/app/cluster/test_coordinator.py.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 Name = tuple[str, str]  # task and strategy
 
@@ -29,7 +32,8 @@ class Announced:
     Attributes:
         name: the changed delta; None for all files.
         version: its default version after the change; None if it has none, or for all files.
-        unknown: whether the version is not known, because the replica died that made the change.
+        unknown: whether the version is not known, because the change failed half-way, or the
+            replica died that made it.
     """
 
     name: Name | None = None
@@ -118,12 +122,18 @@ class Coordinator:
         """
         while True:
             await asyncio.sleep(_LOOK_S)
-            for member in list(self._members.values()):
-                if not await self._is_alive(member):
-                    await self.leave(member.replica)
-            turn = self._turn
-            if turn is not None and not await self._is_alive(turn.member):
-                await self.end(turn.turn_id, Announced(turn.name, unknown=True), changed=True)
+            try:
+                await self._look()
+            except Exception as error:  # noqa: BLE001 - else no dead replica is noticed any more
+                logger.warning("the replicas could not be looked at: %s", error)
+
+    async def _look(self) -> None:
+        for member in list(self._members.values()):
+            if not await self._is_alive(member):
+                await self.leave(member.replica)
+        turn = self._turn
+        if turn is not None and not await self._is_alive(turn.member):
+            await self.end(turn.turn_id, Announced(turn.name, unknown=True), changed=True)
 
     async def join(self, member: Member) -> int:
         """Count a replica in, if it knows the last change; returns that change's number."""

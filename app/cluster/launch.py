@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.cluster.coordinator import Coordinator
-from app.cluster.replica import APP, COORDINATOR, DEPLOYMENT, Replica, wanted_replicas
+from app.cluster.replica import APP, COORDINATOR, DEPLOYMENT, MIDDLEWARE, Replica, wanted_replicas
 from app.process.settings import Settings
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def _prepare_environment() -> str:
     }.items():
         os.environ.setdefault(f"RAY_SERVE_HAPROXY_{name}", f"{folder}/{file}".rstrip("/"))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # lines of requests differ in their numbers alone
     return folder
 
 
@@ -158,6 +159,9 @@ def _deployment(settings: Settings, options: ClusterOptions) -> Application:
         "OMP_NUM_THREADS": str(options.threads),
         "GOMP_SPINCOUNT": _SPIN_COUNT,
         "TOKENIZERS_PARALLELISM": "false",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": MIDDLEWARE,
+        # The app reads bodies and answers in the event loop of Ray's server, as `RayHeaders` asks.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     }
     number: dict[str, Any] = {"num_replicas": options.replicas}
     if options.max_replicas > options.replicas:

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 CONFIRM_S = 30.0  # to read the files of a change; a replica that needs longer is replaced
 _PATIENCE_S = 5.0
+_READ_ALL_S = 900.0  # new files are many, perhaps; reading them again in a new replica takes longer
 _AGAIN_S = 0.5
 
 
@@ -56,12 +57,16 @@ class Membership:
         self._root = root
         self._count = count
         self._current_at = time.monotonic()
+        self._patience_s = _PATIENCE_S
         self._following: asyncio.Task[None] | None = None
 
     @property
     def behind_s(self) -> float:
-        """The seconds since this replica last knew all changes, or spoke with the coordinator."""
-        return max(0.0, time.monotonic() - self._current_at - _PATIENCE_S)
+        """The seconds since this replica last knew all changes, or spoke with the coordinator.
+
+        They do not count while it reads all files, unless that takes very long.
+        """
+        return max(0.0, time.monotonic() - self._current_at - self._patience_s)
 
     async def start(self, known: int) -> None:
         """Join, and follow changes from now on.
@@ -83,7 +88,7 @@ class Membership:
     async def _join(self, known: int) -> None:
         """Read all files until the coordinator has no change that is newer."""
         while (number := await self._coordinator.join.remote(self._with(known))) != known:
-            await self._serving.reload()
+            await self._read_all()
             known = number
         self._member = self._with(known)
 
@@ -104,7 +109,7 @@ class Membership:
         news = await self._coordinator.news.remote(self._member.replica, known, _PATIENCE_S)
         if news is None:  # the coordinator was restarted and does not know this replica
             number = await self._coordinator.number.remote()
-            await self._serving.reload()
+            await self._read_all()
             await self._join(number)
         elif news.number != known:
             await self._read(news.changes)
@@ -117,7 +122,7 @@ class Membership:
         """Read the files of changed deltas again; None reads all."""
         names = {change.name for change in changes or ()}
         if changes is None or None in names or self._root is None:
-            await self._serving.reload()
+            await self._read_all()
             return
         paths: set[Path] = set()
         for name in filter(None, names):
@@ -125,6 +130,13 @@ class Membership:
             paths |= {target, *await asyncio.to_thread(kept_files, target)}
             paths |= set(self._serving.engine.store.files_of(*name))
         await self._serving.reload(sorted(paths))
+
+    async def _read_all(self) -> None:
+        self._patience_s = _READ_ALL_S
+        try:
+            await self._serving.reload()
+        finally:
+            self._patience_s = _PATIENCE_S
 
     def _missing(self, changes: Iterable[Announced]) -> list[str]:
         """Return the changed deltas that have another default version here."""
@@ -159,13 +171,14 @@ class Membership:
         try:
             yield
         except BaseException:
-            # Whatever the files are now, all replicas have to agree on it.
-            self._end(turn_id, name)
+            # Whatever the files are now, all replicas have to agree on it. This one may not have
+            # read them, so the version that it serves may be another one.
+            self._end(turn_id, Announced(name, unknown=True))
             raise
-        await self._confirmed(await self._end(turn_id, name))
-
-    def _end(self, turn_id: str, name: Name | None) -> Any:
         change = Announced(name, self._version(name) if name else None)
+        await self._confirmed(await self._end(turn_id, change))
+
+    def _end(self, turn_id: str, change: Announced) -> Any:
         return self._coordinator.end.remote(turn_id, change, changed=True)
 
     async def _confirmed(self, number: int) -> None:
@@ -175,7 +188,11 @@ class Membership:
         while time.monotonic() < deadline:
             left = deadline - time.monotonic()
             late, num_members = await self._coordinator.unconfirmed.remote(number, left)
-            num_running = await self._count()
+            try:
+                num_running = await self._count()
+            except Exception as error:  # noqa: BLE001 - Ray starts its controller again
+                logger.warning("the replicas can't be counted: %s", error)
+                late = late or ["?"]
             if not late and num_members >= num_running:
                 return
             await asyncio.sleep(_AGAIN_S)

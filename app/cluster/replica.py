@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.cluster.coordinator import Member
 from app.cluster.membership import CONFIRM_S, Membership, read_number
 from app.errors import NotReadyError
-from app.http.middleware import REQUEST_ID_HEADER
+from app.http.middleware import REQUEST_ID_HEADER, is_sound_id
 from app.main import create_app
 from app.process.lifetime import prepare_process, settle_process
 from app.process.logs import configure_logging
@@ -38,8 +39,44 @@ APP = "deltabert"
 DEPLOYMENT = "server"
 COORDINATOR = "deltabert-coordinator"
 QUEUE_S = "queue_s"
+MIDDLEWARE = "app.cluster.replica.middleware"
+_REQUEST_ID = REQUEST_ID_HEADER.lower().encode()
+# The beginnings of the headers by which a client gives Ray orders.
+_ORDERS = (b"x-request-disconnect", b"x-request-timeout-seconds", b"serve-", b"x-session-id")
 _FAILING_S = 30.0  # as in `app.http.readiness`
 TARGET_QUEUE_S = 0.1  # as in docs/guide/kubernetes/hpa.yaml
+
+
+class RayHeaders:
+    """Keeps what clients send from steering Ray, and leaves requests to the app alone.
+
+    By default Ray reads a body as fast as it arrives, without a limit, and cancels a request when
+    its client leaves, also within a change of deltas. A header turns both off; the app has limits
+    of its own, and notices clients that leave. Ray would take other headers for its own orders, and
+    return any text as the request's id.
+
+    Args:
+        app: the replica's server of Ray.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        headers = [
+            (name, value)
+            for name, value in scope.get("headers", ())
+            if not name.replace(b"_", b"-").startswith(_ORDERS)
+            and (name != _REQUEST_ID or is_sound_id(value))
+        ]
+        headers.append((b"x-request-disconnect-disabled", b"?1"))
+        await self._app({**scope, "headers": headers}, receive, send)
+
+
+def middleware() -> list[Middleware]:
+    """Return what Ray puts around its server in each replica, by the name `MIDDLEWARE`."""
+    return [Middleware(RayHeaders)]
 
 
 class OneRequestId:

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 REQUEST_ID_HEADER = "X-Request-ID"
 _REQUEST_ID = REQUEST_ID_HEADER.lower().encode()
 _TIMEOUT = TIMEOUT_HEADER.lower().encode()
-_SOUND_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SOUND_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _PROBES = ("/health/", "/metrics")
 _NO_ROUTE = "unmatched"  # never the path itself, which clients choose
 _FILES = "/deltas/"
@@ -49,6 +49,11 @@ _ONE_TASK = "/predict/"
 _STREAMS = {name.encode() for name in STREAM_TYPES}
 _LOG_EVERY_S = 10.0
 _IN_SUMMARY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
+
+
+def is_sound_id(value: bytes) -> bool:
+    """Tell whether a client's id of a request can go into a log and a header as it is."""
+    return _SOUND_ID.fullmatch(value) is not None
 
 
 class _RefusalLog:
@@ -147,8 +152,7 @@ class RequestContextMiddleware:
         request_id, timeout_s = "", self._deadline_s
         for name, value in scope["headers"]:
             if name == _REQUEST_ID and not request_id:
-                given = value.decode("latin-1")
-                request_id = given if _SOUND_ID.fullmatch(given) else uuid.uuid4().hex
+                request_id = value.decode() if is_sound_id(value) else uuid.uuid4().hex
             elif name == _TIMEOUT and value.isdigit():
                 timeout_s = min(timeout_s, int(value.lstrip(b"0")[:12] or b"0") / 1000)
         return request_id or uuid.uuid4().hex, timeout_s

@@ -4,7 +4,8 @@ A task starts the same process as a sweep without Ray does, on the machine of it
 returns the message of that process. So a run that fails is recorded as it is without Ray. If a
 worker is lost, with its machine or alone, Ray makes its run again. If all machines share the folder
 of unfinished runs, the run continues from its last evaluation; otherwise it starts anew. Read
-`training.study.run_pool` for the order of runs. Tested by tests/integration/training/test_sweep.py.
+`training.study.run_pool` for the order of runs. Tested by
+tests/unit/training/study/test_ray_tasks.py and tests/integration/training/test_sweep.py.
 """
 
 from __future__ import annotations
@@ -69,13 +70,22 @@ class RayRunner:
         try:
             return dict(self._ray.get(job))
         except self._ray.exceptions.RayError as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            return {"error": f"the cluster lost the run {_LOST_WORKERS + 1} times: {lines[0]}"}
+            return {"error": reason_of(error)}
 
     def stop(self, jobs: Sequence[Any]) -> None:
         """End tasks; their processes end with their workers."""
         for job in jobs:
             self._ray.cancel(job, force=True)
+
+
+def reason_of(error: Exception) -> str:
+    """Tell why a task has no message: its worker was lost too often, or could not start the run."""
+    from ray.exceptions import RayTaskError
+
+    if isinstance(error, RayTaskError):  # is not tried again
+        return f"a worker could not start the run: {type(error.cause).__name__}: {error.cause}"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"the cluster lost the run {_LOST_WORKERS + 1} times: {lines[0]}"
 
 
 @contextmanager

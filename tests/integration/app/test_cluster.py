@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from tests.ray_processes import REPLICA, ray_processes
 
 pytestmark = pytest.mark.slow
 START_WITHIN_S = 240.0
+FAR_AHEAD_BYTES = 64 * 2**20  # more than the buffers between a client and a replica
 ROW = json.dumps({"inputs": "a good film", "strategy": "head"}).encode()
 
 
@@ -98,6 +101,34 @@ def test_replicas_answer_as_a_server_does(url: str) -> None:
         assert error["request_id"] == answer.headers["X-Request-ID"]
     with ask(f"{url}/health/ready") as answer:
         assert answer.status == 200
+
+
+def test_headers_of_a_client_give_ray_no_orders(url: str) -> None:
+    sent = {"X-Request-ID": "<an id>", "X-Request-Timeout-Seconds": "0.000001"}
+    request = urllib.request.Request(f"{url}/nothing", headers=sent)
+    with pytest.raises(urllib.error.HTTPError) as found:
+        urllib.request.urlopen(request, timeout=60)
+    with found.value as answer:
+        assert answer.status == 404, "Ray would stop it with 408"
+        request_id = answer.headers["X-Request-ID"]
+        assert request_id == json.load(answer)["error"]["request_id"] != sent["X-Request-ID"]
+
+
+def test_a_replica_reads_no_more_of_a_stream_than_it_answers(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    rows = b'"a"\n' * 2**14
+    chunk = b"%x\r\n%b\r\n" % (len(rows), rows)
+    num_bytes = 0
+    with socket.create_connection((host, int(port)), timeout=2) as connection:
+        connection.sendall(
+            b"POST /predict/toy2?strategy=head HTTP/1.1\r\nHost: x\r\n"
+            b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        with suppress(TimeoutError):  # the buffers are full
+            while num_bytes < FAR_AHEAD_BYTES:
+                connection.sendall(chunk)
+                num_bytes += len(chunk)
+    assert num_bytes < FAR_AHEAD_BYTES
 
 
 def test_a_new_version_answers_from_all_replicas_also_from_one_that_starts_later(

@@ -18,9 +18,13 @@ class Cluster:
 
     def __init__(self) -> None:
         self.dead: set[str] = set()
+        self.failures = 0  # of the next looks
         self.coordinator = Coordinator(self.is_alive)
 
     async def is_alive(self, member: Member) -> bool:
+        if self.failures:
+            self.failures -= 1
+            raise OSError("the network is down")
         return member.replica not in self.dead
 
     async def join(self, replica: str) -> Member:
@@ -85,6 +89,15 @@ async def test_a_dead_replica_is_not_waited_for(cluster: Cluster) -> None:
     cluster.dead = {"two"}
     assert await cluster.coordinator.unconfirmed(number, 20) == ([], 1)
     assert await cluster.coordinator.members() == [("one", "node", 1)]
+
+
+@with_cluster
+async def test_a_look_that_fails_is_not_the_last_one(cluster: Cluster) -> None:
+    one, _ = await cluster.join("one"), await cluster.join("two")
+    number = await cluster.change(one)
+    await cluster.coordinator.news("one", number, SOON)
+    cluster.failures, cluster.dead = 1, {"two"}
+    assert await cluster.coordinator.unconfirmed(number, 20) == ([], 1)
 
 
 @with_cluster

@@ -6,6 +6,8 @@ The servers, their folder and the coordinator are real; they share a process in 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,6 +23,7 @@ from app.http.context import Serving
 from app.main import create_app
 from app.process.settings import Settings
 from deltas import Backbone, delta_path, write_delta
+from deltas.store import versions
 from deltas.store.traffic import TrafficRule
 from tests.factories import TOY_TASKS, make_delta
 
@@ -44,6 +47,7 @@ class Cluster:
 
     Attributes:
         running: replicas that the cluster says are running, beside those that joined here.
+        failures: counts of the replicas that fail from now on.
     """
 
     def __init__(self, folder: Path, backbone: Backbone, stack: AsyncExitStack) -> None:
@@ -52,12 +56,16 @@ class Cluster:
         self._stack = stack
         self.dead: set[str] = set()
         self.running = 0
+        self.failures = 0
         self.coordinator = Coordinator(self._is_alive)
 
     async def _is_alive(self, member: Member) -> bool:
         return member.replica not in self.dead
 
     async def _count(self) -> int:
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("the controller is dead")
         return self.running
 
     async def start(self, replica: str, folder: Path | None = None) -> tuple[Serving, Membership]:
@@ -155,6 +163,32 @@ def test_a_change_that_fails_changes_no_replica(
     run(test)
 
 
+def test_replicas_agree_after_a_change_that_failed_when_the_files_had_changed(
+    run: Callable[..., None],
+    content: Callable[[int], AsyncIterator[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    switch = versions.switch
+
+    def half_way(*arguments: Any, **options: Any) -> None:
+        switch(*arguments, **options)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def test(cluster: Cluster) -> None:
+        (one, _), (two, _) = await cluster.start("one"), await cluster.start("two")
+        earlier = version_of(one)
+        await one.changes.publish(*NAME, content(1))
+        monkeypatch.setattr(versions, "switch", half_way)
+        before = await cluster.coordinator.number()
+        with pytest.raises(StorageError):
+            await one.changes.roll_back(*NAME, earlier)
+        late, num_members = await cluster.coordinator.unconfirmed(before + 1, 20)
+        assert (late, num_members) == ([], 2)
+        assert version_of(one) == version_of(two) == earlier  # as in the files
+
+    run(test)
+
+
 def test_changes_at_the_same_time_end_with_the_same_version(
     run: Callable[..., None], content: Callable[[int], AsyncIterator[bytes]]
 ) -> None:
@@ -224,6 +258,52 @@ def test_a_replica_with_another_folder_is_told(
         assert version_of(one) is not None
         second._current_at -= 60
         assert second.behind_s > 50  # Ray is told by `check_health`, and replaces it
+
+    run(test)
+
+
+def test_a_replica_that_reads_many_files_is_not_replaced(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reload = Serving.reload
+
+    async def test(cluster: Cluster) -> None:
+        (one, first), (two, second) = await cluster.start("one"), await cluster.start("two")
+        reads, may_end = asyncio.Event(), asyncio.Event()
+
+        async def slow(serving: Serving, *arguments: Any, **options: Any) -> Any:
+            if serving is two:
+                reads.set()
+                await may_end.wait()
+            return await reload(serving, *arguments, **options)
+
+        async def reload_all() -> None:
+            async with first.turn(None):
+                await one.reload()
+
+        monkeypatch.setattr(Serving, "reload", slow)
+        change = asyncio.create_task(reload_all())
+        await reads.wait()
+        second._current_at -= 120
+        assert second.behind_s == 0
+        second._current_at -= 900
+        assert second.behind_s > 0
+        may_end.set()
+        await change
+        assert second.behind_s == 0
+
+    run(test)
+
+
+def test_a_change_survives_that_the_replicas_can_not_be_counted_for_a_while(
+    run: Callable[..., None], content: Callable[[int], AsyncIterator[bytes]]
+) -> None:
+    async def test(cluster: Cluster) -> None:
+        one, _ = await cluster.start("one")
+        cluster.failures = 2
+        version = (await one.changes.publish(*NAME, content(1))).versions[0]
+        assert version_of(one) == version
+        assert not cluster.failures
 
     run(test)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -16,7 +17,15 @@ with warnings.catch_warnings():
     from ray.serve.config import AutoscalingContext
 
 from app.cluster.launch import ClusterOptions, _autoscaling
-from app.cluster.replica import QUEUE_S, TARGET_QUEUE_S, OneRequestId, Replica, wanted_replicas
+from app.cluster.replica import (
+    MIDDLEWARE,
+    QUEUE_S,
+    TARGET_QUEUE_S,
+    OneRequestId,
+    RayHeaders,
+    Replica,
+    wanted_replicas,
+)
 from app.errors import NotReadyError
 from app.process.settings import Settings
 from deltas import Backbone
@@ -80,6 +89,41 @@ def test_a_replica_that_has_not_started_is_not_healthy(tiny_backbone: Backbone) 
     with pytest.raises(NotReadyError, match="starting or stopping"):
         asyncio.run(replica.check_health())
     assert asyncio.run(replica.record_autoscaling_stats()) == {QUEUE_S: 0.0}
+
+
+def test_headers_by_which_clients_would_steer_ray_are_dropped() -> None:
+    found: dict[bytes, list[bytes]] = {}
+
+    async def server(scope: Scope, receive: Receive, send: Send) -> None:
+        for name, value in scope["headers"]:
+            found.setdefault(name, []).append(value)
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    sent = [
+        (b"x-request-id", b"not \xff sound"),
+        (b"x-request-id", b"sound-1"),
+        (b"x-request-timeout-seconds", b"0.001"),
+        (b"x-request-disconnect-disabled", b"?0"),
+        (b"serve_multiplexed_model_id", b"other"),
+        (b"x-request-timeout-ms", b"500"),
+    ]
+    asyncio.run(RayHeaders(server)({"type": "http", "headers": sent}, receive, send))
+    assert found == {
+        b"x-request-id": [b"sound-1"],
+        b"x-request-disconnect-disabled": [b"?1"],
+        b"x-request-timeout-ms": [b"500"],
+    }
+
+
+def test_ray_finds_the_middleware_by_its_name() -> None:
+    module, _, name = MIDDLEWARE.rpartition(".")
+    (surrounding,) = getattr(import_module(module), name)()
+    assert surrounding.cls is RayHeaders
 
 
 def test_an_answer_keeps_its_other_headers() -> None:
