@@ -1,4 +1,7 @@
-"""Runs a cluster: reads flags and settings, starts it, and ends it at the first signal."""
+"""Runs a cluster: reads flags and settings, starts it, and ends it at the first signal.
+
+Tested by tests/unit/app/cluster/test_command.py.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,10 @@ from importlib.util import find_spec
 from app.process.logs import configure_logging
 from app.process.settings import SettingsError, load_settings
 
+_NO_TLS = (
+    "DELTABERT_SSL_CERTFILE is set, but the proxy of a cluster speaks plain HTTP; unset it, and "
+    "put a proxy with the certificate in front\n"
+)
 _MISSING = "this needs the library ray; pip install 'deltabert[ray]'\n"
 
 
@@ -26,6 +33,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app.clus
         settings = load_settings()
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
+        return 2
+    if settings.ssl_certfile is not None:
+        sys.stderr.write(_NO_TLS)
         return 2
     if find_spec("ray") is None:
         sys.stderr.write(_MISSING)

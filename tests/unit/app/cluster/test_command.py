@@ -41,6 +41,16 @@ def test_a_wrong_setting_is_told(
     assert capsys.readouterr().err.startswith("DELTABERT_PORT")
 
 
+def test_a_certificate_that_no_client_would_see_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None)  # else a cluster would start
+    monkeypatch.setenv("DELTABERT_SSL_CERTFILE", "cert.pem")
+    monkeypatch.setenv("DELTABERT_SSL_KEYFILE", "key.pem")
+    assert command.main([]) == 2
+    assert "speaks plain HTTP" in capsys.readouterr().err
+
+
 def test_a_sweep_without_ray_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: object
 ) -> None:
