@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -50,6 +51,12 @@ def row_words(texts: Sequence[str]) -> list[WordSpan]:
     ]
 
 
+def num_rows_without_words(texts: Sequence[str], words: Sequence[WordSpan]) -> int:
+    """Return the number of rows that `rows_without_words` makes, each as long as all texts."""
+    counts = Counter(word.text for word in words)
+    return 1 + sum(count for count in counts.values() if count > 1)
+
+
 def rows_without_words(
     texts: Sequence[str], words: Sequence[WordSpan]
 ) -> tuple[list[tuple[str, ...]], list[int | None]]:
@@ -57,7 +64,7 @@ def rows_without_words(
 
     The place of the only word of a text is None: without it there would be no text to read.
     """
-    counts = [sum(word.text == position for word in words) for position in range(len(texts))]
+    counts = Counter(word.text for word in words)
     rows = [tuple(texts)]
     places: list[int | None] = []
     for word in words:

@@ -157,3 +157,19 @@ def test_the_deadline_holds(
 def test_words_that_are_left_out_are_told_in_order(client: TestClient) -> None:
     words = explain(client, "toy2", inputs=TEXT)["words"]
     assert all(one["end"] <= other["start"] for one, other in pairwise(words))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("a " * 90_000, "rows in one"), (("b" * 150 + " ") * 1000, "characters in")]
+)
+def test_rows_are_refused_before_they_are_made(
+    client: TestClient,
+    check_error: CheckError,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    says: str,
+) -> None:
+    """The text is there once for each word: 180 KB with a word in two bytes would be 16 GB."""
+    monkeypatch.setattr("app.http.routes.explain.rows_without_words", pytest.fail)
+    response = client.post("/explain/toy2", json={"inputs": text, "strategies": ["head"]})
+    assert says in check_error(response, 413, "too_large")["message"]

@@ -28,10 +28,12 @@ from app.pipeline import read_texts
 from app.pipeline.occlusion import (
     WordSpan,
     agreement,
+    num_rows_without_words,
     row_words,
     rows_without_words,
 )
 from app.pipeline.predictions import Prediction, TargetPredictions, ValuePrediction
+from app.process.settings import Settings
 from deltas import TaskSpec
 from deltas.errors import did_you_mean
 from deltas.manifest import TaskKind
@@ -136,11 +138,8 @@ async def explain(
     (texts,) = read_texts(spec, [body.inputs], settings.max_text_chars)
     strategies = list(dict.fromkeys(body.strategies or store.strategies(task)))
     words = row_words(texts)
+    _check_size(settings, texts, num_rows_without_words(texts, words), len(strategies))
     rows, places = rows_without_words(texts, words)
-    num_rows, most = len(rows) * len(strategies), settings.max_rows_per_request
-    if num_rows > most:
-        what = "rows in one explanation, which has (words + 1) x strategies"
-        raise TooLargeError(what, num_rows, most, "DELTABERT_MAX_ROWS_PER_REQUEST")
     asked = FanOutRequest(
         inputs=[dict(zip(spec.text_fields, row, strict=True)) for row in rows],
         targets=[{"task": task, "strategy": strategy} for strategy in strategies],
@@ -159,6 +158,27 @@ async def explain(
         agreement=agreement([result.lost for result in results]),
     )
     return json_response(answer.model_dump_json())
+
+
+def _check_size(
+    settings: Settings, texts: Sequence[str], num_rows: int, num_strategies: int
+) -> None:
+    """Refuse too many rows, and rows that are too long together, before they are made.
+
+    The rows of 200,000 characters with a word in two would take 20 GB.
+
+    Raises:
+        TooLargeError: the rows are too many, or have more characters than any body.
+    """
+    most = settings.max_rows_per_request
+    if num_rows * num_strategies > most:
+        what = "rows in one explanation, which has (words + 1) x strategies"
+        setting = "DELTABERT_MAX_ROWS_PER_REQUEST"
+        raise TooLargeError(what, num_rows * num_strategies, most, setting)
+    num_chars, most = num_rows * sum(map(len, texts)), settings.max_body_bytes
+    if num_chars > most:
+        what = "characters in one explanation, which has the text once for each word"
+        raise TooLargeError(what, num_chars, most, "DELTABERT_MAX_BODY_BYTES")
 
 
 def _check_label(spec: TaskSpec, label: str | None) -> None:

@@ -7,6 +7,7 @@ from scipy.stats import spearmanr
 
 from app.pipeline.occlusion import (
     agreement,
+    num_rows_without_words,
     rank_correlation,
     row_words,
     rows_without_words,
@@ -71,3 +72,9 @@ def test_agreement_is_the_mean_over_all_pairs_of_strategies() -> None:
     up, down = [0.1, 0.2, None, 0.3], [0.3, 0.2, None, 0.1]
     assert agreement([up, up]) == 1.0
     assert agreement([up, up, down]) == pytest.approx(-1 / 3)
+
+
+@pytest.mark.parametrize("texts", [("a b a",), ("a",), ("a", "b c"), ("", "?"), ("a b", "c d")])
+def test_rows_are_counted_before_they_are_made(texts: tuple[str, ...]) -> None:
+    words = row_words(texts)
+    assert num_rows_without_words(texts, words) == len(rows_without_words(texts, words)[0])
