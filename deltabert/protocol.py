@@ -80,9 +80,16 @@ class Call:
 def http_options(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
     """Return the options of httpx that both clients take.
 
+    The messages never quote the key: they end in logs.
+
     Raises:
-        ValueError: the address is not one of HTTP.
+        ValueError: the address is not one of HTTP, or the key can't be sent in a header.
     """
+    if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
+        raise ValueError(
+            "the key is empty, or has characters that no key has, such as the end of a line; a key "
+            "from a file needs strip()"
+        )
     if not url.startswith(("http://", "https://")):
         raise ValueError(f"{url!r} is no address of a server; write it like http://127.0.0.1:8000")
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}

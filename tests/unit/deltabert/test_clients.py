@@ -205,3 +205,11 @@ def test_pauses_are_those_of_the_server() -> None:
     assert pause_s(503, {"retry-after": "7"}) == 7
     assert pause_s(503, {"retry-after": "soon"}) == protocol_module.PAUSE_S
     assert pause_s(200, {}) is None
+
+
+@pytest.mark.parametrize("key", ["dbk_secret\n", "dbk secret", "dbk_s\u00e9cret", "dbk_\0", ""])
+def test_a_key_that_no_header_can_have_is_refused_without_quoting_it(key: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match="the key is empty, or has characters") as caught:
+            kind("http://test", key=key)
+        assert "dbk" not in str(caught.value)
