@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ from deltas.publish.norms import NormCache
 from deltas.store.store import NotCopied
 
 NOT_STARTED = "the server is not started"
+_FILE_THREADS = 2  # for the details of deltas; their files take memory, too
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class Serving:
     traffic: Traffic
     shadow: ShadowTraffic
     norms: NormCache = field(default_factory=NormCache)
+    file_threads: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(_FILE_THREADS)
+    )
 
     async def reload(
         self, paths: list[Path] | None = None, *, not_copied: NotCopied | None = None

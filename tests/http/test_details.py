@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from deltas import Backbone, Store, write_delta
-from deltas.publish.norms import change_norms
+from deltas.publish.norms import NormCache, change_norms
 from deltas.store.predictions import predictions_path
 from tests.factories import TOY_TASKS, make_delta
 from tests.http.admin_key import ADMIN, KEYS
@@ -100,3 +104,25 @@ def test_keys_hide_the_details_of_other_tasks(
     for route in ("norms", "predictions"):
         assert server.get(f"/deltas/toy2/head/{route}").status_code in (401, 403)
         assert server.get(f"/deltas/toy2/head/{route}", headers=ADMIN).status_code == 200
+
+
+def test_requests_for_files_leave_threads_to_others(
+    start: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of keys is followed in a thread, too: a flood must not keep a key from removal."""
+    client, is_open = start(), threading.Event()
+    monkeypatch.setattr(NormCache, "of", lambda *_: is_open.wait(60))
+
+    async def in_thread() -> bool:
+        return await asyncio.wait_for(asyncio.to_thread(lambda: True), 30)
+
+    with ThreadPoolExecutor(50) as pool:
+        asked = [pool.submit(client.get, "/deltas/toy2/bitfit/norms") for _ in range(50)]
+        try:
+            time.sleep(1)  # the requests are under way
+            assert client.portal is not None
+            assert client.portal.call(in_thread)
+        finally:
+            is_open.set()
+            for each in asked:
+                each.result()

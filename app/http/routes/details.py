@@ -7,12 +7,14 @@ Both are read in a thread, because files may be large or slow. Read `deltas.publ
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Path, Query, Response
 
 from app.errors import DeltaUnavailableError
-from app.http.context import ServingDep
+from app.http.context import Serving, ServingDep
 from app.http.openapi import documented
 from deltas import DeltaError
 from deltas.publish.norms import DeltaNorms
@@ -20,6 +22,7 @@ from deltas.store.predictions import MAX_ROWS, PredictedRows, read_rows
 
 details = APIRouter(tags=["catalogue"], responses=documented(404, 422, 500, 503))
 
+Answer = TypeVar("Answer")
 Name = Annotated[str, Path(max_length=256)]
 Version = Annotated[
     str | None,
@@ -36,7 +39,7 @@ async def describe_change(
     """Return the norm of trained minus frozen values by layer, part and kind, without the head."""
     record = serving.engine.store.resolve(task, strategy, version)
     try:
-        return await asyncio.to_thread(serving.norms.of, record, serving.engine.backbone)
+        return await _in_thread(serving, partial(serving.norms.of, record, serving.engine.backbone))
     except (DeltaError, OSError) as error:
         reason = getattr(error, "reason", None) or type(error).__name__
         raise DeltaUnavailableError(task, strategy, record.version, reason) from error
@@ -72,4 +75,14 @@ async def predictions_of_run(
     def write() -> str:
         return read_rows(record, split, offset, limit).model_dump_json()
 
-    return Response(await asyncio.to_thread(write), media_type="application/json")
+    return Response(await _in_thread(serving, write), media_type="application/json")
+
+
+async def _in_thread(serving: Serving, read: Callable[[], Answer]) -> Answer:
+    """Read in one of few threads; others wait without one.
+
+    The threads of asyncio also follow the file of keys and read streams, so no number of requests
+    may hold them.
+    """
+    async with serving.file_threads:
+        return await asyncio.to_thread(read)
