@@ -93,6 +93,8 @@ class JsonRoute(APIRoute):
         async def handle(request: Request) -> Response:
             if self.takes_streams and media_type_of(request.headers) in STREAM_TYPES:
                 check_encoding(request.headers)
+                if errors := _parameter_errors(request):
+                    raise RequestValidationError(errors)
                 return await self.stream(request)
             self.check_headers(request.headers)
             errors = _parameter_errors(request)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from app.errors import ForbiddenError
+from app.errors import ForbiddenError, UnauthorizedError
 from app.keys.key import ANONYMOUS, Key, KeysError, Scope, checked, digest_of, parse_keys
 from app.keys.usage import Usage, limits_of
 
@@ -141,6 +141,20 @@ class Keyring:
             if hmac.compare_digest(digest, caller.digest):
                 found = caller
         return found
+
+    def renewed(self, caller: Caller) -> Caller:
+        """Return the caller with the rights that its key has now; for work that takes long.
+
+        Raises:
+            UnauthorizedError: the key was removed or replaced, or has expired.
+        """
+        now = self._callers.get(caller.key.name)
+        if now is None or now.digest != caller.digest or now.has_expired:
+            name = caller.key.name
+            raise UnauthorizedError(
+                f"the key {name!r} was removed, or has expired; ask for another"
+            )
+        return now
 
     async def watch(self) -> None:
         """Read the file again whenever it has changed, until the task is cancelled."""

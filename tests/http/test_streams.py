@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,6 +129,7 @@ def test_kept_columns_and_columns_of_texts_are_named_in_the_query(client: TestCl
         ("/predict/toy2?top_k=1&top_k=2", b'"x"', NDJSON, 422, "more than once"),
         ("/predict/toy2?top_k=0", b'"x"', NDJSON, 422, "top_k"),
         ("/predict/toy2?strategy=no", b'"x"', NDJSON, 404, "unknown strategy"),
+        (f"/predict/{'a' * 300}", b'"x"', NDJSON, 422, "at most 256 characters"),
         ("/predict/no", b'"x"', NDJSON, 404, "unknown task"),
         ("/predict", b'"x"', NDJSON, 415, "POST /predict takes JSON alone"),
     ],
@@ -217,3 +219,47 @@ def test_metrics_count_the_rows_of_a_stream(start: Callable[..., TestClient]) ->
     stream(client, b'"good"\n{}\n"bad"\n')
     counted = 'deltabert_rows_total{strategy="bitfit",task="toy2"} 2.0'
     assert counted in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("left", "code"), [("", "unauthorized"), ('tasks = ["toy3"]', "forbidden")]
+)
+def test_a_stream_ends_when_its_key_is_removed(
+    make_app: Callable[..., Any], gate: Any, tmp_path: Path, left: str, code: str
+) -> None:
+    """A stream may run for days, so its key is looked at again before each window of rows."""
+    digest = digest_of(b"dbk_0123456789-team-0123456789").hex()
+    rights, keys = f'[team]\nsha256 = "{digest}"\nscopes = ["predict"]\n', tmp_path / "keys.toml"
+    keys.write_text(f'{rights}tasks = ["toy2"]\n')
+    with TestClient(make_app(keys_file=keys)) as client:
+        assert client.portal is not None
+        gate.close()
+        parts = [b'"good"\n' * bulk.WINDOW_ROWS] * 3
+        head = {"authorization": "Bearer dbk_0123456789-team-0123456789", "content-type": NDJSON}
+        asked = client.portal.start_task_soon(lambda: _asgi_lines(client.app, parts, head))
+        assert gate.entered.wait(30)
+        keys.write_text(f"{rights}{left}\n" if left else "")
+        client.app.state.keyring.reload()  # type: ignore[attr-defined]
+        gate.is_open.set()
+        rows = asked.result(30)
+    assert len(rows) <= bulk.WINDOW_ROWS + 1
+    assert rows[-1]["row"] is None
+    assert rows[-1]["error"]["code"] == code
+
+
+async def _asgi_lines(app: Any, parts: list[bytes], head: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the lines of an answer whose connection is cut, which clients refuse to show."""
+    unread, sent = list(parts), []
+
+    async def receive() -> dict[str, Any]:
+        if not unread:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": unread.pop(), "more_body": bool(unread)}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message.get("body", b""))
+
+    scope = {"type": "http", "method": "POST", "path": "/predict/toy2", "query_string": b""}
+    headers = [(name.encode(), value.encode()) for name, value in head.items()]
+    await app(scope | {"headers": headers, "http_version": "1.1"}, receive, send)
+    return [json.loads(line) for line in b"".join(sent).splitlines()]

@@ -36,7 +36,7 @@ from app.errors import (
 from app.http.context import Serving
 from app.http.json_route import STREAM_TYPES, TIMEOUT_HEADER, media_type_of
 from app.http.schemas import StreamQuery
-from app.keys.keyring import Caller
+from app.keys.keyring import Caller, Keyring
 from app.pipeline.bulk.columns import ColumnChoice, ColumnReader
 from app.pipeline.bulk.local import predict_row, read_rows
 from app.pipeline.bulk.output import AnswerColumns, AnsweredRow, OutputFormat, format_of
@@ -274,9 +274,8 @@ class _RowStream(Response):
     @asynccontextmanager
     async def _admitted(self, num_rows: int) -> AsyncIterator[None]:
         """Count rows for the key; wait while its rate, or its share of the queue, is used up."""
-        caller = self._asked.caller
         async with AsyncExitStack() as stack:
-            while caller is not None:
+            while (caller := self._caller()) is not None:
                 try:
                     admission = caller.usage.admit(num_rows, num_requests=0)
                     await stack.enter_async_context(admission)
@@ -284,6 +283,21 @@ class _RowStream(Response):
                 except RateLimitedError as error:
                     await asyncio.sleep(error.wait_s)
             yield
+
+    def _caller(self) -> Caller | None:
+        """Return the key with its present rights, which may change while a stream runs.
+
+        Raises:
+            UnauthorizedError: the key was removed, or has expired.
+            ForbiddenError: the key may no longer predict with this task.
+        """
+        if self._asked.caller is None:
+            return None
+        keyring: Keyring = self._asked.request.app.state.keyring
+        caller = keyring.renewed(self._asked.caller)
+        caller.check_scope("predict")
+        caller.check_task(self._asked.record.key[0])
+        return caller
 
     def _count(self, num_rows: int, num_tokens: int) -> None:
         metrics, trace = self._asked.serving.metrics, self._asked.request.state.trace

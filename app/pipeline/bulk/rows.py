@@ -12,9 +12,10 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 MAX_ROW_BYTES = 2**20  # about five of the longest texts that a server takes by default
 _QUOTE = b'"'
@@ -117,7 +118,11 @@ class JsonLines:
 def _json_row(line: bytes | None, end: int) -> RawRow:
     problem = None if line is not None else _too_long("line")
     try:
-        value = json.loads(line) if line is not None else None
+        value = None
+        if line is not None:
+            value = json.loads(line, parse_constant=_no_number, parse_float=_finite)
+    except RowProblem as error:
+        problem = error
     except json.JSONDecodeError as error:
         problem = RowProblem("malformed_json", f"no JSON: {error.msg} at character {error.pos}")
     except UnicodeDecodeError as error:
@@ -130,6 +135,16 @@ def _json_row(line: bytes | None, end: int) -> RawRow:
             text = f"must be a text or an object, not {json.dumps(value)[:_SHOWN_BYTES]}"
             problem = RowProblem("invalid_input", text)
     return RawRow(None if problem else value, problem, end)
+
+
+def _no_number(text: str) -> NoReturn:
+    """Refuse NaN and infinities: a kept one would make the line of the answer no JSON."""
+    raise RowProblem("malformed_json", f"no JSON: {text[:_SHOWN_BYTES]} is no number there")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
 
 
 class _Failure(NamedTuple):

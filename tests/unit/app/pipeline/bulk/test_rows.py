@@ -143,3 +143,11 @@ def test_lines_of_json(size: int) -> None:
 def test_json_that_no_parser_can_hold_is_a_problem_of_its_row() -> None:
     rows = read(JsonLines(), b"[" * 100_000 + b"\n" + b"1" * 10_000 + b"\n")
     assert [row.problem.code for row in rows if row.problem] == ["malformed_json"] * 2
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e999"])
+def test_numbers_that_json_has_not_are_problems_of_their_rows(number: bytes) -> None:
+    """Python reads and writes them; other programs could not read the answer."""
+    rows = read(JsonLines(), b'{"id": [%s], "text": "a"}\n{"id": 1.5, "text": "b"}\n' % number)
+    assert str(rows[0].problem) == f"no JSON: {number.decode()} is no number there"
+    assert rows[1].value == {"id": 1.5, "text": "b"}
