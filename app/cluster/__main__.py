@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -49,7 +50,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app.clus
             logging.getLogger("app").info("%s: stopping", wait_for_signal())
     except KeyboardInterrupt:  # while it was starting
         return 0
-    except (RuntimeError, ConnectionError) as error:
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:  # Ray's own handler ends so, while Ray starts
+            raise
+        return 0
+    except (RuntimeError, OSError, ValueError) as error:
         sys.stderr.write(f"the cluster could not be started: {error}\n")
         return 1
     return 0

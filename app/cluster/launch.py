@@ -70,8 +70,22 @@ class ClusterOptions:
 
 @contextmanager
 def running_cluster(settings: Settings, options: ClusterOptions) -> Iterator[None]:
-    """Serve from a cluster within the block, which begins when all replicas are ready."""
+    """Serve from a cluster within the block, which begins when all replicas are ready.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM came while it was starting.
+    """
     folder = _prepare_environment()  # Ray reads it when it is imported
+    try:
+        with _started(settings, options):
+            yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _started(settings: Settings, options: ClusterOptions) -> Iterator[None]:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     import ray
     from ray import serve
 
@@ -84,6 +98,7 @@ def running_cluster(settings: Settings, options: ClusterOptions) -> Iterator[Non
             "include_dashboard": False,
         }
     ray.init(options.address or "local", namespace=APP, **here)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in place
     try:
         # The replicas look it up by its name, which outlives this process.
         coordinator = ray.remote(Coordinator).options(
@@ -111,7 +126,6 @@ def running_cluster(settings: Settings, options: ClusterOptions) -> Iterator[Non
         if is_ours:
             serve.shutdown()
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _prepare_environment() -> str:
