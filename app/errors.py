@@ -162,14 +162,21 @@ class BodyTimeoutError(Exception):
 
 
 class BodiesOverloadedError(Exception):
-    """The bodies of all requests together are too large."""
+    """The bodies of all requests together are too large, or so many streams may be.
+
+    Args:
+        allowed: most bytes of all bodies.
+        num_streams: number of streams that run; None if bodies are too large.
+    """
 
     retry_after_s = 1  # bodies leave the memory with their requests
 
-    def __init__(self, allowed: int) -> None:
+    def __init__(self, allowed: int, num_streams: int | None = None) -> None:
+        found = f"the bodies of all requests together have more than {allowed:,} bytes"
+        if num_streams is not None:
+            found = f"{num_streams:,} streams of rows run, as many as {allowed:,} bytes allow"
         super().__init__(
-            f"the bodies of all requests together have more than {allowed:,} bytes "
-            f"(DELTABERT_MAX_BODIES_BYTES); try again in {self.retry_after_s} s"
+            f"{found} (DELTABERT_MAX_BODIES_BYTES); try again in {self.retry_after_s} s"
         )
 
 

@@ -34,6 +34,7 @@ from app.http.routes.clients.error_forms import write_error_of
 from app.http.telemetry.metrics import Metrics
 from app.keys.paths import prediction_at, route_path
 from app.pipeline import Trace
+from app.pipeline.bulk.rows import MAX_ROW_BYTES
 from app.process.logs import request_id_var
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ _NO_ROUTE = "unmatched"  # never the path itself, which clients choose
 _FILES = "/deltas/"
 _ONE_TASK = "/predict/"
 _STREAMS = {name.encode() for name in STREAM_TYPES}
+_STREAM_BYTES = 2 * MAX_ROW_BYTES  # that a stream counts as: a row that is read, and its text
 _LOG_EVERY_S = 10.0
 _IN_SUMMARY = (HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
 
@@ -230,7 +232,8 @@ class BodyLimitMiddleware:
     and each of its parts has the time of a body; all of them together have a limit, too.
 
     Each part of a stream of rows has the time of a body. The stream has no limit of bytes, but its
-    rows do, and few of them are in memory.
+    rows do, and few of them are in memory. Their number at a time has a limit, since each may hold
+    an unfinished row.
 
     Args:
         app: app that reads the bodies.
@@ -258,6 +261,7 @@ class BodyLimitMiddleware:
         self.timeout_s = timeout_s
         self.upload_timeout_s = upload_timeout_s
         self.num_bytes = 0  # of all bodies in memory
+        self.num_streams = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -266,8 +270,7 @@ class BodyLimitMiddleware:
             return
         is_upload = scope["method"] == "PUT" and route_path(scope).startswith(_FILES)
         if scope["method"] == "POST" and _is_stream(scope):
-            parts = _Parts(receive, send, self.timeout_s)
-            await self._app(scope, parts.receive, parts.send)
+            await self._pass_stream(scope, receive, send)
             return
         announced = next((v for name, v in scope["headers"] if name == b"content-length"), b"")
         allowed = self.max_upload_bytes if is_upload else self.max_body_bytes
@@ -281,6 +284,19 @@ class BodyLimitMiddleware:
         finally:
             if not is_upload:
                 self.num_bytes -= body.num_bytes
+
+    async def _pass_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a stream, unless so many run that their unfinished rows could fill the memory."""
+        if self.num_streams >= max(1, self.max_bodies_bytes // _STREAM_BYTES):
+            error = BodiesOverloadedError(self.max_bodies_bytes, self.num_streams)
+            await _send_error(error, scope, receive, send)
+            return
+        parts = _Parts(receive, send, self.timeout_s)
+        self.num_streams += 1
+        try:
+            await self._app(scope, parts.receive, parts.send)
+        finally:
+            self.num_streams -= 1
 
     def too_large(self, found: int | None, *, is_upload: bool) -> TooLargeError:
         """Return the error for a body of `found` bytes; None if it was not read to its end."""

@@ -263,3 +263,23 @@ async def _asgi_lines(app: Any, parts: list[bytes], head: dict[str, str]) -> lis
     headers = [(name.encode(), value.encode()) for name, value in head.items()]
     await app(scope | {"headers": headers, "http_version": "1.1"}, receive, send)
     return [json.loads(line) for line in b"".join(sent).splitlines()]
+
+
+def test_streams_at_a_time_have_a_limit(make_app: Callable[..., Any], gate: Any) -> None:
+    """Each stream may hold an unfinished row of a megabyte, for as long as its client likes."""
+    head = {"content-type": NDJSON}
+    with TestClient(make_app(max_body_bytes=1024, max_bodies_bytes=4 * 2**20)) as client:
+        assert client.portal is not None
+        gate.close()
+        running = [
+            client.portal.start_task_soon(lambda: _asgi_lines(client.app, [b'"good"\n'], head))
+            for _ in range(2)
+        ]
+        assert gate.entered.wait(30)
+        refused = stream(client, b'"good"\n')
+        assert refused.status_code == 429, refused.text
+        assert "2 streams of rows run" in refused.json()["error"]["message"]
+        assert int(refused.headers["retry-after"]) > 0
+        gate.is_open.set()
+        assert [row["label"] for each in running for row in each.result(30)]
+        assert len(lines_of(stream(client, b'"good"\n'))) == 1
