@@ -172,10 +172,11 @@ def read(status: int, content: bytes) -> Any:
     raise RefusedError(status, error)
 
 
-def unreachable(url: object, error: Exception) -> UnreachableError:
-    """Return the error for a server that could not be reached."""
+def unreachable(url: httpx2.URL, error: Exception) -> UnreachableError:
+    """Return the error for a server that could not be reached; a password is not quoted."""
     reason = str(error) or type(error).__name__
-    return UnreachableError(f"no answer from {url} ({reason}); is the server running there?")
+    address = f"{url.scheme}://{url.netloc.decode()}{url.path}".rstrip("/")
+    return UnreachableError(f"no answer from {address} ({reason}); is the server running there?")
 
 
 def health_of(status: int, content: bytes) -> Health:

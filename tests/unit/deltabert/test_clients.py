@@ -213,3 +213,13 @@ def test_a_key_that_no_header_can_have_is_refused_without_quoting_it(key: str) -
         with pytest.raises(ValueError, match="the key is empty, or has characters") as caught:
             kind("http://test", key=key)
         assert "dbk" not in str(caught.value)
+
+
+def test_a_password_in_the_address_is_not_quoted() -> None:
+    fail = httpx2.MockTransport(Faulty(*[httpx2.ConnectError("refused")] * 2))
+    with (
+        Client("http://me:secret@test:81/api", transport=fail) as client,
+        pytest.raises(UnreachableError, match="no answer from http://test:81/api ") as caught,
+    ):
+        client.predict("sst2", "a")
+    assert "secret" not in str(caught.value)
