@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 
 import pandas as pd
 
 from frontend.models import Prediction
 
 MAX_ROWS = 20_000
+MAX_MEGABYTES = 20
 CHUNK_ROWS = 64  # of one request: a step of the progress bar
+_FOR_MORE = "For more, send the file to the server: docs/guide/serving.md says how."
 _DELIMITERS = ",;\t|"
 _SNIFFED_CHARS = 65_536
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -51,12 +55,17 @@ def read_table(data: bytes) -> pd.DataFrame:
     Raises:
         TableError: the bytes are no such table.
     """
+    if len(data) > MAX_MEGABYTES * 1_000_000:
+        raise TableError(
+            f"The table has {len(data) / 1e6:,.0f} MB; this page takes {MAX_MEGABYTES}. {_FOR_MORE}"
+        )
     text = _decoded(data)
     if not text.strip():
         raise TableError("The table is empty. Give a header line and at least one row.")
     reader = csv.reader(io.StringIO(text), delimiter=_delimiter(text), strict=True)
     try:
-        lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+        filled = ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells)))
+        lines = list(islice(filled, MAX_ROWS + 2))
     except csv.Error as error:
         raise TableError(
             f"Line {reader.line_num} is no CSV ({error}). Often a quote was opened and not closed."
@@ -67,8 +76,7 @@ def read_table(data: bytes) -> pd.DataFrame:
         raise TableError(f"The table has a header ({', '.join(header)[:80]}), but no row below it.")
     if len(lines) - 1 > MAX_ROWS:
         raise TableError(
-            f"The table has {len(lines) - 1:,} rows; this page takes {MAX_ROWS:,}. "
-            "For more, send the file to the server: docs/guide/serving.md says how."
+            f"The table has more rows than the {MAX_ROWS:,} that this page takes. {_FOR_MORE}"
         )
     for number, cells in lines[1:]:
         if len(cells) != len(header):
@@ -92,8 +100,8 @@ def _decoded(data: bytes) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """Return the separator that the header contains most often; a comma if it contains none."""
-    header = text.lstrip().partition("\n")[0][:_SNIFFED_CHARS]
+    """Return the separator that the header has most often outside quotes; a comma without any."""
+    header = re.sub('"[^"]*"', "", text.lstrip().partition("\n")[0][:_SNIFFED_CHARS])
     return max(_DELIMITERS, key=header.count)
 
 
@@ -122,10 +130,17 @@ def label_column(table: pd.DataFrame, labels: Sequence[str]) -> str | None:
     return next(found, None) if known else None
 
 
-def chunks(count: int) -> Iterator[range]:
+def free_name(name: str, taken: Iterable[str]) -> str:
+    """Return the name of a new column: with a number if the table has such a column already."""
+    names = set(taken)
+    numbered = (f"{name} {number}" for number in count(2))
+    return name if name not in names else next(each for each in numbered if each not in names)
+
+
+def chunks(num_rows: int) -> Iterator[range]:
     """Yield the places of the rows of each request."""
-    for start in range(0, count, CHUNK_ROWS):
-        yield range(start, min(start + CHUNK_ROWS, count))
+    for start in range(0, num_rows, CHUNK_ROWS):
+        yield range(start, min(start + CHUNK_ROWS, num_rows))
 
 
 def decision(item: Prediction) -> str:
@@ -172,12 +187,13 @@ def right_and_wrong(one: Sequence[str], other: Sequence[str], gold: Sequence[str
 
 def spreadsheet_csv(table: pd.DataFrame) -> str:
     """Return a table as CSV that no spreadsheet takes for formulas: an apostrophe marks a text."""
-    safe = table.astype(object).map(
-        lambda cell: (
-            f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
-        )
-    )
-    return str(safe.to_csv(index=False, lineterminator="\r\n"))
+
+    def safe(cell: object) -> object:
+        is_formula = isinstance(cell, str) and cell.startswith(_FORMULA_STARTS)
+        return f"'{cell}" if is_formula else cell
+
+    shown = table.astype(object).map(safe).rename(columns=safe)
+    return str(shown.to_csv(index=False, lineterminator="\r\n"))
 
 
 def fit_command(texts: Sequence[str], label: str, name: str, kind: str) -> str:

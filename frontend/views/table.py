@@ -21,12 +21,14 @@ from frontend.panels.chooser import choose_task
 from frontend.panels.inputs import show_error
 from frontend.state import ViewContext, keep_widget, prepare_widget
 from frontend.views.rows import (
+    MAX_MEGABYTES,
     Labelled,
     TableError,
     accuracy,
     chunks,
     confusion,
     fit_command,
+    free_name,
     label_column,
     read_table,
     right_and_wrong,
@@ -38,6 +40,7 @@ _NO_COLUMN = "none"
 _REFUSED = {400, 413, 422}  # statuses of a request with a row that can't be used
 _LINE_PIXELS, _MOST_PIXELS = 35, 460  # of a row, and of the editor
 _CORRECT, _DOUBT = "correct label", "doubt"
+_NUMBER = "table/number"
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,11 @@ class Result:
     """A labelled table."""
 
     table: pd.DataFrame
+    correct: str  # name of the column to correct
     texts: tuple[str, ...]  # columns of the texts, in the order of the task's fields
     labelled: tuple[Labelled, ...]  # the first strategy's labels are the ones to correct
     problem: ServerError | None  # why not all rows are labelled
+    number: int  # of the labelling; Streamlit would give a later table the corrections of this one
 
 
 def show_table(context: ViewContext) -> None:
@@ -90,7 +95,10 @@ def _given_table() -> bytes | None:
         persist_state="session",
     )
     chosen = right.file_uploader(
-        "Or choose a CSV file", type=["csv", "tsv", "txt"], key="table/file"
+        "Or choose a CSV file",
+        type=["csv", "tsv", "txt"],
+        max_upload_size=MAX_MEGABYTES,
+        key="table/file",
     )
     if chosen is not None:
         return bytes(chosen.getvalue())
@@ -152,7 +160,10 @@ def _label(
         Labelled(name, (*answers, *[None] * (len(rows) - len(answers))))
         for name, answers in found.items()
     )
-    return Result(table, texts, labelled, problem)
+    correct = free_name(_CORRECT, map(str, table.columns))
+    number = st.session_state.get(_NUMBER, 0) + 1
+    st.session_state[_NUMBER] = number
+    return Result(table, correct, texts, labelled, problem, number)
 
 
 def _answers(
@@ -191,37 +202,38 @@ def _show_result(task: TaskInfo, result: Result) -> None:
 def _show_editor(task: TaskInfo, result: Result) -> pd.DataFrame:
     """Draw the labelled rows, the most doubtful ones first; return them with the corrections."""
     first = result.labelled[0]
-    shown = result.table.copy()
+    shown, correct = result.table.copy(), result.correct
     for labelled in result.labelled:
-        shown[f"label ({labelled.strategy})"] = labelled.labels
-    shown[_DOUBT] = first.doubts
-    shown[_CORRECT] = first.labels
+        shown[free_name(f"label ({labelled.strategy})", shown.columns)] = labelled.labels
+    doubt = free_name(_DOUBT, shown.columns)
+    shown[doubt] = first.doubts
+    shown[correct] = first.labels
     if task.kind != "regression":
-        shown = shown.sort_values(_DOUBT, ascending=False, na_position="first", kind="stable")
+        shown = shown.sort_values(doubt, ascending=False, na_position="first", kind="stable")
     is_single = task.kind == "single_label"
-    options = st.column_config.SelectboxColumn(_CORRECT, options=list(task.labels))
+    options = st.column_config.SelectboxColumn(correct, options=list(task.labels))
     edited = st.data_editor(
         shown,
         hide_index=True,
         width="stretch",
         height=min(_MOST_PIXELS, _LINE_PIXELS * (len(shown) + 1) + 3),
-        disabled=[name for name in shown.columns if name != _CORRECT],
+        disabled=[name for name in shown.columns if name != correct],
         column_config={
-            _CORRECT: options if is_single else st.column_config.TextColumn(_CORRECT),
-            _DOUBT: st.column_config.ProgressColumn(_DOUBT, min_value=0, max_value=1),
+            correct: options if is_single else st.column_config.TextColumn(correct),
+            doubt: st.column_config.ProgressColumn(doubt, min_value=0, max_value=1),
         },
-        key=f"table/editor/{first.strategy}/{len(shown)}",
+        key=f"table/editor/{result.number}",
         alt="Labelled rows, the most doubtful ones first",
     )
     st.caption(
         "The most doubtful rows come first: doubt is 1 minus the probability of the label. "
-        f"Correct them in the column “{_CORRECT}”."
+        f"Correct them in the column “{correct}”."
     )
     return edited.sort_index()
 
 
 def _show_download(task: TaskInfo, result: Result, edited: pd.DataFrame) -> None:
-    changed = int((edited[_CORRECT].fillna("") != pd.Series(result.labelled[0].labels)).sum())
+    changed = int((edited[result.correct].fillna("") != pd.Series(result.labelled[0].labels)).sum())
     left, right = st.columns([1, 3], vertical_alignment="center")
     left.download_button(
         "Download CSV",
@@ -236,7 +248,7 @@ def _show_download(task: TaskInfo, result: Result, edited: pd.DataFrame) -> None
         "take for formulas begin with an apostrophe."
     )
     st.markdown("Train a delta on the corrected rows:")
-    command = fit_command(result.texts, _CORRECT, f"{task.name}-corrected", task.kind)
+    command = fit_command(result.texts, result.correct, f"{task.name}-corrected", task.kind)
     st.code(command, language="bash", wrap_lines=True)
 
 
@@ -277,10 +289,8 @@ def _show_differences(result: Result, by_name: dict[str, list[str]], gold: Seque
     places = right_and_wrong(by_name[one], by_name[other], gold)
     st.markdown(f"{len(places):,} rows that {literal(one)} gets right and {literal(other)} wrong")
     if places:
-        shown = result.table.iloc[places].assign(
-            **{
-                f"label ({name})": [by_name[name][place] for place in places]
-                for name in (one, other)
-            }
-        )
+        shown = result.table.iloc[places].copy()
+        for name in dict.fromkeys((one, other)):
+            column = free_name(f"label ({name})", shown.columns)
+            shown[column] = [by_name[name][place] for place in places]
         st.dataframe(shown, hide_index=True, width="stretch", alt="Rows that differ")

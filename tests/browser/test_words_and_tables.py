@@ -123,6 +123,28 @@ def test_a_table_is_labelled_and_compared(url: str, open_at: Open) -> None:
     assert command[command.index("--text-columns") + 1] == "text"
 
 
+def test_columns_of_the_table_are_never_replaced(url: str, open_at: Open) -> None:
+    page = open_at(url, "table", task="cola")
+    page.text_area[0].set_value("text,doubt,correct label,label (bitfit)\na film,mine,x,y\n")
+    run(page)
+    press(page, "Label 1 rows")
+    shown = page.dataframe[0].value
+    assert list(shown.iloc[0][["doubt", "correct label", "label (bitfit)"]]) == ["mine", "x", "y"]
+    assert {"doubt 2", "correct label 2", "label (bitfit) 2"} < set(shown.columns)
+    command = shlex.split(str(page.code[0].value))
+    assert command[command.index("--label-column") + 1] == "correct label 2"
+
+
+def test_the_next_table_does_not_get_the_corrections_of_the_last(url: str, open_at: Open) -> None:
+    page, editors = open_at(url, "table", task="cola"), set()
+    for text in ("the good film", "not a film"):
+        page.text_area[0].set_value(f"text\n{text}\n")
+        run(page)
+        press(page, "Label 1 rows")
+        editors.add(page.dataframe[0].proto.id)
+    assert len(editors) == 2, "Streamlit keeps the corrections of an editor by its id and row"
+
+
 def test_a_bad_table_is_a_sentence(url: str, open_at: Open) -> None:
     page = open_at(url, "table", task="cola")
     page.text_area[0].set_value("text,label\na,b,c\n")

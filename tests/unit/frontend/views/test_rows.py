@@ -20,6 +20,7 @@ from frontend.views.rows import (
     confusion,
     decision,
     fit_command,
+    free_name,
     label_column,
     read_table,
     right_and_wrong,
@@ -38,10 +39,11 @@ OTHER = ["b", "b", "b", "c", "b", ""]
     [
         b'text,label\n"cold, very cold",bad\nfine,good\n',
         b'text;label\r\n"cold, very cold";bad\r\nfine;good\r\n',
+        b'"text";"label"\n"cold, very cold";bad\nfine;good\n',
         "text\tlabel\ncold, very cold\tbad\n\nfine\tgood".encode("utf-16"),
         b'\xef\xbb\xbftext,label\n"cold, very cold",bad\n,\nfine,good\n',
     ],
-    ids=["comma", "semicolon", "utf-16 tab", "byte order mark"],
+    ids=["comma", "semicolon", "semicolon, quoted commas", "utf-16 tab", "byte order mark"],
 )
 def test_tables_in_many_forms(data: bytes) -> None:
     table = read_table(data)
@@ -59,8 +61,9 @@ def test_tables_in_many_forms(data: bytes) -> None:
         (b"text,label\na,b\nc,d,e\n", "Line 3 has 3 cells, the header has 2"),
         (b'text,label\n"a,b\n', "quote"),
         (b"text\ncaf\xe9\n", "not in UTF-8 (byte 8)"),
+        (b"text\n" + b"x" * 20_000_000, "has 20 MB; this page takes 20"),
         (b"PK\x03\x04\0\0\0", "no text"),
-        (b"text\n" + b"x\n" * (MAX_ROWS + 1), "20,001 rows"),
+        (b"text\n" + b"x\n" * (MAX_ROWS + 1), "more rows than the 20,000"),
     ],
 )
 def test_a_bad_table_is_one_sentence(data: bytes, said: str) -> None:
@@ -114,6 +117,21 @@ def test_no_cell_is_a_formula() -> None:
     texts = ["=1+1", "+1", "-1", "@x", "\tx", "a, b", 'say "x"']
     rows = list(csv.reader(io.StringIO(spreadsheet_csv(pd.DataFrame({"text": texts})))))
     assert [row[0] for row in rows[1:]] == [*(f"'{text}" for text in texts[:5]), *texts[5:]]
+
+
+def test_no_name_of_a_column_is_a_formula() -> None:
+    table = pd.DataFrame({"=1+1": ["a"], "text": ["b"]})
+    assert spreadsheet_csv(table).splitlines()[0] == "'=1+1,text"
+
+
+def test_commas_in_a_quoted_name_separate_nothing() -> None:
+    table = read_table(b'"text, or title, if any";label\nfine;good\n')
+    assert list(table.columns) == ["text, or title, if any", "label"]
+
+
+def test_a_new_column_takes_the_name_of_none() -> None:
+    assert free_name("doubt", ["text"]) == "doubt"
+    assert free_name("doubt", ["text", "doubt", "doubt 2"]) == "doubt 3"
 
 
 def test_the_command_is_one_that_training_takes() -> None:
