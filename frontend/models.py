@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -186,9 +187,15 @@ class Benchmark:
 
     def of(self, task: str, strategy: str | None = None) -> tuple[BenchmarkRow, ...]:
         """Return the rows of a task, and of one strategy if given, in the server's order."""
-        return tuple(
-            row for row in self.rows if row.task == task and strategy in (None, row.strategy)
-        )
+        rows = self._by_task.get(task, ())
+        return tuple(row for row in rows if strategy in (None, row.strategy))
+
+    @cached_property
+    def _by_task(self) -> dict[str, list[BenchmarkRow]]:
+        found: dict[str, list[BenchmarkRow]] = {}
+        for row in self.rows:
+            found.setdefault(row.task, []).append(row)
+        return found
 
 
 @dataclass(frozen=True)

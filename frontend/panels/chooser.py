@@ -47,15 +47,9 @@ def choose_task(catalogue: Catalogue) -> TaskInfo:
 
 def ordered_tasks(catalogue: Catalogue, favourites: list[str]) -> list[TaskInfo]:
     """Return the tasks in the order of the list: favourites, own tasks, then the best learnt."""
-    ranked = catalogue.ranked
-    own = catalogue.own_tasks
-
-    def place(task: TaskInfo) -> tuple[int, int]:
-        if task.name in favourites:
-            return 0, favourites.index(task.name)
-        return (1, own.index(task.name)) if task.name in own else (2, 0)
-
-    return sorted(ranked, key=place)
+    names = [*favourites, *catalogue.own_tasks]
+    places = {name: place for place, name in reversed(list(enumerate(names)))}
+    return sorted(catalogue.ranked, key=lambda task: places.get(task.name, len(names)))
 
 
 def _first(catalogue: Catalogue) -> TaskInfo:
