@@ -1,4 +1,4 @@
-"""HTML for prediction cards and a small table, which Streamlit has no widgets for.
+"""HTML for prediction cards, which Streamlit has no widgets for.
 
 Pure functions turn data into HTML; `page.css` styles the classes. Every text from the server or the
 user is escaped.
@@ -6,11 +6,11 @@ user is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from frontend.glossary import Scale, human_bytes, label_words, metric_words, percent, probability
+from frontend.glossary import Scale, human_bytes, label_words, metric_words, probability
 from frontend.models import BenchmarkRow, Prediction, StudyRow
 
 _MAX_BARS = 5
@@ -43,36 +43,6 @@ def delta_footer(row: BenchmarkRow | None, version: str, studied: StudyRow | Non
     if studied is None or studied.spread is None:
         return score
     return f"{score} (study: {studied.mean:.3f} ± {studied.spread:.3f}, {studied.seeds} seeds)"
-
-
-def delta_table(
-    rows: Sequence[BenchmarkRow], backbone_bytes: int, colors: Mapping[str, str]
-) -> str:
-    """Return a table of one task's deltas: metric, size, share of the backbone, trained share."""
-    metric = metric_words(rows[0].metric) if rows else "Metric"
-    heads = ("Strategy", metric, "Delta", "of backbone", "Trained")
-    best = max((row.value for row in rows), default=0.0)
-    body = "".join(
-        f"<tr{_best(row.value == best and len(rows) > 1)}>"
-        f'<th scope="row"><i style="background:{escape(colors.get(row.strategy, "gray"))}"></i>'
-        f"{escape(_row_name(row, rows))}</th>"
-        f"<td>{row.value:.3f}</td><td>{human_bytes(row.size_bytes)}</td>"
-        f"<td>{percent(row.size_bytes / backbone_bytes) if backbone_bytes else 'n/a'}</td>"
-        f"<td>{percent(row.trained_share)}</td></tr>"
-        for row in rows
-    )
-    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
-    return f'<table class="db-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def _row_name(row: BenchmarkRow, rows: Sequence[BenchmarkRow]) -> str:
-    """Return the strategy, with the version if the strategy has several."""
-    is_alone = [other.strategy for other in rows].count(row.strategy) == 1
-    return row.strategy if is_alone else f"{row.strategy} ({row.version[:6]})"
-
-
-def _best(is_best: bool) -> str:
-    return ' class="db-best"' if is_best else ""
 
 
 def _card(card: Card) -> str:

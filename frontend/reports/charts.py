@@ -49,7 +49,7 @@ def calibration_chart(after: Reliability, before: Reliability | None) -> Layers:
     y = alt.Y("share:Q", title="Share that was right", scale=scale, axis=axis)
     diagonal = (
         alt.Chart({"values": [{"probability": end, "share": end} for end in (0, 1)]})
-        .mark_line(strokeDash=[4, 4], color=NEUTRAL)
+        .mark_line(aria=False, strokeDash=[4, 4], color=NEUTRAL)
         .encode(x=x, y=y)
     )
     names, colors = ["calibrated", "before"], [BLUE, ORANGE]
@@ -70,7 +70,7 @@ def calibration_chart(after: Reliability, before: Reliability | None) -> Layers:
             alt.Tooltip("rows:Q", title="Number", format=","),
         ],
     )
-    line = base.mark_line(opacity=0.4).encode(shape=alt.Shape())
+    line = base.mark_line(aria=False, opacity=0.4).encode(shape=alt.Shape())
     return alt.layer(diagonal, line, points).properties(height=300)
 
 
@@ -99,7 +99,10 @@ def risk_chart(curve: RiskCurve) -> Layers:
             alt.Tooltip("limit:Q", title="Least probability", format=".3f"),
         ],
     )
-    line, points = base.mark_line(color=BLUE), base.mark_circle(color=BLUE, size=18, opacity=0.6)
+    line, points = (
+        base.mark_line(aria=False, color=BLUE),
+        base.mark_circle(color=BLUE, size=18, opacity=0.6),
+    )
     return alt.layer(line, points).properties(height=300)
 
 
@@ -114,7 +117,7 @@ def value_chart(gold: Sequence[float], decided: Sequence[float], rows: Sequence[
     y = alt.Y("decided:Q", title="Decided value", scale=alt.Scale(domain=ends))
     diagonal = (
         alt.Chart({"values": [{"gold": end, "decided": end} for end in ends]})
-        .mark_line(strokeDash=[4, 4], color=NEUTRAL)
+        .mark_line(aria=False, strokeDash=[4, 4], color=NEUTRAL)
         .encode(x=x, y=y)
     )
     points = (
@@ -156,7 +159,9 @@ def cost_chart(
         tooltip=_point_tooltip(cost),
     )
     best = alt.Chart({"values": [_value(point, cost) for point in front(priced, cost)]})
-    step = best.mark_line(interpolate="step-after", color=NEUTRAL, opacity=0.6).encode(x=x, y=y)
+    step = best.mark_line(aria=False, interpolate="step-after", color=NEUTRAL, opacity=0.6).encode(
+        x=x, y=y
+    )
     return alt.layer(*_references(known), step, bars, marks).properties(height=240)
 
 
@@ -173,7 +178,7 @@ def low_data_chart(points: Sequence[Point], colors: Mapping[str, str], full_titl
     )
     y = alt.Y("value:Q", title=full_title, scale=alt.Scale(zero=False))
     bars = base.mark_rule(opacity=0.45, strokeWidth=2).encode(y=alt.Y("low:Q"), y2="high:Q")
-    line = base.mark_line().encode(y=y)
+    line = base.mark_line(aria=False).encode(y=y)
     dots = base.mark_circle(size=50).encode(y=y, tooltip=_point_tooltip("share"))
     return alt.layer(bars, line, dots).properties(height=240)
 
@@ -197,10 +202,10 @@ def learning_chart(curves: Sequence[CurveRow], colors: Mapping[str, str]) -> Lay
         color=_method_color(colors),
     )
     scale = alt.Scale(zero=False)
-    band = base.mark_area(opacity=0.15).encode(
+    band = base.mark_area(aria=False, opacity=0.15).encode(
         y=alt.Y("low:Q", title=words, scale=scale), y2="high:Q"
     )
-    lines = base.mark_line().encode(y=alt.Y("value:Q", title=words, scale=scale))
+    lines = base.mark_line(aria=False).encode(y=alt.Y("value:Q", title=words, scale=scale))
     dots = base.mark_circle(size=36).encode(
         y=alt.Y("value:Q", title=words, scale=scale),
         tooltip=[
@@ -231,8 +236,8 @@ def traffic_chart(values: Sequence[Mapping[str, Any]], title: str, color: str) -
         ),
         tooltip=[alt.Tooltip("value:Q", title=title, format=",.1f")],
     )
-    area = base.mark_area(color=color, opacity=0.18)
-    return alt.layer(area, base.mark_line(color=color)).properties(height=150)
+    area = base.mark_area(aria=False, color=color, opacity=0.18)
+    return alt.layer(area, base.mark_line(aria=False, color=color)).properties(height=150)
 
 
 def _references(known: Reference) -> list[alt.Chart]:

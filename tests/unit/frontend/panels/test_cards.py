@@ -10,7 +10,7 @@ import pytest
 
 from frontend.glossary import Scale
 from frontend.models import FanOut, Prediction
-from frontend.panels.cards import Card, card_grid, delta_footer, delta_table
+from frontend.panels.cards import Card, card_grid, delta_footer
 from tests.factories import benchmark_row
 
 ROW = benchmark_row(value=0.4567)
@@ -135,25 +135,8 @@ def test_nothing_from_outside_becomes_markup() -> None:
     evil = '"><script>alert(1)</script>'
     poisoned = replace(SINGLE, labels=(evil,), scores={evil: 0.9})
     html = card_grid([Card(evil, evil, evil, poisoned, evil)], evil)
-    html += delta_table([replace(ROW, strategy=evil)], 10**6, {evil: evil})
     assert "script" not in Checker(html).tags
     assert "<script" not in html
-
-
-def test_the_table_compares_with_the_backbone() -> None:
-    rows = [ROW, replace(ROW, strategy="head", value=0.1, size_bytes=4_200, trained_share=3.4e-5)]
-    html = delta_table(rows, 91_000_000, {"bitfit": "#111111", "head": "#222222"})
-    text = Checker(html).text
-    assert text[:5] == ["Strategy", "Matthews correlation", "Delta", "of backbone", "Trained"]
-    assert text[5:10] == ["bitfit", "0.457", "102 KB", "0.11 %", "0.22 %"]
-    assert text[10:] == ["head", "0.100", "4.2 KB", "0.0046 %", "0.0034 %"]
-    assert html.count("db-best") == 1
-    assert html.index("db-best") < html.index("bitfit")
-
-
-def test_versions_of_one_strategy_are_told_apart() -> None:
-    html = delta_table([ROW, replace(ROW, version="fedcba9876543210")], 10**6, {})
-    assert {"bitfit (012345)", "bitfit (fedcba)"} <= set(Checker(html).text)
 
 
 def test_the_footer_has_size_and_score_or_at_least_the_version() -> None:

@@ -9,13 +9,12 @@ import pytest
 
 from frontend.models import Reliability
 from frontend.panels.charts import (
-    benchmark_chart,
     loss_chart,
     metric_chart,
     reliability_chart,
     strategy_colors,
 )
-from tests.factories import RELIABILITY, benchmark_history, benchmark_row
+from tests.factories import RELIABILITY, benchmark_history
 
 
 def layers(chart: alt.LayerChart | alt.FacetChart) -> list[dict[str, Any]]:
@@ -32,57 +31,6 @@ def layers(chart: alt.LayerChart | alt.FacetChart) -> list[dict[str, Any]]:
 def layer_of(chart: alt.LayerChart | alt.FacetChart, mark: str) -> dict[str, Any]:
     (found,) = [layer for layer in layers(chart) if layer["mark"]["type"] == mark]
     return found
-
-
-def test_every_delta_is_a_point_on_its_tasks_line() -> None:
-    rows = [
-        benchmark_row(task="rte"),
-        benchmark_row(task="rte", strategy="head", value=0.1),
-        benchmark_row(task="cola", value=0.7),
-    ]
-    points = layer_of(benchmark_chart(rows, "cola"), "circle")
-    shown = {(row["task"], row["strategy"], row["value"]) for row in points["rows"]}
-    assert shown == {("RTE", "bitfit", 0.5), ("RTE", "head", 0.1), ("CoLA", "bitfit", 0.7)}
-    assert points["encoding"]["y"]["sort"] == ["RTE", "CoLA"], "lines follow the server's order"
-    assert {tip["title"] for tip in points["encoding"]["tooltip"]} >= {"Value", "Delta", "Trained"}
-
-
-def test_the_chosen_task_is_highlighted() -> None:
-    rows = [benchmark_row(task="rte"), benchmark_row(task="cola"), benchmark_row(task="mytask")]
-    for chosen, title in (("cola", "CoLA"), ("mytask", "mytask")):
-        chart = benchmark_chart(rows, chosen)
-        assert [row["task"] for row in layer_of(chart, "rect")["rows"]] == [title]
-        points = layer_of(chart, "circle")["rows"]
-        assert [row["task"] for row in points if row["chosen"]] == [title]
-
-
-def test_a_task_without_a_benchmark_highlights_nothing() -> None:
-    chart = benchmark_chart([benchmark_row(task="rte")], "cola")
-    assert layer_of(chart, "rect")["rows"] == []
-
-
-def test_metrics_below_zero_and_above_one_are_on_the_chart() -> None:
-    for value in (-0.2, 0.4, 1.7):
-        points = layer_of(benchmark_chart([benchmark_row(value=value)], "cola"), "circle")
-        low, high = points["encoding"]["x"]["scale"]["domain"]
-        assert low <= min(value, 0)
-        assert high >= max(value, 1)
-
-
-def test_the_chart_grows_with_the_number_of_tasks() -> None:
-    few = benchmark_chart(
-        [benchmark_row(task="rte"), benchmark_row(task="rte", strategy="head")], "rte"
-    ).to_dict()
-    many = benchmark_chart([benchmark_row(task=f"task{n}") for n in range(30)], "rte").to_dict()
-    assert many["height"] - few["height"] >= 29 * 20
-
-
-def test_a_strategy_has_the_colour_of_the_whole_page() -> None:
-    rows = [benchmark_row(strategy="random:0.001"), benchmark_row(strategy="bitfit")]
-    scale = layer_of(benchmark_chart(rows, "cola"), "circle")["encoding"]["color"]["scale"]
-    colors = strategy_colors(["random:0.001", "bitfit"])
-    assert scale["domain"] == list(colors)
-    assert scale["range"] == list(colors.values())
 
 
 def test_strategies_are_told_apart_by_colour() -> None:
