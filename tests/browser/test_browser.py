@@ -112,7 +112,7 @@ def test_a_draft_survives_other_views(page: Chrome) -> None:
     wait(lambda: "The text has changed" in text(page))
     open_view(page, "Benchmark")
     wait(lambda: find(page, ".db-legend"))
-    assert [item for item in find(page, "button") if item.text == "Download CSV"]
+    wait(lambda: [item for item in find(page, "button") if item.text == "Download CSV"])
     open_view(page, "Try")
     wait(lambda: len(find(page, "textarea")) == 2)
     assert typed(page) == "a draft that was not sent"
