@@ -60,8 +60,6 @@ def read_table(data: bytes) -> pd.DataFrame:
             f"The table has {len(data) / 1e6:,.0f} MB; this page takes {MAX_MEGABYTES}. {_FOR_MORE}"
         )
     text = _decoded(data)
-    if not text.strip():
-        raise TableError("The table is empty. Give a header line and at least one row.")
     reader = csv.reader(io.StringIO(text), delimiter=_delimiter(text), strict=True)
     try:
         filled = ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells)))
@@ -70,6 +68,8 @@ def read_table(data: bytes) -> pd.DataFrame:
         raise TableError(
             f"Line {reader.line_num} is no CSV ({error}). Often a quote was opened and not closed."
         ) from error
+    if not lines:
+        raise TableError("The table is empty. Give a header line and at least one row.")
     header = [name.strip() for name in lines[0][1]]
     _check_header(header)
     if len(lines) == 1:

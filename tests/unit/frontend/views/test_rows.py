@@ -55,6 +55,7 @@ def test_tables_in_many_forms(data: bytes) -> None:
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
+        (b",,\n,,\n", "is empty"),
         (b"text,label\n", "no row below"),
         (b"text,text\na,b\n", "Two columns are called “text”"),
         (b"text,\na,b\n", "Column 2 has no name"),
