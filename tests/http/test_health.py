@@ -94,7 +94,7 @@ def test_nothing_served_is_not_ready(
     error = check_error(client.get("/health/ready"), 503, "not_ready")
     assert "no deltas" in error["message"]
     assert client.get("/health/live").status_code == 200
-    assert client.get("/tasks").json() == {"tasks": []}
+    assert client.get("/tasks").json() == {"tasks": [], "total": 0, "next": None}
     check_error(client.post("/predict/toy2", json={"inputs": "x"}), 404, "not_found")
     assert client.get("/openapi.json").status_code == 200
 

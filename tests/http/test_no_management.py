@@ -24,6 +24,12 @@ METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", 
 READING = {"GET", "HEAD"}
 TRAFFIC = "/traffic/toy2/bitfit"
 CHANGING = ("/deltas/reload", "/deltas/toy2/bitfit/rollback", TRAFFIC)  # not in the document
+TRITON_LOAD = "/v2/repository/models/x/load"  # a change here, too
+# Routes of other protocols, whose bodies are predictions, or flags of a list of models.
+PROTOCOLS = {
+    *("/hf/toy2", "/hf/toy2/bitfit", "/tei/toy2/predict", "/classify", "/invocations"),
+    *("/v2/models/toy2/infer", "/v2/repository/index"),
+}
 # What servers of models call the routes by which anybody may change them.
 MANAGEMENT = (
     *(
@@ -35,7 +41,7 @@ MANAGEMENT = (
         "/admin",
     ),
     *(
-        "/v2/repository/models/x/load",
+        TRITON_LOAD,
         "/load",
         "/reload",
         "/shutdown",
@@ -73,34 +79,46 @@ def watched() -> Iterator[list[tuple[str, str]]]:
 
 
 @pytest.fixture(scope="module")
-def paths(client: TestClient) -> list[str]:
-    """Every path of the OpenAPI document with its parameters filled in, and `/docs`."""
-    filled = {"{task}": "toy2", "{strategy}": "bitfit"}
-    known = ["/docs", "/openapi.json", *client.get("/openapi.json").json()["paths"]]
-    for name, value in filled.items():
-        known = [path.replace(name, value) for path in known]
-    assert not any("{" in path for path in known)
-    return sorted(set(known))
+def documented(client: TestClient) -> dict[str, set[str]]:
+    """The methods of every path of the OpenAPI document, with its parameters filled in."""
+    version = client.get("/deltas/toy2/bitfit").json()["version"]
+    filled = {"{task}": "toy2", "{strategy}": "bitfit", "{model}": "toy2", "{version}": version}
+    known: dict[str, set[str]] = {"/docs": {"GET"}, "/openapi.json": {"GET"}}
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for name, value in filled.items():
+            path = path.replace(name, value)
+        assert "{" not in path
+        known[path] = set(map(str.upper, operations))
+    return known
+
+
+@pytest.fixture(scope="module")
+def paths(documented: dict[str, set[str]]) -> list[str]:
+    """Every path of the OpenAPI document, and `/docs`."""
+    return sorted(documented)
 
 
 def test_peers_row_25_only_predictions_take_a_body_and_nothing_else_changes_state(
-    client: TestClient, paths: list[str]
+    client: TestClient, documented: dict[str, set[str]]
 ) -> None:
     answered: dict[str, set[str]] = {}
     refused: dict[str, set[str]] = {}
-    for path, method in product([*paths, *CHANGING, *MANAGEMENT], METHODS):
+    for path, method in product([*sorted(documented), *CHANGING, *MANAGEMENT], METHODS):
         response = client.request(method, path, json={"inputs": "a film", "targets": []})
         assert response.status_code != 500, (method, path, response.text)
         if response.status_code == 403:
             refused.setdefault(method, set()).add(path)
         elif response.status_code not in (404, 405):
             answered.setdefault(method, set()).add(path)
-    assert refused.pop("POST") == set(CHANGING) - {TRAFFIC}
+    assert refused.pop("POST") == {*CHANGING, TRITON_LOAD} - {TRAFFIC}
     assert refused.pop("GET") == refused.pop("HEAD") == {TRAFFIC}
     assert refused.keys() == {"PUT", "DELETE"}
     assert all(paths >= {"/deltas/toy2/bitfit", TRAFFIC} for paths in refused.values())
-    reading = set(paths) - {"/predict", "/predict/toy2"} | {"/deltas"}
-    assert answered.pop("POST") == {"/predict", "/predict/toy2"}
+    reading = {path for path, methods in documented.items() if "GET" in methods}
+    versioned = next(path for path in documented if path.endswith("/infer") and "versions" in path)
+    taking = {path for path, methods in documented.items() if "POST" in methods}
+    assert taking == {"/predict", "/predict/toy2", "/explain/toy2", *PROTOCOLS, versioned}
+    assert answered.pop("POST") == taking
     assert answered.pop("GET") == answered.pop("HEAD") == reading
     assert not answered
 

@@ -132,6 +132,7 @@ def test_the_protocol_is_the_earlier_studys_and_no_default_can_change_it(
         "patience", "seed", "device", "train_file", "delimiter", "quoting", "validation_file",
         "dataset", "train_split", "validation_split", "text_columns", "label_column", "name",
         "kind", "out", "overwrite", "resume", "dry_run", "json_", "target", "coverage",
+        "description", "question", "example",
     }  # fmt: skip
     unnamed = set(FitConfig.model_fields) - free - planned[0].options.keys()
     assert not unnamed, f"name {unnamed} in {FILE}, with the value that the earlier study had"
