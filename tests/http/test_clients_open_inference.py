@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.types import Message
 
 from tests.http.admin_key import ADMIN, KEYS
 
@@ -177,3 +178,38 @@ def test_models_are_loaded_and_unloaded_by_admins(
     missing = client.post("/v2/repository/models/nothing/load", headers=ADMIN)
     assert missing.status_code == 404
     shutil.rmtree(folder)
+
+
+def test_flags_with_more_bytes_are_refused_not_cut(client: TestClient) -> None:
+    answer = client.post("/v2/repository/index", content=b"{}" + b" " * 5000)
+    assert answer.status_code == 422
+    assert "at most 4,096 bytes" in answer.json()["error"]
+
+
+def test_a_client_that_leaves_within_its_flags_is_no_fault(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts: list[Message] = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v2/repository/index",
+        "raw_path": b"/v2/repository/index",
+        "query_string": b"",
+        "headers": [],
+    }
+
+    async def receive() -> Message:
+        return parts.pop(0) if len(parts) > 1 else parts[0]
+
+    async def send(message: Message) -> None: ...
+
+    async def call() -> None:
+        await client.app(scope, receive, send)
+
+    assert client.portal is not None
+    client.portal.call(call)
+    assert not [record for record in caplog.records if record.exc_info]

@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
+from starlette.requests import ClientDisconnect
 
+from app.errors import ClientGoneError
 from app.http.context import ServingDep
 from app.http.openapi import documented
 from app.http.routes.changes import AdminRoute
@@ -174,14 +176,18 @@ async def _flags(request: Request, allowed: set[str]) -> None:
 
     Raises:
         InvalidInputError: the body has something else, such as the files of a model.
+        ClientGoneError: the client left before its body was read.
     """
-    raw = await request.body()
     try:
-        body = json.loads(raw[:_MANY_BYTES] or b"{}")
+        raw = await request.body()
+    except ClientDisconnect:
+        raise ClientGoneError("the client closed the connection") from None
+    try:
+        body = json.loads(raw or b"{}") if len(raw) <= _MANY_BYTES else None
     except (ValueError, RecursionError):
-        refuse(None, "must be empty or a JSON object of at most 4,096 bytes")
+        body = None
     if not isinstance(body, dict):
-        refuse(None, "must be empty or a JSON object")
+        refuse(None, f"must be empty or a JSON object of at most {_MANY_BYTES:,} bytes")
     parameters = body.pop("parameters", None) or {}  # tritonclient puts flags there
     if not isinstance(parameters, dict):
         refuse("parameters", "must be an object")
