@@ -24,7 +24,7 @@ not_a_server_error = pytest.importorskip("schemathesis.checks").not_a_server_err
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 # Which rows are valid depends on the task, and a deadline of 1 ms ends in a documented 504.
 EXCLUDED = [checks.positive_data_acceptance, not_a_server_error]
-OPERATIONS = 29
+OPERATIONS = 30
 EXAMPLES = 25
 
 
