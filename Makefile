@@ -35,10 +35,10 @@ $(STAMP): pyproject.toml constraints.txt .make/setup.sh
 run: $(STAMP) ## serve the shipped deltas and the page (PORT=8000, PAGE_PORT=8501); Ctrl-C stops both
 	exec $(PY) .make/run.py --port "$(PORT)" --page-port "$(PAGE_PORT)"
 
-test: $(STAMP) ## run the fast tests, two at a time, in random order (4 minutes; ARGS="-k name", JOBS=4)
+test: $(STAMP) ## run the fast tests, two at a time, in random order (8 minutes; ARGS="-k name", JOBS=4)
 	$(PY) -m pytest $(IN_PARALLEL) $(ARGS)
 
-test-slow: $(STAMP) ## run servers, browsers, builds, clean environments and laws with many examples (15 minutes)
+test-slow: $(STAMP) ## run servers, browsers, builds, clean environments and laws with many examples (22 minutes)
 	$(PY) -m pytest $(IN_PARALLEL) --durations=20 -m "(slow or browser) and not gpu" $(ARGS)
 	$(PY) -m pytest $(IN_PARALLEL) --hypothesis-profile thorough tests/property $(ARGS)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import streamlit as st
 import uvicorn
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome, ChromeOptions
@@ -133,6 +134,14 @@ RECORDED_FACTS: dict[str, Any] = {
 
 # Deltas with the predictions of their runs, one of each kind of task.
 JUDGED = (RECORDED, ("topics", "bitfit"), ("stsb", "bitfit"))
+
+
+@pytest.fixture(autouse=True)
+def _clear_cache() -> Iterator[None]:
+    """Clear cached answers, so that no test sees the server of another test."""
+    st.cache_data.clear()
+    yield
+    st.cache_data.clear()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import csv
 import io
 import shlex
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,6 @@ from frontend.glossary import disagreement, examples_of
 
 MAIN = Path(__file__).parents[2] / "frontend" / "main.py"
 Open = Callable[..., AppTest]
-
-
-@pytest.fixture(autouse=True)
-def _clear_cache() -> Iterator[None]:
-    """Clear cached answers, so that no test sees the server of another test."""
-    st.cache_data.clear()
-    yield
-    st.cache_data.clear()
 
 
 @pytest.fixture

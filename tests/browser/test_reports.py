@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,6 @@ KEYS = (
     f'admin = {{sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}", '
     'scopes = ["admin", "predict"], tasks = ["*"]}\n'
 )
-
-
-@pytest.fixture(autouse=True)
-def _clear_cache() -> Iterator[None]:
-    """Clear cached answers, so that no test sees the server of another test."""
-    st.cache_data.clear()
-    yield
-    st.cache_data.clear()
 
 
 @pytest.fixture

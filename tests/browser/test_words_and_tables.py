@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from deltas import Backbone, Delta, delta_path, write_delta
@@ -19,14 +18,6 @@ from tests.browser.test_page import MAIN, button, cards, html, open_view, run, t
 
 Open = Callable[..., AppTest]
 TABLE = "text,gold\nthe good film,acceptable\n,unacceptable\nnot a film,unacceptable\n=1 film,x\n"
-
-
-@pytest.fixture(autouse=True)
-def _clear_cache() -> Iterator[None]:
-    """Clear cached answers, so that no test sees the server of another test."""
-    st.cache_data.clear()
-    yield
-    st.cache_data.clear()
 
 
 @pytest.fixture

@@ -158,7 +158,9 @@ def test_a_timeout_is_refused(client: TestClient, check_error: Any) -> None:
 
 
 def test_a_bug_of_the_engine_costs_its_row_alone(
-    start: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., TestClient],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from app.engine.engine import Engine
 
@@ -171,9 +173,11 @@ def test_a_bug_of_the_engine_costs_its_row_alone(
 
     monkeypatch.setattr(Engine, "predict", predict)
     client = start()
-    rows = lines_of(stream(client, b'"good"\n"good a a a a a a"\n"bad"\n'))
-    assert ["error" in row for row in rows] == [False, True, False]
+    rows = lines_of(stream(client, b'"good"\n"good a a a a a a"\n"bad"\n' * 9))
+    assert ["error" in row for row in rows] == [False, True, False] * 9
     assert rows[1]["error"]["code"] == "internal_error"
+    told = [line for line in caplog.messages if line.startswith("rows of a stream fail")]
+    assert len(told) == 1, "a line for each row would fill the disk"
 
 
 def test_a_body_may_be_larger_than_the_limit_of_other_bodies(

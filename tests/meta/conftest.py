@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 
@@ -80,7 +81,8 @@ def script(root: Path) -> Callable[[str], ModuleType]:
             assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             sys.modules[qualified] = module  # dataclasses look their module up there
-            spec.loader.exec_module(module)
+            with patch.object(sys, "path", [str(root / ".make"), *sys.path]):
+                spec.loader.exec_module(module)
         return sys.modules[qualified]
 
     return load

@@ -166,7 +166,7 @@ def test_routes_and_bodies_are_described_in_words(script: Callable[[str], Module
         "paths": {"/try/{it}": {"post": operation}},
         "components": {"schemas": {"Row": row}},
     }
-    text = script("docs").http_reference(document)
+    text = script("http_reference").http_reference(document)
     for line in (
         "| [`POST /try/{it}`](#post-tryit) | Try it |",
         "| 410 | `gone` | It left. |",

@@ -206,6 +206,7 @@ class _RowStream(Response):
         self._reader = reader
         self._format = format_of(taken, columns)
         self._number = 0
+        self._logged: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answers; an error that ends the stream is the last of them."""
@@ -223,7 +224,7 @@ class _RowStream(Response):
             logger.info("the client of a stream has gone after %d rows", self._number)
             return
         except Exception as error:  # noqa: BLE001 - the client gets it
-            await write(self._format.failure(self._problem_of(error)))
+            await write(self._format.failure(self._problem_of(error, ends_stream=True)))
             return  # without the end of the answer: the connection is cut
         await write(b"", more=False)
 
@@ -308,15 +309,19 @@ class _RowStream(Response):
         trace.num_rows += num_rows
         trace.tokens = [sum(trace.tokens) + num_tokens]
 
-    def _problem_of(self, error: Exception) -> RowProblem:
+    def _problem_of(self, error: Exception, *, ends_stream: bool = False) -> RowProblem:
+        """Return an error as the client gets it, and log it."""
         state = self._asked.request.state
         status, body, _ = describe_error(error, state.request_id)
         problem = RowProblem(body["error"]["code"], body["error"]["message"])
         state.trace.code = problem.code
-        logger.log(
-            logging.ERROR if status == 500 else logging.WARNING,
-            "a stream has failed: %s",
-            error,
-            exc_info=error if status == 500 else None,
-        )
+        # A delta that can't be loaded fails every row, and the answer names each of them.
+        if ends_stream or problem.code not in self._logged:
+            self._logged.add(problem.code)
+            logger.log(
+                logging.ERROR if status == 500 else logging.WARNING,
+                "a stream has failed: %s" if ends_stream else "rows of a stream fail: %s",
+                error,
+                exc_info=error if status == 500 else None,
+            )
         return problem

@@ -19,6 +19,10 @@ from app.http.schemas import Benchmark, DeltaDetails, DeltaList, DeltaQuery, Tas
 catalogue = APIRouter(tags=["catalogue"], responses=documented(500, 503))
 
 Name = Annotated[str, Path(max_length=256)]
+Version = Annotated[
+    str | None,
+    Query(description="Version of the delta; unset takes the default version.", max_length=256),
+]
 
 
 @catalogue.get(
@@ -59,10 +63,7 @@ async def describe_delta(
     task: Name,
     strategy: Name,
     serving: ServingDep,
-    version: Annotated[
-        str | None,
-        Query(description="Version of the delta; unset takes the default version.", max_length=256),
-    ] = None,
+    version: Version = None,
 ) -> DeltaDetails:
     """Return a delta's manifest: its task, its training and its metrics."""
     record = serving.engine.store.resolve(task, strategy, version)

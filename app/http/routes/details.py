@@ -11,11 +11,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from app.errors import DeltaUnavailableError
 from app.http.context import Serving, ServingDep
 from app.http.openapi import documented
+from app.http.routes.catalogue import Name, Version
 from deltas import DeltaError
 from deltas.publish.norms import DeltaNorms
 from deltas.store.predictions import MAX_ROWS, PredictedRows, read_rows
@@ -23,11 +24,6 @@ from deltas.store.predictions import MAX_ROWS, PredictedRows, read_rows
 details = APIRouter(tags=["catalogue"], responses=documented(404, 422, 500, 503))
 
 Answer = TypeVar("Answer")
-Name = Annotated[str, Path(max_length=256)]
-Version = Annotated[
-    str | None,
-    Query(description="Version of the delta; unset takes the default version.", max_length=256),
-]
 
 
 @details.get(
