@@ -162,7 +162,7 @@ class BodyTimeoutError(Exception):
 
 
 class BodiesOverloadedError(Exception):
-    """The bodies of all requests together are too large, or so many streams may be.
+    """The bodies of all requests together are too large, or the streams are too many.
 
     Args:
         allowed: most bytes of all bodies.

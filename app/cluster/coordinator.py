@@ -55,7 +55,8 @@ class Member:
 
     Attributes:
         replica: its id.
-        pid: its process, and the machine of it in `node`.
+        node: its machine, by the id that Ray gives it.
+        pid: its process on that machine.
         handle: actor of Ray that lives as long as the replica.
         known: number of the last change that it has read.
     """
@@ -221,7 +222,7 @@ class Coordinator:
             self._news.notify_all()
 
     async def _wait(self, seconds: float) -> None:
-        """Wait for anything to happen, at most so long."""
+        """Wait until something changes, for `seconds` at most."""
         try:
             async with asyncio.timeout(seconds), self._news:
                 await self._news.wait()

@@ -286,7 +286,7 @@ class BodyLimitMiddleware:
                 self.num_bytes -= body.num_bytes
 
     async def _pass_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a stream, unless so many run that their unfinished rows could fill the memory."""
+        """Serve a stream, or refuse it if the unfinished rows of all could fill the memory."""
         if self.num_streams >= max(1, self.max_bodies_bytes // _STREAM_BYTES):
             error = BodiesOverloadedError(self.max_bodies_bytes, self.num_streams)
             await _send_error(error, scope, receive, send)

@@ -1,8 +1,8 @@
 """Judges the predictions of a run: confusion, calibration, risk against coverage, thresholds.
 
-All numbers follow from labels and logits alone, as a run left them. A letter legend of shapes
-stands in `deltas/encoder/__init__.py`. Tested by tests/unit/frontend/reports/test_trust.py, which
-compares with scikit-learn.
+All numbers follow from labels and logits alone, as a run left them. The letters of shapes
+are explained in `deltas/encoder/__init__.py`. Tested by tests/unit/frontend/reports/test_trust.py,
+which compares with scikit-learn.
 """
 
 from __future__ import annotations

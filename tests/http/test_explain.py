@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+
+from deltas import Backbone, delta_path, write_delta
+from tests.factories import TOY_TASKS, make_delta
 
 CheckError = Callable[..., dict[str, Any]]
 TEXT = "a very good film, not bad"
@@ -173,3 +177,15 @@ def test_rows_are_refused_before_they_are_made(
     monkeypatch.setattr("app.http.routes.explain.rows_without_words", pytest.fail)
     response = client.post("/explain/toy2", json={"inputs": text, "strategies": ["head"]})
     assert says in check_error(response, 413, "too_large")["message"]
+
+
+def test_all_strategies_are_asked_however_many_a_task_has(
+    start: Callable[..., TestClient], tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    """More than a request of several deltas may name."""
+    strategies = [f"random:0.{number:04d}" for number in range(1, 258)]
+    for strategy in strategies:
+        delta = make_delta(tiny_backbone, TOY_TASKS["toy2"], strategy)
+        write_delta(delta, delta_path(tmp_path, tiny_backbone.ref.id, "toy2", strategy))
+    answer = explain(start(deltas=(tmp_path,)), "toy2", inputs="good")
+    assert len({result["strategy"] for result in answer["results"]}) == len(strategies)

@@ -163,7 +163,7 @@ class _PartReader:
         return tuple(first) if isinstance(first, dict) else ()
 
     async def next_rows(self, most: int) -> list[RawRow]:
-        """Return the rows that are there, at most so many; none at the end of the body."""
+        """Return the rows that have arrived, at most `most`; none at the end of the body."""
         while not (self._rows or self.has_ended):
             await self._read_part()
         return [self._rows.popleft() for _ in range(min(most, len(self._rows)))]

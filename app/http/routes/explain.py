@@ -17,13 +17,8 @@ from app.errors import InvalidInputError, Problem, TooLargeError
 from app.http.context import ServingDep
 from app.http.json_route import JsonRoute, StickyKey, TaskName, TimeoutMs, json_response
 from app.http.openapi import documented
-from app.http.routes.predictions import predict_targets
-from app.http.schemas import (
-    ROW_SCHEMA,
-    FanOutRequest,
-    Name,
-    RequestBody,
-)
+from app.http.routes.predictions import answer_rows
+from app.http.schemas import ROW_SCHEMA, Name, RequestBody
 from app.pipeline import read_texts
 from app.pipeline.occlusion import (
     WordSpan,
@@ -140,12 +135,10 @@ async def explain(
     words = row_words(texts)
     _check_size(settings, texts, num_rows_without_words(texts, words), len(strategies))
     rows, places = rows_without_words(texts, words)
-    asked = FanOutRequest(
-        inputs=[dict(zip(spec.text_fields, row, strict=True)) for row in rows],
-        targets=[{"task": task, "strategy": strategy} for strategy in strategies],
-    )
-    targets = [(target.task, target.strategy, target.version) for target in asked.targets]
-    answers = await predict_targets(request, asked, serving, targets, task)
+    inputs = [dict(zip(spec.text_fields, row, strict=True)) for row in rows]
+    targets = [(task, strategy, None) for strategy in strategies]
+    found = await answer_rows(request, serving, inputs, targets, lane=task)
+    answers = [answer.part for answer in found]
     label = body.label or _usual_label(answers)
     results = [_explanation(answer, places, label) for answer in answers]
     answer = ExplainResponse(
