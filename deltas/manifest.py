@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,127}$"
 
 TaskKind = Literal["single_label", "multi_label", "regression"]
-Pooling = Literal["cls", "mean"]
+Pooling = Literal["cls", "mean", "layers"]
 PairEncoding = Literal["joint", "separate"]
 Confidence = Literal["probability", "max_logit"]
 # "biases@0-3" re-initialises the biases of the layers 0 to 3 only.
@@ -129,13 +129,13 @@ class TaskSpec(_Part):
     """The text fields of a task's rows, how the encoder reads them, and the meaning of its outputs.
 
     `pooling` is the vector that the head reads: the first token's, through the trained pooler
-    ("cls", Devlin et al. 2018), or the mean of all tokens of the last layer ("mean", Reimers and
-    Gurevych 2019, arXiv:1908.10084). `pairs` says whether the two texts of a row are read in one
+    ("cls", Devlin et al. 2018), the mean of all tokens of the last layer ("mean", Reimers and
+    Gurevych 2019, arXiv:1908.10084), or these means of the embeddings and of all layers, side by
+    side ("layers", decision 0144). `pairs` says whether the two texts of a row are read in one
     sequence ("joint", a cross-encoder) or each in a sequence of its own ("separate", a bi-encoder);
     then the head reads [u, v, |u - v|, u * v] of the two vectors u and v, scaled to length 1.
 
-    Fields with a default were added later. A default is not written, so that the text of older
-    manifests, and with it their version, stays the same.
+    Defaults were added later and aren't written, so older manifests keep their text and version.
     """
 
     name: Name
@@ -151,18 +151,18 @@ class TaskSpec(_Part):
         """The head's number of outputs, C."""
         return 1 if self.kind == "regression" else len(self.labels)
 
-    @property
-    def vectors_per_row(self) -> int:
-        """The head's input width in units of the encoder's: 4 for texts read separately, else 1."""
-        return 4 if self.pairs == "separate" else 1
+    def head_width(self, encoder: EncoderConfig) -> int:
+        """Return the head's input width, I."""
+        vectors = encoder.num_layers + 1 if self.pooling == "layers" else 1
+        return (4 if self.pairs == "separate" else vectors) * encoder.hidden_size
 
     @model_validator(mode="after")
     def _labels_fit_kind(self) -> TaskSpec:
         fewest = {"single_label": 2, "multi_label": 1, "regression": 0}[self.kind]
         if len(self.labels) < fewest or (self.kind == "regression" and self.labels):
             raise ValueError(f"a {self.kind} task can't have {len(self.labels)} labels")
-        if self.pairs == "separate" and len(self.text_fields) == 1:
-            raise ValueError("only pairs of texts can be read separately; this task has one text")
+        if self.pairs == "separate" and (len(self.text_fields) == 1 or self.pooling == "layers"):
+            raise ValueError("only pairs of texts with pooling cls or mean can be read separately")
         for field, values in (("labels", self.labels), ("text_fields", self.text_fields)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{field} are not distinct: {', '.join(values)}")

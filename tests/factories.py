@@ -64,6 +64,8 @@ POOLED_TASKS = {
             ("toy3", "toypairmean", "mean", "joint"),
             ("toy3", "toysplit", "cls", "separate"),
             ("toyreg", "toysplitmean", "mean", "separate"),
+            ("toymulti", "toylayers", "layers", "joint"),
+            ("toy3", "toypairlayers", "layers", "joint"),
         )
     )
 }
@@ -115,7 +117,7 @@ def make_delta(
             entries[name] = SparseEntry(
                 indices, value.reshape(-1)[indices] + noise, tuple(value.shape)
             )
-    width = backbone.config.hidden_size * task.vectors_per_row
+    width = task.head_width(backbone.config)
     weight = 0.3 * torch.randn(task.num_outputs, width, generator=generator)
     bias = torch.randn(task.num_outputs, generator=generator)
     described = tuple(entry.info(name) for name, entry in entries.items())
@@ -166,7 +168,7 @@ def stock_network(backbone: Backbone, delta: Delta, **options: Any) -> Any:
         for name, value in backbone.parameters.items():
             entry = delta.entries.get(name)
             parameters[name].copy_(value if entry is None else entry.resolve(value))
-        if delta.manifest.task.pairs == "joint":
+        if delta.head_weight.shape[1] == sizes.hidden_size:
             network.classifier.weight.copy_(delta.head_weight)
             network.classifier.bias.copy_(delta.head_bias)
     return network
@@ -187,11 +189,17 @@ def stock_logits(backbone: Backbone, delta: Delta, rows: Sequence[TokenizedRow])
         ]
         ids, types, mask = torch.tensor(padded).unbind(1)
         with torch.no_grad():
-            out = network.bert(input_ids=ids, token_type_ids=types, attention_mask=mask)
+            out = network.bert(
+                input_ids=ids,
+                token_type_ids=types,
+                attention_mask=mask,
+                output_hidden_states=True,
+            )
             vectors = out.pooler_output
-            if task.pooling == "mean":
+            if task.pooling != "cls":
                 weights = mask.unsqueeze(-1).float()
-                vectors = (out.last_hidden_state * weights).sum(1) / weights.sum(1)
+                layers = out.hidden_states if task.pooling == "layers" else [out.last_hidden_state]
+                vectors = torch.cat([(x * weights).sum(1) / weights.sum(1) for x in layers], 1)
             if task.pairs == "separate":
                 u, v = F.normalize(vectors, dim=-1)
                 vectors = torch.cat([u, v, (u - v).abs(), u * v]).unsqueeze(0)

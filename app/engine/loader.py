@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deltas import Backbone, Delta, DeltaFormatError, DenseEntry, Entry, Record, check_delta
-from deltas.encoder.bank import PARAMETER_KINDS, Bank, StagedDelta
+from deltas.encoder.bank import PARAMETER_KINDS, Bank, Reading, StagedDelta
 from deltas.format import most_bytes, read_content
 from deltas.format.content import LENGTH_BYTES, header_of
 
@@ -43,7 +43,7 @@ class _Recipe:
     digest: bytes  # SHA-256 of the file
     start: int  # offset of the data
     layout: _Layout  # shared by all files with the same tensors
-    mean: bool  # the manifest's pooling
+    reading: Reading
 
 
 class Loader:
@@ -118,7 +118,7 @@ class Loader:
             data[start : start + torch.Size(shape).numel()].view(shape).clone()
             for start, shape in layout.head
         )
-        return StagedDelta(vectors, {}, {}, weight, bias, recipe.mean)
+        return StagedDelta(vectors, {}, {}, weight, bias, recipe.reading)
 
     def _remember(self, path: Path, content: bytes, delta: Delta, checked: StagedDelta) -> None:
         start = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
@@ -128,7 +128,8 @@ class Loader:
         if text not in self._layouts:
             self._layouts[text] = self._layout_of(delta, header)
         digest = hashlib.sha256(content).digest()
-        recipe = _Recipe(delta.version, digest, start, self._layouts[text], checked.mean)
+        layout = self._layouts[text]
+        recipe = _Recipe(delta.version, digest, start, layout, checked.reading)
         if _is_same(self._follow(recipe, content), checked):
             self._recipes[path] = recipe
 

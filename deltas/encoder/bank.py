@@ -23,6 +23,7 @@ from torch import Tensor
 from deltas.backbone.backbone import Backbone
 from deltas.backbone.layout import encoder_layout
 from deltas.delta import Delta, DenseEntry, Entry, SparseEntry
+from deltas.encoder.encoder import pair_features
 from deltas.encoder.sparse import BYTES_PER_VALUE, SparseWeights
 from deltas.kernels.int8 import Int8Matrix
 from deltas.kernels.linear import prepack
@@ -103,6 +104,26 @@ def _allocate(num_rows: int, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """The way in which a delta's head reads a row.
+
+    Attributes:
+        mean: whether pooled outputs are means of tokens, of the last layer or of every layer.
+        every_layer: whether they are the means of every layer.
+        pairs: whether a row is two sequences, of whose vectors the head reads features.
+    """
+
+    mean: bool
+    every_layer: bool
+    pairs: bool
+
+    @classmethod
+    def of(cls, pooling: str, pairs: str) -> Reading:
+        """Return the reading of a task, see `deltas.manifest.TaskSpec`."""
+        return cls(pooling != "cls", pooling == "layers", pairs == "separate")
+
+
+@dataclass(frozen=True)
 class StagedDelta:
     """A delta on the host, in the form that goes into a slot.
 
@@ -111,9 +132,10 @@ class StagedDelta:
             that the delta does not train is left out.
         matrices: whole trained matrices, by the name of the encoder's weight.
         sparse: sparse updates of shared matrices, by the name of the encoder's weight.
-        head_weight: float32 [C, H], or [C, 4H] for pairs that are read separately.
+        head_weight: float32 [C, I]; I is H, 4H for pairs that are read separately, or more for
+            the means of every layer.
         head_bias: float32 [C].
-        mean: whether a row's pooled output is the mean of its tokens.
+        reading: the way in which the head reads a row.
     """
 
     vectors: dict[str, Tensor]
@@ -121,7 +143,7 @@ class StagedDelta:
     sparse: dict[str, SparseWeights]
     head_weight: Tensor
     head_bias: Tensor
-    mean: bool
+    reading: Reading
 
 
 class Bank:
@@ -142,9 +164,11 @@ class Bank:
         row_of_slot: each slot's row in the vector table, by parameter kind.
         matrices: whole trained matrices, by weight name and slot.
         sparse: sparse updates of matrices, by weight name and slot.
-        heads: weight [C, H], or [C, 4H] for pairs read separately, and bias [C] of each slot.
+        heads: weight [C, I] and bias [C] of each slot.
         matrix_slots: slots that train more than vectors and a head.
-        mean_slots: slots with mean pooling.
+        mean_slots: slots whose pooled outputs are means, of the last layer or of every layer.
+        layers_slots: slots that pool every layer.
+        pair_slots: slots whose rows are two sequences each, of which the head reads features.
     """
 
     def __init__(
@@ -188,6 +212,8 @@ class Bank:
         self.heads: list[tuple[Tensor, Tensor]] = [_NO_HEAD]
         self.matrix_slots: set[int] = set()
         self.mean_slots: set[int] = set()
+        self.layers_slots: set[int] = set()
+        self.pair_slots: set[int] = set()
         # Sparse values in multiplied matrices, of slots without whole matrices.
         self._num_sparse: dict[int, int] = {}
         self._free_slots: list[int] = []
@@ -226,10 +252,14 @@ class Bank:
         """Tell whether a slot in `matrix_slots` trains more than sparse values."""
         return slot not in self._num_sparse
 
-    def reads_pairs(self, slot: int) -> bool:
-        """Tell whether a slot's rows are two sequences each, of which the head reads features."""
-        weight, _ = self.heads[slot]
-        return weight.shape[-1] > self._backbone.config.hidden_size
+    def head_input(self, slot: int, pooled: Tensor) -> Tensor:
+        """Return what the head of a slot reads of the pooled outputs of its rows: [R, I].
+
+        `pooled` may be wider than the slot needs, see `deltas.encoder.encoder.encode`.
+        """
+        if slot in self.pair_slots:
+            return pair_features(pooled[:, -self._backbone.config.hidden_size :])
+        return pooled[:, -self.heads[slot][0].shape[1] :]
 
     def needs_span(self, slot: int, num_tokens: int) -> bool:
         """Tell whether a slot's tokens must be neighbours in a batch on a CPU.
@@ -257,17 +287,18 @@ class Bank:
     def stage(self, delta: Delta) -> StagedDelta:
         """Convert a delta to the form of a slot; thread-safe, since the bank does not change."""
         head = delta.head_weight, delta.head_bias
-        return self.stage_values(delta.entries, head, mean=delta.manifest.task.pooling == "mean")
+        task = delta.manifest.task
+        return self.stage_values(delta.entries, head, Reading.of(task.pooling, task.pairs))
 
     def stage_values(
-        self, values: Mapping[str, Entry], head: tuple[Tensor, Tensor], *, mean: bool
+        self, values: Mapping[str, Entry], head: tuple[Tensor, Tensor], reading: Reading
     ) -> StagedDelta:
         """Convert the values of a delta that has no manifest yet, as `stage` does.
 
         Args:
             values: the entries by Hugging Face name.
             head: weight and bias.
-            mean: whether a row's pooled output is the mean of its tokens.
+            reading: the way in which the head reads a row.
         """
         frozen = self._backbone.parameters
         trained = {name.rpartition(".")[2] for name in values if frozen[name].ndim == 1}
@@ -290,7 +321,7 @@ class Bank:
                 sparse[name] = self._sparse_weights(name, parts, values)
         # Heads are small and read last: in float32 they change no label.
         head_weight, head_bias = (part.clone() for part in head)
-        return StagedDelta(vectors, matrices, sparse, head_weight, head_bias, mean)
+        return StagedDelta(vectors, matrices, sparse, head_weight, head_bias, reading)
 
     def concatenate(
         self, kind: str, entries: Mapping[str, Entry], frozen: Mapping[str, Tensor]
@@ -313,8 +344,7 @@ class Bank:
                 self.sparse[name][slot] = sparse.to(self.device)
             if item.matrices or item.sparse:
                 self.matrix_slots.add(slot)
-            if item.mean:
-                self.mean_slots.add(slot)
+            self._note_reading(slot, item)
             if not item.matrices:
                 self._num_sparse[slot] = sum(
                     len(sparse.rows)
@@ -324,13 +354,22 @@ class Bank:
             self.heads[slot] = item.head_weight.to(self.device), item.head_bias.to(self.device)
         return slots
 
+    def _note_reading(self, slot: int, item: StagedDelta) -> None:
+        for holds, slots in (
+            (item.reading.mean, self.mean_slots),
+            (item.reading.every_layer, self.layers_slots),
+            (item.reading.pairs, self.pair_slots),
+        ):
+            if holds:
+                slots.add(slot)
+
     def remove(self, slot: int) -> None:
         """Free a slot that no batch reads, and the memory of its matrices and head."""
         for name in self.frozen:
             self.matrices[name].pop(slot, None)
             self.sparse[name].pop(slot, None)
-        self.matrix_slots.discard(slot)
-        self.mean_slots.discard(slot)
+        for slots in (self.matrix_slots, self.mean_slots, self.layers_slots, self.pair_slots):
+            slots.discard(slot)
         self._num_sparse.pop(slot, None)
         self.heads[slot] = _NO_HEAD
         for kind, table in self.vector_tables.items():

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltas.encoder.bank import PARAMETER_KINDS, Bank
-from deltas.encoder.encoder import Overlay, pair_features
+from deltas.encoder.encoder import Overlay
 from deltas.encoder.packing import PackedBatch
 from deltas.encoder.sparse import SparseWeights
 
@@ -135,7 +135,7 @@ def apply_heads(bank: Bank, slots: Sequence[int], pooled: Tensor) -> list[list[f
         bank: the slots.
         slots: slot of each pooled output. If a slot reads pairs, two neighbouring outputs have
             logits together.
-        pooled: [R, H].
+        pooled: [R, H], or wider as `deltas.encoder.encoder.encode` returns it.
     """
     rows_of_slot: dict[int, list[int]] = {}
     for row, slot in enumerate(slots):
@@ -147,9 +147,9 @@ def apply_heads(bank: Bank, slots: Sequence[int], pooled: Tensor) -> list[list[f
         weight, bias = bank.heads[slot]
         x = by_slot[done : done + len(rows)]
         done += len(rows)
-        if bank.reads_pairs(slot):
-            x, rows = pair_features(x), rows[::2]
-        values = F.linear(x, weight, bias).tolist()
+        if slot in bank.pair_slots:
+            rows = rows[::2]
+        values = F.linear(bank.head_input(slot, x), weight, bias).tolist()
         for row, row_logits in zip(rows, values, strict=True):
             logits[row] = row_logits
     return [row_logits for row_logits in logits if row_logits]

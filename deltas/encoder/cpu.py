@@ -58,7 +58,10 @@ class CpuForward:
         return apply_heads(self._bank, of_sequences, self._encode(rows, slots, int8=int8))
 
     def pooled(self, rows: Sequence[TokenizedRow], slots: Sequence[int]) -> Tensor:
-        """Return the pooled outputs, float32 [R, H], two for a pair that is read separately."""
+        """Return the pooled outputs, two for a pair that is read separately.
+
+        They are float32 [R, H], or wider as `deltas.encoder.encoder.encode` returns them.
+        """
         return self._encode(rows, slots, int8=False)
 
     def _encode(self, rows: Sequence[TokenizedRow], slots: Sequence[int], *, int8: bool) -> Tensor:
@@ -66,6 +69,7 @@ class CpuForward:
 
         So a text that many heads read costs one pass, whatever their number.
         """
+        every_layer = not self._bank.layers_slots.isdisjoint(slots)
         distinct: dict[tuple[int, bool, tuple[int, ...], tuple[int, ...]], int] = {}
         number_of: list[int] = []  # by sequence
         for row, slot in zip(rows, slots, strict=True):
@@ -76,7 +80,13 @@ class CpuForward:
         slots = [slot for slot, *_ in distinct]
         sequences = [(ids, types) for *_, ids, types in distinct]
         mean = [is_mean for _, is_mean, *_ in distinct]
-        batch = pack(sequences, keys=self._keys(sequences, slots), mean=mean, windows=False)
+        batch = pack(
+            sequences,
+            keys=self._keys(sequences, slots),
+            mean=mean,
+            every_layer=every_layer,
+            windows=False,
+        )
         overlay = CpuOverlay(self._bank, batch, slots, int8=int8)
         pooled = encode(self._config, overlay, batch, RowAttention(batch))
         return pooled if len(distinct) == len(number_of) else pooled[number_of]

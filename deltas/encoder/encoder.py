@@ -2,8 +2,9 @@
 
 It computes the output of each token as `transformers.BertModel` does (Devlin et al. 2018,
 arXiv:1810.04805), and pools it: the first token's output through the trained pooler, or the mean
-over all tokens of a row, as sentence encoders do (Reimers and Gurevych 2019, arXiv:1908.10084). The
-last layer computes only the positions, the tokens that pooling reads; the answers are the same.
+over all tokens of a row, as sentence encoders do (Reimers and Gurevych 2019, arXiv:1908.10084), of
+the last layer or of every layer. The last layer computes only the positions, the tokens that
+pooling reads; the answers are the same.
 
 The encoder chooses neither weights nor attention. An `Overlay` multiplies by the weights that each
 row sees, named by sites of `deltas.backbone.layout`. An `Attention` knows which tokens attend to
@@ -122,12 +123,37 @@ def encode(
         dropout: probability of dropping hidden values and attention weights; 0 outside training.
 
     Returns:
-        float32 [R, H], pooled output of each row, in the order of the input.
+        float32 [R, H], pooled output of each row, in the order of the input; of a batch that pools
+        every layer, float32 [R, (layers + 1) * H]. Its last H values are those of the last layer,
+        which is all that a row with another pooling has.
     """
     hidden = embed(overlay, batch, dropout)
-    numbers = range(config.num_layers)
-    hidden = run_layers(config, overlay, batch, attention, hidden, numbers, dropout)
-    return pool(overlay, batch, hidden)
+    return run_and_pool(config, overlay, batch, attention, hidden, 0, dropout)
+
+
+def run_and_pool(
+    config: EncoderConfig,
+    overlay: Overlay,
+    batch: PackedBatch,
+    attention: Attention,
+    hidden: Tensor,
+    first: int,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Run the layers from number `first` on, on hidden values [N, H], and pool as `encode` does.
+
+    A batch that pools every layer needs all of them: `first` is 0.
+    """
+    numbers = range(first, config.num_layers)
+    if not batch.every_layer:
+        hidden = run_layers(config, overlay, batch, attention, hidden, numbers, dropout)
+        return pool(overlay, batch, hidden)
+    means = []
+    for number in numbers:
+        means.append(_pool_below(batch, hidden))
+        only = range(number, number + 1)
+        hidden = run_layers(config, overlay, batch, attention, hidden, only, dropout)
+    return torch.cat([*means, pool(overlay, batch, hidden)], 1)
 
 
 def embed(overlay: Overlay, batch: PackedBatch, dropout: float = 0.0) -> Tensor:
@@ -214,9 +240,25 @@ def pool(overlay: Overlay, batch: PackedBatch, hidden: Tensor) -> Tensor:
         x = overlay.linear("pooler", hidden[: batch.num_cls], per_position=True)
         parts.append(torch.tanh(x).float())
     if batch.num_cls < len(hidden):
-        summed = hidden[batch.num_cls :].float()
-        index = torch.arange(len(summed), device=hidden.device)
-        offsets = batch.mean_offsets
-        # A row's mean reads no other row, as a product with a matrix of shares would: 0 * NaN.
-        parts.append(F.embedding_bag(index, summed, offsets, mode="mean", include_last_offset=True))
+        parts.append(_means(batch, hidden[batch.num_cls :]))
     return torch.cat(parts).index_select(0, batch.pooled_of_row)
+
+
+def _pool_below(batch: PackedBatch, hidden: Tensor) -> Tensor:
+    """Return the means, float32 [R, H], of the output of a layer below the last one [N, H].
+
+    Rows with cls pooling read none of them and have zeros.
+    """
+    tokens = batch.token_at_position[batch.num_cls :]
+    means = _means(batch, hidden.index_select(0, tokens) if batch.num_cls else hidden)
+    unread = means.new_zeros(batch.num_cls, means.shape[1])
+    return torch.cat([unread, means]).index_select(0, batch.pooled_of_row)
+
+
+def _means(batch: PackedBatch, hidden: Tensor) -> Tensor:
+    """Return the means, in float32, of the values of each row with mean pooling."""
+    index = torch.arange(len(hidden), device=hidden.device)
+    # A row's mean reads no other row, as a product with a matrix of shares would: 0 * NaN.
+    return F.embedding_bag(
+        index, hidden.float(), batch.mean_offsets, mode="mean", include_last_offset=True
+    )

@@ -84,6 +84,7 @@ class PackedBatch:
     run_segments: Tensor  # on the host
     run_lengths: Tensor  # on the host
     num_cls: int  # positions of rows with cls pooling; 0 if the positions are all tokens in order
+    every_layer: bool  # whether to pool the means of all layers, side by side
     blocks: tuple[Block, ...]  # the windows; empty if rows lie end to end
     key_spans: dict[int, KeySpan]  # ranges of the rows of each key
 
@@ -185,6 +186,7 @@ def pack(
     keys: Sequence[int] | None = None,
     *,
     mean: Sequence[bool] | bool = False,
+    every_layer: bool = False,
     windows: bool = True,
 ) -> PackedBatch:
     """Lay rows into windows, or end to end.
@@ -196,6 +198,7 @@ def pack(
             mean pooling last. None lets all rows share windows, which takes the least padding.
         mean: for each row, or for all of them, whether to pool by the mean of the tokens; at most
             one key may have rows of both kinds.
+        every_layer: whether to pool the means of the embeddings and of all layers, side by side.
         windows: if False, rows are concatenated, and the tokens of each key are padded only up to
             the next common size, so that oneDNN finds a compiled kernel.
     """
@@ -222,7 +225,7 @@ def pack(
                 layout.repeat_position(_common_tokens(count) - count)
         tokens = slice(token, len(layout.ids))
         spans[key] = KeySpan(tokens, slice(position, len(layout.token_at_position)))
-    return _to_tensors(layout, spans, torch.device(device))
+    return _to_tensors(layout, spans, torch.device(device), every_layer=every_layer)
 
 
 def _by_key_and_pooling(
@@ -294,7 +297,9 @@ def _common_positions(count: int) -> int:
     return -(-count // 16) * 16 if count > 16 else 1 << (count - 1).bit_length()
 
 
-def _to_tensors(layout: _Layout, spans: dict[int, KeySpan], device: torch.device) -> PackedBatch:
+def _to_tensors(
+    layout: _Layout, spans: dict[int, KeySpan], device: torch.device, *, every_layer: bool
+) -> PackedBatch:
     """Build the batch's tensors and bring them to the device in a single copy."""
     lengths = torch.tensor(layout.segment_lengths)
     segment = torch.arange(len(lengths)).repeat_interleave(lengths)  # [N]
@@ -321,6 +326,7 @@ def _to_tensors(layout: _Layout, spans: dict[int, KeySpan], device: torch.device
         run_segments=torch.tensor(layout.run_segments),
         run_lengths=torch.tensor(layout.run_lengths),
         num_cls=layout.num_cls,
+        every_layer=every_layer,
         blocks=tuple(_with_allowed(block, segment, on_device) for block in layout.blocks),
         key_spans=spans,
     )

@@ -117,7 +117,7 @@ def read_delta(path: Path, backbone: Backbone | None = None) -> Delta:
 
 def most_bytes(manifest: Manifest, backbone: Backbone) -> int:
     """Return the size in bytes that no file of a sound delta exceeds."""
-    width = backbone.config.hidden_size * manifest.task.vectors_per_row
+    width = manifest.task.head_width(backbone.config)
     values = backbone.num_parameters + manifest.task.num_outputs * (width + 1)
     return LENGTH_BYTES + MAX_HEADER_BYTES + _MOST_VALUE_BYTES * values
 
@@ -208,7 +208,7 @@ def check_delta(delta: Delta, backbone: Backbone) -> None:
         DeltaMismatchError: the first difference.
     """
     check_fit(delta.manifest, backbone)
-    width = backbone.config.hidden_size * delta.manifest.task.vectors_per_row
+    width = delta.manifest.task.head_width(backbone.config)
     if delta.head_weight.shape[1] != width:
         raise DeltaMismatchError("width of the head", width, delta.head_weight.shape[1])
     total = backbone.num_parameters + delta.head_weight.numel() + delta.head_bias.numel()

@@ -2,9 +2,10 @@
 
 A delta that reads the pooler becomes a `BertForSequenceClassification` of `transformers`. A delta
 that reads means becomes the modules of a sentence encoder (Reimers and Gurevych 2019,
-arXiv:1908.10084), the last of which gives the logits, in the files of `sentence-transformers`. If
-the texts of a pair are read separately, the modules give the vector of one text, and the head that
-reads both vectors lies in a file beside them.
+arXiv:1908.10084), the last of which gives the logits, in the files of `sentence-transformers`. The
+means of every layer need a module that the library lacks; its code is written beside the others
+(`deltas.publish.layers_pooling`). If the texts of a pair are read separately, the modules give the
+vector of one text, and the head that reads both vectors lies in a file beside them.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from deltas.backbone.backbone import Backbone
 from deltas.delta import Delta
 from deltas.errors import DeltaError
 from deltas.format import HEAD_BIAS, HEAD_WEIGHT, check_delta, make_public
-from deltas.manifest import STOCK_NAMES, TaskSpec
+from deltas.manifest import STOCK_NAMES, EncoderConfig, TaskSpec
 
 PAIR_HEAD = "pair_head.safetensors"
+_LAYERS_FILE = "layers_pooling.py"
 _PROBLEM_TYPES: dict[str, Any] = {
     "single_label": "single_label_classification",
     "multi_label": "multi_label_classification",
@@ -67,7 +69,10 @@ def export_folder(delta: Delta, backbone: Backbone, folder: Path) -> str:
 def _how_to_load(task: TaskSpec, folder: Path) -> str:
     if task.pooling == "cls" and task.pairs == "joint":
         return f"AutoModelForSequenceClassification.from_pretrained({str(folder)!r})"
-    told = f"SentenceTransformer({str(folder)!r})"
+    trusted = ", trust_remote_code=True" if task.pooling == "layers" else ""
+    told = f"SentenceTransformer({str(folder)!r}{trusted})"
+    if trusted:
+        told += f"; it runs {_LAYERS_FILE} of the folder"
     if task.pairs == "separate":
         told += f"; it gives the vectors u and v of two texts, their head is in {PAIR_HEAD}"
     return told
@@ -125,18 +130,13 @@ def _write_sentence_encoder(delta: Delta, backbone: Backbone, folder: Path) -> N
     """Write the modules in the form of version 2 of the library, which later ones read as well."""
     from transformers import BertModel
 
-    task = delta.manifest.task
+    task, sizes = delta.manifest.task, backbone.config
     network = _stock_network(BertModel, delta, backbone)
+    network.config.output_hidden_states = task.pooling == "layers"
     network.save_pretrained(folder)
     lengths = {"max_seq_length": task.max_length, "do_lower_case": False}
     _write_json(folder / "sentence_bert_config.json", lengths)
-    modules = {"": "Transformer", "1_Pooling": "Pooling"}
-    pooling = {
-        "word_embedding_dimension": backbone.config.hidden_size,
-        "pooling_mode_cls_token": task.pooling == "cls",
-        "pooling_mode_mean_tokens": task.pooling == "mean",
-    }
-    _write_json(folder / "1_Pooling" / "config.json", pooling)
+    modules = {"": _stock_module("Transformer"), "1_Pooling": _write_pooling(task, sizes, folder)}
     dense: tuple[Tensor, Tensor, str] | None = None
     if task.pairs == "separate":
         head = {HEAD_WEIGHT: delta.head_weight, HEAD_BIAS: delta.head_bias}
@@ -148,14 +148,36 @@ def _write_sentence_encoder(delta: Delta, backbone: Backbone, folder: Path) -> N
         dense = delta.head_weight, delta.head_bias, "torch.nn.modules.linear.Identity"
     if dense is not None:
         _write_dense(folder / "2_Dense", *dense)
-        modules["2_Dense"] = "Dense"
+        modules["2_Dense"] = _stock_module("Dense")
     if task.pairs == "separate":
-        modules["3_Normalize"] = "Normalize"  # `deltas.encoder.encoder.pair_features` does it
+        modules["3_Normalize"] = _stock_module(
+            "Normalize"
+        )  # `deltas.encoder.encoder.pair_features` does it
     listed = [
-        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{module}"}
+        {"idx": n, "name": str(n), "path": path, "type": module}
         for n, (path, module) in enumerate(modules.items())
     ]
     _write_json(folder / "modules.json", listed)
+
+
+def _stock_module(name: str) -> str:
+    return f"sentence_transformers.models.{name}"
+
+
+def _write_pooling(task: TaskSpec, sizes: EncoderConfig, folder: Path) -> str:
+    """Write the settings of the pooling module, and its code if it is ours; return its name."""
+    settings: dict[str, Any] = {
+        "word_embedding_dimension": sizes.hidden_size,
+        "pooling_mode_cls_token": task.pooling == "cls",
+        "pooling_mode_mean_tokens": task.pooling == "mean",
+    }
+    module = _stock_module("Pooling")
+    if task.pooling == "layers":
+        settings = {"embedding_dimension": task.head_width(sizes)}
+        module = f"{Path(_LAYERS_FILE).stem}.LayersPooling"
+        shutil.copyfile(Path(__file__).with_name(_LAYERS_FILE), folder / _LAYERS_FILE)
+    _write_json(folder / "1_Pooling" / "config.json", settings)
+    return module
 
 
 def _write_dense(folder: Path, weight: Tensor, bias: Tensor, activation: str) -> None:

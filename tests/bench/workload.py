@@ -112,7 +112,7 @@ def noisy_delta(backbone: Backbone, task: TaskSpec, strategy: str, seed: int) ->
         entries[name] = (
             DenseEntry(values) if indices is None else SparseEntry(indices, values, shapes[name])
         )
-    weight = torch.randn(task.num_outputs, backbone.config.hidden_size, generator=generator)
+    weight = torch.randn(task.num_outputs, task.head_width(backbone.config), generator=generator)
     bias = torch.zeros(task.num_outputs)
     described = tuple(entry.info(name) for name, entry in entries.items())
     in_head = weight.numel() + bias.numel()
@@ -135,11 +135,12 @@ def write_deltas(
     folder: Path,
     names: Sequence[str],
     strategy_of: dict[str, str],
-    num_means: int = 0,
+    pooling: Pooling = "cls",
+    count: int = 0,
 ) -> None:
-    """Write one made-up delta a task name; the first `num_means` of them have mean pooling."""
+    """Write one made-up delta a task name; the first `count` of them have the pooling, not cls."""
     for seed, name in enumerate(names):
-        spec = task_spec(name, pooling="mean" if seed < num_means else "cls")
+        spec = task_spec(name, pooling=pooling if seed < count else "cls")
         delta = noisy_delta(backbone, spec, strategy_of[name], seed)
         write_delta(delta, delta_path(folder, backbone.ref.id, name, strategy_of[name]))
 

@@ -61,7 +61,7 @@ def tokenized(engine: Engine, record: Record, row: dict[str, str]) -> EngineRow:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("name", ["toy3", "toypairmean", "toysplit", "toysplitmean"])
+@pytest.mark.parametrize("name", ["toy3", "toypairmean", "toysplit", "toysplitmean", "toylayers"])
 def test_single_overlay_equals_stock_transformers(
     tiny_backbone: Backbone, make_delta: Any, strategy: str, name: str
 ) -> None:
@@ -69,7 +69,8 @@ def test_single_overlay_equals_stock_transformers(
     delta = make_delta(tiny_backbone, task, strategy)
     rows = tokenize_rows(tiny_backbone.tokenizer, task, rows_for(task))
     sequences = [sequence for row in rows for sequence in row.sequences]
-    batch = pack(sequences, mean=task.pooling == "mean")
+    every_layer = task.pooling == "layers"
+    batch = pack(sequences, mean=task.pooling != "cls", every_layer=every_layer)
     overlay = TrainableOverlay(tiny_backbone, delta.entries)
     with torch.no_grad():
         pooled = encode(tiny_backbone.config, overlay, batch, WindowAttention(batch))

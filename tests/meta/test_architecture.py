@@ -93,7 +93,7 @@ DIRECTION = {
     "deltas.publish": (
         "store format backbone delta manifest errors",
         "",
-        "pydantic safetensors torch transformers",
+        "huggingface_hub pydantic safetensors torch transformers",
     ),
     "deltas.store": (
         "format backbone delta kernels manifest errors",

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from deltas.backbone.layout import EncoderConfig
 from deltas.backbone.tokenizer import TokenizedRow
-from deltas.encoder.encoder import Overlay, embed, pool, run_layers
+from deltas.encoder.encoder import Overlay, embed, encode, run_layers
 from deltas.encoder.packing import PackedBatch, pack
 from deltas.encoder.window_attention import WindowAttention
+from deltas.manifest import Pooling
 from training.run.loop.schedule import length_batches
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,11 @@ def frozen_depth(names: Collection[str], config: EncoderConfig) -> int:
 
 
 class FeatureCache:
-    """Outputs of the frozen lower part of the encoder, by row; `depth` is of `frozen_depth`."""
+    """Outputs of the frozen lower part of the encoder, by row.
+
+    `depth` is of `frozen_depth`. It is 0 if something trains and pooling reads every layer, whose
+    outputs would take several times the memory.
+    """
 
     def __init__(
         self,
@@ -51,12 +56,12 @@ class FeatureCache:
         overlay: Overlay,
         depth: int,
         device: torch.device,
-        itemsize: int,
-        *,
-        mean: bool = False,
+        dtype: torch.dtype,
+        pooling: Pooling,
     ) -> None:
-        self.depth, self._itemsize, self._mean = depth, itemsize, mean
+        self._dtype, self._pooling = dtype, pooling
         self._config, self._overlay, self._device = config, overlay, device
+        self.depth = depth if pooling != "layers" or depth > config.num_layers else 0
         self._features: dict[_Key, Tensor] = {}
 
     @property
@@ -67,7 +72,9 @@ class FeatureCache:
     def fits(self, rows: Sequence[TokenizedRow]) -> bool:
         """Return whether the features of these rows need at most 2 GiB."""
         vectors = sum(1 if self._is_per_position else row.num_tokens for row in rows)
-        return vectors * self._config.hidden_size * self._itemsize <= _MAX_BYTES
+        if self._pooling == "layers":
+            vectors *= self._config.num_layers + 1
+        return vectors * self._config.hidden_size * self._dtype.itemsize <= _MAX_BYTES
 
     def fill(self, rows: Sequence[TokenizedRow]) -> None:
         """Compute and keep the features of these rows, unless they need more than 2 GiB.
@@ -84,7 +91,7 @@ class FeatureCache:
         distinct = list(new.values())
         for positions in length_batches(distinct, _BATCH_TOKENS):
             part = [distinct[position] for position in positions]
-            batch = self._pack(part)
+            batch = self.pack(part)
             features = self._compute(batch)
             for row, index in zip(part, self._feature_index(part, batch), strict=True):
                 self._features[_key(row)] = features[index].clone()
@@ -105,9 +112,15 @@ class FeatureCache:
         return hidden.index_copy_(0, torch.cat(self._feature_index(rows, batch)), cached)
 
     def pooled(self, rows: Sequence[TokenizedRow]) -> Tensor:
-        """Return the pooled outputs [R, H] of an encoder of which nothing trains."""
+        """Return the pooled outputs of an encoder of which nothing trains, as `encode` does."""
         cached = self._cached(rows)
-        return self._compute(self._pack(rows)) if cached is None else cached
+        return self._compute(self.pack(rows)) if cached is None else cached
+
+    def pack(self, rows: Sequence[TokenizedRow]) -> PackedBatch:
+        """Lay out a batch for the pooling of the task."""
+        tokens = [(row.input_ids, row.token_type_ids) for row in rows]
+        mean, every_layer = self._pooling != "cls", self._pooling == "layers"
+        return pack(tokens, self._device, mean=mean, every_layer=every_layer)
 
     def _cached(self, rows: Sequence[TokenizedRow]) -> Tensor | None:
         """Return the rows' features, or None if one of the rows is not in the cache."""
@@ -131,17 +144,15 @@ class FeatureCache:
     def _is_per_position(self) -> bool:
         return self.depth >= self._config.num_layers
 
-    def _pack(self, rows: Sequence[TokenizedRow]) -> PackedBatch:
-        tokens = [(row.input_ids, row.token_type_ids) for row in rows]
-        return pack(tokens, self._device, mean=self._mean)
-
     @torch.no_grad()
     def _compute(self, batch: PackedBatch) -> Tensor:
-        numbers = range(min(self.depth, self._config.num_layers))
+        if self.is_whole_encoder:
+            attention = WindowAttention(batch, self._dtype)
+            return encode(self._config, self._overlay, batch, attention)
         hidden = embed(self._overlay, batch)
         attention = WindowAttention(batch, hidden.dtype)
-        hidden = run_layers(self._config, self._overlay, batch, attention, hidden, numbers)
-        return pool(self._overlay, batch, hidden) if self.is_whole_encoder else hidden
+        numbers = range(self.depth)
+        return run_layers(self._config, self._overlay, batch, attention, hidden, numbers)
 
 
 def _key(row: TokenizedRow) -> _Key:

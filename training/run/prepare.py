@@ -53,7 +53,8 @@ def task_spec(config: FitConfig, task: Task, backbone: Backbone, start: Delta | 
 
     "auto" takes what a starting point has, and else what the backbone is made for (decision 0111).
     A sentence encoder is made for the mean of a text's tokens and for two texts that it read
-    separately. Any other BERT is made for the first token, and for joint pairs.
+    separately. Any other BERT is made for the first token, and for joint pairs. A head that trains
+    alone reads more from a sentence encoder in the means of every layer (decision 0144).
 
     Raises:
         ConfigError: an option fits neither the task nor the starting point.
@@ -73,6 +74,13 @@ def task_spec(config: FitConfig, task: Task, backbone: Backbone, start: Delta | 
     pooling = config.pooling
     if pooling == "auto":
         pooling = "cls" if is_pair and pairs == "joint" else backbone.pooling
+        if pooling == "mean" and not is_pair and config.freeze == "head":
+            pooling = "layers"
+    if pooling == "layers" and pairs == "separate":
+        raise ConfigError(
+            "--pooling layers: texts that are read separately can't have it; give --pairs joint, "
+            "or leave --pooling out"
+        )
     if start is not None:
         theirs = start.manifest.task
         given = {"pooling": (config.pooling, theirs.pooling), "pairs": (config.pairs, theirs.pairs)}
@@ -191,7 +199,7 @@ def make_task_model(
     """
     device = pick_device(config.device)
     dtype = DTYPES[pick_precision(config.precision, device)]
-    width = backbone.config.hidden_size * spec.vectors_per_row
+    width = spec.head_width(backbone.config)
     head = initial_head(spec.num_outputs, width, config.seed)
     output = (1.0, 0.0)
     if task.kind == "regression":
@@ -212,7 +220,7 @@ def make_task_model(
     values = {
         name: value
         for name, value in backbone.parameters.items()
-        if not (spec.pooling == "mean" and ".pooler." in name)
+        if spec.pooling == "cls" or ".pooler." not in name
     }
     shapes = {name: tuple(value.shape) for name, value in values.items()}
     selection = grammar.select(config.freeze, shapes, config.seed, values, scores)
@@ -227,9 +235,14 @@ def make_task_model(
 
 
 def solve_starting_head(
-    config: FitConfig, model: TaskModel, task: Task, split: Split, weights: Tensor | None
-) -> None:
-    """Set a model's head to the best one on its features.
+    config: FitConfig,
+    model: TaskModel,
+    task: Task,
+    split: Split,
+    weights: Tensor | None,
+    penalty: float | None = None,
+) -> float:
+    """Set a model's head to the best one on its features; return the penalty of its solution.
 
     A head that trains alone is solved on all train rows, any other on a sample. For pairs that are
     read separately the weight of the cosine is free: it is the backbone's own answer.
@@ -244,10 +257,11 @@ def solve_starting_head(
     problem = head_problem(config, model, task, Split(rows, labels), weights)
     # What several labels a row score depends on thresholds, which are chosen later.
     score = partial(primary_score, task) if task.kind == "single_label" else None
-    solved = solve_head(problem, config.seed, score)
+    solved = solve_head(problem, config.seed, score, penalty)
     with torch.no_grad():
         for part, value in zip(model.head, (solved.weight, solved.bias), strict=True):
             part.copy_(value)
+    return solved.penalty
 
 
 def num_start_rows(model: TaskModel, num_train_rows: int) -> int:

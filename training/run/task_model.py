@@ -19,10 +19,9 @@ from torch import Tensor
 from deltas.backbone.backbone import Backbone
 from deltas.backbone.tokenizer import TokenizedRow
 from deltas.delta import DenseEntry, Entry, SparseEntry
-from deltas.encoder.bank import Bank
+from deltas.encoder.bank import Bank, Reading
 from deltas.encoder.cpu import CpuForward
-from deltas.encoder.encoder import embed, pair_features, pool, run_layers
-from deltas.encoder.packing import pack
+from deltas.encoder.encoder import embed, pair_features, run_and_pool
 from deltas.encoder.single_overlay import TrainableOverlay
 from deltas.encoder.window_attention import WindowAttention
 from deltas.manifest import PairEncoding, Pooling, TaskSpec
@@ -80,12 +79,10 @@ class TaskModel:
         self.scale, self.shift = output
         self._config = backbone.config
         self.device, self.dtype = device, dtype
-        self._mean, self._is_separate = pooling == "mean", pairs == "separate"
+        self._is_separate = pairs == "separate"
         self._overlay = TrainableOverlay(backbone, entries, device, dtype)
         depth = frozen_depth(entries, backbone.config)
-        self.cache = FeatureCache(
-            backbone.config, self._overlay, depth, device, dtype.itemsize, mean=self._mean
-        )
+        self.cache = FeatureCache(backbone.config, self._overlay, depth, device, dtype, pooling)
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -129,7 +126,7 @@ class TaskModel:
         return weight.view(-1)
 
     def features(self, rows: Sequence[TokenizedRow], dropout: float = 0.0) -> Tensor:
-        """Return the head's input, float32 [R, H] or, for pairs read separately, [R, 4H].
+        """Return the head's input, float32 [R, I].
 
         Dropout acts only in layers that train; the layers below are a fixed function of the row.
         """
@@ -146,17 +143,12 @@ class TaskModel:
     def _pooled(self, rows: Sequence[TokenizedRow], dropout: float) -> Tensor:
         if self.cache.is_whole_encoder:
             return self.cache.pooled(rows).float()
-        tokens = [(row.input_ids, row.token_type_ids) for row in rows]
-        batch = pack(tokens, self.device, mean=self._mean)
+        batch = self.cache.pack(rows)
         self._overlay.refresh()
-        if self.cache.depth:
-            hidden = self.cache.hidden(rows, batch)
-        else:
-            hidden = embed(self._overlay, batch, dropout)
-        numbers = range(self.cache.depth, self._config.num_layers)
+        depth = self.cache.depth
+        hidden = self.cache.hidden(rows, batch) if depth else embed(self._overlay, batch, dropout)
         attention = WindowAttention(batch, hidden.dtype)
-        hidden = run_layers(self._config, self._overlay, batch, attention, hidden, numbers, dropout)
-        return pool(self._overlay, batch, hidden)
+        return run_and_pool(self._config, self._overlay, batch, attention, hidden, depth, dropout)
 
 
 class ServedModel:
@@ -185,19 +177,18 @@ class ServedModel:
         pairs: PairEncoding,
     ) -> None:
         self.head = head
-        self._is_separate = pairs == "separate"
         bank = Bank(backbone, torch.device("cpu"), dtype)
-        staged = bank.stage_values(
-            entries, (head[0].detach(), head[1].detach()), mean=pooling == "mean"
-        )
+        weight, bias = (part.detach() for part in head)
+        staged = bank.stage_values(entries, (weight, bias), Reading.of(pooling, pairs))
         (self._slot,) = bank.add([staged])
+        self._bank = bank
         self._forward = CpuForward(backbone.config, bank)
 
     @torch.inference_mode()
     def logits(self, rows: Sequence[TokenizedRow]) -> Tensor:
         """Return float32 logits [R, C] in the order of the rows."""
         pooled = self._forward.pooled(rows, [self._slot] * len(rows))
-        return F.linear(pair_features(pooled) if self._is_separate else pooled, *self.head)
+        return F.linear(self._bank.head_input(self._slot, pooled), *self.head)
 
 
 def finished_model(

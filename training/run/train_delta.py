@@ -175,6 +175,7 @@ def _finish_run(run: PreparedRun, command: str, report: Report | None) -> tuple[
     if not config.resume and distributed.is_first():
         run.state.unlink(missing_ok=True)
     started = time.monotonic()
+    penalty = _solve_head(run)
     values, steps, history = _train(run, report)
     model.fold()
     trained = entries_over(backbone, run.initial, config.reinit, model.entries)
@@ -185,7 +186,7 @@ def _finish_run(run: PreparedRun, command: str, report: Report | None) -> tuple[
         judged, task, selected, target=config.target, coverage=config.coverage
     )
     if not steps:  # after the selection rows have calibrated the head
-        _solve_on_all_rows(run, decided)
+        _solve_on_all_rows(run, decided, penalty)
     if distributed.is_first():
         sys.stderr.write("".join(f"note: {note}\n" for note in notes))
     weight, bias = (part.detach().cpu() for part in model.head)
@@ -292,6 +293,13 @@ def _tokenized(spec: TaskSpec, backbone: Backbone, rows: Rows) -> Split:
     return Split(tokenize_texts(tokenizer, length, rows.texts, pairs=spec.pairs), labels)
 
 
+def _solve_head(run: PreparedRun) -> float | None:
+    """Set the head that the run starts from; return its penalty, None if it is not solved."""
+    if run.loop.head_start != "solved":
+        return None
+    return solve_starting_head(run.config, run.model, run.data.task, run.splits[0], run.weights)
+
+
 def _train(
     run: PreparedRun, report: Report | None
 ) -> tuple[dict[str, float], int, RunHistory | None]:
@@ -304,8 +312,6 @@ def _train(
         reports = progress_bar(loop.steps, f"{task.name} {config.freeze}", task.primary_metric)
     else:
         reports = nullcontext(report or (lambda progress: None))
-    if loop.head_start == "solved":
-        solve_starting_head(config, run.model, task, run.splits[0], run.weights)
     with reports as each:
         return train(
             run.model,
@@ -318,16 +324,16 @@ def _train(
         )
 
 
-def _solve_on_all_rows(run: PreparedRun, decided: Decided) -> None:
+def _solve_on_all_rows(run: PreparedRun, decided: Decided, penalty: float | None) -> None:
     """Solve the head of a run without steps again, now that the selection rows judged it.
 
     No step is left to choose by the selection rows, so they make the head better. It keeps the
-    calibration that they gave to the first head.
+    penalty of the first head, and the calibration that they gave to it.
     """
     train_rows, selection_rows = run.splits
     labels = torch.cat([train_rows.labels, selection_rows.labels])
     every = Split([*train_rows.rows, *selection_rows.rows], labels)
-    solve_starting_head(run.config, run.model, run.data.task, every, run.weights)
+    solve_starting_head(run.config, run.model, run.data.task, every, run.weights, penalty)
     calibrate_head(run.model, decided.calibration)
 
 

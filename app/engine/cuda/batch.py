@@ -33,12 +33,14 @@ class BatchShape(NamedTuple):
     """The numbers of tokens and rows that a batch is filled up to, and its longest row's tokens.
 
     `with_means` says that some rows have mean pooling; then the last layer computes all tokens.
+    `every_layer` says that some rows read the means of every layer.
     """
 
     tokens: int
     rows: int
     longest: int
     with_means: bool = False
+    every_layer: bool = False
 
     @property
     def num_numbers(self) -> int:
@@ -50,19 +52,21 @@ class BatchShape(NamedTuple):
         return all(mine >= other for mine, other in zip(self, needed, strict=True))
 
     @classmethod
-    def of(cls, rows: Sequences, mean: Sequence[bool] = ()) -> BatchShape:
+    def of(
+        cls, rows: Sequences, mean: Sequence[bool] = (), *, every_layer: bool = False
+    ) -> BatchShape:
         """Return the smallest shape that holds the rows; see `encode_batch` for the arguments."""
         lengths = [len(ids) for ids, _ in rows]
-        return cls(sum(lengths), len(rows), max(lengths, default=0), any(mean))
+        return cls(sum(lengths), len(rows), max(lengths, default=0), any(mean), every_layer)
 
 
 def batch_shapes(max_positions: int) -> list[BatchShape]:
     """List the shapes that are recorded, for rows of at most `max_positions` tokens."""
     shapes = {
-        BatchShape(count, count // _TOKENS_PER_ROW, min(longest, max_positions, count), with_means)
+        BatchShape(count, count // _TOKENS_PER_ROW, min(longest, max_positions, count), *pooling)
         for count in _TOKEN_COUNTS
         for longest in _LONGEST_ROWS
-        for with_means in (False, True)
+        for pooling in ((False, False), (True, False), (True, True))
     }
     return sorted(shapes)
 
@@ -181,6 +185,7 @@ def decode_batch(numbers: Tensor, shape: BatchShape, spans: Spans = NO_SPANS) ->
         run_segments=_EMPTY,
         run_lengths=_EMPTY,
         num_cls=shape.rows,
+        every_layer=shape.every_layer,
         blocks=(),
         key_spans=dict(spans),
         cu_seqlens=cu_seqlens,

@@ -23,17 +23,17 @@ from app.engine.cuda.graphs import Graphs, Recorder
 from deltas import EncoderConfig, TokenizedRow, encode
 from deltas.encoder.bank import PARAMETER_KINDS, Bank
 from deltas.encoder.bank_overlay import BankOverlay
-from deltas.encoder.encoder import pair_features
 
 
 @dataclass
 class _HeadGroup:
-    """Heads of one input width, and the vectors of the rows that they score."""
+    """Heads with inputs of one kind, and the vectors of the rows that they score."""
 
     pairs: bool  # whether a row has two vectors
     vectors: list[int] = field(default_factory=list)  # indices into the pooled output
     columns: dict[int, range] = field(default_factory=dict)  # of each slot's head in the scores
     width: int = 0  # outputs of all heads
+    start: int = 0  # of the next row's scores in those of all groups
 
 
 class CudaForward:
@@ -72,12 +72,13 @@ class CudaForward:
         slots = [slot for row, slot in zip(rows, slots, strict=True) for _ in row.sequences]
         mean = [slot in self._bank.mean_slots for slot in slots]
         with_matrices = self._bank.matrix_slots.intersection(slots)
-        needed = BatchShape.of(sequences, mean)
+        every_layer = not self._bank.layers_slots.isdisjoint(slots)
+        needed = BatchShape.of(sequences, mean, every_layer=every_layer)
         shape = None if with_matrices else first_fitting(self._shapes, needed)
         keys = [slot if slot in with_matrices else 0 for slot in slots]
         extra = [self._vector_rows(slots, shape.rows if shape else len(slots))]
         extra += [*(group.vectors for group in heads), indices]
-        encoded = encode_batch(sequences, shape, keys, mean, extra)
+        encoded = encode_batch(sequences, shape or needed, keys, mean, extra)
         numbers = _on_device(encoded.numbers, self._bank.device)
         sizes = [encoded.shape.num_numbers + len(extra[0]), *map(len, extra[1:])]
         of_pass, *vectors, of_rows = torch.split(numbers, sizes)
@@ -98,10 +99,13 @@ class CudaForward:
             return 0
         needed = BatchShape(max_tokens, max_rows, longest)
         largest = first_fitting(self._shapes, needed) or self._shapes[-1]
-        has_means = bool(self._bank.mean_slots)
+        layers = self._bank.layers_slots
+        poolings = {(False, False)}  # with means, of every layer
+        poolings |= {(True, False)} if self._bank.mean_slots - layers else set()
+        poolings |= {(True, True)} if layers else set()
         for shape in reversed(self._shapes):
             is_needed = shape.tokens <= largest.tokens and shape.longest <= largest.longest
-            if is_needed and (has_means or not shape.with_means):
+            if is_needed and (shape.with_means, shape.every_layer) in poolings:
                 extra = [self._vector_rows([0], shape.rows)]
                 encoded = encode_batch([([0], [0])], shape, extra=extra)
                 self._replay(_on_device(encoded.numbers, self._bank.device), shape)
@@ -138,33 +142,35 @@ class CudaForward:
             The groups, and the indices of each row's logits in the scores of all groups, laid out
             one after the other.
         """
-        groups: dict[bool, _HeadGroup] = {}
+        groups: dict[tuple[bool, int], _HeadGroup] = {}  # by input: pairs or not, and its width
         num_vectors = 0
+        group_of = {}
         for slot in slots:
-            pairs = self._bank.reads_pairs(slot)
-            group = groups.setdefault(pairs, _HeadGroup(pairs))
+            pairs = slot in self._bank.pair_slots
+            reads = pairs, self._bank.heads[slot][0].shape[1]
+            group = group_of[slot] = groups.setdefault(reads, _HeadGroup(pairs))
             if slot not in group.columns:
                 outputs = len(self._bank.heads[slot][1])
                 group.columns[slot] = range(group.width, group.width + outputs)
                 group.width += outputs
             group.vectors.extend(range(num_vectors, num_vectors + 1 + pairs))
             num_vectors += 1 + pairs
-        start, indices = {}, []
         done = 0
-        for pairs, group in groups.items():
-            start[pairs] = done
-            done += len(group.vectors) // (1 + pairs) * group.width
+        for group in groups.values():
+            group.start = done
+            done += len(group.vectors) // (1 + group.pairs) * group.width
+        indices = []
         for slot in slots:
-            pairs = self._bank.reads_pairs(slot)
-            indices += [start[pairs] + column for column in groups[pairs].columns[slot]]
-            start[pairs] += groups[pairs].width
+            group = group_of[slot]
+            indices += [group.start + column for column in group.columns[slot]]
+            group.start += group.width
         return list(groups.values()), indices
 
     def _scores(self, group: _HeadGroup, vectors: Tensor) -> Tensor:
         """Score every row of a group with all of its heads, of which a row needs one."""
         heads = [self._bank.heads[slot] for slot in group.columns]
         weight, bias = torch.cat([w for w, _ in heads]), torch.cat([b for _, b in heads])
-        x = pair_features(vectors) if group.pairs else vectors
+        x = self._bank.head_input(next(iter(group.columns)), vectors)
         return torch.addmm(bias, x, weight.t()).view(-1)
 
 

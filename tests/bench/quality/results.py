@@ -18,13 +18,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.errors import DataError
 
+# The strategies whose defaults a recipe changed; all others are those of the recipe before it.
+_CHANGED = {"3": ("head",)}
+
 
 class Variant(BaseModel):
     """The conditions that a table's runs have in common; runs of other variants are kept apart."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    recipe: str = "2"  # name of our defaults: "1" are those of release 0.1.0
+    recipe: str = "3"  # name of our defaults: "1" are those of release 0.1.0
     asked_rows: int | None = None  # the program's --train-rows
     fit_args: str = ""  # options that our runs get besides the default command
     backbone: str = ""  # "" is the packaged one; of a folder only its last name
@@ -32,8 +35,11 @@ class Variant(BaseModel):
 
     def fits(self, run: QualityRun) -> bool:
         """Return whether a run belongs to this variant; baselines have no recipe."""
-        ignored = set() if run.is_ours else {"recipe", "fit_args"}
-        return self.model_dump(exclude=ignored) == run.variant.model_dump(exclude=ignored)
+        ignored = {"recipe"} if run.is_ours else {"recipe", "fit_args"}
+        if self.model_dump(exclude=ignored) != run.variant.model_dump(exclude=ignored):
+            return False
+        ours, theirs = (recipe_of(each.recipe, run.method) for each in (self, run.variant))
+        return ours == theirs or not run.is_ours
 
 
 class QualityRun(BaseModel):
@@ -86,6 +92,13 @@ class QualityRun(BaseModel):
         return self.scores[self.dev_split][self.metric]
 
 
+def recipe_of(recipe: str, method: str) -> str:
+    """Return the recipe that gave a strategy the defaults that it has in this recipe."""
+    while recipe in _CHANGED and method not in _CHANGED[recipe]:
+        recipe = str(int(recipe) - 1)
+    return recipe
+
+
 BASELINES = ("majority", "sklearn", "sklearn:apart", "cosine")
 OURS = ("head", "bitfit", "layernorm", "random:0.001", "full")
 STOCK = ("stock:2e-5", "stock:5e-5", "stock:1e-4")
@@ -108,6 +121,8 @@ def run_key(method: str, seed: int, digest: str, variant: Variant, **more: Any) 
     """Return the digest of all that decides a result; runs with equal keys are the same run."""
     ours = is_ours(method)
     fields = variant.model_dump(exclude={"asked_rows"} | (set() if ours else {"recipe"}))
+    if ours:
+        fields["recipe"] = recipe_of(variant.recipe, method)
     fields["fit_args"] = variant.fit_args if ours else ""
     parts: dict[str, Any] = {"method": method, "rows": digest, **fields, **more}
     if method not in DETERMINISTIC:

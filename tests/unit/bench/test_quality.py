@@ -93,6 +93,18 @@ def test_variants_are_kept_apart_and_share_the_baselines() -> None:
     assert page(runs, Variant(asked_rows=5)) == "No run of this kind has been made yet.\n"
 
 
+def test_a_recipe_keeps_the_runs_of_strategies_that_it_did_not_change() -> None:
+    """The third one changed what a head reads, and nothing else."""
+    second = Variant(recipe="2")
+    assert run_key("bitfit", 0, "rows", second) == run_key("bitfit", 0, "rows", Variant())
+    assert run_key("head", 0, "rows", second) != run_key("head", 0, "rows", Variant())
+    runs = [a_run("a", "bitfit", 0.8, variant=second), a_run("a", "head", 0.6, variant=second)]
+    assert "0.800" in page(runs, Variant())
+    assert "0.600" not in page(runs, Variant())
+    assert "0.600" in page(runs, second)
+    assert "0.800" not in page(runs, Variant(recipe="1"))
+
+
 def test_runs_are_compared_on_equal_rows_and_seeds_only() -> None:
     runs = [
         a_run("a", "bitfit", 0.80, 0),

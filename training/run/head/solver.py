@@ -24,6 +24,8 @@ from training.run.task_model import loss_sum, total_weight
 _PENALTIES = tuple(10.0 ** (-half / 2) for half in range(-4, 12))
 _FOLDS = 3
 _MAX_CHOICE_ROWS = 6000  # enough to rank penalties; all rows then solve the head
+_MAX_CHOICE_WIDTH = 1536  # wider features are projected to rank penalties
+_PROJECTED_WIDTH = 512
 _MAX_ITERATIONS = 100
 _TOLERANCE = 1e-4
 _SCALE_FLOOR = 1e-6
@@ -70,8 +72,10 @@ class SolvedHead:
     penalty: float
 
 
-def solve_head(problem: HeadProblem, seed: int, score: Score | None = None) -> SolvedHead:
-    """Solve the head with the penalty that is best in cross-validation.
+def solve_head(
+    problem: HeadProblem, seed: int, score: Score | None = None, penalty: float | None = None
+) -> SolvedHead:
+    """Solve the head with a penalty, by default the one that is best in cross-validation.
 
     The best penalty has the highest mean score over the folds, and among equal scores the lowest
     mean loss. Without `score` the loss alone decides.
@@ -88,7 +92,8 @@ def solve_head(problem: HeadProblem, seed: int, score: Score | None = None) -> S
     if problem.free is not None:
         scale[-1] /= _FREE  # a large feature needs a small weight, which costs next to nothing
     standard = replace(problem, features=(features - shift) / scale)
-    penalty = _choose_penalty(standard, seed, score)
+    if penalty is None:
+        penalty = _choose_penalty(standard, seed, score)
     weight, bias = _solve(standard, penalty)
     weight = weight / scale
     bias = bias - weight @ shift
@@ -97,18 +102,21 @@ def solve_head(problem: HeadProblem, seed: int, score: Score | None = None) -> S
     return SolvedHead(weight, bias, penalty)
 
 
-def solving_seconds(problem: HeadProblem, num_rows: int) -> float:
+def solving_seconds(problem: HeadProblem, num_rows: int, *, chooses: bool) -> float:
     """Estimate how long `solve_head` takes on `num_rows` rows like those of a small problem.
 
-    A few passes over the small problem are timed, on all of its rows and on some.
+    `chooses` says whether it chooses the penalty, too, which takes most of the time. A few passes
+    over the small problem are timed, on all of its rows and on some.
     """
     kind = "regression" if problem.kind == "regression" else "other"
-    size = len(problem.labels)
+    size, width = problem.features.shape
     _pass_seconds(problem)  # the first call prepares kernels
     some, every = _pass_seconds(problem.take(torch.arange(-(-size // 4)))), _pass_seconds(problem)
     slope = max(0.0, every - some) / max(1, size - -(-size // 4))
-    chosen = min(num_rows, _MAX_CHOICE_ROWS) * (_FOLDS - 1) / _FOLDS
-    passes = ((_CHOICE_PASSES[kind], chosen), (_LAST_PASSES[kind], num_rows))
+    passes: list[tuple[float, float]] = [(_LAST_PASSES[kind], num_rows)]
+    if chooses:
+        folded = min(num_rows, _MAX_CHOICE_ROWS) * (_FOLDS - 1) / _FOLDS
+        passes.append((_CHOICE_PASSES[kind] * _choice_width(width) / width, folded))
     return sum(count * max(0.0, every + slope * (rows - size)) for count, rows in passes)
 
 
@@ -125,6 +133,9 @@ def _choose_penalty(problem: HeadProblem, seed: int, score: Score | None) -> flo
     The loss alone would choose badly for rare labels: the head with the lowest loss may give every
     row the most frequent label.
     """
+    width = problem.features.shape[1]
+    if _choice_width(width) < width:
+        problem = _projected(problem, seed)
     folds = list(_folds(problem, seed))
     starts: list[tuple[Tensor, Tensor] | None] = [None] * len(folds)
     results: list[tuple[float, float]] = []  # mean score and negative mean loss, both to maximise
@@ -140,6 +151,24 @@ def _choose_penalty(problem: HeadProblem, seed: int, score: Score | None) -> flo
         if _is_past_the_best(results[-3:]):
             break  # weaker penalties overfit still more
     return _PENALTIES[results.index(max(results))] if folds else 1.0
+
+
+def _choice_width(width: int) -> int:
+    """Return the number of features that rank penalties, of `width` features."""
+    return _PROJECTED_WIDTH if width > _MAX_CHOICE_WIDTH else width
+
+
+def _projected(problem: HeadProblem, seed: int) -> HeadProblem:
+    """Project standardised features onto about the directions in which they vary most.
+
+    They are found by one power iteration on random directions (Halko et al. 2011, arXiv:0909.4061).
+    The directions are orthonormal, so a penalty costs the same, and what is left out varies little:
+    every penalty makes its weights small.
+    """
+    x, generator = problem.features, torch.Generator().manual_seed(seed)
+    directions = torch.randn(x.shape[1], _PROJECTED_WIDTH, generator=generator)
+    directions = torch.linalg.qr(x.t() @ (x @ directions)).Q
+    return replace(problem, features=x @ directions)
 
 
 def _is_past_the_best(results: list[tuple[float, float]]) -> bool:

@@ -145,9 +145,10 @@ class _Probe:
         run, total = self._run, len(self._train)
         count = num_start_rows(run.model, total)
         problem = head_problem(run.config, run.model, run.data.task, evaluated, run.weights)
-        seconds = forward_s * count / total + solving_seconds(problem, count)
-        # Without steps, the head is solved once more, on the selection rows as well.
-        return seconds if run.loop.steps else 2 * seconds
+        seconds = forward_s * count / total + solving_seconds(problem, count, chooses=True)
+        if not run.loop.steps:  # then it is solved once more, on the selection rows as well
+            seconds += solving_seconds(problem, total, chooses=False)
+        return seconds
 
     def _strata(self) -> list[list[int]]:
         """Return batches from short to long, the middle ones first, one for each stratum."""

@@ -514,7 +514,7 @@ def test_the_engine_describes_its_device_and_deltas(
     told = engine.describe()
     assert told["device"] == "cpu"
     assert told["precision"] == "fp32"
-    assert told["deltas"] == 45
+    assert told["deltas"] == 55
     assert told["fingerprint"] == tiny_backbone.ref.fingerprint
 
 

@@ -16,7 +16,7 @@ from app.engine.cache import DeltaCache
 from app.engine.loader import Loader
 from app.errors import DeltaUnavailableError
 from deltas import Backbone, DeltaFormatError, DeltaMismatchError, Record, Store, write_delta
-from deltas.encoder.bank import Bank, StagedDelta
+from deltas.encoder.bank import Bank, Reading, StagedDelta
 from tests.factories import POOLED_TASKS, make_delta
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 def same(one: StagedDelta, other: StagedDelta) -> bool:
     """Compare bit for bit."""
-    if one.vectors.keys() != other.vectors.keys() or one.mean != other.mean:
+    if one.vectors.keys() != other.vectors.keys() or one.reading != other.reading:
         return False
     pairs = [(one.head_weight, other.head_weight), (one.head_bias, other.head_bias)]
     pairs += [(vectors, other.vectors[kind]) for kind, vectors in one.vectors.items()]
@@ -56,20 +56,24 @@ def test_files_that_differ_in_pooling_only_keep_theirs(
     for _ in range(2):
         found = {
             task: loader.load(store.resolve(task, "bitfit"))
-            for task in ("toy2", "toymean", "toysplit", "toysplitmean")
+            for task in ("toy2", "toymean", "toysplit", "toysplitmean", "toylayers")
         }
-        assert {task: staged.mean for task, staged in found.items()} == {
-            "toy2": False,
-            "toymean": True,
-            "toysplit": False,
-            "toysplitmean": True,
+        assert {task: staged.reading for task, staged in found.items()} == {
+            "toy2": Reading(mean=False, every_layer=False, pairs=False),
+            "toymean": Reading(mean=True, every_layer=False, pairs=False),
+            "toysplit": Reading(mean=False, every_layer=False, pairs=True),
+            "toysplitmean": Reading(mean=True, every_layer=False, pairs=True),
+            "toylayers": Reading(mean=True, every_layer=True, pairs=False),
         }
         slots = bank.add(list(found.values()))
-        assert [bank.reads_pairs(slot) for slot in slots] == [False, False, True, True]
-        assert bank.mean_slots.intersection(slots) == {slots[1], slots[3]}
+        assert bank.pair_slots == {slots[2], slots[3]}
+        assert bank.mean_slots == {slots[1], slots[3], slots[4]}
+        assert bank.layers_slots == {slots[4]}
         for slot in slots:
             bank.remove(slot)
-        assert not bank.mean_slots
+        assert not (bank.mean_slots)
+        assert not (bank.layers_slots)
+        assert not (bank.pair_slots)
 
 
 def test_a_head_of_another_width_is_refused(

@@ -110,7 +110,7 @@ def test_a_task_says_how_its_pairs_are_read(tiny_backbone: Backbone) -> None:
         for task in (TOY_TASKS["toy3"], *POOLED_TASKS.values())
         if task.text_fields == ("premise", "hypothesis")
     }
-    assert counts == {"toy3": 1, "toypairmean": 1, "toysplit": 2}
+    assert counts == {"toy3": 1, "toypairmean": 1, "toypairlayers": 1, "toysplit": 2}
 
 
 def test_real_vocabulary_equals_transformers(packaged_backbone: Backbone) -> None:

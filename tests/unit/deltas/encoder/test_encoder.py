@@ -121,6 +121,55 @@ def test_means_equal_stock_transformers(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+def stock_layers(made: BertModel, ids: Sequence[int], types: Sequence[int]) -> torch.Tensor:
+    """Return the means of the embeddings and of each layer that a stock library computes."""
+    tokens = {"input_ids": torch.tensor([ids]), "token_type_ids": torch.tensor([types])}
+    hidden = made(**tokens, output_hidden_states=True).hidden_states
+    return torch.cat([layer.mean(1)[0] for layer in hidden])
+
+
+@pytest.mark.parametrize("mean", MEANS, ids=["all", "most", "one"])
+@pytest.mark.parametrize("windows", [True, False], ids=["windows", "end to end"])
+def test_means_of_every_layer_equal_stock_transformers(
+    tiny_tokenizer: Any, mean: Sequence[bool] | bool, windows: bool
+) -> None:
+    """The last values are those of the last layer, which rows with another pooling read."""
+    made = network(num_hidden_layers=3)
+    backbone = backbone_of(made, tiny_tokenizer)
+    batch = pack(ROWS, mean=mean, every_layer=True, windows=windows)
+    with torch.no_grad():
+        attention = WindowAttention(batch) if windows else RowAttention(batch)
+        found = encode(backbone.config, TrainableOverlay(backbone, {}), batch, attention)
+        assert found.shape == (len(ROWS), 4 * 36)
+        last = stock_pooled(made, mean=False)
+        for row, (ids, types) in enumerate(ROWS):
+            if mean is True or (not isinstance(mean, bool) and mean[row]):
+                expected = stock_layers(made, ids, types)
+                torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=0)
+            else:
+                torch.testing.assert_close(found[row, -36:], last[row], atol=1e-5, rtol=0)
+
+
+def test_gradients_through_every_layer_are_those_of_stock_transformers(tiny_tokenizer: Any) -> None:
+    made = network(num_hidden_layers=3)
+    backbone = backbone_of(made, tiny_tokenizer)
+    wanted = torch.randn(len(ROWS), 4 * 36, generator=torch.Generator().manual_seed(4))
+    theirs = torch.stack([stock_layers(made, *row) for row in ROWS])
+    (theirs * wanted).sum().backward()
+    entries: dict[str, Entry] = {
+        f"bert.{name}": DenseEntry(value.detach().clone().requires_grad_())
+        for name, value in made.named_parameters()
+        if value.ndim == 1 and "pooler" not in name
+    }
+    batch = pack(ROWS, mean=True, every_layer=True)
+    overlay = TrainableOverlay(backbone, entries)
+    (encode(backbone.config, overlay, batch, WindowAttention(batch)) * wanted).sum().backward()
+    for name, entry in entries.items():
+        grad = made.get_parameter(name.removeprefix("bert.")).grad
+        assert grad is not None
+        torch.testing.assert_close(entry.values.grad, grad, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("mean", MEANS, ids=["all", "most", "one"])
 def test_gradients_through_a_mean_are_those_of_stock_transformers(
     tiny_tokenizer: Any, mean: Sequence[bool] | bool

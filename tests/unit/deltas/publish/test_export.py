@@ -31,7 +31,7 @@ def exported(folder: Path, delta: Delta, backbone_folder: Path) -> Any:
     write_delta(delta, path)
     target = folder / "exported"
     assert main(["export", str(path), str(target), "--backbone", str(backbone_folder)]) == 0
-    return SentenceTransformer(str(target), device="cpu")
+    return SentenceTransformer(str(target), device="cpu", trust_remote_code=True)
 
 
 def expected(backbone: Backbone, delta: Delta, rows: list[dict[str, str]]) -> torch.Tensor:
@@ -40,7 +40,7 @@ def expected(backbone: Backbone, delta: Delta, rows: list[dict[str, str]]) -> to
 
 
 @pytest.mark.parametrize("strategy", ["head", "bitfit", "random:0.05", "full"])
-@pytest.mark.parametrize("name", ["toymean", "toypairmean"])
+@pytest.mark.parametrize("name", ["toymean", "toypairmean", "toylayers", "toypairlayers"])
 def test_sentence_transformers_gives_the_logits_of_a_mean(
     tiny_backbone: Backbone, tiny_backbone_dir: Path, tmp_path: Path, strategy: str, name: str
 ) -> None:
@@ -81,6 +81,27 @@ def test_vectors_and_head_give_the_logits_of_separate_pairs(
     features = torch.cat([u, v, (u - v).abs(), u * v], 1)
     found = features @ head["classifier.weight"].T + head["classifier.bias"]
     torch.testing.assert_close(found, expected(tiny_backbone, delta, rows), atol=1e-5, rtol=0)
+
+
+def test_a_folder_with_every_layer_runs_its_own_code_and_says_so(
+    tiny_backbone: Backbone,
+    tiny_backbone_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The library saves such a model, and loads what it saved."""
+    task = TASKS["toylayers"]
+    delta = make_delta(tiny_backbone, task, "head")
+    model = exported(tmp_path, delta, tiny_backbone_dir)
+    assert "trust_remote_code=True); it runs layers_pooling.py" in capsys.readouterr().out
+    assert model.get_embedding_dimension() == len(task.labels)
+    saved = str(tmp_path / "saved")
+    model.save(saved)
+    again = SentenceTransformer(saved, device="cpu", trust_remote_code=True)
+    found = again.encode("a good film", convert_to_tensor=True)
+    torch.testing.assert_close(found, model.encode("a good film", convert_to_tensor=True))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        SentenceTransformer(str(tmp_path / "exported"), device="cpu")
 
 
 def test_a_mean_on_the_packaged_backbone(packaged_backbone: Backbone, tmp_path: Path) -> None:

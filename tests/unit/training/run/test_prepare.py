@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deltas import Backbone, DenseEntry, tokenize_texts
-from deltas.manifest import TaskAbout
+from deltas.manifest import Pooling, TaskAbout
 from training.data.tasks import Task
 from training.errors import ConfigError
 from training.options import FitConfig
@@ -124,6 +125,45 @@ def test_a_solved_head_alone_is_trained_only_if_epochs_are_given(tiny_backbone: 
         config = FitConfig(task="rte", freeze="head", batch_size=4, epochs=epochs)
         loop = prepare.loop_config(config, alone, parts)
         assert (loop.steps, loop.head_start) == (steps, "solved")
+
+
+@pytest.mark.parametrize(
+    ("made_for", "fields", "options", "expected"),
+    [
+        ("mean", 1, {"freeze": "head"}, ("layers", "joint")),
+        ("mean", 1, {"freeze": "bitfit"}, ("mean", "joint")),
+        ("mean", 1, {"freeze": "bitfit", "pooling": "layers"}, ("layers", "joint")),
+        ("mean", 1, {"freeze": "head", "pooling": "mean"}, ("mean", "joint")),
+        ("mean", 2, {"freeze": "head"}, ("mean", "separate")),
+        ("mean", 2, {"freeze": "head", "pairs": "joint"}, ("cls", "joint")),
+        ("mean", 2, {"freeze": "head", "pairs": "joint", "pooling": "layers"}, ("layers", "joint")),
+        ("cls", 1, {"freeze": "head"}, ("cls", "joint")),
+        ("cls", 2, {"freeze": "head"}, ("cls", "joint")),
+    ],
+)
+def test_a_task_is_read_as_the_backbone_is_made_for(
+    tiny_backbone: Backbone,
+    made_for: Pooling,
+    fields: int,
+    options: dict[str, Any],
+    expected: tuple[str, str],
+) -> None:
+    task = Task("mine", "single_label", ("good", "bad"), ("a", "b")[:fields], ("accuracy",))
+    config = FitConfig.model_validate({"task": "rte", "max_length": 32} | options)
+    spec = prepare.task_spec(config, task, replace(tiny_backbone, pooling=made_for), None)
+    assert (spec.pooling, spec.pairs) == expected
+
+
+@pytest.mark.parametrize("options", [{"pairs": "separate"}, {}], ids=str)
+def test_texts_that_are_read_separately_have_no_pooling_of_every_layer(
+    tiny_backbone: Backbone, options: dict[str, Any]
+) -> None:
+    task = Task("mine", "single_label", ("good", "bad"), ("a", "b"), ("accuracy",))
+    config = FitConfig.model_validate(
+        {"task": "rte", "max_length": 32, "pooling": "layers"} | options
+    )
+    with pytest.raises(ConfigError, match=r"--pooling layers: .* give --pairs joint"):
+        prepare.task_spec(config, task, replace(tiny_backbone, pooling="mean"), None)
 
 
 def about(*examples: str, **options: Any) -> TaskAbout | None:

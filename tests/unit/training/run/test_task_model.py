@@ -92,7 +92,9 @@ def largest_difference(model: Model, rows: list[TokenizedRow], served: Tensor) -
 
 
 @pytest.mark.parametrize("strategy", ["bitfit", "layernorm", "head", "top:1"])
-@pytest.mark.parametrize("task", ["toy2", "toymean", "toysplit", "toysplitmean", "toymulti"])
+@pytest.mark.parametrize(
+    "task", ["toy2", "toymean", "toysplit", "toysplitmean", "toymulti", "toylayers"]
+)
 def test_a_finished_model_has_the_logits_of_the_server(
     tiny_backbone: Backbone, pooled_deltas: Path, task: str, strategy: str
 ) -> None:

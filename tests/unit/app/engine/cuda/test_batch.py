@@ -129,13 +129,15 @@ def test_without_a_shape_nothing_is_filled_up() -> None:
 
 @pytest.mark.parametrize("shape", [BatchShape(6, 2, 4), BatchShape(7, 1, 4), BatchShape(7, 2, 3)])
 def test_rows_that_do_not_fit_the_shape_are_an_error(shape: BatchShape) -> None:
-    needed = r"BatchShape\(tokens=7, rows=2, longest=4, with_means=False\)"
+    needed = r"BatchShape\(tokens=7, rows=2, longest=4, with_means=False, every_layer=False\)"
     with pytest.raises(ValueError, match=f"{needed} does not fit BatchShape"):
         encode_batch([row_of(3, 0), row_of(4, 1)], shape)
 
 
 def test_rows_with_means_do_not_fit_a_shape_without() -> None:
-    with pytest.raises(ValueError, match=r"with_means=True\) does not fit BatchShape"):
+    with pytest.raises(
+        ValueError, match=r"with_means=True, every_layer=False\) does not fit BatchShape"
+    ):
         encode_batch([row_of(3)], BatchShape(3, 1, 3), mean=[True])
 
 

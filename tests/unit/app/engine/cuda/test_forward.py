@@ -36,6 +36,7 @@ def deltas(tiny_backbone: Backbone, toy_tasks: dict[str, TaskSpec], make_delta: 
         "toy2": {"pooling": "mean"},
         "toy3": {"pooling": "mean", "pairs": "separate"},
         "toyreg": {"pairs": "separate"},
+        "toymulti": {"pooling": "layers"},
     }
     tasks = [task.model_copy(update=pooled.get(name, {})) for name, task in toy_tasks.items()]
     return [make_delta(tiny_backbone, task, strategy) for strategy in STRATEGIES for task in tasks]
@@ -83,7 +84,7 @@ def some_rows(bank: Bank, seed: int, count: int, slots: range) -> tuple[Any, lis
     for slot in chosen:
         length = draw.randrange(2, 20)
         ids, types = [draw.randrange(101) for _ in range(length)], [0, *[1] * (length - 1)]
-        second = draw.randrange(1, length) if bank.reads_pairs(slot) else None
+        second = draw.randrange(1, length) if slot in bank.pair_slots else None
         rows.append(TokenizedRow(ids, types, False, second))
     return rows, chosen
 
@@ -147,12 +148,13 @@ def test_a_record_serves_other_deltas_too(tiny_backbone: Backbone, deltas: list[
 @pytest.mark.parametrize(
     "most", [BatchShape(300, 10, 32), BatchShape(300, 100, 32), BatchShape(90, 90, 8)]
 )
-@pytest.mark.parametrize("kinds", [[1], [0, 1]], ids=["cls", "both"])
+@pytest.mark.parametrize("kinds", [[1], [0, 1], [1, 2], [0, 1, 2]], ids=str)
 def test_all_shapes_are_recorded_before_rows_come(
     tiny_backbone: Backbone, toy_tasks: Any, make_delta: Any, most: BatchShape, kinds: list[int]
 ) -> None:
-    """Those with means only if a delta has them."""
-    tasks = [toy_tasks["toy2"].model_copy(update={"pooling": "mean"}), toy_tasks["toy2"]]
+    """Those with means, or with the means of every layer, only if a delta has them."""
+    poolings = ("mean", "cls", "layers")
+    tasks = [toy_tasks["toy2"].model_copy(update={"pooling": pooling}) for pooling in poolings]
     bank = bank_of(tiny_backbone, [make_delta(tiny_backbone, tasks[n], "bitfit") for n in kinds])
     recorder = Fixed(bank)
     device = CudaForward(tiny_backbone.config, bank, lambda: recorder)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -156,3 +159,34 @@ def test_same_seed_gives_the_same_head() -> None:
     first, second = (solve_head(single_label(), seed=3) for _ in range(2))
     assert torch.equal(first.weight, second.weight)
     assert first.penalty == second.penalty
+
+
+def test_a_given_penalty_is_not_chosen_again() -> None:
+    chosen = solve_head(single_label(), seed=0)
+    again = solve_head(single_label(), seed=1, penalty=chosen.penalty)
+    assert again.penalty == chosen.penalty
+    assert torch.equal(again.weight, chosen.weight)
+    weaker = solve_head(single_label(), seed=0, penalty=chosen.penalty / 1000)
+    assert weaker.weight.norm() > chosen.weight.norm()
+
+
+def test_wide_features_are_projected_to_choose_the_penalty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Copies of a few features, as neighbouring layers' means nearly are: nothing is lost."""
+    narrow = single_label()
+    wide = replace(narrow, features=narrow.features.repeat(1, 1 + 1536 // narrow.features.shape[1]))
+    widths: list[int] = []
+    plain = solver._solve
+
+    def noting(problem: HeadProblem, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        widths.append(problem.features.shape[1])
+        return plain(problem, *rest, **options)
+
+    monkeypatch.setattr(solver, "_solve", noting)
+    projected = solve_head(wide, seed=0)
+    assert (min(widths), widths[-1]) == (512, wide.features.shape[1])
+    monkeypatch.setattr(solver, "_MAX_CHOICE_WIDTH", 10**6)
+    whole = solve_head(wide, seed=0)
+    assert projected.penalty == whole.penalty
+    torch.testing.assert_close(projected.weight, whole.weight, atol=1e-5, rtol=1e-4)
