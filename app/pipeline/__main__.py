@@ -11,18 +11,23 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deltas.errors import home_or_name, home_path, run_command
 
 if TYPE_CHECKING:
+    from app.pipeline.bulk.cluster import RayAnswers
+    from app.pipeline.bulk.files import InputFile
+    from app.pipeline.bulk.run import FileRun
     from deltas import Backbone, Record
 
 _EPILOG = """\
 The output has the kept columns, the answer of each task, and `error` for rows that could not be
 answered. Without --output each FILE gets FILE.predictions.SUFFIX beside it. A run that was stopped
-goes on when the same command is given again.
+goes on when the same command is given again. A folder stands for its files, and needs --output.
 """
 
 
@@ -64,7 +69,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help='files of rows, "-" for standard input')
+    add("files", nargs="+", metavar="FILE", help='files or folders, "-" for standard input')
     add(
         "--task",
         action="append",
@@ -84,31 +89,26 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     precisions = ("auto", "fp32", "bf16", "int8")
     add("--precision", choices=precisions, default="auto", help="as of a server (default: auto)")
     add("--threads", type=_positive, help="threads of a forward pass (default: all cores)")
+    add("--ray", action="store_true", help="answer on a cluster of Ray; needs the extra ray")
+    add(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="the cluster (HOST:PORT or auto); default: one that is started on this machine",
+    )
     return parser
 
 
 def _predict(options: argparse.Namespace) -> int:
     from app.engine.tuning import num_cpus
     from app.pipeline.bulk.columns import ColumnChoice
-    from app.pipeline.bulk.files import STANDARD, input_file
-    from app.pipeline.bulk.run import (
-        BulkOptions,
-        FileRun,
-        format_of_output,
-        name_of_output,
-        open_engine,
-        summary,
-    )
+    from app.pipeline.bulk.files import STANDARD
+    from app.pipeline.bulk.run import BulkOptions, FileRun, format_of_output, open_engine, summary
     from deltas.backbone.backbone import load_backbone
     from deltas.hardware import keep_compiled_products, keep_freed_memory
 
-    files = [input_file(name, options.format) for name in options.files]
-    if len({file.path for file in files}) < len(files):
-        raise _MisuseError("a file is named twice; name it once")
-    if options.output is None:
-        groups = [([file], name_of_output(file)) for file in files]
-    else:
-        groups = [(files, options.output)]
+    if options.ray or options.ray_address:
+        _check_ray(options)
+    groups = _groups(options)
     formats = [format_of_output(output, group[0]) for group, output in groups]
     for _, output in groups:
         _check_output(output, overwrite=options.overwrite)
@@ -129,17 +129,66 @@ def _predict(options: argparse.Namespace) -> int:
         precision=options.precision,
         threads=chosen.threads,
     )
-    for (group, output), output_format in zip(groups, formats, strict=True):
-        run = FileRun(engine, deltas, group, output, output_format, chosen)
-        began, before = time.monotonic(), run.output.progress.num_rows
-        if before:
-            sys.stderr.write(f"going on behind {before:,} rows of an earlier run\n")
-        progress = run.answer()
-        seconds = time.monotonic() - began
-        sys.stderr.write(summary(output, progress, seconds, progress.num_rows - before) + "\n")
-        if output == STANDARD:
-            sys.stdout.flush()
+    with _place(options, chosen.threads):
+        for (group, output), output_format in zip(groups, formats, strict=True):
+            run = FileRun(engine, deltas, group, output, output_format, chosen)
+            began, before = time.monotonic(), run.output.progress.num_rows
+            if before:
+                sys.stderr.write(f"going on behind {before:,} rows of an earlier run\n")
+            progress = run.answer(_answers(options, run))
+            seconds = time.monotonic() - began
+            sys.stderr.write(summary(output, progress, seconds, progress.num_rows - before) + "\n")
+            if output == STANDARD:
+                sys.stdout.flush()
     return 0
+
+
+def _groups(options: argparse.Namespace) -> list[tuple[list[InputFile], str]]:
+    """Return the files of each output."""
+    from app.pipeline.bulk.files import input_files
+    from app.pipeline.bulk.run import name_of_output
+
+    files = [file for name in options.files for file in input_files(name, options.format)]
+    if options.output is not None:
+        own = Path(options.output).absolute()  # an output within the folder is none of its files
+        files = [file for file in files if file.path is None or file.path.absolute() != own]
+    elif folders := [name for name in options.files if Path(name).is_dir()]:
+        raise _MisuseError(f"{folders[0]} is a folder; name the file of all answers with --output")
+    if len({file.path for file in files}) < len(files):
+        raise _MisuseError("a file is named twice; name it once")
+    if options.output is None:
+        return [([file], name_of_output(file)) for file in files]
+    return [(files, options.output)]
+
+
+def _check_ray(options: argparse.Namespace) -> None:
+    """Refuse --ray where it can't work.
+
+    The address may be given alone.
+    """
+    options.ray = True
+    if find_spec("ray") is None:
+        raise _MisuseError("--ray needs the library ray; pip install 'deltabert[ray]'")
+    if options.device == "cuda":
+        raise _MisuseError("--ray answers on CPUs; leave out --device cuda")
+    options.device = "cpu"
+
+
+def _place(options: argparse.Namespace, threads: int) -> AbstractContextManager[None]:
+    """Return what is open while files are answered: a connection with Ray, or nothing."""
+    if not options.ray:
+        return nullcontext()
+    from app.pipeline.bulk.cluster import connected
+
+    return connected(options.ray_address, threads)
+
+
+def _answers(options: argparse.Namespace, run: FileRun) -> RayAnswers | None:
+    if not options.ray:
+        return None
+    from app.pipeline.bulk.cluster import RayAnswers
+
+    return RayAnswers(run, options.backbone)
 
 
 def _check_output(output: str, *, overwrite: bool) -> None:

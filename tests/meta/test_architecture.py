@@ -48,7 +48,7 @@ DIRECTION = {
     "app.pipeline": (
         "batching engine errors",
         "backbone store format hardware manifest errors",
-        "anyio pyarrow pydantic tqdm",
+        "anyio pyarrow pydantic ray tqdm",
     ),
     "app.batching": ("errors", "", ""),
     "app.engine": (
@@ -114,9 +114,9 @@ DIRECTION = {
     "deltas.errors": ("", "", ""),
     "training": ("", "", ""),
     "training.zoo": (
-        "sweep study data errors",
+        "sweep study run data errors",
         "backbone format manifest publish store errors",
-        "",
+        "pyarrow torch",
     ),
     "training.report": ("study data options errors", "format manifest publish errors", ""),
     "training.sweep": ("study run data options errors", "errors", "filelock"),

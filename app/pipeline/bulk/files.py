@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Suffixed = Literal["csv", "tsv", "jsonl", "parquet"]
 
 STANDARD = "-"  # standard input or output
+ANSWERED = ".predictions"  # ends the stem of an output that is not named
 SUFFIXES: Mapping[str, Suffixed] = {
     ".csv": "csv",
     ".tsv": "tsv",
@@ -81,8 +82,7 @@ def input_file(name: str, suffixed: Suffixed | None = None) -> InputFile:
     if not path.is_file():
         siblings = path.parent.glob("*") if path.parent.is_dir() else ()
         others = [item.name for item in siblings if item.suffix in SUFFIXES]
-        what = "a folder; name the files in it" if path.is_dir() else "no such file"
-        raise FileError(f"{name}: {what}.{did_you_mean(path.name, others)}".rstrip("."))
+        raise FileError(f"{name}: no such file.{did_you_mean(path.name, others)}".rstrip("."))
     found = suffixed or SUFFIXES.get(path.suffix.lower())
     if found is None:
         known = ", ".join(SUFFIXES)
@@ -91,6 +91,30 @@ def input_file(name: str, suffixed: Suffixed | None = None) -> InputFile:
             "its format: --format csv"
         )
     return InputFile(path, found)
+
+
+def input_files(name: str, suffixed: Suffixed | None = None) -> list[InputFile]:
+    """Return the file of a name, or the files of a folder in the order of their names.
+
+    Files of a folder have a known suffix; hidden ones and `*.predictions.*` are left out.
+
+    Raises:
+        FileError: no such file, an unknown format, or a folder without files.
+    """
+    folder = Path(name)
+    if name == STANDARD or not folder.is_dir():
+        return [input_file(name, suffixed)]
+    found = [
+        InputFile(path, suffixed or SUFFIXES[path.suffix.lower()])
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in SUFFIXES
+        and not path.name.startswith(".")
+        and not path.stem.endswith(ANSWERED)
+        and path.is_file()
+    ]
+    if not found:
+        raise FileError(f"{name}: a folder without files of rows; known are {', '.join(SUFFIXES)}")
+    return found
 
 
 class RowSource(Protocol):

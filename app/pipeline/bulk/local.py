@@ -3,22 +3,22 @@
 A window's rows are sorted by length and cut into batches of about equally many tokens, so no batch
 is a small rest. While the engine runs a window, a thread reads and tokenizes the next one. The same
 window makes the same batches, whatever came before it: that is why a run that goes on after a stop
-gives the same bytes. Read `app.pipeline.bulk.run` next. Tested by
-tests/unit/app/pipeline/bulk/test_run.py.
+gives the same bytes, and why `app.pipeline.bulk.cluster` gives them on any machine alike. Read
+`app.pipeline.bulk.run` next. Tested by tests/unit/app/pipeline/bulk/test_run.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.engine.engine import Engine, EngineRow
 from app.errors import BadResultError, DeltaUnavailableError
 from app.pipeline.bulk.columns import ColumnReader, RowTexts
-from app.pipeline.bulk.output import AnsweredRow
+from app.pipeline.bulk.output import AnsweredRow, RowFormat
 from app.pipeline.bulk.rows import RawRow, RowProblem
 from app.pipeline.pipeline import RowLogits
 from app.pipeline.predictions import Prediction, to_predictions
@@ -31,18 +31,58 @@ _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
+class RawWindow:
+    """Rows of one file, as they were read.
+
+    Attributes:
+        file: number of the file, from 0 on.
+        rows: the rows.
+        number: number of the first row in its file, from 0 on.
+        reader: reads their columns.
+        shared: columns of the output that all these rows have, and their values.
+    """
+
+    file: int
+    rows: Sequence[RawRow]
+    number: int
+    reader: ColumnReader
+    shared: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Window:
     """Rows that are ready for the engine.
 
     Attributes:
+        raw: the rows as they were read.
         rows: the rows, those with a problem answered already.
         ready: the position of each other row, and the row as each delta reads it.
-        end: the position behind the last row in its file.
     """
 
+    raw: RawWindow
     rows: list[AnsweredRow]
     ready: list[tuple[int, tuple[EngineRow, ...]]]
-    end: int
+
+
+@dataclass(frozen=True)
+class WrittenWindow:
+    """The output of a window.
+
+    Attributes:
+        content: its bytes.
+        file: number of its file.
+        position: the position behind its last row in this file.
+        number: number of the row behind it.
+        num_rows: its rows.
+        num_problems: those of them without an answer.
+    """
+
+    content: bytes
+    file: int
+    position: int
+    number: int
+    num_rows: int
+    num_problems: int
 
 
 class LocalAnswers:
@@ -51,30 +91,37 @@ class LocalAnswers:
     Args:
         engine: the engine that holds the deltas.
         records: the deltas.
+        row_format: writes the answers.
         top_k: number of scores to give, best first.
         threads: threads of a forward pass.
     """
 
     def __init__(
-        self, engine: Engine, records: Sequence[Record], *, top_k: int | None, threads: int
+        self,
+        engine: Engine,
+        records: Sequence[Record],
+        row_format: RowFormat,
+        *,
+        top_k: int | None,
+        threads: int,
     ) -> None:
         self._engine = engine
         self._records = records
+        self._format = row_format
         self._top_k = top_k
         self._threads = threads
 
-    def windows(
-        self, rows: Iterator[RawRow], reader: ColumnReader, number: int, size: int = WINDOW_ROWS
-    ) -> Iterator[Window]:
-        """Yield windows, each of which is read and tokenized while the one before it is used.
+    def written(self, windows: Iterable[RawWindow]) -> Generator[WrittenWindow]:
+        """Yield the outputs of windows in their order.
 
-        Args:
-            rows: rows of one file.
-            reader: reads their columns.
-            number: number of the first row in its file, from 0 on.
-            size: rows in a window.
+        Each window is read and tokenized while the one before it is answered.
+
+        Raises:
+            DeltaUnavailableError: the file of a delta can't be loaded now.
         """
-        return ahead(self._read(rows, reader, number, size))
+        with closing(ahead(map(self._read, windows))) as coming:
+            for window in coming:
+                yield self._write(window, self.answer(window))
 
     def answer(self, window: Window) -> list[AnsweredRow]:
         """Return the answers of a window, in the order of its rows.
@@ -104,18 +151,29 @@ class LocalAnswers:
                 answered[position] = AnsweredRow(row.number, row.kept, given, problem)
         return answered
 
-    def _read(
-        self, rows: Iterator[RawRow], reader: ColumnReader, number: int, size: int
-    ) -> Iterator[Window]:
-        while raw := list(islice(rows, size)):
-            answered, texts, positions = read_rows(raw, reader, number)
-            each = [
-                tokens_of(self._engine, record, [row[n] for row in texts])
-                for n, record in enumerate(self._records)
-            ]
-            ready = list(zip(positions, zip(*each, strict=True), strict=True))
-            number += len(raw)
-            yield Window(answered, ready, raw[-1].end)
+    def _read(self, raw: RawWindow) -> Window:
+        answered, texts, positions = read_rows(raw.rows, raw.reader, raw.number)
+        each = [
+            tokens_of(self._engine, record, [row[n] for row in texts])
+            for n, record in enumerate(self._records)
+        ]
+        ready = list(zip(positions, zip(*each, strict=True), strict=True))
+        return Window(raw, answered, ready)
+
+    def _write(self, window: Window, answered: Sequence[AnsweredRow]) -> WrittenWindow:
+        raw = window.raw
+        rows = [
+            AnsweredRow(row.number, {**raw.shared, **row.kept}, row.answers, row.problem)
+            for row in answered
+        ]
+        return WrittenWindow(
+            content=self._format.rows(rows),
+            file=raw.file,
+            position=raw.rows[-1].end,
+            number=raw.number + len(rows),
+            num_rows=len(rows),
+            num_problems=sum(row.problem is not None for row in rows),
+        )
 
 
 def read_rows(
@@ -181,7 +239,7 @@ def batches(
         yield batch
 
 
-def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+def ahead(items: Iterator[_Item]) -> Generator[_Item]:
     """Yield items, the next of which is made in a thread while the last one is used."""
     end = object()
     with ThreadPoolExecutor(1, "ahead") as pool:

@@ -34,6 +34,9 @@ class RowProblem(Exception):  # noqa: N818 - it is the row that is wrong
         self.code = code
         super().__init__(message)
 
+    def __reduce__(self) -> tuple[type[RowProblem], tuple[str, str]]:
+        return RowProblem, (self.code, str(self))  # for rows that go to another process
+
 
 class HeaderError(Exception):
     """The rows have no usable header, or the header lacks a column; no row can be answered."""

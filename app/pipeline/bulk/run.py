@@ -3,32 +3,29 @@
     files -> rows -> windows -> engine -> rows of the output -> part file
 
 Each step is a module of this folder: `files`, `rows`, `columns`, `local`, `output`, `part`. This
-one puts them together, and `app.pipeline.__main__` reads the command line.
+one puts them together, and `app.pipeline.__main__` reads the command line. With --ray,
+`app.pipeline.bulk.cluster` stands in the place of the engine.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import starmap
+from hashlib import sha256
+from itertools import islice, starmap
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from tqdm import tqdm
 
 from app.engine.engine import Engine
 from app.pipeline.bulk.columns import ColumnChoice, ColumnReader
-from app.pipeline.bulk.files import STANDARD, FileError, InputFile, RowSource
-from app.pipeline.bulk.local import WINDOW_ROWS, LocalAnswers, Window
-from app.pipeline.bulk.output import (
-    AnswerColumns,
-    AnsweredRow,
-    OutputFormat,
-    RowFormat,
-    format_of,
-)
+from app.pipeline.bulk.files import ANSWERED, STANDARD, FileError, InputFile, RowSource
+from app.pipeline.bulk.local import WINDOW_ROWS, LocalAnswers, RawWindow, WrittenWindow
+from app.pipeline.bulk.output import AnswerColumns, OutputFormat, RowFormat, format_of
 from app.pipeline.bulk.part import FileProgress, Output, PartFile, StandardOutput
 from app.pipeline.bulk.rows import HeaderError
 from deltas import Backbone, Record, Store
@@ -73,6 +70,13 @@ def open_engine(
     return engine
 
 
+class Answers(Protocol):
+    """Answers windows of rows: an engine in this process, or a cluster."""
+
+    def written(self, windows: Iterable[RawWindow]) -> Generator[WrittenWindow]:
+        """Yield the outputs of windows in their order."""
+
+
 class FileRun:
     """Answers some files into one output.
 
@@ -98,121 +102,121 @@ class FileRun:
         output_format: OutputFormat,
         options: BulkOptions,
     ) -> None:
-        self._records = list(deltas.values())
-        self._options = options
-        self._engine = engine
-        self._inputs = inputs
-        self._sources: list[RowSource] = []
+        self.records = list(deltas.values())
+        self.options = options
+        self.engine = engine
+        self.inputs = inputs
+        self._standard: RowSource | None = None  # can't be opened twice
         self._readers: list[ColumnReader] = []
         try:
             for file in inputs:
                 self._begin(file)
-            self._format = self._make_format(list(deltas), output_format)
+            self.row_format = self._make_format(list(deltas), output_format)
             self.output: Output = (
                 StandardOutput()
                 if output == STANDARD
                 else PartFile(Path(output), self._facts(output_format), overwrite=options.overwrite)
             )
         except BaseException:
-            self._close_inputs()
+            self._close_standard()
             raise
-        self._answers = LocalAnswers(
-            engine, self._records, top_k=options.top_k, threads=options.threads
-        )
 
-    def answer(self) -> FileProgress:
+    def answer(self, answers: Answers | None = None) -> FileProgress:
         """Answer all rows that are not answered yet; returns the final state.
+
+        Args:
+            answers: answers the windows; None takes the engine.
 
         Raises:
             DeltaUnavailableError: the file of a delta can't be loaded now.
+            FileError: a cluster has lost a window too often.
         """
-        output = self.output
+        options, output = self.options, self.output
+        answers = answers or LocalAnswers(
+            self.engine,
+            self.records,
+            self.row_format,
+            top_k=options.top_k,
+            threads=options.threads,
+        )
         began = output.progress
         try:
-            with tqdm(initial=began.num_rows, unit="row", file=sys.stderr, disable=None) as bar:
+            with (
+                tqdm(initial=began.num_rows, unit="row", file=sys.stderr, disable=None) as bar,
+                closing(self._windows(began)) as windows,
+                closing(answers.written(windows)) as written,
+            ):
                 if began == FileProgress():
-                    output.write(self._format.begin(), began)
-                for number in range(began.file, len(self._inputs)):
-                    self._answer_file(number, bar)
+                    output.write(self.row_format.begin(), began)
+                for window in written:
+                    output.write(window.content, _behind(output.progress, window))
+                    bar.update(window.num_rows)
             output.finish()
         finally:
             self.close()
         return output.progress
 
-    def _answer_file(self, file: int, bar: tqdm[Any]) -> None:
-        source, reader = self._sources[file], self._readers[file]
-        state = self.output.progress
-        position, number = (state.position, state.number) if state.file == file else (0, 0)
-        rows = source.rows(position)
-        size = self._options.window_rows
-        for window in self._answers.windows(rows, reader, number, size):
-            answered = self._answered(window, file)
-            number += len(answered)
-            state = self.output.progress
-            problems = sum(row.problem is not None for row in answered)
-            self.output.write(
-                self._format.rows(answered),
-                FileProgress(
-                    file=file,
-                    position=window.end,
-                    number=number,
-                    num_rows=state.num_rows + len(answered),
-                    num_problems=state.num_problems + problems,
-                ),
-            )
-            bar.update(len(answered))
-
-    def _answered(self, window: Window, file: int) -> list[AnsweredRow]:
-        answered = self._answers.answer(window)
-        if len(self._inputs) == 1:
-            return answered
-        name = {FILE: self._inputs[file].name}
-        return [
-            AnsweredRow(row.number, name | dict(row.kept), row.answers, row.problem)
-            for row in answered
-        ]
+    def _windows(self, state: FileProgress) -> Generator[RawWindow]:
+        """Yield the rows behind a state; a window never holds rows of two files."""
+        for number in range(state.file, len(self.inputs)):
+            file = self.inputs[number]
+            is_begun = number == state.file
+            position, done = (state.position, state.number) if is_begun else (0, 0)
+            shared = {FILE: file.name} if len(self.inputs) > 1 else {}
+            with closing(self._standard or file.open()) as source:
+                source.columns()
+                rows = source.rows(position)
+                while raw := list(islice(rows, self.options.window_rows)):
+                    yield RawWindow(number, raw, done, self._readers[number], shared)
+                    done += len(raw)
 
     def close(self) -> None:
         """Close all files; what is not complete can go on."""
         self.output.close()
-        self._close_inputs()
+        self._close_standard()
 
-    def _close_inputs(self) -> None:
-        for source in self._sources:
-            source.close()
+    def _close_standard(self) -> None:
+        if self._standard is not None:
+            self._standard.close()
 
     def _begin(self, file: InputFile) -> None:
-        """Open a file, and choose its columns: all files give those of the first one."""
+        """Read a file's columns, and choose from them: all files give those of the first one."""
         source = file.open()
-        self._sources.append(source)
-        tasks = [record.manifest.task for record in self._records]
-        choice = self._options.columns
+        if file.path is None:
+            self._standard = source
+        tasks = [record.manifest.task for record in self.records]
+        choice = self.options.columns
         if self._readers:
             choice = ColumnChoice(choice.texts, self._readers[0].kept)
         try:
-            reader = ColumnReader(tasks, choice, self._options.max_chars)
+            reader = ColumnReader(tasks, choice, self.options.max_chars)
             reader.begin(source.columns(), is_header=source.has_header)
         except HeaderError as error:
             raise HeaderError(f"{file.name}: {error}") from None
+        finally:
+            if file.path is not None:  # thousands of files are not open at a time
+                source.close()
         self._readers.append(reader)
 
     def _make_format(self, names: Sequence[str], output_format: OutputFormat) -> RowFormat:
         kept = self._readers[0].kept
-        if len(self._inputs) > 1:
+        if len(self.inputs) > 1:
             if FILE in kept:
                 raise HeaderError(f"{FILE!r} can't be kept: the output has such a column itself")
             kept = (FILE, *kept)
-        tasks = [record.manifest.task for record in self._records]
-        with_scores = self._options.top_k is not None
+        tasks = [record.manifest.task for record in self.records]
+        with_scores = self.options.top_k is not None
         columns = AnswerColumns(names, tasks, kept, with_scores=with_scores)
         return format_of(output_format, columns)
 
     def _facts(self, output_format: OutputFormat) -> dict[str, Any]:
         """Return all on which the bytes of the output depend."""
-        options, engine = self._options, self._engine
+        options, engine = self.options, self.engine
+        inputs = list(starmap(_file_facts, enumerate(self.inputs)))
         return {
-            "inputs": list(starmap(_file_facts, enumerate(self._inputs))),
-            "deltas": [list(record.key) for record in self._records],
+            # As a digest: the journal is written for every window, and files may be thousands.
+            "inputs": sha256(json.dumps(inputs).encode()).hexdigest(),
+            "deltas": [list(record.key) for record in self.records],
             "columns": [list(options.columns.texts), list(options.columns.keep)],
             "top_k": options.top_k,
             "format": output_format,
@@ -221,6 +225,17 @@ class FileRun:
             "threads": options.threads,
             "window": options.window_rows,
         }
+
+
+def _behind(state: FileProgress, window: WrittenWindow) -> FileProgress:
+    """Return the state behind a window."""
+    return FileProgress(
+        file=window.file,
+        position=window.position,
+        number=window.number,
+        num_rows=state.num_rows + window.num_rows,
+        num_problems=state.num_problems + window.num_problems,
+    )
 
 
 def _file_facts(number: int, file: InputFile) -> list[Any]:
@@ -238,7 +253,7 @@ def name_of_output(file: InputFile) -> str:
     if file.path is None:
         return STANDARD
     suffix = ".csv" if file.suffixed == "tsv" else file.path.suffix
-    return str(file.path.with_name(f"{file.path.stem}.predictions{suffix}"))
+    return str(file.path.with_name(f"{file.path.stem}{ANSWERED}{suffix}"))
 
 
 def format_of_output(output: str, file: InputFile) -> OutputFormat:

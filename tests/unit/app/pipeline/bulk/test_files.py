@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from app.pipeline.bulk.files import FileError, TextSource, input_file
+from app.pipeline.bulk.files import FileError, TextSource, input_file, input_files
 
 ROWS = [{"id": str(n), "text": f"row {n}\nof {n}"} for n in range(3000)]
 
@@ -58,7 +58,7 @@ def test_a_stream_is_read_once_and_names_its_columns_first() -> None:
     ("name", "says"),
     [
         ("rows.cvs", "no such file.* Did you mean 'rows.csv'"),
-        ("", "a folder; name the files in it"),
+        ("", "no such file"),
         ("odd.txt", r"ends in \.txt; known are \.csv"),
         ("-", "give its format: --format csv"),
     ],
@@ -74,3 +74,19 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
     path.write_text("id,text\n")
     with pytest.raises(FileError, match="no parquet file"):
         input_file(str(path)).open()
+
+
+def test_a_folder_stands_for_its_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.JSONL", ".c.csv", "b.predictions.csv", "notes.txt", "b.csv.part"):
+        (tmp_path / name).touch()
+    (tmp_path / "d.csv").mkdir()
+    found = input_files(str(tmp_path))
+    assert [(file.name, file.suffixed) for file in found] == [
+        ("a.JSONL", "jsonl"),
+        ("b.csv", "csv"),
+    ]
+    assert [file.suffixed for file in input_files(str(tmp_path), "tsv")] == ["tsv", "tsv"]
+    (named,) = input_files(str(tmp_path / "b.predictions.csv"))
+    assert named.name == "b.predictions.csv"
+    with pytest.raises(FileError, match=r"d\.csv: a folder without files of rows; known are \.csv"):
+        input_files(str(tmp_path / "d.csv"))
