@@ -69,6 +69,7 @@ zoo: $(STAMP) ## ship the best deltas of the study, verify every one, write the 
 	$(PY) -m training.zoo $(ARGS)
 	$(PY) -m deltas verify deltas/zoo
 	$(PY) -m deltas cards deltas/zoo
+	$(PY) -m training.zoo --predictions
 
 study: $(STAMP) ## make the study's missing runs (GLUE_DIR=..., hours; stop at any time; ARGS="--only main")
 	$(PY) -m training.sweep --workers 2 $(ARGS)

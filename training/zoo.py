@@ -6,6 +6,9 @@ unless another one is better by more than its standard error: only its probabili
 A run does not count if it had fewer rows than other runs of the task, generated rows, another
 backbone, or re-initialised values. The runs are those of `study.toml`, `zoo.toml` and `recipe.toml`
 in `docs/results`, made by `training.sweep --keep-deltas`. Read `training.study.results` next.
+
+With --predictions it makes the predictions of shipped deltas on their dev rows, where they are
+missing or of an earlier version. They are row numbers, labels and logits, never a text.
 """
 
 from __future__ import annotations
@@ -20,17 +23,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import deltas
-from deltas.errors import home_path
+from deltas.errors import home_or_name, home_path
 from training.data.tasks import TASKS
 from training.errors import DataError, run_command
 from training.study.results import Run, RunOutcome, read_runs
 from training.sweep import RUNS, WORK
 
 if TYPE_CHECKING:
+    from deltas import Backbone
     from deltas.manifest import Manifest
+    from training.data.rows import TaskData
+    from training.run.output import PredictedSplit
 
 RECIPE = "recipe"  # the part of `docs/results/recipe.toml`
 STRATEGIES = ("bitfit", "layernorm", "random:0.001", "head")
+MOST_ROWS = 2000  # of a split in the shipped predictions; larger splits give evenly spaced rows
+_STEPS = 1024  # of a shipped logit between two whole numbers: a third of the bytes
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m training.zoo") -> int:
@@ -54,7 +62,19 @@ def _fill_zoo(arguments: Sequence[str] | None, prog: str) -> int:
     )
     add("--work", type=home_path, nargs="+", default=[WORK], help=f"kept deltas (default: {WORK})")
     add("--zoo", type=home_path, help="folder to write into (default: the shipped zoo)")
+    add(
+        "--predictions",
+        action="store_true",
+        help="make the missing predictions of the zoo's deltas, and ship nothing",
+    )
+    add(
+        "--data",
+        type=home_or_name,
+        help="of --predictions: hub, or folder of <task>/<split>.parquet (default: $GLUE_DIR, hub)",
+    )
     options = parser.parse_args(arguments)
+    if options.predictions:
+        return _fill_predictions(options.zoo or deltas.zoo_path(), options.data)
     best = choose(run for path in options.results for run in read_runs(path).values())
     # Every kept delta is checked before the first one is shipped.
     kept = {cell: _kept(run, cell, options.work) for cell, run in best.items()}
@@ -63,6 +83,88 @@ def _fill_zoo(arguments: Sequence[str] | None, prog: str) -> int:
         done = ship(best.get(cell), kept.get(cell), target, options.work[0])
         sys.stdout.write(f"{' '.join(cell)}: {done}\n")
     return 0
+
+
+def _fill_predictions(zoo: Path, source: str | None) -> int:
+    """Make the predictions that deltas of the zoo lack; tasks without such deltas read no rows.
+
+    Raises:
+        DataError: the rows are no real ones, or not those of the manifest.
+    """
+    from deltas.store.predictions import predictions_path
+    from training.data.glue import load_task
+    from training.run.output import write_predictions
+
+    backbone = deltas.load_backbone()
+    for task in TASKS:
+        paths = [deltas.delta_path(zoo, deltas.DEFAULT_BACKBONE, task, name) for name in STRATEGIES]
+        missing = [path for path in paths if path.exists() and not has_predictions(path)]
+        if not missing:
+            continue
+        data = load_task(task, source)
+        if data.source == "sample":
+            raise DataError(f"{task}: generated rows are no dev rows; give --data or GLUE_DIR")
+        for path in missing:
+            splits, version = predict_dev_rows(path, data, backbone)
+            made = predictions_path(path)
+            write_predictions(made, splits, version)
+            rows = ", ".join(f"{len(split.rows):,} rows of {split.name}" for split in splits)
+            sys.stdout.write(f"{made.name} of {task}: {rows}, {made.stat().st_size:,} bytes\n")
+    return 0
+
+
+def has_predictions(delta: Path) -> bool:
+    """Return whether the file of predictions beside a delta is of its version."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from deltas.store.predictions import VERSION_KEY, predictions_path
+
+    try:
+        metadata = pq.read_schema(predictions_path(delta)).metadata or {}
+    except (OSError, pa.ArrowException):
+        return False
+    _, version = deltas.read_manifest(delta)
+    return metadata.get(VERSION_KEY) == version.encode()
+
+
+def predict_dev_rows(
+    path: Path, data: TaskData, backbone: Backbone
+) -> tuple[list[PredictedSplit], str]:
+    """Return the logits of a delta on its dev rows, as a server computes them, and its version.
+
+    Raises:
+        DataError: the rows are not those that the manifest has scores of.
+    """
+    import torch
+
+    from training.run.evaluation import predict
+    from training.run.output import PredictedSplit
+    from training.run.task_model import ServedModel
+
+    delta = deltas.read_delta(path, backbone)
+    spec = delta.manifest.task
+    head = (delta.head_weight, delta.head_bias)
+    model = ServedModel(
+        backbone, delta.entries, head, torch.float32, pooling=spec.pooling, pairs=spec.pairs
+    )
+    splits = []
+    for name, rows in data.validation.items():
+        known = delta.manifest.metrics.get(name)
+        if known is None or known.rows != len(rows):
+            raise DataError(
+                f"{len(rows):,} rows of {name}, but the delta was judged on "
+                f"{known.rows if known else 0:,}; give the rows that it was judged on",
+                path=path,
+            )
+        count = min(len(rows), MOST_ROWS)
+        chosen = rows.take(number * len(rows) // count for number in range(count))
+        tokens = deltas.tokenize_texts(
+            backbone.tokenizer, spec.max_length, chosen.texts, pairs=spec.pairs
+        )
+        logits = torch.round(predict(model, tokens) * _STEPS) / _STEPS
+        splits.append(PredictedSplit(name, chosen, logits))
+    return splits, delta.version
 
 
 def choose(runs: Iterable[Run]) -> dict[tuple[str, str], Run]:

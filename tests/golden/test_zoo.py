@@ -11,10 +11,11 @@ from fastapi.testclient import TestClient
 from app.main import create_app
 from app.process.settings import Settings
 from deltas import Backbone, Record, Store, check_delta, zoo_path
+from deltas.store.predictions import predictions_path, read_rows
 from training.data.glue import load_task
 from training.data.tasks import TASKS
 from training.run.evaluation import compute_metrics
-from training.zoo import STRATEGIES
+from training.zoo import MOST_ROWS, STRATEGIES
 
 SAMPLED = {"mnli", "qqp", "qnli"}
 MOST_BYTES = 300_000
@@ -50,6 +51,27 @@ def test_every_manifest_is_honest(zoo: Store) -> None:
         rows = manifest.training.train_rows + manifest.training.selection_rows
         if rows != task.canonical_rows["train"]:
             assert f"{rows:,} of " in manifest.training.data_note
+
+
+def test_predictions_are_of_the_shipped_versions_and_as_good_as_the_manifests_say(
+    zoo: Store,
+) -> None:
+    """Those that are shipped; larger splits give a sample of their rows."""
+    found = [record for record in zoo.records if predictions_path(record.path).exists()]
+    assert len({record.manifest.task.name for record in found}) >= 6
+    assert sum(predictions_path(record.path).stat().st_size for record in found) < 800_000
+    for record in found:
+        task = TASKS[record.manifest.task.name]
+        for split in task.validation_splits:
+            rows = read_rows(record, split, 0, MOST_ROWS)
+            judged = record.manifest.metrics[split]
+            assert len(rows.rows) == min(judged.rows, MOST_ROWS)
+            logits = np.array(rows.logits)
+            values = logits[:, 0] if task.kind == "regression" else logits.argmax(axis=1)
+            scores = compute_metrics([task.primary_metric], values, np.array(rows.gold))
+            near = max(0.015, 2 / judged.rows) if judged.rows <= MOST_ROWS else 0.06
+            known = judged.values[task.primary_metric]
+            assert scores[task.primary_metric] == pytest.approx(known, abs=near), record.path
 
 
 def _dev_scores(client: TestClient, record: Record, glue_dir: Path) -> dict[str, dict[str, float]]:

@@ -7,11 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from deltas import Backbone, SplitMetrics, TaskSpec, delta_path, read_delta, write_delta
+from app.engine.engine import Engine
+from deltas import (
+    Backbone,
+    SplitMetrics,
+    Store,
+    TaskSpec,
+    delta_path,
+    read_delta,
+    write_delta,
+    zoo_path,
+)
 from deltas.backbone.backbone import DEFAULT_BACKBONE
 from deltas.publish.card import card_path, render_card
+from deltas.store.predictions import VERSION_KEY, predictions_path, read_rows
 from tests.unit.training.study.test_results import make_run
 from training import zoo
 from training.data.tasks import TASKS
@@ -199,3 +212,72 @@ def test_the_studies_make_a_run_for_every_cell_of_the_zoo() -> None:
         for run in plan(read_study(ROOT / "docs/results" / name))
     }
     assert {(task, strategy) for task in TASKS for strategy in zoo.STRATEGIES} <= cells
+
+
+class DevRows:
+    """A zoo of one shipped delta, and made-up dev rows as many as it was judged on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.zoo, self.data = folder / "zoo", folder / "data"
+        shipped = delta_path(zoo_path(), DEFAULT_BACKBONE, "wnli", "head")
+        self.delta = delta_path(self.zoo, DEFAULT_BACKBONE, "wnli", "head")
+        self.delta.parent.mkdir(parents=True)
+        shutil.copy(shipped, self.delta)
+        self.write(read_delta(self.delta).manifest.metrics["validation"].rows)
+
+    def write(self, count: int) -> None:
+        (self.data / "wnli").mkdir(parents=True, exist_ok=True)
+        for split in ("train", "validation"):
+            columns = {
+                "sentence1": [f"The cup number {n} is full of it." for n in range(count)],
+                "sentence2": [f"The cup {n} is full." for n in range(count)],
+                "label": [n % 2 for n in range(count)],
+            }
+            pq.write_table(pa.table(columns), self.data / "wnli" / f"{split}.parquet")
+
+    def fill(self) -> int:
+        given = ["--predictions", "--zoo", str(self.zoo), "--data", str(self.data)]
+        return zoo.main(given)
+
+
+def test_missing_predictions_are_made_as_a_server_computes_them(
+    tmp_path: Path, packaged_backbone: Backbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = DevRows(tmp_path)
+    assert made.fill() == 0
+    path = predictions_path(made.delta)
+    assert f"head.predictions.parquet of wnli: 71 rows of validation, {path.stat().st_size:,}" in (
+        capsys.readouterr().out
+    )
+    store = Store([made.zoo], backbone=packaged_backbone.ref)
+    found = read_rows(store.resolve("wnli"), None, 0, 100)
+    assert (found.splits, found.version) == ({"validation": 71}, store.resolve("wnli").version)
+    assert found.rows == list(range(1, 72))
+    assert found.gold == [n % 2 for n in range(71)]
+    assert set(pq.read_schema(path).names) == {"split", "row", "gold", "logits"}, "no text"
+    engine = Engine(packaged_backbone, store, device="cpu", precision="fp32")
+    texts = [("The cup number 3 is full of it.", "The cup 3 is full.")]
+    (known,) = engine.predict(engine.tokenize(store.resolve("wnli"), texts))
+    assert found.logits[3] == pytest.approx(known, abs=1e-3)
+
+    assert made.fill() == 0
+    assert capsys.readouterr().out == "", "they are there"
+    table = pq.read_table(path).replace_schema_metadata({VERSION_KEY: "of another delta"})
+    pq.write_table(table, path)
+    assert made.fill() == 0
+    assert "71 rows" in capsys.readouterr().out, "they were of another version"
+
+
+def test_predictions_are_of_the_rows_that_the_manifest_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = DevRows(tmp_path)
+    made.write(70)
+    assert made.fill() == 1
+    assert "70 rows of validation, but the delta was judged on 71" in capsys.readouterr().err
+    assert not predictions_path(made.delta).exists()
+    made.write(71)
+    monkeypatch.setattr(zoo, "MOST_ROWS", 10)
+    assert made.fill() == 0
+    numbers = pq.read_table(predictions_path(made.delta))["row"].to_pylist()
+    assert numbers == [1 + n * 71 // 10 for n in range(10)], "evenly spaced"
