@@ -25,7 +25,6 @@ from frontend.models import (
     Explanation,
     FanOut,
     Prediction,
-    RowPredictions,
     TaskInfo,
     TaskList,
     read_answer,
@@ -203,11 +202,18 @@ class Client:
         path = f"/explain/{quote(task, safe='')}"
         return read_answer(Explanation, self._call("POST", path, body=body))
 
-    def predict_rows(self, task: str, rows: Sequence[Row], strategy: str) -> list[Prediction]:
-        """Return the predictions of one delta for many rows, in their order."""
-        body = {"inputs": list(rows), "strategy": strategy}
-        found = self._call("POST", f"/predict/{quote(task, safe='')}", body=body)
-        return read_answer(RowPredictions, found).predictions(len(rows))
+    def predict_rows(
+        self, task: str, rows: Sequence[Row], strategies: Sequence[str]
+    ) -> list[list[Prediction]]:
+        """Return the predictions of each strategy for many rows, from one request."""
+        targets = [Target(task, strategy) for strategy in strategies]
+        body = self._call("POST", "/predict", body=fan_out_body(list(rows), targets))
+        found = read_answer(FanOut, body).of_rows(len(rows))
+        if len(found) != len(strategies):
+            raise ServerError(
+                f"The server answered for {len(found)} of {len(strategies)} strategies."
+            )
+        return found
 
     def _call(self, method: str, path: str, **options: Any) -> Mapping[str, Any]:
         """Return the decoded body of a 2xx answer; `options` are those of `_send`."""
@@ -284,7 +290,7 @@ def _decoded(response: requests.Response) -> Any:
         return None
 
 
-def fan_out_body(row: Row, targets: Sequence[Target]) -> dict[str, Any]:
+def fan_out_body(row: Row | list[Row], targets: Sequence[Target]) -> dict[str, Any]:
     """Build the body of `POST /predict`."""
     given = [{name: value for name, value in vars(target).items() if value} for target in targets]
     return {"inputs": row, "targets": given}

@@ -283,7 +283,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class FanOut:
-    """The body of `POST /predict` for one row."""
+    """The body of `POST /predict`."""
 
     results: tuple[dict[str, Any], ...]
 
@@ -293,7 +293,15 @@ class FanOut:
         Raises:
             ServerError: a target has no prediction, several, or one without its answer.
         """
-        return tuple(read_answer(Prediction, _flat(result)) for result in self.results)
+        return tuple(rows[0] for rows in self.of_rows(1))
+
+    def of_rows(self, num_rows: int) -> list[list[Prediction]]:
+        """Return one prediction for each row, for each target in the order of the targets.
+
+        Raises:
+            ServerError: a target has not as many as rows, or one has no answer.
+        """
+        return [_of_target(result, num_rows) for result in self.results]
 
 
 @dataclass(frozen=True)
@@ -327,34 +335,12 @@ class Explanation:
     agreement: float | None
 
 
-@dataclass(frozen=True)
-class RowPredictions:
-    """The body of `POST /predict/{task}`: the answers of one delta to several rows."""
-
-    task: str
-    strategy: str
-    version: str
-    kind: str
-    rows: Annotated[tuple[dict[str, Any], ...], Field(validation_alias="predictions")]
-
-    def predictions(self, num_rows: int) -> list[Prediction]:
-        """Return one prediction for each row.
-
-        Raises:
-            ServerError: there are not as many as rows, or one has no answer.
-        """
-        if len(self.rows) != num_rows:
-            raise _unexpected(f"{len(self.rows)} predictions for {num_rows} rows")
-        head = {name: getattr(self, name) for name in ("task", "strategy", "version", "kind")}
-        return [read_answer(Prediction, _flat_row(head, row)) for row in self.rows]
-
-
-def _flat(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge a target's entry with its only prediction."""
+def _of_target(result: Mapping[str, Any], num_rows: int) -> list[Prediction]:
+    """Merge a target's entry with each of its predictions."""
     rows = result.get("predictions", ())
-    if len(rows) != 1:
-        raise _unexpected(f"{len(rows)} predictions for 1 row")
-    return _flat_row(result, rows[0])
+    if len(rows) != num_rows:
+        raise _unexpected(f"{len(rows)} predictions for {num_rows} rows")
+    return [read_answer(Prediction, _flat_row(result, row)) for row in rows]
 
 
 def _flat_row(head: Mapping[str, Any], prediction: Mapping[str, Any]) -> dict[str, Any]:

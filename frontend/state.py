@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import streamlit as st
 
@@ -25,7 +26,7 @@ _OWN_ROWS = "files"  # the source of training rows that no data set names
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The tasks and the benchmark of a server."""
+    """The tasks and the benchmark of a server; all sessions share one, so nothing changes it."""
 
     tasks: tuple[TaskInfo, ...]
     benchmark: Benchmark
@@ -47,12 +48,17 @@ class Catalogue:
             None,
         )
 
-    @property
+    @cached_property
+    def by_name(self) -> dict[str, TaskInfo]:
+        """The tasks by their names."""
+        return {task.name: task for task in self.tasks}
+
+    @cached_property
     def ranked(self) -> tuple[TaskInfo, ...]:
         """The tasks, the best learnt one first; tasks without a known score come last."""
         return tuple(sorted(self.tasks, key=lambda task: -(self.skill(task) or 0.0)))
 
-    @property
+    @cached_property
     def own_tasks(self) -> list[str]:
         """The names of the tasks that were trained on the user's own rows, the newest first."""
         own = {row.task for row in self.benchmark.rows if row.data == _OWN_ROWS}
@@ -174,7 +180,14 @@ def ask(
     return result
 
 
-@st.cache_data(ttl=_GET_TTL_S, show_spinner=False, max_entries=16)
+def forget_answers() -> None:
+    """Ask the server anew from now on, because it has changed."""
+    st.cache_data.clear()
+    st.cache_resource.clear()
+
+
+# A resource is shared as it is; data would be copied for each rerun, 10,000 tasks with it.
+@st.cache_resource(ttl=_GET_TTL_S, show_spinner=False, max_entries=16)
 def _load_catalogue(url: str, _client: Client) -> Catalogue:  # the URL is the cache key
     return Catalogue(tuple(_client.tasks()), _client.benchmark())
 

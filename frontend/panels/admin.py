@@ -25,7 +25,7 @@ from frontend.reports.versions import (
     split_effect,
     upload_effect,
 )
-from frontend.state import ViewContext
+from frontend.state import ViewContext, forget_answers
 
 _KEY, _PLAN, _OUTCOME = "admin/key", "admin/plan", "admin/outcome"
 _ACTIONS = {
@@ -233,7 +233,7 @@ def _send(context: ViewContext, plan: PlannedChange) -> None:
     except ServerError as error:
         st.session_state[_OUTCOME] = error
     else:
-        st.cache_data.clear()  # the catalogue and the details of before
+        forget_answers()
 
 
 def _show_outcome() -> None:

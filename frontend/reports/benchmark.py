@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from urllib.parse import urlencode
 
 from frontend.models import Benchmark
 
@@ -58,6 +59,12 @@ class Point:
     def is_baseline(self) -> bool:
         """True for methods without a delta: the larger class, scikit-learn and the cosine."""
         return self.method in BASELINES
+
+    @property
+    def link(self) -> str:
+        """The address of its delta on the page: of its version, or of the one that answers."""
+        query = {"task": self.task, "strategy": self.method}
+        return f"deltas?{urlencode(query | ({'version': self.version} if self.version else {}))}"
 
     def cost(self, name: str) -> float | None:
         """Return one of `COSTS`; None if it is unknown, or 0 and has no place on a log axis."""

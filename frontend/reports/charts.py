@@ -7,7 +7,7 @@ Tested by tests/unit/frontend/reports/test_charts.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -28,6 +28,9 @@ _AXES = {
     "seconds": "datum.value + ' s'",
 }
 _SHAPES = {"served deltas": "circle", "study": "square", "quality benchmark": "triangle-up"}
+
+# A link in the same tab would load the page anew and lose what was typed.
+_IN_ANOTHER_TAB = {"embedOptions": {"loader": {"target": "_blank"}}}
 
 # The declared result of `alt.layer`.
 Layers = alt.LayerChart | alt.FacetChart
@@ -129,21 +132,28 @@ def value_chart(gold: Sequence[float], decided: Sequence[float], rows: Sequence[
 
 
 def cost_chart(
-    points: Sequence[Point], cost: str, known: Reference, colors: Mapping[str, str]
+    points: Sequence[Point],
+    cost: str,
+    known: Reference,
+    colors: Mapping[str, str],
+    served: Container[tuple[str, str]] = (),
 ) -> Layers:
     """Chart one task's metric against a cost: points with spreads, the front, and references.
+
+    A click on a point whose delta is served opens that delta in another tab.
 
     Args:
         points: points of one task and metric.
         cost: one of `COSTS`.
         known: scores to draw as lines and as a mark.
         colors: color of each method.
+        served: task and strategy of the deltas that are served.
     """
     priced = [point for point in points if point.cost(cost) is not None and not point.is_baseline]
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, nice=True))
     axis = alt.Axis(labelExpr=_AXES[cost], tickCount=4, grid=False, labelOverlap=True)
     x = alt.X("cost:Q", title=COSTS[cost], scale=alt.Scale(type="log"), axis=axis)
-    base = alt.Chart({"values": [_value(point, cost) for point in priced]})
+    base = alt.Chart({"values": [_value(point, cost, served) for point in priced]})
     bars = base.mark_rule(strokeWidth=2, opacity=0.55).encode(
         x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=_method_color(colors)
     )
@@ -157,17 +167,19 @@ def cost_chart(
             legend=None,
         ),
         tooltip=_point_tooltip(cost),
+        href="link:N",
     )
-    best = alt.Chart({"values": [_value(point, cost) for point in front(priced, cost)]})
+    best = alt.Chart({"values": [_value(point, cost, ()) for point in front(priced, cost)]})
     step = best.mark_line(aria=False, interpolate="step-after", color=NEUTRAL, opacity=0.6).encode(
         x=x, y=y
     )
-    return alt.layer(*_references(known), step, bars, marks).properties(height=240)
+    layers = alt.layer(*_references(known), step, bars, marks, usermeta=_IN_ANOTHER_TAB)
+    return layers.properties(height=240)
 
 
 def low_data_chart(points: Sequence[Point], colors: Mapping[str, str], full_title: str) -> Layers:
     """Chart one task's metric against the number of train rows, with spreads over seeds."""
-    base = alt.Chart({"values": [_value(point, "share") for point in points]}).encode(
+    base = alt.Chart({"values": [_value(point, "share", ()) for point in points]}).encode(
         x=alt.X(
             "train_rows:Q",
             title="Train rows",
@@ -264,8 +276,9 @@ def _references(known: Reference) -> list[alt.Chart]:
     return drawn
 
 
-def _value(point: Point, cost: str) -> dict[str, Any]:
+def _value(point: Point, cost: str, served: Container[tuple[str, str]]) -> dict[str, Any]:
     spread = point.spread or 0.0
+    link = point.link if (point.task, point.method) in served else None
     return {
         "task": point.task,
         "method": point.method,
@@ -281,6 +294,7 @@ def _value(point: Point, cost: str) -> dict[str, Any]:
         "size": "" if point.size_bytes is None else human_bytes(point.size_bytes),
         "seconds": point.seconds,
         "origin": point.origin,
+        "link": link,
     }
 
 

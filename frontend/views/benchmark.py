@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
-from urllib.parse import urlencode
 
 import pandas as pd
 import streamlit as st
@@ -66,7 +65,8 @@ def show_benchmark(context: ViewContext) -> None:
         st.caption(
             "Squares: study, triangles: quality benchmark, circles: served deltas. Bars: one "
             "standard deviation over the seeds. Grey steps: nothing cheaper is better. Solid line: "
-            "full fine-tuning, dashed: scikit-learn, triangle at the left edge: the larger class."
+            "full fine-tuning, dashed: scikit-learn, triangle at the left edge: the larger class. "
+            "Click a point to open its delta, if it is served."
         )
         _show_points(chosen)
     else:
@@ -169,6 +169,7 @@ def _show_panels(
         {(each.metric, each.task) for each in chosen}, key=lambda panel: (panel[0], panel[1])
     )
     known = main_points(points, _SOURCES)
+    served = {(each.task, each.method) for each in points if each.version is not None}
     for start in range(0, len(panels), _PANELS_IN_A_ROW):
         columns = st.columns(_PANELS_IN_A_ROW, gap="medium")
         for column, (metric, task) in zip(columns, panels[start:], strict=False):
@@ -180,7 +181,7 @@ def _show_panels(
                     st.caption(f"{COSTS[cost]} was not measured here.")
                     continue
                 st.altair_chart(
-                    cost_chart(mine, cost, reference(known, task, metric), colors),
+                    cost_chart(mine, cost, reference(known, task, metric), colors, served),
                     width="stretch",
                     alt=f"{words} of {task} against {COSTS[cost].lower()}",
                 )
@@ -237,8 +238,7 @@ def _show_point(point: Point) -> None:
         ]
         st.markdown("  \n".join(lines))
         if point.version is not None:
-            query = {"task": point.task, "strategy": point.method, "version": point.version}
-            st.markdown(f"[Open this delta](deltas?{urlencode(query)})")
+            st.markdown(f"[Open this delta]({point.link})")
         if point.command:
             st.caption("The command that makes this number again:")
             st.code(point.command, language="bash", wrap_lines=True)

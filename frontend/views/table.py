@@ -147,8 +147,9 @@ def _label(
     try:
         for places in chunks(len(rows)):
             part = [rows[place] for place in places]
-            for strategy in strategies:
-                found[strategy] += _answers(client, task.name, part, strategy)
+            answers = _answers(client, task.name, part, strategies)
+            for strategy, of_strategy in zip(strategies, answers, strict=True):
+                found[strategy] += of_strategy
             done = places.stop / len(rows)
             progress.progress(done, f"{places.stop:,} of {len(rows):,} rows")
     except ServerError as error:
@@ -167,21 +168,19 @@ def _label(
 
 
 def _answers(
-    client: Client, task: str, rows: Sequence[Row], strategy: str
-) -> list[Prediction | None]:
-    """Return the answers to some rows; None for rows that the server can't use."""
+    client: Client, task: str, rows: Sequence[Row], strategies: Sequence[str]
+) -> list[list[Prediction | None]]:
+    """Return each strategy's answers to some rows; None for rows that the server can't use."""
     try:
-        return list(client.predict_rows(task, rows, strategy))
+        return [list(answers) for answers in client.predict_rows(task, rows, strategies)]
     except ServerError as error:
         if error.status not in _REFUSED:
             raise
         if len(rows) == 1:
-            return [None]
+            return [[None] for _ in strategies]
     half = len(rows) // 2
-    return [
-        *_answers(client, task, rows[:half], strategy),
-        *_answers(client, task, rows[half:], strategy),
-    ]
+    parts = (_answers(client, task, part, strategies) for part in (rows[:half], rows[half:]))
+    return [first + second for first, second in zip(*parts, strict=True)]
 
 
 def _show_result(task: TaskInfo, result: Result) -> None:

@@ -159,6 +159,12 @@ def _warn_about_version(found: Predictions, details: DeltaDetails) -> None:
             f"These are predictions of version `{found.version[:64].replace('`', '')}`, and the "
             f"server answers by version `{details.version}`."
         )
+    known = details.manifest.get("metrics", {}).get(found.split, {}).get("rows", 0)
+    if found.splits[found.split] < known:
+        st.caption(
+            f"A sample of the rows: {found.splits[found.split]:,} of the {known:,} that the "
+            "manifest's scores are of."
+        )
     if found.next is not None:
         st.warning(
             f"Only the first {len(found.rows):,} of {found.splits[found.split]:,} rows are used."
@@ -195,7 +201,7 @@ def _show_judged(judged: Judged, found: Predictions, details: DeltaDetails) -> N
     if judged.kind == "single_label":
         _show_confusion(judged)
         _show_thresholds(judged)
-    st.caption(f"All numbers of this view: {measured}, from the predictions of its run.")
+    st.caption(f"All numbers of this view: {measured}, from the predictions beside the delta.")
 
 
 def _show_risk(judged: Judged) -> None:

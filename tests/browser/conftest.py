@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import streamlit as st
 import uvicorn
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome, ChromeOptions
@@ -27,6 +26,7 @@ from app.main import create_app
 from app.process.settings import Settings
 from deltas import Backbone, Delta, SplitMetrics, TaskSpec, delta_path, write_delta
 from deltas.manifest import Reliability
+from frontend.state import forget_answers
 from tests.factories import RELIABILITY, RUN_HISTORY, training_facts, write_some_predictions
 
 MAIN = Path(__file__).parents[2] / "frontend" / "main.py"
@@ -139,9 +139,9 @@ JUDGED = (RECORDED, ("topics", "bitfit"), ("stsb", "bitfit"))
 @pytest.fixture(autouse=True)
 def _clear_cache() -> Iterator[None]:
     """Clear cached answers, so that no test sees the server of another test."""
-    st.cache_data.clear()
+    forget_answers()
     yield
-    st.cache_data.clear()
+    forget_answers()
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def test_a_table_is_labelled_and_compared(url: str, open_at: Open) -> None:
     shown = page.dataframe[0].value
     client = Client(open_session(url), url)
     rows = ["the good film", "not a film", "=1 film"]
-    expected = [item.labels[0] for item in client.predict_rows("cola", rows, "bitfit")]
+    expected = [item.labels[0] for item in client.predict_rows("cola", rows, ["bitfit"])[0]]
     assert list(shown["label (bitfit)"][shown["text"] != ""]) == [
         dict(zip(rows, expected, strict=True))[text] for text in shown["text"] if text
     ]

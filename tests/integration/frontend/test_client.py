@@ -161,6 +161,24 @@ def test_one_call_asks_every_strategy(client: Client) -> None:
     assert len({item.version for item in answer.predictions}) == len(targets)
 
 
+def test_rows_of_a_table_take_one_call_for_all_strategies(client: Client) -> None:
+    calls: list[str] = []
+    session = open_session(client.url)
+    session.hooks["response"].append(lambda answer, **_: calls.append(answer.url))
+    rows = ["a film", "not a good film"]
+    (task,) = [task for task in client.tasks() if task.name == "toy2"]
+    strategies = list(reversed(task.strategies))
+    found = Client(session, client.url).predict_rows("toy2", rows, strategies)
+    assert [[item.strategy for item in answers] for answers in found] == [
+        [strategy] * 2 for strategy in strategies
+    ]
+    for strategy, answers in zip(strategies, found, strict=True):
+        for row, item in zip(rows, answers, strict=True):
+            (alone,) = client.predict(row, [Target("toy2", strategy)]).predictions
+            assert item.labels == alone.labels
+    assert calls == [f"{client.url}/predict"]
+
+
 def test_every_kind_of_task_is_understood(client: Client) -> None:
     pair = {"text": "the film", "text_pair": "not bad"}
     (value,) = client.predict(pair, [Target("toyreg", "bitfit")]).predictions
