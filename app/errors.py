@@ -61,15 +61,17 @@ class TooLargeError(Exception):
         found: their number; None if counting stopped at the limit.
         allowed: the limit.
         setting: environment variable that sets the limit.
+        remedy: sentence on what to do instead of raising a setting.
     """
 
-    def __init__(self, what: str, found: int | None, allowed: int, setting: str) -> None:
+    def __init__(
+        self, what: str, found: int | None, allowed: int, setting: str = "", *, remedy: str = ""
+    ) -> None:
         self.found = found
         self.allowed = allowed
         number = f"more than {allowed:,}" if found is None else f"{found:,}"
-        super().__init__(
-            f"too many {what}: {number} (limit {allowed:,}). Send fewer, or raise {setting}"
-        )
+        remedy = remedy or f"Send fewer, or raise {setting}"
+        super().__init__(f"too many {what}: {number} (limit {allowed:,}). {remedy}")
 
 
 class UnsupportedBodyError(Exception):

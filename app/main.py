@@ -408,7 +408,8 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     if caller is not None:
         error = _for_caller(caller, error)
     response = error_response(error, request.state.request_id, request.state.write_error())
-    request.state.trace.code = response.code
+    trace = request.state.trace
+    trace.code, trace.cause_status = response.code, response.cause_status
     # The request's log line shows errors of the client; their messages may quote the input.
     if response.cause_status >= 500:
         level = logging.ERROR if response.cause_status == 500 else logging.WARNING

@@ -164,7 +164,8 @@ class RequestContextMiddleware:
         trace.route = route
         if trace.answered_at is not None:
             trace.end("write", trace.answered_at)
-        self._metrics.on_request(method, route, status, seconds)
+        # A client of another protocol may get a status below 500 for a failure of the server.
+        self._metrics.on_request(method, route, trace.cause_status or status, seconds)
         for stage in trace.stages:
             self._metrics.on_stage(stage.name, stage.ended_at - stage.began_at)
         if status >= HTTPStatus.BAD_REQUEST:
@@ -217,7 +218,7 @@ async def _send_error(error: Exception, scope: Scope, receive: Receive, send: Se
     """Answer with an error, and note its code."""
     state = scope["state"]
     response = error_response(error, state["request_id"], state["write_error"]())
-    state["trace"].code = response.code
+    state["trace"].code, state["trace"].cause_status = response.code, response.cause_status
     await response(scope, receive, send)
 
 

@@ -74,6 +74,7 @@ class Trace:
         route: route of a request that is refused before it has one.
         key: name of the API key.
         code: code of the error that answers the request.
+        cause_status: status of that error in our own form, which other protocols may change.
         stages: stages that have ended.
         answered_at: time at which the logits were there.
     """
@@ -85,6 +86,7 @@ class Trace:
     route: str | None = None
     key: str | None = None
     code: str | None = None
+    cause_status: int | None = None
     stages: list[Stage] = field(default_factory=list)
     answered_at: float | None = None
 

@@ -239,6 +239,13 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
     )
+    stream_timeout_s: float = Field(
+        0.0,
+        description="Seconds that a stream of rows may take in all; a longer one ends with an "
+        "error. 0 for no limit.",
+        ge=0,
+        le=7 * 86400,
+    )
     upload_timeout_s: float = Field(
         600.0,
         description="Seconds for an uploaded delta to arrive; slower uploads get 408. Each of its "

@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.http.test_clients_hugging_face import close
+from tests.http.test_errors import break_engine, fail
 
 
 def predict(client: TestClient, task: str, inputs: Any, **more: Any) -> Any:
@@ -70,6 +71,31 @@ def test_errors_have_its_shape(
 def test_long_text_is_cut_unless_it_must_not(client: TestClient) -> None:
     assert predict(client, "toy2", "word " * 100)
     assert predict(client, "toy2", "short", truncate=False)
+
+
+def test_text_that_may_not_be_cut_is_refused_with_a_remedy(client: TestClient) -> None:
+    body = {"inputs": [["a"], ["word " * 100]], "truncate": False}
+    assert client.post("/tei/toy2/predict", json=body).json()["error"] == (
+        "too many tokens in row 1: more than 16 (limit 16). Send a shorter text, or leave out "
+        "`truncate`, which cuts the text there"
+    )
+
+
+def test_a_failure_counts_as_one_of_the_server(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An alarm on 5xx sees it, though TEI's clients get 424."""
+    counter = 'deltabert_requests_total{method="POST",route="/tei/{task}/predict",status="%s"}'
+
+    def counted(status: int) -> bool:
+        return counter % status in client.get("/metrics").text
+
+    assert not counted(500)
+    break_engine(monkeypatch, fail)
+    answer = client.post("/tei/toy2/predict", json={"inputs": "a"})
+    assert (answer.status_code, answer.json()["error_type"]) == (424, "backend")
+    assert counted(500)
+    assert not counted(424)
 
 
 def test_info_and_health(client: TestClient) -> None:

@@ -152,6 +152,15 @@ def test_an_empty_stream_of_lines_has_an_empty_answer(client: TestClient) -> Non
     assert lines_of(stream(client, b"\n \n")) == []
 
 
+def test_a_stream_that_takes_too_long_ends_with_an_error(make_app: Callable[..., Any]) -> None:
+    with TestClient(make_app(stream_timeout_s=1e-9)) as client:
+        rows = lines_of(stream(client, b'"good"\n' * 200))
+    assert rows[-1]["row"] is None
+    assert rows[-1]["error"]["code"] == "deadline_exceeded"
+    assert "not answered within 1e-09 s" in rows[-1]["error"]["message"]
+    assert len(rows) < 200
+
+
 def test_a_timeout_is_refused(client: TestClient, check_error: Any) -> None:
     response = stream(client, b'"x"', **{"X-Request-Timeout-Ms": "100"})
     assert "X-Request-Timeout-Ms" in check_error(response, 422, "invalid_input")["message"]

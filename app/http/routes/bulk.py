@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 from app.errors import (
     BatchFailedError,
     ClientGoneError,
+    DeadlineExceededError,
     DeltaUnavailableError,
     InvalidInputError,
     Problem,
@@ -217,13 +218,17 @@ class _RowStream(Response):
         async def write(content: bytes, *, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": content, "more_body": more})
 
+        limit_s: float = self._asked.request.app.state.settings.stream_timeout_s
+        limit = asyncio.timeout(limit_s or None)
         try:
-            await write(self._format.begin())
-            await self._answer_all(write)
+            async with limit:
+                await write(self._format.begin())
+                await self._answer_all(write)
         except ClientGoneError:
             logger.info("the client of a stream has gone after %d rows", self._number)
             return
-        except Exception as error:  # noqa: BLE001 - the client gets it
+        except Exception as found:  # noqa: BLE001 - the client gets it
+            error = DeadlineExceededError(limit_s) if limit.expired() else found
             await write(self._format.failure(self._problem_of(error, ends_stream=True)))
             return  # without the end of the answer: the connection is cut
         await write(b"", more=False)

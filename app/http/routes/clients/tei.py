@@ -38,6 +38,8 @@ tei_predictions = APIRouter(
 )
 tei_facts = APIRouter(tags=["clients"], responses=documented(404, 422, 500, 503, form=_FORM))
 
+_CUT = "Send a shorter text, or leave out `truncate`, which cuts the text there"
+
 _TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2}
 _FIELDS = {"type": "object", "additionalProperties": {"type": "string"}}
 TeiInputs = Annotated[
@@ -96,7 +98,7 @@ async def predict_for_tei(
         for position, row in enumerate(answer.rows):
             if row.truncated:
                 what = f"tokens in row {position}"
-                raise TooLargeError(what, None, spec.max_length, "truncate from false to true")
+                raise TooLargeError(what, None, spec.max_length, remedy=_CUT)
     function: Literal["none"] | None = "none" if body.raw_scores else None
     scores = [best_first(spec, row.logits, function) for row in answer.rows]
     return answer_json(scores if is_batch else scores[0])
