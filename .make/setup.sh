@@ -2,6 +2,7 @@
 # Makes a virtual environment, named by its argument, and installs the project with pinned versions.
 # Called by `make setup`, only when pyproject.toml or constraints.txt are newer than the last install.
 # PYTHON names the interpreter; without it the first supported one on the path is taken.
+# INSTALLER=uv has uv install, which is faster; where uv can't, and without it, pip does.
 set -eu
 
 venv=$1
@@ -47,10 +48,17 @@ if [ -n "${PYTHON:-}" ] || ! "$venv/bin/python" -c "$supported; import pip" >/de
     "$python" -m venv --clear "$venv"
 fi
 # --no-compile: most modules of PyTorch and transformers are never imported; it halves the time that
-# the processor needs here. The ones that are get compiled by the second command: where
+# the processor needs here; uv compiles none unless asked. The ones that are get compiled below: where
 # PYTHONDONTWRITEBYTECODE is set, every process would else compile them anew, which takes seconds.
-"$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile \
-    -c constraints.txt --editable '.[dev]' &&
+by_pip() {
+    "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile \
+        -c constraints.txt "$@"
+}
+by_uv() {
+    by_pip uv && "$venv/bin/python" -m uv pip install --quiet --python "$venv/bin/python" \
+        -c constraints.txt "$@"
+}
+{ [ "${INSTALLER:-pip}" = uv ] && by_uv --editable '.[dev]'; } || by_pip --editable '.[dev]' &&
     PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c \
         'import app.main, datasets, hypothesis, pytest, streamlit.testing.v1, training.run.train_delta, transformers.models.bert.modeling_bert' ||
     fail "Installing failed: see the message above; 'make setup' tries again."

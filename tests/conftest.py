@@ -36,6 +36,34 @@ hypothesis.settings.load_profile(laws.FAST)
 torch.set_num_threads(1)  # tests run beside each other's servers
 
 GLUE_CANDIDATES = ("../shared/glue",)
+# Files with the longest slow tests, the longest first. One of them that begins last leaves all
+# other processes idle until it ends; `make test-slow` prints how long its tests took.
+LONG_FILES = (
+    "integration/training/test_sweep.py",
+    "golden/test_zoo.py",
+    "meta/test_dockerfile.py",
+    "http/test_guides.py",
+    "integration/training/test_earlier_study.py",
+    "integration/training/test_fit.py",
+    "integration/training/data/test_hub_dataset.py",
+    "integration/app/test_footprint.py",
+    "http/test_remote_deltas.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin the slow tests of long files before all other tests, which keep their random order."""
+    folder = Path(__file__).parent
+    if gone := [name for name in LONG_FILES if not (folder / name).exists()]:
+        raise pytest.UsageError(f"LONG_FILES names files that are gone: {gone}")
+    ranks = {folder / name: rank for rank, name in enumerate(LONG_FILES)}
+
+    def rank_of(item: pytest.Item) -> int:
+        is_slow = item.get_closest_marker("slow") is not None
+        return ranks.get(item.path, len(ranks)) if is_slow else len(ranks)
+
+    items.sort(key=rank_of)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """Settings of property tests: how many examples a law is tried on, in each of two profiles.
 
 `fast` is the default. `pytest --hypothesis-profile thorough` tries five times as many examples;
-`make test-slow` does so.
+`make test-slow` does so for the files with the marker `law`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from deltas import Backbone, Delta, delta_path, write_delta
+from deltas.kernels import disk_cache
+from deltas.kernels.runtime import load_for_inference
 from tests.factories import TOY_TASKS
-from tests.http.server_process import call, url_of
+from tests.http.server_process import START_WITHIN_S, call, url_of
 from tests.integration.s3_server import SECRET, Bucket, S3Service
 
 Run = Callable[..., Any]
@@ -33,8 +36,18 @@ def environment(s3: S3Service, tmp_path: Path) -> dict[str, str]:
     bucket = Bucket(s3, "deltas")
     for key in bucket.names():
         bucket.delete(key)
-    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    return s3.environment | cache | {"DELTABERT_DELTAS": "s3://deltas/live"}
+    deltas = {"DELTABERT_DELTAS": "s3://deltas/live"}
+    return s3.environment | new_cache(tmp_path / "cache") | deltas
+
+
+def new_cache(home: Path) -> dict[str, str]:
+    """Return the variable of a cache without copies of buckets; compiled kernels are in it."""
+    load_for_inference()  # compiles the kernels that are not on disk yet
+    folder = home / "deltabert"
+    folder.mkdir(mode=0o700, parents=True)
+    for code in disk_cache.folder().glob("*.o"):
+        shutil.copy(code, folder)
+    return {"XDG_CACHE_HOME": str(home)}
 
 
 @pytest.fixture
@@ -59,6 +72,7 @@ def test_a_bucket_is_served_and_its_copy_while_it_is_down(
     environment: dict[str, str],
     upload: Callable[[str, int], str],
     s3: S3Service,
+    tmp_path: Path,
 ) -> None:
     version = upload("toy2", 0)
     Bucket(s3, "deltas").put("live/bad/head.safetensors", b"\x80\x04pickle")
@@ -82,8 +96,8 @@ def test_a_bucket_is_served_and_its_copy_while_it_is_down(
             lines = [line for line in server.lines if "s3://deltas/live: " in line]
             assert len(lines) == 1, "one line says it"
             assert re.search(r"the copy of \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ is used", lines[0])
-        elsewhere = environment | {"XDG_CACHE_HOME": f"{environment['XDG_CACHE_HOME']}-2"}
-        with run_server(**elsewhere) as server:
+        with run_server(**environment | new_cache(tmp_path / "another")) as server:
+            server.wait_for("can't be used", START_WITHIN_S)
             assert server.wait() == 1, server.output
             last = server.lines[-1]
             assert last.startswith("s3://deltas/live: can't be used (")

@@ -117,7 +117,8 @@ class Image:
             "/cache": f"{folder}/cache",
             home: f"{folder}/home",
         }
-        pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        kept = ("PIP_", "UV_", "SSL_CERT_")  # where packages are, and which servers are trusted
+        pip = {name: value for name, value in os.environ.items() if name.startswith(kept)}
         programs = f"{Path(sys.executable).parent}:/usr/bin:/bin"
         # Without bytecode of the thousands of modules that nothing imports: half the time.
         pip["PIP_NO_COMPILE"] = "1"
@@ -147,6 +148,10 @@ class Image:
         elif step.kind == "RUN" and not text.startswith("useradd"):
             # PyTorch comes from wherever this machine has it.
             command = re.sub(r" --index-url \S+", "", text)
+            if os.environ.get("INSTALLER") == "uv":  # obeys the same flags, in a third of the time
+                python = f"{self.folders[ENVIRONMENT]}/bin/python"
+                uv = f"{sys.executable} -m uv pip install --python {python}"
+                command = re.sub(r"^pip install", uv, command)
             result = self.start(["/bin/sh", "-c", command], self.folder)
             said = result.communicate()[0].decode()
             assert result.returncode == 0, f"{command}\n{said}"

@@ -183,13 +183,15 @@ def setup(root: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProce
     programs = tmp_path / "programs"
     programs.mkdir()
 
-    def run(python: str, fakes: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    def run(
+        python: str, fakes: dict[str, str], **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         for name, body in fakes.items():
             (programs / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
             (programs / name).chmod(0o755)
         return subprocess.run(
             ["/bin/sh", str(root / ".make" / "setup.sh"), str(tmp_path / "venv")],
-            env={"PATH": str(programs), "PYTHON": python},
+            env={"PATH": str(programs), "PYTHON": python, **variables},
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -243,6 +245,40 @@ def test_a_failed_install_is_tried_again(
     assert result.stderr.splitlines()[0] == "no such package"
     assert "'make setup' tries again" in result.stderr
     assert not (tmp_path / "venv" / ".installed").exists()
+
+
+# A Python that notes each install, with a uv that ends with a given status.
+NOTING = """#!/bin/sh
+case "$*" in
+"-m uv "*) echo uv >>{notes}; exit {status} ;;
+*"pip install"*) echo pip >>{notes} ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("installer", "status", "asked"),
+    [
+        ("", 0, ["pip"]),
+        ("uv", 0, ["pip", "uv"]),  # pip brings uv
+        ("uv", 1, ["pip", "uv", "pip"]),
+    ],
+)
+def test_pip_installs_what_uv_cannot(
+    installer: str,
+    status: int,
+    asked: list[str],
+    setup: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "pyvenv.cfg").touch()
+    python, notes = tmp_path / "venv" / "bin" / "python", tmp_path / "notes"
+    python.write_text(NOTING.format(notes=notes, status=status), encoding="utf-8")
+    python.chmod(0o755)
+    setup("", {"python3": GOOD, "touch": 'exec /usr/bin/touch "$@"'}, INSTALLER=installer)
+    assert notes.read_text(encoding="utf-8").split() == asked
+    assert (tmp_path / "venv" / ".installed").exists()
 
 
 def test_a_folder_that_is_no_environment_is_never_emptied(

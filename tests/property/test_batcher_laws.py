@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,8 @@ from app.errors import (
     OverloadedError,
 )
 from tests.laws import law
+
+pytestmark = pytest.mark.law
 
 FAR = 10**6
 LIMITS = BatchLimits(

@@ -18,6 +18,8 @@ from app.errors import DeltaUnavailableError
 from deltas import Backbone, Store, TokenizedRow
 from tests.laws import law
 
+pytestmark = pytest.mark.law
+
 LAW = law(20)
 
 TOLERANCE = 1e-5

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,8 @@ from training.data.labels.lists import ListForm
 from training.data.rows import Rows, TaskData, digest_rows, hold_out
 from training.data.tasks import TASKS
 from training.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.law
 
 # No deadline: how long an example takes depends on what else the machine does.
 LAW = law(60)

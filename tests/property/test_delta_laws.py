@@ -30,6 +30,8 @@ from deltas import (
 )
 from tests.laws import law
 
+pytestmark = pytest.mark.law
+
 LAW = law(40)
 
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)

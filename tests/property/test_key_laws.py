@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,8 @@ from app.keys.keyring import Keyring
 from app.keys.middleware import OPEN_PATHS, KeyMiddleware
 from app.keys.usage import Usage
 from app.pipeline import Trace
+
+pytestmark = pytest.mark.law
 
 SECRET = b"dbk_a-secret-that-is-known"
 KEYS = f'a = {{sha256 = "{digest_of(SECRET).hex()}", scopes = ["predict"], tasks = ["a*"]}}\n'

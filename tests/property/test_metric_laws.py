@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tests.laws import law
 from training.run.evaluation import METRICS, compute_metrics
 
+pytestmark = pytest.mark.law
+
 # No deadline: how long an example takes depends on what else the machine does.
 LAW = law(50)
 Pairs = list[tuple[int, int]]

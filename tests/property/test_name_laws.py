@@ -14,6 +14,8 @@ from deltas import DeltaNotFoundError
 from deltas.manifest import NAME_PATTERN, STRATEGY_PATTERN
 from deltas.store.files import checked_path, default_of, kept_path
 
+pytestmark = pytest.mark.law
+
 ROOT = Path("/deltas/root")
 SEPARATORS = ["..", ".", "/", "\\", "\0", "%2e%2e", "%2f", "~", "\n", "@", ":", "-", " "]
 LOOK_ALIKES = ["\u2024\u2024", "\uff0e", "\u2215", "\u202e", "\u0430", "\ud800"]

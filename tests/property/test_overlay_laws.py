@@ -20,6 +20,8 @@ from deltas.hardware import dtype_of, multiplies_int8_exactly
 from tests.factories import POOLED_TASKS, TOY_STRATEGIES, TOY_TASKS
 from tests.laws import law
 
+pytestmark = pytest.mark.law
+
 LAW = law(40)
 
 TOLERANCE = 1e-5

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,8 @@ from training.data.rows import Rows
 from training.data.tasks import Task
 from training.run.plan.oddities import find_oddities
 from training.run.plan.render import plan_json, plan_lines
+
+pytestmark = pytest.mark.law
 
 LAW = law(100)
 CHARACTERS = st.characters(exclude_categories=["Cs"])

@@ -6,10 +6,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.batching.queue import QUANTUM_TOKENS, RECENT_BATCHES, QueuedRequest, RowQueue
+
+pytestmark = pytest.mark.law
 
 LONGEST = 700
 MAX_ROWS = 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,8 @@ from torch import Tensor
 from tests.laws import law
 from training.run.prepare import gradient_to_weight
 from training.strategies.grammar import count, select
+
+pytestmark = pytest.mark.law
 
 LAW = law(60)
 
