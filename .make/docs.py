@@ -228,12 +228,12 @@ def _losses(strategies: dict[str, dict[str, Any]]) -> Iterator[list[str]]:
 def quality_page() -> str:
     """Tabulate goals and scores of docs/performance/quality.jsonl."""
     from tests.bench.quality.report import page
-    from tests.bench.quality.results import Variant, read_runs
+    from tests.bench.quality.results import TODAY, read_runs
 
     results = ROOT / "docs/performance/quality.jsonl"
     figure = results.with_suffix(".svg")
     runs = read_runs(results).values()
-    return page(runs, Variant(), figure.name if figure.exists() else "")
+    return page(runs, TODAY, figure.name if figure.exists() else "")
 
 
 def measured_text() -> str:
@@ -241,7 +241,7 @@ def measured_text() -> str:
     from deltas.backbone.packaged import DEFAULT_BACKBONE
     from deltas.publish.measured import EarlierRow, Measured
     from tests.bench.quality.report import served_rows
-    from tests.bench.quality.results import Variant, read_runs
+    from tests.bench.quality.results import TODAY, read_runs
     from training.report import curve_rows
     from training.study.aggregates import make_cells
     from training.study.results import read_runs as read_study_runs
@@ -252,7 +252,7 @@ def measured_text() -> str:
     cells = make_cells(read_study_runs(ROOT / results).values())
     measured = Measured(
         backbone=DEFAULT_BACKBONE,
-        quality=served_rows(read_runs(ROOT / quality).values(), Variant()),
+        quality=served_rows(read_runs(ROOT / quality).values(), TODAY),
         quality_source=quality,
         earlier=[
             EarlierRow.model_validate({name: value or None for name, value in row.items()})
@@ -270,13 +270,13 @@ FILES: dict[str, Callable[[], str]] = {"deltas/zoo/measured.json": measured_text
 
 def choosing_page() -> str:
     """Tabulate scores and costs of strategies by number of train rows, from the recorded runs."""
-    from tests.bench.quality.results import Variant, read_runs, select_runs
+    from tests.bench.quality.results import TODAY, read_runs, select_runs
 
     runs = read_runs(ROOT / "docs/performance/quality.jsonl").values()
     with (ROOT / "docs/results/results.csv").open(encoding="utf-8", newline="") as file:
         study = list(csv.DictReader(file))
     tables = {
-        "Public sets, today's defaults": _by_set(select_runs(runs, Variant())),
+        "Public sets, today's defaults": _by_set(select_runs(runs, TODAY)),
         "GLUE, today's defaults": _by_task(study, "recipe"),
         "The study, three to five seeds": _by_task(study, "main"),
         "The study with few rows, three seeds": _by_task(study, "low-data"),

@@ -233,7 +233,7 @@ def _origin(results: Path, runs: Sequence[Run], cells: Sequence[Cell]) -> str:
         "## How it was made\n",
         f"Made by `python -m training.report` from the {len(done):,} finished runs in "
         "`runs.jsonl`, which `python -m training.sweep` made"
-        f"{' as `study.toml`, `zoo.toml` and `recipe.toml` say' if declared.is_file() else ''}. "
+        f"{' as the files `*.toml` beside it say' if declared.is_file() else ''}. "
         f"{progress}Backbone: {backbones}. Machine: {machines} "
         "(of the frozen computation; what trains is float32).",
         "",

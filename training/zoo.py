@@ -4,8 +4,9 @@ For each task and strategy the run with the best score on its selection rows, wh
 supplies the delta; the dev scores play no part. A run of today's defaults (part `recipe`) is taken
 unless another one is better by more than its standard error: only its probabilities are calibrated.
 A run does not count if it had fewer rows than other runs of the task, generated rows, another
-backbone, or re-initialised values. The runs are those of `study.toml`, `zoo.toml` and `recipe.toml`
-in `docs/results`, made by `training.sweep --keep-deltas`. Read `training.study.results` next.
+backbone, or re-initialised values. The runs are those of `study.toml`, `zoo.toml`, `recipe.toml`
+and `layers.toml` in `docs/results`, made by `training.sweep --keep-deltas`. Read
+`training.study.results` next.
 
 With --predictions it makes the predictions of shipped deltas on their dev rows, where they are
 missing or of an earlier version. They are row numbers, labels and logits, never a text.

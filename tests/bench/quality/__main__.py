@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.bench.quality import report
-from tests.bench.quality.results import BASELINES, Variant, read_runs, select_runs
+from tests.bench.quality.results import BASELINES, TODAY, Variant, read_runs, select_runs
 from tests.bench.quality.runs import Bench, plan, tell
 from tests.bench.quality.sets import GLUE_SETS, LoadedSet, QualitySet, fresh_sets, public_sets
 from training.errors import ConfigError, TrainingError, listing, run_command
@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="train rows to draw from each larger set (default: 8,000 of sst2, qqp, mnli, qnli)",
     )
     add("--fit-args", default="", help='more options of training.fit: --fit-args="--epochs 1"')
-    add("--recipe", default=Variant().recipe, help="name of our defaults (default: %(default)s)")
+    add("--recipe", default=TODAY.recipe, help="name of our defaults (default: %(default)s)")
     add("--stock-epochs", type=float, help="epochs of stock runs (default: the steps of our full)")
     add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of a run")
     add("--json", type=Path, help=f"file of results (default: {DEFAULT_JSON}, fresh: {FRESH_JSON})")
@@ -113,7 +113,7 @@ def _bench(options: argparse.Namespace) -> int:
         return 0
     runs = list(read_runs(options.json).values())
     target = options.json.with_suffix(".md")
-    if options.json == DEFAULT_JSON and variant != Variant():  # the project's page has one variant
+    if options.json == DEFAULT_JSON and variant != TODAY:  # the project's page has one variant
         target = FRESH_JSON.with_name("variant.md")
     report.write(runs, variant, target)
     chosen = select_runs(runs, variant)

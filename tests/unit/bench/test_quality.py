@@ -10,7 +10,7 @@ import pytest
 
 from tests.bench.quality.goals import compare, cpu_ratio, judge_goals, with_best
 from tests.bench.quality.report import difference_rows, draw, page, score_rows, write
-from tests.bench.quality.results import QualityRun, Variant, append_run, read_runs, run_key
+from tests.bench.quality.results import TODAY, QualityRun, Variant, append_run, read_runs, run_key
 from training.errors import DataError
 
 
@@ -23,7 +23,7 @@ def a_run(
         "set": name,
         "method": method,
         "seed": seed,
-        "variant": Variant(),
+        "variant": TODAY,
         "command": f"program --seed {seed}",
         "kind": "single_label",
         "labels": 2,
@@ -72,7 +72,7 @@ def test_a_foreign_line_is_named(tmp_path: Path) -> None:
 
 
 def test_a_baseline_is_repeated_for_other_rows_and_a_training_for_another_seed_too() -> None:
-    default, other = Variant(), Variant(recipe="1", fit_args="--epochs 1")
+    default, other = TODAY, Variant(recipe="1", fit_args="--epochs 1")
     for method, is_fixed in (("sklearn", True), ("stock:5e-5", False), ("bitfit", False)):
         key = run_key(method, 0, "rows", default)
         assert key != run_key(method, 0, "other rows", default)
@@ -85,8 +85,8 @@ def test_a_baseline_is_repeated_for_other_rows_and_a_training_for_another_seed_t
 def test_variants_are_kept_apart_and_share_the_baselines() -> None:
     ours = a_run("a", "bitfit", 0.9, variant=Variant(recipe="1"))
     runs = [ours, a_run("a", "sklearn", 0.5), a_run("a", "bitfit", 0.7)]
-    assert "0.700" in page(runs, Variant())
-    assert "0.900" not in page(runs, Variant())
+    assert "0.700" in page(runs, TODAY)
+    assert "0.900" not in page(runs, TODAY)
     earlier = page(runs, Variant(recipe="1"))
     assert "0.900" in earlier
     assert "+40.00" in earlier
@@ -96,11 +96,11 @@ def test_variants_are_kept_apart_and_share_the_baselines() -> None:
 def test_a_recipe_keeps_the_runs_of_strategies_that_it_did_not_change() -> None:
     """The third one changed what a head reads, and nothing else."""
     second = Variant(recipe="2")
-    assert run_key("bitfit", 0, "rows", second) == run_key("bitfit", 0, "rows", Variant())
-    assert run_key("head", 0, "rows", second) != run_key("head", 0, "rows", Variant())
+    assert run_key("bitfit", 0, "rows", second) == run_key("bitfit", 0, "rows", TODAY)
+    assert run_key("head", 0, "rows", second) != run_key("head", 0, "rows", TODAY)
     runs = [a_run("a", "bitfit", 0.8, variant=second), a_run("a", "head", 0.6, variant=second)]
-    assert "0.800" in page(runs, Variant())
-    assert "0.600" not in page(runs, Variant())
+    assert "0.800" in page(runs, TODAY)
+    assert "0.600" not in page(runs, TODAY)
     assert "0.600" in page(runs, second)
     assert "0.800" not in page(runs, Variant(recipe="1"))
 
@@ -203,7 +203,7 @@ def test_tables_have_mean_deviation_rows_and_missing_runs() -> None:
         ["b", "accuracy", "90", "1,000", "0.500", ""],
     ]
     assert difference_rows(runs)[1:] == [["a", *[""] * 7], ["b", *[""] * 7]]
-    text = page(runs, Variant(), "quality.svg")
+    text = page(runs, TODAY, "quality.svg")
     assert "| a | `bitfit` | 90 | 1,000 | 2 | accuracy 0.820 ± 0.028 |  | 10 | 8 |" in text
     assert "(quality.svg)" in text
 
@@ -211,12 +211,12 @@ def test_tables_have_mean_deviation_rows_and_missing_runs() -> None:
 def test_a_page_keeps_its_prose_and_equal_runs_give_equal_files(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "quality.md"
     runs = [a_run("a", "sklearn", 0.7), a_run("a", "bitfit", 0.8), a_run("a", "bitfit", 0.9, 1)]
-    write(runs, Variant(), target)
+    write(runs, TODAY, target)
     target.write_text(f"Our prose.\n{target.read_text()}More prose.\n")
     files = [target, target.with_suffix(".svg")]
     before = [path.read_bytes() for path in files]
-    write(runs, Variant(), target)
+    write(runs, TODAY, target)
     assert [path.read_bytes() for path in files] == before
     assert target.read_text().startswith("Our prose.\n# Quality\n")
     assert "+15.00" in target.read_text()
-    assert not draw([a_run("a", "majority", 0.7)], Variant(), tmp_path / "none.svg")
+    assert not draw([a_run("a", "majority", 0.7)], TODAY, tmp_path / "none.svg")
