@@ -33,7 +33,6 @@ from deltas import (
     pick_device,
     pick_precision,
 )
-from deltas.manifest import Pooling
 from tests.bench.floor import Gemms
 from tests.bench.peers import OnnxRuntime, Peft, Transformers
 from tests.bench.report import (
@@ -51,7 +50,6 @@ from training.data.tasks import TASKS
 _INT8 = "mixed bitfit, int8"
 _MEANS = "mixed bitfit, mean pooling"
 _SOME_MEANS = "mixed bitfit, mean pooling of four in nine tasks"
-_LAYERS = "mixed bitfit, means of every layer"
 _ONNX = "ONNX Runtime float32, windows of 32"  # it has no bfloat16 on CPUs
 _ONNX_INT8 = "ONNX Runtime int8, windows of 32"
 _TRAFFIC = "the GEMMs that we run, and memory traffic"
@@ -65,7 +63,6 @@ RATIOS = {
     "top_mixed_vs_single": ("mixed, one in four top:2", "single bitfit", 0.70),
     "means_vs_mixed": (_MEANS, "mixed bitfit", 0.87),
     "some_means_vs_mixed": (_SOME_MEANS, "mixed bitfit", None),
-    "layers_vs_means": (_LAYERS, _MEANS, None),
     "mixed_vs_gemm": ("mixed bitfit", "all GEMMs of 6 layers", 0.80),
     "mixed_vs_own_gemm": ("mixed bitfit", "the GEMMs that we run", None),
     "mixed_vs_traffic": ("mixed bitfit", _TRAFFIC, None),
@@ -160,18 +157,11 @@ def ours(
 def with_means(
     backbone: Backbone, workload: Workload, folder: Path, precision: str, budget: int, device: str
 ) -> dict[str, System]:
-    """Make systems whose tasks, all or some, read means of their tokens."""
+    """Make systems whose tasks, all or some, read the mean of their tokens."""
     systems = {}
-    every, some = len(TASKS), len(TASKS) // 2
-    poolings: dict[str, tuple[Pooling, int]] = {
-        _MEANS: ("mean", every),
-        _SOME_MEANS: ("mean", some),
-        _LAYERS: ("layers", every),
-    }
-    for name, (pooling, count) in poolings.items():
-        root = folder / f"bitfit-{count}-{pooling}"
-        strategies = dict.fromkeys(TASKS, "bitfit")
-        write_deltas(backbone, root, list(TASKS), strategies, pooling, count)
+    for name, num_means in ((_MEANS, len(TASKS)), (_SOME_MEANS, len(TASKS) // 2)):
+        root = folder / f"bitfit-{num_means}-means"
+        write_deltas(backbone, root, list(TASKS), dict.fromkeys(TASKS, "bitfit"), num_means)
         store = Store([root], backbone=backbone.ref)
         engine = Engine(backbone, store, device=device, precision=precision)
         systems[name] = run_engine(engine, mixed_rows(workload, store), budget)

@@ -135,12 +135,11 @@ def write_deltas(
     folder: Path,
     names: Sequence[str],
     strategy_of: dict[str, str],
-    pooling: Pooling = "cls",
-    count: int = 0,
+    num_means: int = 0,
 ) -> None:
-    """Write one made-up delta a task name; the first `count` of them have the pooling, not cls."""
+    """Write one made-up delta a task name; the first `num_means` of them have mean pooling."""
     for seed, name in enumerate(names):
-        spec = task_spec(name, pooling=pooling if seed < count else "cls")
+        spec = task_spec(name, pooling="mean" if seed < num_means else "cls")
         delta = noisy_delta(backbone, spec, strategy_of[name], seed)
         write_delta(delta, delta_path(folder, backbone.ref.id, name, strategy_of[name]))
 

@@ -348,6 +348,7 @@ def test_a_server_that_returns_with_other_deltas(
     (tmp_path / "bitfit.safetensors").write_bytes(cola.read_bytes())
     server.start(deltas=(tmp_path,))
     st.cache_data.clear()
+    st.cache_resource.clear()
     run(page)
     assert cards(page) == 1
     assert [area.label for area in page.text_area] == ["sentence"]
@@ -403,6 +404,7 @@ def test_user_and_password_of_the_address_reach_no_visitor(server: Any, open_pag
     run(page)
     assert "does not answer" in page.warning[0].value
     st.cache_data.clear()
+    st.cache_resource.clear()
     broken = open_page(address.replace("s3cret", "s3/cret"))
     assert "does not answer" in broken.warning[0].value
     for shown in (page, broken):

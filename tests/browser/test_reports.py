@@ -346,6 +346,7 @@ def test_the_views_outlive_their_server(server: Any, open_at: Open) -> None:
     pages = {view: open_at(server.url, view) for view in ("trust", "benchmark", "deltas", "server")}
     server.stop()
     st.cache_data.clear()
+    st.cache_resource.clear()
     for view, page in pages.items():
         run(page)
         said = words(page)
