@@ -2,7 +2,7 @@
 
 It reads the command line and opens the deltas; `app.pipeline.bulk.run` does the work. Nothing large
 is imported before the arguments are known to be sound. Tested by
-tests/integration/app/test_predict_command.py.
+tests/unit/app/pipeline/test_main.py and tests/integration/app/test_predict_command.py.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 from deltas.errors import home_or_name, home_path, run_command
 
 if TYPE_CHECKING:
-    from app.pipeline.bulk.cluster import RayAnswers
+    from app.pipeline.bulk.cluster import RayWorkers
     from app.pipeline.bulk.files import InputFile
-    from app.pipeline.bulk.run import FileRun
     from deltas import Backbone, Record
 
 _EPILOG = """\
@@ -129,13 +128,13 @@ def _predict(options: argparse.Namespace) -> int:
         precision=options.precision,
         threads=chosen.threads,
     )
-    with _place(options, chosen.threads):
+    with _workers(options, list(deltas.values()), engine.precision, chosen.threads) as workers:
         for (group, output), output_format in zip(groups, formats, strict=True):
             run = FileRun(engine, deltas, group, output, output_format, chosen)
             began, before = time.monotonic(), run.output.progress.num_rows
             if before:
                 sys.stderr.write(f"going on behind {before:,} rows of an earlier run\n")
-            progress = run.answer(_answers(options, run))
+            progress = run.answer(workers.answers(run) if workers else None)
             seconds = time.monotonic() - began
             sys.stderr.write(summary(output, progress, seconds, progress.num_rows - before) + "\n")
             if output == STANDARD:
@@ -145,20 +144,42 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _groups(options: argparse.Namespace) -> list[tuple[list[InputFile], str]]:
     """Return the files of each output."""
-    from app.pipeline.bulk.files import input_files
     from app.pipeline.bulk.run import name_of_output
 
-    files = [file for name in options.files for file in input_files(name, options.format)]
-    if options.output is not None:
-        own = Path(options.output).absolute()  # an output within the folder is none of its files
-        files = [file for file in files if file.path is None or file.path.absolute() != own]
-    elif folders := [name for name in options.files if Path(name).is_dir()]:
-        raise _MisuseError(f"{folders[0]} is a folder; name the file of all answers with --output")
+    files = [file for name in options.files for file in _files(name, options)]
     if len({file.path for file in files}) < len(files):
         raise _MisuseError("a file is named twice; name it once")
+    if options.output is not None:  # it may be one of them: all are read before it is replaced
+        return [(files, options.output)]
+    groups = [([file], name_of_output(file)) for file in files]
+    replaced: dict[Path, str] = {}
+    for (file,), output in groups:
+        if file.path is not None and (before := replaced.get(file.path.resolve())):
+            raise _MisuseError(
+                f"{file.path} is also the output of {before}, which would replace it before it is "
+                "read; name another file with --output"
+            )
+        replaced[Path(output).resolve()] = file.name
+    return groups
+
+
+def _files(name: str, options: argparse.Namespace) -> list[InputFile]:
+    """Return the file of a name, or the files of a folder without the output."""
+    from app.pipeline.bulk.files import STANDARD, input_files
+
+    found = input_files(name, options.format)
+    if name == STANDARD or not Path(name).is_dir():
+        return found
     if options.output is None:
-        return [([file], name_of_output(file)) for file in files]
-    return [(files, options.output)]
+        raise _MisuseError(f"{name} is a folder; name the file of all answers with --output")
+    own = Path(options.output).resolve()
+    left = [file for file in found if file.path is not None and file.path.resolve() != own]
+    if not left:
+        raise _MisuseError(
+            f"{name} has no files of rows besides the output {options.output}; name the file "
+            "itself to answer it, or choose another folder"
+        )
+    return left
 
 
 def _check_ray(options: argparse.Namespace) -> None:
@@ -174,21 +195,18 @@ def _check_ray(options: argparse.Namespace) -> None:
     options.device = "cpu"
 
 
-def _place(options: argparse.Namespace, threads: int) -> AbstractContextManager[None]:
-    """Return what is open while files are answered: a connection with Ray, or nothing."""
+@contextmanager
+def _workers(
+    options: argparse.Namespace, records: Sequence[Record], precision: str, threads: int
+) -> Iterator[RayWorkers | None]:
+    """Connect with Ray within the block; without --ray this process answers, which is None."""
     if not options.ray:
-        return nullcontext()
-    from app.pipeline.bulk.cluster import connected
+        yield None
+        return
+    from app.pipeline.bulk.cluster import RayWorkers, connected
 
-    return connected(options.ray_address, threads)
-
-
-def _answers(options: argparse.Namespace, run: FileRun) -> RayAnswers | None:
-    if not options.ray:
-        return None
-    from app.pipeline.bulk.cluster import RayAnswers
-
-    return RayAnswers(run, options.backbone)
+    with connected(options.ray_address, threads):
+        yield RayWorkers(records, options.backbone, precision, threads)
 
 
 def _check_output(output: str, *, overwrite: bool) -> None:

@@ -4,7 +4,8 @@ This process reads the files and writes the output, as it does without Ray. Each
 worker as one task. The worker answers it with an engine of its own, and returns the bytes of the
 output. The windows are those of a run without Ray, so their batches and their bytes are the same.
 If a worker is lost, Ray runs its task again; only a task's one result reaches the output. Deltas
-travel to the workers as files; the program and the backbone must be there already. Tested by
+travel to the workers as files, once for all outputs of a command; the program and the backbone must
+be there already. Tested by tests/unit/app/pipeline/bulk/test_cluster.py and
 tests/integration/app/test_predict_on_ray.py.
 """
 
@@ -20,12 +21,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from app.engine.engine import Engine
 from app.engine.tuning import installed_version, num_cpus
+from app.errors import DeltaUnavailableError
 from app.pipeline.bulk.files import FileError
 from app.pipeline.bulk.local import LocalAnswers, RawWindow, WrittenWindow
 from app.pipeline.bulk.output import RowFormat
 from app.pipeline.bulk.run import FileRun, open_engine
-from deltas import Store, load_backbone
+from deltas import Record, Store, load_backbone
+from deltas.errors import DeltaError, DeltaFormatError
 from deltas.hardware import keep_compiled_products, keep_freed_memory
 
 _LOST_WORKERS = 3  # of one window, before the run ends
@@ -35,27 +39,23 @@ _STORE_BYTES = 100 * 2**20  # of Ray's object store, which holds windows alone
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """All that a worker needs to answer windows.
+    """All that a worker needs to open the deltas of a command.
 
     Attributes:
         version: version of the program.
         backbone: name or folder of the backbone; None for the packaged one.
         files: task, strategy, version and file of each delta, in the order of the answers.
-        row_format: writes the answers.
         precision: precision of the engine.
-        top_k: number of scores to give.
         threads: threads of a forward pass.
     """
 
     version: str
     backbone: str | None
     files: Sequence[tuple[tuple[str, str, str], bytes]]
-    row_format: RowFormat
     precision: str
-    top_k: int | None
     threads: int
 
-    def answers(self) -> LocalAnswers:
+    def opened(self) -> WorkerEngine:
         """Open the deltas in this process.
 
         Raises:
@@ -73,63 +73,112 @@ class EnginePlan:
         with tempfile.TemporaryDirectory(prefix="deltabert-") as name:
             for number, content in enumerate(dict(self.files).values()):
                 Path(name, f"{number}.safetensors").write_bytes(content)
+            sent = Store([Path(name)])
+            for path, reason in sent.rejected:
+                raise DeltaFormatError(path, reason)
             engine = open_engine(  # it holds all deltas from now on, so the files may go
-                Store([Path(name)]).records,
+                sent.records,
                 backbone,
                 device="cpu",
                 precision=self.precision,
                 threads=self.threads,
             )
         found = [engine.store.resolve(*key) for key, _ in self.files]
-        return LocalAnswers(engine, found, self.row_format, top_k=self.top_k, threads=self.threads)
+        return WorkerEngine(engine, found, self.threads)
 
 
-def answer_window(plan: tuple[Any], window: RawWindow) -> WrittenWindow:
+@dataclass(frozen=True)
+class WorkerEngine:
+    """The engine of a worker, and the deltas that it holds."""
+
+    engine: Engine
+    records: Sequence[Record]
+    threads: int
+
+    def written(self, row_format: RowFormat, top_k: int | None, window: RawWindow) -> WrittenWindow:
+        """Return the output of a window."""
+        answers = LocalAnswers(
+            self.engine, self.records, row_format, top_k=top_k, threads=self.threads
+        )
+        (written,) = answers.written([window])
+        return written
+
+
+def answer_window(
+    plan: tuple[Any], row_format: RowFormat, top_k: int | None, window: RawWindow
+) -> WrittenWindow:
     """Answer a window on a worker, which keeps its engine for the next one.
 
     Args:
         plan: reference to the `EnginePlan`; it is in a tuple so that Ray does not fetch it always.
+        row_format: writes the answers.
+        top_k: number of scores to give.
         window: the window.
+
+    Raises:
+        FileError: the worker can't open the deltas, or can't answer by them.
     """
-    (written,) = _opened(plan[0]).written([window])
-    return written
+    try:
+        return _opened(plan[0]).written(row_format, top_k, window)
+    except (DeltaError, DeltaUnavailableError) as error:
+        raise FileError(str(error)) from None  # those errors can't travel between processes
 
 
 @lru_cache(maxsize=1)
-def _opened(plan: Any) -> LocalAnswers:
+def _opened(plan: Any) -> WorkerEngine:
     import ray
 
     found: EnginePlan = ray.get(plan)
-    return found.answers()
+    return found.opened()
+
+
+class RayWorkers:
+    """The workers of a cluster that this process is connected with; they open the deltas once.
+
+    Args:
+        records: the deltas, in the order of the answers.
+        backbone: name or folder of the backbone, as the command line gives it.
+        precision: precision of the engines.
+        threads: threads of a forward pass, and CPUs of a worker.
+    """
+
+    def __init__(
+        self, records: Sequence[Record], backbone: str | None, precision: str, threads: int
+    ) -> None:
+        import ray
+
+        if backbone is not None and Path(backbone).is_dir():
+            backbone = str(Path(backbone).resolve())
+        files = [(record.key, record.path.read_bytes()) for record in records]
+        plan = EnginePlan(installed_version(), backbone, files, precision, threads)
+        self._plan = (ray.put(plan),)
+        self._task = ray.remote(max_retries=_LOST_WORKERS, num_cpus=threads)(answer_window)
+        self.threads = threads
+
+    def answers(self, run: FileRun) -> RayAnswers:
+        """Return what answers the windows of a run."""
+        return RayAnswers(self, run)
+
+    def start(self, row_format: RowFormat, top_k: int | None, window: RawWindow) -> Any:
+        """Hand a window to the cluster; returns the reference to its output."""
+        return self._task.remote(self._plan, row_format, top_k, window)
 
 
 class RayAnswers:
-    """Answers the windows of a run on a cluster that this process is connected with.
+    """Answers the windows of a run on a cluster.
 
     Args:
+        workers: the workers, which hold the deltas of the run.
         run: the run.
-        backbone: name or folder of the backbone, as the command line gives it.
     """
 
-    def __init__(self, run: FileRun, backbone: str | None) -> None:
+    def __init__(self, workers: RayWorkers, run: FileRun) -> None:
         import ray
 
         self._ray = ray
-        self._threads = run.options.threads
+        self._workers = workers
+        self._row_format, self._top_k = run.row_format, run.options.top_k
         self._names = [file.name for file in run.inputs]
-        if backbone is not None and Path(backbone).is_dir():
-            backbone = str(Path(backbone).resolve())
-        plan = EnginePlan(
-            installed_version(),
-            backbone,
-            [(record.key, record.path.read_bytes()) for record in run.records],
-            run.row_format,
-            run.engine.precision,
-            run.options.top_k,
-            self._threads,
-        )
-        self._plan = (ray.put(plan),)
-        self._task = ray.remote(max_retries=_LOST_WORKERS, num_cpus=self._threads)(answer_window)
 
     def written(self, windows: Iterable[RawWindow]) -> Generator[WrittenWindow]:
         """Yield the outputs of windows in their order; few of them are read ahead.
@@ -140,7 +189,8 @@ class RayAnswers:
         waiting: deque[tuple[Any, RawWindow]] = deque()
         try:
             for window in windows:
-                waiting.append((self._task.remote(self._plan, window), window))
+                task = self._workers.start(self._row_format, self._top_k, window)
+                waiting.append((task, window))
                 while len(waiting) > _AHEAD * self._num_workers():
                     yield self._next(waiting)
             while waiting:
@@ -151,7 +201,7 @@ class RayAnswers:
 
     def _num_workers(self) -> int:
         """Return how many windows the cluster answers at a time; machines come and go."""
-        return max(1, int(self._ray.cluster_resources().get("CPU", 0)) // self._threads)
+        return max(1, int(self._ray.cluster_resources().get("CPU", 0)) // self._workers.threads)
 
     def _next(self, waiting: deque[tuple[Any, RawWindow]]) -> WrittenWindow:
         task, window = waiting[0]
@@ -169,12 +219,14 @@ class RayAnswers:
 
 def reason_of(error: Exception) -> str:
     """Tell why a window has no answers: its workers were lost too often, or could not answer."""
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
     if isinstance(error, RayTaskError):  # is not tried again
         return f"a worker could not answer: {type(error.cause).__name__}: {error.cause}"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"the cluster lost the worker {_LOST_WORKERS + 1} times: {lines[0]}"
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, NodeDiedError | OutOfMemoryError | WorkerCrashedError):
+        return f"the cluster lost the worker {_LOST_WORKERS + 1} times: {text.splitlines()[0]}"
+    return f"the cluster failed: {type(error).__name__}: {text}"
 
 
 @contextmanager

@@ -44,17 +44,16 @@ def test_a_worker_that_has_only_the_plan_gives_the_bytes_of_this_process(
     run = FileRun(engine, deltas, input_files(str(folder))[1:2], "-", "jsonl", options)
     windows = pickle.loads(pickle.dumps(list(run._windows(FileProgress()))))
     files = [(record.key, record.path.read_bytes()) for record in run.records]
-    plan = EnginePlan(
-        installed_version(), str(tiny_backbone_dir), files, run.row_format, "fp32", None, 1
-    )
+    plan = EnginePlan(installed_version(), str(tiny_backbone_dir), files, "fp32", 1)
     here = LocalAnswers(engine, run.records, run.row_format, top_k=None, threads=1)
-    there = pickle.loads(pickle.dumps(plan)).answers()
-    found = list(there.written(windows))
+    there, row_format = pickle.loads(pickle.dumps((plan, run.row_format)))
+    worker = there.opened()
+    found = [worker.written(row_format, None, window) for window in windows]
     assert found == list(here.written(windows))
     assert [window.num_rows for window in found] == [40, 10]
     assert found[0].num_problems == 2
     with pytest.raises(FileError, match=r"has version .* but the command has 0\.0; install"):
-        replace(plan, version="0.0").answers()
+        replace(plan, version="0.0").opened()
 
 
 def test_ray_is_refused_where_it_can_not_work(
@@ -83,3 +82,20 @@ def test_the_reason_of_a_lost_window_says_how_it_was_lost() -> None:
     assert reason_of(error) == "a worker could not answer: FileError: another version"
     lost = reason_of(exceptions.WorkerCrashedError())
     assert lost.startswith("the cluster lost the worker 4 times: The worker died")
+    for kind in (exceptions.NodeDiedError, exceptions.OutOfMemoryError):
+        assert reason_of(kind("gone\nfor good")) == "the cluster lost the worker 4 times: gone"
+
+
+def test_what_is_no_loss_of_a_worker_is_told_as_it_is() -> None:
+    exceptions = pytest.importorskip(
+        "ray.exceptions", reason="needs Ray: pip install -c constraints.txt 'ray[serve]'"
+    )
+    error = exceptions.RayTaskError("answer_window", "Traceback ...", FileError("a damaged file"))
+    received = exceptions.RayError.from_bytes(error.to_bytes())
+    assert reason_of(received) == "a worker could not answer: FileError: a damaged file"
+    unknown = exceptions.UnserializableException("Traceback ...\nValueError: no number")
+    assert reason_of(unknown).startswith("the cluster failed: UnserializableException: Failed")
+    assert reason_of(unknown).endswith("ValueError: no number")
+    assert reason_of(exceptions.TaskUnschedulableError("no node")) == (
+        "the cluster failed: TaskUnschedulableError: The task is not schedulable: no node"
+    )
