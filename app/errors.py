@@ -248,7 +248,7 @@ class DeadlineExceededError(Exception):
     """The request was not answered in time."""
 
     def __init__(self, allowed_s: float) -> None:
-        super().__init__(f"not answered within {allowed_s:.3g} s; try again, or send fewer rows")
+        super().__init__(f"not answered within {allowed_s:,.6g} s; try again, or send fewer rows")
 
 
 class DeadlineTooShortError(Exception):

@@ -298,19 +298,21 @@ class Pipeline:
         """Tokenize for each delta, once for deltas that read the same texts in the same way."""
         done: dict[tuple[int, PairEncoding, tuple[tuple[str, ...], ...]], list[TokenizedRow]] = {}
         rows: list[EngineRow] = []
-        passes: set[tuple[Hashable, str]] = set()
+        passes: set[tuple[Hashable, bool]] = set()
         for record, of_record in zip(records, texts, strict=True):
             task = record.manifest.task
             key = task.max_length, task.pairs, tuple(of_record)
             if key not in done:
                 done[key] = await self._tokenize_texts(*key)
-            is_shared = (key, task.pooling) in passes and not record.manifest.entries
+            # Heads that read means of one layer or of all take the same pass, as in the encoder.
+            sees = key, task.pooling == "cls"
+            is_shared = sees in passes and not record.manifest.entries
             rows += [
                 EngineRow(row, record, _HEAD_TOKENS if is_shared else row.num_tokens)
                 for row in done[key]
             ]
             if self._shares_passes and not record.manifest.entries:
-                passes.add((key, task.pooling))
+                passes.add(sees)
         return rows
 
     async def _tokenize_texts(

@@ -241,8 +241,8 @@ class Settings(BaseSettings):
     )
     stream_timeout_s: float = Field(
         0.0,
-        description="Seconds that a stream of rows may take in all; a longer one ends with an "
-        "error. 0 for no limit.",
+        description="Seconds that a stream of rows may take in all, from the arrival of its head; "
+        "a longer one ends with an error. 0 for no limit.",
         ge=0,
         le=7 * 86400,
     )

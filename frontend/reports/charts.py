@@ -278,7 +278,8 @@ def _references(known: Reference) -> list[alt.Chart]:
 
 def _value(point: Point, cost: str, served: Container[tuple[str, str]]) -> dict[str, Any]:
     spread = point.spread or 0.0
-    link = point.link if (point.task, point.method) in served else None
+    # Vega makes a link to "/null" of None, and none of an empty text.
+    link = point.link if (point.task, point.method) in served else ""
     return {
         "task": point.task,
         "method": point.method,

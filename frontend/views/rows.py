@@ -20,7 +20,7 @@ from frontend.models import Prediction
 
 MAX_ROWS = 20_000
 MAX_MEGABYTES = 20
-CHUNK_ROWS = 64  # of one request: a step of the progress bar
+CHUNK_ROWS = 64  # of one request, counted once for each strategy: a step of the progress bar
 _FOR_MORE = "For more, send the file to the server: docs/guide/serving.md says how."
 _DELIMITERS = ",;\t|"
 _SNIFFED_CHARS = 65_536
@@ -137,10 +137,11 @@ def free_name(name: str, taken: Iterable[str]) -> str:
     return name if name not in names else next(each for each in numbered if each not in names)
 
 
-def chunks(num_rows: int) -> Iterator[range]:
-    """Yield the places of the rows of each request."""
-    for start in range(0, num_rows, CHUNK_ROWS):
-        yield range(start, min(start + CHUNK_ROWS, num_rows))
+def chunks(num_rows: int, num_strategies: int) -> Iterator[range]:
+    """Yield the places of the rows of each request, which asks all strategies."""
+    size = max(1, CHUNK_ROWS // num_strategies)
+    for start in range(0, num_rows, size):
+        yield range(start, min(start + size, num_rows))
 
 
 def decision(item: Prediction) -> str:

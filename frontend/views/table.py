@@ -12,20 +12,20 @@ from dataclasses import dataclass
 import pandas as pd
 import streamlit as st
 
-from frontend.client import Client, Row
+from frontend.client import Client
 from frontend.errors import ServerError, UnreachableError
 from frontend.glossary import literal, percent
 from frontend.links import opened, share
-from frontend.models import Prediction, TaskInfo
+from frontend.models import TaskInfo
 from frontend.panels.chooser import choose_task
 from frontend.panels.inputs import show_error
 from frontend.state import ViewContext, keep_widget, prepare_widget
+from frontend.views.labelling import Labelling
 from frontend.views.rows import (
     MAX_MEGABYTES,
     Labelled,
     TableError,
     accuracy,
-    chunks,
     confusion,
     fit_command,
     free_name,
@@ -37,7 +37,6 @@ from frontend.views.rows import (
 )
 
 _NO_COLUMN = "none"
-_REFUSED = {400, 413, 422}  # statuses of a request with a row that can't be used
 _LINE_PIXELS, _MOST_PIXELS = 35, 460  # of a row, and of the editor
 _CORRECT, _DOUBT = "correct label", "doubt"
 _NUMBER = "table/number"
@@ -142,45 +141,18 @@ def _label(
     """Send the rows by chunks, with progress; a row that can't be used harms no other one."""
     cells = [table[name].fillna("").tolist() for name in texts]
     rows = [dict(zip(task.text_fields, row, strict=True)) for row in zip(*cells, strict=True)]
-    found: dict[str, list[Prediction | None]] = {name: [] for name in strategies}
-    progress, problem = st.progress(0.0, "Labelling ..."), None
-    try:
-        for places in chunks(len(rows)):
-            part = [rows[place] for place in places]
-            answers = _answers(client, task.name, part, strategies)
-            for strategy, of_strategy in zip(strategies, answers, strict=True):
-                found[strategy] += of_strategy
-            done = places.stop / len(rows)
-            progress.progress(done, f"{places.stop:,} of {len(rows):,} rows")
-    except ServerError as error:
-        problem = error
-        if isinstance(error, UnreachableError):
-            st.session_state["waiting"] = True
+    labelling = Labelling(client, task.name, rows, strategies)
+    progress = st.progress(0.0, "Labelling ...")
+    for done in labelling.steps():
+        progress.progress(done / len(rows), f"{done:,} of {len(rows):,} rows")
+    if isinstance(labelling.problem, UnreachableError):
+        st.session_state["waiting"] = True
     progress.empty()
-    labelled = tuple(
-        Labelled(name, (*answers, *[None] * (len(rows) - len(answers))))
-        for name, answers in found.items()
-    )
+    labelled = tuple(Labelled(name, tuple(answers)) for name, answers in labelling.found.items())
     correct = free_name(_CORRECT, map(str, table.columns))
     number = st.session_state.get(_NUMBER, 0) + 1
     st.session_state[_NUMBER] = number
-    return Result(table, correct, texts, labelled, problem, number)
-
-
-def _answers(
-    client: Client, task: str, rows: Sequence[Row], strategies: Sequence[str]
-) -> list[list[Prediction | None]]:
-    """Return each strategy's answers to some rows; None for rows that the server can't use."""
-    try:
-        return [list(answers) for answers in client.predict_rows(task, rows, strategies)]
-    except ServerError as error:
-        if error.status not in _REFUSED:
-            raise
-        if len(rows) == 1:
-            return [[None] for _ in strategies]
-    half = len(rows) // 2
-    parts = (_answers(client, task, part, strategies) for part in (rows[:half], rows[half:]))
-    return [first + second for first, second in zip(*parts, strict=True)]
+    return Result(table, correct, texts, labelled, labelling.problem, number)
 
 
 def _show_result(task: TaskInfo, result: Result) -> None:

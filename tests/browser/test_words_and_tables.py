@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from app.engine.engine import Engine
 from deltas import Backbone, Delta, delta_path, write_delta
 from deltas.manifest import TaskAbout, TaskExample
 from frontend.client import Client, open_session
@@ -17,6 +20,7 @@ from tests.browser.conftest import PAGE_TASKS
 from tests.browser.test_page import MAIN, button, cards, html, open_view, run, texts, words
 
 Open = Callable[..., AppTest]
+FILMS = ["the good film", "not a film", "a bad film", "the film is very good"]
 TABLE = "text,gold\nthe good film,acceptable\n,unacceptable\nnot a film,unacceptable\n=1 film,x\n"
 
 
@@ -112,6 +116,72 @@ def test_a_table_is_labelled_and_compared(url: str, open_at: Open) -> None:
     assert metric.value == f"{right / 4 * 100:.0f} %"
     command = shlex.split(str(page.code[0].value))
     assert command[command.index("--text-columns") + 1] == "text"
+
+
+def labels_of(page: AppTest) -> dict[str, list[str]]:
+    """Return the labels of each strategy, in the order of the rows."""
+    shown = page.dataframe[0].value.sort_index()
+    return {str(name): list(shown[name]) for name in shown if str(name).startswith("label (")}
+
+
+def label(page: AppTest, texts: list[str]) -> AppTest:
+    page.text_area[0].set_value("\n".join(["text", *texts]))
+    run(page)
+    return press(page, f"Label {len(texts):,} rows")
+
+
+def test_a_request_of_one_row_may_be_too_large_for_all_strategies(
+    server: Any, open_at: Open
+) -> None:
+    """Rows count once for each strategy, so three strategies exceed a limit of two rows."""
+    server.start(max_rows_per_request=2)
+    names = ("bitfit", "layernorm", "head")
+    page = label(open_at(server.url, "table", task="cola", strategies=" ".join(names)), FILMS)
+    assert not page.error
+    assert not [each for each in page.warning if "have no label" in each.value]
+    client = Client(open_session(server.url), server.url)
+    for name in names:
+        known = [client.predict_rows("cola", [text], [name])[0][0].labels[0] for text in FILMS]
+        assert labels_of(page)[f"label ({name})"] == known
+
+
+def test_requests_that_take_too_long_are_asked_again_in_smaller_ones(
+    server: Any, open_at: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows of a request share its deadline; the server takes too long for many of them."""
+    predict, ended, sizes = Engine.predict, threading.Event(), list[int]()
+
+    def take_long(engine: Engine, rows: Any, threads: int = 0) -> Any:
+        sizes.append(len(rows))
+        if len(rows) > len(FILMS):
+            ended.wait(1.5)
+        return predict(engine, rows, threads)
+
+    monkeypatch.setattr(Engine, "predict", take_long)
+    server.start(deadline_s=1)
+    page = label(open_at(server.url, "table", task="cola", strategies="bitfit layernorm"), FILMS)
+    assert not page.error
+    assert max(sizes) == 2 * len(FILMS)
+    assert all(all(labels) for labels in labels_of(page).values())
+
+
+def test_a_strategy_that_can_not_answer_stops_no_other_one(
+    server: Any, open_at: Open, page_deltas: Path, tmp_path: Path, tiny_backbone: Backbone
+) -> None:
+    """Its file goes away while the server runs, after the page has read the catalogue."""
+    folder = tmp_path / "deltas"
+    shutil.copytree(page_deltas, folder)
+    server.start(deltas=(folder,), max_slots=1)
+    page = open_at(server.url, "table", task="cola", strategies="bitfit layernorm head")
+    client = Client(open_session(server.url), server.url)
+    client.predict_rows("cola", ["a film"], ["bitfit"])  # which takes the only slot
+    delta_path(folder, tiny_backbone.ref.id, "cola", "layernorm").unlink()
+    label(page, FILMS * 10)
+    (said,) = page.error
+    assert "The rest of the rows have no label of layernorm" in said.value
+    found = labels_of(page)
+    assert not any(found["label (layernorm)"])
+    assert all(found["label (bitfit)"] + found["label (head)"])
 
 
 def test_columns_of_the_table_are_never_replaced(url: str, open_at: Open) -> None:

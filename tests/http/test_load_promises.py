@@ -140,11 +140,13 @@ def test_peers_row_29_liveness_is_answered_while_every_batch_hangs(
         assert {future.result().status_code for future in running} == {200}
 
 
-@pytest.fixture
-def heads_folder(tiny_backbone: Backbone, tmp_path: Path) -> Path:
-    """16 tasks, each with a delta that trains its head alone."""
+@pytest.fixture(params=["cls", "mean layers"])
+def heads_folder(tiny_backbone: Backbone, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """16 tasks, each with a delta that trains its head alone, with poolings in turn."""
+    poolings = request.param.split()
     for number, name in enumerate(HEADS):
-        task = TOY_TASKS["toy2"].model_copy(update={"name": name})
+        pooling = poolings[number % len(poolings)]
+        task = TOY_TASKS["toy2"].model_copy(update={"name": name, "pooling": pooling})
         delta = make_delta(tiny_backbone, task, "head", seed=number)
         write_delta(delta, delta_path(tmp_path, tiny_backbone.ref.id, name, "head"))
     return tmp_path
@@ -171,13 +173,14 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_peers_row_38_sixteen_heads_read_a_text_once(
     start: Callable[..., TestClient], heads_folder: Path, work: Counter[str]
 ) -> None:
-    """A batch holds fewer tokens than 16 such rows would have, so a pass must count once."""
-    client = start(deltas=(heads_folder,), max_batch_tokens=24)
+    """A batch holds the tokens of one row and one for each other head: a pass must count once."""
+    client = start(deltas=(heads_folder,), max_batch_tokens=20)
     work.clear()
     body = {"inputs": "a good film"}
     alone = [client.post(f"/predict/{name}", json=body).json()["predictions"] for name in HEADS]
     assert work["texts"] == len(HEADS)
     one = work["tokens"] // len(HEADS)
+    assert one + len(HEADS) - 1 == 20
     work.clear()
     answer = client.post("/predict", json=body | {"targets": [{"task": name} for name in HEADS]})
     assert work == {"texts": 1, "tokens": one}

@@ -153,12 +153,40 @@ def test_an_empty_stream_of_lines_has_an_empty_answer(client: TestClient) -> Non
 
 
 def test_a_stream_that_takes_too_long_ends_with_an_error(make_app: Callable[..., Any]) -> None:
-    with TestClient(make_app(stream_timeout_s=1e-9)) as client:
-        rows = lines_of(stream(client, b'"good"\n' * 200))
-    assert rows[-1]["row"] is None
+    """The client sends a row and then nothing more."""
+    with TestClient(make_app(stream_timeout_s=2)) as client:
+        assert client.portal is not None
+        status, body = client.portal.call(_drip, client.app, [b'"good"\n'], NDJSON, 0)
+    rows = [json.loads(line) for line in body.splitlines()]
+    assert (status, [row["row"] for row in rows]) == (200, [0, None])
     assert rows[-1]["error"]["code"] == "deadline_exceeded"
-    assert "not answered within 1e-09 s" in rows[-1]["error"]["message"]
-    assert len(rows) < 200
+    assert "not answered within 2 s" in rows[-1]["error"]["message"]
+
+
+def test_the_time_of_a_stream_covers_its_header(make_app: Callable[..., Any]) -> None:
+    """A header that comes byte by byte would hold one of the few places of streams."""
+    with TestClient(make_app(stream_timeout_s=0.5)) as client:
+        assert client.portal is not None
+        status, body = client.portal.call(_drip, client.app, [b"a"] * 100, CSV, 0.05)
+    assert (status, json.loads(body)["error"]["code"]) == (504, "deadline_exceeded")
+    assert "not answered within 0.5 s" in json.loads(body)["error"]["message"]
+
+
+async def _drip(app: Any, parts: list[bytes], given: str, pause_s: float) -> tuple[int, bytes]:
+    """Send parts with pauses, then nothing more; return the status and the body of the answer."""
+    unsent, sent = list(parts), list[dict[str, Any]]()
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(pause_s if unsent else 60)
+        return {"type": "http.request", "body": unsent.pop(0), "more_body": True}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict/toy2", "query_string": b""}
+    head = {"http_version": "1.1", "headers": [(b"content-type", given.encode())]}
+    await app(scope | head, receive, send)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
 
 
 def test_a_timeout_is_refused(client: TestClient, check_error: Any) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -61,6 +62,7 @@ async def answer_stream(
     """Read the begin of a stream, and return the response that reads the rest.
 
     Raises:
+        DeadlineExceededError: the stream's time is over before its header has come.
         InvalidInputError: the query, or the header of the rows, does not fit.
         DeltaNotFoundError: there is no such delta.
         RateLimitedError: the key has used up its requests.
@@ -84,7 +86,8 @@ async def answer_stream(
     try:
         reader = ColumnReader([record.manifest.task], choice, max_chars)
         parts = _PartReader(request.receive, CsvRows() if given == "csv" else JsonLines())
-        reader.begin(await parts.columns(), is_header=given == "csv")
+        async with _in_time(request):
+            reader.begin(await parts.columns(), is_header=given == "csv")
         columns = AnswerColumns(
             [task],
             [record.manifest.task],
@@ -96,6 +99,25 @@ async def answer_stream(
     return _RowStream(
         _Asked(request, serving, caller, record, query.top_k), parts, reader, taken, columns
     )
+
+
+@asynccontextmanager
+async def _in_time(request: Request) -> AsyncIterator[None]:
+    """End a block when the time of a stream is over, which runs from the request's arrival.
+
+    Raises:
+        DeadlineExceededError: the time is over.
+    """
+    limit_s: float = request.app.state.settings.stream_timeout_s
+    left_s = request.state.arrived_at + limit_s - time.monotonic()
+    limit = asyncio.timeout(left_s if limit_s else None)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceededError(limit_s) from None
 
 
 def _wrong(field: str | None, problem: str) -> InvalidInputError:
@@ -218,17 +240,14 @@ class _RowStream(Response):
         async def write(content: bytes, *, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": content, "more_body": more})
 
-        limit_s: float = self._asked.request.app.state.settings.stream_timeout_s
-        limit = asyncio.timeout(limit_s or None)
         try:
-            async with limit:
+            async with _in_time(self._asked.request):
                 await write(self._format.begin())
                 await self._answer_all(write)
         except ClientGoneError:
             logger.info("the client of a stream has gone after %d rows", self._number)
             return
-        except Exception as found:  # noqa: BLE001 - the client gets it
-            error = DeadlineExceededError(limit_s) if limit.expired() else found
+        except Exception as error:  # noqa: BLE001 - the client gets it
             await write(self._format.failure(self._problem_of(error, ends_stream=True)))
             return  # without the end of the answer: the connection is cut
         await write(b"", more=False)

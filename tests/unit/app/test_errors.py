@@ -80,10 +80,15 @@ def test_overload_and_deadline() -> None:
         "the estimated wait is 3.50 s, but the queue allows 2.00 s (7 rows, 1,070 tokens queued); "
         "try again in 4 s"
     )
-    assert describe(DeadlineExceededError(1.5))[1]["message"].startswith(
-        "not answered within 1.5 s"
-    )
-    assert "not answered within 0.001 s" in describe(DeadlineExceededError(0.001))[1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("allowed_s", "shown"),
+    [(0.001, "0.001"), (1.5, "1.5"), (30.0, "30"), (3600.0, "3,600"), (604800.0, "604,800")],
+)
+def test_a_deadline_is_written_in_plain_digits(allowed_s: float, shown: str) -> None:
+    _, error = describe(DeadlineExceededError(allowed_s))
+    assert error["message"].startswith(f"not answered within {shown} s;")
 
 
 @pytest.mark.parametrize(

@@ -82,10 +82,13 @@ def test_the_columns_that_are_meant() -> None:
     assert label_column(table, ()) is None
 
 
-def test_every_row_is_in_one_chunk() -> None:
-    places = [place for part in chunks(130) for place in part]
-    assert places == list(range(130))
-    assert not list(chunks(0))
+@pytest.mark.parametrize(("num_strategies", "largest"), [(1, 64), (3, 21), (64, 1), (100, 1)])
+def test_every_row_is_in_one_chunk(num_strategies: int, largest: int) -> None:
+    """A request has at most 64 rows, counted once for each strategy."""
+    parts = list(chunks(130, num_strategies))
+    assert [place for part in parts for place in part] == list(range(130))
+    assert max(map(len, parts)) == largest
+    assert not list(chunks(0, num_strategies))
 
 
 def prediction(kind: str, labels: tuple[str, ...], scores: dict[str, float]) -> Prediction:
