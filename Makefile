@@ -8,8 +8,7 @@ JOBS ?= 2
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# INSTALLER=uv has uv install in place of pip, in a third of the time; uv has settings of its own.
-INSTALL := $(PY) -m $(if $(filter uv,$(INSTALLER)),uv pip install --quiet --python $(PY),pip install --quiet --disable-pip-version-check) -c constraints.txt --editable
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable
 # Hashes of every file of a pinned version: the lock serves all processors and supported Pythons.
 LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(PY) -m uv pip compile --quiet -c constraints.txt --generate-hashes \
 	--no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 --output-file

@@ -54,9 +54,10 @@ by_pip() {
     "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --no-compile \
         -c constraints.txt "$@"
 }
+# --no-config: what uv leaves out for `make lock`, a PyTorch from PyPI needs.
 by_uv() {
-    by_pip uv && "$venv/bin/python" -m uv pip install --quiet --python "$venv/bin/python" \
-        -c constraints.txt "$@"
+    by_pip uv && "$venv/bin/python" -m uv pip install --no-config --quiet \
+        --python "$venv/bin/python" -c constraints.txt "$@"
 }
 { [ "${INSTALLER:-pip}" = uv ] && by_uv --editable '.[dev]'; } || by_pip --editable '.[dev]' &&
     PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -c \

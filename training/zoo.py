@@ -135,7 +135,7 @@ def predict_dev_rows(
     """Return the logits of a delta on its dev rows, as a server computes them, and its version.
 
     Raises:
-        DataError: the rows are not those that the manifest has scores of.
+        DataError: there are not as many rows as the manifest has scores of.
     """
     import torch
 

@@ -4,7 +4,7 @@ Tensors, all little-endian as safetensors prescribes:
     <parameter>              float32, the parameter's shape        a dense entry
     <parameter>:indices      int32 or int64 [K], increasing        a sparse entry: flat positions
     <parameter>:values       float32 [K]                           and their values
-    classifier.weight        float32 [C, H]                        the head
+    classifier.weight        float32 [C, I]                        the head
     classifier.bias          float32 [C]
 <parameter> is the Hugging Face name in `BertForSequenceClassification`. Header metadata, strings
 only:
@@ -56,6 +56,7 @@ _INDICES, _VALUES = ":indices", ":values"
 _VERSION_DIGITS = 16
 _INT32_MAX = 2**31 - 1
 _MOST_VALUE_BYTES = 12  # a float32 and its index in int64
+_HEAD_VALUE_BYTES = 4
 
 
 def write_delta(delta: Delta, path: Path, *, replace: bool = True) -> Delta:
@@ -118,8 +119,9 @@ def read_delta(path: Path, backbone: Backbone | None = None) -> Delta:
 def most_bytes(manifest: Manifest, backbone: Backbone) -> int:
     """Return the size in bytes that no file of a sound delta exceeds."""
     width = manifest.task.head_width(backbone.config)
-    values = backbone.num_parameters + manifest.task.num_outputs * (width + 1)
-    return LENGTH_BYTES + MAX_HEADER_BYTES + _MOST_VALUE_BYTES * values
+    head = manifest.task.num_outputs * (width + 1) * _HEAD_VALUE_BYTES
+    entries = backbone.num_parameters * _MOST_VALUE_BYTES
+    return LENGTH_BYTES + MAX_HEADER_BYTES + entries + head
 
 
 def parse_delta(path: Path, content: bytes) -> Delta:

@@ -250,7 +250,7 @@ def test_a_failed_install_is_tried_again(
 # A Python that notes each install, with a uv that ends with a given status.
 NOTING = """#!/bin/sh
 case "$*" in
-"-m uv "*) echo uv >>{notes}; exit {status} ;;
+"-m uv pip install --no-config "*) echo uv >>{notes}; exit {status} ;;
 *"pip install"*) echo pip >>{notes} ;;
 esac
 """

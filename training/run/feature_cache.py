@@ -74,7 +74,8 @@ class FeatureCache:
         vectors = sum(1 if self._is_per_position else row.num_tokens for row in rows)
         if self._pooling == "layers":
             vectors *= self._config.num_layers + 1
-        return vectors * self._config.hidden_size * self._dtype.itemsize <= _MAX_BYTES
+        itemsize = torch.float32.itemsize if self.is_whole_encoder else self._dtype.itemsize
+        return vectors * self._config.hidden_size * itemsize <= _MAX_BYTES
 
     def fill(self, rows: Sequence[TokenizedRow]) -> None:
         """Compute and keep the features of these rows, unless they need more than 2 GiB.

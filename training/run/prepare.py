@@ -46,15 +46,20 @@ _SMALLEST_WEIGHT = 1e-8
 _MAX_START_ROWS = 5000  # enough to start from; a head that stays as it is reads all rows
 _HEAD_RATE = 1e-3
 _SCALE_ROWS = 64
+_MAX_FEATURES = 2**29  # values of all rows together, for which 2 GiB are needed three times
+_MAX_WIDTH = 10_000  # a regression solves for a matrix of this width and height
 
 
-def task_spec(config: FitConfig, task: Task, backbone: Backbone, start: Delta | None) -> TaskSpec:
+def task_spec(
+    config: FitConfig, task: Task, num_rows: int, backbone: Backbone, start: Delta | None
+) -> TaskSpec:
     """Return how the encoder reads a task's rows, for the manifest.
 
     "auto" takes what a starting point has, and else what the backbone is made for (decision 0111).
     A sentence encoder is made for the mean of a text's tokens and for two texts that it read
     separately. Any other BERT is made for the first token, and for joint pairs. A head that trains
-    alone reads more from a sentence encoder in the means of every layer (decision 0144).
+    alone reads more from a sentence encoder in the means of every layer (decision 0144), as long
+    as these of all `num_rows` train rows fit into 2 GiB.
 
     Raises:
         ConfigError: an option fits neither the task nor the starting point.
@@ -74,13 +79,10 @@ def task_spec(config: FitConfig, task: Task, backbone: Backbone, start: Delta | 
     pooling = config.pooling
     if pooling == "auto":
         pooling = "cls" if is_pair and pairs == "joint" else backbone.pooling
-        if pooling == "mean" and not is_pair and config.freeze == "head":
+        width = (backbone.config.num_layers + 1) * backbone.config.hidden_size
+        fits = num_rows * width <= _MAX_FEATURES and width <= _MAX_WIDTH
+        if pooling == "mean" and not is_pair and config.freeze == "head" and fits:
             pooling = "layers"
-    if pooling == "layers" and pairs == "separate":
-        raise ConfigError(
-            "--pooling layers: texts that are read separately can't have it; give --pairs joint, "
-            "or leave --pooling out"
-        )
     if start is not None:
         theirs = start.manifest.task
         given = {"pooling": (config.pooling, theirs.pooling), "pairs": (config.pairs, theirs.pairs)}
@@ -91,6 +93,11 @@ def task_spec(config: FitConfig, task: Task, backbone: Backbone, start: Delta | 
                     "out to take that"
                 )
         pooling, pairs = theirs.pooling, theirs.pairs
+    if pooling == "layers" and pairs == "separate":
+        raise ConfigError(
+            "--pooling layers: texts that are read separately can't have it; give --pairs joint, "
+            "or leave --pooling out"
+        )
     fields = shared_fields(task, TaskSpec)
     return TaskSpec(**fields, max_length=config.max_length, pooling=pooling, pairs=pairs)
 

@@ -134,7 +134,7 @@ def prepare_run(config: FitConfig) -> PreparedRun:
     check_target(data.task.kind, config.target, config.coverage)
     backbone = load_backbone(config.backbone)
     start, start_facts = read_starting_point(config, backbone)
-    spec = task_spec(config, data.task, backbone, start)
+    spec = task_spec(config, data.task, len(data.train), backbone, start)
     about = task_about(config, data.task)
     path = delta_path(config.out, backbone.ref.id, spec.name, _strategy(config).served_as)
     if path.exists() and not (config.overwrite or config.dry_run):

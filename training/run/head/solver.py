@@ -24,7 +24,7 @@ from training.run.task_model import loss_sum, total_weight
 _PENALTIES = tuple(10.0 ** (-half / 2) for half in range(-4, 12))
 _FOLDS = 3
 _MAX_CHOICE_ROWS = 6000  # enough to rank penalties; all rows then solve the head
-_MAX_CHOICE_WIDTH = 1536  # wider features are projected to rank penalties
+_MAX_CHOICE_WIDTH = 2048  # wider features are projected to rank penalties
 _PROJECTED_WIDTH = 512
 _MAX_ITERATIONS = 100
 _TOLERANCE = 1e-4
@@ -91,7 +91,7 @@ def solve_head(
     scale = torch.where(scale > _SCALE_FLOOR, scale, torch.inf)  # a constant feature gets 0
     if problem.free is not None:
         scale[-1] /= _FREE  # a large feature needs a small weight, which costs next to nothing
-    standard = replace(problem, features=(features - shift) / scale)
+    standard = replace(problem, features=features.sub(shift).div_(scale))
     if penalty is None:
         penalty = _choose_penalty(standard, seed, score)
     weight, bias = _solve(standard, penalty)
@@ -133,10 +133,13 @@ def _choose_penalty(problem: HeadProblem, seed: int, score: Score | None) -> flo
     The loss alone would choose badly for rare labels: the head with the lowest loss may give every
     row the most frequent label.
     """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(problem.labels), generator=generator)[:_MAX_CHOICE_ROWS]
+    problem = problem.take(drawn)
     width = problem.features.shape[1]
     if _choice_width(width) < width:
         problem = _projected(problem, seed)
-    folds = list(_folds(problem, seed))
+    folds = list(_folds(problem))
     starts: list[tuple[Tensor, Tensor] | None] = [None] * len(folds)
     results: list[tuple[float, float]] = []  # mean score and negative mean loss, both to maximise
     for penalty in _PENALTIES:
@@ -179,11 +182,10 @@ def _is_past_the_best(results: list[tuple[float, float]]) -> bool:
     return old > middle > new and last <= first
 
 
-def _folds(problem: HeadProblem, seed: int) -> Iterator[tuple[HeadProblem, HeadProblem]]:
+def _folds(problem: HeadProblem) -> Iterator[tuple[HeadProblem, HeadProblem]]:
     """Yield the rows to solve on and the rows to judge by, once for each fold."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(problem.labels), generator=generator)[:_MAX_CHOICE_ROWS]
-    parts = [part for part in drawn.tensor_split(_FOLDS) if len(part)]
+    places = torch.arange(len(problem.labels))
+    parts = [part for part in places.tensor_split(_FOLDS) if len(part)]
     if len(parts) < 2:
         return
     for number, part in enumerate(parts):

@@ -148,6 +148,8 @@ class _Probe:
         seconds = forward_s * count / total + solving_seconds(problem, count, chooses=True)
         if not run.loop.steps:  # then it is solved once more, on the selection rows as well
             seconds += solving_seconds(problem, total, chooses=False)
+            every = [*run.splits[0].rows, *run.splits[1].rows]
+            seconds += 0.0 if run.model.can_keep_features(every) else forward_s
         return seconds
 
     def _strata(self) -> list[list[int]]:

@@ -150,8 +150,22 @@ def test_a_task_is_read_as_the_backbone_is_made_for(
 ) -> None:
     task = Task("mine", "single_label", ("good", "bad"), ("a", "b")[:fields], ("accuracy",))
     config = FitConfig.model_validate({"task": "rte", "max_length": 32} | options)
-    spec = prepare.task_spec(config, task, replace(tiny_backbone, pooling=made_for), None)
+    spec = prepare.task_spec(config, task, 100, replace(tiny_backbone, pooling=made_for), None)
     assert (spec.pooling, spec.pairs) == expected
+
+
+def test_every_layer_is_read_only_if_the_features_of_all_rows_fit(tiny_backbone: Backbone) -> None:
+    """Three layers of 36 values take 432 bytes a row."""
+    task = Task("mine", "single_label", ("good", "bad"), ("a",), ("accuracy",))
+    config = FitConfig.model_validate({"task": "rte", "max_length": 32, "freeze": "head"})
+    encoder = replace(tiny_backbone, pooling="mean")
+    most = 2**31 // 432
+    found = [
+        prepare.task_spec(config, task, rows, encoder, None).pooling for rows in (most, most + 1)
+    ]
+    assert found == ["layers", "mean"]
+    asked = config.model_copy(update={"pooling": "layers"})
+    assert prepare.task_spec(asked, task, most + 1, encoder, None).pooling == "layers"
 
 
 @pytest.mark.parametrize("options", [{"pairs": "separate"}, {}], ids=str)
@@ -163,7 +177,7 @@ def test_texts_that_are_read_separately_have_no_pooling_of_every_layer(
         {"task": "rte", "max_length": 32, "pooling": "layers"} | options
     )
     with pytest.raises(ConfigError, match=r"--pooling layers: .* give --pairs joint"):
-        prepare.task_spec(config, task, replace(tiny_backbone, pooling="mean"), None)
+        prepare.task_spec(config, task, 100, replace(tiny_backbone, pooling="mean"), None)
 
 
 def about(*examples: str, **options: Any) -> TaskAbout | None:

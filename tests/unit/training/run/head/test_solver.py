@@ -175,7 +175,7 @@ def test_wide_features_are_projected_to_choose_the_penalty(
 ) -> None:
     """Copies of a few features, as neighbouring layers' means nearly are: nothing is lost."""
     narrow = single_label()
-    wide = replace(narrow, features=narrow.features.repeat(1, 1 + 1536 // narrow.features.shape[1]))
+    wide = replace(narrow, features=narrow.features.repeat(1, 1 + 2048 // narrow.features.shape[1]))
     widths: list[int] = []
     plain = solver._solve
 
@@ -190,3 +190,16 @@ def test_wide_features_are_projected_to_choose_the_penalty(
     whole = solve_head(wide, seed=0)
     assert projected.penalty == whole.penalty
     torch.testing.assert_close(projected.weight, whole.weight, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_pairs_of_a_small_backbone_are_not_projected(
+    monkeypatch: pytest.MonkeyPatch, free: bool
+) -> None:
+    """Four vectors of 384 values; the free direction adds a column."""
+    narrow = single_label()
+    wide = replace(narrow, features=narrow.features.repeat(1, 1536 // narrow.features.shape[1]))
+    direction = torch.zeros(1536)
+    direction[-1] = 1.0
+    monkeypatch.setattr(solver, "_projected", None)
+    assert solve_head(replace(wide, free=direction if free else None), seed=0).penalty > 0
