@@ -285,9 +285,13 @@ class Connection(HttpToolsProtocol):
 
     def _refuse_because(self, error: Exception) -> None:
         cause = error.__context__
-        self._refuse(
-            cause if isinstance(cause, TooManyConnectionsError) else MalformedRequestError()
-        )
+        if isinstance(cause, TooManyConnectionsError):
+            self._refuse(cause)
+        elif isinstance(cause, (MemoryError, OSError, RuntimeError)):  # the fault is the server's
+            logger.error("a request could not be read", exc_info=cause)
+            self._refuse(cause)
+        else:
+            self._refuse(MalformedRequestError())
 
     def _refuse(self, error: Exception) -> None:
         """Answer bytes that are no request with an error, and close the connection.

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ def run(script: str, folder: Path, port: int) -> str:
         output, _ = process.communicate(timeout=ANSWERS_WITHIN_S)
     finally:
         if process.poll() != 0:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # the shell and its jobs have ended
+                os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, output
     return output
 
