@@ -7,6 +7,7 @@ from pathlib import Path
 
 REPLICA = "ray::ServeReplica"
 RUN = "ray::make_run"
+WINDOW = "ray::answer_window"
 
 
 def ray_processes(root: int, title: str) -> list[int]:

@@ -1,8 +1,14 @@
-"""`deltabert predict --ray`: what a worker gets, what it gives, and what is refused."""
+"""`deltabert predict --ray`: the same bytes as without it, whatever is killed on the way."""
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import signal
+import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +22,8 @@ from app.pipeline.bulk.local import LocalAnswers
 from app.pipeline.bulk.part import FileProgress
 from app.pipeline.bulk.run import BulkOptions, FileRun, open_engine
 from deltas import Backbone, Store
-from tests.integration.app.test_predict_command import TEXTS
+from tests.integration.app.test_predict_command import TEXTS, Command
+from tests.ray_processes import WINDOW, ray_processes
 
 
 @pytest.fixture
@@ -30,6 +37,62 @@ def folder(tmp_path: Path) -> Path:
         rows[9] = "9,\n"
         (folder / f"{file}.csv").write_text("id,text\n" + "".join(rows))
     return folder
+
+
+@pytest.mark.slow
+def test_a_worker_and_the_command_are_killed_and_nothing_is_lost_or_doubled(
+    tiny_backbone_dir: Path,
+    tiny_deltas: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("ray", reason="needs Ray: pip install -c constraints.txt 'ray[serve]'")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # other tests on the machine would starve them
+    command = Command(tiny_backbone_dir, tiny_deltas)
+    given = [str(folder), "--task", "toy2"]
+    whole, output = tmp_path / "whole.csv", tmp_path / "out.csv"
+    code, _, err = command.run(*given, "--output", str(whole))
+    assert code == 0, err
+
+    journal = tmp_path / "out.csv.part.json"
+    process = command.start(*given, "--output", str(output))
+    wait_until(lambda: rows_of(journal) > 0, process)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not output.exists()
+
+    process = command.start(*given, "--output", str(output), "--ray")
+    wait_until(lambda: ray_processes(process.pid, WINDOW), process)
+    kill_a_worker(process)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said.decode()
+    assert b"going on behind" in said
+    assert output.read_bytes() == whole.read_bytes()
+    assert whole.read_text().count("a quote is never closed") == 3
+    assert not journal.exists()
+
+
+def rows_of(journal: Path) -> int:
+    """Return the rows that are written, by the journal."""
+    if not journal.exists():
+        return 0
+    rows: int = json.loads(journal.read_bytes())["progress"]["num_rows"]
+    return rows
+
+
+def wait_until(holds: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 600
+    while not holds():
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def kill_a_worker(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that is answering a window, which includes opening the deltas at first."""
+    (worker, *_) = ray_processes(process.pid, WINDOW)
+    os.kill(worker, signal.SIGKILL)
 
 
 def test_a_worker_that_has_only_the_plan_gives_the_bytes_of_this_process(
