@@ -102,7 +102,7 @@ class FitConfig(BaseModel):
     head_start: Literal["solved", "random"] = "solved"
     """solved: start from the best head on the frozen features; random: a small random one"""
     pooling: Pooling | Literal["auto"] = "auto"
-    """the head reads: cls (first token), mean (all tokens), layers (means of all) or auto"""
+    """the head reads: cls (first token), mean (last layer), layers (all their means) or auto"""
     pairs: PairEncoding | Literal["auto"] = "auto"
     """read two texts jointly, as one sequence, or separately, as two; auto: see the guide"""
     backbone: PathOrName | None = None

@@ -46,7 +46,7 @@ _SMALLEST_WEIGHT = 1e-8
 _MAX_START_ROWS = 5000  # enough to start from; a head that stays as it is reads all rows
 _HEAD_RATE = 1e-3
 _SCALE_ROWS = 64
-_MAX_FEATURES = 2**29  # values of all rows together, for which 2 GiB are needed three times
+_MAX_FEATURES = 2**29  # values of all rows: 2 GiB, and solving the head holds a copy of them
 _MAX_WIDTH = 10_000  # a regression solves for a matrix of this width and height
 
 

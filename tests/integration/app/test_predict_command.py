@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ import pytest
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 TEXTS = ["a good film", "not very good", "the bad and the good"]
+
+
+def write_files(folder: Path, counts: Sequence[int], bad: Mapping[int, str]) -> Path:
+    """Make a folder of CSV files with these numbers of rows; in each, some rows are bad."""
+    folder.mkdir()
+    for file, count in enumerate(counts):
+        rows = [bad.get(n, f"{n},{TEXTS[n % 3]}{' very' * (n % 5)}") for n in range(count)]
+        (folder / f"{file}.csv").write_text("\n".join(["id,text", *rows, ""]), encoding="utf-8")
+    return folder
 
 
 class Command:

@@ -22,21 +22,14 @@ from app.pipeline.bulk.local import LocalAnswers
 from app.pipeline.bulk.part import FileProgress
 from app.pipeline.bulk.run import BulkOptions, FileRun, open_engine
 from deltas import Backbone, Store
-from tests.integration.app.test_predict_command import TEXTS, Command
+from tests.integration.app.test_predict_command import Command, write_files
 from tests.ray_processes import WINDOW, ray_processes
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of three files with bad rows, one of them shorter than a window."""
-    folder = tmp_path / "rows"
-    folder.mkdir()
-    for file, num_rows in enumerate((4200, 50, 2100)):
-        rows = [f"{n},{TEXTS[n % 3]}{' very' * (n % 5)}\n" for n in range(num_rows)]
-        rows[7] = '7,"never closed\n'
-        rows[9] = "9,\n"
-        (folder / f"{file}.csv").write_text("id,text\n" + "".join(rows))
-    return folder
+    return write_files(tmp_path / "rows", (4200, 50, 2100), {7: '7,"never closed', 9: "9,"})
 
 
 @pytest.mark.slow

@@ -30,8 +30,7 @@ from deltas.errors import (
     InvalidTextError,
     PredictionsError,
 )
-
-TEXTS = ("good", "not a bad film", "the very bad and the good")
+from tests.integration.app.test_predict_command import write_files
 
 
 class RayError(Exception):
@@ -157,13 +156,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of three files: ten windows of at most 8 rows, and a bad row in each file."""
-    folder = tmp_path / "rows"
-    folder.mkdir()
-    for file, num_rows in enumerate((33, 5, 28)):
-        rows = [f"{file}-{n},{TEXTS[n % 3]}{' very' * (n % 5)}\n" for n in range(num_rows)]
-        rows[3] = f"{file}-3,\n"
-        (folder / f"{file}.csv").write_text("id,text\n" + "".join(rows))
-    return folder
+    return write_files(tmp_path / "rows", (33, 5, 28), {3: "3,"})
 
 
 @pytest.fixture
