@@ -152,14 +152,19 @@ def _groups(options: argparse.Namespace) -> list[tuple[list[InputFile], str]]:
     if options.output is not None:  # it may be one of them: all are read before it is replaced
         return [(files, options.output)]
     groups = [([file], name_of_output(file)) for file in files]
-    replaced: dict[Path, str] = {}
+    owners: dict[Path, str] = {}  # the input of each output
     for (file,), output in groups:
-        if file.path is not None and (before := replaced.get(file.path.resolve())):
+        if file.path is not None and (before := owners.get(file.path.resolve())):
             raise _MisuseError(
                 f"{file.path} is also the output of {before}, which would replace it before it is "
                 "read; name another file with --output"
             )
-        replaced[Path(output).resolve()] = file.name
+        if before := owners.get(Path(output).resolve()):
+            raise _MisuseError(
+                f"the answers of {before} and of {file.name} would go to the same file {output}; "
+                "name one file for both with --output, or answer them one at a time"
+            )
+        owners[Path(output).resolve()] = file.name
     return groups
 
 

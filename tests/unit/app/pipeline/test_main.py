@@ -103,3 +103,20 @@ def test_a_file_that_the_answers_of_one_before_it_would_replace_is_refused(
     assert predict(second, rows / "a.csv", "--overwrite") == 0  # here it is read before
     assert ids(rows / "a.predictions.predictions.csv") == ["7"]
     assert ids(second) == ["1", "2"]
+
+
+def test_two_files_with_the_same_output_are_refused(
+    predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commas, tabs = tmp_path / "a.csv", tmp_path / "a.tsv"
+    commas.write_text("id,text\n1,good\n")
+    tabs.write_text("id\ttext\n2\tbad\n")
+    assert predict(commas, tabs, "--overwrite") == 2
+    assert capsys.readouterr().err == (
+        f"error: the answers of a.csv and of a.tsv would go to the same file "
+        f"{tmp_path / 'a.predictions.csv'}; name one file for both with --output, or answer them "
+        "one at a time\n"
+    )
+    assert not (tmp_path / "a.predictions.csv").exists()
+    assert predict(commas, tabs, "--output", tmp_path / "both.csv") == 0
+    assert ids(tmp_path / "both.csv") == ["1", "2"]
