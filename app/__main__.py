@@ -1,4 +1,7 @@
-"""Runs the server: sets the variables that torch reads when it is loaded, then `app.server`."""
+"""Runs the server: sets the variables that torch reads when it is loaded, then `app.server`.
+
+Tested by tests/http/test_live_server.py and tests/http/test_stops.py.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
 
         return keys(given[1:], f"{prog} keys")
     stop_at_once_on_signals()
-    _parser(prog).parse_args(given)
+    options = _parser(prog).parse_args(given)
     from app.process.settings import SettingsError, load_settings
 
     try:
@@ -45,14 +48,14 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app") ->
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     configure_logging(settings.log_format, settings.log_level)
     logging.getLogger("app").info("starting as process %d", os.getpid())
-    if settings.device != "cuda":
+    if settings.device != "cuda" and not options.check:
         from deltas.kernels.compiled import INFERENCE, machine_code
 
         machine_code.begin(INFERENCE)  # on a first start compiled while torch is loaded
     with logged("loaded the libraries"):
         from app.server import server  # loads torch, which takes seconds
 
-    return server.main(settings)
+    return server.main(settings, only_check=options.check)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -64,13 +67,19 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         text = f"{field.description}{'' if unset else f' Default: {str(field.default).lower()}.'}"
         indented = textwrap.fill(text, 88, initial_indent="      ", subsequent_indent="      ")
         settings += f"  {PREFIX}{name.upper()}\n{indented}\n"
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=prog,
-        description="Serve deltas over HTTP. There are no flags: environment variables are the\n"
-        "settings. 'keys --help' tells how to make API keys.",
+        description="Serve deltas over HTTP. Environment variables are the settings.\n"
+        "'keys --help' tells how to make API keys.",
         epilog=f"settings:\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="load settings, keys, backbone and deltas, tell what is wrong, and serve nothing",
+    )
+    return parser
 
 
 if __name__ == "__main__":

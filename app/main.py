@@ -394,7 +394,11 @@ def _log_start(settings: Settings, engine: Engine, described: dict[str, Any]) ->
     effective = settings.model_dump(mode="json")
     logger.info("settings: %s", " ".join(f"{name}={value}" for name, value in effective.items()))
     logger.info("engine: %s", " ".join(f"{name}={value}" for name, value in described.items()))
-    store = engine.store
+    log_store(engine.store)
+
+
+def log_store(store: Store) -> None:
+    """Log how many deltas a store serves, and the files that it refuses."""
     logger.info("serving %d deltas of %d tasks", len(store.records), len(store.tasks))
     rejected = store.all_rejected
     for path, reason in rejected[:_MAX_LOGGED]:

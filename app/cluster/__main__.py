@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -43,9 +44,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app.clus
         return 2
     configure_logging(settings.log_format, settings.log_level)
     from app.cluster.launch import ClusterOptions, running_cluster, wait_for_signal
+    from app.server.server import StartError
 
     cluster = ClusterOptions(options.replicas, most, options.threads, options.address)
     try:
+        if options.address is None and (status := _check()):
+            return status
         with running_cluster(settings, cluster):
             logging.getLogger("app").info("%s: stopping", wait_for_signal())
     except KeyboardInterrupt:  # while it was starting
@@ -54,10 +58,18 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app.clus
         if end.code != signal.SIGTERM:  # Ray's own handler ends so, while Ray starts
             raise
         return 0
-    except (RuntimeError, OSError, ValueError) as error:
+    except (StartError, RuntimeError, OSError, ValueError) as error:
         sys.stderr.write(f"the cluster could not be started: {error}\n")
         return 1
     return 0
+
+
+def _check() -> int:
+    """Have a server load the settings, since Ray starts replicas that fail again for minutes.
+
+    Returns its exit status. Not for machines elsewhere, which may have other files.
+    """
+    return subprocess.run([sys.executable, "-m", "app", "--check"], check=False).returncode
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -21,9 +21,10 @@ from types import FrameType
 from typing import Any, NoReturn, cast
 
 import uvicorn
+from fastapi import FastAPI
 
 from app.errors import NotReadyError
-from app.main import create_app, open_keyring, open_store, pinned_records
+from app.main import create_app, log_store, open_keyring, open_store, pinned_records
 from app.process.lifetime import (
     leave,
     prepare_process,
@@ -112,41 +113,56 @@ class _Server(uvicorn.Server):
         logger.info("stopped after %.2f s", time.monotonic() - started)
 
 
-class _StartError(Exception):
+class StartError(Exception):
     """The server cannot be started; the message is all that a user needs."""
 
 
-def main(settings: Settings) -> NoReturn:
-    """Run the server, and end the process with its exit status."""
+def main(settings: Settings, *, only_check: bool = False) -> NoReturn:
+    """Run the server, and end the process with its exit status.
+
+    Args:
+        settings: settings of the server.
+        only_check: whether to load backbone, keys and deltas, and to serve nothing.
+    """
     prepare_process()
     try:
-        status = _run(settings)
+        status = _run(settings, only_check=only_check)
     except Exception:
         logger.exception("the server failed")
         status = 1
     leave(status)
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, *, only_check: bool) -> int:
     """Load everything and serve until the end; returns the exit status."""
     try:
         pick_device(settings.device)
         certificate = _certificate(settings)
         open_keyring(settings)  # bad keys are told before anything slow is done
-        with _listen(settings) as listener:
-            with logged("loaded the backbone"):
-                backbone = run_in_own_thread(lambda: load_backbone(settings.backbone))
-            # A bad name or a remote folder that is down is one sentence here, a traceback later.
-            store = run_in_own_thread(lambda: open_store(settings, backbone))
-            pinned_records(store, settings)
-            app = create_app(settings, backbone=backbone, store=store)
-            return _serve(app, listener, settings, certificate)
+        if only_check:  # beside a server that has the port
+            log_store(_load(settings).state.store)
+            sys.stdout.write("the server can start with these settings\n")
+            return 0
+        with listen(settings) as listener:
+            return _serve(_load(settings), listener, settings, certificate)
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    except (DeltaError, _StartError) as error:
+    except (DeltaError, StartError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
+
+
+def _load(settings: Settings) -> FastAPI:
+    """Load the backbone, find the deltas, and make the app.
+
+    A bad name or a remote folder that is down is one sentence here, a traceback later.
+    """
+    with logged("loaded the backbone"):
+        backbone = run_in_own_thread(lambda: load_backbone(settings.backbone))
+    store = run_in_own_thread(lambda: open_store(settings, backbone))
+    pinned_records(store, settings)
+    return create_app(settings, backbone=backbone, store=store)
 
 
 def _certificate(settings: Settings) -> Certificate | None:
@@ -156,8 +172,12 @@ def _certificate(settings: Settings) -> Certificate | None:
     return Certificate(settings.ssl_certfile, settings.ssl_keyfile)
 
 
-def _listen(settings: Settings) -> socket.socket:
-    """Take the port before anything slow is done."""
+def listen(settings: Settings) -> socket.socket:
+    """Take the port of the settings.
+
+    Raises:
+        StartError: another program has it, or it can't be used.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     # asyncio turns off Nagle's algorithm only on sockets that name TCP as their protocol. With it,
     # a client that keeps its connection waits 40 ms for the second part of each answer.
@@ -172,21 +192,21 @@ def _listen(settings: Settings) -> socket.socket:
             problem = f"{where} is in use by another program; set {PREFIX}PORT to a free port"
         else:
             problem = f"cannot listen on {where}: {error.strerror or error}"
-        raise _StartError(problem) from error
+        raise StartError(problem) from error
     return listener
 
 
 def _serve(
-    app: Any, listener: socket.socket, settings: Settings, certificate: Certificate | None
+    app: FastAPI, listener: socket.socket, settings: Settings, certificate: Certificate | None
 ) -> int:
     server = _Server(_config(app, settings), settings.shutdown_timeout_s, certificate)
     try:
         server.run(sockets=[listener])
     except OSError as error:  # another server took the port while this one was loading
-        raise _StartError(f"cannot listen on port {settings.port}: {error.strerror}") from error
+        raise StartError(f"cannot listen on port {settings.port}: {error.strerror}") from error
     except SystemExit as error:
         if error.code:  # uvicorn exits like this when the app could not be started
-            raise _StartError("the server could not start; see the log above") from error
+            raise StartError("the server could not start; see the log above") from error
         raise
     return int(server.has_failed)
 

@@ -58,6 +58,7 @@ _TEXTS = (
     "名前",
     "\U0001f600",
 )
+_MOST_ITEMS = 400  # of a list that is repeated; lists of repeated lists would fill the memory
 _DTYPES = ("F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "C64", "X", "f32", "")
 
 
@@ -99,7 +100,7 @@ def mutate_value(value: Any, rng: Random) -> Any:
     elif action == 1 and isinstance(changed, dict):
         changed[rng.choice((*_TEXTS, *map(str, keys))) + rng.choice(("", "_"))] = changed[key]
     elif action == 1:
-        changed *= rng.choice((2, 3, 200))
+        changed = (changed * rng.choice((2, 3, 200)))[:_MOST_ITEMS]
     elif action == 2:
         changed[key] = changed[rng.choice(keys)]
     else:
@@ -164,7 +165,7 @@ def mutate_safetensors(data: bytes, rng: Random) -> bytes:
     if action == 2:
         return with_header(mutate_text(header.decode(errors="replace"), rng), rest)
     try:
-        described = json.loads(header)
+        described = dict(json.loads(header))
         name = rng.choice([key for key in described if key != "__metadata__"])
         info = dict(described[name])
     except (ValueError, RecursionError, IndexError, TypeError):
@@ -175,7 +176,8 @@ def mutate_safetensors(data: bytes, rng: Random) -> bytes:
         info["shape"] = [rng.choice(_EDGES) for _ in range(rng.randrange(4))]
     else:
         start, end = rng.choice(_EDGES), rng.choice(_EDGES)
-        info["data_offsets"] = rng.choice(([start, end], [end], [0, len(rest)], info["shape"]))
+        shape = info.get("shape", [])  # an earlier mutation may have renamed it
+        info["data_offsets"] = rng.choice(([start, end], [end], [0, len(rest)], shape))
     return with_header(json.dumps(described | {name: info}, separators=(",", ":")), rest)
 
 
@@ -244,7 +246,9 @@ def mutate_tensors(tensors: dict[str, Tensor], rng: Random) -> dict[str, Tensor]
     if action == 2:
         return others | {name: tensor.reshape(rng.choice(((-1,), (1, -1), (-1, 1))))}
     if action == 3:
-        return others | {name: torch.cat([tensor.reshape(-1)] * rng.choice((0, 2)) or [tensor[:0]])}
+        return others | {
+            name: torch.cat([tensor.reshape(-1)] * rng.choice((0, 2)) or [tensor.reshape(-1)[:0]])
+        }
     if action == 4:
         return others
     if action == 5:

@@ -15,7 +15,7 @@ from random import Random
 import pytest
 
 from tests.fuzz.limits import Reader, TooSlowError, check_message, cpu_limit, examine
-from tests.fuzz.mutation import mutate_delta, mutate_text
+from tests.fuzz.mutation import mutate_delta, mutate_safetensors, mutate_text, with_header
 from tests.fuzz.readers import READERS, prepare
 
 # Loading a backbone takes a hundred times as long as reading rows.
@@ -63,6 +63,13 @@ def test_a_mutation_depends_on_its_seed_alone() -> None:
         first, second = (mutate_delta(seed, Random(number)) for _ in range(2))
         assert first == second
         assert json.dumps({"a": [1]}) != mutate_text('{"a": [1]}', Random(number))
+
+
+@pytest.mark.parametrize("header", ['{"a": {"dtype": "F32"}}', '{"a": 1}', "[1]", "[]", "no JSON"])
+def test_a_file_that_lost_its_form_can_still_be_mutated(header: str) -> None:
+    """A long run mutates its own inputs; an error of the mutation would end the run."""
+    content = with_header(header, b"1234")
+    assert len({mutate_safetensors(content, Random(number)) for number in range(100)}) > 10
 
 
 def _reader(read: object, name: str = "x") -> Reader:

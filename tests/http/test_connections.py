@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from app.process.settings import Settings
 from app.server import connection
 from app.server.connection import ConnectionLimits
-from app.server.server import _config, _listen
+from app.server.server import _config, listen
 
 Serve = Callable[..., int]
 MakeApp = Callable[..., FastAPI]
@@ -34,7 +34,7 @@ PREDICT = (
 @contextmanager
 def served(app: FastAPI, settings: Settings) -> Iterator[int]:
     """The port of a server in a thread."""
-    with _listen(settings) as listener:
+    with listen(settings) as listener:
         server = uvicorn.Server(_config(app, settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from app.process.settings import Settings
-from app.server.server import _listen
+from app.server.server import listen
 from tests.http.server_process import START_WITHIN_S, STOP_WITHIN_S, call, free_port, opener, url_of
 
 
@@ -151,6 +151,26 @@ def test_an_unknown_pin_is_a_sentence(run_server: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
+def test_settings_can_be_checked_beside_a_server_that_runs(
+    run_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    check = ("-m", "app", "--check")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with run_server(arguments=check, DELTABERT_PORT=port) as server:
+            assert server.wait() == 0
+    assert "serving 25 deltas" in server.output
+    assert server.output.endswith("the server can start with these settings\n")
+    for wrong, status in (("toi3/bitfit", 2), ("toy2", 0)):
+        with run_server(arguments=check, DELTABERT_PINNED=wrong) as server:
+            assert server.wait() == status, server.output
+    with run_server(arguments=check, DELTABERT_BACKBONE=str(tmp_path)) as server:
+        assert server.wait() == 1
+    assert "can start" not in server.output
+    assert "Traceback" not in server.output
+
+
+@pytest.mark.slow
 def test_uvicorn_can_use_the_factory(run_server: Callable[..., Any]) -> None:
     factory = ("-m", "uvicorn", "--factory", "app.main:create_app", "--port", str(free_port()))
     with run_server(arguments=factory) as server:
@@ -168,7 +188,7 @@ def test_uvicorn_can_use_the_factory(run_server: Callable[..., Any]) -> None:
 @pytest.mark.slow
 def test_answers_leave_at_once() -> None:
     """Accepted connections inherit the protocol; asyncio looks at it before it sets TCP_NODELAY."""
-    with _listen(Settings(port=0)) as listener:
+    with listen(Settings(port=0)) as listener:
         listener.listen()
         with socket.create_connection(listener.getsockname()):
             accepted, _ = listener.accept()

@@ -32,7 +32,7 @@ DIRECTION = {
     "app.server": (
         "main http process errors",
         "backbone errors hardware",
-        "httptools starlette uvicorn",
+        "fastapi httptools starlette uvicorn",
     ),
     "app.main": (
         "http keys pipeline batching engine process errors",
@@ -58,7 +58,7 @@ DIRECTION = {
     ),
     "app.process": ("", "hardware store errors", "pydantic pydantic_settings"),
     "app.cluster": (
-        "main http process errors",
+        "main http process server errors",
         "store",
         "fastapi ray starlette",
     ),

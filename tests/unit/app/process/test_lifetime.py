@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import mmap
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
 import deltas
 from app import main
 from app.engine.warm_up import BUDGETS
 from app.main import create_app
-from app.process.lifetime import memory_given_back, settle_process
+from app.process.lifetime import memory_given_back, settle_process, unmap_code
 from app.process.settings import Settings
 from deltas import hardware, packed_sizes
 
@@ -71,6 +76,37 @@ def test_loaded_objects_are_not_searched_for_garbage() -> None:
     settle_process()
     assert gc.get_freeze_count() > 0
     assert gc.get_threshold()[0] == 50_000
+
+
+def mapped_code_kb(library: str) -> int:
+    smaps = Path("/proc/self/smaps").read_text()
+    found = re.search(rf"r-xp .*/{re.escape(library)}\n(?:[A-Z].*\n)*?Rss: +(\d+) kB", smaps)
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_code_that_the_start_has_used_is_unmapped_and_can_be_called_again() -> None:
+    torch.linalg.svd(torch.eye(8))  # code that nothing else of this test calls
+    before = mapped_code_kb("libtorch_cpu.so")
+    unmap_code()
+    assert mapped_code_kb("libtorch_cpu.so") < before / 2
+    assert torch.linalg.svd(torch.eye(8)).S.tolist() == [1.0] * 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_code_that_was_changed_in_memory_keeps_its_changes(tmp_path: Path) -> None:
+    (tmp_path / "code").write_bytes(bytes(mmap.PAGESIZE))
+    with (tmp_path / "code").open("r+b") as file:
+        code = mmap.mmap(
+            file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+        )
+    code[0] = 7
+    address = ctypes.addressof(ctypes.c_char.from_buffer(code))
+    allowed = mmap.PROT_READ | mmap.PROT_EXEC
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, allowed) == 0
+    unmap_code()
+    assert code[0] == 7
 
 
 def test_memory_is_given_back_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
