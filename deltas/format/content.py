@@ -201,10 +201,12 @@ def metadata_of(path: Path, header: Mapping[str, Any]) -> dict[str, str]:
 
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build an object of JSON; a key that occurs twice is refused, as readers differ about it."""
-    names = [name for name, _ in pairs]
-    if twice := sorted(name for name, times in Counter(names).items() if times > 1):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = sorted(name for name, times in counts.items() if times > 1)
         raise ValueError(f"named more than once: {shown(twice)}")
-    return dict(pairs)
+    return found
 
 
 def shown(names: list[str]) -> str:

@@ -79,6 +79,8 @@ def draw(
             figure.savefig(drawing, metadata={"Date": None, "Creator": None})
             lines = drawing.read_text(encoding="utf-8").splitlines()
             drawing.write_text("".join(line.rstrip() + "\n" for line in lines), encoding="utf-8")
+            # Both files have one layout; to compute it again takes longer than to draw.
+            figure.set_layout_engine("none")
             figure.savefig(folder / f"{name}.png", metadata={"Software": None})
             plt.close(figure)
     return list(names)

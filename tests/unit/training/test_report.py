@@ -12,7 +12,7 @@ import pytest
 from deltas.publish.study import study_path
 from tests.unit.training.study.test_aggregates import run_of, study_runs
 from training import report
-from training.study import tables
+from training.study import figures, tables
 from training.study.aggregates import make_cells
 from training.study.results import Run, append_run
 
@@ -46,6 +46,12 @@ def out(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the figures out where a test reads the page alone: to draw them takes seconds."""
+    monkeypatch.setattr(figures, "draw", lambda *_: [])
+
+
 def test_the_page_has_the_numbers_of_the_lines(out: Path) -> None:
     page = (out / "README.md").read_text()
     assert "| `full` | 0.626 ± 0.024 (5) |" in page
@@ -61,6 +67,7 @@ def test_the_page_has_the_numbers_of_the_lines(out: Path) -> None:
     assert [row["mean"] for row in rows] == ["0.626", "0.646", "0.55", "0.7"]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_page_shows_rates_costs_and_the_other_parts_beside_the_main_one(
     results: Path, tmp_path: Path
 ) -> None:
@@ -100,6 +107,7 @@ def test_the_earlier_study_is_shown_whole() -> None:
     assert "0.700 (1)" in rte, "the main part goes before one with other options"
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_an_earlier_study_may_be_in_another_folder(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +121,7 @@ def test_an_earlier_study_may_be_in_another_folder(
     assert "| rte | `bitfit` | all | 0.123 ± 0.045 | 0.5 | 0.646" in page
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_page_says_that_runs_at_a_time_share_the_machine(tmp_path: Path) -> None:
     run = run_of("bitfit", 0.5)
     assert run.outcome is not None
@@ -150,6 +159,7 @@ def test_each_backbone_has_tables_and_figures_of_its_own(runs: list[Run], tmp_pa
 
 
 @pytest.mark.parametrize(("seeds", "said"), [(5, ""), (6, "1 of its 6 runs are missing")])
+@pytest.mark.usefixtures("without_figures")
 def test_an_unfinished_study_is_called_one(
     runs: list[Run], tmp_path: Path, seeds: int, said: str
 ) -> None:
