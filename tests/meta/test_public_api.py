@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.meta.source import Source
+
 # Read by their own programs, and only there; matplotlib makes folders when it is imported.
 RUN_NOT_IMPORTED = {"frontend.main", "training.study.figures"}
 
@@ -31,13 +33,13 @@ def test_everything_offered_has_a_docstring() -> None:
     assert not silent
 
 
-def test_others_use_deltas_by_its_public_names(modules: dict[str, Path]) -> None:
+def test_others_use_deltas_by_its_public_names(sources: dict[str, Source]) -> None:
     deltas = importlib.import_module("deltas")
     private = []
-    for name, path in modules.items():
+    for name, source in sources.items():
         if name.split(".")[0] == "deltas":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in source.nodes:
             if isinstance(node, ast.ImportFrom) and node.module == "deltas":
                 private += [
                     f"{name}: {alias.name}"

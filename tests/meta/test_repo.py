@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.meta.source import Source
+
 MAX_FILE_BYTES = 5 * 2**20
 MAX_TOTAL_BYTES = 64 * 2**20
 # Formats that run code when they are loaded, and ones that hide what they hold from a review.
@@ -48,11 +50,11 @@ def test_text_files_are_plain(project_files: list[Path]) -> None:
     )
 
 
-def test_nothing_can_unpickle(modules: dict[str, Path]) -> None:
+def test_nothing_can_unpickle(sources: dict[str, Source]) -> None:
     """Reading a delta or data of somebody else must not be able to run code."""
     dangerous = []
-    for name, path in modules.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for name, source in sources.items():
+        for node in source.nodes:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
                 if names & {"pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}:

@@ -67,9 +67,9 @@ RETIRED_WORDS = {
 }
 
 
-def defined(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
+def defined(source: Source) -> Iterator[tuple[int, str, bool]]:
     """Yield (line, name, is local) for everything that a file defines, assigns or imports."""
-    for node in ast.walk(tree):
+    for node in source.nodes:
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.lineno, node.name, False
         elif isinstance(node, ast.arg):
@@ -92,7 +92,7 @@ def name_violations(source: Source) -> Iterator[str]:
 
     A local variable may bear a retired name, but no retired word.
     """
-    for line, name, is_local in sorted(set(defined(source.tree))):
+    for line, name, is_local in sorted(set(defined(source))):
         better = None if is_local else RETIRED_NAMES.get(name.lstrip("_"))
         for word in words_of(name):
             better = better or RETIRED_WORDS.get(word)
@@ -110,7 +110,7 @@ def class_violations(sources: Iterable[Source]) -> Iterator[str]:
     classes, runs = defaultdict(list), []
     for source in sources:
         side = "frontend" if source.path.startswith("frontend/") else "rest"
-        for node in ast.walk(source.tree):
+        for node in source.nodes:
             if isinstance(node, ast.ClassDef):
                 if not node.name.startswith("_"):
                     classes[side, node.name].append(f"{source.path}:{node.lineno}")
