@@ -59,7 +59,7 @@ def serve(
             "name": "mine",
             "backbone": tiny_backbone_dir,
             "max_length": 24,
-            "epochs": 3,
+            "epochs": 1,
             "precision": "fp32",
             "out": tmp_path / "out",
         } | flags

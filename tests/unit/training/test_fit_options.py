@@ -51,6 +51,7 @@ def words(tiny_backbone_dir: Path, tmp_path: Path) -> Callable[..., list[str]]:
             "epochs": 2,
             "batch_size": 8,
             "precision": "fp32",
+            "head_start": "random",  # to solve it takes half of a run's time
             "out": tmp_path / "out",
         }
         given: list[str] = []
@@ -139,7 +140,7 @@ def test_small_batches_accumulate_to_a_large_one(run: Run) -> None:
 
 def test_patience_ends_a_run(run: Run) -> None:
     """At a rate that can't improve anything, the first state stays the best one."""
-    delta = run(epochs=6, lr=1e-30, head_lr=1e-30, evals=12, patience=2)
+    delta = run(epochs=6, evals=12, patience=2, head_start="solved", lr=1e-30, head_lr=1e-30)
     facts = delta.manifest.training
     assert facts.stopped_early
     assert facts.patience == 2
@@ -151,6 +152,7 @@ def test_a_run_that_stopped_early_stays_so_when_resumed(
     words: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = {"epochs": 6, "lr": 1e-30, "head_lr": 1e-30, "evals": 12, "patience": 2}
+    flags |= {"head_start": "solved"}
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -189,7 +191,7 @@ def test_order_of_batches_and_clipping_are_recorded_and_differ(run: Run) -> None
 def test_balanced_classes_are_weighted_evaluated_and_reported(run: Run, tmp_path: Path) -> None:
     """One row in twelve is good; a head that always answers bad is right in eleven."""
     rows = write_rows(tmp_path / "rare.csv", 240, 3, share=1 / 12)
-    flags = {"train_file": rows, "validation_file": rows, "epochs": 1}
+    flags = {"train_file": rows, "validation_file": rows, "epochs": 1, "head_start": "solved"}
     plain, balanced = run(**flags), run(**flags, class_weights="balanced")
     assert balanced.manifest.training.class_weights == "balanced"
     assert (plain.manifest.primary_metric, balanced.manifest.primary_metric) == (

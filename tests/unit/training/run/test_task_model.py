@@ -91,20 +91,29 @@ def largest_difference(model: Model, rows: list[TokenizedRow], served: Tensor) -
         return float((model.logits(rows) - served).abs().max())
 
 
+@pytest.fixture(scope="module")
+def engines(tiny_backbone: Backbone, pooled_deltas: Path) -> dict[str, Engine]:
+    """A server's engine of each precision. To make one takes longer than all of its answers."""
+    store = Store([pooled_deltas], backbone=tiny_backbone.ref)
+    return {
+        precision: Engine(tiny_backbone, store, device="cpu", precision=precision)
+        for precision in ("fp32", "bf16")
+    }
+
+
 @pytest.mark.parametrize("strategy", ["bitfit", "layernorm", "head", "top:1"])
 @pytest.mark.parametrize(
     "task", ["toy2", "toymean", "toysplit", "toysplitmean", "toymulti", "toylayers"]
 )
 def test_a_finished_model_has_the_logits_of_the_server(
-    tiny_backbone: Backbone, pooled_deltas: Path, task: str, strategy: str
+    tiny_backbone: Backbone, engines: dict[str, Engine], task: str, strategy: str
 ) -> None:
     """In the precision of the run; rounding in the training's own pass would show in bfloat16."""
-    store = Store([pooled_deltas], backbone=tiny_backbone.ref)
+    store = engines["fp32"].store
     record = store.resolve(task, strategy)
     width = len(record.manifest.task.text_fields)
     texts = [tuple(["good film " * n, "bad"][:width]) for n in range(1, 12)]
-    for precision in ("fp32", "bf16"):
-        engine = Engine(tiny_backbone, store, device="cpu", precision=precision)
+    for precision, engine in engines.items():
         others = engine.tokenize(store.resolve("toy68", "bitfit"), [("very good",)] * 3)
         answers = engine.predict([*others, *engine.tokenize(record, texts)])
         served = torch.tensor(answers[len(others) :])

@@ -9,7 +9,9 @@ import csv
 import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,28 +42,31 @@ class Done(NamedTuple):
     err: str
 
 
-Run = Callable[..., Done]
+class Run:
+    """Runs the command with small defaults."""
 
-
-@pytest.fixture
-def run(tiny_backbone_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A function that runs the command with small defaults."""
-
-    def command(*words: str | Path, **flags: object) -> Done:
-        defaults = {
-            "backbone": tiny_backbone_dir,
+    def __init__(self, backbone: Path, out: Path) -> None:
+        self._defaults: dict[str, object] = {
+            "backbone": backbone,
             "max_length": 24,
             "epochs": 2,
             "batch_size": 8,
-            "out": tmp_path / "out",
+            "out": out,
         }
-        given = [str(word) for word in words]
-        for name, value in (defaults | flags).items():
-            given += [f"--{name.replace('_', '-')}", str(value)]
-        code = fit.main(given)
-        return Done(code, *capsys.readouterr())
 
-    return command
+    def __call__(self, *words: str | Path, **flags: object) -> Done:
+        given = [str(word) for word in words]
+        for name, value in (self._defaults | flags).items():
+            given += [f"--{name.replace('_', '-')}", str(value)]
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            code = fit.main(given)
+        return Done(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def run(tiny_backbone_dir: Path, tmp_path: Path) -> Run:
+    """A function that runs the command with small defaults."""
+    return Run(tiny_backbone_dir, tmp_path / "out")
 
 
 def rows_of(count: int, seed: int) -> list[tuple[str, str, str]]:
@@ -97,6 +102,22 @@ def custom(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "label_column": "label",
         "name": "mine",
     }
+
+
+class PlainRun(NamedTuple):
+    """A run with nothing but the defaults, and what it left."""
+
+    done: Done
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def plain(
+    tiny_backbone_dir: Path, custom: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> PlainRun:
+    """The run that several tests look at. None of them changes what it left."""
+    folder = tmp_path_factory.mktemp("plain")
+    return PlainRun(Run(tiny_backbone_dir, folder / "out")(**custom), folder)
 
 
 def written(tmp_path: Path, strategy: str = "bitfit", task: str = "mine") -> Path:
@@ -168,9 +189,8 @@ def test_the_served_scores_equal_the_trained_ones(
     assert manifest.metrics["validation"].rows == 30
 
 
-def test_summary_for_people(run: Run, custom: dict[str, Any], tmp_path: Path) -> None:
-    done = run(**custom)
-    path = written(tmp_path)
+def test_summary_for_people(plain: PlainRun) -> None:
+    done, path = plain.done, written(plain.folder)
     delta = read_delta(path)
     assert f"delta       {path} ({path.stat().st_size / 1000:,.1f} kB" in done.out
     assert f"version {delta.version}" in done.out
@@ -192,8 +212,8 @@ def test_only_json_is_on_standard_output(run: Run, custom: dict[str, Any], tmp_p
     assert facts["strategy"] == "bitfit"
 
 
-def test_progress_is_on_standard_error(run: Run, custom: dict[str, Any]) -> None:
-    done = run(**custom)
+def test_progress_is_on_standard_error(plain: PlainRun) -> None:
+    done = plain.done
     assert "mine bitfit" in done.err
     assert "loss=" in done.err
     assert "accuracy=" in done.err
@@ -201,15 +221,13 @@ def test_progress_is_on_standard_error(run: Run, custom: dict[str, Any]) -> None
     assert "loss=" not in done.out
 
 
-def test_the_delta_and_its_predictions_are_left(
-    run: Run, custom: dict[str, Any], tmp_path: Path
-) -> None:
-    run(**custom)
-    files = {path for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    predictions = predictions_path(written(tmp_path))
-    assert files == {written(tmp_path), predictions}
+def test_the_delta_and_its_predictions_are_left(plain: PlainRun) -> None:
+    delta = written(plain.folder)
+    files = {path for path in (plain.folder / "out").rglob("*") if path.is_file()}
+    predictions = predictions_path(delta)
+    assert files == {delta, predictions}
     numbers, gold, logits = read_predictions(predictions, "validation")
-    manifest = read_delta(written(tmp_path)).manifest
+    manifest = read_delta(delta).manifest
     assert numbers == list(range(1, manifest.metrics["validation"].rows + 1))
     right = logits.argmax(1) == torch.tensor(gold)
     accuracy = manifest.metrics["validation"].values["accuracy"]
@@ -231,11 +249,9 @@ def test_the_history_of_the_run_is_in_the_manifest(
     assert max(history.train.learning_rate) == pytest.approx(manifest.training.learning_rate)
 
 
-def test_the_summary_has_the_calibration_error(
-    run: Run, custom: dict[str, Any], tmp_path: Path
-) -> None:
-    said = run(**custom).out
-    for split, scores in read_delta(written(tmp_path)).manifest.metrics.items():
+def test_the_summary_has_the_calibration_error(plain: PlainRun) -> None:
+    said = plain.done.out
+    for split, scores in read_delta(written(plain.folder)).manifest.metrics.items():
         assert scores.reliability is not None
         line = next(line for line in said.splitlines() if line.startswith(f"{split} "))
         assert f"expected calibration error {scores.reliability.error:.4f}" in line
@@ -296,7 +312,7 @@ def test_selection_rows_are_not_trained_on(
         return plain(model, task, parts, *rest, **more)
 
     monkeypatch.setattr(train_delta, "train", spying)
-    run(selection_share=share, **custom)
+    run(selection_share=share, head_start="random", **custom)
     ((train, selection),) = seen
     assert abs(len(selection.rows) - share * 90) < 4
     together = sorted(row.input_ids for row in (*train.rows, *selection.rows))
@@ -311,14 +327,14 @@ def test_selection_rows_are_not_trained_on(
 def test_the_selection_rows_have_a_limit(
     run: Run, custom: dict[str, Any], tmp_path: Path, most: int, held_out: int
 ) -> None:
-    run(selection_share=0.5, max_selection_rows=most, **custom)
+    run(selection_share=0.5, max_selection_rows=most, head_start="random", **custom)
     facts = read_delta(written(tmp_path)).manifest.training
     assert abs(facts.selection_rows - held_out) <= 3
     assert facts.train_rows + facts.selection_rows == 90
 
 
 def test_train_rows_are_drawn(run: Run, custom: dict[str, Any], tmp_path: Path) -> None:
-    run(train_rows=40, **custom)
+    run(train_rows=40, head_start="random", **custom)
     facts = read_delta(written(tmp_path)).manifest.training
     assert facts.train_rows + facts.selection_rows == 40
     assert "40 of 90 train rows" in facts.data_note
@@ -423,7 +439,7 @@ def test_a_study_of_initial_values_stands_beside_plain_bitfit(
 ) -> None:
     """InitBias+BitFit, Init+BitFit and BitFit have their custom files and names."""
     for reinit in ("none", "biases", "all"):
-        assert run(**custom | {"reinit": reinit}).code == 0
+        assert run(reinit=reinit, head_start="random", **custom).code == 0
     store = Store([tmp_path / "out"])
     assert store.strategies("mine") == ["bitfit", "init+bitfit", "initbias+bitfit"]
     assert store.default_strategy("mine") == "bitfit"
@@ -449,8 +465,8 @@ def test_an_error_at_the_end_is_reported_at_the_start(
     assert "step/s" not in done.err
 
 
-def test_the_summary_states_kind_and_labels(run: Run, custom: dict[str, Any]) -> None:
-    assert "labels      bad, good\n" in run(**custom).out
+def test_the_summary_states_kind_and_labels(plain: PlainRun) -> None:
+    assert "labels      bad, good\n" in plain.done.out
 
 
 @pytest.fixture(scope="session")
@@ -499,7 +515,7 @@ def test_the_sample_says_so(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_command_is_recorded(run: Run, custom: dict[str, Any], tmp_path: Path) -> None:
-    run(seed=5, lr=0.004, head_lr=0.02, **custom)
+    run(seed=5, lr=0.004, head_lr=0.02, head_start="random", **custom)
     facts = read_delta(written(tmp_path)).manifest.training
     assert facts.command.startswith("python -m training.fit --backbone")
     assert "--seed 5" in facts.command
@@ -511,21 +527,22 @@ def test_the_command_is_recorded(run: Run, custom: dict[str, Any], tmp_path: Pat
 def test_an_existing_delta_is_replaced_only_with_overwrite(
     run: Run, custom: dict[str, Any], tmp_path: Path
 ) -> None:
-    run(**custom)
+    flags = custom | {"head_start": "random"}
+    run(**flags)
     before = written(tmp_path).read_bytes()
-    done = run(seed=9, **custom)
+    done = run(seed=9, **flags)
     assert done.code == 2
     assert f"error: {written(tmp_path)} exists; give --overwrite" in done.err
     assert done.out == ""
     assert written(tmp_path).read_bytes() == before
-    assert run("--overwrite", seed=9, **custom).code == 0
+    assert run("--overwrite", seed=9, **flags).code == 0
     assert written(tmp_path).read_bytes() != before
 
 
 def test_a_diverged_run_is_an_error_and_no_delta(
     run: Run, custom: dict[str, Any], tmp_path: Path
 ) -> None:
-    done = run(lr=1e30, head_lr=1e30, **custom)
+    done = run(lr=1e30, head_lr=1e30, head_start="random", **custom)
     assert done.code == 1
     assert re.search(r"error: .*(NaN|infinite|diverged)", done.err)
     assert not written(tmp_path).exists()
