@@ -94,13 +94,18 @@ def mixed_store(
     return Store([root], backbone=tiny_backbone.ref)
 
 
+@pytest.fixture(scope="module")
+def engine(tiny_backbone: Backbone, mixed_store: Store) -> Engine:
+    """One engine for all batches, as a server has: to load its deltas takes most of the time."""
+    return Engine(tiny_backbone, mixed_store, precision="fp32")
+
+
 @pytest.mark.parametrize("popularity", ["uniform", "one", "skewed"])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 32, 96])
 def test_mixed_batch_equals_stock_transformers(
-    tiny_backbone: Backbone, mixed_store: Store, popularity: str, size: int
+    tiny_backbone: Backbone, mixed_store: Store, engine: Engine, popularity: str, size: int
 ) -> None:
     """Rows of all tasks, strategies and kinds in one forward pass, each as if it ran alone."""
-    engine = Engine(tiny_backbone, mixed_store, precision="fp32")
     draw = random.Random(f"{popularity} {size}")
     records = list(mixed_store.records)
     weights = {
@@ -122,10 +127,7 @@ def test_mixed_batch_equals_stock_transformers(
 
 
 @pytest.mark.parametrize("name", ["toy3", "toypairmean", "toysplit"])
-def test_batch_neighbours_do_not_matter(
-    tiny_backbone: Backbone, mixed_store: Store, name: str
-) -> None:
-    engine = Engine(tiny_backbone, mixed_store, precision="fp32")
+def test_batch_neighbours_do_not_matter(mixed_store: Store, engine: Engine, name: str) -> None:
     draw = random.Random(5)
     record: Record = mixed_store.resolve(name, "random:0.05")
     mine = tokenized(engine, record, {"premise": "the film", "hypothesis": "not good"})

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -51,27 +52,40 @@ def assert_same(answer: dict[str, Any], alone: dict[str, Any]) -> None:
                 assert one[key] == pytest.approx(other[key], abs=1e-5)
 
 
+def send(client: TestClient, request: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    response = client.post(request[0], json=request[1])
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[tuple[str, dict[str, Any]]]:
+    """Four requests for each client."""
+    chance = random.Random(7)
+    return [make_request(chance) for _ in range(4 * NUM_CLIENTS)]
+
+
+@pytest.fixture(scope="module")
+def alone(client: TestClient, requests: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What each request is answered alone; no setting changes it."""
+    return [send(client, request) for request in requests]
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"workers": 3, "threads": 3}, {"workers": 2, "threads": 2, "max_slots": 9}]
 )
 def test_sixty_four_clients_mixing_tasks_and_strategies(
-    start: Callable[..., TestClient], gate: Any, settings: dict[str, int]
+    start: Callable[..., TestClient],
+    requests: list[tuple[str, dict[str, Any]]],
+    alone: list[dict[str, Any]],
+    gate: Any,
+    settings: dict[str, int],
 ) -> None:
     # A busy machine must not make this a test of overload.
-    client = start(max_batch_rows=24, max_queue_s=30, **settings)
-    chance = random.Random(7)
-    requests = [make_request(chance) for _ in range(4 * NUM_CLIENTS)]
-
-    def send(request: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-        response = client.post(request[0], json=request[1])
-        assert response.status_code == 200, response.text
-        answer: dict[str, Any] = response.json()
-        return answer
-
-    alone = [send(request) for request in requests]
-    gate.batches.clear()
+    server = start(max_batch_rows=24, max_queue_s=30, **settings)
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-        together = list(pool.map(send, requests))
+        together = list(pool.map(partial(send, server), requests))
     for answer, expected in zip(together, alone, strict=True):
         assert_same(answer, expected)
     mixed = [len({row.record.version for row in batch}) for batch in gate.batches]

@@ -412,7 +412,7 @@ def test_int8_on_the_packaged_backbone(
     exact = Engine(packaged_backbone, store, device="cpu", precision="fp32")
     whole = Engine(packaged_backbone, store, device="cpu", precision="int8")
     apart = {"random:0.001"}
-    rows = [row for row in rows_of(exact, 3, 300) if row.record.key[1] not in apart]
+    rows = [row for row in rows_of(exact, 3, 80) if row.record.key[1] not in apart]
     pairs = zip(logits_of(exact.predict(rows)), logits_of(whole.predict(rows)), strict=True)
     squares = [(a - b) ** 2 for one, other in pairs for a, b in zip(one, other, strict=True)]
     error = math.sqrt(sum(squares) / len(squares))
@@ -489,7 +489,7 @@ def test_parallel_batches_answer_as_single_ones(
     store = Store([pooled_deltas], backbone=tiny_backbone.ref)
     engine = Engine(tiny_backbone, store, device="cpu", precision=precision, max_slots=max_slots)
     assert engine.cache.set_concurrency(4) == 4
-    batches = [rows_of(engine, seed, 1 + 5 * (seed % 5)) for seed in range(24)]
+    batches = [rows_of(engine, seed, 1 + 5 * (seed % 5)) for seed in range(12)]
     alone = [run_in_own_thread(partial(engine.predict, rows, 1)) for rows in batches]
     engine.reset_counts()
     with ThreadPoolExecutor(4) as pool:
