@@ -36,7 +36,7 @@ def remember() -> Callable[[], None]:
                 pytests = [handler for handler in log.handlers if handler not in _handlers(log)]
                 log.handlers[:] = [*handlers, *pytests]
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(mode=False)  # a run switches it on for its process
+        torch.set_deterministic_debug_mode("default")  # a run switches it on for its process
         sys.setswitchinterval(interval)
         gc.set_threshold(*thresholds)
         gc.unfreeze()

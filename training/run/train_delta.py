@@ -232,7 +232,9 @@ def _strategy(config: FitConfig) -> StrategySpec:
 
 
 def _make_repeatable() -> None:
-    torch.use_deterministic_algorithms(mode=True)
+    # Its twin, use_deterministic_algorithms, would also load torch's compiler, which takes two
+    # seconds of every run and compiles nothing here.
+    torch.set_deterministic_debug_mode("error")
     # Filling fresh memory helps to find bugs, not to repeat runs, and is slow.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -75,7 +75,10 @@ class TrialProcess:
         os.environ["OMP_NUM_THREADS"] = str(trial.threads)
         # Runs are forked from a process that has imported everything and computed nothing.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([Trial.__module__])
+        loaded = [Trial.__module__]
+        if trial.options.get("backbone"):  # a run over the packaged one loads no transformers
+            loaded.append("transformers.models.bert.modeling_bert")
+        context.set_forkserver_preload(loaded)
         self.answer, sender = context.Pipe(duplex=False)
         self._process = context.Process(target=run_trial, args=(trial, sender), daemon=True)
         self._process.start()

@@ -115,7 +115,7 @@ def check_line(run: Run) -> None:
 
 
 LONG = ["--freeze", "bitfit", "--rates", "1e-3", "--seeds", "1"]
-LONG += ["--set", "epochs=60,evals=100,max_length=24,batch_size=8"]
+LONG += ["--set", "epochs=30,evals=50,max_length=24,batch_size=8"]
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def wait_for_states(command: Sweep, process: subprocess.Popen[str]) -> None:
 @pytest.mark.slow
 def test_a_run_that_is_killed_is_recorded_and_the_sweep_goes_on(command: Sweep) -> None:
     words = ["--freeze", "bitfit,head", "--rates", "1e-3", "--seeds", "1"]
-    words += ["--set", "epochs=60,evals=100,max_length=24,batch_size=8"]
+    words += ["--set", "epochs=30,evals=50,max_length=24,batch_size=8"]
     process = command.start(*words)
     wait_for_states(command, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

@@ -151,8 +151,8 @@ def test_patience_ends_a_run(run: Run) -> None:
 def test_a_run_that_stopped_early_stays_so_when_resumed(
     words: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = {"epochs": 6, "lr": 1e-30, "head_lr": 1e-30, "evals": 12, "patience": 2}
-    flags |= {"head_start": "solved"}
+    flags: dict[str, Any] = {"epochs": 6, "lr": 1e-30, "head_lr": 1e-30, "evals": 12}
+    flags |= {"patience": 2, "head_start": "solved"}
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
