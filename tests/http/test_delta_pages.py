@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -189,10 +190,12 @@ def crowded(
 ) -> Iterator[TestClient]:
     """A server of 10,000 tasks, beside 12,000 files that it refuses."""
     folder = tmp_path_factory.mktemp("many")
-    for number in range(NUM_TASKS):
-        task = toy_tasks["toy2"].model_copy(update={"name": f"task-number-{number}"})
-        path = delta_path(folder / "good", tiny_backbone.ref.id, task.name, "head")
-        write_delta(make_delta(tiny_backbone, task, "head"), path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)  # to wait for the disk takes most of the time
+        for number in range(NUM_TASKS):
+            task = toy_tasks["toy2"].model_copy(update={"name": f"task-number-{number}"})
+            path = delta_path(folder / "good", tiny_backbone.ref.id, task.name, "head")
+            write_delta(make_delta(tiny_backbone, task, "head"), path)
     (folder / "bad").mkdir()
     for number in range(NUM_REFUSED):
         (folder / "bad" / f"{number}.safetensors").write_bytes(b"no delta")

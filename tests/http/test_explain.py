@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -180,9 +181,13 @@ def test_rows_are_refused_before_they_are_made(
 
 
 def test_all_strategies_are_asked_however_many_a_task_has(
-    start: Callable[..., TestClient], tiny_backbone: Backbone, tmp_path: Path
+    start: Callable[..., TestClient],
+    tiny_backbone: Backbone,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """More than a request of several deltas may name."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # to wait for the disk takes most of the time
     strategies = [f"random:0.{number:04d}" for number in range(1, 258)]
     for strategy in strategies:
         delta = make_delta(tiny_backbone, TOY_TASKS["toy2"], strategy)
