@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from streamlit import config as streamlit_config
 
 from app.main import create_app
 from app.process.settings import Settings
@@ -30,6 +32,7 @@ from frontend.state import forget_answers
 from tests.factories import RELIABILITY, RUN_HISTORY, training_facts, write_some_predictions
 
 MAIN = Path(__file__).parents[2] / "frontend" / "main.py"
+SETTINGS = MAIN.parent / ".streamlit" / "config.toml"
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -134,6 +137,15 @@ RECORDED_FACTS: dict[str, Any] = {
 
 # Deltas with the predictions of their runs, one of each kind of task.
 JUDGED = (RECORDED, ("topics", "bitfit"), ("stsb", "bitfit"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _settings_of_the_page() -> None:
+    """Run scripts as `streamlit run` does. `AppTest` does not read the settings beside the page."""
+    settings = tomllib.loads(SETTINGS.read_text(encoding="utf-8"))
+    for section in ("browser", "runner"):
+        for name, value in settings[section].items():
+            streamlit_config.set_option(f"{section}.{name}", value)
 
 
 @pytest.fixture(autouse=True)
