@@ -204,7 +204,7 @@ def test_on_ray_a_run_whose_worker_is_lost_is_made_again_to_the_same_line(
     wait_for_states(command, process)
     (worker,) = ray_processes(process.pid, RUN)
     os.kill(worker, signal.SIGKILL)
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=600)  # Ray gives its workers the lowest priority
     assert process.returncode == 0, said
     (run,) = read_runs(command.out).values()
     assert run.outcome is not None
