@@ -261,7 +261,14 @@ def _check_tokenizer(tokenizer: Any, source: str, name: str, vocab_size: int) ->
             f"the tokenizer of {name!r} has {len(tokenizer)} tokens, but the network only has "
             f"{vocab_size} embeddings; copy the network's tokenizer"
         )
-    if not _frames_like_bert(tokenizer):
+    try:
+        is_framed = _frames_like_bert(tokenizer)
+    except Exception as error:  # noqa: BLE001 - the library raises no other kind
+        raise BackboneError(
+            f"the tokenizer of {name!r} can't read a text with an unknown character ({error}); "
+            "copy the network's tokenizer"
+        ) from None
+    if not is_framed:
         raise BackboneError(
             f"the tokenizer of {name!r} does not frame texts as [CLS] a [SEP] b [SEP]; "
             "copy a BERT tokenizer into the folder"

@@ -271,6 +271,13 @@ def drop_type(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(facts))
 
 
+def without_unknown(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document["model"]["unk_token"] = "[NONE]"
+    path.write_text(json.dumps(document))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no pooler": (drop_pooler, "lacks the weights pooler.dense.bias and 1 more; a pooler is"),
     "another architecture": (
@@ -344,6 +351,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tokenizer of nothing": (
         write("tokenizer.json", b"{}"),
         "can't load the tokenizer .*tokenizer.json or .*KeyErr",
+    ),
+    "a word for unknown characters that the vocabulary lacks": (
+        without_unknown,
+        "can't read a text with an unknown character .*; copy the network's tokenizer",
     ),
     "a list for its settings": (
         write("tokenizer_config.json", b"[]"),
