@@ -161,9 +161,8 @@ def test_settings_can_be_checked_beside_a_server_that_runs(
             assert server.wait() == 0
     assert "serving 25 deltas" in server.output
     assert server.output.endswith("the server can start with these settings\n")
-    for wrong, status in (("toi3/bitfit", 2), ("toy2", 0)):
-        with run_server(arguments=check, DELTABERT_PINNED=wrong) as server:
-            assert server.wait() == status, server.output
+    with run_server(arguments=check, DELTABERT_PINNED="toi3/bitfit") as server:
+        assert server.wait() == 2, server.output
     with run_server(arguments=check, DELTABERT_BACKBONE=str(tmp_path)) as server:
         assert server.wait() == 1
     assert "can start" not in server.output
