@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from app.process.logs import configure_logging
-from app.process.settings import SettingsError, load_settings
+from app.process.settings import Settings, SettingsError, load_settings
 
 _NO_TLS = (
     "DELTABERT_SSL_CERTFILE is set, but the proxy of a cluster speaks plain HTTP; unset it, and "
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app.clus
 
     cluster = ClusterOptions(options.replicas, most, options.threads, options.address)
     try:
-        if options.address is None and (status := _check()):
+        # Other machines may have other files.
+        if options.address is None and (status := _check(settings)):
             return status
         with running_cluster(settings, cluster):
             logging.getLogger("app").info("%s: stopping", wait_for_signal())
@@ -64,11 +65,17 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m app.clus
     return 0
 
 
-def _check() -> int:
-    """Have a server load the settings, since Ray starts replicas that fail again for minutes.
+def _check(settings: Settings) -> int:
+    """Check the port, and all settings in a process of its own; returns that process's exit status.
 
-    Returns its exit status. Not for machines elsewhere, which may have other files.
+    Otherwise Ray would try both again and again, for minutes.
+
+    Raises:
+        StartError: the port is taken.
     """
+    from app.server.server import listen
+
+    listen(settings).close()
     return subprocess.run([sys.executable, "-m", "app", "--check"], check=False).returncode
 
 

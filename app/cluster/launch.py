@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from app.cluster.coordinator import Coordinator
 from app.cluster.replica import APP, COORDINATOR, DEPLOYMENT, MIDDLEWARE, Replica, wanted_replicas
 from app.process.settings import Settings
-from app.server.server import listen
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -74,11 +73,8 @@ def running_cluster(settings: Settings, options: ClusterOptions) -> Iterator[Non
     """Serve from a cluster within the block, which begins when all replicas are ready.
 
     Raises:
-        StartError: the port is taken.
         KeyboardInterrupt: SIGINT or SIGTERM came while it was starting.
     """
-    if options.address is None:
-        listen(settings).close()  # the proxy would try it again for minutes
     folder = _prepare_environment()  # Ray reads it when it is imported
     try:
         with _started(settings, options):

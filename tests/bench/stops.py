@@ -47,7 +47,7 @@ _LIMIT_S = _TIMEOUT_S + 3.5  # the process's own limit is three seconds more tha
 _END_S, _POLL_S = 30.0, 0.01
 _FORKS = multiprocessing.get_context("forkserver")
 _FORCED_S = 2.0  # after the second signal
-_ONE_SIGNAL_S = 0.25  # two signals within it may count as one; see `app.server.server`
+_TWO_SIGNALS_S = 0.3  # signals further apart count as two; see `app.server.server`
 _TOLERANCE = 0.02  # of a score: bfloat16 rounds differently in other batches
 _CLIENTS = {"one": 10, "list": 4, "fan-out": 4, "half-closed": 2, "pipelined": 2, "leaver": 2}
 _CLIENTS |= {"half a body": 2, "half a head": 1, "silent": 1}
@@ -179,7 +179,7 @@ class Load:
         self._found = found
         self.is_signalled = False
         self.is_killed = False
-        self.is_forced = False
+        self.is_signalled_twice = False
         self.is_over = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -247,7 +247,7 @@ class Load:
             if not part:
                 whole = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
                 self._note("half an answer" if whole else "connection closed")
-                if whole and not (self.is_killed or self.is_forced):
+                if whole and not (self.is_killed or self.is_signalled_twice):
                     self._found.problems.append(f"{kind} got half an answer: {whole[:300]!r}")
                 return False
             received += part
@@ -273,7 +273,7 @@ class Load:
         if outcome == "half an answer":
             if self.is_killed:
                 outcome = "cut by the kill"
-            elif self.is_forced:
+            elif self.is_signalled_twice:
                 outcome = "cut by the second signal"
         self._found.answers[outcome] += 1
         if self.is_signalled:
@@ -306,10 +306,10 @@ class Rounds:
         process.send_signal((signal.SIGTERM, signal.SIGINT)[number % 2])
         is_forced = False
         if number % 10 == 9:
-            wait_s = random.uniform(0.0, 2 * _ONE_SIGNAL_S)
-            is_forced = wait_s > 1.2 * _ONE_SIGNAL_S
+            wait_s = random.uniform(0.0, 2 * _TWO_SIGNALS_S)
+            is_forced = wait_s > _TWO_SIGNALS_S
             await asyncio.sleep(wait_s)
-            load.is_forced = True
+            load.is_signalled_twice = True
             if process.poll() is None:
                 process.send_signal((signal.SIGTERM, signal.SIGINT)[number % 2])
         status = await self._wait_for_end(process)
