@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -43,11 +44,19 @@ def frozen_depth(names: Collection[str], config: EncoderConfig) -> int:
     return lowest
 
 
+class RowEncoder(Protocol):
+    """A frozen encoder that computes rows as a whole."""
+
+    def features(self, rows: Sequence[TokenizedRow]) -> Tensor:
+        """Return the head's input, float32 [R, I], in the order of the rows."""
+
+
 class FeatureCache:
     """Outputs of the frozen lower part of the encoder, by row.
 
     `depth` is of `frozen_depth`. It is 0 if something trains and pooling reads every layer, whose
-    outputs would take several times the memory.
+    outputs would take several times the memory. If nothing trains, `encoder` computes the rows, or
+    the overlay without one.
     """
 
     def __init__(
@@ -58,8 +67,9 @@ class FeatureCache:
         device: torch.device,
         dtype: torch.dtype,
         pooling: Pooling,
+        encoder: RowEncoder | None = None,
     ) -> None:
-        self._dtype, self._pooling = dtype, pooling
+        self._dtype, self._pooling, self._encoder = dtype, pooling, encoder
         self._config, self._overlay, self._device = config, overlay, device
         self.depth = depth if pooling != "layers" or depth > config.num_layers else 0
         self._features: dict[_Key, Tensor] = {}
@@ -92,10 +102,14 @@ class FeatureCache:
         distinct = list(new.values())
         for positions in length_batches(distinct, _BATCH_TOKENS):
             part = [distinct[position] for position in positions]
-            batch = self.pack(part)
-            features = self._compute(batch)
-            for row, index in zip(part, self._feature_index(part, batch), strict=True):
-                self._features[_key(row)] = features[index].clone()
+            if self.is_whole_encoder:
+                found = self._encode(part).split(1)
+            else:
+                batch = self.pack(part)
+                features = self._compute(batch)
+                found = tuple(features[index] for index in self._feature_index(part, batch))
+            for row, feature in zip(part, found, strict=True):
+                self._features[_key(row)] = feature.clone()
 
     def clear(self) -> None:
         """Forget all features."""
@@ -115,7 +129,7 @@ class FeatureCache:
     def pooled(self, rows: Sequence[TokenizedRow]) -> Tensor:
         """Return the pooled outputs of an encoder of which nothing trains, as `encode` does."""
         cached = self._cached(rows)
-        return self._compute(self.pack(rows)) if cached is None else cached
+        return self._encode(rows) if cached is None else cached
 
     def pack(self, rows: Sequence[TokenizedRow]) -> PackedBatch:
         """Lay out a batch for the pooling of the task."""
@@ -131,8 +145,6 @@ class FeatureCache:
 
     def _feature_index(self, rows: Sequence[TokenizedRow], batch: PackedBatch) -> list[Tensor]:
         """Return for each row the positions of its features in the output of its batch."""
-        if self.is_whole_encoder:
-            return list(torch.arange(len(rows), device=self._device).unsqueeze(1))
         if self._is_per_position:
             return list(batch.pooled_of_row.unsqueeze(1))
         starts = batch.first_token_of_row.tolist()
@@ -146,10 +158,16 @@ class FeatureCache:
         return self.depth >= self._config.num_layers
 
     @torch.no_grad()
+    def _encode(self, rows: Sequence[TokenizedRow]) -> Tensor:
+        """Return the output of the whole encoder: [R, I]."""
+        if self._encoder is not None:
+            return self._encoder.features(rows)
+        batch = self.pack(rows)
+        return encode(self._config, self._overlay, batch, WindowAttention(batch, self._dtype))
+
+    @torch.no_grad()
     def _compute(self, batch: PackedBatch) -> Tensor:
-        if self.is_whole_encoder:
-            attention = WindowAttention(batch, self._dtype)
-            return encode(self._config, self._overlay, batch, attention)
+        """Return the output of the frozen layers: [N, H], or [P, H] after all of them."""
         hidden = embed(self._overlay, batch)
         attention = WindowAttention(batch, hidden.dtype)
         numbers = range(self.depth)

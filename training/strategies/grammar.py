@@ -95,7 +95,7 @@ def canonical(freeze: str) -> str:
 
 def default_learning_rate(freeze: str) -> float:
     """Return the lowest default learning rate among the strategy's rules."""
-    return min(RULES[use.name].default_lr for use in _parse(canonical(freeze)))
+    return min(RULES[use.name].learning_rate(use.argument) for use in _parse(canonical(freeze)))
 
 
 def count(selection: Selection, shapes: Shapes) -> int:

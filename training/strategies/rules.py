@@ -7,6 +7,7 @@ and scores. How rules are written, combined and restricted to layers is
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -39,6 +40,7 @@ BIAS_TERMS = {
     "embeddings_layernorm": r"embeddings\.LayerNorm",
     "pooler": r"pooler\.dense",
 }
+_SMALL_SHARE = 0.001  # the share that the learning rates of rules with a share are for
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,18 @@ class Rule:
     select: Callable[[RuleInput, str], Selection]  # takes an input and the text after the colon
     takes_layers: bool = True  # `@0-3` may follow and restrict the rule to some layers
     tidy: Callable[[str], str] = str  # returns the canonical spelling of an argument
+
+    def learning_rate(self, argument: str) -> float:
+        """Return the default learning rate with an argument.
+
+        That of a share falls from `default_lr` at 0.1 % of all values to that of `full` at 100 %,
+        by the same factor for each factor of the share: many values that all move as far as a few
+        would change the answers too much.
+        """
+        if self.argument != "SHARE":
+            return self.default_lr
+        place = math.log(max(1.0, float(argument) / _SMALL_SHARE)) / math.log(1 / _SMALL_SHARE)
+        return float(f"{self.default_lr ** (1 - place) * RULES['full'].default_lr**place:.3g}")
 
 
 def layer_of(name: str) -> int | None:

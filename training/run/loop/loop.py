@@ -59,10 +59,12 @@ def train(
     """
     train_rows, selection_rows = splits
     model.keep_features([*train_rows.rows, *selection_rows.rows])
-    parameters = model.parameters
-    optimizer = make_optimizer(model, config)
     metric = task.primary_metric
     state = _starting_state(model, task, selection_rows, config)
+    if not config.steps:  # a solved head is the result; an optimizer takes seconds to make
+        return state.best.metrics, 0, state.history.finish(0)
+    parameters = model.parameters
+    optimizer = make_optimizer(model, config)
     # Rank 0 removes old checkpoints. A process that looked for itself, earlier, could resume alone.
     if distributed.broadcast_flag(state_path.exists()):
         state = load_state(state_path, parameters, optimizer, HistoryRecorder(config, metric))

@@ -93,9 +93,6 @@ class _Probe:
     def __init__(self, run: PreparedRun, limit_s: float) -> None:
         self._run, self._limit_s = run, limit_s
         self._train, self._selection = (split.rows for split in run.splits)
-        self._optimizer = make_optimizer(run.model, run.loop)
-        for group in self._optimizer.param_groups:
-            group["lr"] = 0.0
         known = list(islice(batches(self._train, run.loop), _KNOWN_BATCHES))
         self._batches = sorted(known, key=self._num_tokens)
         self._keeps_features = run.model.can_keep_features([*self._train, *self._selection])
@@ -162,6 +159,10 @@ class _Probe:
 
     def _step_seconds(self) -> float:
         """Return the mean seconds of a step, by the tokens of the run's batches."""
+        # Only runs with steps pay for the optimizer, whose making imports torch's compiler.
+        self._optimizer = make_optimizer(self._run.model, self._run.loop)
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.0
         middle = self._strata()[0]
         small = middle[: max(1, len(middle) // _WARM_UP_SHARE)]
         self._take_step(small)  # the first call prepares kernels

@@ -108,7 +108,10 @@ def engines(tiny_backbone: Backbone, pooled_deltas: Path) -> dict[str, Engine]:
 def test_a_finished_model_has_the_logits_of_the_server(
     tiny_backbone: Backbone, engines: dict[str, Engine], task: str, strategy: str
 ) -> None:
-    """In the precision of the run; rounding in the training's own pass would show in bfloat16."""
+    """In the precision of the run; rounding in the training's own pass would show in bfloat16.
+
+    A head that trains alone has no other pass than the server's.
+    """
     store = engines["fp32"].store
     record = store.resolve(task, strategy)
     width = len(record.manifest.task.text_fields)
@@ -121,20 +124,26 @@ def test_a_finished_model_has_the_logits_of_the_server(
         rows = tokenize_texts(tiny_backbone.tokenizer, spec.max_length, texts, pairs=spec.pairs)
         model = model_of(tiny_backbone, record, precision)
         finished = finished_model(model, tiny_backbone, record.load().entries, spec)
-        assert isinstance(finished, ServedModel)
+        assert isinstance(finished, TaskModel if strategy == "head" else ServedModel)
         assert largest_difference(finished, rows, served) < 2e-6
-        if precision == "bf16":
+        if strategy == "head":
+            assert largest_difference(model, rows, served) < 2e-6
+        elif precision == "bf16":
             assert largest_difference(model, rows, served) > 2e-4
 
 
-def test_a_finished_model_shares_the_head(tiny_backbone: Backbone, pooled_deltas: Path) -> None:
+@pytest.mark.parametrize("strategy", ["head", "bitfit"])
+def test_a_finished_model_shares_the_head(
+    tiny_backbone: Backbone, pooled_deltas: Path, strategy: str
+) -> None:
     """So that a calibration of the trained model's head is judged, too."""
     store = Store([pooled_deltas], backbone=tiny_backbone.ref)
-    record = store.resolve("toy2", "head")
+    record = store.resolve("toy2", strategy)
     model = model_of(tiny_backbone, record, "fp32")
-    finished = finished_model(model, tiny_backbone, {}, record.manifest.task)
+    entries = record.load().entries
+    finished = finished_model(model, tiny_backbone, entries, record.manifest.task)
     rows = tokenize_texts(tiny_backbone.tokenizer, 32, [("good",)])
-    before = finished.logits(rows)
+    before = finished.logits(rows).detach().clone()
     with torch.no_grad():
         for part in model.head:
             part.mul_(2)
