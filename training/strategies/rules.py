@@ -75,7 +75,7 @@ class Rule:
         if self.argument != "SHARE":
             return self.default_lr
         place = math.log(max(1.0, float(argument) / _SMALL_SHARE)) / math.log(1 / _SMALL_SHARE)
-        return float(f"{self.default_lr ** (1 - place) * RULES['full'].default_lr**place:.3g}")
+        return float(f"{self.default_lr ** (1 - place) * RULES['full'].default_lr ** place:.3g}")
 
 
 def layer_of(name: str) -> int | None:

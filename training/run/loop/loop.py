@@ -85,9 +85,7 @@ def train(
         state.step = step
         state.history.add(step, loss, metrics)
         if metrics:
-            state.stale += 1
-            if not state.best.metrics or _is_better(metrics, state.best.metrics, metric):
-                state.best, state.stale = BestState(_copies(parameters), metrics), 0
+            _keep_the_best(state, parameters, metrics, metric)
         report(Progress(step, loss, metrics[metric] if metrics else None, metrics))
         # After the report: a caller that stores reports has all of them if the run is killed here.
         if metrics and distributed.is_first():
@@ -162,6 +160,15 @@ def train_batch(
         torch.nn.utils.clip_grad_norm_(model.parameters.values(), config.clip_norm)
     optimizer.step()
     return float(distributed.all_reduce(loss_so_far))
+
+
+def _keep_the_best(
+    state: RunState, parameters: dict[str, Tensor], metrics: dict[str, float], metric: str
+) -> None:
+    """Copy the parameters if their metrics are the best so far, or count them as no improvement."""
+    state.stale += 1
+    if not state.best.metrics or _is_better(metrics, state.best.metrics, metric):
+        state.best, state.stale = BestState(_copies(parameters), metrics), 0
 
 
 def _copies(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
