@@ -49,6 +49,10 @@ _ENCODINGS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
+# Encodings with NUL in each ASCII character: bytes a character, and the place of its own byte.
+_WIDE = (("UTF-32LE", 4, 0), ("UTF-32BE", 4, 3), ("UTF-16LE", 2, 0), ("UTF-16BE", 2, 1))
+_WIDE_START = 4  # characters that must be ASCII
+
 
 def read_head(path: Path) -> bytes:
     """Return the first bytes of a file.
@@ -122,8 +126,8 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 def _nul_problem(head: bytes) -> str:
     """Return the problem with the first bytes of a file if they contain NUL, else ""."""
-    for start, coding in ((1, "UTF-16LE"), (0, "UTF-16BE")):
-        if len(head) > 3 and not any(head[start:64:2]):
+    for coding, width, place in _WIDE:
+        if _is_wide(head, coding, width, place):
             return (
                 f"not UTF-8, it looks like {coding} without a byte order mark; convert it with "
                 f"`iconv -f {coding} -t UTF-8`"
@@ -131,6 +135,19 @@ def _nul_problem(head: bytes) -> str:
     if b"\0" in head:
         return f"no text: byte {head.index(0):,} is NUL; is this the right file, and undamaged?"
     return ""
+
+
+def _is_wide(head: bytes, coding: str, width: int, place: int) -> bool:
+    """Return True for text of `width` bytes a character, of which the first four are ASCII.
+
+    `place` is that of the byte of an ASCII character that is not NUL.
+    """
+    start = head[: min(_WIDE_START, len(head) // width) * width]
+    others = (byte for at, byte in enumerate(start) if at % width != place)
+    if len(start) < 2 * width or any(others) or not all(start[place::width]):
+        return False
+    text = head[: len(head) // width * width].decode(coding, errors="replace")
+    return "\ufffd" not in text[:-1] and "\0" not in text
 
 
 def _encoding_problem(path: Path, encoding: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,29 @@ _HEAD_CHARS = 2**20
 # Excel writes and reads this first line, which names the separator.
 _SEP_LINE = re.compile(r'"?sep=(.)"?\1*[\r\n]*', re.IGNORECASE)
 
+_ESCAPED = re.compile(r'\\([\\"])')
+_RULE = re.compile(r"\s*(:?-{3,}:?)?\s*")
+
+
+class TextLines:
+    """Iterates over the lines of a text file, and remembers how the last one ended."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self._last = ""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self._last = next(self._lines)
+        return self._last
+
+    @property
+    def end(self) -> str:
+        """The last character of the last line: a line feed, a carriage return, or any other."""
+        return self._last[-1:]
+
 
 @dataclass(frozen=True)
 class Dialect:
@@ -36,13 +59,14 @@ class Dialect:
     delimiter: str
     has_sep_line: bool = False  # the first line is Excel's `sep=;`
     skips_blanks: bool = False  # blanks may stand between a separator and a quote
+    has_backslashes: bool = False  # they stand before quotes inside of fields
 
     @property
     def shown(self) -> str:
         """The separator for notes and messages."""
         return _NAMES.get(self.delimiter, repr(self.delimiter))
 
-    def reader(self, lines: TextIO, *, quoted: bool) -> Any:
+    def reader(self, lines: Iterator[str], *, quoted: bool) -> Any:
         """Return a reader of the rows of a file, the header first, blank lines included.
 
         It raises `csv.Error` for a quote that breaks the rules.
@@ -51,12 +75,22 @@ class Dialect:
             next(lines)
         csv.field_size_limit(sys.maxsize)  # the module's default is 128 KiB
         return csv.reader(
-            lines,
+            map(_without_backslashes, lines) if self.has_backslashes else lines,
             delimiter=self.delimiter,
             quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
             skipinitialspace=self.skips_blanks and quoted,
             strict=True,
         )
+
+
+def _without_backslashes(line: str) -> str:
+    """Return a line in which quotes are doubled in place of a backslash before each."""
+    return _ESCAPED.sub(lambda match: '""' if match[1] == '"' else "\\", line)
+
+
+def is_rule(fields: Sequence[str]) -> bool:
+    """Return True for a line of dashes, as between header and rows of a table in Markdown."""
+    return sum(map(bool, map(str.strip, fields))) > 1 and all(map(_RULE.fullmatch, fields))
 
 
 def is_blank_row(fields: Sequence[str]) -> bool:

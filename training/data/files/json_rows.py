@@ -18,6 +18,8 @@ from training.errors import DataError, counted, listing
 
 _EXAMPLE = '{"text": "...", "label": "..."}'
 
+_AS_LINES = "In pandas: to_json(path, orient='records', lines=True)"
+
 
 class _Object(dict[str, Any]):
     """A JSON object that knows which of its keys occurred more than once."""
@@ -41,8 +43,8 @@ def read_json(path: Path, wanted: Sequence[str]) -> Columns:
             values[column].append(_value(path, num_rows, item, column))
     if num_rows == 1 and all(isinstance(found[0], dict | list) for found in values.values()):
         raise DataError(
-            f"one object with whole columns; each row must be an object like {_EXAMPLE}. In "
-            "pandas: to_json(path, orient='records', lines=True)",
+            f"one object with whole columns; each row must be an object like {_EXAMPLE}. "
+            f"{_AS_LINES}",
             path=path,
         )
     return Columns(
@@ -61,8 +63,11 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
         for row, (number, line) in enumerate(filled, start=1):
             item, problem = _parse(line)
             if row == 1 and (problem or isinstance(item, list)):
-                yield from _whole(path, line + lines.read(), number, problem)
-                return
+                rest = lines.read()
+                if problem or not rest.strip():
+                    yield from _whole(path, line + rest, number, problem)
+                    return
+                # A whole array on the first line of several is a row.
             if problem:
                 problem = f"line {number} is not JSON ({problem}); each line must hold one object"
                 raise DataError(f"{problem} like {_EXAMPLE}", path=path, row=row)
@@ -90,7 +95,8 @@ def _whole(path: Path, text: str, line: int, problem: str) -> Iterator[tuple[str
 def _parse(text: str) -> tuple[Any, str]:
     """Return the value of a JSON text, and what is wrong with it, or ""."""
     try:
-        return json.loads(text.strip(), object_pairs_hook=_make_object), ""
+        # Files that were joined may have a byte order mark at any line.
+        return json.loads(text.strip().removeprefix("\ufeff"), object_pairs_hook=_make_object), ""
     except json.JSONDecodeError as error:
         at_line = f"line {error.lineno}, " if error.lineno > 1 else ""
         return None, f"{error.msg} at {at_line}character {error.colno}"
@@ -115,6 +121,10 @@ def _value(path: Path, row: int, item: _Object, column: str) -> Any:
 
 def _inner_hint(item: _Object, column: str) -> str:
     """Return a hint if a value of a row contains the rows, or the wanted column."""
+    rows = list(item.values())
+    is_index = len(rows) > 1 and all(isinstance(row, dict) and column in row for row in rows)
+    if is_index or {"columns", "data"} <= item.keys():
+        return f" This is one object with all rows. {_AS_LINES}"
     for key, value in item.items():
         if _is_table(value):
             return f" Its {key!r} is a list of objects: write that list alone"

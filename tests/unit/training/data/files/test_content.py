@@ -136,3 +136,19 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
         open_text(tmp_path / "no.csv"),
     ):
         pass
+
+
+@pytest.mark.parametrize("coding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "text", ["text,label\na,1\n", "text,label\n\u3053\u306e\u96fb\u8a71,1\n" * 9]
+)
+def test_wide_encodings_without_a_mark_are_named(tmp_path: Path, coding: str, text: str) -> None:
+    """The named conversion gives the text, which UTF-16 in place of UTF-32 would not."""
+    found = refused(tmp_path, text.encode(coding))
+    name = found.partition("`iconv -f ")[2].partition(" ")[0]
+    assert text.encode(coding).decode(name) == text
+
+
+def test_other_files_with_nul_are_no_wide_text(tmp_path: Path) -> None:
+    for content in (b"a\0b\0c\0d\0\0\xd8\0\0", b"\x5d\0\0\x80\0\0\xff\xff", b"a\0"):
+        assert "no text: byte 1 is NUL" in refused(tmp_path, content)

@@ -254,3 +254,59 @@ def test_a_header_of_many_columns_is_read(tmp_path: Path) -> None:
     error = refused(write(tmp_path, "b.csv", f"{names},txt,label\n{values},a,1\n"))
     assert "and 99982 more. Did you mean 'txt'?" in str(error)
     assert len(str(error)) < 1000
+
+
+def test_a_header_between_the_rows_is_left_out_and_told(tmp_path: Path) -> None:
+    """Files that were joined repeat it; it would be a text and a label of its own."""
+    columns = load(write(tmp_path, "a.csv", "text,label\na,1\n\ufefftext,label\nb,2\ntext,label\n"))
+    assert columns.values == {"text": ["a", "b"], "label": ["1", "2"]}
+    assert columns.warnings == (
+        "a.csv: the header occurs again 2 times between the rows (first after row 1), as if files "
+        "were joined; these lines were left out",
+    )
+    assert load(write(tmp_path, "b.csv", "text,label\ntext,1\nb,label\n")).num_rows == 2
+
+
+def test_the_dashes_of_a_markdown_table_are_no_row(tmp_path: Path) -> None:
+    content = "| text | label |\n|:---|---:|\n| a | 1 |\n| --- | --- |\n"
+    columns = load(write(tmp_path, "a.csv", content))
+    assert columns.num_rows == 2
+    assert columns.reading_notes[0].endswith("vertical bars, a line of dashes left out")
+    assert load(write(tmp_path, "b.csv", "text|label\n-|-\n---|\n")).num_rows == 2
+
+
+def test_backslashes_before_quotes_are_left_out_and_told(tmp_path: Path) -> None:
+    content = 'text,label\na,1\n"say \\"hi\\", ok",2\n"c:\\new, \\\\",3\n'
+    columns = load(write(tmp_path, "a.csv", content))
+    assert columns.values["text"] == ["a", 'say "hi", ok', "c:\\new, \\"]
+    (warning,) = columns.warnings
+    assert warning.startswith("a.csv, row 2: quotes inside of fields have a backslash before them")
+    assert columns.reading_notes == ("a.csv: 3 rows, fields separated by commas",)
+
+
+def test_the_end_of_a_file_may_be_marked(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "a.csv", "text,label\na,1\n\x1a")).num_rows == 1
+    rows = "text,label\n" + "a,1\n" * 3000
+    error = refused(write(tmp_path, "b.csv", rows + "\0" * 9))
+    assert (error.row, "contains a NUL character" in str(error)) == (3001, True)
+
+
+def test_a_carriage_return_inside_of_a_text_makes_no_two_rows(tmp_path: Path) -> None:
+    error = refused(write(tmp_path, "a.csv", "label,text\n1,a\n2,b\rmore, too\n3,c\n"))
+    assert error.row == 2
+    assert "ends with a carriage return, while others end with a line feed" in str(error)
+    quoted = load(write(tmp_path, "b.csv", 'label,text\n1,a\n2,"b\rmore, too"\n'))
+    assert quoted.values["text"] == ["a", "b\rmore, too"]
+    for end in ("\r", "\r\n", "\r\r\n"):
+        assert load(write(tmp_path, "c.csv", f"label,text{end}1,a{end}2,b{end}")).num_rows == 2
+
+
+def test_values_without_a_name_may_be_cut_off_others(tmp_path: Path) -> None:
+    """Decimal commas without quotes lose their fractions, if the header ends with a comma."""
+    columns = load(write(tmp_path, "a.csv", "text,label,\na,1,\nb,2,5\nc,3,0\n"))
+    (warning,) = columns.warnings
+    assert warning.startswith(
+        "a.csv, row 2: '5' stands in a column without a name (1 more such rows follow); if a "
+        "separator cut a field in two"
+    )
+    assert load(write(tmp_path, "b.csv", ",text,label,\n0,a,1, \n")).warnings == ()

@@ -92,3 +92,24 @@ def test_other_json_is_named(tmp_path: Path, content: str, problem: str) -> None
 def test_a_file_without_rows_has_none(tmp_path: Path) -> None:
     assert load(write(tmp_path, "a.json", "[]")).num_rows == 0
     assert load(write(tmp_path, "a.json", " \n")).num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('["a", 1]\n["b", 2]\n', "line 1 holds ['a', 1]; each row must be one object"),
+        (
+            '{"0": {"text": "a"}, "1": {"text": "b"}}',
+            "one object with all rows. In pandas: to_json",
+        ),
+        ('{"columns": ["text"], "data": [["a"]]}', "one object with all rows. In pandas: to_json"),
+    ],
+)
+def test_tables_in_other_forms_are_named(tmp_path: Path, content: str, problem: str) -> None:
+    assert problem in str(refused(write(tmp_path, "a.json", content)))
+
+
+def test_joined_files_may_have_a_mark_in_between(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text, "label": 1}) for text in "ab"]
+    path = write(tmp_path, "a.jsonl", f"\ufeff{lines[0]}\n\ufeff{lines[1]}\n")
+    assert load(path).values["text"] == ["a", "b"]
