@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
+from decimal import Decimal
 
 # Control characters, zero-width space, word joiner, soft hyphen, byte order mark, and marks of
 # writing direction.
@@ -69,6 +70,6 @@ def _look(name: str) -> object:
     seen = "".join(char for char in plain.casefold() if unicodedata.category(char) != "Cf")
     seen = _VARIANTS.sub("", seen)
     if _NUMBER.fullmatch(seen):
-        return float(seen)
+        return Decimal(seen)
     spoken = _INNER_GAP.sub(" ", seen.strip(_AROUND) or seen)
     return _SAME_WORD.get(spoken, spoken)

@@ -18,11 +18,16 @@ from training.data.labels.lists import SEPARATOR
 from training.errors import listing
 
 # Programs write missing values so, and spreadsheets errors; a label can have such a name, too.
-_MISSING = re.compile(r"nan|<?na>?|#?n/a|none|null|nil|nat|#[a-z0/]+[!?]", re.IGNORECASE)
+_MISSING = re.compile(
+    r"nan|<?na>?|#?n/?a|none|[<(]?null[>)]?|nil|nat|#[a-z0/]+[!?]|\\n|tbd|missing|undefined"
+    r"|(un|not )label?led",
+    re.IGNORECASE,
+)
+_SIGNS = re.compile(r"[-?.*_\u2013\u2014]+")  # such a name is a missing value beside real names
 # Brackets or quotes around a whole name, or a spreadsheet's marks before it: ="007", '007.
 _CODE = re.compile(
-    r"\[.*[,'\"].*\]|\(.*[,'\"].*\)|\{.*[:,'\"].*\}|\w[\w.]*\(.*\)|(?P<quote>['\"]).+(?P=quote)"
-    r"|[='].+",
+    r"\[.*[,'\"].*\]|\(.*[,'\"].*\)|\{.*[:,'\"].*\}|\w[\w.]*\(.*\)|(?P<quote>['\"]).*(?P=quote)"
+    r"|[='].+|[\u201c\u201e\u00ab].+[\u201c\u201d\u00bb]|__label__.+",
     re.DOTALL,
 )
 _BITS = re.compile("[01]{3,}")
@@ -49,7 +54,7 @@ def find_doubts(
     for doubt in (
         _merged(columns, column, form),
         *_doubtful_names(counts),
-        _one_each(rows) if form.kind == "multi_label" else "",
+        *((_one_each(rows), _joined(counts)) if form.kind == "multi_label" else ()),
     ):
         if doubt:
             yield f"{where}: {doubt}"
@@ -93,7 +98,11 @@ def _doubtful_names(counts: Mapping[str, int]) -> Iterator[str]:
             f"labels that look alike were kept apart: {listing(shown)}; write them in one way if "
             "they mean the same"
         )
-    if missing := list(filter(_MISSING.fullmatch, counts)) or _unlabelled(counts):
+    if missing := [
+        *filter(_MISSING.fullmatch, counts),
+        *_unlabelled(counts),
+        *_signs(counts),
+    ]:
         yield (
             f"{listing(map(repr, missing))} may stand for a missing label; drop these rows unless "
             "it is a label"
@@ -122,6 +131,29 @@ def _unlabelled(counts: Mapping[str, int]) -> list[str]:
     """Return the name -1 if the others are codes from 0 on, of which -1 is none."""
     codes = {str(code) for code in range(len(counts) - 1)}
     return ["-1"] if len(codes) > 1 and set(counts) == {"-1", *codes} else []
+
+
+def _signs(counts: Mapping[str, int]) -> list[str]:
+    """Return the names that are signs alone, if all others have letters or digits."""
+    signs = list(filter(_SIGNS.fullmatch, counts))
+    are_names = all(any(map(str.isalnum, name)) for name in counts if name not in signs)
+    return signs if are_names and len(signs) < len(counts) else []
+
+
+def _joined(counts: Mapping[str, int]) -> str:
+    """Return a sentence on items of lists that join other items, or ""."""
+    joined = [
+        name
+        for name in counts
+        for sign in ",;|"
+        if sign in name and {*map(clean, name.split(sign))} <= counts.keys()
+    ]
+    if not joined:
+        return ""
+    return (
+        f"{listing(map(repr, joined))} was read as one name, though its parts are labels of other "
+        "rows; write each label as an item of its own"
+    )
 
 
 def _one_each(rows: Sequence[Sequence[str]]) -> str:

@@ -7,7 +7,7 @@ are likely, one is taken with a warning that shows both, or none is; `--kind` de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,11 @@ from training.errors import DataError
 
 if TYPE_CHECKING:
     from deltas.manifest import TaskKind
+
+
+# Pairs of codes joined by a comma are recognised in so many rows, if both sides share such a part.
+_MANY_PAIRS = 40
+_ALIKE = 0.4
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,10 @@ def _find_numbers(columns: Columns, column: str, values: Mapping[int, Any]) -> L
     if decimal == "," and any(values[row].count(",") > 1 for row in strays):
         return None  # lists of codes
     if 0 < 2 * len(strays) < len(values):
+        found = values[strays[0]]
         problem = (
-            f"{values[strays[0]]!r} is not a number, though most labels here are; mend or drop the "
-            "row, or use --kind single_label to take all of them for names"
+            f"{found!r} is not a number, though most labels here are{_number_hint(found, decimal)}"
+            "; mend or drop the row, or use --kind single_label to take all of them for names"
         )
         raise columns.error(column, problem, strays[0])
     if strays:
@@ -121,6 +127,18 @@ def _number(columns: Columns, value: Any, decimal: str) -> float | None:
     return None
 
 
+def _number_hint(value: Any, decimal: str) -> str:
+    """Return why a text that reads as a number is none here, or ""."""
+    if not isinstance(value, str):
+        return ""
+    if parse_number(value, decimal) is not None:
+        return ": it is a text (--kind regression reads such texts as numbers)"
+    if parse_number(value, "," if decimal == "." else ".") is not None:
+        usual = "comma" if decimal == "," else "point"
+        return f": they have a decimal {usual}"
+    return ""
+
+
 def _decimal_mark(values: Mapping[int, Any]) -> str:
     """Return the mark with which more of the texts are numbers."""
     texts = [value for value in values.values() if isinstance(value, str)]
@@ -135,10 +153,12 @@ def _check_commas(columns: Columns, column: str, values: Mapping[int, Any]) -> N
     texts = {row: value.strip() for row, value in values.items() if "," in value}
     row, text = next(iter(texts.items()))
     alone = {clean(value) for value in values.values() if "," not in value}
-    if all(set(text.split(",")) <= alone for text in texts.values()):
+    is_known = all(set(text.split(",")) <= alone for text in texts.values())
+    if is_known or (not alone and _are_pairs(texts.values())):
+        labels = "two labels of other rows" if is_known else "two labels"
         problem = (
-            f"{text!r} may be a number with a decimal comma (--kind regression), or two labels of "
-            "other rows (--kind multi_label); say which"
+            f"{text!r} may be a number with a decimal comma (--kind regression), or {labels} "
+            "(--kind multi_label); say which"
         )
         raise columns.error(column, problem, row)
     if _thousands_doubt(columns, column, values, ","):
@@ -148,6 +168,17 @@ def _check_commas(columns: Columns, column: str, values: Mapping[int, Any]) -> N
             "marks between thousands"
         )
         raise columns.error(column, problem, row)
+
+
+def _are_pairs(texts: Iterable[str]) -> bool:
+    """Return True if the digits on both sides of commas are the same codes, and differ in each row.
+
+    Decimals repeat a digit in a tenth of the rows.
+    """
+    pairs = [text.split(",") for text in texts]
+    firsts, seconds = {first for first, _ in pairs}, {second for _, second in pairs}
+    is_alike = len(firsts & seconds) >= _ALIKE * len(firsts | seconds)
+    return is_alike and len(pairs) >= _MANY_PAIRS and all(one != other for one, other in pairs)
 
 
 def _thousands_doubt(columns: Columns, column: str, values: Mapping[int, Any], decimal: str) -> str:

@@ -245,15 +245,27 @@ def _numbers(columns: Columns, column: str, form: LabelForm) -> list[float]:
     for row, value in enumerate(columns.values[column], start=1):
         number = parse_number(value, form.decimal)
         if number is None:
-            example = " like 12.5" if form.decimal == "." else " like those of the train rows"
-            problem = (
-                f"{value!r:.100} is not a finite number{example}, which a regression task needs; "
-                "mend or drop the row, or use --kind single_label"
-            )
-            raise columns.error(column, problem, row)
+            more = sum(map(is_blank, columns.values[column][row:])) if is_blank(value) else 0
+            raise columns.error(column, _number_problem(value, form, more), row)
         if abs(number) > _LARGEST_NUMBER:
             allowed = f"from -{_LARGEST_NUMBER:g} to {_LARGEST_NUMBER:g}"
             problem = f"{number:g} is too large; numbers {allowed} can be learned"
             raise columns.error(column, problem, row)
         numbers.append(number)
     return numbers
+
+
+def _number_problem(value: Any, form: LabelForm, more: int) -> str:
+    """Return the problem with a value that is no number; `more` blank ones follow a blank one."""
+    usual, other = (".", ",") if form.decimal == "." else (",", ".")
+    example = " like 12.5" if form.decimal == "." else " like those of the train rows"
+    problem = f"{value!r:.100} is not a finite number{example}, which a regression task needs"
+    if is_blank(value):
+        follow = f" ({more:,} more such rows follow)" if more else ""
+        return f"{problem}{follow}; fill it in or drop the row"
+    if isinstance(value, str) and parse_number(value, other) is not None:
+        return (
+            f"{problem}: its decimal mark is {other!r}, that of the train rows {usual!r}; write "
+            "all numbers with the same mark"
+        )
+    return f"{problem}; mend or drop the row, or use --kind single_label"

@@ -23,7 +23,8 @@ _USUAL_SEPARATORS = (";", ",", "\n")
 _RARE_SEPARATORS = ("/", "+", "&", " ")
 # So many of the cells with a separator must consist of labels of other rows.
 _MOST = 0.8
-_VECTOR = re.compile(r"[01]([,; \t])[01](\1[01])+")
+_VECTOR = re.compile(r"[01]([,; \t])[01](\1[01])*")
+_DICT = re.compile(r"\{.*:.*\}", re.DOTALL)
 _BITS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
@@ -86,6 +87,7 @@ def find_list_form(
         return None
     elif vector := _vector_separator(texts):
         form = ListForm(vector)
+        _doubt_comma(columns, column, texts, warn)
     elif _are_literal(columns, column, texts):
         form = ListForm(is_literal=True)
     elif columns.is_text_only and any(SEPARATOR in text for text in texts.values()):
@@ -146,8 +148,8 @@ def _separators(texts: Iterable[str]) -> list[str]:
 
 
 def _joins(text: str, separator: str) -> bool:
-    """Return True if a separator joins several parts of a text that is no number."""
-    if separator not in text or parse_number(text) is not None:
+    """Return True if a separator joins several parts of a text, which is no number or mapping."""
+    if separator not in text or parse_number(text) is not None or _DICT.fullmatch(text.strip()):
         return False
     return sum(bool(clean(part)) for part in text.split(separator)) > 1
 
@@ -183,6 +185,17 @@ def _vector_separator(texts: Mapping[int, str]) -> str:
     """Return the separator in texts like "0,1,1", if all are alike, else ""."""
     found = {match[1] if (match := _VECTOR.fullmatch(t.strip())) else "" for t in texts.values()}
     return found.pop() if len(found) == 1 else ""
+
+
+def _doubt_comma(columns: Columns, column: str, texts: Mapping[int, str], warn: Warn) -> None:
+    """Warn about vectors of two places with a comma, which may be a decimal comma."""
+    row, text = next(iter(texts.items()))
+    text = text.strip()
+    if len(text) == 3 and text[1] == ",":  # all texts have the same separator
+        warn(
+            f"{columns.where(column, row)}: {text!r} was read as a vector of 0 and 1; if it is a "
+            f"number with a decimal comma, {text.replace(',', '.')}, use --kind regression"
+        )
 
 
 def _are_literal(columns: Columns, column: str, texts: Mapping[int, str]) -> bool:

@@ -72,3 +72,8 @@ def test_names_that_look_alike_are_found(names: list[str]) -> None:
 def test_names_that_differ_visibly_are_not_alike() -> None:
     names = ["A", "A+", "A-", "B", "1", "2", "10", "1a", "a.b", "ab", "-1", "C", "C++", "C#"]
     assert look_alikes(names) == []
+
+
+def test_long_numbers_that_differ_do_not_look_alike() -> None:
+    assert look_alikes(["100000000000000000", "100000000000000001"]) == []
+    assert look_alikes(["1", "1.0", "true"]) == [["1", "1.0", "true"]]

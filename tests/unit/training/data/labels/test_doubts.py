@@ -135,3 +135,36 @@ def test_a_stated_label_without_a_row_is_told() -> None:
         "a.jsonl, column 'label': no row has the label c, so it can't be learnt or answered"
     )
     assert doubts(["a", "b"] * 2, stated=("a", "b")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["unlabeled", "Missing", "TBD", "\\N", "(null)", "?", "-", ".", "--"]
+)
+def test_words_and_signs_for_no_label_are_told(name: str) -> None:
+    (found,) = doubts([name, "spam", "ham"] * 2)
+    assert f"{name!r} may stand for a missing label" in found
+
+
+@pytest.mark.parametrize("names", [["+", "-"], ["?", "!", "none of it"], [".", ",", "?"]])
+def test_signs_among_signs_are_labels(names: list[str]) -> None:
+    assert doubts(names * 2) == []
+
+
+@pytest.mark.parametrize(
+    "names", [["\u201cspam\u201d", "\u201cham\u201d"], ["__label__a", "__label__b"]]
+)
+def test_curly_quotes_and_prefixes_are_told(names: list[str]) -> None:
+    (found,) = doubts(names * 2)
+    assert "a program's brackets, quotes or signs were taken for names" in found
+
+
+def test_an_item_that_joins_other_items_is_told() -> None:
+    lists = LabelForm("multi_label", ListForm())
+    (found,) = doubts([["joy,anger"], ["joy", "anger"], []] * 3, lists)
+    assert "'joy,anger' was read as one name, though its parts are labels of other rows" in found
+    assert doubts([["Rock, Pop"], ["Jazz", "Soul"], []] * 3, lists) == []
+
+
+def test_quotes_around_nothing_are_told() -> None:
+    (found,) = doubts(['""', "a", "b"] * 2)
+    assert "a program's brackets, quotes or signs were taken for names: '\"\"'" in found

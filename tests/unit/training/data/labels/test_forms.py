@@ -172,3 +172,36 @@ def test_a_form_that_is_no_ordinary_one_has_a_note() -> None:
         "a list like ['a', 'b']",
         "vectors of 0 and 1, whose places are the labels 0 to 2",
     ]
+
+
+def test_pairs_of_codes_are_no_decimals() -> None:
+    """No row names a code twice, while decimals repeat a digit in a tenth of the rows."""
+    pairs = [f"{one},{other}" for one in range(5) for other in range(5)]
+    codes = [pair for pair in pairs if pair[0] != pair[2]] * 3
+    sentence = (
+        r"row 1, .*'0,1' may be a number with a decimal comma \(--kind regression\), or two la"
+    )
+    with pytest.raises(DataError, match=sentence):
+        infer(codes, "a.csv")
+    assert infer(codes, "a.csv", "regression") == "regression"
+    form, _ = infer_with_doubts(codes, "a.csv", "multi_label")
+    assert form.lists is not None
+    assert form.lists.split("0,3") == ["0", "3"]
+    for sound in (pairs * 3, [f"{n // 2},{5 * (n % 2)}" for n in range(1, 11)] * 9):
+        assert infer(sound, "a.csv") == "regression"
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "hint"),
+    [
+        ([0.5, 1, "1.5", 2.5], "a.jsonl", "it is a text (--kind regression reads such texts as"),
+        (["0,5", "1,5", "3.10"], "a.csv", "they have a decimal comma; mend"),
+        (["0.5", "1.5", "3,10"], "a.csv", "they have a decimal point; mend"),
+    ],
+)
+def test_a_number_that_is_written_otherwise_is_named(
+    values: list[Any], name: str, hint: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        infer(values, name)
+    assert f"is not a number, though most labels here are: {hint}" in str(caught.value)

@@ -248,3 +248,16 @@ def test_a_list_that_must_hold_one_label_holds_one() -> None:
     assert encode_labels(column([["b"], ["a"]]), "label", single, ("a", "b")) == [1, 0]
     with pytest.raises(DataError, match="row 1, column 'label': 2 labels, while each row"):
         encode_labels(column([["b", "a"]]), "label", single, ("a", "b"))
+
+
+@pytest.mark.parametrize("value", [None, "", float("nan")])
+def test_a_number_that_is_missing_is_to_be_filled_in(value: Any) -> None:
+    """As names, the column would have a row without a label: that is no remedy."""
+    with pytest.raises(DataError) as caught:
+        encode([0.5, value, 1, value], "regression", ())
+    assert str(caught.value).endswith("(1 more such rows follow); fill it in or drop the row")
+
+
+def test_another_decimal_mark_than_that_of_the_train_rows_is_named() -> None:
+    with pytest.raises(DataError, match=r"its decimal mark is ',', that of the train rows '\.'"):
+        encode(["1.5", "0,5"], "regression", (), "a.csv")

@@ -236,3 +236,26 @@ def test_a_bar_joins_labels_in_formats_without_types() -> None:
 )
 def test_only_zero_and_one_are_bits(value: Any, bit: int | None) -> None:
     assert bit_of(value) == bit
+
+
+@pytest.mark.parametrize("sign", [" ", ",", ";", "|"])
+def test_two_zeros_and_ones_are_a_vector_in_text_too(sign: str) -> None:
+    """With a comma they would be numbers from 0.0 to 1.1, with a blank four names."""
+    doubts: list[str] = []
+    values = [f"0{sign}1", f"1{sign}1", f"0{sign}0"]
+    texts = dict(enumerate(values, 1))
+    form = find_list_form(columns_of(values, "a.csv"), "y", texts, doubts.append)
+    assert form is not None
+    assert [form.split(value) for value in values] == [[1], [0, 1], []]
+    told = [
+        f"a.csv, row 1, column 'y': {values[0]!r} was read as a vector of 0 and 1; if it is a "
+        "number with a decimal comma, 0.1, use --kind regression"
+    ]
+    assert [doubt for doubt in doubts if "decimal" in doubt] == (told if sign == "," else [])
+
+
+def test_a_mapping_joins_no_labels() -> None:
+    """The parts of its text would be labels like '{"a": 0'."""
+    values = [f'{{"a": {n % 2}, "b": {n // 2}}}' for n in range(4)]
+    for is_sure in (True, False):
+        assert joined(values * 2, is_sure=is_sure) == (None, [])
