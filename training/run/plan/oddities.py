@@ -33,6 +33,7 @@ _SHIFT = 0.2  # of the label shares between train and validation rows
 _FEW_ROWS = 200
 _FEW_WORDS_ROWS = 20
 _MANY_INTEGERS = 5
+_FEW_NUMBERS = 12  # of a regression: they may name classes
 _OUTLIER = 8.0  # standard deviations
 _MAX_TOKENS = 512
 # English needs about 1.3 tokens a word, with names and slang 1.6; other languages over 2.
@@ -153,6 +154,13 @@ def _odd_numbers(facts: RunFacts, train: Rows) -> Iterator[str]:
             "classes, use --kind single_label"
         )
         return
+    is_few = len(distinct) <= _FEW_NUMBERS and len(values) >= _ROWS_A_LABEL * len(distinct)
+    if is_few and (distinct % 1).any():
+        shown = ", ".join(f"{number:g}" for number in distinct)
+        yield (
+            f"only {len(distinct)} different numbers occur: {shown}; if they name classes, such as "
+            "versions or sections, use --kind single_label"
+        )
     middle = float(np.median(values))
     spread = float(np.median(np.abs(values - middle))) * 1.4826 or float(values.std())
     away = np.abs(values - middle)
@@ -227,7 +235,10 @@ def _odd_validation(facts: RunFacts, splits: Mapping[str, Rows]) -> Iterator[str
                 f"up to {100 * margin:.0f} percentage points either way; report on more rows if "
                 "you have them"
             )
-        if facts.task.kind != "single_label":
+        if facts.task.kind == "regression":
+            yield from _odd_range(split, splits[TRAIN], rows)
+        # Of many labels a few rows have shares by chance.
+        if facts.task.kind != "single_label" or len(rows) < _ROWS_A_LABEL * len(facts.labels):
             continue
         counts = label_counts(facts.task, rows)
         shares = {
@@ -244,12 +255,31 @@ def _odd_validation(facts: RunFacts, splits: Mapping[str, Rows]) -> Iterator[str
             )
 
 
+def _odd_range(split: str, train: Rows, rows: Rows) -> Iterator[str]:
+    """Yield numbers of a validation split that lie outside of those of the train rows."""
+    if not len(train):
+        return
+    low, high = _range(train)
+    least, most = _range(rows)
+    middle = float(np.median(np.asarray(rows.labels, dtype=np.float64)))
+    if not low <= middle <= high:
+        yield (
+            f"the numbers of the {split} rows are from {least:g} to {most:g}, half of them outside "
+            f"of those of the train rows, {low:g} to {high:g}; write both on the same scale"
+        )
+
+
+def _range(rows: Rows) -> tuple[float, float]:
+    values = np.asarray(rows.labels, dtype=np.float64)
+    return float(values.min()), float(values.max())
+
+
 def _odd_order(facts: RunFacts, train: Rows) -> Iterator[str]:
     """Yield labels that come in blocks, if the validation rows lack some of the labels."""
     if facts.task.kind != "single_label" or len(train) < _FEW_ROWS:
         return
     changes = sum(one != other for one, other in pairwise(train.labels))
-    if changes < 2 * len(facts.labels):
+    if changes < min(2 * len(facts.labels), len(train) / _ROWS_A_LABEL):
         first = label_text(facts.task, train.labels[0])
         yield (
             f"the train rows are sorted by label ({first!r} first); that does no harm here, since "

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from training.data.rows import Rows
 from training.data.tasks import Task
-from training.errors import counted
+from training.errors import counted, listing
 from training.run.plan.facts import sampled
 from training.run.plan.wording import percent, shortened
 
@@ -24,7 +24,15 @@ _FEWEST_ROWS = 20  # before shares mean anything
 _NUMBER = re.compile(r"[+-]?[\d.,]*\d[\d.,]*(e[+-]?\d+)?\s*%?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(https?://|www\.)\S+|[\w.+-]+@[\w-]+\.[\w.]+|[0-9a-f-]{16,}", re.IGNORECASE)
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d{1,2}:\d{2}\S*)?")
-_FORMS = {"numbers": _NUMBER, "dates": _DATE, "links or ids": _ADDRESS}
+# As Python writes them: b'...', and lists of tokens.
+_PYTHON = re.compile(r"""b'.*'|b".*"|\[\s*(['"]).*\1\s*,?\s*\]""", re.DOTALL)
+_FORMS = {
+    "numbers": _NUMBER,
+    "dates": _DATE,
+    "links or ids": _ADDRESS,
+    "lists or bytes of Python": _PYTHON,
+}
+_MISSING = re.compile(r"nan|<?na>?|#?n/a|none|null|nil|nat|\\n|#[a-z0/]+[!?]", re.IGNORECASE)
 _HTML = re.compile(
     r"</?(a|b|br|div|em|h[1-6]|i|img|li|ol|p|span|strong|table|td|tr|ul)(\s[^<>]*)?/?>"
     r"|&(amp|gt|lt|nbsp|quot|#\d+);",
@@ -76,6 +84,12 @@ def _odd_column(field: str, column: Sequence[str], num_labels: int) -> Iterator[
         yield (
             f"{field!r} has {len(counts):,} different texts and the labels are {num_labels:,}; "
             "perhaps text column and label column are swapped"
+        )
+    missing = {text: count for text, count in counts.items() if _MISSING.fullmatch(text.strip())}
+    if missing and rows <= _HALF * len(column):
+        yield (
+            f"{counted(sum(missing.values()), 'text')} in {field!r} may stand for a missing text: "
+            f"{listing(map(repr, missing))}; drop such rows unless the texts are meant"
         )
     some = [column[position].strip() for position in sampled(len(column))]
     for form, pattern in _FORMS.items():

@@ -222,3 +222,27 @@ def test_sorted_labels() -> None:
     task = task_of("single_label", "no", "yes")
     rows = rows_of(texts_of(300), [0] * 150 + [1] * 150)
     assert only(told(task, rows)).startswith("the train rows are sorted by label ('no' first)")
+
+
+def test_few_numbers_with_fractions_have_a_second_reading() -> None:
+    rows = rows_of(texts_of(90), [1.1, 1.2, 2.5] * 30)
+    sentence = only(told(task_of("regression"), rows))
+    assert sentence.startswith("only 3 different numbers occur: 1.1, 1.2, 2.5; if they name cla")
+    assert "--kind single_label" in sentence
+
+
+def test_validation_numbers_on_another_scale() -> None:
+    train = rows_of(texts_of(300), [((n * 37) % 50) / 10 for n in range(300)])
+    percents = rows_of(texts_of(300, 1), [float((n * 37) % 100) for n in range(300)])
+    sentence = only(told(task_of("regression"), train, percents))
+    assert sentence == (
+        "the numbers of the validation rows are from 0 to 99, half of them outside of those of the "
+        "train rows, 0 to 4.9; write both on the same scale"
+    )
+
+
+def test_many_labels_of_few_rows_are_not_sorted() -> None:
+    task, rows = labelled({f"day {n}": 1 + n % 2 for n in range(200)})
+    sentences = told(task, rows, rows.take(range(0, 300, 4)))
+    assert not any("sorted by label" in sentence for sentence in sentences)
+    assert not any("drawn otherwise" in sentence for sentence in sentences)

@@ -122,3 +122,14 @@ def test_long_texts_are_shortened() -> None:
     sentence = only(told(["word " * 100] * 60))
     assert len(sentence) < 200
     assert "..." in sentence
+
+
+def test_words_for_a_missing_text() -> None:
+    sentence = only(told(["NA", "nan", "nan", *texts_of(57)]))
+    assert sentence.startswith("3 texts in 'text' may stand for a missing text: 'NA', 'nan'; drop")
+
+
+@pytest.mark.parametrize("pattern", ["['a', 'film', '{}']", "b'a film {}'", 'b"it\'s {}"'])
+def test_lists_and_bytes_as_python_writes_them(pattern: str) -> None:
+    sentence = only(told([pattern.format(n) for n in range(60)]))
+    assert sentence.startswith("100 % of the texts in 'text' are lists or bytes of Python, like ")
