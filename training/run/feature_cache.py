@@ -103,7 +103,7 @@ class FeatureCache:
         for positions in length_batches(distinct, _BATCH_TOKENS):
             part = [distinct[position] for position in positions]
             if self.is_whole_encoder:
-                found = self._encode(part).split(1)
+                found = tuple(self._encode(part).unsqueeze(1))
             else:
                 batch = self.pack(part)
                 features = self._compute(batch)
