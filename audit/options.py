@@ -22,8 +22,8 @@ def parser_of(prog: str, description: str) -> argparse.ArgumentParser:
     """Return a parser with the flags of both commands; they say how rows are read and answered."""
     parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
     add = parser.add_argument
-    add("--text-columns", help="columns with the texts (default: called like the task's fields)")
-    add("--delimiter", help="separator of a delimited file, if it is not found by itself")
+    add("--text-columns", help="columns with the texts (default: the names of the task's fields)")
+    add("--delimiter", help="separator of a delimited file (default: found)")
     add("--quoting", choices=("on", "off"), help="whether quotes enclose fields (default: found)")
     add("--backbone", type=home_or_name, help="hub id or folder (default: the packaged one)")
     devices, precisions = ("auto", "cpu", "cuda"), ("auto", "fp32", "bf16", "int8")

@@ -107,7 +107,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     listing.set_defaults(command=_list)
 
     show = commands.add_parser("show", help="print the manifest of one delta")
-    show.add_argument("file", type=home_path)
+    show.add_argument("file", type=home_path, help="delta file")
     show.add_argument("--json", action="store_true", help="print the manifest as JSON")
     show.set_defaults(command=_show)
 
@@ -119,12 +119,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
 
     cards = commands.add_parser("cards", help="write a model card beside each delta of a folder")
-    cards.add_argument("folder", type=home_path)
+    cards.add_argument("folder", type=home_path, help="folder with deltas")
     cards.set_defaults(command=_cards)
 
     export = commands.add_parser("export", help="write a folder that stock libraries load")
-    export.add_argument("file", type=home_path)
-    export.add_argument("folder", type=home_path)
+    export.add_argument("file", type=home_path, help="delta file")
+    export.add_argument("folder", type=home_path, help="folder to write into")
     export.add_argument("--backbone", type=home_or_name, help=_BACKBONE_HELP)
     export.set_defaults(command=_export)
 

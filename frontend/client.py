@@ -257,7 +257,7 @@ class Client:
             raise UnreachableError(
                 f"{self.url} is not an address that this page can call{reason}. Set "
                 "FRONTEND_API_URL to one such as http://127.0.0.1:8000; in user and password, "
-                "write every sign but letters and digits as % and its code."
+                "percent-encode all but letters and digits."
             ) from None
         if not response.ok:
             retry_after = response.headers.get("Retry-After")
@@ -276,7 +276,9 @@ class Client:
             without = {"headers": {_KEY_HEADER: None}}
             return without if self.url != self.address else without | {"auth": _without_auth}
         if not _SENDABLE.fullmatch(key):
-            raise ServerError("A key has no spaces and only plain letters, digits and signs.")
+            raise ServerError(
+                "A key has only ASCII letters, digits and punctuation, and no spaces."
+            )
         if self.url != self.address:
             return {"headers": {_KEY_HEADER: key}}  # the proxy reads the other header
         return {"auth": _KeyAuth(key)}

@@ -140,7 +140,7 @@ class FitConfig(BaseModel):
     selection_share: float = Field(0.1, gt=0, lt=1)
     """share of the train rows held out to select the best state"""
     max_selection_rows: int = Field(2000, ge=1)
-    """most rows to hold out, whatever the share"""
+    """maximum number of rows to hold out"""
     target: Annotated[str, AfterValidator(_known_target)] | None = None
     """goal of the thresholds: f1 (of each label) or precision=0.95 (default: best micro F1)"""
     coverage: float | None = Field(None, gt=0, le=1)
@@ -186,7 +186,7 @@ class FitConfig(BaseModel):
     question: Prose | None = None
     """custom task: the question that its labels answer"""
     example: tuple[Prose, ...] | None = None
-    """custom task: "TEXT => LABEL" or "TEXT || TEXT => LABEL" to show; again for more"""
+    """custom task: "TEXT => LABEL" or "TEXT || TEXT => LABEL" to show; repeat for more"""
     out: HomePath = DEFAULT_OUT
     """folder to write <backbone>/<task>/<strategy>.safetensors into"""
     overwrite: bool = False

@@ -135,7 +135,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "the file, and --set replaces options of all its runs.",
     )
     for name in _LISTS:
-        group.add_argument(flag_of(name), type=_words)
+        group.add_argument(flag_of(name), type=_words, help="values of this option of fit: a,b")
     group.add_argument("--rates", type=_words, help="learning rates (default: the strategy's)")
     group.add_argument("--seeds", type=_positive, help="number of seeds, from 0")
     group.add_argument("--rate-seeds", type=_positive, help="seeds that run with every rate")

@@ -87,12 +87,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--replicas", type=_positive, default=2, help="replicas at the start, and the least (2)")
+    add("--replicas", type=_positive, default=2, help="initial and minimum number of replicas (2)")
     add(
         "--max-replicas",
         type=_positive,
-        help="the most replicas; more than --replicas lets their number follow the time that rows "
-        "wait (default: the same number)",
+        help="maximum number of replicas; above --replicas, their number follows the time "
+        "that rows wait (default: the same number)",
     )
     add("--threads", type=_positive, default=1, help="CPU threads of each replica (1)")
     add(

@@ -41,7 +41,7 @@ class Traffic:
     """The rules of all deltas that have one.
 
     Rules are read from all folders; one of the folder that takes changes leads, then one of an
-    earlier folder. A file that can't be used is left alone: its rule of before stays in use.
+    earlier folder. A file that can't be used is left alone: its previous rule stays in use.
 
     Args:
         engine: engine with the deltas.
@@ -84,7 +84,7 @@ class Traffic:
             except FileNotFoundError:
                 self._put(self._root, name, None)
             except (OSError, ValueError):
-                pass  # the rule of before stays, and the next `load` says so
+                pass  # the previous rule stays, and the next `load` says so
             else:
                 self._put(self._root, name, rule)
         rule_now = self.rules.get(name)
@@ -110,7 +110,7 @@ class Traffic:
         self._merge()
         self.rejected = rejected
         for path, reason in rejected.items() - before.items():
-            stays = "the rule of before stays" if self._knows(path) else "no rule counts"
+            stays = "the previous rule stays in use" if self._knows(path) else "no rule counts"
             logger.error("not used: %s: %s; %s", path, reason, stays)
 
     def _knows(self, path: Path) -> bool:

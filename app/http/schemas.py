@@ -139,9 +139,10 @@ class TaskQuery(RequestBody):
     """The part of the tasks, or of their benchmark, to list; unset lists all in one answer."""
 
     limit: Annotated[
-        int | None, Field(ge=1, le=MAX_LISTED_DELTAS, description="Most entries in the answer.")
+        int | None,
+        Field(ge=1, le=MAX_LISTED_DELTAS, description="Maximum number of entries in the answer."),
     ] = None
-    offset: Annotated[int, Field(ge=0, le=2**31, description="Number of entries to pass over.")] = 0
+    offset: Annotated[int, Field(ge=0, le=2**31, description="Number of entries to skip.")] = 0
     q: Annotated[
         Name | None, Field(description="Text in the task's name; capitals do not matter.")
     ] = None
@@ -167,10 +168,15 @@ class DeltaQuery(RequestBody):
     """The part of the deltas to list: filters, and a page of what passes them."""
 
     limit: Annotated[
-        int, Field(ge=1, le=MAX_LISTED_DELTAS, description="Most deltas and files in the answer.")
+        int,
+        Field(
+            ge=1,
+            le=MAX_LISTED_DELTAS,
+            description="Maximum number of deltas and files in the answer.",
+        ),
     ] = MAX_LISTED_DELTAS
     offset: Annotated[
-        int, Field(ge=0, le=2**31, description="Number of deltas and files to pass over.")
+        int, Field(ge=0, le=2**31, description="Number of deltas and files to skip.")
     ] = 0
     task: Annotated[Name | None, Field(description="List served deltas of this task.")] = None
     strategy: Annotated[Name | None, Field(description="List served deltas of this strategy.")] = (
@@ -254,7 +260,7 @@ class TaskInfo(_Response):
     text_fields: Annotated[
         list[str], Field(description="Names of the fields of a row, one or two.")
     ]
-    max_length: Annotated[int, Field(description="Most tokens of a row; more are cut.")]
+    max_length: Annotated[int, Field(description="Maximum tokens of a row; longer rows are cut.")]
     strategies: list[str]
     default_strategy: str
     deltas: Annotated[
@@ -355,7 +361,7 @@ class ReloadedDeltas(_Response):
     num_rejected: Annotated[int, Field(description="Files that are not served.")]
     num_rejected_rules: Annotated[
         int,
-        Field(description="Rules of traffic that can't be read; those of before stay in use."),
+        Field(description="Rules of traffic that can't be read; the previous ones stay in use."),
     ]
 
 

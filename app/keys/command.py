@@ -61,15 +61,15 @@ def _add_rights(parser: argparse.ArgumentParser) -> None:
         dest="tasks",
         metavar="PATTERN",
         required=True,
-        help="task that the key may use, such as sst2 or 'team-a-*'; again for more; '*' is all",
+        help="task that the key may use, such as sst2 or 'team-a-*'; repeat for more; '*' is all",
     )
     parser.add_argument(
         "--scope",
         action="append",
         dest="scopes",
         choices=[*get_args(Scope), "read"],
-        help="predict, admin (to change deltas and traffic), or read, which is part of both; again "
-        "for more (default: predict)",
+        help="predict, admin (to change deltas and traffic), or read, which is part of both; "
+        "repeat for more (default: predict)",
     )
     parser.add_argument(
         "--rows-per-minute", type=int, help="rows that it may send, counted once per target"

@@ -1,7 +1,7 @@
 """Finds the key of a secret, and follows the file of keys while the server runs.
 
 A request's secret is compared with every key, in constant time. The file is read again when it has
-changed; if it is broken or gone then, the keys of before stay. Read `app.keys.middleware` next.
+changed; if it is broken or gone then, the previous keys stay. Read `app.keys.middleware` next.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Keyring:
             try:
                 await asyncio.to_thread(self.reload)
             except Exception:  # whatever it is, the next change must be seen
-                logger.exception("the file of keys was not read; the keys of before stay")
+                logger.exception("the file of keys was not read; its previous content stays in use")
 
     def reload(self) -> None:
         """Read the file if it has changed; a file that can't be used is logged once."""
@@ -175,7 +175,7 @@ class Keyring:
         try:
             keys = self._read()
         except KeysError as error:
-            logger.error("the keys of before stay: %s", error)
+            logger.error("the previous file of keys stays in use: %s", error)
             return
         before = set(self._callers)
         self._use(keys)

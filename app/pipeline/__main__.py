@@ -86,7 +86,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--backbone", type=home_or_name, help="hub id or folder (default: the packaged one)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     precisions = ("auto", "fp32", "bf16", "int8")
-    add("--precision", choices=precisions, default="auto", help="as of a server (default: auto)")
+    add("--precision", choices=precisions, default="auto", help="as for a server (default: auto)")
     add("--threads", type=_positive, help="threads of a forward pass (default: all cores)")
     add("--ray", action="store_true", help="answer on a cluster of Ray; needs the extra ray")
     add(

@@ -33,7 +33,9 @@ class LabelPrediction(_Prediction):
         Field(description="The label, or null if the delta's limit of confidence is not reached."),
     ]
     score: Annotated[float, Field(description="Probability of the label.")]
-    scores: Annotated[dict[str, float], Field(description="Probability by label; they sum to 1.")]
+    scores: Annotated[
+        dict[str, float], Field(description="Probability by label; the probabilities sum to 1.")
+    ]
     truncated: Annotated[bool, Field(description="True if text was cut to max_length.")]
 
 

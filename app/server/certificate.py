@@ -46,7 +46,7 @@ class Certificate:
                 if await asyncio.to_thread(self.has_changed):
                     self.renew(context)
             except Exception:  # whatever it is, the next change must be seen
-                logger.exception("the certificate was not read; the one of before stays")
+                logger.exception("the certificate was not read; the previous one stays in use")
 
     def has_changed(self) -> bool:
         """Tell whether the files have changed since they were loaded; may wait for a disk."""
@@ -68,7 +68,7 @@ class Certificate:
             self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
             self._load(context)
         except SettingsError as error:
-            logger.error("the certificate of before stays: %s", error)
+            logger.error("the previous certificate stays in use: %s", error)
             return
         self.is_stale = False
         logger.info("read the certificate again")

@@ -41,12 +41,14 @@ class StudyRow(BaseModel):
     trainable_parameters: int
     trained_share: Annotated[float, Field(description="Trainable over total parameters.")]
     size_bytes: Annotated[int, Field(description="The delta's file.")]
-    machine: Annotated[str, Field(description="The processor that times and memory are of.")]
+    machine: Annotated[
+        str, Field(description="The processor on which times and memory were measured.")
+    ]
     seconds: Annotated[float | None, Field(description="Training time of the fastest run.")]
     cpu_seconds: Annotated[
         float | None, Field(description="Of the process; null where it was not measured.")
     ]
-    peak_bytes: Annotated[int, Field(description="Most memory of the process; median of the runs.")]
+    peak_bytes: Annotated[int, Field(description="Peak memory of the process; median of the runs.")]
     command: Annotated[str, Field(description="Repeats the run of the first seed.")]
 
 

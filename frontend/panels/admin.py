@@ -42,11 +42,9 @@ def show_changes(context: ViewContext, versions: Sequence[ListedDelta] | None) -
 
     `versions` are those of the delta, the default one first.
     """
-    with st.expander(
-        "Change deltas (needs the key of an admin)", expanded=_PLAN in st.session_state
-    ):
+    with st.expander("Change deltas (needs an admin key)", expanded=_PLAN in st.session_state):
         st.text_input(
-            "Key of an admin",
+            "Admin key",
             type="password",
             key=_KEY,
             autocomplete="off",
@@ -75,7 +73,7 @@ def _plan(action: str, versions: Sequence[ListedDelta] | None) -> PlannedChange 
         return PlannedChange(
             "Read the folders",
             "The server reads all its folders again. Sound files that were added or replaced are "
-            "served, removed ones are served no more, and bad ones change nothing.",
+            "served, removed ones are no longer served, and bad ones change nothing.",
             "POST",
             "/deltas/reload",
         )

@@ -77,7 +77,7 @@ def reliability_chart(found: Reliability, color: str) -> Layers:
         size=alt.Size("rows:Q", legend=None, scale=alt.Scale(domainMin=0, range=[15, 350])),
         tooltip=[
             alt.Tooltip("probability:Q", title="Probability", format=".3f"),
-            alt.Tooltip("share:Q", title="Were right", format=".3f"),
+            alt.Tooltip("share:Q", title="Share right", format=".3f"),
             alt.Tooltip("rows:Q", title="Number"),
         ],
     )

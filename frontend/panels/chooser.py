@@ -74,7 +74,7 @@ def _search(tasks: Sequence[TaskInfo], column: DeltaGenerator) -> Sequence[TaskI
     keep_widget(_SEARCH)
     found = matching(tasks, text)
     if not found:
-        column.caption(f"No task is called like “{literal(text.strip()[:64])}”.")
+        column.caption(f"No task matches “{literal(text.strip()[:64])}”.")
     return found
 
 

@@ -169,7 +169,7 @@ def read_upload(content: bytes, split: str | None) -> Predictions:
         columns = {name: part[name].to_pylist() for name in _COLUMNS[1:]}
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise ServerError(
-            "This is no file of predictions. Choose the <strategy>.predictions.parquet that "
+            "This is not a file of predictions. Choose the <strategy>.predictions.parquet that "
             "training.fit leaves beside a delta."
         ) from error
     body: Mapping[str, Any] = {

@@ -69,7 +69,7 @@ def calibration_chart(after: Reliability, before: Reliability | None) -> Layers:
         tooltip=[
             alt.Tooltip("head:N", title="Head"),
             alt.Tooltip("probability:Q", title="Stated", format=".3f"),
-            alt.Tooltip("share:Q", title="Were right", format=".3f"),
+            alt.Tooltip("share:Q", title="Share right", format=".3f"),
             alt.Tooltip("rows:Q", title="Number", format=","),
         ],
     )
@@ -99,7 +99,7 @@ def risk_chart(curve: RiskCurve) -> Layers:
         tooltip=[
             alt.Tooltip("coverage:Q", title="Get an answer", format=".1%"),
             alt.Tooltip("risk:Q", title="Wrong among them", format=".2%"),
-            alt.Tooltip("limit:Q", title="Least probability", format=".3f"),
+            alt.Tooltip("limit:Q", title="Minimum probability", format=".3f"),
         ],
     )
     line, points = (

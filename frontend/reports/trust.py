@@ -62,7 +62,7 @@ class Judged:
         if known.shape != ((len(rows), width) if kind == "multi_label" else (len(rows),)):
             raise _unfit("the labels have another form than those of this task")
         if not np.isfinite(numbers).all() or not np.isfinite(known).all():
-            raise _unfit("a logit or label is no finite number")
+            raise _unfit("a logit or label is not a finite number")
         if kind == "single_label" and not set(known) <= set(range(width)):
             raise _unfit(f"a label's code is not one of 0 to {width - 1}")
         codes = known if kind == "regression" else known.astype(np.int64)

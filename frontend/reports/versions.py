@@ -126,7 +126,7 @@ def remove_effect(name: str, versions: int, version: str | None) -> str:
         )
     every = f"all {versions} versions" if versions > 1 else "the only version"
     return (
-        f"`{name}` is served no more: {every} in the server's folder are deleted. This can't be "
+        f"`{name}` is no longer served: {every} in the server's folder are deleted. This can't be "
         "undone here. A version in a folder that the server only reads answers again, if there is "
         "one."
     )

@@ -232,7 +232,7 @@ def _show_norms(context: ViewContext, delta: ListedDelta) -> None:
         norms = _norms(context.client.url, context, delta.task, delta.strategy, delta.version)
     except ServerError as error:
         if is_missing(error):
-            st.caption("This server is of an earlier release and does not measure changes.")
+            st.caption("This server runs an earlier release, which does not measure changes.")
         else:
             show_error(error)
         return

@@ -21,7 +21,7 @@ from frontend.models import Prediction
 MAX_ROWS = 20_000
 MAX_MEGABYTES = 20
 CHUNK_ROWS = 64  # of one request, counted once for each strategy: a step of the progress bar
-_FOR_MORE = "For more, send the file to the server: docs/guide/serving.md says how."
+_FOR_MORE = "For more, send the file to the server: docs/guide/bulk.md says how."
 _DELIMITERS = ",;\t|"
 _SNIFFED_CHARS = 65_536
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -66,7 +66,8 @@ def read_table(data: bytes) -> pd.DataFrame:
         lines = list(islice(filled, MAX_ROWS + 2))
     except csv.Error as error:
         raise TableError(
-            f"Line {reader.line_num} is no CSV ({error}). Often a quote was opened and not closed."
+            f"Line {reader.line_num} is not valid CSV ({error}). "
+            "Often a quote was opened and not closed."
         ) from error
     if not lines:
         raise TableError("The table is empty. Give a header line and at least one row.")
@@ -89,7 +90,7 @@ def read_table(data: bytes) -> pd.DataFrame:
 
 def _decoded(data: bytes) -> str:
     if b"\0" in data[:4096] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise TableError("The file is no text. Save the table as CSV and choose it again.")
+        raise TableError("The file is not a text file. Save the table as CSV and choose it again.")
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         return data.decode(encoding)

@@ -247,7 +247,7 @@ def _show_comparison(task: TaskInfo, result: Result) -> None:
         place.metric(f"Accuracy of {name}", percent(score), border=True)
     name = st.selectbox("Confusion of", list(by_name), key="table/confusion")
     st.dataframe(confusion(by_name[name], gold), alt=f"Right labels against labels of {name}")
-    st.caption("A row of this table is a right label, a column a given one.")
+    st.caption("Rows are right labels, columns are given ones.")
     if len(by_name) > 1:
         _show_differences(result, by_name, gold)
 

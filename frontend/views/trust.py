@@ -132,7 +132,7 @@ def _explain(error: ServerError, details: DeltaDetails) -> None:
     command = str(details.manifest.get("training", {}).get("command") or "")
     if is_missing(error):
         st.info(
-            "This server is of an earlier release and can't send predictions. Upload the "
+            "This server runs an earlier release, which can't send predictions. Upload the "
             "file of a run above, or start a newer server."
         )
     elif has_no_predictions(error):
@@ -157,13 +157,13 @@ def _warn_about_version(found: Predictions, details: DeltaDetails) -> None:
     elif found.version != details.version:
         st.warning(
             f"These are predictions of version `{found.version[:64].replace('`', '')}`, and the "
-            f"server answers by version `{details.version}`."
+            f"server answers with version `{details.version}`."
         )
     known = details.manifest.get("metrics", {}).get(found.split, {}).get("rows", 0)
     if found.splits[found.split] < known:
         st.caption(
             f"A sample of the rows: {found.splits[found.split]:,} of the {known:,} that the "
-            "manifest's scores are of."
+            "manifest's scores cover."
         )
     if found.next is not None:
         st.warning(
@@ -184,7 +184,7 @@ def _show_judged(judged: Judged, found: Predictions, details: DeltaDetails) -> N
         columns[0].metric("Rows", f"{len(judged.rows):,}", border=True)
         columns[1].metric("Accuracy", f"{accuracy(judged):.3f}", border=True)
         columns[2].metric("Calibration error", f"{known.error:.3f}", border=True)
-        columns[3].metric("Area under the risk", f"{curve.area:.3f}", border=True)
+        columns[3].metric("Area under the risk curve", f"{curve.area:.3f}", border=True)
     left, right = st.columns(2, gap="large")
     with left:
         st.subheader("Are its probabilities right?", anchor=False)
@@ -301,7 +301,7 @@ def _mistakes(judged: Judged) -> pd.DataFrame:
 def _show_thresholds(judged: Judged) -> None:
     st.subheader("Where should it decide?", anchor=False)
     threshold = st.slider(
-        "Least probability to decide",
+        "Minimum probability to decide",
         min_value=0.0,
         max_value=1.0,
         value=0.5 if judged.kind == "multi_label" else 0.0,

@@ -66,7 +66,7 @@ def _choose_label(task: TaskInfo) -> str:
     label = st.selectbox(
         "Explain the probability of",
         options,
-        format_func=lambda name: label_words(name) if name else "the label that is decided",
+        format_func=lambda name: label_words(name) if name else "the predicted label",
         key=key,
         filter_mode="contains",
     )

@@ -124,7 +124,7 @@ def test_uploaded_predictions_are_judged_by_the_page(
     (field,) = page.file_uploader
     field.set_value(("x.parquet", b"no parquet", ""))
     run(page)
-    assert "no file of predictions" in words(page)
+    assert "not a file of predictions" in words(page)
     assert "Accuracy" not in metrics(page)
 
 
@@ -369,7 +369,7 @@ def test_a_server_of_an_earlier_release_is_told_in_a_sentence(
 
     monkeypatch.setattr(requests.Session, "request", without_new_routes)
     page = open_at(url, "trust", task=RECORDED[0], trust__strategy=RECORDED[1])
-    assert "of an earlier release and can't send predictions" in words(page)
+    assert "an earlier release, which can't send predictions" in words(page)
     page = open_at(url, "deltas", deltas__chosen=("cola", "bitfit"))
     assert "does not measure changes" in words(page)
     assert not page.error

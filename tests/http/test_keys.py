@@ -483,7 +483,7 @@ def test_no_secret_and_no_digest_is_ever_logged_or_answered(
     logged = [each for each in caplog.records if not each.name.startswith("httpx")]
     seen += [logging.Formatter().format(record) for record in logged]
     secrets += [digest_of(secret.encode()).hex() for secret in secrets]
-    assert "the keys of before stay" in caplog.text, "the log was not recorded"
+    assert "the previous file of keys stays in use" in caplog.text, "the log was not recorded"
     assert "key=two" in caplog.text
     assert not [secret for secret in secrets for text in seen if secret in text]
 

@@ -138,7 +138,7 @@ def test_a_renewed_certificate_counts_and_a_broken_one_does_not(
     certificate.renew(context)
     certificate.renew(context)
     (record,) = caplog.records
-    assert record.getMessage().startswith("the certificate of before stays: ")
+    assert record.getMessage().startswith("the previous certificate stays in use: ")
     assert certificate.is_stale
     assert served_by(context) == first
     newer_key.replace(keyfile)

@@ -240,7 +240,7 @@ def test_a_damaged_rule_leaves_the_last_good_one(
         assert gauge in server.get("/metrics").text
     said = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
     assert len(said) == 2, "once for each content"
-    assert all(line.endswith("the rule of before stays") for line in said)
+    assert all(line.endswith("the previous rule stays in use") for line in said)
     assert server.delete(f"{DELTA}?version={other}").status_code == 409
     path.unlink()
     server.post("/deltas/reload")

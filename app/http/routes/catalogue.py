@@ -33,7 +33,7 @@ async def list_tasks(
 ) -> Response:
     """List every task with its labels, text fields, strategies and rules of decision.
 
-    With `limit` the answer is a page, and `next` leads to the one behind it.
+    With `limit` the answer is a page, and `next` leads to the next page.
     """
     seen = await serving.catalogue.of(caller_of(request))
     return json_response(seen.tasks.page(query, request.scope.get("root_path", "")))
@@ -86,7 +86,7 @@ async def benchmark(
 ) -> Response:
     """Return metric, size and trained share of every delta, and the study over seeds.
 
-    With `limit` the rows come by pages, and `next` leads to the one behind.
+    With `limit` the rows come in pages, and `next` leads to the next page.
     """
     seen = await serving.catalogue.of(caller_of(request))
     return json_response(seen.benchmark.page(query, request.scope.get("root_path", "")))

@@ -57,9 +57,12 @@ async def predictions_of_run(
             description="Split; unset takes the one that the delta is judged by.", max_length=256
         ),
     ] = None,
-    offset: Annotated[int, Query(ge=0, le=2**31, description="Rows to pass over.")] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**31, description="Number of rows to skip.")] = 0,
     limit: Annotated[
-        int, Query(ge=1, le=MAX_ROWS, description="Most rows; fewer come if labels are many.")
+        int,
+        Query(
+            ge=1, le=MAX_ROWS, description="Maximum number of rows; fewer if there are many labels."
+        ),
     ] = MAX_ROWS,
 ) -> Response:
     """Return row numbers, labels and logits of a split, never a text; by pages.

@@ -55,7 +55,7 @@ class ExplainRequest(RequestBody):
     label: Annotated[
         Name | None,
         Field(
-            description="Label whose probability is looked at; unset takes the one that most "
+            description="Label to explain; unset takes the one that most "
             "strategies find most probable."
         ),
     ] = None
@@ -96,7 +96,7 @@ class ExplainResponse(_Answer):
     task: str
     backbone: Annotated[str, Field(description="Id of the backbone.")]
     kind: TaskKind
-    label: Annotated[str | None, Field(description="The label looked at; null for regression.")]
+    label: Annotated[str | None, Field(description="The explained label; null for regression.")]
     words: list[ExplainedWord]
     results: list[StrategyExplanation]
     agreement: Annotated[

@@ -111,7 +111,7 @@ class Metrics:
         )
         self._stale_files = gauge(
             "deltabert_stale_files",
-            "1 if the newest content of a file can't be used, so that the one of before counts.",
+            "1 if the newest content of a file can't be used, and the previous one is used.",
             ("file",),
         )
         for file in ("keys", "certificate", "traffic"):  # exports a 0 without such a file

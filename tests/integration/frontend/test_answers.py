@@ -76,7 +76,7 @@ def test_files_that_hold_no_predictions_are_told(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["secret"]}), path)
     ragged = {"split": ["a"], "row": ["x"], "gold": [0], "logits": [[0.0]]}
     for content in (b"", b"no parquet", path.read_bytes()):
-        with pytest.raises(ServerError, match="no file of predictions"):
+        with pytest.raises(ServerError, match="not a file of predictions"):
             read_upload(content, None)
     pq.write_table(pa.table(ragged), path)
     with pytest.raises(ServerError):

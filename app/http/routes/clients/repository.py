@@ -140,7 +140,7 @@ def _index(store: Store, caller: Caller | None) -> Response:
     openapi_extra=flags_body(),
 )
 async def load_model(request: Request, model: ModelName, serving: ServingDep) -> dict[str, Any]:
-    """Read the folders again, then load the model's delta and answer a made-up row by it."""
+    """Read the folders again, then load the model's delta and answer a made-up row with it."""
     caller = caller_of(request)
     if caller is not None:
         caller.check_all("this reads the files of all tasks again")

@@ -145,7 +145,7 @@ def test_a_broken_file_keeps_the_keys_and_logs_one_line(
     assert [found(keyring, name) for name in "ab"] == ["a", "b"]
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert record.getMessage().startswith(f"the keys of before stay: {path}: ")
+    assert record.getMessage().startswith(f"the previous file of keys stays in use: {path}: ")
     caplog.clear()
     path.write_text(line("a"), encoding="utf-8")
     path.chmod(0o600)

@@ -66,7 +66,7 @@ def test_a_search_finds_any_task_and_chooses_the_closest(page: AppTest) -> None:
     assert page.selectbox[0].options[0] == "customer04327", "the chosen one is in the list"
     search(page, "nothing like it")
     assert page.text[0].value == "customer04327"
-    assert "No task is called like “nothing like it”." in [each.value for each in page.caption]
+    assert "No task matches “nothing like it”." in [each.value for each in page.caption]
 
 
 def test_hundreds_of_tasks_need_no_second_field() -> None:

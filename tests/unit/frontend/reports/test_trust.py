@@ -181,7 +181,7 @@ def test_the_errors_of_a_regression() -> None:
         ("single_label", [1], [0.5], [[0.0, 1.0, 2.0]], "not one of 0 to 2"),
         ("single_label", [1, 2], [0, 1], [[0.0, 1.0, 2.0], [0.0]], "differ in the number"),
         ("single_label", [1], ["text"], [[0.0, 1.0, 2.0]], "differ in the number"),
-        ("single_label", [1], [0], [[0.0, float("nan"), 2.0]], "no finite number"),
+        ("single_label", [1], [0], [[0.0, float("nan"), 2.0]], "not a finite number"),
         ("multi_label", [1], [0], [[0.0, 1.0, 2.0]], "another form"),
         ("regression", [1], [0.5], [[0.0, 1.0]], "needs 1 logits"),
     ],

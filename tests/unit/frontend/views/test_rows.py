@@ -63,7 +63,7 @@ def test_tables_in_many_forms(data: bytes) -> None:
         (b'text,label\n"a,b\n', "quote"),
         (b"text\ncaf\xe9\n", "not in UTF-8 (byte 8)"),
         (b"text\n" + b"x" * 20_000_000, "has 20 MB; this page takes 20"),
-        (b"PK\x03\x04\0\0\0", "no text"),
+        (b"PK\x03\x04\0\0\0", "not a text file"),
         (b"text\n" + b"x\n" * (MAX_ROWS + 1), "more rows than the 20,000"),
     ],
 )
