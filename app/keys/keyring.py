@@ -48,14 +48,14 @@ class Caller:
         return self.may_use_all or self._tasks.match(task) is not None
 
     def check_scope(self, scope: Scope) -> None:
-        """Refuse a request that needs a scope which the key has not.
+        """Refuse a request that needs a scope that the key lacks.
 
         Raises:
-            ForbiddenError: the key has not this scope.
+            ForbiddenError: the key lacks this scope.
         """
         if scope not in self.key.scopes:
             raise ForbiddenError(
-                f"the key {self.key.name!r} has not the scope {scope!r}, which this request needs"
+                f"the key {self.key.name!r} lacks the scope {scope!r}, which this request needs"
             )
 
     def check_task(self, task: str) -> None:

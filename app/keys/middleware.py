@@ -57,7 +57,7 @@ class KeyMiddleware:
 
         Raises:
             UnauthorizedError: there is no key, or an unknown or expired one.
-            ForbiddenError: the key has not the scope, or not the task of the path.
+            ForbiddenError: the key lacks the scope, or the task of the path.
         """
         secrets = set(_secrets(scope))
         if scope["method"] in READING and path in OPEN_PATHS:
@@ -103,7 +103,7 @@ def _check(caller: Caller, method: str, path: str) -> None:
     """Check the rights that a method and a path need.
 
     Raises:
-        ForbiddenError: the key has not the scope, or not the task of the path.
+        ForbiddenError: the key lacks the scope, or the task of the path.
     """
     reads = only_reads(method, path)
     if not reads:

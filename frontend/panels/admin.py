@@ -49,7 +49,7 @@ def show_changes(context: ViewContext, versions: Sequence[ListedDelta] | None) -
             key=_KEY,
             autocomplete="off",
             help="It stays in this browser session and is sent to the server with changes only. "
-            "`python -m app keys new NAME --scope admin` makes one.",
+            "`python -m app keys new NAME --task '*' --scope admin` makes one.",
         )
         action = st.segmented_control(
             "Change",

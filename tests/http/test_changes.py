@@ -259,7 +259,7 @@ def test_a_key_of_the_scope_admin_may_change(
     admin, other = ({"Authorization": f"Bearer {secret}"} for secret in scopes.values())
     for method, url in (("PUT", URL), ("GET", "/traffic/toy2/head"), ("POST", "/deltas/reload")):
         error = check_error(server.request(method, url, headers=other), 403, "forbidden")
-        assert "has not the scope 'admin'" in error["message"]
+        assert "lacks the scope 'admin'" in error["message"]
     assert server.put(URL, content=content(1), headers=admin).status_code == 200
     assert server.post("/predict/toy2", json=ROW, headers=other).status_code == 200
 

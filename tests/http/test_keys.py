@@ -231,7 +231,7 @@ def test_a_prediction_needs_its_scope(
     keyed: TestClient, check_error: CheckError, path: str, name: str
 ) -> None:
     error = check_error(keyed.post(path, headers=bearer(name), json=ROWS), 403, "forbidden")
-    assert "has not the scope 'predict'" in error["message"]
+    assert "lacks the scope 'predict'" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_prediction_key_is_never_an_admin_key(
     for name in ("two", "three", "all", "reader"):
         response = keyed.request(method, path, headers=bearer(name), json={})
         error = check_error(response, 403, "forbidden")
-        assert "has not the scope 'admin'" in error["message"]
+        assert "lacks the scope 'admin'" in error["message"]
 
 
 def test_an_admin_key_for_some_tasks_changes_nothing_else(

@@ -42,7 +42,7 @@ def check_admin(request: Request) -> None:
     """Check that a request may change the server; `app.keys.middleware` has checked its task.
 
     Raises:
-        ForbiddenError: the server has no keys, or the request's has not the scope admin.
+        ForbiddenError: the server has no keys, or the request's key lacks the scope admin.
         UnauthorizedError: the request has no key.
     """
     caller = caller_of(request)

@@ -169,6 +169,13 @@ def test_the_commands_of_the_guide_run(
     assert list(parse_keys(Path("keys.toml").read_text("utf-8"))) == ["team-a", "prometheus"]
 
 
+def test_the_command_that_the_page_shows_makes_a_key(path: Path) -> None:
+    panel = Path(__file__).parents[4] / "frontend/panels/admin.py"
+    (command,) = re.findall(r"`python -m app (keys new [^`]+)`", panel.read_text("utf-8"))
+    assert main(shlex.split(command)) == 0
+    assert parse_keys(path.read_text("utf-8"))["NAME"].scopes == {"admin"}
+
+
 def test_without_a_file_the_variable_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:

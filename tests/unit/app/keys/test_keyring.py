@@ -97,7 +97,7 @@ def test_patterns_name_tasks(patterns: tuple[str, ...], task: str, may: bool) ->
 def test_a_scope_that_is_not_named_is_not_given() -> None:
     one = caller("*")
     one.check_scope("predict")
-    with pytest.raises(ForbiddenError, match="the key 'k' has not the scope 'admin'"):
+    with pytest.raises(ForbiddenError, match="the key 'k' lacks the scope 'admin'"):
         one.check_scope("admin")
     for scope in ("predict", "admin"):
         with pytest.raises(ForbiddenError):
