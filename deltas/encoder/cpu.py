@@ -135,8 +135,9 @@ class CpuOverlay(BankOverlay):
             False: of_row[batch.row_of_token],
             True: of_row[batch.row_at_position],
         }
-        # The latest result, and the same in int8, for the product that reads it next.
-        self._latest: tuple[Tensor, Int8Rows] | None = None
+        # The latest result, and rows gathered from it: each with its int8 form, for the products
+        # that read it next.
+        self._latest: list[tuple[Tensor, Int8Rows]] = []
 
     def embed(self, site: str, ids: Tensor) -> Tensor:
         """Look up ids [N] in the table at `site`, each in its row's slot: [N, H]."""
@@ -172,8 +173,8 @@ class CpuOverlay(BankOverlay):
         row's numbers would depend on whether its batch is one that gathers.
         """
         gathered = super().gather(x, tokens)
-        if self._latest is not None and self._latest[0] is x:
-            self._latest = (gathered, self._latest[1].gather(tokens))
+        if (int8_rows := self._known_int8(x)) is not None:
+            self._latest.append((gathered, int8_rows.gather(tokens)))
         return gathered
 
     def activate(
@@ -241,11 +242,15 @@ class CpuOverlay(BankOverlay):
         return self._bank.has_whole_matrices(slot)
 
     def _to_int8(self, x: Tensor) -> Int8Rows:
-        if self._latest is not None and self._latest[0] is x:
-            return self._latest[1]
+        if (known := self._known_int8(x)) is not None:
+            return known
         int8_rows = Int8Rows.empty(*x.shape)
         apply_epilogue(Product(x.contiguous()), EpilogueOutput(int8=int8_rows))
         return int8_rows
+
+    def _known_int8(self, x: Tensor) -> Int8Rows | None:
+        """Return the int8 form of x if x is a latest result, else None."""
+        return next((int8_rows for result, int8_rows in self._latest if result is x), None)
 
     def _int8_like(self, x: Tensor) -> Int8Rows | None:
         """Allocate int8 rows of the shape of x; None if this pass is without int8."""
@@ -258,7 +263,7 @@ class CpuOverlay(BankOverlay):
             assert output.out is not None
             return output.out
         result = int8_rows.values if output.out is None else output.out
-        self._latest = (result, int8_rows)
+        self._latest = [(result, int8_rows)]
         return result
 
     def _vectors(self, site: str, kind: str, count: int, *, per_position: bool) -> PerRowVector:
