@@ -61,7 +61,9 @@ def open_view(page: Chrome, url: str, view: str) -> None:
     task, strategy = RECORDED
     page.get(f"{url}/{view}?task={task}&strategy={strategy}")
     wait(lambda: VIEWS[view] in [heading.text for heading in find(page, "h2")])
-    wait(lambda: not find(page, "[data-testid=stSkeleton], [data-stale=true]"))
+    # Streamlit fades its own Stop button in and out while a script runs.
+    busy = "[data-testid=stSkeleton], [data-stale=true], [data-testid=stStatusWidget]"
+    wait(lambda: not find(page, busy))
 
 
 @pytest.mark.parametrize("view", VIEWS)
