@@ -146,7 +146,9 @@ def predict_dev_rows(
     delta = deltas.read_delta(path, backbone)
     spec = delta.manifest.task
     head = (delta.head_weight, delta.head_bias)
-    model = ServedModel(backbone, delta.entries, head, torch.float32, spec)
+    model = ServedModel(
+        backbone, delta.entries, head, torch.float32, pooling=spec.pooling, pairs=spec.pairs
+    )
     splits = []
     for name, rows in data.validation.items():
         known = delta.manifest.metrics.get(name)

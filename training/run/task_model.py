@@ -1,7 +1,7 @@
 """The model of one training run: a frozen backbone, an overlay of trained entries, and a head.
 
 `ServedModel` computes a trained model as a server does; `training.run.train_delta` judges with it,
-and a head that trains alone reads the rows as `ServedEncoder` does.
+and a head that trains alone reads the rows with it.
 Also defines the losses. A loss is a sum over rows, divided by the total weight of all rows of the
 step, so a step has the same gradient whether its rows are computed in one batch, in several, or
 spread over processes. Read `training.run.loop.loop` next, which trains the model.
@@ -85,7 +85,8 @@ class TaskModel:
         depth = frozen_depth(entries, backbone.config)
         encoder = None
         if depth > backbone.config.num_layers and device.type == "cpu":
-            encoder = ServedEncoder(backbone, {}, head, dtype, Reading.of(pooling, "joint"))
+            # The cache keeps single sequences, those of separate pairs, too.
+            encoder = ServedModel(backbone, {}, head, dtype, pooling=pooling, pairs="joint")
         self.cache = FeatureCache(
             backbone.config, self._overlay, depth, device, dtype, pooling, encoder
         )
@@ -157,52 +158,20 @@ class TaskModel:
         return run_and_pool(self._config, self._overlay, batch, attention, hidden, depth, dropout)
 
 
-class ServedEncoder:
-    """An encoder whose outputs have the bits that a server on this CPU computes.
-
-    It is faster than the pass of a training, which keeps what gradients need.
-
-    Args:
-        backbone: the frozen weights.
-        entries: the trained values, on the CPU.
-        head: weight and bias, of which only the shapes count.
-        dtype: precision of the frozen computation.
-        reading: the way in which rows are read.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        entries: Mapping[str, Entry],
-        head: tuple[Tensor, Tensor],
-        dtype: torch.dtype,
-        reading: Reading,
-    ) -> None:
-        bank = Bank(backbone, torch.device("cpu"), dtype)
-        weight, bias = (part.detach() for part in head)
-        (self._slot,) = bank.add([bank.stage_values(entries, (weight, bias), reading)])
-        self._bank = bank
-        self._forward = CpuForward(backbone.config, bank)
-
-    @torch.no_grad()
-    def features(self, rows: Sequence[TokenizedRow]) -> Tensor:
-        """Return what the head reads, float32 [R, I], in the order of the rows."""
-        pooled = self._forward.pooled(rows, [self._slot] * len(rows))
-        return self._bank.head_input(self._slot, pooled)
-
-
 class ServedModel:
-    """A trained model whose logits have the bits that a server on this CPU computes.
+    """A trained model whose features and logits have the bits that a server on this CPU computes.
 
     The pass of a training rounds at other places, as gradients need; in bfloat16 it gives a few
-    rows in a thousand, near a tie, another label than the server (decision 0102).
+    rows in a thousand, near a tie, another label than the server (decision 0102). It is also
+    slower, since it keeps what gradients need.
 
     Args:
         backbone: the frozen weights.
         entries: the trained values, on the CPU.
         head: weight and bias; not copied, so that a calibration of the head counts.
         dtype: precision of the frozen computation.
-        spec: the task, which says how rows are read.
+        pooling: pooling of the task.
+        pairs: the way of reading pairs, joint or separate.
     """
 
     def __init__(
@@ -211,16 +180,28 @@ class ServedModel:
         entries: Mapping[str, Entry],
         head: tuple[Tensor, Tensor],
         dtype: torch.dtype,
-        spec: TaskSpec,
+        *,
+        pooling: Pooling,
+        pairs: PairEncoding,
     ) -> None:
-        reading = Reading.of(spec.pooling, spec.pairs)
-        self._encoder = ServedEncoder(backbone, entries, head, dtype, reading)
         self.head = head
+        bank = Bank(backbone, torch.device("cpu"), dtype)
+        weight, bias = (part.detach() for part in head)
+        staged = bank.stage_values(entries, (weight, bias), Reading.of(pooling, pairs))
+        (self._slot,) = bank.add([staged])
+        self._bank = bank
+        self._forward = CpuForward(backbone.config, bank)
+
+    @torch.no_grad()
+    def features(self, rows: Sequence[TokenizedRow]) -> Tensor:
+        """Return the head's input, float32 [R, I], in the order of the rows."""
+        pooled = self._forward.pooled(rows, [self._slot] * len(rows))
+        return self._bank.head_input(self._slot, pooled)
 
     @torch.no_grad()
     def logits(self, rows: Sequence[TokenizedRow]) -> Tensor:
         """Return float32 logits [R, C] in the order of the rows."""
-        return F.linear(self._encoder.features(rows), *self.head)
+        return F.linear(self.features(rows), *self.head)
 
 
 def finished_model(
@@ -232,7 +213,9 @@ def finished_model(
     """
     if model.device.type != "cpu" or model.cache.is_whole_encoder:
         return model
-    return ServedModel(backbone, entries, model.head, model.dtype, spec)
+    return ServedModel(
+        backbone, entries, model.head, model.dtype, pooling=spec.pooling, pairs=spec.pairs
+    )
 
 
 def initial_entries(

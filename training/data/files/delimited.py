@@ -50,8 +50,9 @@ class _Reading:
     has_rule: bool = False  # a line of dashes follows the header, as in Markdown
     # Numbers of the rows after which the header occurs again; 0 before the first row.
     repeated_headers: list[int] = field(default_factory=list)
-    # Rows with a value in a column without a name at the end: number, and the first such value.
-    nameless: list[tuple[int, str]] = field(default_factory=list)
+    # Rows with a value in a column without a name at the end, and the first: its number and value.
+    num_nameless: int = 0
+    first_nameless: tuple[int, str] | None = None
     error: DataError | None = None
     first_long: tuple[int, int] | None = None  # number and lines of the first row of several lines
     # Rows whose lines have as many fields as rows: number, lines, and the wanted values in them.
@@ -117,11 +118,10 @@ def _header_warning(path: Path, reading: _Reading) -> str:
 
 def _nameless_warning(path: Path, reading: _Reading) -> str:
     """Return a sentence on values in columns without a name, which may be cut off others, or ""."""
-    if not reading.nameless:
+    if reading.first_nameless is None:
         return ""
-    row, value = reading.nameless[0]
-    count = len(reading.nameless)
-    more = f" ({count - 1:,} more such rows follow)" if count > 1 else ""
+    (row, value), others = reading.first_nameless, reading.num_nameless - 1
+    more = f" ({others:,} more such rows follow)" if others else ""
     return (
         f"{path.name}, row {row:,}: {value!r:.100} stands in a column without a name{more}; if a "
         'separator cut a field in two, put such fields into "double quotes", or name the column'
@@ -243,7 +243,8 @@ def _read_rows(
             raise _cut_error(path, reading.num_rows)
         row = reading.num_rows + 1
         if nameless := next(filter(str.strip, fields[fewest:]), ""):
-            reading.nameless.append((row, nameless))
+            reading.num_nameless += 1
+            reading.first_nameless = reading.first_nameless or (row, nameless)
         if not fewest <= len(fields) <= width and (len(fields) < fewest or any(fields[width:])):
             raise _count_error(path, row, fields, reading.header, dialect)
         for values, position in targets:
