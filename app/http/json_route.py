@@ -26,6 +26,7 @@ from starlette.requests import ClientDisconnect
 
 from app.errors import ClientGoneError, NotReadyError, TooLargeError, UnsupportedBodyError
 from app.http.context import NOT_STARTED, Serving
+from app.http.query import check_query, known_names
 from app.pipeline import Stage
 from app.pipeline.bulk.output import OutputFormat
 
@@ -89,6 +90,7 @@ class JsonRoute(APIRoute):
         """Return the function that answers a request."""
         endpoint: Callable[..., Coroutine[Any, Any, Response]] = self.endpoint
         model: type[BaseModel] = get_type_hints(endpoint)["body"]
+        known, in_body = known_names(self.dependant), tuple(model.model_fields)
 
         async def handle(request: Request) -> Response:
             if self.takes_streams and media_type_of(request.headers) in STREAM_TYPES:
@@ -96,6 +98,7 @@ class JsonRoute(APIRoute):
                 if errors := _parameter_errors(request):
                     raise RequestValidationError(errors)
                 return await self.stream(request)
+            check_query(request, known, in_body)
             self.check_headers(request.headers)
             errors = _parameter_errors(request)
             data = await self.read(request)

@@ -13,10 +13,11 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from app.http.context import ServingDep
 from app.http.json_route import json_response
 from app.http.openapi import documented
+from app.http.query import QueryRoute
 from app.http.routes.predictions import caller_of
 from app.http.schemas import Benchmark, DeltaDetails, DeltaList, DeltaQuery, TaskList, TaskQuery
 
-catalogue = APIRouter(tags=["catalogue"], responses=documented(500, 503))
+catalogue = APIRouter(tags=["catalogue"], route_class=QueryRoute, responses=documented(500, 503))
 
 Name = Annotated[str, Path(max_length=256)]
 Version = Annotated[

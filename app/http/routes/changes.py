@@ -11,20 +11,20 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
 from app.engine.changes import Change
 from app.errors import MAX_LISTED, ClientGoneError, ForbiddenError, UnauthorizedError
 from app.http.context import ServingDep
 from app.http.openapi import documented
+from app.http.query import QueryRoute
 from app.http.routes.predictions import caller_of
 from app.http.schemas import ChangedDelta, ReloadedDeltas, RollbackRequest
 from app.keys.key import ANONYMOUS
 from deltas.store.traffic import TrafficRule
 
 
-class AdminRoute(APIRoute):
+class AdminRoute(QueryRoute):
     """A route that checks the key first; FastAPI reads a JSON body before all dependencies."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

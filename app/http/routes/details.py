@@ -16,12 +16,15 @@ from fastapi import APIRouter, Query, Response
 from app.errors import DeltaUnavailableError
 from app.http.context import Serving, ServingDep
 from app.http.openapi import documented
+from app.http.query import QueryRoute
 from app.http.routes.catalogue import Name, Version
 from deltas import DeltaError
 from deltas.publish.norms import DeltaNorms
 from deltas.store.predictions import MAX_ROWS, PredictedRows, read_rows
 
-details = APIRouter(tags=["catalogue"], responses=documented(404, 422, 500, 503))
+details = APIRouter(
+    tags=["catalogue"], route_class=QueryRoute, responses=documented(404, 422, 500, 503)
+)
 
 Answer = TypeVar("Answer")
 

@@ -30,7 +30,6 @@ from app.http.schemas import Inputs, RequestBody
 from app.pipeline.predictions import LabelPrediction, LabelsPrediction, Prediction
 from deltas import TaskSpec
 
-_QUERY = ("task", "strategy")
 _LONGEST_NAME = 256
 
 invocations = APIRouter(
@@ -126,12 +125,8 @@ async def invoke(
 
 
 def _check_query(request: Request) -> None:
-    """Refuse parameters that are unknown, twice there or longer than a name can be."""
-    for name, value in request.query_params.multi_items():
-        if name not in _QUERY:
-            refuse(name[:64], "is not a parameter of the query; allowed: task, strategy")
-        if len(request.query_params.getlist(name)) > 1:
-            refuse(name, "is twice in the query")
+    """Refuse parameters longer than a name can be; `app.http.query` has refused unknown ones."""
+    for name, value in request.query_params.items():
         if len(value) > _LONGEST_NAME:
             refuse(name, f"has {len(value):,} characters; a name has at most {_LONGEST_NAME}")
 

@@ -18,6 +18,7 @@ from starlette.datastructures import Headers
 from app.http.context import ServingDep
 from app.http.json_route import JsonRoute, StickyKey, TimeoutMs, check_encoding, read_json
 from app.http.openapi import documented
+from app.http.query import QueryRoute
 from app.http.routes.clients.answers import answer_one, refuse, spec_of
 from app.http.routes.clients.error_forms import error_form_of
 from app.http.routes.clients.tensors import (
@@ -72,7 +73,9 @@ inference = APIRouter(
     route_class=InferRoute,
     responses=documented(400, 404, 408, 413, 415, 422, 429, 500, 503, 504, form=_FORM),
 )
-models = APIRouter(tags=["clients"], responses=documented(404, 422, 500, 503, form=_FORM))
+models = APIRouter(
+    tags=["clients"], route_class=QueryRoute, responses=documented(404, 422, 500, 503, form=_FORM)
+)
 
 
 class InferResponse(BaseModel):

@@ -16,6 +16,7 @@ from app.errors import TooLargeError
 from app.http.context import ServingDep
 from app.http.json_route import JsonRoute, StickyKey, TaskName, TimeoutMs
 from app.http.openapi import documented
+from app.http.query import QueryRoute
 from app.http.routes.catalogue import Name
 from app.http.routes.clients.answers import (
     LabelScore,
@@ -36,7 +37,9 @@ tei_predictions = APIRouter(
     route_class=JsonRoute,
     responses=documented(400, 404, 408, 413, 415, 422, 429, 500, 503, 504, form=_FORM),
 )
-tei_facts = APIRouter(tags=["clients"], responses=documented(404, 422, 500, 503, form=_FORM))
+tei_facts = APIRouter(
+    tags=["clients"], route_class=QueryRoute, responses=documented(404, 422, 500, 503, form=_FORM)
+)
 
 _CUT = "Send a shorter text, or leave out `truncate`, which cuts the text there"
 
