@@ -155,11 +155,12 @@ def check_encoding(headers: Headers) -> None:
     Raises:
         UnsupportedBodyError: the body is compressed.
     """
-    encoding = headers.get("content-encoding", "identity").lower()
-    if encoding != "identity":
-        raise UnsupportedBodyError(
-            f"Content-Encoding {encoding[:64]!r} is not supported; send the body uncompressed"
-        )
+    for name, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
+        for encoding in headers.getlist(name):
+            if encoding.lower() != plain:
+                raise UnsupportedBodyError(
+                    f"{name} {encoding[:64]!r} is not supported; send the body uncompressed"
+                )
 
 
 def check_media_type(headers: Headers) -> None:
@@ -171,7 +172,7 @@ def check_media_type(headers: Headers) -> None:
     media_type = media_type_of(headers)
     if not _JSON_TYPE.fullmatch(media_type):
         raise UnsupportedBodyError(
-            f"Content-Type is {media_type[:64] or 'missing'!r}; "
+            f"Content-Type is {repr(media_type[:64]) if media_type else 'missing'}; "
             "send the header Content-Type: application/json"
         )
 

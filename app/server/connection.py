@@ -142,6 +142,7 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._head_bytes = 0  # bytes since the last end of a head, part of a body, or end of one
         self._has_begun = False  # some of a head has arrived
+        self._is_in_head = False  # else headers are trailers, which stand behind the body
         self._is_refused = False
         self._dropped_bytes = 0  # of what no one reads, since the last head
         self._is_too_many = False  # only health is answered
@@ -223,13 +224,21 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a head."""
         super().on_message_begin()
-        self._has_begun = True
+        self._has_begun = self._is_in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; a trailer is dropped, since keys and proxies look at the head alone."""
+        if self._is_in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Hand a request to the app."""
         self._head_bytes = self._dropped_bytes = 0
+        self._is_in_head = False
         if self.parser.should_upgrade():
             return
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # such a client takes an interim answer for its own
         is_full = self._is_too_many and len(self.connections) > self._limits.max_connections
         if is_full and _HEALTH not in self.url.partition(b"?")[0]:
             self._limits.log_full()

@@ -167,9 +167,10 @@ def test_malformed_json(client: TestClient, check_error: CheckError, body: bytes
         ({"Content-Type": "text/plain"}, "text/plain"),
         ({"Content-Type": "application/x-www-form-urlencoded"}, "Content-Type: application/json"),
         ({"Content-Type": "multipart/form-data; boundary=x"}, "multipart/form-data"),
-        ({"Content-Type": ""}, "missing"),
+        ({"Content-Type": ""}, "Content-Type is missing;"),
         ({"Content-Type": "text/x+json"}, "text/x+json"),
         (JSON | {"Content-Encoding": "gzip"}, "gzip"),
+        (JSON | {"Transfer-Encoding": "gzip, chunked"}, "Transfer-Encoding"),
     ],
 )
 def test_a_body_that_is_not_plain_json(
