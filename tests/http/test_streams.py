@@ -17,6 +17,9 @@ from app.keys.key import digest_of
 from app.pipeline.bulk.rows import MAX_ROW_BYTES
 
 NDJSON, CSV = "application/x-ndjson", "text/csv"
+NAMES = ["text", *(f"c{number}" for number in range(bulk.MAX_KEPT))]
+WIDE = ",".join(NAMES).encode() + b"\nx\n"
+WIDE_JSON = json.dumps(dict.fromkeys(NAMES, "x")).encode() + b"\n"
 
 
 def stream(
@@ -125,6 +128,8 @@ def test_kept_columns_and_columns_of_texts_are_named_in_the_query(client: TestCl
         ("/predict/toy2?text_columns=a,b", b"a,b\nx,y\n", CSV, 422, "which takes 'sentence'"),
         ("/predict/toy2", b"text,text\nx,y\n", CSV, 422, "'text' more than once"),
         ("/predict/toy2", b"", CSV, 422, "has no header"),
+        ("/predict/toy2?keep=*", WIDE, CSV, 422, "has 1,025 columns to keep; at most 1,024"),
+        ("/predict/toy2?keep=*", WIDE_JSON, NDJSON, 422, "1,025 columns to keep"),
         ("/predict/toy2?stratgy=head", b'"x"', NDJSON, 422, "Did you mean 'strategy'?"),
         ("/predict/toy2?top_k=1&top_k=2", b'"x"', NDJSON, 422, "more than once"),
         ("/predict/toy2?top_k=0", b'"x"', NDJSON, 422, "top_k"),

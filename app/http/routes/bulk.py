@@ -49,6 +49,7 @@ from deltas import Record
 logger = logging.getLogger(__name__)
 
 WINDOW_ROWS = 64  # read ahead of the engine, and answered at once
+MAX_KEPT = 1024  # columns that each row of an answer repeats, however short its own row is
 DELTA_HEADER = "X-Delta"  # names the delta that answers, which a line of the answer does not
 _Targets = Sequence[tuple[str, str | None, str | None]]
 
@@ -84,7 +85,7 @@ async def answer_stream(
     choice = ColumnChoice(_names(query.text_columns), _names(query.keep))
     max_chars: int = request.app.state.settings.max_text_chars
     try:
-        reader = ColumnReader([record.manifest.task], choice, max_chars)
+        reader = ColumnReader([record.manifest.task], choice, max_chars, max_kept=MAX_KEPT)
         parts = _PartReader(request.receive, CsvRows() if given == "csv" else JsonLines())
         async with _in_time(request):
             reader.begin(await parts.columns(), is_header=given == "csv")

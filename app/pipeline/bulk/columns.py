@@ -7,8 +7,9 @@ names. `id` goes into the output if it is there; other columns do if the caller 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from app.errors import InvalidInputError, TooLargeError
@@ -45,15 +46,24 @@ class ColumnReader:
         tasks: the tasks that answer, in the order of the answers.
         choice: the columns that the caller names.
         max_chars: most characters in one text.
+        max_kept: most columns that go into the output; None for any number.
 
     Raises:
         HeaderError: the named columns are more or fewer than the fields of a task.
     """
 
-    def __init__(self, tasks: Sequence[TaskSpec], choice: ColumnChoice, max_chars: int) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[TaskSpec],
+        choice: ColumnChoice,
+        max_chars: int,
+        *,
+        max_kept: int | None = None,
+    ) -> None:
         self._tasks = tasks
         self._choice = choice
         self._max_chars = max_chars
+        self._max_kept = max_kept
         self.kept: tuple[str, ...] = ()  # known from the first row on
         for task in tasks:
             if choice.texts and len(choice.texts) != len(task.text_fields):
@@ -67,20 +77,27 @@ class ColumnReader:
         """Choose the kept columns by a header, or by the columns of the first row.
 
         Raises:
-            HeaderError: the header lacks a column that is kept, or that a task reads.
+            HeaderError: the header lacks a column that is kept, or that a task reads; or there are
+                too many columns to keep.
         """
         names = tuple(columns)
-        missing = [name for name in self._choice.keep if name not in (*names, ALL)]
+        known = {*names, ALL}
+        missing = [name for name in self._choice.keep if name not in known]
         if is_header:
             for task in self._tasks:
                 missing += [] if self._fields(task, names) else self._wanted(task)[:1]
         if missing and is_header:
             hint = did_you_mean(missing[0], names)
-            lacking = " and ".join(map(repr, dict.fromkeys(missing)))
+            lacking = _listed(dict.fromkeys(missing), " and ")
             raise HeaderError(f"has no column {lacking}; it has {_listed(names)}.{hint}")
         # Lines of JSON name their columns one by one, so that any may have it.
         keep = self._choice.keep or ((_USUAL,) if _USUAL in names or not is_header else ())
         self.kept = names if ALL in keep else tuple(dict.fromkeys(keep))
+        if self._max_kept is not None and len(self.kept) > self._max_kept:
+            raise HeaderError(
+                f"has {len(self.kept):,} columns to keep; at most {self._max_kept:,} can be kept "
+                "here, so name fewer"
+            )
 
     def read(self, row: RawRow) -> RowTexts:
         """Return the texts of a row for each task.
@@ -135,7 +152,7 @@ class ColumnReader:
         return list(self._choice.texts or task.text_fields)
 
 
-def _listed(names: Iterable[str]) -> str:
-    found = [repr(name[:64]) for name in names]
-    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
-    return (", ".join(found[:_MAX_LISTED]) or "none") + more
+def _listed(names: Collection[str], between: str = ", ") -> str:
+    found = [repr(name[:64]) for name in islice(names, _MAX_LISTED)]
+    more = f" and {len(names) - _MAX_LISTED:,} more" if len(names) > _MAX_LISTED else ""
+    return (between.join(found) or "none") + more

@@ -14,12 +14,13 @@ import csv
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 MAX_ROW_BYTES = 2**20  # about five of the longest texts that a server takes by default
 _QUOTE = b'"'
-_SHOWN_BYTES = 60
+_SHOWN_BYTES = 60  # of a text in a message
 
 
 class RowProblem(Exception):  # noqa: N818 - it is the row that is wrong
@@ -303,9 +304,9 @@ class CsvRows:
 
 def _header(fields: list[str]) -> tuple[str, ...]:
     names = tuple(field.strip() for field in fields)
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, number in Counter(names).items() if number > 1)
     if twice:
-        raise HeaderError(f"has the column {twice[0]!r} more than once; rename one")
+        raise HeaderError(f"has the column {twice[0][:_SHOWN_BYTES]!r} more than once; rename one")
     return names
 
 

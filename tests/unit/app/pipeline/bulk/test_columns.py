@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -84,3 +85,26 @@ def test_lines_of_json_may_lack_columns_one_by_one() -> None:
         reader = reader_of(keep=keep)
         reader.begin(["text"], is_header=False)
         assert reader.kept == kept
+
+
+def test_columns_to_keep_have_a_limit() -> None:
+    names = [f"c{number}" for number in range(10)]
+    reader = ColumnReader((TOY2,), ColumnChoice(keep=("*",)), 100, max_kept=11)
+    reader.begin(["text", *names], is_header=True)
+    assert len(reader.kept) == 11
+    with pytest.raises(HeaderError, match="has 12 columns to keep; at most 11"):
+        reader.begin(["text", "id", *names], is_header=True)
+    named = ColumnReader((TOY2,), ColumnChoice(keep=("text", "id", *names)), 100, max_kept=11)
+    with pytest.raises(HeaderError, match="has 12 columns to keep"):
+        named.begin([], is_header=False)
+
+
+def test_many_columns_that_are_missing_are_told_in_one_line() -> None:
+    keep = tuple(f"k{number}" for number in range(8000))
+    names = [f"c{number}" for number in range(100_000)]
+    began = time.process_time()
+    with pytest.raises(HeaderError) as error:
+        reader_of(keep=keep).begin([*names, "text"], is_header=True)
+    assert time.process_time() - began < 5
+    assert "'k19' and 7,980 more; it has 'c0'" in str(error.value)
+    assert len(str(error.value)) < 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -125,6 +126,21 @@ def test_a_row_that_is_too_long_costs_itself() -> None:
 def test_a_header_that_names_no_columns_is_refused(content: bytes, says: str) -> None:
     with pytest.raises(HeaderError, match=says):
         read(CsvRows(), content)
+
+
+def test_a_header_of_very_many_columns_is_read_at_once() -> None:
+    columns = [f"{number:x}" for number in range(100_000)]
+    parser, began = CsvRows(), time.process_time()
+    read(parser, ",".join(columns).encode() + b"\n")
+    assert time.process_time() - began < 5  # it took minutes when each name was compared with all
+    assert parser.header == tuple(columns)
+
+
+def test_a_long_name_is_cut_in_a_message() -> None:
+    name = b"x" * 100_000
+    with pytest.raises(HeaderError) as error:
+        read(CsvRows(), name + b"," + name + b"\n")
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize("size", [1, 4, 1000])
