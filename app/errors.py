@@ -417,8 +417,19 @@ def _field(item: Mapping[str, Any]) -> str | None:
     return ".".join(str(part)[:64] for part in parts) or None
 
 
+_OBJECT = "must be a JSON object (a valid dictionary), like {...}"
+_SENTENCES = {
+    "missing": "is missing",
+    "dict_type": _OBJECT,
+    "model_type": _OBJECT,
+    "model_attributes_type": _OBJECT,
+    "extra_forbidden": "is not a field of this request",
+    "string_unicode": "must be valid Unicode; it has half of a surrogate pair",
+}
+
+
 def _sentence(item: Mapping[str, Any]) -> str:
-    if item["type"] == "missing":
-        return "is missing"
+    if item["type"] in _SENTENCES:
+        return _SENTENCES[item["type"]]
     message = str(item["msg"]).removeprefix("Value error, ").replace("Input should", "must", 1)
     return message[0].lower() + message[1:]

@@ -13,6 +13,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ from app.http.middleware import (
     LoadSheddingMiddleware,
     RequestContextMiddleware,
 )
-from app.http.openapi import openapi_of
+from app.http.openapi import methods_at, openapi_of
 from app.http.readiness import Readiness
 from app.http.routes import catalogue, explain, operation, predictions
 from app.http.routes import changes as change_routes
@@ -411,6 +412,9 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     caller = predictions.caller_of(request)
     if caller is not None:
         error = _for_caller(caller, error)
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = ", ".join(methods_at(request.app, request.scope))
+        error = HTTPException(error.status_code, headers={"Allow": allowed})
     response = error_response(error, request.state.request_id, request.state.write_error())
     trace = request.state.trace
     trace.code, trace.cause_status = response.code, response.cause_status

@@ -16,6 +16,8 @@ from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.routing import Match
+from starlette.types import Scope
 
 from app.errors import (
     THE_SERVER,
@@ -41,6 +43,7 @@ from deltas import DeltaNotFoundError, Store, TaskSpec
 from deltas.store.predictions import predictions_path
 
 _REQUEST_ID = "0123456789abcdef0123456789abcdef"
+_METHODS = ("GET", "POST", "PUT", "DELETE")
 _ERRORS: dict[str, Exception] = {
     "The body is not valid JSON, or is nested too deeply.": RequestValidationError(
         [{"type": "json_invalid", "loc": ("body", 12), "ctx": {"error": "Expecting value"}}]
@@ -397,3 +400,12 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
 
 def _text(text: str) -> str:
     return "".join(f"<p>{escape(part)}</p>" for part in text.strip().split("\n\n") if part)
+
+
+def methods_at(app: FastAPI, scope: Scope) -> tuple[str, ...]:
+    """Return the methods that a path takes; several routes may have it, each with one method."""
+    return tuple(
+        method
+        for method in _METHODS
+        if any(route.matches({**scope, "method": method})[0] == Match.FULL for route in app.routes)
+    )

@@ -20,6 +20,7 @@ from deltas.publish.measured import Measured
 from deltas.publish.study import StudyRow
 
 MAX_LISTED_DELTAS = 1000  # in one answer
+_MAX_TARGETS = 256  # of a fan-out
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -72,7 +73,7 @@ class RequestBody(BaseModel):
                 raise PydanticCustomError(
                     UNKNOWN_FIELD,
                     "is not a field of this request.{hint} Allowed: {allowed}",
-                    {"field": shown, "hint": hint, "allowed": ", ".join(known)},
+                    {"field": shown, "hint": hint, "allowed": ", ".join(known) or "none"},
                 )
         return data
 
@@ -104,7 +105,9 @@ class Target(RequestBody):
 
 
 def _listed(value: Any) -> Any:
-    """Refuse one target that is not in a list, and show the list that is meant."""
+    """Refuse one target that is not in a list; and too many, before each of them is checked."""
+    if isinstance(value, list) and len(value) > _MAX_TARGETS:
+        raise PydanticCustomError("too_many", "are {found}; at most 256", {"found": len(value)})
     if isinstance(value, str | dict):
         one = {"task": value[:64]} if isinstance(value, str) else {"task": "sst2"}
         meant = {"meant": json.dumps([one])}

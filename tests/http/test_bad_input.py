@@ -52,6 +52,7 @@ BODIES: list[tuple[Any, str | None, str]] = [
     ({"inputs": "x", "strategy": "s" * 1000}, "strategy", "at most 256"),
     ({"inputs": "x", "version": ["v"]}, "version", "string"),
     ([], None, "valid dictionary"),
+    ([1], None, "must be a JSON object"),
     ("text", None, "valid dictionary"),
     (7, None, "valid dictionary"),
 ]
@@ -189,6 +190,26 @@ def test_spellings_of_json_are_taken(client: TestClient, content_type: str) -> N
     body = json.dumps({"inputs": "good"})
     response = client.post("/predict/toy2", content=body, headers={"Content-Type": content_type})
     assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"inputs": "x", "version": "\\ud800"}', "half of a surrogate pair"),
+        (b"null", "must be a JSON object"),
+    ],
+)
+def test_bodies_that_no_client_writes_by_itself(
+    client: TestClient, check_error: CheckError, body: bytes, says: str
+) -> None:
+    response = client.post("/predict/toy2", content=body, headers=JSON)
+    assert says in check_error(response, 422, "invalid_input")["message"]
+
+
+def test_too_many_targets_are_one_error(client: TestClient, check_error: CheckError) -> None:
+    response = client.post("/predict", json={"inputs": "x", "targets": [{}] * 1000})
+    error = check_error(response, 422, "invalid_input")
+    assert error["message"] == "field 'targets' are 1000; at most 256"
 
 
 def test_too_many_rows(start: Callable[..., TestClient], check_error: CheckError) -> None:

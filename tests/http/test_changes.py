@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -395,3 +396,32 @@ def test_two_servers_over_one_folder_take_turns(
     for server in servers:
         server.post("/deltas/reload")
         assert predict(server)[0] == found[0].version
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "says"),
+    [
+        (
+            {"Content-Type": "application/x-www-form-urlencoded"},
+            415,
+            "send the header Content-Type",
+        ),
+        ({"Content-Type": "text/plain"}, 415, "Content-Type is 'text/plain'"),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, 415, "uncompressed"),
+        ({"Content-Type": "application/json"}, 404, "unknown version 'x'"),
+    ],
+)
+def test_the_body_of_a_change_has_the_types_of_all_others(
+    server: TestClient, content: Callable[..., bytes], headers: Any, status: int, says: str
+) -> None:
+    put(server, content(1))
+    answer = server.post(f"{URL}/rollback", content=b'{"version": "x"}', headers=headers)
+    assert (answer.status_code, says in answer.text) == (status, True), answer.text
+
+
+def test_a_compressed_file_is_called_so(
+    server: TestClient, content: Callable[..., bytes], check_error: CheckError
+) -> None:
+    packed = gzip.compress(content(1))
+    answer = server.put(URL, content=packed, headers={"Content-Encoding": "gzip"})
+    assert "'gzip' is not supported" in check_error(answer, 415, "unsupported_body")["message"]

@@ -96,3 +96,8 @@ def test_files_of_other_tasks_are_refused(client: TestClient) -> None:
     answer = client.post("/hf/toy2", content=b"\x89PNG", headers={"content-type": "image/png"})
     assert answer.status_code == 415
     assert "text classification" in answer.json()["error"]
+
+
+def test_the_hint_of_an_error_follows_its_sentence(client: TestClient) -> None:
+    answer = client.post("/hf/toy2", json={"inputs": {"question": "a", "context": "b"}})
+    assert "which takes 'sentence'; this address" in answer.json()["error"]

@@ -34,6 +34,13 @@ def test_predictions_are_those_of_the_task(client: TestClient) -> None:
         ("?task=toy2", {"data": "a"}, 422, "INVALID_PARAMETER_VALUE", "'data' is not a field"),
         ("?task=toy2&x=1", {"inputs": "a"}, 422, "INVALID_PARAMETER_VALUE", "'x' is not a param"),
         ("?task=toy2", {}, 422, "INVALID_PARAMETER_VALUE", "has none of them"),
+        (
+            "?task=toy2",
+            {"inputs": "a", "params": {"top_k": 1}},
+            422,
+            "INVALID_PARAMETER_VALUE",
+            "Allowed: none",
+        ),
         ("?task=toy2", {"inputs": [1]}, 422, "INVALID_PARAMETER_VALUE", "not a number"),
         ("?task=a&task=b", {"inputs": "a"}, 422, "INVALID_PARAMETER_VALUE", "is twice in"),
         (f"?task={'a' * 300}", {"inputs": "a"}, 422, "INVALID_PARAMETER_VALUE", "at most 256"),
@@ -56,3 +63,14 @@ def test_csv_is_refused_with_the_form_to_send(client: TestClient) -> None:
         "/invocations?task=toy2", content="text\na", headers={"content-type": "text/csv"}
     )
     assert (answer.status_code, answer.json()["error_code"]) == (415, "BAD_REQUEST")
+
+
+@pytest.mark.parametrize("field", ["dataframe_records", "dataframe_split"])
+def test_many_wrong_rows_are_one_error(client: TestClient, field: str) -> None:
+    rows = {
+        "dataframe_records": [1] * 1000,
+        "dataframe_split": {"columns": [0], "data": [1] * 1000},
+    }
+    answer = client.post("/invocations?task=toy2", json={field: rows[field]})
+    assert answer.status_code == 422
+    assert "more)" not in answer.json()["message"]

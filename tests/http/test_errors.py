@@ -23,7 +23,13 @@ def test_an_unknown_path(client: TestClient, check_error: CheckError, path: str)
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("PUT", "/tasks", "GET"), ("GET", "/predict", "POST"), ("DELETE", "/predict/toy2", "POST")],
+    [
+        ("PUT", "/tasks", "GET"),
+        ("GET", "/predict", "POST"),
+        ("DELETE", "/predict/toy2", "POST"),
+        ("PATCH", "/deltas/toy2/head", "GET, PUT, DELETE"),
+        ("POST", "/traffic/toy2/head", "GET, PUT, DELETE"),
+    ],
 )
 def test_a_wrong_method(
     client: TestClient, check_error: CheckError, method: str, path: str, allowed: str

@@ -302,3 +302,18 @@ def test_rules_of_a_folder_that_is_only_read_count_behind_the_others(
     assert version(second) == default
     assert second.delete(URL).json() == rule, "the rule of the folder that is only read"
     assert version(second) == other
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ({"splt": None}, "field 'splt' is not a field of this request"),
+        ([], "the body must be a JSON object"),
+        ({"split": 5}, "field 'split' must be a JSON object"),
+    ],
+)
+def test_a_rule_of_another_form_is_named(
+    server: TestClient, versions: tuple[str, str], check_error: CheckError, rule: Any, says: str
+) -> None:
+    error = check_error(server.put(URL, json=rule), 422, "invalid_input")
+    assert says in error["message"]

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from app.engine.changes import Change
 from app.errors import MAX_LISTED, ClientGoneError, ForbiddenError, UnauthorizedError
 from app.http.context import ServingDep
+from app.http.json_route import check_encoding, check_media_type
 from app.http.openapi import documented
 from app.http.query import QueryRoute
 from app.http.routes.predictions import caller_of
@@ -33,6 +34,9 @@ class AdminRoute(QueryRoute):
 
         async def handle(request: Request) -> Response:
             check_admin(request)
+            check_encoding(request.headers)
+            if self.body_field is not None and "content-type" in request.headers:
+                check_media_type(request.headers)
             return await answer(request)
 
         return handle
@@ -59,7 +63,7 @@ def check_admin(request: Request) -> None:
 changes = APIRouter(
     tags=["changes"],
     route_class=AdminRoute,
-    responses=documented(401, 403, 409, 500, 503),
+    responses=documented(401, 403, 409, 415, 422, 500, 503),
 )
 
 Name = Annotated[str, Path(max_length=256)]
@@ -150,7 +154,7 @@ def _changed(task: str, strategy: str, change: Change) -> ChangedDelta:
 traffic = APIRouter(
     tags=["changes"],
     route_class=AdminRoute,
-    responses=documented(401, 403, 404, 422, 500, 503),
+    responses=documented(401, 403, 404, 415, 422, 500, 503),
 )
 _PATH = "/traffic/{task}/{strategy:path}"
 

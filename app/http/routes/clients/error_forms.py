@@ -88,7 +88,7 @@ class ErrorForm(NamedTuple):
 def _hugging_face(status: int, content: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     other_kind = status in (HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
     return status, {
-        "error": content["message"] + (_ONLY_CLASSIFICATION if other_kind else ""),
+        "error": content["message"].rstrip(".") + (_ONLY_CLASSIFICATION if other_kind else ""),
         "error_type": content["code"],
         "request_id": content["request_id"],
     }

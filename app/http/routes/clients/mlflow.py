@@ -45,7 +45,11 @@ class SplitFrame(RequestBody):
     """A data frame as `DataFrame.to_dict(orient="split")` makes it."""
 
     columns: Annotated[list[str | int], Field(min_length=1, max_length=16)]
-    data: Annotated[list[list[Any]], Field(description="A list for each row, a value each column.")]
+    data: Annotated[
+        list[list[Any]],
+        # Many wrong rows, each with an error of its own, would hold up the event loop.
+        Field(fail_fast=True, description="A list for each row, a value each column."),
+    ]
     index: Annotated[
         list[Any] | None, Field(description="Names of the rows; the answer has their order.")
     ] = None
@@ -59,7 +63,7 @@ class InvocationsRequest(RequestBody):
     """Rows in exactly one of four fields."""
 
     dataframe_split: SplitFrame | None = None
-    dataframe_records: list[dict[str, Any]] | None = None
+    dataframe_records: Annotated[list[dict[str, Any]] | None, Field(fail_fast=True)] = None
     inputs: Annotated[
         Any,
         WithJsonSchema(

@@ -45,7 +45,7 @@ server_facts = APIRouter(tags=["clients"], responses=documented(500, 503, form=_
 repository = APIRouter(
     tags=["changes"],
     route_class=AdminRoute,
-    responses=documented(401, 403, 404, 409, 422, 500, 503, form=_FORM),
+    responses=documented(401, 403, 404, 409, 415, 422, 500, 503, form=_FORM),
 )
 
 
