@@ -18,6 +18,7 @@ from typing import NamedTuple
 from app.errors import ForbiddenError, UnauthorizedError
 from app.keys.key import ANONYMOUS, Key, KeysError, Scope, checked, digest_of, parse_keys
 from app.keys.usage import Usage, limits_of
+from deltas.format import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ class Keyring:
         if self._path is None:
             return self._inline
         try:
-            with self._path.open("rb") as file:
+            with open_regular(self._path) as file:
                 raw = file.read(_MAX_FILE_BYTES + 1)
             keys = parse_keys(_decoded(raw))
             both = keys.keys() & self._inline.keys()

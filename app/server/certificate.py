@@ -12,6 +12,7 @@ import ssl
 from pathlib import Path
 
 from app.process.settings import PREFIX, SettingsError
+from deltas.format import open_regular
 
 logger = logging.getLogger("app")
 
@@ -80,7 +81,7 @@ class Certificate:
         certfile, keyfile = self._files.values()
         for name, path in self._files.items():
             try:
-                path.open("rb").close()
+                open_regular(path).close()
             except OSError as error:
                 raise SettingsError([f"{PREFIX}{name}: {path}: {error.strerror}"]) from None
         try:

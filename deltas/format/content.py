@@ -7,6 +7,7 @@ Files are read, not memory-mapped: if a mapped file shrinks, SIGBUS ends the pro
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -101,21 +102,45 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     if path.suffix != SUFFIX:
         reason = f"a delta's name ends in {SUFFIX}; pickled files are never opened"
         raise DeltaFormatError(path, reason)
+    try:
+        opened = open_regular(path)
+    except NotAFileError:
+        raise DeltaFormatError(path, "not a file") from None
+    with opened as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < LENGTH_BYTES:  # or a file of the system, which may wait when it is read
+            raise ValueError(f"it has {size} bytes")
+        yield file, size
+
+
+class NotAFileError(OSError):
+    """A path is a folder, a pipe or a device, or a link to one."""
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a regular file to read it, without waiting for the writer of a pipe.
+
+    Raises:
+        NotAFileError: it is no regular file.
+        OSError: it can't be opened.
+    """
     # Before opening, since that has effects on some devices; and then again, for what was opened.
     _check_regular(path, path.stat())
-    # Opening a pipe would wait for its writer.
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(file.fileno())
-        _check_regular(path, found)
-        if found.st_size < LENGTH_BYTES:  # or a file of the system, which may wait when it is read
-            raise ValueError(f"it has {found.st_size} bytes")
-        yield file, found.st_size
+    file = os.fdopen(handle, "rb")
+    try:
+        _check_regular(path, os.fstat(handle))
+    except NotAFileError:
+        file.close()
+        raise
+    return file
 
 
 def _check_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise DeltaFormatError(path, "not a file")
+        is_folder = stat.S_ISDIR(found.st_mode)
+        reason = os.strerror(errno.EISDIR) if is_folder else "not a file"
+        raise NotAFileError(errno.EINVAL, reason, str(path))
 
 
 def _check_length(path: Path, length: int, size: int) -> None:

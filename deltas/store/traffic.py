@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deltas.errors import DeltaNotFoundError, shortened
-from deltas.format import SUFFIX, write_atomically
+from deltas.format import SUFFIX, open_regular, write_atomically
 from deltas.store.files import checked_path
 
 TRAFFIC_SUFFIX = ".traffic.json"
@@ -127,7 +127,7 @@ def read_rule(path: Path, root: Path, backbone_id: str) -> tuple[tuple[str, str]
         OSError: the file can't be read.
         ValueError: it holds no rule, or that of a delta which belongs to another file.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         found = _RuleFile.model_validate_json(file.read(_MAX_BYTES))
     name = found.task, found.strategy
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +15,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from deltas import Backbone, write_delta
+from deltas import Backbone, delta_path, write_delta
+from deltas.store.traffic import traffic_path
 from tests.factories import TOY_TASKS, make_delta
 from tests.http.admin_key import ADMIN, KEYS
 
@@ -317,3 +320,26 @@ def test_a_rule_of_another_form_is_named(
 ) -> None:
     error = check_error(server.put(URL, json=rule), 422, "invalid_input")
     assert says in error["message"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_rule_that_is_no_file_holds_no_change_up(
+    server: TestClient,
+    versions: tuple[str, str],
+    folder: Path,
+    tiny_backbone: Backbone,
+    make: Callable[[Path], None],
+) -> None:
+    path = traffic_path(delta_path(folder, tiny_backbone.ref.id, "toy2", "head"))
+    make(path)
+    answers: list[int] = []
+
+    def change() -> None:
+        answers.append(server.post("/deltas/reload").json()["num_rejected_rules"])
+        answers.append(server.post(f"{DELTA}/rollback").status_code)
+
+    thread = threading.Thread(target=change, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert answers == [1, 200]
+    assert version(server) == versions[0]

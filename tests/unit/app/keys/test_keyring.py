@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import os
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -247,3 +250,18 @@ def test_the_watch_follows_the_file_and_survives_surprises(
     asyncio.run(run())
     assert keyring.names == ["c"]
     assert "a surprise" in caplog.text
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_what_is_no_file_keeps_the_keys_and_holds_nothing_up(
+    path: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None]
+) -> None:
+    keyring = Keyring("", path, 100)
+    path.unlink()
+    make(path)
+    thread = threading.Thread(target=keyring.reload, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert found(keyring, "a") == "a"
+    assert f"{path}: {'Is a directory' if make is Path.mkdir else 'not a file'}" in caplog.text
