@@ -71,7 +71,7 @@ from app.process.settings import (
     SettingsError,
     load_settings,
 )
-from deltas import Backbone, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
+from deltas import Backbone, DeltaError, DeltaNotFoundError, Record, Store, load_backbone, zoo_path
 from deltas.store.address import RemoteAddress
 from deltas.store.versions import remove_left_over_uploads
 
@@ -421,7 +421,11 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     # The request's log line shows errors of the client; their messages may quote the input.
     if response.cause_status >= 500:
         level = logging.ERROR if response.cause_status == 500 else logging.WARNING
-        logger.log(level, "%s: %s", type(error).__name__, error, exc_info=error.__cause__)
+        cause = error.__cause__
+        is_told = isinstance(cause, OSError | DeltaError)  # a full disk is no fault of the code
+        logger.log(
+            level, "%s: %s", type(error).__name__, error, exc_info=None if is_told else cause
+        )
     return response
 
 

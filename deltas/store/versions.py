@@ -108,9 +108,23 @@ def publish(upload: Path, target: Path, version: str, *, keep: bool) -> None:
     os.utime(upload, ns=(now + 1, now + 1))
     _sync(upload)
     kept = kept_path(target, version)
+    is_new = not kept.exists()
     upload.replace(kept)
-    _sync(target.parent)
-    _copy(kept, target)
+    try:
+        _sync(target.parent)
+        _copy(kept, target)
+    except OSError:
+        if is_new and _version_at(target) != version:  # a refused version must not be served
+            kept.unlink(missing_ok=True)
+        raise
+
+
+def _version_at(path: Path) -> str | None:
+    """Return the version of a delta's file; None if there is no delta."""
+    try:
+        return read_manifest(path)[1]
+    except DeltaError:
+        return None
 
 
 def switch(kept: Path, target: Path, *, keep: bool) -> None:

@@ -425,3 +425,19 @@ def test_a_compressed_file_is_called_so(
     packed = gzip.compress(content(1))
     answer = server.put(URL, content=packed, headers={"Content-Encoding": "gzip"})
     assert "'gzip' is not supported" in check_error(answer, 415, "unsupported_body")["message"]
+
+
+def test_a_full_disk_is_one_line_of_the_log(
+    server: TestClient,
+    content: Callable[..., bytes],
+    check_error: CheckError,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("deltas.store.versions.new_upload", fail)
+    error = check_error(server.put(URL, content=content(1)), 503, "storage_failed")
+    assert "No space left on device" in error["message"]
+    assert not [record for record in caplog.records if record.exc_info]

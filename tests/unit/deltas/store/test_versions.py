@@ -233,3 +233,30 @@ def test_a_name_of_no_delta_has_no_path(tmp_path: Path) -> None:
     for task, strategy in (("..", "head"), ("toy2/..", "head"), ("toy2", "../x"), ("", "head")):
         with pytest.raises(DeltaNotFoundError):
             checked_path(tmp_path, "b", task, strategy)
+
+
+@pytest.mark.parametrize("num_before", [0, 1])
+def test_a_version_that_does_not_fit_on_the_disk_leaves_nothing(
+    publish: Callable[[int], str],
+    target: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_before: int,
+) -> None:
+    for seed in range(num_before):
+        publish(seed)
+    before, copy = served(tmp_path), shutil.copyfile
+
+    def copy_some(source: Path, to: Path) -> None:
+        if len(list(target.parent.glob("head@*"))) > num_before:
+            raise OSError(28, "No space left on device")
+        copy(source, to)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_some)
+    with pytest.raises(OSError, match="No space"):
+        publish(7)
+    assert served(tmp_path) == before
+    assert len(list(tmp_path.rglob("*@*"))) == num_before
+    monkeypatch.setattr(shutil, "copyfile", copy)
+    assert served(tmp_path)[:1] == before[:1]
+    assert (publish(7), True) == served(tmp_path)[0]
