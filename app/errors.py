@@ -154,12 +154,21 @@ class BodyTimeoutError(Exception):
     Args:
         allowed_s: seconds that it had.
         setting: environment variable that sets them.
+        is_part: whether it is the next part of a stream that has not arrived.
     """
 
-    def __init__(self, allowed_s: float, setting: str = "DELTABERT_BODY_TIMEOUT_S") -> None:
+    def __init__(
+        self,
+        allowed_s: float,
+        setting: str = "DELTABERT_BODY_TIMEOUT_S",
+        *,
+        is_part: bool = False,
+    ) -> None:
+        noun, remedy = "the body", "Send a smaller one"
+        if is_part:
+            noun, remedy = "the next part of the body", "Send its parts sooner"
         super().__init__(
-            f"the body did not arrive within {allowed_s:g} s. Send a smaller one, or raise "
-            f"{setting}"
+            f"{noun} did not arrive within {allowed_s:g} s. {remedy}, or raise {setting}"
         )
 
 

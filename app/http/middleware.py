@@ -335,7 +335,7 @@ class _Parts:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            raise BodyTimeoutError(self._timeout_s) from None
+            raise BodyTimeoutError(self._timeout_s, is_part=True) from None
         self._is_read = not message.get("more_body", False)
         return message
 

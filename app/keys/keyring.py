@@ -171,12 +171,18 @@ class Keyring:
         seen = _look(self._path)
         if seen == self._seen:
             return
-        self._seen = seen
+        previous, self._seen = self._seen, seen
         self.is_stale = True
+        keys, problem = None, None
         try:
             keys = self._read()
         except KeysError as error:
-            logger.error("the previous file of keys stays in use: %s", error)
+            problem = error
+        if _look(self._path) != seen:  # half of it may have been read; the next look reads it again
+            self._seen = previous
+            return
+        if keys is None:
+            logger.error("the previous file of keys stays in use: %s", problem)
             return
         before = set(self._callers)
         self._use(keys)

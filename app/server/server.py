@@ -78,6 +78,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         settle_process()
+        # The terminal of a server has closed. `nohup` has the signal ignored, and that stays so.
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, self.handle_exit)
         certificate = self._certificate
         if certificate is not None and self.config.ssl is not None:
             self._watching = asyncio.create_task(certificate.watch(self.config.ssl))

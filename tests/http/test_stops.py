@@ -156,6 +156,29 @@ def test_requests_that_have_not_arrived_are_refused(
         assert server.output.count("stopped after ") == 1
 
 
+@pytest.mark.parametrize("is_ignored", [False, True], ids=["by its terminal", "after nohup"])
+def test_a_server_whose_terminal_closes_answers_what_it_has(
+    run_server: RunServer, is_ignored: bool
+) -> None:
+    ignore = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" * is_ignored
+    program = f"{ignore}from app.__main__ import main\nmain([])"
+    with run_server(("-c", program)) as server:
+        url = urlsplit(url_of(server))
+        with socket.create_connection((url.hostname, url.port), timeout=30) as half:
+            half.sendall(PREDICT + b"\r\n" + b'{"inputs"')
+            assert call(url_of(server) + "/health/ready")[0] == 200
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.5)
+            half.sendall(b': "a good film"}')
+            if not is_ignored:
+                assert "shutting down" in error_of(read_all(half), 503, "not_ready")["message"]
+        if is_ignored:
+            assert call(url_of(server) + "/health/ready")[0] == 200
+            assert end(server)[0] == 0
+        assert server.wait() == 0, server.output
+        assert ("SIGHUP: stopping" in server.output) is not is_ignored
+
+
 def test_stops_and_kills_under_load() -> None:
     """A few rounds of the program that makes hundreds of them."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DELTABERT_")}

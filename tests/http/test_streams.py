@@ -177,6 +177,15 @@ def test_the_time_of_a_stream_covers_its_header(make_app: Callable[..., Any]) ->
     assert "not answered within 0.5 s" in json.loads(body)["error"]["message"]
 
 
+def test_a_part_that_does_not_come_is_told_with_a_remedy(make_app: Callable[..., Any]) -> None:
+    with TestClient(make_app(body_timeout_s=0.3)) as client:
+        assert client.portal is not None
+        _, body = client.portal.call(_drip, client.app, [b'"good"\n'], NDJSON, 0)
+    error = json.loads(body.splitlines()[-1])["error"]
+    said = "the next part of the body did not arrive within 0.3 s. Send its parts sooner, or raise "
+    assert error == {"code": "body_timeout", "message": said + "DELTABERT_BODY_TIMEOUT_S"}
+
+
 async def _drip(app: Any, parts: list[bytes], given: str, pause_s: float) -> tuple[int, bytes]:
     """Send parts with pauses, then nothing more; return the status and the body of the answer."""
     unsent, sent = list(parts), list[dict[str, Any]]()
@@ -192,6 +201,25 @@ async def _drip(app: Any, parts: list[bytes], given: str, pause_s: float) -> tup
     head = {"http_version": "1.1", "headers": [(b"content-type", given.encode())]}
     await app(scope | head, receive, send)
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
+
+
+@pytest.mark.parametrize(("given", "first"), [(NDJSON, b'"good"\n'), (CSV, b"text\ngood\n")])
+def test_the_end_of_the_server_is_the_last_line_of_a_stream(
+    client: TestClient, caplog: pytest.LogCaptureFixture, given: str, first: bytes
+) -> None:
+    async def stop() -> tuple[int, bytes]:
+        task = asyncio.create_task(_drip(client.app, [first], given, 0))
+        await asyncio.sleep(1)
+        task.cancel()  # as uvicorn does when the time of the shutdown is over
+        return await task
+
+    status, body = client.portal.call(stop)  # type: ignore[union-attr]
+    assert status == 200
+    assert b"good" in body.splitlines()[-2] or b"bad" in body.splitlines()[-2]
+    last = body.splitlines()[-1].decode()
+    assert "not_ready" in last
+    assert "the server is shutting down" in last
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_timeout_is_refused(client: TestClient, check_error: Any) -> None:

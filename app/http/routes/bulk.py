@@ -25,11 +25,13 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from app.errors import (
+    STOPPING,
     BatchFailedError,
     ClientGoneError,
     DeadlineExceededError,
     DeltaUnavailableError,
     InvalidInputError,
+    NotReadyError,
     Problem,
     RateLimitedError,
     UnsupportedBodyError,
@@ -248,7 +250,9 @@ class _RowStream(Response):
         except ClientGoneError:
             logger.info("the client of a stream has gone after %d rows", self._number)
             return
-        except Exception as error:  # noqa: BLE001 - the client gets it
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the client gets it
+            if isinstance(error, asyncio.CancelledError):  # only the end of the server cancels it
+                error = NotReadyError(STOPPING)
             await write(self._format.failure(self._problem_of(error, ends_stream=True)))
             return  # without the end of the answer: the connection is cut
         await write(b"", more=False)

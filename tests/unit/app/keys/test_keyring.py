@@ -265,3 +265,26 @@ def test_what_is_no_file_keeps_the_keys_and_holds_nothing_up(
     assert not thread.is_alive()
     assert found(keyring, "a") == "a"
     assert f"{path}: {'Is a directory' if make is Path.mkdir else 'not a file'}" in caplog.text
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An editor that empties the file first would lock all clients out, and forget their use."""
+    keyring, read = Keyring("", path, 100), Keyring._read
+    usage = keyring.find(b"secret of a").usage  # type: ignore[union-attr]
+    path.write_text("", encoding="utf-8")
+
+    def read_and_write(self: Keyring) -> dict[str, Key]:
+        keys = read(self)
+        path.write_text(line("a") + line("b") + line("c"), encoding="utf-8")
+        return keys
+
+    monkeypatch.setattr(Keyring, "_read", read_and_write)
+    keyring.reload()
+    assert found(keyring, "a") == "a"
+    monkeypatch.setattr(Keyring, "_read", read)
+    keyring.reload()
+    assert [found(keyring, name) for name in "abc"] == ["a", "b", "c"]
+    assert keyring.find(b"secret of a").usage is usage  # type: ignore[union-attr]
+    assert "there is no key" not in caplog.text
