@@ -209,7 +209,10 @@ class RequestContextMiddleware:
 def _plain(scope: Scope) -> Scope:
     """Return the scope that the routes know: GET instead of HEAD, and no slash at the end."""
     path: str = scope["path"]
-    if path.endswith("/") and path not in ("/", f"{scope.get('root_path', '')}/"):
+    prefix: str = scope.get("root_path", "")
+    if prefix and path == prefix:  # the root, as some proxies write it
+        scope = {**scope, "path": f"{prefix}/"}
+    elif path.endswith("/") and path not in ("/", f"{prefix}/"):
         scope = {**scope, "path": path[:-1]}
     return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 

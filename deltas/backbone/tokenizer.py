@@ -18,9 +18,13 @@ from deltas.errors import InvalidTextError, did_you_mean
 from deltas.manifest import PairEncoding, TaskSpec
 
 GENERIC_FIELDS = ("text", "text_pair")
-# Anything but spaces, control characters and characters without width, of which no token is made.
+# Anything but spaces, control characters, characters without width, those for private use and the
+# mark of lost ones (U+FFFD), of which no token is made.
 _VISIBLE = re.compile(
-    "[^\\s\\x00-\\x1f\\x7f-\\x9f\\xad\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff]"
+    "[^\\s\\x00-\\x1f\\x7f-\\x9f\\xad\\u0600-\\u0605\\u061c\\u06dd\\u070f\\u180e\\u200b-\\u200f"
+    "\\u2028-\\u202e\\u2060-\\u206f\\ue000-\\uf8ff\\ufeff\\ufff9-\\ufffb\\ufffd\\U000110bd"
+    "\\U0001bca0-\\U0001bca3\\U0001d173-\\U0001d17a\\U000e0001\\U000e0020-\\U000e007f"
+    "\\U000f0000-\\U0010ffff]"
 )
 
 

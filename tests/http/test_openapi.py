@@ -225,6 +225,7 @@ def test_a_proxy_may_serve_the_app_under_a_prefix(
     assert client.post(f"{prefix}/predict/toy2", json={"inputs": "a film"}).status_code == 200
     assert client.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": "/api/v1"}]
     assert client.get(f"{prefix}/").json()["docs"] == "/api/v1/docs"
+    assert client.get("/api/v1").json()["docs"] == "/api/v1/docs", "without a slash at the end"
     page = client.get(f"{prefix}/docs").text
     assert 'href="/api/v1/openapi.json"' in page
     assert "curl -s http://testserver/api/v1/predict/toy2" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltas import Backbone, InvalidTextError, TaskSpec, TokenizedRow, tokenize_rows, tokenize_texts
+from deltas.backbone.tokenizer import has_text
 from tests.factories import POOLED_TASKS, TOY_TASKS
 from tests.laws import law
 
@@ -247,3 +249,17 @@ def test_wrong_rows_are_named(
     assert sentence in caught.value.problem
     str(caught.value).encode()
     assert len(str(caught.value)) < 500
+
+
+def test_a_text_has_a_visible_character_unless_no_character_makes_a_token(
+    packaged_backbone: Backbone,
+) -> None:
+    """Else the answer would be that of an empty text. Marks above letters are visible."""
+    characters = [chr(number) for number in (*range(0xD800), *range(0xE000, 0x110000))]
+    rows = tokenize_texts(packaged_backbone.tokenizer, 8, [(each,) for each in characters])
+    for character, row in zip(characters, rows, strict=True):
+        is_empty = row.num_tokens == 2
+        if unicodedata.category(character) in ("Mn", "Mc"):
+            assert has_text(character)
+        elif unicodedata.category(character) != "Cn":  # depends on the version of Unicode
+            assert has_text(character) is not is_empty, hex(ord(character))

@@ -85,7 +85,11 @@ def test_missing_values_are_blank() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["\u200d\u200c", "\ufeff\u00a0", "\x1b", "\u2062", "\u206a \u00ad"]
+    "text",
+    [
+        *("\u200d\u200c", "\ufeff\u00a0", "\x1b", "\u2062", "\u206a \u00ad"),
+        *("\ue000\uf8ff", "\ufffd\ufffd", "\u061c", "\U000e0001\U000e0041", "\U0010ffff"),
+    ],
 )
 def test_texts_that_serving_refuses_are_blank_in_training(text: str) -> None:
     """Invisible signs such as U+2062 were a text in training, and none for the server."""
