@@ -101,7 +101,7 @@ def publish(upload: Path, target: Path, version: str, *, keep: bool) -> None:
     _make_folder(target.parent)
     if not target.exists():  # versions of a delta that was removed must not come back
         remove(kept_files(target))
-    now = time.time_ns()  # finer than the file system's own clock, which may give equal times
+    now = _time_of_change(target)
     if keep and (present := keep_default(target)):
         os.utime(present, ns=(now, now))  # the version before, also after a rollback to it
     make_public(upload)
@@ -117,6 +117,19 @@ def publish(upload: Path, target: Path, version: str, *, keep: bool) -> None:
         if is_new and _version_at(target) != version:  # a refused version must not be served
             kept.unlink(missing_ok=True)
         raise
+
+
+def _time_of_change(target: Path) -> int:
+    """Return a time after that of each kept file, in nanoseconds.
+
+    It is finer than the file system's own clock, which may give equal times. A clock that was set
+    back, or that of another server, must not make a new version the oldest one.
+    """
+    newest = 0
+    for path in kept_files(target)[:1]:
+        with suppress(FileNotFoundError):  # another server has just removed it
+            newest = path.stat().st_mtime_ns
+    return max(time.time_ns(), newest + 1)
 
 
 def _version_at(path: Path) -> str | None:

@@ -260,3 +260,17 @@ def test_a_version_that_does_not_fit_on_the_disk_leaves_nothing(
     monkeypatch.setattr(shutil, "copyfile", copy)
     assert served(tmp_path)[:1] == before[:1]
     assert (publish(7), True) == served(tmp_path)[0]
+
+
+def test_a_clock_that_was_set_back_does_not_change_the_order(
+    publish: Callable[[int], str], target: Path, tmp_path: Path
+) -> None:
+    first, second = publish(1), publish(2)
+    for number, path in enumerate((kept_path(target, first), kept_path(target, second), target)):
+        later = path.stat().st_mtime + 1e6 + number
+        os.utime(path, (later, later))
+    third, fourth = publish(3), publish(4)
+    assert [version for version, _ in served(tmp_path)] == [fourth, third, second, first]
+    kept = [default_of(path) for path in kept_files(target)]
+    assert [found[1] for found in kept if found] == [fourth, third, second, first]
+    assert versions.outdated(target, 2, set()) == [kept_path(target, v) for v in (second, first)]
