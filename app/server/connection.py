@@ -47,6 +47,9 @@ _LINGER_S = 1.0
 _LINGER_HEAD_BYTES = 2**20
 _LINGER_BODY_BYTES = 64 * 2**20
 _ASK_EVERY_S = 0.2
+# Requests of a connection that wait for the answers to earlier ones. One read may bring thousands,
+# of which each takes 4 kB of memory and the event loop's time.
+_MAX_PIPELINED = 32
 _LOG_EVERY_S = 10.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -243,6 +246,8 @@ class Connection(HttpToolsProtocol):
         if is_full and _HEALTH not in self.url.partition(b"?")[0]:
             self._limits.log_full()
             raise TooManyConnectionsError(self._limits.max_connections)
+        if len(self.pipeline) >= _MAX_PIPELINED:  # the last of them will close the connection
+            raise MalformedRequestError
         self._has_begun = False
         self._limits.waiting.pop(self, None)
         if self._head_timer is not None:

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from tests.http.admin_key import KEY, KEYS
-from tests.http.test_connections import BODY, PREDICT, ask, error_of, served, statuses
+from tests.http.test_connections import BODY, LIVE, PREDICT, ask, error_of, served, statuses
 
 MakeApp = Callable[..., FastAPI]
 CHUNKED = PREDICT.replace(b"Content-Length: 25", b"Transfer-Encoding: chunked")
@@ -72,3 +72,15 @@ def test_an_old_client_gets_no_interim_answer(
 ) -> None:
     head = PREDICT.replace(b"HTTP/1.1", b"HTTP/" + version) + b"Expect: 100-continue\r\n"
     assert statuses(ask(ports(), head + b"Connection: close\r\n\r\n" + BODY)) == expected
+
+
+def test_of_many_requests_at_once_the_first_ones_are_answered(ports: Callable[..., int]) -> None:
+    """One read of 256 kB may hold 7,000 requests, which took memory and stopped the event loop."""
+    received = ask(ports(), (LIVE + b"\r\n") * 6000)
+    answered = statuses(received)
+    assert set(answered) == {200}
+    assert 2 <= len(answered) <= 40
+    assert received.count(b"connection: close") == 1
+    assert b"connection: close" in received.rpartition(b"HTTP/1.1")[2]
+    some = (LIVE + b"\r\n") * 20 + LIVE + b"Connection: close\r\n\r\n"
+    assert statuses(ask(ports(), some)) == [200] * 21
