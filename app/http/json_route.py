@@ -98,7 +98,8 @@ class JsonRoute(APIRoute):
                 if errors := _parameter_errors(request):
                     raise RequestValidationError(errors)
                 return await self.stream(request)
-            check_query(request, known, in_body)
+            if request.scope["query_string"]:
+                check_query(request, known, in_body)
             self.check_headers(request.headers)
             errors = _parameter_errors(request)
             data = await self.read(request)

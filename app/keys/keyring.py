@@ -11,6 +11,7 @@ import fnmatch
 import hmac
 import logging
 import re
+import stat
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,6 @@ from typing import NamedTuple
 from app.errors import ForbiddenError, UnauthorizedError
 from app.keys.key import ANONYMOUS, Key, KeysError, Scope, checked, digest_of, parse_keys
 from app.keys.usage import Usage, limits_of
-from deltas.format import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,9 @@ class Keyring:
         if self._path is None:
             return self._inline
         try:
-            with open_regular(self._path) as file:
+            if not stat.S_ISREG(self._path.stat().st_mode) and not self._path.is_dir():
+                raise KeysError("not a file")  # a pipe would be waited for
+            with self._path.open("rb") as file:
                 raw = file.read(_MAX_FILE_BYTES + 1)
             keys = parse_keys(_decoded(raw))
             both = keys.keys() & self._inline.keys()

@@ -12,7 +12,6 @@ import ssl
 from pathlib import Path
 
 from app.process.settings import PREFIX, SettingsError
-from deltas.format import open_regular
 
 logger = logging.getLogger("app")
 
@@ -81,7 +80,9 @@ class Certificate:
         certfile, keyfile = self._files.values()
         for name, path in self._files.items():
             try:
-                open_regular(path).close()
+                if not path.is_file() and not path.is_dir() and path.exists():
+                    raise SettingsError([f"{PREFIX}{name}: {path}: not a file"])  # such as a pipe
+                path.open("rb").close()
             except OSError as error:
                 raise SettingsError([f"{PREFIX}{name}: {path}: {error.strerror}"]) from None
         try:

@@ -7,7 +7,6 @@
 from deltas.format.atomic_write import make_public as make_public
 from deltas.format.atomic_write import write_atomically as write_atomically
 from deltas.format.content import SUFFIX as SUFFIX
-from deltas.format.content import open_regular as open_regular
 from deltas.format.content import read_content as read_content
 from deltas.format.delta_file import HEAD_BIAS as HEAD_BIAS
 from deltas.format.delta_file import HEAD_WEIGHT as HEAD_WEIGHT

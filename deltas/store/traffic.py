@@ -15,7 +15,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deltas.errors import DeltaNotFoundError, shortened
-from deltas.format import SUFFIX, open_regular, write_atomically
+from deltas.format import SUFFIX, write_atomically
+from deltas.format.content import open_regular
 from deltas.store.files import checked_path
 
 TRAFFIC_SUFFIX = ".traffic.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import ssl
 import threading
@@ -108,12 +109,15 @@ def test_a_certificate_that_cannot_be_used_is_one_sentence(tmp_path: Path) -> No
     _, encrypted = make_certificate(tmp_path / "locked", b"a password")
     garbage = tmp_path / "garbage.pem"
     garbage.write_text("no certificate", encoding="utf-8")
+    pipe = tmp_path / "pipe.pem"
+    os.mkfifo(pipe)
     for cert, key, said in (
         (tmp_path / "none.pem", keyfile, "DELTABERT_SSL_CERTFILE: "),
         (certfile, tmp_path / "none.pem", "DELTABERT_SSL_KEYFILE: "),
         (certfile, foreign, "must be PEM files that belong together"),
         (certfile, encrypted, "the key without a password"),
         (certfile, garbage, "must be PEM files"),
+        (certfile, pipe, "pipe.pem: not a file"),
         (garbage, keyfile, "must be PEM files"),
     ):
         with pytest.raises(SettingsError) as caught:
