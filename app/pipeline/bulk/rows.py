@@ -13,6 +13,7 @@ import codecs
 import csv
 import json
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -158,6 +159,14 @@ class _Failure(NamedTuple):
     error: csv.Error
 
 
+_NO_FAILURE = _Failure(0, csv.Error())
+# A line within quotes at its begin and at its end: the rest of a quoted field, other fields behind
+# a delimiter (D), and the begin of a quoted one. Nothing is tried twice (`++`).
+_REST = rb'(?:[^"]++|"")*+'
+_FIELDS = rb'(?:D|[^"D\r\n][^D\r\n]*+D|"' + _REST + rb'"D)*+'
+_OPEN_LINE = _REST + rb'(?:"D' + _FIELDS + rb'"' + _REST + rb")*+"
+
+
 class _SameFailureError(Exception):
     """A row will fail where the last one has failed."""
 
@@ -184,9 +193,10 @@ class CsvRows:
         self._begun: list[tuple[bytes | None, int]] = []  # lines of no row yet, with their ends
         self._start = 0  # of the next row, among these lines
         self._num_used = 0  # of these lines, by the reader
-        self._last_failure = _Failure(0, csv.Error())
+        self._last_failure = _NO_FAILURE
         self._problem: RowProblem | None = None  # of the lines that the reader has used
         self._open_bytes = 0  # of a row whose quote is open
+        self._open_line = re.compile(_OPEN_LINE.replace(b"D", re.escape(delimiter.encode())))
 
     def feed(self, part: bytes) -> list[RawRow]:
         """Return the rows that end in this part.
@@ -194,12 +204,20 @@ class CsvRows:
         Raises:
             HeaderError: the header can't be read.
         """
-        self._begun += [(line, self._lines.position) for line in self._lines.feed(part)]
-        if self._open_bytes:
+        lines = [(line, self._lines.position) for line in self._lines.feed(part)]
+        self._begun += lines
+        if self._open_bytes and all(self._stays_open(line) for line, _ in lines):
+            self._last_failure = _Failure(len(self._begun), self._last_failure.error)
             self._open_bytes += len(part)
-            if _QUOTE not in part and self._open_bytes <= MAX_ROW_BYTES:
-                return []  # the quote is still open
+            if self._open_bytes <= MAX_ROW_BYTES:
+                return []
+        else:
+            self._last_failure = _NO_FAILURE
         return list(self._read(is_last=False))
+
+    def _stays_open(self, line: bytes | None) -> bool:
+        """Tell whether a quote that is open before a line is open behind it, too."""
+        return line is not None and self._open_line.fullmatch(line) is not None
 
     def finish(self) -> list[RawRow]:
         """Return the rows that end with the last part.
@@ -208,6 +226,7 @@ class CsvRows:
             HeaderError: the header can't be read, or there is none.
         """
         self._begun += [(line, self._lines.position) for line in self._lines.finish()]
+        self._last_failure = _NO_FAILURE
         rows = list(self._read(is_last=True))
         if self.header is None:
             raise HeaderError("has no header; the first line must name the columns")
@@ -215,7 +234,6 @@ class CsvRows:
 
     def _read(self, *, is_last: bool) -> Iterator[RawRow]:
         self._start = self._open_bytes = 0
-        self._last_failure = _Failure(0, csv.Error())
         while self._start < len(self._begun):
             self._num_used, self._problem = self._start, None
             reader = csv.reader(self._used(), delimiter=self._delimiter, strict=True)
@@ -239,13 +257,15 @@ class CsvRows:
             yield self._broken(self._start, failure.error, is_open=is_open)
             self._start += 1
         del self._begun[: self._start]
+        self._last_failure = _Failure(len(self._begun), self._last_failure.error)
 
     def _used(self) -> Iterator[str]:
         """Yield the lines that no row has used yet, as text.
 
         A row that failed had its quote open at the end of each line before its failure. So another
         row whose quote is open there fails in the same place, and is not read up to it again.
-        Without that, a file in which each line opens a quote would take hours for a megabyte.
+        Without that, a file in which each line opens a quote would take hours for a megabyte. So
+        would one whose quote stays open while its lines arrive one by one.
 
         Raises:
             _SameFailureError: the row will fail like the last one.

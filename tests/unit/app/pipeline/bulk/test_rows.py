@@ -102,6 +102,34 @@ def test_lines_that_all_open_a_quote_are_not_read_again_and_again(
     assert rows[-1].end == 5 + 5 * num_lines + len(end) + 5
 
 
+@pytest.mark.parametrize("line", [b'""\n', b'","\n', b'b","\n', b'a,"",b""\n', b"x\n"])
+@pytest.mark.parametrize("most_bytes", [100_000, MAX_ROW_BYTES + 100_000])
+def test_an_open_quote_whose_lines_come_one_by_one_is_read_once(
+    line: bytes, most_bytes: int
+) -> None:
+    """A client of a stream may send few bytes at a time, and each reading takes all of the row."""
+    num_lines = most_bytes // len(line)
+    parser, began = CsvRows(), time.process_time()
+    rows = parser.feed(b'text\n"a\n')
+    for _ in range(num_lines):
+        rows += parser.feed(line)
+    rows += parser.finish()
+    assert time.process_time() - began < 20
+    assert shown(rows) == shown(read(CsvRows(), b'text\n"a\n' + line * num_lines))
+
+
+LINES = st.lists(st.sampled_from([b"a", b'"', b'""', b",", b'","', b'",', b',"', b"\r", b"\n"]))
+
+
+@given(LINES)
+def test_lines_that_are_cut_anywhere_give_the_same_rows(pieces: list[bytes]) -> None:
+    content = b"text,more\n" + b"".join(pieces)
+    parser = CsvRows()
+    rows = [row for piece in [b"text,more\n", *pieces] for row in parser.feed(piece)]
+    rows += parser.finish()
+    assert shown(rows) == shown(read(CsvRows(), content))
+
+
 def test_a_row_that_is_too_long_costs_itself() -> None:
     long = b"x" * (MAX_ROW_BYTES + 1)
     for parser, lines in ((CsvRows(), (b"text", long, b"good")), (JsonLines(), (long, b'"good"'))):
