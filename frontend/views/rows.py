@@ -1,22 +1,29 @@
-"""Rows of a pasted or uploaded table: read, labelled, compared, and written for spreadsheets.
+"""Rows of a pasted or uploaded table: read, labelled, compared, and written to files.
 
-Nothing is drawn here; `frontend.views.table` does. Every problem of a table is one sentence.
+Spreadsheets get CSV, in which an apostrophe makes a formula a text. Training gets JSON Lines, which
+keep texts, lists of labels and numbers exactly. Nothing is drawn here; `frontend.views.table` does.
+Every problem of a table is one sentence.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import TypeAlias
 
 import pandas as pd
 
-from frontend.models import Prediction
+from frontend.models import Prediction, TaskInfo
+
+Label: TypeAlias = str | list[str] | float  # by kind of task: single-label, multi-label, regression
 
 MAX_ROWS = 20_000
 MAX_MEGABYTES = 20
@@ -24,6 +31,8 @@ CHUNK_ROWS = 64  # of one request, counted once for each strategy: a step of the
 _FOR_MORE = "For more, send the file to the server: docs/guide/bulk.md says how."
 _DELIMITERS = ",;\t|"
 _SNIFFED_CHARS = 65_536
+TRAINING_FILE = "labelled.jsonl"
+_MAX_NAME, _CORRECTED = 128, "-corrected"  # characters of a task's name, and its ending
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -42,6 +51,11 @@ class Labelled:
     def labels(self) -> list[str]:
         """The decision of each row as text; empty without an answer."""
         return ["" if item is None else decision(item) for item in self.predictions]
+
+    @property
+    def answers(self) -> list[Label | None]:
+        """The decision of each row in its kind's own type; None without one."""
+        return [None if item is None else _answer(item) for item in self.predictions]
 
     @property
     def doubts(self) -> list[float | None]:
@@ -147,9 +161,24 @@ def chunks(num_rows: int, num_strategies: int) -> Iterator[range]:
 
 def decision(item: Prediction) -> str:
     """Return an answer as the text of a cell."""
+    return cell_text(_answer(item))
+
+
+def cell_text(label: Label | None) -> str:
+    """Return a label as the text of a cell; empty without one."""
+    if label is None:
+        return ""
+    if isinstance(label, float):
+        return f"{label:.15g}"
+    return label if isinstance(label, str) else ", ".join(label)
+
+
+def _answer(item: Prediction) -> Label | None:
     if item.value is not None:
-        return f"{item.value:.4g}"
-    return ", ".join(item.labels) if item.is_answered else ""
+        return float(f"{item.value:.4g}")  # as the page shows it
+    if item.kind == "multi_label":
+        return list(item.labels)
+    return item.labels[0] if item.is_answered else None
 
 
 def _doubt(item: Prediction) -> float | None:
@@ -198,9 +227,69 @@ def spreadsheet_csv(table: pd.DataFrame) -> str:
     return str(shown.to_csv(index=False, lineterminator="\r\n"))
 
 
-def fit_command(texts: Sequence[str], label: str, name: str, kind: str) -> str:
-    """Return the command that trains a delta on the downloaded table."""
-    columns = ",".join(f'"{text}"' if "," in text else text for text in texts)
-    parts = ["python", "-m", "training.fit", "--train-file", "labelled.csv"]
-    parts += ["--text-columns", columns, "--label-column", label, "--name", name, "--kind", kind]
-    return shlex.join(parts)
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows to train on, exactly as they were given.
+
+    Attributes:
+        task: the task that the rows were labelled for.
+        columns: names of the columns with texts, and of the one with labels at the end.
+        texts: the texts of each row, in the order of the task's fields.
+        labels: the label of each row; rows without one (None) are left out.
+    """
+
+    task: TaskInfo
+    columns: Sequence[str]
+    texts: Sequence[Sequence[str]]
+    labels: Sequence[Label | None]
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows that have a label."""
+        return sum(label is not None for label in self.labels)
+
+    @property
+    def json_lines(self) -> str:
+        """One JSON object a row."""
+        names = self._names
+        rows = (
+            dict(zip(names, (*texts, label), strict=True))
+            for texts, label in zip(self.texts, self.labels, strict=True)
+            if label is not None
+        )
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    @property
+    def command(self) -> str:
+        """The command that trains a delta on the file."""
+        *texts, label = map(_argument, self._names)
+        name = self.task.name[: _MAX_NAME - len(_CORRECTED)] + _CORRECTED
+        parts = ["python", "-m", "training.fit", "--train-file", TRAINING_FILE]
+        parts += ["--text-columns", ",".join(texts), "--label-column", label]
+        return shlex.join([*parts, "--name", name, "--kind", self.task.kind])
+
+    @property
+    def _names(self) -> list[str]:
+        """The names of the columns without line breaks, which no option takes, each once."""
+        names: list[str] = []
+        for name in self.columns:
+            names.append(free_name(" ".join(name.split()), names))
+        return names
+
+
+def given_label(kind: str, cell: object) -> Label | None:
+    """Return the label in a cell of the editor; None for a cell without one."""
+    if kind == "regression":
+        number = float(cell) if isinstance(cell, int | float) else math.nan
+        return number if math.isfinite(number) else None
+    if kind == "multi_label":
+        if isinstance(cell, str) or not isinstance(cell, Iterable):
+            return None
+        return list(map(str, cell))
+    return cell if isinstance(cell, str) and cell else None
+
+
+def _argument(name: str) -> str:
+    """Return the name of a column as options take it: in quotes unless it is plain."""
+    quoted = '"' + name.replace('"', '""') + '"'
+    return name if re.fullmatch(r'\w[^",]*', name) else quoted

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -23,12 +24,15 @@ from frontend.state import ViewContext, keep_widget, prepare_widget
 from frontend.views.labelling import Labelling
 from frontend.views.rows import (
     MAX_MEGABYTES,
+    TRAINING_FILE,
     Labelled,
     TableError,
+    TrainingRows,
     accuracy,
+    cell_text,
     confusion,
-    fit_command,
     free_name,
+    given_label,
     label_column,
     read_table,
     right_and_wrong,
@@ -40,6 +44,7 @@ _NO_COLUMN = "none"
 _LINE_PIXELS, _MOST_PIXELS = 35, 460  # of a row, and of the editor
 _CORRECT, _DOUBT = "correct label", "doubt"
 _NUMBER = "table/number"
+_DTYPES = {"regression": "float64"}  # of the labels' column; others hold texts or lists
 
 
 @dataclass(frozen=True)
@@ -178,11 +183,9 @@ def _show_editor(task: TaskInfo, result: Result) -> pd.DataFrame:
         shown[free_name(f"label ({labelled.strategy})", shown.columns)] = labelled.labels
     doubt = free_name(_DOUBT, shown.columns)
     shown[doubt] = first.doubts
-    shown[correct] = first.labels
+    shown[correct] = pd.Series(first.answers, dtype=_DTYPES.get(task.kind, "object"))
     if task.kind != "regression":
         shown = shown.sort_values(doubt, ascending=False, na_position="first", kind="stable")
-    is_single = task.kind == "single_label"
-    options = st.column_config.SelectboxColumn(correct, options=list(task.labels))
     edited = st.data_editor(
         shown,
         hide_index=True,
@@ -190,7 +193,7 @@ def _show_editor(task: TaskInfo, result: Result) -> pd.DataFrame:
         height=min(_MOST_PIXELS, _LINE_PIXELS * (len(shown) + 1) + 3),
         disabled=[name for name in shown.columns if name != correct],
         column_config={
-            correct: options if is_single else st.column_config.TextColumn(correct),
+            correct: _label_cells(task, correct),
             doubt: st.column_config.ProgressColumn(doubt, min_value=0, max_value=1),
         },
         key=f"table/editor/{result.number}",
@@ -203,24 +206,57 @@ def _show_editor(task: TaskInfo, result: Result) -> pd.DataFrame:
     return edited.sort_index()
 
 
+def _label_cells(task: TaskInfo, name: str) -> Any:
+    """Return the editor of labels, which takes no others than those of the task."""
+    if task.kind == "regression":
+        return st.column_config.NumberColumn(name, format="plain")
+    if task.kind == "multi_label":
+        return st.column_config.MultiselectColumn(name, options=list(task.labels))
+    return st.column_config.SelectboxColumn(name, options=list(task.labels))
+
+
 def _show_download(task: TaskInfo, result: Result, edited: pd.DataFrame) -> None:
-    changed = int((edited[result.correct].fillna("") != pd.Series(result.labelled[0].labels)).sum())
+    """Draw the downloads: CSV for spreadsheets, and rows to train on with their command."""
+    labels = [given_label(task.kind, cell) for cell in edited[result.correct]]
+    first = result.labelled[0].answers
+    changed = sum(label != answer for label, answer in zip(labels, first, strict=True))
     left, right = st.columns([1, 3], vertical_alignment="center")
     left.download_button(
         "Download CSV",
-        spreadsheet_csv(edited),
+        spreadsheet_csv(edited.assign(**{result.correct: list(map(cell_text, labels))})),
         file_name="labelled.csv",
         mime="text/csv",
         on_click="ignore",
         width="stretch",
     )
     right.caption(
-        f"All rows in their first order, {changed:,} corrected. Cells that a spreadsheet would "
-        "take for formulas begin with an apostrophe."
+        f"For spreadsheets: all rows in their first order, {changed:,} corrected. Cells that a "
+        "spreadsheet would take for formulas begin with an apostrophe."
     )
+    cells = [result.table[name].tolist() for name in result.texts]
+    columns = *result.texts, result.correct
+    _show_training(TrainingRows(task, columns, list(zip(*cells, strict=True)), labels))
+
+
+def _show_training(rows: TrainingRows) -> None:
     st.markdown("Train a delta on the corrected rows:")
-    command = fit_command(result.texts, result.correct, f"{task.name}-corrected", task.kind)
-    st.code(command, language="bash", wrap_lines=True)
+    left, right = st.columns([1, 3], vertical_alignment="center")
+    left.download_button(
+        "Download rows to train on",
+        rows.json_lines,
+        file_name=TRAINING_FILE,
+        mime="application/x-ndjson",
+        on_click="ignore",
+        disabled=not rows.num_rows,
+        width="stretch",
+    )
+    missing = len(rows.labels) - rows.num_rows
+    left_out = f" {missing:,} without a label are left out." if missing else ""
+    right.caption(
+        f"{rows.num_rows:,} rows with their labels, exactly as you gave them.{left_out} The "
+        "command reads this file."
+    )
+    st.code(rows.command, language="bash", wrap_lines=True)
 
 
 def _show_comparison(task: TaskInfo, result: Result) -> None:

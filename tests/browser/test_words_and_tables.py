@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -194,6 +195,25 @@ def test_columns_of_the_table_are_never_replaced(url: str, open_at: Open) -> Non
     assert {"doubt 2", "correct label 2", "label (bitfit) 2"} < set(shown.columns)
     command = shlex.split(str(page.code[0].value))
     assert command[command.index("--label-column") + 1] == "correct label 2"
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "kept"),
+    [("topics", ["text"], np.ndarray), ("stsb", ["text", "gold"], float)],
+)
+def test_lists_and_values_are_corrected_as_such(
+    url: str, open_at: Open, task: str, columns: list[str], kept: type
+) -> None:
+    page = open_at(url, "table", task=task)
+    page.text_area[0].set_value("text,gold\nthe good film,=1 film\n-5,a film\n")
+    run(page)
+    press(page, "Label 2 rows")
+    shown = page.dataframe[0].value
+    assert {type(label) for label in shown["correct label"].tolist()} == {kept}
+    command = shlex.split(str(page.code[0].value))
+    assert command[command.index("--train-file") + 1] == "labelled.jsonl"
+    assert command[command.index("--text-columns") + 1] == ",".join(columns)
+    assert "2 rows with their labels, exactly as you gave them" in words(page)
 
 
 def test_the_next_table_does_not_get_the_corrections_of_the_last(url: str, open_at: Open) -> None:

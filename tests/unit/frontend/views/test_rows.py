@@ -5,28 +5,33 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from frontend.models import Prediction
+from frontend.models import Prediction, TaskInfo
 from frontend.views.rows import (
     MAX_ROWS,
     Labelled,
     TableError,
+    TrainingRows,
     accuracy,
     chunks,
     confusion,
     decision,
-    fit_command,
     free_name,
+    given_label,
     label_column,
     read_table,
     right_and_wrong,
     spreadsheet_csv,
     text_column,
 )
+from training.data.custom import CustomTask, load_files, split_names
+from training.data.tasks import Task
 from training.fit import parse_arguments
 
 GOLD = ["a", "b", "b", "c", "a", "c"]
@@ -138,8 +143,110 @@ def test_a_new_column_takes_the_name_of_none() -> None:
     assert free_name("doubt", ["text", "doubt", "doubt 2"]) == "doubt 3"
 
 
-def test_the_command_is_one_that_training_takes() -> None:
-    command = fit_command(("a text", "b"), "correct label", "sst2-corrected", "single_label")
-    config = parse_arguments(shlex.split(command)[3:])
-    assert config.name == "sst2-corrected"
-    assert config.label_column == "correct label"
+# Cells that spreadsheets, readers of CSV and shells take for something else than a text.
+HOSTILE = (
+    "=1+1",
+    "-5",
+    "+49 30 123",
+    "@x",
+    "'quoted",
+    "'=1+1",
+    'say "x", twice',
+    "two\nlines",
+    "a\rb",
+    "a\r\nb",
+    "a\tb; c | d",
+    "\t=1",
+    "NA",
+    "null",
+    "007",
+    "1,234.50",
+    "[1, 2]",
+    "🙂\u200d🔥 ü\u2028",
+    "  blanks  ",
+    "\\",
+    "x" * 20_000,
+)
+
+
+def task_info(kind: str, labels: tuple[str, ...]) -> TaskInfo:
+    return TaskInfo("t" * 128, kind, labels, ("text",), 64, ("bitfit",))
+
+
+def trained_on(rows: TrainingRows, folder: Path) -> tuple[Task, list[tuple[str, ...]], list[Any]]:
+    """Return the task, texts and labels that the command reads from the download."""
+    config = parse_arguments(shlex.split(rows.command)[3:])
+    path = folder / str(config.train_file)
+    path.write_bytes(rows.json_lines.encode())
+    assert config.text_columns
+    assert config.label_column
+    assert config.name
+    custom = CustomTask(
+        split_names(config.text_columns), config.label_column, config.name, config.kind
+    )
+    found = load_files(path, path, custom)
+    return found.task, list(found.train.texts), list(found.train.labels)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "given"),
+    [
+        ("single_label", ("007", "=1+1, 2"), ["007", "=1+1, 2"]),
+        ("multi_label", ("a, b", "a", "=c"), [["a, b"], ["a", "=c"], []]),
+        ("regression", (), [-1.5, 2.0, 1234.5]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("columns", "fields"),
+    [
+        (["text"], ("text",)),
+        (["a, b", 'the "label"'], ("a, b", 'the "label"')),
+        (["-x", "two\nlines"], ("-x", "two lines")),
+        (["text", "text"], ("text", "text 2")),
+    ],
+    ids=["one", "pair", "option", "the same column twice"],
+)
+def test_what_is_corrected_trains_exactly_as_it_was_pasted(
+    kind: str,
+    labels: tuple[str, ...],
+    given: list[Any],
+    columns: list[str],
+    fields: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    """The whole way: pasted CSV, corrected cells, the download, the command, training's reader."""
+    pasted = io.StringIO()
+    lines = list(zip(HOSTILE, reversed(HOSTILE), strict=True))
+    csv.writer(pasted).writerows([("one", "other"), *lines])
+    table = read_table(pasted.getvalue().encode())
+    cells = [table[name].tolist() for name in ("one", "other")[: len(fields)]]
+    texts = list(zip(*cells, strict=True))
+    answers = [given_label(kind, given[at % len(given)]) for at in range(len(texts))]
+    rows = TrainingRows(task_info(kind, labels), [*columns, "correct label"], texts, answers)
+    task, read, codes = trained_on(rows, tmp_path)
+    assert read == [line[: len(fields)] for line in lines]
+    assert task.kind == kind
+    assert task.text_fields == fields
+    names = {label: code for code, label in enumerate(task.labels)}
+    assert set(names) == set(labels)
+    for answer, code in zip(answers, codes, strict=True):
+        if isinstance(answer, list):
+            assert [name for name, bit in zip(names, code, strict=True) if bit] == sorted(answer)
+        else:
+            assert code == (names[answer] if isinstance(answer, str) else answer)
+
+
+def test_rows_without_a_label_are_no_rows_to_train_on() -> None:
+    cells = ["a", "", None, float("nan"), pd.NA]
+    labels = [given_label("single_label", cell) for cell in cells]
+    assert labels == ["a", None, None, None, None]
+    rows = TrainingRows(task_info("single_label", ("a", "b")), ("text", "label"), ["x"] * 5, labels)
+    assert rows.num_rows == 1
+    assert rows.json_lines == '{"text": "x", "label": "a"}\n'
+    assert given_label("multi_label", []) == [], "no label is an answer, too"
+    assert given_label("multi_label", None) is None
+    assert [given_label("regression", cell) for cell in (2, float("nan"), None)] == [
+        2.0,
+        None,
+        None,
+    ]
