@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from training.run.plan.facts import Baseline
     from training.run.plan.plan import RunPlan
 
-_MAX_LABELS = 20  # labels in a summary; the manifest has all
+_MAX_LABELS, _MAX_SHOWN = 20, 40  # labels in a summary, and characters of one
 _INTERRUPTED = (
     "stopped; to continue from the last evaluation, if there was one, run the same command with "
     "--resume"
@@ -153,16 +153,22 @@ def _label_lines(split: str, by_label: Mapping[str, LabelMetrics]) -> list[str]:
     """Return a line for each label, worst F1 first, and a count of the labels left out."""
     ranked = sorted(by_label, key=lambda label: (by_label[label].f1, label))
     shown = ranked[:_MAX_LABELS]
-    width = max((len(one_line(label)) for label in shown), default=0)
+    names = {label: _clipped(one_line(label)) for label in shown}
+    width = max(map(len, names.values()), default=0)
     lines = [f"{split} by label, worst first"] if shown else []
     for label in shown:
         found = by_label[label]
         lines.append(
-            f"  {one_line(label):{width}}  precision {found.precision:.3f}  "
+            f"  {names[label]:{width}}  precision {found.precision:.3f}  "
             f"recall {found.recall:.3f}  f1 {found.f1:.3f}  ({found.rows:,} rows)"
         )
     more = len(ranked) - len(shown)
     return [*lines, f"  and {more} more labels in the manifest"] if more else lines
+
+
+def _clipped(label: str) -> str:
+    """Return a label that is short enough for a line of a terminal with its numbers."""
+    return label if len(label) <= _MAX_SHOWN else f"{label[: _MAX_SHOWN - 3]}..."
 
 
 if __name__ == "__main__":

@@ -79,7 +79,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--output", metavar="FILE", help='.csv, .jsonl or .parquet, "-" for standard output')
     add("--overwrite", action="store_true", help="replace an output, or the part of another run")
     add("--deltas", action="append", type=home_path, metavar="DIR", help="folders before the zoo")
-    add("--text-columns", type=_names, metavar="A[,B]", help="columns with the texts")
+    add(
+        "--text-columns",
+        type=_names,
+        metavar="A[,B]",
+        help="columns with the texts (a name with a comma in quotes)",
+    )
     add("--keep", type=_names, metavar="A,B", help='columns for the output ("*": all; default: id)')
     add("--top-k", type=_positive, metavar="N", help="add a column with the N best scores")
     add("--format", choices=("csv", "tsv", "jsonl", "parquet"), help="format of all FILEs")
@@ -248,8 +253,13 @@ def _deltas(options: argparse.Namespace, backbone: Backbone) -> dict[str, Record
 
 
 def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names):
+    from app.pipeline.bulk.rows import split_names
+
+    try:
+        names = split_names(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not names or not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name")
     return names
 

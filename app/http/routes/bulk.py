@@ -44,7 +44,7 @@ from app.keys.keyring import Caller, Keyring
 from app.pipeline.bulk.columns import ColumnChoice, ColumnReader
 from app.pipeline.bulk.local import predict_row, read_rows
 from app.pipeline.bulk.output import AnswerColumns, AnsweredRow, OutputFormat, format_of
-from app.pipeline.bulk.rows import CsvRows, HeaderError, JsonLines, RawRow, RowProblem
+from app.pipeline.bulk.rows import CsvRows, HeaderError, JsonLines, RawRow, RowProblem, split_names
 from app.pipeline.pipeline import RowLogits
 from deltas import Record
 
@@ -84,7 +84,7 @@ async def answer_stream(
         async with caller.usage.admit(0):  # the request; its rows are counted as they come
             pass
     (record,) = find([(task, query.strategy, query.version)])
-    choice = ColumnChoice(_names(query.text_columns), _names(query.keep))
+    choice = ColumnChoice(_names(query, "text_columns"), _names(query, "keep"))
     max_chars: int = request.app.state.settings.max_text_chars
     try:
         reader = ColumnReader([record.manifest.task], choice, max_chars, max_kept=MAX_KEPT)
@@ -151,8 +151,16 @@ def _types(request: Request) -> tuple[OutputFormat, OutputFormat]:
     return given, given
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def _names(query: StreamQuery, field: str) -> tuple[str, ...]:
+    """Return the columns that a field of the query names.
+
+    Raises:
+        InvalidInputError: a quote around a name is not closed.
+    """
+    try:
+        return tuple(filter(None, split_names(getattr(query, field))))
+    except ValueError as error:
+        raise _wrong(field, str(error)) from None
 
 
 @dataclass(frozen=True)

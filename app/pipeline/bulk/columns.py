@@ -7,7 +7,10 @@ names. `id` goes into the output if it is there; other columns do if the caller 
 
 from __future__ import annotations
 
+import math
+from base64 import b64encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -80,7 +83,10 @@ class ColumnReader:
             HeaderError: the header lacks a column that is kept, or that a task reads; or there are
                 too many columns to keep.
         """
-        names = tuple(columns)
+        given = tuple(columns)
+        # Spreadsheets write columns without a name behind the last one.
+        is_nameless = given.count("") > 1
+        names = tuple(name for name in given if name) if is_nameless else given
         known = {*names, ALL}
         missing = [name for name in self._choice.keep if name not in known]
         if is_header:
@@ -111,9 +117,9 @@ class ColumnReader:
         return tuple(self._read(task, row.value) for task in self._tasks)
 
     def keep(self, row: RawRow) -> dict[str, Any]:
-        """Return the kept columns that a row has."""
+        """Return the kept columns that a row has, as values of JSON."""
         value = row.value if isinstance(row.value, Mapping) else {}
-        return {name: value[name] for name in self.kept if name in value}
+        return {name: _json_value(value[name]) for name in self.kept if name in value}
 
     def _read(self, task: TaskSpec, value: str | Mapping[str, Any]) -> tuple[str, ...]:
         row: object = value
@@ -124,9 +130,10 @@ class ColumnReader:
                 text = f"no column {self._wanted(task)[0]!r}; the row has {_listed(value)}"
                 raise RowProblem("invalid_input", text)
             names = found
-            row = {field: value[name] for field, name in zip(task.text_fields, names, strict=True)}
+            texts = (_text(value[name]) for name in names)
+            row = dict(zip(task.text_fields, texts, strict=True))
         try:
-            (texts,) = read_texts(task, [row], self._max_chars)
+            (found_texts,) = read_texts(task, [row], self._max_chars)
         except InvalidInputError as error:
             problem = error.problems[0]
             columns = dict(zip(task.text_fields, names, strict=False))
@@ -136,7 +143,7 @@ class ColumnReader:
         except TooLargeError as error:
             text = f"a text has {error.found:,} characters; {error.allowed:,} are allowed"
             raise RowProblem("too_large", text) from None
-        return texts
+        return found_texts
 
     def _fields(
         self, task: TaskSpec, names: Mapping[str, Any] | Sequence[str]
@@ -150,6 +157,30 @@ class ColumnReader:
 
     def _wanted(self, task: TaskSpec) -> list[str]:
         return list(self._choice.texts or task.text_fields)
+
+
+def _text(value: Any) -> Any:
+    """Return bytes as the text that they are in UTF-8, as some writers of parquet store texts."""
+    with suppress(UnicodeDecodeError):
+        return value.decode() if isinstance(value, bytes) else value
+    return value
+
+
+def _json_value(value: Any) -> Any:
+    """Return a value of parquet as one of JSON: times, decimals and other types become text.
+
+    Bytes that are no UTF-8 become Base64, and numbers that JSON does not have become null.
+    """
+    value = _text(value)
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _json_value(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    return b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def _listed(names: Collection[str], between: str = ", ") -> str:

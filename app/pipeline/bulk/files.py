@@ -6,6 +6,7 @@ text, rows of a parquet file. `app.pipeline.bulk.rows` reads the texts.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ SUFFIXES: Mapping[str, Suffixed] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
+}
+_UNPACK = "Unpack it, or pipe its rows: gunzip -c FILE | deltabert predict - --format csv"
+_REMEDIES = {
+    ".json": "If each line is an object, give its format: --format jsonl",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "Save the sheet as CSV UTF-8"),
+    **dict.fromkeys((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"), _UNPACK),
 }
 _PART_BYTES = 2**18
 _PARQUET_ROWS = 1024
@@ -79,6 +86,11 @@ def input_file(name: str, suffixed: Suffixed | None = None) -> InputFile:
             raise FileError(f"standard input has no suffix; give its format: --format {known}")
         return InputFile(None, suffixed)
     path = Path(name)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise FileError(
+            f"{name}: no regular file; give it as standard input: deltabert predict - --format csv "
+            f"< {shlex.quote(name)}"
+        )
     if not path.is_file():
         siblings = path.parent.glob("*") if path.parent.is_dir() else ()
         others = [item.name for item in siblings if item.suffix in SUFFIXES]
@@ -86,10 +98,8 @@ def input_file(name: str, suffixed: Suffixed | None = None) -> InputFile:
     found = suffixed or SUFFIXES.get(path.suffix.lower())
     if found is None:
         known = ", ".join(SUFFIXES)
-        raise FileError(
-            f"{name}: ends in {path.suffix or 'nothing'}; known are {known}. Rename it, or give "
-            "its format: --format csv"
-        )
+        remedy = _REMEDIES.get(path.suffix.lower(), "Rename it, or give its format: --format csv")
+        raise FileError(f"{name}: ends in {path.suffix or 'nothing'}; known are {known}. {remedy}")
     return InputFile(path, found)
 
 
@@ -137,10 +147,9 @@ class TextSource:
 
     def __init__(self, stream: BinaryIO, suffixed: Suffixed) -> None:
         self._stream = stream
-        self._delimiter = "\t" if suffixed == "tsv" else ","
         self.has_header = suffixed != "jsonl"
         self._parser: CsvRows | JsonLines = (
-            CsvRows(self._delimiter) if self.has_header else JsonLines()
+            CsvRows("\t" if suffixed == "tsv" else None) if self.has_header else JsonLines()
         )
         self._read: list[RawRow] = []  # rows that `columns` has read
         self._has_ended = False
@@ -164,8 +173,8 @@ class TextSource:
             self._stream.seek(position)
             self._read, self._has_ended = [], False
             self._parser = (
-                CsvRows(self._delimiter, self._parser.header, position)
-                if self.has_header
+                CsvRows(self._parser.delimiter, self._parser.header, position)
+                if isinstance(self._parser, CsvRows)
                 else JsonLines(position)
             )
         yield from self._read

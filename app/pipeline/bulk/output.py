@@ -98,7 +98,10 @@ class AnswerColumns:
         ]
         taken = sorted({ROW, ERROR, *answers} & set(kept))
         if taken:
-            raise HeaderError(f"has a column {taken[0]!r}, which can't be kept: the output has one")
+            raise HeaderError(
+                f"has a column {taken[0]!r}, which can't be kept: the output has one; rename it, "
+                "or name the other columns to keep"
+            )
         self.names = (*kept, *answers, ERROR)
 
     def values(self, row: AnsweredRow) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -111,19 +112,34 @@ class PartFile:
         self._file.truncate(self.progress.num_bytes)
 
     def write(self, content: bytes, progress: FileProgress) -> None:
-        """Write bytes to the part, then the journal."""
-        self._file.write(content)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.progress = replace(progress, num_bytes=self._file.tell())
-        journal = {"facts": self._facts, "progress": asdict(self.progress)}
-        write_atomically(self._journal, json.dumps(journal).encode())
+        """Write bytes to the part, then the journal.
+
+        Raises:
+            FileError: they can't be written.
+        """
+        try:
+            self._file.write(content)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.progress = replace(progress, num_bytes=self._file.tell())
+            journal = {"facts": self._facts, "progress": asdict(self.progress)}
+            write_atomically(self._journal, json.dumps(journal).encode())
+        except OSError as error:
+            raise _unwritten(self._part, error) from error
 
     def finish(self) -> None:
-        """Give the part the name of the output; parquet is made from its lines first."""
+        """Give the part the name of the output; parquet is made from its lines first.
+
+        Raises:
+            FileError: the parquet file can't be written.
+        """
         if self.path.suffix == ".parquet":
             made = self.path.with_name(f"{self.path.name}.part.parquet")
-            write_parquet(self._part, made)
+            try:
+                write_parquet(self._part, made)
+            except OSError as error:
+                made.unlink(missing_ok=True)
+                raise _unwritten(made, error) from error
             made.replace(self.path)
             self._part.unlink()
         else:
@@ -133,7 +149,8 @@ class PartFile:
 
     def close(self) -> None:
         """Close the part, and let other processes write it."""
-        self._file.close()
+        with suppress(OSError):  # the disk is full; the next run cuts what the journal lacks
+            self._file.close()
 
     def _begun(self, *, overwrite: bool) -> FileProgress:
         """Return the state that the journal holds, or that of a new run."""
@@ -153,3 +170,10 @@ class PartFile:
             f"{self._part} was begun with other facts ({', '.join(changed) or 'its content'}); run "
             "the same command as then, or begin anew with --overwrite"
         )
+
+
+def _unwritten(path: Path, error: OSError) -> FileError:
+    problem = os.strerror(error.errno) if error.errno else str(error)
+    return FileError(
+        f"{path} can't be written: {problem}; mend this, and the same command goes on from there"
+    )

@@ -17,11 +17,24 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple, NoReturn
 
 MAX_ROW_BYTES = 2**20  # about five of the longest texts that a server takes by default
 _QUOTE = b'"'
+_SEPARATORS = ",;\t|"  # the first one wins a tie
 _SHOWN_BYTES = 60  # of a text in a message
+_UTF_16 = "is UTF-16, not UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`"
+_FOREIGN = {
+    b"\x1f\x8b": "is a gzip archive; unpack it",
+    b"PK\x03\x04": "is a zip archive or an Excel workbook; unpack it, or save it as CSV UTF-8",
+    b"BZh": "is a bzip2 archive; unpack it",
+    b"\xfd7zXZ": "is an xz archive; unpack it",
+    b"\x28\xb5\x2f\xfd": "is a zstd archive; unpack it",
+    b"PAR1": "is a parquet file; rename it to end in .parquet, or give --format parquet",
+    codecs.BOM_UTF16_LE: _UTF_16,
+    codecs.BOM_UTF16_BE: _UTF_16,
+}
 
 
 class RowProblem(Exception):  # noqa: N818 - it is the row that is wrong
@@ -83,12 +96,20 @@ class _LineCutter:
             yield self._line(b"")
 
     def _line(self, last: bytes) -> bytes | None:
+        """Return the next line.
+
+        Raises:
+            HeaderError: it is the first one, and begins like a file of another format.
+        """
         line = bytes(self._rest) + last
         num_bytes = len(line) + self._num_dropped
         at_start = self.position == 0
         self.position += num_bytes
         self._num_dropped = 0
         self._rest.clear()
+        foreign = (says for start, says in _FOREIGN.items() if at_start and line.startswith(start))
+        for problem in foreign:
+            raise HeaderError(problem)
         if num_bytes > MAX_ROW_BYTES:
             return None
         return line.removeprefix(codecs.BOM_UTF8) if at_start else line
@@ -107,11 +128,19 @@ class JsonLines:
         self._lines = _LineCutter(position)
 
     def feed(self, part: bytes) -> list[RawRow]:
-        """Return the rows that end in this part."""
+        """Return the rows that end in this part.
+
+        Raises:
+            HeaderError: the first line begins like a file of another format.
+        """
         return list(self._read(self._lines.feed(part)))
 
     def finish(self) -> list[RawRow]:
-        """Return the last row, if its line has no end."""
+        """Return the last row, if its line has no end.
+
+        Raises:
+            HeaderError: it is the first one, and begins like a file of another format.
+        """
         return list(self._read(self._lines.finish()))
 
     def _read(self, lines: Iterator[bytes | None]) -> Iterator[RawRow]:
@@ -167,6 +196,11 @@ _FIELDS = rb'(?:D|[^"D\r\n][^D\r\n]*+D|"' + _REST + rb'"D)*+'
 _OPEN_LINE = _REST + rb'(?:"D' + _FIELDS + rb'"' + _REST + rb")*+"
 
 
+@cache
+def _open_line(delimiter: str) -> re.Pattern[bytes]:
+    return re.compile(_OPEN_LINE.replace(b"D", re.escape(delimiter.encode())))
+
+
 class _SameFailureError(Exception):
     """A row will fail where the last one has failed."""
 
@@ -175,20 +209,21 @@ class CsvRows:
     """Reads rows of CSV, whose first line is the header.
 
     Args:
-        delimiter: one character between two fields.
+        delimiter: one character between two fields; None takes the one of `,` `;` `|` and tabs that
+            the header has most often.
         header: the names of the columns, if the parts begin behind the header.
         position: number of bytes before the first part.
     """
 
     def __init__(
         self,
-        delimiter: str = ",",
+        delimiter: str | None = None,
         header: tuple[str, ...] | None = None,
         position: int = 0,
     ) -> None:
         csv.field_size_limit(sys.maxsize)  # the module's default is 128 KiB
         self.header = header
-        self._delimiter = delimiter
+        self.delimiter = delimiter  # known once there is a header
         self._lines = _LineCutter(position)
         self._begun: list[tuple[bytes | None, int]] = []  # lines of no row yet, with their ends
         self._start = 0  # of the next row, among these lines
@@ -196,7 +231,6 @@ class CsvRows:
         self._last_failure = _NO_FAILURE
         self._problem: RowProblem | None = None  # of the lines that the reader has used
         self._open_bytes = 0  # of a row whose quote is open
-        self._open_line = re.compile(_OPEN_LINE.replace(b"D", re.escape(delimiter.encode())))
 
     def feed(self, part: bytes) -> list[RawRow]:
         """Return the rows that end in this part.
@@ -217,7 +251,8 @@ class CsvRows:
 
     def _stays_open(self, line: bytes | None) -> bool:
         """Tell whether a quote that is open before a line is open behind it, too."""
-        return line is not None and self._open_line.fullmatch(line) is not None
+        pattern = _open_line(self.delimiter or ",")
+        return line is not None and pattern.fullmatch(line) is not None
 
     def finish(self) -> list[RawRow]:
         """Return the rows that end with the last part.
@@ -234,9 +269,10 @@ class CsvRows:
 
     def _read(self, *, is_last: bool) -> Iterator[RawRow]:
         self._start = self._open_bytes = 0
+        self.delimiter = self.delimiter or self._find_delimiter()
         while self._start < len(self._begun):
             self._num_used, self._problem = self._start, None
-            reader = csv.reader(self._used(), delimiter=self._delimiter, strict=True)
+            reader = csv.reader(self._used(), delimiter=self.delimiter or ",", strict=True)
             try:
                 for fields in reader:
                     if row := self._row(fields, self._start):
@@ -258,6 +294,13 @@ class CsvRows:
             self._start += 1
         del self._begun[: self._start]
         self._last_failure = _Failure(len(self._begun), self._last_failure.error)
+
+    def _find_delimiter(self) -> str | None:
+        """Return the separator in the first line that is not blank; None without such a line."""
+        lines = (line or b"" for line, _ in self._begun)
+        header = next((line for line in lines if line.strip()), b"").decode(errors="replace")
+        unquoted = re.sub('"[^"]*"', "", header)
+        return max(_SEPARATORS, key=unquoted.count) if header else None
 
     def _used(self) -> Iterator[str]:
         """Yield the lines that no row has used yet, as text.
@@ -314,6 +357,8 @@ class CsvRows:
         """Return a row of one line, the first one of a row whose quotes break the rules."""
         line, end = self._begun[start]
         text = f"no CSV: {error}"
+        if "new-line character" in str(error):
+            text = "no CSV: a carriage return alone; end lines as Unix or Windows does"
         if is_open:
             shown = (line or b"").partition(_QUOTE)[2][:_SHOWN_BYTES].decode(errors="replace")
             text = f"a quote is never closed: {shown!r}; write it twice inside of quotes"
@@ -324,7 +369,7 @@ class CsvRows:
 
 def _header(fields: list[str]) -> tuple[str, ...]:
     names = tuple(field.strip() for field in fields)
-    twice = sorted(name for name, number in Counter(names).items() if number > 1)
+    twice = sorted(name for name, number in Counter(names).items() if name and number > 1)
     if twice:
         raise HeaderError(f"has the column {twice[0][:_SHOWN_BYTES]!r} more than once; rename one")
     return names
@@ -339,3 +384,16 @@ def _not_utf8(error: UnicodeDecodeError) -> RowProblem:
     byte = error.object[error.start]
     text = f"not UTF-8: byte 0x{byte:02x} at position {error.start} of its line; encode it as UTF-8"
     return RowProblem("invalid_input", text)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Split names of columns at commas; a name that contains a comma stands in double quotes.
+
+    Raises:
+        ValueError: a quote is not closed.
+    """
+    try:
+        (names,) = csv.reader([text], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{text!r} has a double quote that is not closed") from error
+    return tuple(name.strip() for name in names)

@@ -206,7 +206,10 @@ class FileRun:
             kept = (FILE, *kept)
         tasks = [record.manifest.task for record in self.records]
         with_scores = self.options.top_k is not None
-        columns = AnswerColumns(names, tasks, kept, with_scores=with_scores)
+        try:
+            columns = AnswerColumns(names, tasks, kept, with_scores=with_scores)
+        except HeaderError as error:
+            raise HeaderError(f"{self.inputs[0].name}: {error}") from None
         return format_of(output_format, columns)
 
     def _facts(self, output_format: OutputFormat) -> dict[str, Any]:

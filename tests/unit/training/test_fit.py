@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from training.fit import parse_arguments
+from deltas import Backbone, Delta, SplitMetrics, TaskSpec
+from deltas.manifest import LabelMetrics
+from training.fit import parse_arguments, print_summary
 from training.options import FitConfig
+from training.run.plan.facts import Baseline
 from training.strategies.rules import RULES
 
 Capture = pytest.CaptureFixture[str]
@@ -90,3 +95,20 @@ def test_all_mistakes_are_reported_at_once(capsys: Capture) -> None:
     assert exit_code(words) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[1].strip() for line in lines] == ["--lr", "--seed", "--max-length"]
+
+
+def test_a_long_label_keeps_the_numbers_in_view(
+    tiny_backbone: Backbone, make_delta: Callable[..., Delta], capsys: Capture
+) -> None:
+    long = "very " * 40 + "long"
+    scores = {name: LabelMetrics(rows=5, precision=1, recall=0.5, f1=0.6) for name in (long, "b")}
+    metrics = {"validation": SplitMetrics(rows=10, values={"accuracy": 0.5}, by_label=scores)}
+    task = TaskSpec(
+        name="t", kind="single_label", labels=(long, "b"), text_fields=("text",), max_length=32
+    )
+    delta = make_delta(tiny_backbone, task, "bitfit", metrics=metrics)
+    baseline = Baseline(long, {"validation": {"accuracy": 0.5}})
+    print_summary(Path("t.safetensors"), delta, baseline, as_json=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "precision" in line]
+    assert [line.index("precision") for line in lines] == [44, 44]
+    assert lines[1].startswith("  very very very very very very very ve...")

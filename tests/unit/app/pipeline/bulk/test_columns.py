@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -108,3 +111,51 @@ def test_many_columns_that_are_missing_are_told_in_one_line() -> None:
     assert time.process_time() - began < 5
     assert "'k19' and 7,980 more; it has 'c0'" in str(error.value)
     assert len(str(error.value)) < 1000
+
+
+def test_texts_may_be_bytes_as_some_writers_of_parquet_store_them() -> None:
+    assert reader_of().read(row_of({"text": "gut ü".encode()})) == (("gut ü",),)
+    with pytest.raises(RowProblem, match="must be a string, not bytes"):
+        reader_of().read(row_of({"text": b"\xff"}))
+
+
+def test_kept_values_of_parquet_are_values_of_json() -> None:
+    """Else a run over such a file would end with an error at the first row."""
+    row = {
+        "text": "a",
+        "when": datetime(2020, 1, 2, 3, 4, 5),  # noqa: DTZ001 - parquet has times without a zone
+        "day": date(2020, 1, 2),
+        "took": timedelta(seconds=1),
+        "price": Decimal("1.50"),
+        "raw": b"\xff",
+        "name": b"a",
+        "nan": float("nan"),
+        "list": [1, None, Decimal("2")],
+        "map": [("k", float("inf"))],
+        "dict": {"a": date(2020, 1, 2)},
+        "yes": True,
+    }
+    reader = reader_of(keep=("*",))
+    reader.begin(row, is_header=True)
+    assert json.loads(json.dumps(reader.keep(row_of(row)), allow_nan=False)) == {
+        "text": "a",
+        "when": "2020-01-02 03:04:05",
+        "day": "2020-01-02",
+        "took": "0:00:01",
+        "price": "1.50",
+        "raw": "/w==",
+        "name": "a",
+        "nan": None,
+        "list": [1, None, "2"],
+        "map": [["k", None]],
+        "dict": {"a": "2020-01-02"},
+        "yes": True,
+    }
+
+
+def test_several_columns_without_a_name_are_not_kept() -> None:
+    several, one = reader_of(keep=("*",)), reader_of(keep=("*",))
+    several.begin(("text", "", ""), is_header=True)
+    assert several.kept == ("text",)
+    one.begin(("", "text"), is_header=True)
+    assert one.kept == ("", "text"), "pandas writes the index so"

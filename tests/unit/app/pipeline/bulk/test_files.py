@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow
@@ -60,11 +62,17 @@ def test_a_stream_is_read_once_and_names_its_columns_first() -> None:
         ("rows.cvs", "no such file.* Did you mean 'rows.csv'"),
         ("", "no such file"),
         ("odd.txt", r"ends in \.txt; known are \.csv"),
+        ("rows.csv.gz", "Unpack it, or pipe its rows"),
+        ("rows.json", "give its format: --format jsonl"),
+        ("pipe.csv", "no regular file; give it as standard input"),
         ("-", "give its format: --format csv"),
     ],
 )
 def test_a_file_that_can_t_be_read_is_refused(folder: Path, name: str, says: str) -> None:
-    (folder / "odd.txt").touch()
+    for odd in ("odd.txt", "rows.csv.gz", "rows.json"):
+        (folder / odd).touch()
+    with suppress(FileExistsError):
+        os.mkfifo(folder / "pipe.csv")
     with pytest.raises(FileError, match=says):
         input_file(name if name == "-" else str(folder / name))
 
@@ -90,3 +98,16 @@ def test_a_folder_stands_for_its_files_in_the_order_of_their_names(tmp_path: Pat
     assert named.name == "b.predictions.csv"
     with pytest.raises(FileError, match=r"d\.csv: a folder without files of rows; known are \.csv"):
         input_files(str(tmp_path / "d.csv"))
+
+
+def test_reading_goes_on_with_the_separator_of_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("id;text\n1;a, b\n2;c, d\n")
+    source = input_file(str(path)).open()
+    source.columns()
+    first, second = source.rows()
+    source.close()
+    again = input_file(str(path)).open()
+    again.columns()
+    assert list(again.rows(first.end)) == [second]
+    again.close()

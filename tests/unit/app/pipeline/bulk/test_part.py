@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,23 @@ def test_parquet_is_made_from_the_lines(path: Path) -> None:
         "error": [None, "too_large: long", None],
     }
     assert [file.name for file in path.parent.iterdir()] == ["out.parquet"]
+
+
+def test_a_full_disk_is_a_sentence_and_the_run_goes_on_later(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    part = PartFile(path, FACTS, overwrite=False)
+    part.write(b"a\n", FileProgress(number=1, num_rows=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(FileError, match=r"out\.csv\.part can't be written: No space left"):
+            part.write(b"b\n", FileProgress(number=2, num_rows=2))
+        part.close()
+    again = PartFile(path, FACTS, overwrite=False)
+    assert again.progress.num_rows == 1
+    again.write(b"b\n", FileProgress(number=2, num_rows=2))
+    again.finish()
+    assert path.read_bytes() == b"a\nb\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import time
 from collections.abc import Iterator
@@ -11,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.pipeline.bulk.rows import MAX_ROW_BYTES, CsvRows, HeaderError, JsonLines, RawRow
+from app.pipeline.bulk.rows import (
+    MAX_ROW_BYTES,
+    CsvRows,
+    HeaderError,
+    JsonLines,
+    RawRow,
+    split_names,
+)
 
 MIXED = (
     b'\xef\xbb\xbfid,text\r\n1,"a\r\nb ""q"""\r\n\r\n2,x\r\n3,"open\r\n4,y\r\n5,a,b\n6,\xff\n'
@@ -149,6 +157,9 @@ def test_a_row_that_is_too_long_costs_itself() -> None:
         (b"a,b,a\n", "has the column 'a' more than once"),
         (b"\xff\n", "a header that can't be read: not UTF-8"),
         (b'"a\n1\n', "a header that can't be read: a quote is never closed"),
+        (b"text\ra\r", "a carriage return alone; end lines as Unix or Windows does"),
+        (gzip.compress(b"text\na\n"), "is a gzip archive; unpack it"),
+        ("text\na\n".encode("utf-16"), "is UTF-16, not UTF-8; convert it"),
     ],
 )
 def test_a_header_that_names_no_columns_is_refused(content: bytes, says: str) -> None:
@@ -169,6 +180,48 @@ def test_a_long_name_is_cut_in_a_message() -> None:
     with pytest.raises(HeaderError) as error:
         read(CsvRows(), name + b"," + name + b"\n")
     assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("content", "delimiter", "value"),
+    [
+        (b"text;id\na, b;1\n", ";", {"text": "a, b", "id": "1"}),
+        (b'\n"text, or title, if any";id\na;1\n', ";", {"text, or title, if any": "a", "id": "1"}),
+        (b"text\tid\na;b|c\t1\n", "\t", {"text": "a;b|c", "id": "1"}),
+        (b"text|id\na|1\n", "|", {"text": "a", "id": "1"}),
+        (b"text\na;b\n", ",", {"text": "a;b"}),
+        (b"text,id;x\na,1\n", ",", {"text": "a", "id;x": "1"}),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 1000])
+def test_the_header_tells_the_separator(
+    content: bytes, delimiter: str, value: dict[str, str], size: int
+) -> None:
+    parser = CsvRows()
+    assert [row.value for row in read(parser, content, size)] == [value]
+    assert parser.delimiter == delimiter
+
+
+def test_columns_without_a_name_may_be_several() -> None:
+    """Spreadsheets write them behind the last column."""
+    (row,) = read(CsvRows(), b"text,id,,\na,1,,\n")
+    assert isinstance(row.value, dict)
+    assert (row.value["text"], row.value["id"]) == ("a", "1")
+
+
+@pytest.mark.parametrize(
+    "content", ['{"text": "a"}\n'.encode("utf-16"), gzip.compress(b"{}", mtime=0)]
+)
+def test_lines_of_json_are_not_read_from_other_formats(content: bytes) -> None:
+    with pytest.raises(HeaderError, match=r"is UTF-16|is a gzip archive"):
+        read(JsonLines(), content)
+
+
+def test_names_are_split_at_commas_outside_quotes() -> None:
+    assert split_names('a, "b, c",d ') == ("a", "b, c", "d")
+    assert split_names("") == ()
+    with pytest.raises(ValueError, match="not closed"):
+        split_names('"a')
 
 
 @pytest.mark.parametrize("size", [1, 4, 1000])
