@@ -34,7 +34,7 @@ def show_details(
             details = load_delta(client.url, client, task.name, strategy)
             row = next((item for item in rows if item.version == details.version), None)
             if row is not None:
-                st.markdown("\n".join(f"- {name}: {value}" for name, value in _facts(row)))
+                st.markdown("\n".join(f"- {name}: {value}" for name, value in delta_facts(row)))
                 _show_reliability(details, row, task, colors[row.strategy])
                 _show_history(details, row, colors[row.strategy])
         except ServerError as error:
@@ -101,7 +101,8 @@ def _show_history(details: DeltaDetails, row: BenchmarkRow, color: str) -> None:
     st.caption(said)
 
 
-def _facts(row: BenchmarkRow) -> list[tuple[str, str]]:
+def delta_facts(row: BenchmarkRow) -> list[tuple[str, str]]:
+    """Return the names and values of the facts to list."""
     dev = f"{row.split_rows:,} rows of {literal(row.split)}" + _in_brackets(row.split_note)
     more = other_metrics(row)
     return [
@@ -109,8 +110,14 @@ def _facts(row: BenchmarkRow) -> list[tuple[str, str]]:
         *([("Also measured", literal(more))] if more else []),
         ("Trained on", f"{row.train_rows:,} rows" + _in_brackets(row.train_note)),
         ("Trained", f"{row.trainable_parameters:,} parameters, {percent(row.trained_share)}"),
-        ("Learning rate", f"{row.learning_rate:g}, {row.epochs:.3g} epochs, seed {row.seed}"),
+        _training(row),
     ]
+
+
+def _training(row: BenchmarkRow) -> tuple[str, str]:
+    if not row.epochs:
+        return "Head", f"solved without steps, seed {row.seed}"
+    return "Learning rate", f"{row.learning_rate:g}, {row.epochs:.3g} epochs, seed {row.seed}"
 
 
 def _in_brackets(note: str) -> str:

@@ -114,6 +114,16 @@ def main_points(points: Iterable[Point], sources: Sequence[str]) -> list[Point]:
     ]
 
 
+def usual_sources(points: Iterable[Point], sources: Sequence[str], task: str) -> list[str]:
+    """Return the sources to show at first: the first with points, and one that has the task."""
+    tasks: dict[str, set[str]] = {}
+    for point in points:
+        tasks.setdefault(point.source, set()).add(point.task)
+    present = [name for name in sources if name in tasks]
+    having = [name for name in present if task in tasks[name]]
+    return list(dict.fromkeys(present[:1] + having[:1]))
+
+
 def tasks_of(points: Iterable[Point], query: str = "") -> list[str]:
     """Return the tasks whose name has a text, those with most points first."""
     counts: dict[str, int] = {}

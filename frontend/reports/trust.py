@@ -197,6 +197,22 @@ class LabelScores:
         """The share of the label's rows that are found; None if no row has the label."""
         return self.right / self.gold if self.gold else None
 
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall; 0 for a label without a right row."""
+        return 2 * self.right / max(1, self.decided + self.gold)
+
+
+def mistakes(judged: Judged, most: int) -> list[tuple[int, str, str]]:
+    """Return the most frequent mistakes: their number of rows, gold label and decided label."""
+    counts = confusion(judged)
+    found = [
+        (int(counts[gold, decided]), judged.labels[gold], judged.labels[decided])
+        for gold, decided in zip(*counts.nonzero(), strict=True)
+        if gold != decided
+    ]
+    return sorted(found, key=lambda mistake: -mistake[0])[:most]
+
 
 def label_scores(judged: Judged, threshold: float) -> list[LabelScores]:
     """Count each label's rows at a threshold.

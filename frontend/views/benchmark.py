@@ -36,6 +36,7 @@ from frontend.reports.benchmark import (
     main_points,
     reference,
     tasks_of,
+    usual_sources,
 )
 from frontend.reports.charts import cost_chart, learning_chart, low_data_chart
 from frontend.state import ViewContext, load_delta
@@ -112,12 +113,13 @@ def _choose(points: Sequence[Point], task: str) -> tuple[list[Point], str]:
     first, second, third = st.columns([4, 3, 4], gap="medium")
     with second:
         present = [name for name in _SOURCES if any(point.source == name for point in points)]
+        usual = usual_sources(points, present, task)
         sources = st.pills(
             "Sources",
             present,
             selection_mode="multi",
-            default=present[:1],
-            key="benchmark/sources",
+            default=usual,
+            key=f"benchmark/sources/{','.join(usual)}",
             persist_state="session",
         )
     with third:

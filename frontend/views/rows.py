@@ -207,6 +207,13 @@ def confusion(labels: Sequence[str], gold: Sequence[str]) -> pd.DataFrame:
     )
 
 
+def mistakes(labels: Sequence[str], gold: Sequence[str]) -> pd.DataFrame:
+    """Return the mistakes, the most frequent first: number of rows, gold label, given label."""
+    counts = Counter(pair for pair in zip(gold, labels, strict=True) if pair[0] != pair[1])
+    found = [(number, *pair) for pair, number in counts.most_common()]
+    return pd.DataFrame(found, columns=["rows", "gold", "given"])
+
+
 def right_and_wrong(one: Sequence[str], other: Sequence[str], gold: Sequence[str]) -> list[int]:
     """Return the places of the rows that the first labels get right and the second wrong."""
     return [

@@ -34,6 +34,7 @@ from frontend.views.rows import (
     free_name,
     given_label,
     label_column,
+    mistakes,
     read_table,
     right_and_wrong,
     spreadsheet_csv,
@@ -44,6 +45,7 @@ _NO_COLUMN = "none"
 _LINE_PIXELS, _MOST_PIXELS = 35, 460  # of a row, and of the editor
 _CORRECT, _DOUBT = "correct label", "doubt"
 _NUMBER = "table/number"
+_MANY_LABELS = 12  # whose confusion is listed, as its table does not fit
 _DTYPES = {"regression": "float64"}  # of the labels' column; others hold texts or lists
 
 
@@ -192,7 +194,10 @@ def _show_editor(task: TaskInfo, result: Result) -> pd.DataFrame:
         width="stretch",
         height=min(_MOST_PIXELS, _LINE_PIXELS * (len(shown) + 1) + 3),
         disabled=[name for name in shown.columns if name != correct],
+        # Next to each other, so that text and label are in view on a phone.
+        column_order=list(dict.fromkeys((*result.texts, correct, doubt, *shown.columns))),
         column_config={
+            **{name: st.column_config.Column(width="medium") for name in result.texts},
             correct: _label_cells(task, correct),
             doubt: st.column_config.ProgressColumn(doubt, min_value=0, max_value=1),
         },
@@ -251,7 +256,8 @@ def _show_training(rows: TrainingRows) -> None:
         width="stretch",
     )
     missing = len(rows.labels) - rows.num_rows
-    left_out = f" {missing:,} without a label are left out." if missing else ""
+    verb = "is" if missing == 1 else "are"
+    left_out = f" {missing:,} without a label {verb} left out." if missing else ""
     right.caption(
         f"{rows.num_rows:,} rows with their labels, exactly as you gave them.{left_out} The "
         "command reads this file."
@@ -282,8 +288,13 @@ def _show_comparison(task: TaskInfo, result: Result) -> None:
     for place, (name, score) in zip(st.columns(len(scores)), scores.items(), strict=True):
         place.metric(f"Accuracy of {name}", percent(score), border=True)
     name = st.selectbox("Confusion of", list(by_name), key="table/confusion")
-    st.dataframe(confusion(by_name[name], gold), alt=f"Right labels against labels of {name}")
-    st.caption("Rows are right labels, columns are given ones.")
+    counts = confusion(by_name[name], gold)
+    if len(counts) > _MANY_LABELS:
+        st.dataframe(mistakes(by_name[name], gold), hide_index=True, alt=f"Mistakes of {name}")
+        st.caption("Mistakes, the most frequent first.")
+    else:
+        st.dataframe(counts, alt=f"Right labels against labels of {name}")
+        st.caption("Rows are right labels, columns are given ones.")
     if len(by_name) > 1:
         _show_differences(result, by_name, gold)
 

@@ -31,6 +31,7 @@ from frontend.reports.trust import (
     confusion,
     label_scores,
     largest_confusion,
+    mistakes,
     reliability,
     risk_coverage,
     rows_of_cell,
@@ -39,6 +40,8 @@ from frontend.reports.trust import (
 from frontend.state import ViewContext, load_delta
 
 _MAX_CELLS = 40_000  # of the confusion matrix; more labels are listed by their mistakes
+_MANY_LABELS = 12  # whose matrix does not fit: the mistakes are listed, the worst label first
+_MAX_WORDS = 60  # characters of a label in a sentence
 _MAX_SHOWN_ROWS = 100
 _MAX_DOTS = 2000
 _BOUNDED_RISK = 0.05
@@ -224,6 +227,8 @@ def _show_confusion(judged: Judged) -> None:
     st.subheader("What does it confuse?", anchor=False)
     counts = confusion(judged)
     names = [label_words(label) for label in judged.labels]
+    if len(set(names)) < len(names):  # such as "new_york" and "new york"
+        names = list(judged.labels)
     gold_key, decided_key = "trust/gold", "trust/decided"
     worst = largest_confusion(counts)
     for key, code in zip((gold_key, decided_key), worst, strict=True):
@@ -247,11 +252,13 @@ def _show_confusion(judged: Judged) -> None:
             on_select=choose,
             selection_mode="single-cell",
             width="stretch",
+            column_config={name: st.column_config.Column(width="small") for name in names},
             alt="Rows by gold label, down, and decided label, across",
         )
-    else:
-        left.dataframe(_mistakes(judged), hide_index=True, width="stretch")
-    left.caption("Gold labels down, decisions across. Click a cell to see its rows.")
+        left.caption("Gold labels down, decisions across. Click a cell to see its rows.")
+    if len(names) > _MANY_LABELS:
+        with left:
+            _show_mistakes(judged)
     with right:
         gold = st.selectbox("Gold label", judged.labels, key=gold_key, format_func=label_words)
         decided = st.selectbox("Decided", judged.labels, key=decided_key, format_func=label_words)
@@ -269,8 +276,8 @@ def _show_rows(cell: list[tuple[int, float]], gold: str, decided: str) -> None:
     several = f"{len(cell):,} rows" if len(cell) != 1 else "1 row"
     verb = "are" if len(cell) != 1 else "is"
     st.markdown(
-        f"{several} labelled **{literal(label_words(gold))}** {verb} decided as "
-        f"**{literal(label_words(decided))}**."
+        f"{several} labelled **{literal(_words(gold))}** {verb} decided as "
+        f"**{literal(_words(decided))}**."
     )
     if cell:
         table = pd.DataFrame(cell[:_MAX_SHOWN_ROWS], columns=["Row", "Probability"])
@@ -286,16 +293,20 @@ def _show_rows(cell: list[tuple[int, float]], gold: str, decided: str) -> None:
         st.caption(f"Numbers of rows in the file of the data, the surest first{rest}.")
 
 
-def _mistakes(judged: Judged) -> pd.DataFrame:
-    """Return the most frequent mistakes, for tasks with too many labels for a matrix."""
-    counts = confusion(judged)
-    found = [
-        (int(counts[gold, decided]), judged.labels[gold], judged.labels[decided])
-        for gold, decided in zip(*counts.nonzero(), strict=True)
-        if gold != decided
-    ]
-    found.sort(reverse=True)
-    return pd.DataFrame(found[:_MAX_SHOWN_ROWS], columns=["Rows", "Gold label", "Decided"])
+def _show_mistakes(judged: Judged) -> None:
+    found = mistakes(judged, _MAX_SHOWN_ROWS)
+    if not found:
+        return
+    table = pd.DataFrame(found, columns=["Rows", "Gold label", "Decided"])
+    table = table.apply(lambda column: column.map(_words) if column.name != "Rows" else column)
+    st.dataframe(table, hide_index=True, width="stretch", alt="The most frequent mistakes")
+    st.caption("The most frequent mistakes, one a line.")
+
+
+def _words(label: str) -> str:
+    """Return a label's words, short enough for a sentence."""
+    words = label_words(label)
+    return words if len(words) <= _MAX_WORDS else f"{words[: _MAX_WORDS - 1]}…"
 
 
 def _show_thresholds(judged: Judged) -> None:
@@ -311,6 +322,8 @@ def _show_thresholds(judged: Judged) -> None:
     )
     scores = label_scores(judged, threshold)
     decided = sum(each.decided for each in scores)
+    if len(scores) > _MANY_LABELS:
+        scores.sort(key=lambda each: each.f1)
     if judged.kind == "single_label":
         right = sum(each.right for each in scores)
         share_right = f", and {percent(right / decided)} of them are right" if decided else ""

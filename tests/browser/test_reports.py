@@ -18,7 +18,7 @@ from deltas import Backbone, TaskSpec, delta_path, read_manifest, write_delta
 from deltas.store.predictions import predictions_path
 from tests.browser.conftest import JUDGED, PAGE_TASKS, RECORDED
 from tests.browser.test_page import MAIN, html, open_view, run, words
-from tests.factories import make_delta
+from tests.factories import make_delta, write_some_predictions
 
 Open = Callable[..., AppTest]
 
@@ -93,6 +93,27 @@ def test_the_threshold_trades_recall_for_precision(url: str, open_at: Open) -> N
     assert after["Labelled"].tolist() == before["Labelled"].tolist()
     assert (after["Recall"] <= before["Recall"]).all()
     assert "At 0.80" in words(page)
+
+
+def test_trust_with_many_labels_lists_the_mistakes(
+    server: Any, open_at: Open, tmp_path: Path, tiny_backbone: Backbone
+) -> None:
+    """Two labels read alike, once "_" is shown as a blank."""
+    labels = ("new_york", "new york", *(f"label {number} {'x' * 200}" for number in range(18)))
+    task = TaskSpec(
+        name="own", kind="single_label", labels=labels, text_fields=("text",), max_length=32
+    )
+    path = delta_path(tmp_path, tiny_backbone.ref.id, "own", "bitfit")
+    write_some_predictions(write_delta(make_delta(tiny_backbone, task, "bitfit"), path), path, 200)
+    server.start(deltas=(tmp_path,))
+    page = open_at(server.url, "trust", task="own", trust__strategy="bitfit")
+    assert not page.exception
+    found = frame(page, "Gold label")
+    assert list(found["Rows"]) == sorted(found["Rows"], reverse=True)
+    assert max(map(len, found["Decided"])) == 60
+    recalls = frame(page, "Recall")["Recall"].tolist()
+    assert len(recalls) == len(labels)
+    assert recalls[0] <= recalls[-1], "the worst label first"
 
 
 @pytest.mark.parametrize(("task", "shown"), [("topics", "Precision"), ("stsb", "Gold")])

@@ -8,8 +8,8 @@ import pytest
 
 from frontend.errors import ServerError
 from frontend.models import DeltaDetails, Reliability
-from frontend.panels.details import history_sentences, reliability_sentences
-from tests.factories import RELIABILITY, RUN_HISTORY, benchmark_history
+from frontend.panels.details import delta_facts, history_sentences, reliability_sentences
+from tests.factories import RELIABILITY, RUN_HISTORY, benchmark_history, benchmark_row
 
 
 def details(**parts: Any) -> DeltaDetails:
@@ -73,3 +73,8 @@ def test_of_equal_metrics_the_lower_loss_was_kept() -> None:
 def test_without_evaluations_only_the_loss_is_said() -> None:
     history = benchmark_history(step=(), loss=(), metric=())
     assert history_sentences(history, "accuracy").endswith("in 400 steps.")
+
+
+def test_a_solved_head_has_no_rate_and_no_epochs() -> None:
+    assert ("Head", "solved without steps, seed 0") in delta_facts(benchmark_row(epochs=0))
+    assert "3 epochs, seed 0" in dict(delta_facts(benchmark_row(epochs=3)))["Learning rate"]

@@ -20,6 +20,7 @@ from frontend.reports.benchmark import (
     main_points,
     reference,
     tasks_of,
+    usual_sources,
 )
 from tests.factories import benchmark_row
 
@@ -95,6 +96,15 @@ def test_the_main_points_leave_out_trials() -> None:
     parts = {each.part for each in main_points(points, [STUDY])}
     assert parts == {"main", "zoo", "recipe"}
     assert {each.source for each in main_points(points, [SERVED, QUALITY])} == {SERVED, QUALITY}
+
+
+def test_a_task_that_the_study_lacks_is_shown_from_another_source() -> None:
+    points = [point("a", 1, source=STUDY), point("b", 1), point("c", 1, task="own")]
+    sources = (STUDY, QUALITY, SERVED)
+    assert usual_sources(points, sources, "cola") == [STUDY]
+    assert usual_sources(points, sources, "own") == [STUDY, SERVED]
+    assert usual_sources(points, sources, "none") == [STUDY]
+    assert usual_sources([], sources, "own") == []
 
 
 def test_tasks_are_found_by_their_names() -> None:

@@ -24,6 +24,7 @@ from frontend.reports.trust import (
     confusion,
     label_scores,
     largest_confusion,
+    mistakes,
     reliability,
     risk_coverage,
     rows_of_cell,
@@ -72,6 +73,17 @@ def test_the_largest_confusion_is_a_mistake() -> None:
     counts = np.array([[90, 2, 1], [3, 80, 9], [0, 4, 70]])
     assert largest_confusion(counts) == (1, 2)
     assert largest_confusion(np.diag([3, 4, 5])) == (0, 0)
+
+
+def test_the_most_frequent_mistakes_come_first() -> None:
+    judged = made()
+    found, counts = mistakes(judged, 4), confusion(judged)
+    numbers = [number for number, _, _ in mistakes(judged, 9)]
+    assert sum(numbers) == counts.sum() - np.trace(counts)
+    assert numbers == sorted(numbers, reverse=True)
+    assert len(found) == 4
+    number, gold, decided = found[0]
+    assert counts[LABELS.index(gold), LABELS.index(decided)] == number
 
 
 def test_reliability_is_that_of_scikit_learn() -> None:
@@ -145,10 +157,11 @@ def test_label_scores_are_those_of_scikit_learn(kind: str, threshold: float) -> 
     if kind == "single_label":
         decided &= np.eye(3, dtype=bool)[judged.decided]
         gold = np.eye(3, dtype=bool)[judged.gold]
-    precision, recall, _, support = precision_recall_fscore_support(gold, decided, zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(gold, decided, zero_division=0)
     found = label_scores(judged, threshold)
     assert [each.precision or 0.0 for each in found] == pytest.approx(precision)
     assert [each.recall or 0.0 for each in found] == pytest.approx(recall)
+    assert [each.f1 for each in found] == pytest.approx(f1)
     assert [each.gold for each in found] == support.tolist()
     assert [each.decided for each in found] == decided.sum(axis=0).tolist()
 

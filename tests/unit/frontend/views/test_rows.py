@@ -25,6 +25,7 @@ from frontend.views.rows import (
     free_name,
     given_label,
     label_column,
+    mistakes,
     read_table,
     right_and_wrong,
     spreadsheet_csv,
@@ -120,6 +121,9 @@ def test_measures_are_those_of_scikit_learn() -> None:
     assert right_and_wrong(ONE, OTHER, GOLD) == [0, 5]
     assert right_and_wrong(OTHER, ONE, GOLD) == [2]
     assert accuracy([], []) == 0.0
+    found = mistakes(["b", "b", "b", "c"], ["a", "b", "a", "a"])
+    assert found.to_numpy().tolist() == [[2, "a", "b"], [1, "a", "c"]]
+    assert len(mistakes(GOLD, GOLD)) == 0
 
 
 def test_no_cell_is_a_formula() -> None:
