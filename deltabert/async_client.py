@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from typing import Any, Self
 
 import httpx2
@@ -20,6 +20,8 @@ from deltabert.protocol import (
     Call,
     Row,
     Target,
+    answers_of,
+    counted_from,
     fan_out,
     health_of,
     http_options,
@@ -29,6 +31,7 @@ from deltabert.protocol import (
     pause_s,
     prediction,
     read,
+    typed,
     unreachable,
 )
 
@@ -97,7 +100,7 @@ class AsyncClient:
     async def stream(
         self,
         task: str,
-        rows: Iterable[Row],
+        rows: Iterable[Row] | AsyncIterable[Row],
         *,
         strategy: str | None = None,
         version: str | None = None,
@@ -111,23 +114,24 @@ class AsyncClient:
     async def _answers(
         self,
         task: str,
-        rows: Iterable[Row],
+        rows: Iterable[Row] | AsyncIterable[Row],
         strategy: str | None,
         version: str | None,
         top_k: int | None,
     ) -> AsyncIterator[DeltaAnswers]:
         """Yield the answers to the parts of the rows; the first tells the version of all."""
-        left = parts(rows, self.rows_per_request)
-        first = next(left, None)
+        left = _parts(rows, self.rows_per_request)
+        first = await anext(left, None)
         if first is None:
             return
         answer = await self._answer(task, first, strategy, version, top_k)
         yield answer
-        strategy, version = answer.strategy, answer.version
+        strategy, version, start = answer.strategy, answer.version, len(first)
         running: deque[asyncio.Task[DeltaAnswers]] = deque()
         try:
-            for part in left:
-                asked = self._answer(task, part, strategy, version, top_k)
+            async for part in left:
+                asked = self._answer(task, part, strategy, version, top_k, start)
+                start += len(part)
                 running.append(asyncio.create_task(asked))
                 if len(running) >= self.concurrency:
                     yield await running.popleft()
@@ -145,9 +149,11 @@ class AsyncClient:
         strategy: str | None,
         version: str | None,
         top_k: int | None,
+        start: int = 0,
     ) -> DeltaAnswers:
-        values = await self._send(prediction(task, rows, strategy, version, top_k))
-        return DeltaAnswers.model_validate(values)
+        with counted_from(start):
+            values = await self._send(prediction(task, rows, strategy, version, top_k))
+        return answers_of(values, len(rows))
 
     async def fan_out(
         self, rows: Row | Sequence[Row], targets: Sequence[Target], *, top_k: int | None = None
@@ -160,12 +166,13 @@ class AsyncClient:
             top_k: number of scores to give; None gives all.
         """
         found = await self._send(fan_out(rows, targets, top_k))
-        return [DeltaAnswers.model_validate(each) for each in found["results"]]
+        is_list = isinstance(rows, Sequence) and not isinstance(rows, str)
+        return [answers_of(each, len(rows) if is_list else 1) for each in found["results"]]
 
     async def tasks(self) -> list[ServedTask]:
         """Return all tasks that the key may use."""
         found = await self._send(Call("GET", "tasks"))
-        return [ServedTask.model_validate(each) for each in found["tasks"]]
+        return [typed(ServedTask, each) for each in found["tasks"]]
 
     async def deltas(
         self, *, task: str | None = None, strategy: str | None = None, q: str | None = None
@@ -182,7 +189,7 @@ class AsyncClient:
         while not is_last:
             page = await self._send(page_of_deltas(offset, filters))
             for each in page["deltas"]:
-                yield ServedDelta.model_validate(each)
+                yield typed(ServedDelta, each)
             offset, is_last = offset + len(page["deltas"]), page["next"] is None
 
     async def health(self) -> Health:
@@ -210,10 +217,24 @@ class AsyncClient:
 
     async def _once(self, call: Call) -> httpx2.Response:
         try:
-            return await self._http.request(
-                call.method, call.path, json=call.body, params=dict(call.query) or None
-            )
+            return await self._http.request(call.method, call.path, **call.options)
         except LOST:
             raise
         except httpx2.TransportError as error:
             raise unreachable(self._http.base_url, error) from error
+
+
+async def _parts(rows: Iterable[Row] | AsyncIterable[Row], size: int) -> AsyncIterator[list[Row]]:
+    """Yield the rows in lists of at most `size`, each read when it is needed."""
+    if not isinstance(rows, AsyncIterable):
+        for part in parts(rows, size):
+            yield part
+        return
+    part = []
+    async for row in rows:
+        part.append(row)
+        if len(part) >= size:
+            yield part
+            part = []
+    if part:
+        yield part

@@ -20,6 +20,8 @@ from deltabert.protocol import (
     Call,
     Row,
     Target,
+    answers_of,
+    counted_from,
     fan_out,
     health_of,
     http_options,
@@ -29,6 +31,7 @@ from deltabert.protocol import (
     pause_s,
     prediction,
     read,
+    typed,
     unreachable,
 )
 
@@ -112,9 +115,10 @@ class Client:
         top_k: int | None,
     ) -> Iterator[DeltaAnswers]:
         """Yield the answers to the parts of the rows; the first tells the version of all."""
+        start = 0
         for part in parts(rows, self.rows_per_request):
-            answer = self._answer(task, part, strategy, version, top_k)
-            strategy, version = answer.strategy, answer.version
+            answer = self._answer(task, part, strategy, version, top_k, start)
+            strategy, version, start = answer.strategy, answer.version, start + len(part)
             yield answer
 
     def _answer(
@@ -124,9 +128,11 @@ class Client:
         strategy: str | None,
         version: str | None,
         top_k: int | None,
+        start: int = 0,
     ) -> DeltaAnswers:
-        values = self._send(prediction(task, rows, strategy, version, top_k))
-        return DeltaAnswers.model_validate(values)
+        with counted_from(start):
+            values = self._send(prediction(task, rows, strategy, version, top_k))
+        return answers_of(values, len(rows))
 
     def fan_out(
         self, rows: Row | Sequence[Row], targets: Sequence[Target], *, top_k: int | None = None
@@ -139,13 +145,12 @@ class Client:
             top_k: number of scores to give; None gives all.
         """
         found = self._send(fan_out(rows, targets, top_k))
-        return [DeltaAnswers.model_validate(each) for each in found["results"]]
+        is_list = isinstance(rows, Sequence) and not isinstance(rows, str)
+        return [answers_of(each, len(rows) if is_list else 1) for each in found["results"]]
 
     def tasks(self) -> list[ServedTask]:
         """Return all tasks that the key may use."""
-        return [
-            ServedTask.model_validate(each) for each in self._send(Call("GET", "tasks"))["tasks"]
-        ]
+        return [typed(ServedTask, each) for each in self._send(Call("GET", "tasks"))["tasks"]]
 
     def deltas(
         self, *, task: str | None = None, strategy: str | None = None, q: str | None = None
@@ -161,7 +166,7 @@ class Client:
         offset, is_last = 0, False
         while not is_last:
             page = self._send(page_of_deltas(offset, filters))
-            yield from map(ServedDelta.model_validate, page["deltas"])
+            yield from (typed(ServedDelta, each) for each in page["deltas"])
             offset, is_last = offset + len(page["deltas"]), page["next"] is None
 
     def health(self) -> Health:
@@ -189,9 +194,7 @@ class Client:
 
     def _once(self, call: Call) -> httpx2.Response:
         try:
-            return self._http.request(
-                call.method, call.path, json=call.body, params=dict(call.query) or None
-            )
+            return self._http.request(call.method, call.path, **call.options)
         except LOST:
             raise
         except httpx2.TransportError as error:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import httpx2
+from pydantic import BaseModel, ValidationError
 
 from deltabert.answers import DeltaAnswers, Health
 
@@ -32,6 +34,9 @@ PAUSE_S = 0.2  # before a request is sent once more, unless the server names a t
 _LONGEST_PAUSE_S = 30.0
 _BAD_GATEWAY, _BUSY, _UNAVAILABLE = 502, 429, 503
 _MOST_LISTED = 1000  # deltas in one answer
+_OF_ROWS = {"invalid_input", "too_large"}  # codes of refusals that count rows
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class ClientError(Exception):
@@ -50,6 +55,8 @@ class RefusedError(ClientError):
         code: stable name of the error, as docs/guide/serving.md lists them.
         details: facts about the error, such as all problems of the rows.
         request_id: id under which the server's log has the request.
+        first_row: number of the request's first row in the list or stream; the message and the
+            details count rows from there.
     """
 
     def __init__(self, status: int, error: Mapping[str, Any]) -> None:
@@ -57,6 +64,7 @@ class RefusedError(ClientError):
         self.code = str(error.get("code", "unknown"))
         self.details = error.get("details")
         self.request_id = error.get("request_id")
+        self.first_row = 0
         super().__init__(f"{error.get('message', 'no message')} ({status} {self.code})")
 
 
@@ -75,6 +83,20 @@ class Call:
     path: str
     body: Any = None
     query: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of httpx: body and query."""
+        query = dict(self.query) or None
+        if self.body is None:
+            return {"params": query}
+        text = json.dumps(self.body, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        try:
+            content = text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair: the server's refusal names its row
+            content = json.dumps(self.body).encode()
+        headers = {"Content-Type": "application/json"}
+        return {"params": query, "content": content, "headers": headers}
 
 
 def http_options(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
@@ -134,6 +156,49 @@ def parts(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
     left = iter(rows)
     while part := list(islice(left, size)):
         yield part
+
+
+@contextmanager
+def counted_from(start: int) -> Iterator[None]:
+    """Say in the refusal of a part of a list where the part begins, since it counts from there."""
+    try:
+        yield
+    except RefusedError as error:
+        error.first_row = start
+        if start and error.code in _OF_ROWS:
+            error.args = (f"{error}; rows are counted from row {start:,} of all",)
+        raise
+
+
+def answers_of(values: Any, num_rows: int) -> DeltaAnswers:
+    """Return the answers to some rows.
+
+    Raises:
+        RefusedError: they have another form, or another number.
+    """
+    found = typed(DeltaAnswers, values)
+    if len(found.rows) != num_rows:
+        raise _unexpected(f"{len(found.rows):,} predictions for {num_rows:,} rows")
+    return found
+
+
+def typed(model: type[M], values: Any) -> M:
+    """Return the values of an answer as their type.
+
+    Raises:
+        RefusedError: they have another form.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise _unexpected(f"{place or 'all'}: {first['msg']}") from error
+
+
+def _unexpected(problem: str) -> RefusedError:
+    message = f"the answer is none that this release of the client reads ({problem})"
+    return RefusedError(httpx2.codes.OK, {"code": "unexpected_answer", "message": message})
 
 
 def joined(answers: Sequence[DeltaAnswers]) -> DeltaAnswers:

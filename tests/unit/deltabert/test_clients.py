@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx2
@@ -223,3 +223,60 @@ def test_a_password_in_the_address_is_not_quoted() -> None:
     ):
         client.predict("sst2", "a")
     assert "secret" not in str(caught.value)
+
+
+def test_a_refusal_says_from_where_its_rows_are_counted(ask: Any) -> None:
+    def refuse_last(request: httpx2.Request) -> httpx2.Response:
+        if "bad" not in json.loads(request.content)["inputs"]:
+            return answer(request)
+        error = {"code": "invalid_input", "message": "row 1 has no text"}
+        return httpx2.Response(422, json={"error": error})
+
+    rows = [*(f"row {number}" for number in range(7)), "bad", "more"]
+    with pytest.raises(
+        RefusedError, match=r"row 1 has no text .*counted from row 6 of all"
+    ) as found:
+        ask(refuse_last, rows, rows_per_request=3)
+    assert found.value.first_row == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"predictions": []}, "0 predictions for 1 rows"),
+        ({"kind": "new"}, "kind: Input should be"),
+        ({"predictions": None}, "predictions: Input should be"),
+    ],
+)
+def test_an_answer_in_another_form_is_an_error_of_the_client(
+    ask: Any, changes: dict[str, Any], says: str
+) -> None:
+    def changed(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, json=json.loads(answer(request).content) | changes)
+
+    with pytest.raises(RefusedError, match=says) as found:
+        ask(changed, ["a"])
+    assert found.value.code == "unexpected_answer"
+
+
+def test_half_a_surrogate_pair_is_left_to_the_server(ask: Any) -> None:
+    """The server names its row; the client can't write it as UTF-8."""
+    server = Faulty(httpx2.Response(422, json={"error": {"code": "invalid_input"}}))
+    with pytest.raises(RefusedError):
+        ask(server, ["a", "\ud800"])
+    assert server.bodies == [{"inputs": ["a", "\ud800"]}]
+
+
+def test_rows_may_come_from_coroutines() -> None:
+    async def texts() -> AsyncIterator[str]:
+        for number in range(7):
+            await asyncio.sleep(0)
+            yield f"row {number}"
+
+    async def ask() -> list[str]:
+        transport = httpx2.MockTransport(answer)
+        async with AsyncClient("http://test", transport=transport, rows_per_request=3) as client:
+            found = client.stream("sst2", texts())
+            return [row.label async for row in found]  # type: ignore[union-attr]
+
+    assert asyncio.run(ask()) == [f"row {number}" for number in range(7)]
