@@ -136,6 +136,11 @@ def literal(text: str) -> str:
     return "".join(f"\\{char}" if char in "\\`*_{}[]<>()#+!|~$:" else char for char in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, which gets an "s" unless the number is 1."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def human_bytes(count: int) -> str:
     """Format a size in decimal units with at least two digits: "102 KB", "4.2 KB", "91 MB"."""
     size, unit = float(count), "B"

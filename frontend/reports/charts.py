@@ -150,7 +150,7 @@ def cost_chart(
         served: task and strategy of the deltas that are served.
     """
     priced = [point for point in points if point.cost(cost) is not None and not point.is_baseline]
-    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, nice=True))
+    y = alt.Y("value:Q", title=None, scale=_score_scale(priced, known))
     axis = alt.Axis(labelExpr=_AXES[cost], tickCount=4, grid=False, labelOverlap=True)
     x = alt.X("cost:Q", title=COSTS[cost], scale=alt.Scale(type="log"), axis=axis)
     base = alt.Chart({"values": [_value(point, cost, served) for point in priced]})
@@ -175,6 +175,15 @@ def cost_chart(
     )
     layers = alt.layer(*_references(known), step, bars, marks, usermeta=_IN_ANOTHER_TAB)
     return layers.properties(height=240)
+
+
+def _score_scale(points: Sequence[Point], known: Reference) -> alt.Scale:
+    """Return the scale of scores; a lone score stands in the middle of a tenth."""
+    values = {point.value for point in points}
+    if len(values) == 1 and known == Reference(None, None, None):
+        (value,) = values
+        return alt.Scale(domain=[round(value - 0.05, 2), round(value + 0.05, 2)])
+    return alt.Scale(zero=False, nice=True)
 
 
 def low_data_chart(points: Sequence[Point], colors: Mapping[str, str], full_title: str) -> Layers:

@@ -14,7 +14,7 @@ import pandas as pd
 import streamlit as st
 
 from frontend.errors import ServerError
-from frontend.glossary import human_bytes, literal, metric_words, percent, task_words
+from frontend.glossary import counted, human_bytes, literal, metric_words, percent, task_words
 from frontend.links import opened, share
 from frontend.models import Backbone, Benchmark, CurveRow
 from frontend.panels.charts import loss_chart, metric_chart, strategy_colors
@@ -86,7 +86,7 @@ def _show_totals(benchmark: Benchmark) -> None:
         st.columns(4),
         (
             ("Backbone", human_bytes(backbone.size_bytes), f"{backbone.parameters:,} parameters"),
-            ("Deltas", f"{len(rows):,}", f"{len({row.task for row in rows}):,} tasks"),
+            ("Deltas", f"{len(rows):,}", counted(len({row.task for row in rows}), "task")),
             ("All deltas together", human_bytes(total), _of_backbone(total, backbone)),
             ("Backbone copies avoided", *_copies(len(rows), total, backbone)),
         ),
@@ -142,7 +142,7 @@ def _choose(points: Sequence[Point], task: str) -> tuple[list[Point], str]:
     with first:
         given = [name for name in opened("tasks").split(",") if name in tasks]
         chosen = st.multiselect(
-            f"Panels ({len(tasks):,} tasks to search, {MAX_TASKS} at a time)",
+            f"Panels ({counted(len(tasks), 'task')} to search, {MAX_TASKS} at a time)",
             tasks,
             default=given or few,
             max_selections=MAX_TASKS,
@@ -212,7 +212,7 @@ def _show_points(chosen: Sequence[Point]) -> None:
         table.style.format(formats),
         hide_index=True,
         width="stretch",
-        height=300,
+        height=min(300, 38 + 35 * len(table)),
         key="benchmark/points",
         on_select="rerun",
         selection_mode="single-row",

@@ -12,7 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from frontend.errors import ServerError
-from frontend.glossary import human_bytes, percent, task_words
+from frontend.glossary import counted, human_bytes, percent, task_words
 from frontend.links import opened, share
 from frontend.models import DeltaDetails
 from frontend.panels.admin import show_changes
@@ -94,8 +94,8 @@ def _show_list(context: ViewContext) -> DeltaPage:
             if status == "refused" and not query
             else "Nothing fits this search."
         )
-    several = "files" if status == "refused" else "versions of deltas"
-    st.caption(f"{total:,} {several}. Source: `{context.client.url}/deltas`.")
+    several = counted(total, "file" if status == "refused" else "version")
+    st.caption(f"{several}. Source: `{context.client.url}/deltas`.")
     return found
 
 

@@ -33,7 +33,8 @@ SUFFIXES: Mapping[str, Suffixed] = {
 }
 _UNPACK = "Unpack it, or pipe its rows: gunzip -c FILE | deltabert predict - --format csv"
 _REMEDIES = {
-    ".json": "If each line is an object, give its format: --format jsonl",
+    ".json": "If each line is an object, give its format: --format jsonl. Of an array, "
+    "`jq -c '.[]'` makes such lines",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "Save the sheet as CSV UTF-8"),
     **dict.fromkeys((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"), _UNPACK),
 }

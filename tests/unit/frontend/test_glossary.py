@@ -9,6 +9,7 @@ import pytest
 
 from frontend.glossary import (
     Scale,
+    counted,
     disagreement,
     human_bytes,
     label_words,
@@ -147,3 +148,9 @@ def test_values_disagree_when_far_apart_on_their_scale() -> None:
     assert disagreement(near, SCALE) == ""
     assert disagreement(far, SCALE) == "Strategies differ by 0.51"
     assert disagreement(far, None) == "", "without a scale nothing is far apart"
+
+
+def test_numbers_have_the_right_noun() -> None:
+    assert [counted(number, "task") for number in (0, 1, 2, 1000)] == [
+        *("0 tasks", "1 task", "2 tasks", "1,000 tasks")
+    ]

@@ -81,6 +81,16 @@ def test_points_have_their_spreads_and_references_are_lines_and_a_mark() -> None
     assert sorted(marks(without)) == ["line", "point", "rule"]
 
 
+def test_a_lone_score_has_an_axis_that_can_be_read() -> None:
+    """Vega's own axis had one mark, with all decimals of the score."""
+    nothing = Reference(None, None, None)
+    assert "'domain': [0.91, 1.01]" in str(
+        spec(cost_chart([point("head", 0.963636)], "share", nothing, COLORS))
+    )
+    two = [point("head", 0.963636), point("bitfit", 0.9)]
+    assert "'domain': [0.91" not in str(spec(cost_chart(two, "share", nothing, COLORS)))
+
+
 def test_learning_curves_are_medians_in_their_ranges() -> None:
     row = CurveRow(
         "cola", "head", "matthews", 3, 0.03, (10, 20), (0.1, 0.3), (0.0, 0.2), (0.2, 0.4)
