@@ -284,14 +284,18 @@ class TrainingRows:
         return names
 
 
-def given_label(kind: str, cell: object) -> Label | None:
-    """Return the label in a cell of the editor; None for a cell without one."""
+def given_label(kind: str, cell: object, answer: Label | None = None) -> Label | None:
+    """Return the label in a cell of the editor; None for a cell without one.
+
+    The editor tells an emptied list as a missing one. If the cell had an `answer`, none of the
+    labels applies.
+    """
     if kind == "regression":
         number = float(cell) if isinstance(cell, int | float) else math.nan
         return number if math.isfinite(number) else None
     if kind == "multi_label":
         if isinstance(cell, str) or not isinstance(cell, Iterable):
-            return None
+            return None if answer is None else []
         return list(map(str, cell))
     return cell if isinstance(cell, str) and cell else None
 

@@ -46,7 +46,6 @@ _LINE_PIXELS, _MOST_PIXELS = 35, 460  # of a row, and of the editor
 _CORRECT, _DOUBT = "correct label", "doubt"
 _NUMBER = "table/number"
 _MANY_LABELS = 12  # whose confusion is listed, as its table does not fit
-_DTYPES = {"regression": "float64"}  # of the labels' column; others hold texts or lists
 
 
 @dataclass(frozen=True)
@@ -179,14 +178,17 @@ def _show_result(task: TaskInfo, result: Result) -> None:
 
 def _show_editor(task: TaskInfo, result: Result) -> pd.DataFrame:
     """Draw the labelled rows, the most doubtful ones first; return them with the corrections."""
+    is_value = task.kind == "regression"  # a value has no probability
+    dtype = "float64" if is_value else "object"
     first = result.labelled[0]
     shown, correct = result.table.copy(), result.correct
     for labelled in result.labelled:
-        shown[free_name(f"label ({labelled.strategy})", shown.columns)] = labelled.labels
+        name = free_name(f"label ({labelled.strategy})", shown.columns)
+        shown[name] = pd.Series(labelled.answers if is_value else labelled.labels, dtype=dtype)
     doubt = free_name(_DOUBT, shown.columns)
-    shown[doubt] = first.doubts
-    shown[correct] = pd.Series(first.answers, dtype=_DTYPES.get(task.kind, "object"))
-    if task.kind != "regression":
+    shown[correct] = pd.Series(first.answers, dtype=dtype)
+    if not is_value:
+        shown[doubt] = first.doubts
         shown = shown.sort_values(doubt, ascending=False, na_position="first", kind="stable")
     edited = st.data_editor(
         shown,
@@ -195,19 +197,19 @@ def _show_editor(task: TaskInfo, result: Result) -> pd.DataFrame:
         height=min(_MOST_PIXELS, _LINE_PIXELS * (len(shown) + 1) + 3),
         disabled=[name for name in shown.columns if name != correct],
         # Next to each other, so that text and label are in view on a phone.
-        column_order=list(dict.fromkeys((*result.texts, correct, doubt, *shown.columns))),
+        column_order=list(
+            dict.fromkeys((*result.texts, correct, *([] if is_value else [doubt]), *shown))
+        ),
         column_config={
             **{name: st.column_config.Column(width="medium") for name in result.texts},
             correct: _label_cells(task, correct),
             doubt: st.column_config.ProgressColumn(doubt, min_value=0, max_value=1),
         },
         key=f"table/editor/{result.number}",
-        alt="Labelled rows, the most doubtful ones first",
+        alt="Labelled rows" if is_value else "Labelled rows, the most doubtful ones first",
     )
-    st.caption(
-        "The most doubtful rows come first: doubt is 1 minus the probability of the label. "
-        f"Correct them in the column “{correct}”."
-    )
+    order = "The most doubtful rows come first: doubt is 1 minus the probability of the label. "
+    st.caption(f"{'' if is_value else order}Correct them in the column “{correct}”.")
     return edited.sort_index()
 
 
@@ -222,13 +224,15 @@ def _label_cells(task: TaskInfo, name: str) -> Any:
 
 def _show_download(task: TaskInfo, result: Result, edited: pd.DataFrame) -> None:
     """Draw the downloads: CSV for spreadsheets, and rows to train on with their command."""
-    labels = [given_label(task.kind, cell) for cell in edited[result.correct]]
-    first = result.labelled[0].answers
+    first, cells = result.labelled[0].answers, edited[result.correct]
+    labels = [given_label(task.kind, *each) for each in zip(cells, first, strict=True)]
     changed = sum(label != answer for label, answer in zip(labels, first, strict=True))
+    is_text = task.kind != "regression"
+    written = pd.Series(list(map(cell_text, labels)) if is_text else labels, index=edited.index)
     left, right = st.columns([1, 3], vertical_alignment="center")
     left.download_button(
         "Download CSV",
-        spreadsheet_csv(edited.assign(**{result.correct: list(map(cell_text, labels))})),
+        spreadsheet_csv(edited.assign(**{result.correct: written})),
         file_name="labelled.csv",
         mime="text/csv",
         on_click="ignore",
@@ -238,9 +242,9 @@ def _show_download(task: TaskInfo, result: Result, edited: pd.DataFrame) -> None
         f"For spreadsheets: all rows in their first order, {changed:,} corrected. Cells that a "
         "spreadsheet would take for formulas begin with an apostrophe."
     )
-    cells = [result.table[name].tolist() for name in result.texts]
+    texts = [result.table[name].tolist() for name in result.texts]
     columns = *result.texts, result.correct
-    _show_training(TrainingRows(task, columns, list(zip(*cells, strict=True)), labels))
+    _show_training(TrainingRows(task, columns, list(zip(*texts, strict=True)), labels))
 
 
 def _show_training(rows: TrainingRows) -> None:

@@ -210,10 +210,27 @@ def test_lists_and_values_are_corrected_as_such(
     press(page, "Label 2 rows")
     shown = page.dataframe[0].value
     assert {type(label) for label in shown["correct label"].tolist()} == {kept}
+    assert ("doubt" in shown) == (task == "topics"), "a value has no probability"
+    assert ("most doubtful rows" in words(page)) == (task == "topics")
     command = shlex.split(str(page.code[0].value))
     assert command[command.index("--train-file") + 1] == "labelled.jsonl"
     assert command[command.index("--text-columns") + 1] == ",".join(columns)
     assert "2 rows with their labels, exactly as you gave them" in words(page)
+
+
+@pytest.mark.parametrize(
+    ("task", "header"), [("cola", "sentence"), ("topics", "text"), ("stsb", "sentence1,sentence2")]
+)
+def test_a_table_without_any_answer_can_be_labelled_by_hand(
+    url: str, open_at: Open, task: str, header: str
+) -> None:
+    page, blank = open_at(url, "table", task=task), "," * (header.count(",") + 1)
+    page.text_area[0].set_value(f"{header},gold\n{blank}x\n{blank}y\n")
+    run(page)
+    press(page, "Label 2 rows")
+    assert not page.exception
+    assert "2 of 2 rows have no label" in page.warning[0].value
+    assert "0 rows with their labels" in words(page)
 
 
 def test_the_next_table_does_not_get_the_corrections_of_the_last(url: str, open_at: Open) -> None:

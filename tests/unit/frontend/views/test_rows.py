@@ -132,6 +132,10 @@ def test_no_cell_is_a_formula() -> None:
     assert [row[0] for row in rows[1:]] == [*(f"'{text}" for text in texts[:5]), *texts[5:]]
 
 
+def test_a_number_is_no_formula() -> None:
+    assert spreadsheet_csv(pd.DataFrame({"value": [-0.5]})).splitlines()[1] == "-0.5"
+
+
 def test_no_name_of_a_column_is_a_formula() -> None:
     table = pd.DataFrame({"=1+1": ["a"], "text": ["b"]})
     assert spreadsheet_csv(table).splitlines()[0] == "'=1+1,text"
@@ -249,6 +253,7 @@ def test_rows_without_a_label_are_no_rows_to_train_on() -> None:
     assert rows.json_lines == '{"text": "x", "label": "a"}\n'
     assert given_label("multi_label", []) == [], "no label is an answer, too"
     assert given_label("multi_label", None) is None
+    assert given_label("multi_label", None, ["a"]) == [], "an emptied cell is such an answer"
     assert [given_label("regression", cell) for cell in (2, float("nan"), None)] == [
         2.0,
         None,
