@@ -7,15 +7,29 @@ tests/unit/deltabert/test_clients.py.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Kind: TypeAlias = Literal["single_label", "multi_label", "regression"]
 
 
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    @classmethod
+    def read(cls, values: Any) -> Self:
+        """Return the values of an answer as their type.
+
+        Raises:
+            ValueError: they have another form; the message names the first field.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{place or 'all'}: {first['msg']}") from error
 
 
 class LabelAnswer(_Answer):

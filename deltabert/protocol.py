@@ -17,9 +17,8 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import httpx2
-from pydantic import BaseModel, ValidationError
 
-from deltabert.answers import DeltaAnswers, Health
+from deltabert.answers import DeltaAnswers, Health, ServedDelta, ServedTask
 
 Row: TypeAlias = str | Mapping[str, str]
 Target: TypeAlias = str | tuple[str, str] | tuple[str, str, str]  # task, strategy, version
@@ -36,7 +35,7 @@ _BAD_GATEWAY, _BUSY, _UNAVAILABLE = 502, 429, 503
 _MOST_LISTED = 1000  # deltas in one answer
 _OF_ROWS = {"invalid_input", "too_large"}  # codes of refusals that count rows
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", DeltaAnswers, ServedTask, ServedDelta)
 
 
 class ClientError(Exception):
@@ -189,11 +188,9 @@ def typed(model: type[M], values: Any) -> M:
         RefusedError: they have another form.
     """
     try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise _unexpected(f"{place or 'all'}: {first['msg']}") from error
+        return model.read(values)
+    except ValueError as error:
+        raise _unexpected(str(error)) from error
 
 
 def _unexpected(problem: str) -> RefusedError:
