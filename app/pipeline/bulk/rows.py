@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 MAX_ROW_BYTES = 2**20  # about five of the longest texts that a server takes by default
 _QUOTE = b'"'
 _SEPARATORS = ",;\t|"  # the first one wins a tie
+_SEP_LINE = re.compile(r'"?sep=([^\r\n"])"?\1*[\r\n]*', re.IGNORECASE)  # of Excel
 _SHOWN_BYTES = 60  # of a text in a message
 _UTF_16 = "is UTF-16, not UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`"
 _FOREIGN = {
@@ -297,10 +298,16 @@ class CsvRows:
 
     def _find_delimiter(self) -> str | None:
         """Return the separator in the first line that is not blank; None without such a line."""
-        lines = (line or b"" for line, _ in self._begun)
-        header = next((line for line in lines if line.strip()), b"").decode(errors="replace")
+        filled = (index for index, (line, _) in enumerate(self._begun) if line and line.strip())
+        if (first := next(filled, None)) is None:
+            return None
+        line, end = self._begun[first]
+        header = (line or b"").decode(errors="replace")
+        if named := _SEP_LINE.fullmatch(header):
+            self._begun[first] = (b"\n", end)  # it names no columns
+            return named[1]
         unquoted = re.sub('"[^"]*"', "", header)
-        return max(_SEPARATORS, key=unquoted.count) if header else None
+        return max(_SEPARATORS, key=unquoted.count)
 
     def _used(self) -> Iterator[str]:
         """Yield the lines that no row has used yet, as text.

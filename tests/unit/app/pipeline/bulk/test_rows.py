@@ -191,6 +191,9 @@ def test_a_long_name_is_cut_in_a_message() -> None:
         (b"text|id\na|1\n", "|", {"text": "a", "id": "1"}),
         (b"text\na;b\n", ",", {"text": "a;b"}),
         (b"text,id;x\na,1\n", ",", {"text": "a", "id;x": "1"}),
+        (b"\xef\xbb\xbfsep=;\r\ntext;id\r\na, b;1\r\n", ";", {"text": "a, b", "id": "1"}),
+        (b'"sep=|"\ntext|id\na;b|1\n', "|", {"text": "a;b", "id": "1"}),
+        (b"\nSEP=\t\ntext\tid\na,b\t1\n", "\t", {"text": "a,b", "id": "1"}),
     ],
 )
 @pytest.mark.parametrize("size", [1, 1000])
