@@ -25,6 +25,7 @@ from deltas.errors import (
     home_or_name,
     home_path,
     one_line,
+    parse_arguments,
     run_command,
 )
 from deltas.store.address import FORMS, RemoteAddress, parse_root
@@ -56,6 +57,13 @@ _ROOTS_HELP = f"folders, as paths, {FORMS}"
 def deltabert(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand of `deltabert`; returns its exit code, or 2 for an unknown one."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in _COMMANDS:
+        return _run_installed("deltabert.commands", name, rest, "deltabert")
+    return run_command(lambda: _overview(name))
+
+
+def _overview(name: str) -> int:
+    """Answer --help, --version or an unknown command; returns the exit code."""
     if name in ("-h", "--help"):
         lines = "".join(f"  {command:8}  {text}\n" for command, text in _COMMANDS.items())
         sys.stdout.write(
@@ -66,13 +74,11 @@ def deltabert(arguments: Sequence[str] | None = None) -> int:
     if name == "--version":
         sys.stdout.write(f"deltabert {version('deltabert')}\n")
         return 0
-    if name not in _COMMANDS:
-        hint = did_you_mean(name, _COMMANDS)
-        sys.stderr.write(
-            f"error: unknown command {name[:128]!r}.{hint} Allowed: {', '.join(_COMMANDS)}\n"
-        )
-        return 2
-    return _run_installed("deltabert.commands", name, rest, "deltabert")
+    hint = did_you_mean(name, _COMMANDS)
+    sys.stderr.write(
+        f"error: unknown command {name[:128]!r}.{hint} Allowed: {', '.join(_COMMANDS)}\n"
+    )
+    return 2
 
 
 def _run_installed(group: str, name: str, arguments: Sequence[str], prog: str) -> int:
@@ -91,7 +97,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m deltas")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in AUDITS:
         return _run_installed("deltabert.audits", given[0], given[1:], prog)
-    options = _parser(prog).parse_args(given)
+    options = parse_arguments(_parser(prog), given)
     return run_command(lambda: int(options.command(options)))
 
 

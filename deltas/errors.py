@@ -13,13 +13,14 @@ DeltaError
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import io
 import os
 import re
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 # Characters that would break a line, move the cursor or turn the direction of writing.
@@ -97,8 +98,13 @@ def home_or_name(text: str) -> str:
 def escape_output() -> None:
     """Let standard output and error escape what they can't encode, instead of failing there.
 
-    A terminal or a pipe may be set to Windows' code page or to ASCII.
+    A terminal or a pipe may be set to Windows' code page or to ASCII. A closed stream (`>&-`) is
+    None; the null device takes its place, or the next file would get its number and its output.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)  # open until the process ends
+            setattr(sys, name, os.fdopen(null, mode, encoding="utf-8", closefd=False))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -119,6 +125,31 @@ def run_command(
         misuse: those of them that are 2.
     """
     escape_output()
+    return _write_out(_exit_code(command, interrupted, errors, misuse))
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parse a command line; the text of --help is written before argparse ends the process.
+
+    Raises:
+        SystemExit: after --help or a wrong flag.
+    """
+    escape_output()
+    try:
+        return parser.parse_args(arguments)
+    except SystemExit as stop:
+        raise SystemExit(_write_out(int(stop.code or 0))) from None
+
+
+def _exit_code(
+    command: Callable[[], int],
+    interrupted: str,
+    errors: tuple[type[Exception], ...],
+    misuse: tuple[type[Exception], ...],
+) -> int:
+    """Run a command and write its error; returns the exit code."""
     expected: tuple[type[Exception], ...] = (DeltaError, OSError, *errors)
     try:
         return command()
@@ -135,6 +166,23 @@ def run_command(
             text = f"{os.fsdecode(error.filename)}: {error.strerror}"
         sys.stderr.write(f"error: {visible_lines(text)}\n")
         return 2 if isinstance(error, misuse) else 1
+
+
+def _write_out(code: int) -> int:
+    """Write out what standard output holds; returns the exit code of a command that had `code`.
+
+    Output that nothing takes is discarded: Python would try again at its end, and complain.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"error: standard output: {error.strerror}\n")
+            return code or 1
+    return code
 
 
 class DeltaError(Exception):

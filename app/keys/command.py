@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from app.keys.key import ANONYMOUS, Key, KeysError, Scope, digest_of, new_secret, parse_keys
-from deltas.errors import did_you_mean, run_command
+from deltas.errors import did_you_mean, parse_arguments, run_command
 
 FILE_VARIABLE = "DELTABERT_KEYS_FILE"
 _PRIVATE = 0o600
@@ -27,7 +27,7 @@ _OTHERS = 0o077
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m app keys") -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 misuse."""
-    options = _parser(prog).parse_args(arguments)
+    options = parse_arguments(_parser(prog), arguments)
     return run_command(lambda: int(options.command(options)), errors=(KeysError,))
 
 

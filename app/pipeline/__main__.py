@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltas.errors import home_or_name, home_path, run_command
+from deltas.errors import home_or_name, home_path, parse_arguments, run_command
 
 if TYPE_CHECKING:
     from app.pipeline.bulk.cluster import RayWorkers
@@ -36,7 +36,7 @@ class _MisuseError(Exception):
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m app.pipeline") -> int:
     """Answer files; returns the exit code: 0 done, 1 unusable files, 2 misuse, 130 interrupted."""
-    options = _parser(prog).parse_args(arguments)
+    options = parse_arguments(_parser(prog), arguments)
 
     def command() -> int:
         from app.errors import DeltaUnavailableError

@@ -245,3 +245,45 @@ def test_a_user_s_modules_do_not_hide_ours_from_the_script(
 def test_a_folder_called_deltas_hides_nothing(start: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "work" / "deltas").mkdir()
     assert start("-m", "training.fit", "--freeze", "help").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["deltabert()", "main(['list'])", "main(['list', '--help'])"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nothing_takes_is_no_traceback(
+    command: str, unbuffered: str, tmp_path: Path
+) -> None:
+    """A pager that ended, a full disk, and a stream that the shell closed."""
+    script = f"import sys; sys.argv = ['x']; from deltas.__main__ import *; sys.exit({command})"
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    python = subprocess.list2cmdline([sys.executable])
+    (tmp_path / "script.py").write_text(script)
+
+    def run(redirection: str) -> tuple[int, str]:
+        done = subprocess.run(
+            ["sh", "-c", f"PYTHONPATH='{ROOT}' {python} '{tmp_path}/script.py' {redirection}"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, tmp_path / "script.py"],
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run(">&-") == (0, "")
+    code, complaint = run(">/dev/full")
+    assert "Traceback" not in complaint
+    assert "Exception ignored" not in complaint
+    if complaint:  # argparse says nothing if its help can't be written at once
+        assert code == 1
+        assert "No space left on device" in complaint
