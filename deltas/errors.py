@@ -76,23 +76,37 @@ def shortened(text: str, longest: int = _MAX_REASON) -> str:
     return f"{shown[:longest]}... ({len(text):,} characters)"
 
 
+class PathError(ValueError, argparse.ArgumentTypeError):
+    """A text is no path; argparse shows the message as it is."""
+
+
 def home_path(text: str | Path) -> Path:
     """Return a path with the home folder in place of a leading ~.
 
-    Shells replace it in `--out ~/x`, but leave it in `--out=~/x`.
+    Shells replace it in `--out ~/x`, but leave it in `--out=~/x`. An empty text would be the
+    current folder: `--out "$FOLDER"` with an unset variable must not write there.
 
     Raises:
-        ValueError: a user is named who has no home folder.
+        PathError: the text is empty or has a zero character, or a user is named who has no home
+            folder.
     """
+    if text == "":
+        raise PathError("the path is empty; name a file or folder, '.' for the current folder")
+    if "\0" in str(text):
+        raise PathError(f"{str(text)!r}: a path has no zero character; remove it")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{str(text)!r}: no such user; write the folder without ~") from error
+        raise PathError(f"{str(text)!r}: no such user; write the folder without ~") from error
 
 
 def home_or_name(text: str) -> str:
-    """Return a text that may be a path or a name, with the home folder in place of a leading ~."""
-    return str(home_path(text)) if text.startswith("~") else text
+    """Return a text that may be a path or a name, with the home folder in place of a leading ~.
+
+    Raises:
+        PathError: as of `home_path`.
+    """
+    return text if text and text[0] != "~" and "\0" not in text else str(home_path(text))
 
 
 def escape_output() -> None:

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from deltas.errors import home_or_name, home_path
 from deltas.manifest import REINIT_PATTERN, PairEncoding, Pooling, Prose, TaskKind
@@ -78,7 +78,12 @@ def flag_of(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
-HomePath = Annotated[Path, AfterValidator(home_path)]
+def _checked_path(value: object) -> object:
+    """Replace ~ before the text becomes a path: an empty one would become the current folder."""
+    return home_path(value) if isinstance(value, str | Path) else value
+
+
+HomePath = Annotated[Path, BeforeValidator(_checked_path)]
 PathOrName = Annotated[str, AfterValidator(home_or_name)]
 
 

@@ -73,7 +73,7 @@ def _report(arguments: Sequence[str] | None, prog: str) -> int:
     )
     add(
         "--earlier",
-        type=Path,
+        type=home_path,
         help="numbers of an earlier study to show beside (default: earlier_study.csv in --results)",
     )
     options = parser.parse_args(arguments)

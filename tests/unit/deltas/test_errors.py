@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import io
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,3 +192,23 @@ def test_a_command_ends_with_an_exit_code(capsys: pytest.CaptureFixture[str]) ->
     assert codes == [2, 1, 1, 1, 0, 130, 3]
     assert capsys.readouterr().err == "error: wrong\nerror: 'x'\nerror: bad\nerror: full\ngone\n"
     assert run_command(lambda: 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the path is empty; name a file or folder, '.' for the current folder"),
+        ("a\0b", "'a\\x00b': a path has no zero character; remove it"),
+        ("~no-such-user/a", "'~no-such-user/a': no such user; write the folder without ~"),
+    ],
+)
+@pytest.mark.parametrize("read", [home_path, home_or_name])
+def test_a_flag_says_why_a_text_is_no_path(
+    text: str, message: str, read: Callable[[str], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unset shell variable gives an empty text, which is no current folder."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=read)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--out", text])
+    assert f"argument --out: {message}\n" in capsys.readouterr().err
