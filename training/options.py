@@ -116,7 +116,7 @@ class FitConfig(BaseModel):
     """hub, sample, or folder of <task>/<split>.parquet (default: $GLUE_DIR, hub)"""
     train_rows: int | None = Field(None, ge=2)
     """train on a sample of this many rows, drawn with --seed"""
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1_000_000)
     """passes over the train rows (default: 900,000 tokens, at most 20; a solved head: 0)"""
     lr: float | None = Field(None, gt=0)
     """peak learning rate (default: depends on the strategy)"""
@@ -152,7 +152,7 @@ class FitConfig(BaseModel):
     """single label: share of rows like the selection rows to answer; others get no answer"""
     evals: int | None = Field(None, ge=1)
     """evaluations on the held-out rows (default: one an epoch, at least 4)"""
-    evals_per_epoch: float | None = Field(None, gt=0)
+    evals_per_epoch: float | None = Field(None, gt=0, le=1_000_000)
     """evaluations in an epoch, instead of --evals; 4: every quarter"""
     patience: int | None = Field(None, ge=1)
     """stop after this many evaluations without an improvement"""
@@ -172,7 +172,7 @@ class FitConfig(BaseModel):
     """separator of the files' fields: a character, or tab (default: from header and rows)"""
     quoting: Literal["on", "off"] | None = None
     """off: quotes in the files enclose no fields (default: from the rows)"""
-    dataset: PathOrName | None = None
+    dataset: Annotated[str, AfterValidator(lambda text: text and home_or_name(text))] | None = None
     """custom task: owner/name[:config][@revision] on the hub, or a folder"""
     train_split: str | None = None
     """split of the data set to train on (default: train)"""

@@ -157,7 +157,7 @@ def _positive(text: str) -> int:
 
 def _study(options: argparse.Namespace, declared: dict[str, Any]) -> Study:
     """Return the study of the file, or the study that the command line declares."""
-    more = dict(word.partition("=")[::2] for word in declared.get("set", ()))
+    more = _options(declared.get("set", ()))
     if options.study or not declared:
         if others := sorted(declared.keys() - {"tasks", "seeds", "set"}):
             raise ConfigError(
@@ -170,6 +170,19 @@ def _study(options: argparse.Namespace, declared: dict[str, Any]) -> Study:
         raise ConfigError("a study without a file needs --tasks and --freeze")
     part = {name: value for name, value in declared.items() if name != "set"}
     return make_study({"part": [{"name": "command line", "options": more, **part}]}, "command line")
+
+
+def _options(words: Sequence[str]) -> dict[str, str]:
+    """Read the options of --set."""
+    options: dict[str, str] = {}
+    for word in words:
+        name, equals, value = map(str.strip, word.partition("="))
+        if not (name and equals and value):
+            raise ConfigError(f"--set {word}: give an option and its value, such as epochs=2")
+        if name in options:
+            raise ConfigError(f"--set gives {name} twice, {options[name]} and {value}; give one")
+        options[name] = value
+    return options
 
 
 def describe(

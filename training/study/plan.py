@@ -17,17 +17,28 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from deltas.errors import shortened
-from training.data.tasks import find_task
+from deltas.errors import did_you_mean, shortened
+from training.data.tasks import TASKS, find_task
 from training.errors import ConfigError, listing
 from training.options import FitConfig
 from training.strategies.grammar import canonical, default_learning_rate
 from training.study.results import Run, run_key
 
 Options = dict[str, Any]
-Rates = tuple[float, ...]
+Rates = tuple[Annotated[float, Field(gt=0)], ...]
 Candidates = dict[float, tuple[str, ...]]
 _MAX_PROBLEMS = 2000  # characters
+_MAX_SEEDS = 10_000
+# Options of `training.fit` that a study states elsewhere, where a value of them would be ignored.
+_STATED_ELSEWHERE = {
+    "task": "name it in the part's tasks",
+    "freeze": "name it in the part's freeze",
+    "lr": "give rates",
+    "seed": "give the number of seeds",
+    "data": "give --data to training.sweep",
+    "out": "give --work and --keep-deltas to training.sweep",
+    **dict.fromkeys(("resume", "overwrite", "dry_run", "json", "json_"), "leave it out"),
+}
 # Options of which a part has a list, with the value that leaves each of them to other declarations.
 _UNSET = {"backbone": "", "train_rows": 0, "init_from": "", "reinit": "none"}
 
@@ -46,7 +57,7 @@ class Part(_Declared):
     init_from: tuple[str, ...] = ("",)  # deltas to start from; "" is the backbone itself
     backbone: tuple[str, ...] = ("",)  # "" is the default backbone
     train_rows: tuple[int, ...] = (0,)  # 0 is the task's own option, or all rows
-    seeds: int = Field(1, ge=1)  # number of seeds, from 0
+    seeds: int = Field(1, ge=1, le=_MAX_SEEDS)  # number of seeds, from 0
     rate_seeds: int = Field(1, ge=1)  # number of seeds that run with every rate, to choose one
     rates: Rates | dict[str, Rates] = ()  # for all strategies, or by strategy
     rates_from: str = ""  # earlier part whose choice of rates is used here, too
@@ -207,6 +218,7 @@ def plan(study: Study, only: Iterable[str] = ()) -> list[PlannedRun]:
     Raises:
         ConfigError, TaskError: an unknown option, strategy, task or part.
     """
+    _check_tables(study)
     names = [part.name for part in study.part]
     wanted = set(only)
     if unknown := sorted(wanted - set(names)):
@@ -221,6 +233,50 @@ def plan(study: Study, only: Iterable[str] = ()) -> list[PlannedRun]:
             if not wanted or part.name in wanted:
                 planned.setdefault(run_key(run.options | {"rates": run.rates}), run)
     return list(planned.values())
+
+
+def _check_tables(study: Study) -> None:
+    """Check the keys of a study's tables: a value under a wrong one would be ignored.
+
+    Raises:
+        ConfigError: no task or strategy has this name, or an option has its own place in a study.
+    """
+    by_task, by_strategy = {"tasks": study.tasks}, {"strategies": study.strategies}
+    names = {"rates": study.rates, "strategies": study.strategies}
+    options = {"options": study.options}
+    for part in study.part:
+        where = f"part {shortened(part.name)!r}"
+        by_task[f"{where}, tasks_options"] = part.tasks_options
+        names |= {f"{where}, rates": part.rates} if isinstance(part.rates, dict) else {}
+        options[f"{where}, options"] = part.options
+    for table, found in (by_task | by_strategy).items():
+        options |= {f"{table}.{name}": values for name, values in found.items()}
+    for table, values in by_task.items():
+        _check_tasks(table, values)
+    for table, strategies in names.items():
+        _check_strategies(table, strategies)
+    for table, stated in options.items():
+        for name in sorted(_STATED_ELSEWHERE.keys() & stated.keys()):
+            raise ConfigError(f"{table}: {name} has no effect here; {_STATED_ELSEWHERE[name]}")
+
+
+def _check_tasks(table: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name not in TASKS:
+            hint = did_you_mean(name, TASKS)
+            raise ConfigError(
+                f"{table}: no task {shortened(name)!r}.{hint} Allowed: {listing(TASKS)}"
+            )
+
+
+def _check_strategies(table: str, names: Iterable[str]) -> None:
+    for name in names:
+        try:
+            known = canonical(name)
+        except ConfigError as error:
+            raise ConfigError(f"{table}: {error}") from error
+        if known != name:
+            raise ConfigError(f"{table}: the strategy {shortened(name)!r} is written {known!r}")
 
 
 def _plan_part(

@@ -167,3 +167,52 @@ def test_the_committed_study_can_be_planned() -> None:
     for task, count in (("rte", 5), ("cola", 5), ("mrpc", 5), ("stsb", 5), ("sst2", 3)):
         for freeze in ("full", "bitfit", "layernorm", "random:0.001", "head"):
             assert {seed for *cell, seed in seeds if cell == [task, freeze]} == set(range(count))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": {"ret": {}}}, "tasks: no task 'ret'. Did you mean 'rte'"),
+        ({"rates": {"Bitfit": [1e-3]}}, "rates: .*bitfit"),
+        ({"rates": {"head+attention": [1e-3]}}, "'head\\+attention' is written 'attention'"),
+        ({"strategies": {"bitfot": {}}}, "strategies: .*bitfit"),
+        ({"options": {"lr": 0.1}}, "^options: lr has no effect here; give rates$"),
+        ({"tasks": {"rte": {"seed": 3}}}, "tasks.rte: seed has no effect"),
+        ({"strategies": {"head": {"out": "x"}}}, "strategies.head: out has no effect"),
+    ],
+)
+def test_a_value_without_effect_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(study(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rates": {"Bitfit": [1e-3]}}, "part 'main', rates: "),
+        ({"options": {"task": "rte"}}, "part 'main', options: task has no effect"),
+        ({"tasks_options": {"ret": {}}}, "part 'main', tasks_options: no task 'ret'"),
+        ({"tasks_options": {"rte": {"lr": 1}}}, "tasks_options.rte: lr has no effect"),
+    ],
+)
+def test_a_value_without_effect_in_a_part_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(with_part(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rates": [0.0]}, "greater than 0"),
+        ({"rates": {"head": [-1.0]}}, "greater than 0"),
+        ({"seeds": 10**8}, "less than or equal to 10000"),
+    ],
+)
+def test_numbers_of_a_part_have_bounds(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        with_part(**changes)
+
+
+def test_a_study_has_a_largest_number_of_epochs() -> None:
+    with pytest.raises(ConfigError, match="epochs: Input should be less than or equal to 1000000"):
+        plan(with_part(options={"epochs": 1e308}))
