@@ -19,7 +19,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from deltas.errors import home_path
-from training.errors import ConfigError, run_command
+from training.errors import ConfigError, DataError, run_command
 from training.study import tables
 from training.study.aggregates import MAIN, Cell, make_cells, not_comparable
 from training.study.plan import plan, read_study
@@ -95,7 +95,7 @@ def report(results: Path, out: Path, benchmark: Path, earlier: Path | None = Non
 
     Raises:
         ConfigError: there is no finished run, no such earlier file, or matplotlib is not installed.
-        DataError: a damaged line.
+        DataError: a damaged line, or other files of the folder that can't be read.
     """
     from deltas.format import write_atomically
     from deltas.publish.study import write_study
@@ -108,21 +108,24 @@ def report(results: Path, out: Path, benchmark: Path, earlier: Path | None = Non
         )
     if earlier and not earlier.is_file():
         raise ConfigError(f"--earlier {earlier}: no such file")
-    captions = _draw(cells, out)
+    # Everything is read before the first file is written: a mistake in one leaves no half report.
+    page = _page(results, runs, cells, earlier)
     comparisons = [
         asdict(one)
         for _, alike in tables.by_backbone(cells)
         for found in compare_parts(alike).values()
         for one in found
     ]
+    rows = [study_row(cell) for cell in cells]
+    captions = _draw(cells, out)
     pages = {
-        "README.md": _page(results, runs, cells, captions, earlier),
+        "README.md": page + _figures(captions),
         "results.csv": tables.csv_text([tables.cell_record(cell) for cell in cells]),
         "significance.csv": tables.csv_text(comparisons),
     }
     for name, text in pages.items():
         write_atomically(out / name, text.encode())
-    write_study(benchmark, [study_row(cell) for cell in cells])
+    write_study(benchmark, rows)
     images = [out / f"{name}.{ending}" for name in captions for ending in ("png", "svg")]
     return [*(out / name for name in pages), *images, benchmark]
 
@@ -191,19 +194,16 @@ def curve_rows(cells: Sequence[Cell]) -> list[CurveRow]:
     return rows
 
 
-def _page(
-    results: Path,
-    runs: Sequence[Run],
-    cells: Sequence[Cell],
-    captions: Mapping[str, str],
-    earlier: Path | None,
-) -> str:
-    """Write README.md: the conclusions, the origin of the numbers, tables, figures."""
+def _page(results: Path, runs: Sequence[Run], cells: Sequence[Cell], earlier: Path | None) -> str:
+    """Write README.md up to its figures: the conclusions, the origin of the numbers, tables."""
     backbones = tables.by_backbone(cells)
     parts = ["# Results of the study\n"]
     conclusions, earlier = results / "conclusions.md", earlier or results / "earlier_study.csv"
     if conclusions.is_file():
-        parts.append(conclusions.read_text(encoding="utf-8"))
+        try:
+            parts.append(conclusions.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError("not text in UTF-8; save it as UTF-8", path=conclusions) from error
     parts.append(_origin(results, runs, cells))
     for section in (tables.scores_section, tables.significance_section, tables.rates_section):
         parts += [section(alike, words) for words, alike in backbones]
@@ -212,9 +212,13 @@ def _page(
     if earlier.is_file():
         records = tables.read_earlier(earlier)
         parts += [tables.earlier_section(records, alike, words) for words, alike in backbones]
-    parts += ["## Figures\n"] if captions else []
-    parts += [f"![{caption}]({name}.svg)\n\n{caption}.\n" for name, caption in captions.items()]
     return "\n".join(parts)
+
+
+def _figures(captions: Mapping[str, str]) -> str:
+    """Write the end of README.md; `captions` are those of the figures, by name."""
+    shown = [f"\n![{caption}]({name}.svg)\n\n{caption}.\n" for name, caption in captions.items()]
+    return "".join(["\n## Figures\n", *shown]) if shown else ""
 
 
 def _origin(results: Path, runs: Sequence[Run], cells: Sequence[Cell]) -> str:

@@ -160,10 +160,13 @@ def read_runs(path: Path) -> dict[str, Run]:
     A last line without a line end was cut off while it was written; it is ignored.
 
     Raises:
-        DataError: a line is not a run; says which line and why.
+        DataError: a line is not a run; says which line and why. Or the path is no file: reading
+            a pipe or a device would not end.
     """
     if not path.exists():
         return {}
+    if not path.is_file():
+        raise DataError("not a file; name a file of results, or one to make", path=path)
     runs: dict[str, Run] = {}
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deltas.errors import one_line
+from training.errors import DataError, listing
 from training.options import shared_fields
 from training.study.aggregates import MAIN, ZOO, Cell, method_order
 from training.study.results import RunOutcome
@@ -31,6 +32,11 @@ _COLUMNS = (
 )  # fmt: skip
 _LAYER_COLUMNS = ("this layer alone", "all others")
 _NUMBERS = re.compile(r"-?[0-9.]+(?:e[-+]?[0-9]+)?(?:[ ;]+-?[0-9.]+(?:e[-+]?[0-9]+)?)*")
+_NUMBER = r"[-+]?\d*\.?\d+(e[-+]?\d+)?"
+_EARLIER = {  # columns of the earlier study that are read, and their forms
+    **{"task": ".+", "strategy": ".+", "train_rows": "[0-9]*"},
+    **dict.fromkeys(("learning_rate", "mean", "spread"), _NUMBER),
+}
 _LAYERS = re.compile(r"([^@+]+)@(\d+)(?:-(\d+))?")
 
 
@@ -365,10 +371,25 @@ def earlier_table(earlier: Sequence[Record], cells: Sequence[Cell]) -> str:
 
 
 def read_earlier(path: Path) -> list[dict[str, str]]:
-    """Read the earlier study: task, strategy, learning_rate, train_rows, mean, spread."""
-    text = path.read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    return list(csv.DictReader(lines))
+    """Read the earlier study: task, strategy, learning_rate, train_rows, mean, spread.
+
+    Raises:
+        DataError: not such a table.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError("not text in UTF-8; save it as UTF-8", path=path) from error
+    reader = csv.DictReader(line for line in text.splitlines() if line[:1] != "#")
+    if missing := [name for name in _EARLIER if name not in (reader.fieldnames or ())]:
+        raise DataError(f"no column {listing(missing)}; it needs {listing(_EARLIER)}", path=path)
+    records = list(reader)
+    for number, record in enumerate(records, start=1):
+        for name, form in _EARLIER.items():
+            if not re.fullmatch(form, record[name] or ""):
+                problem = f"{record[name]!r} is no {name}; correct it"
+                raise DataError(problem, path=path, row=number, column=name)
+    return records
 
 
 def csv_text(records: Sequence[Record]) -> str:

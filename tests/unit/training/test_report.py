@@ -16,6 +16,7 @@ from training.study import figures, tables
 from training.study.aggregates import make_cells
 from training.study.results import Run, append_run
 
+Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[3]
 
 
@@ -214,6 +215,36 @@ def test_without_runs_there_is_no_report(
 ) -> None:
     assert report.main(["--results", str(tmp_path)]) == 2
     assert "has no finished run; make some: python -m training.sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("study.toml", b"[[part]\n", "study.toml: can't be read as a study"),
+        ("conclusions.md", b"\xff\xfe", "conclusions.md: not text in UTF-8"),
+        ("earlier_study.csv", b"\xff\xfe", "earlier_study.csv: not text in UTF-8"),
+        ("earlier_study.csv", b"a,b\n1", "no column task, strategy, train_rows, learning_rate, "),
+        (
+            "earlier_study.csv",
+            b"task,strategy,train_rows,learning_rate,mean,spread\nrte,full,,1e-4,x,0.1\n",
+            "earlier_study.csv, row 1, column 'mean': 'x' is no mean; correct it",
+        ),
+        (
+            "earlier_study.csv",
+            b"task,strategy,train_rows,learning_rate,mean,spread\nrte,full,1.5\n",
+            "row 1, column 'train_rows': '1.5' is no train_rows",
+        ),
+    ],
+)
+def test_a_damaged_file_of_the_folder_leaves_no_half_report(
+    name: str, content: bytes, message: str, results: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder, out = tmp_path / "results", tmp_path / "out"
+    shutil.copytree(results, folder)
+    (folder / name).write_bytes(content)
+    assert report.main(["--results", str(folder), "--out", str(out)]) in (1, 2)
+    assert message in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_committed_report_is_that_of_the_committed_lines(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,11 @@ def test_a_run_ends_in_one_way() -> None:
         Run(**fields | {"outcome": None})
     with pytest.raises(ValueError, match="not equally long"):
         History(step=(1, 2), train_loss=(0.1,), loss=(0.1,), metric=(0.1,))
+
+
+def test_results_are_read_from_files_only(tmp_path: Path) -> None:
+    """Reading a pipe waits for a writer, and reading /dev/full does not end."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path in (tmp_path / "pipe.jsonl", tmp_path, Path(os.devnull)):
+        with pytest.raises(DataError, match="not a file; name a file of results"):
+            read_runs(path)
