@@ -175,11 +175,15 @@ def _exit_code(
         sys.stderr.write(f"{interrupted}\n")
         return 130
     except expected as error:
-        text = str(error)
-        if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            text = f"{os.fsdecode(error.filename)}: {error.strerror}"
-        sys.stderr.write(f"error: {visible_lines(text)}\n")
+        sys.stderr.write(f"error: {visible_lines(error_text(error))}\n")
         return 2 if isinstance(error, misuse) else 1
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error's message; that of a file has its path first, and no number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def _write_out(code: int) -> int:

@@ -28,7 +28,7 @@ import torch
 from pydantic import ValidationError
 
 from deltas.delta import Delta
-from deltas.errors import DeltaError
+from deltas.errors import DeltaError, error_text
 from deltas.format import write_atomically
 from deltas.hardware import keep_freed_memory
 from training.errors import ConfigError, TrainingError
@@ -112,16 +112,16 @@ def run_trial(trial: Trial, answer: Connection) -> None:
     """Run a trial in this process; send {"outcome": ...} or {"error": "..."} as JSON, once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the sweep decides
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    with (trial.folder / _LOG).open("w", encoding="utf-8") as log:
-        os.dup2(log.fileno(), sys.stdout.fileno())
-        os.dup2(log.fileno(), sys.stderr.fileno())
-    torch.set_num_threads(trial.threads)
-    keep_freed_memory()
     try:
+        trial.folder.mkdir(parents=True, exist_ok=True)
+        with (trial.folder / _LOG).open("w", encoding="utf-8") as log:
+            os.dup2(log.fileno(), sys.stdout.fileno())
+            os.dup2(log.fileno(), sys.stderr.fileno())
+        torch.set_num_threads(trial.threads)
+        keep_freed_memory()
         message: dict[str, Any] = {"outcome": run_outcome(trial).model_dump(mode="json")}
     except (TrainingError, DeltaError, OSError) as error:
-        message = {"error": str(error)}
+        message = {"error": error_text(error)}
     except Exception as error:  # noqa: BLE001 - no error of one run may stop the other runs
         traceback.print_exc()
         message = {"error": f"{type(error).__name__}: {error}"}
@@ -168,20 +168,26 @@ class Recorder:
         train_loss = sum(self._losses) / len(self._losses)
         self._losses = []
         line = [progress.step, train_loss, progress.metrics["loss"], progress.metric]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with self._path.open("a+b") as file:
+            # A full disk or a crash may have cut the last line off.
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(json.dumps(line).encode() + b"\n")
 
     def history(self) -> History:
         """Return all evaluations so far, rounded to six significant digits.
 
-        A run without steps, as that of a solved head, has none.
+        A run without steps, as that of a solved head, has none. A last line without a line end was
+        cut off; it is ignored.
         """
         points: dict[int, list[float]] = {}
         if not self._path.exists():
             return History()
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_bytes().split(b"\n")[:-1]:
             step, *numbers = json.loads(line)
             points[step] = [float(f"{number:.6g}") for number in numbers]
+        if not points:
+            return History()
         steps = sorted(points)
         train_loss, loss, metric = zip(*(points[step] for step in steps), strict=True)
         return History(step=tuple(steps), train_loss=train_loss, loss=loss, metric=metric)

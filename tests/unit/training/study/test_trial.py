@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +14,10 @@ import pytest
 from tests.unit.training.study.test_results import outcome
 from training.fit import parse_arguments
 from training.options import FitConfig
+from training.run.loop.loop import Progress
 from training.study import trial
-from training.study.results import RunOutcome
-from training.study.trial import OUTCOME, Trial, fit_command, run_outcome
+from training.study.results import History, RunOutcome
+from training.study.trial import OUTCOME, Recorder, Trial, fit_command, run_outcome
 
 
 @pytest.mark.parametrize("init_head", [True, False])
@@ -98,3 +101,29 @@ def test_a_kept_outcome_that_cannot_be_read_is_made_again(
     kept.write_text("{}")
     run_outcome(run_of(tmp_path))
     assert len(fitted) == 2
+
+
+def test_a_folder_that_can_not_be_made_is_an_error_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    script = run_of(tmp_path / "file" / "run")
+    process = multiprocessing.get_context("spawn").Process(
+        target=trial.run_trial, args=(script, writer)
+    )
+    process.start()
+    writer.close()
+    message = json.loads(reader.recv_bytes())
+    process.join()
+    reader.close()
+    assert message == {"error": f"{tmp_path}/file/run: Not a directory"}
+
+
+@pytest.mark.parametrize("cut", [b"[2, 1.5, 0.7, 0.5", b""])
+def test_a_line_of_the_history_that_was_cut_off_is_left_out(cut: bytes, tmp_path: Path) -> None:
+    """On a full disk or after a crash the file ends anywhere."""
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(cut)
+    recorder = Recorder(path)
+    assert recorder.history() == History()
+    recorder(Progress(2, 2.0, 0.5, {"loss": 0.7}))
+    assert recorder.history() == History(step=(2,), train_loss=(2.0,), loss=(0.7,), metric=(0.5,))
