@@ -242,7 +242,7 @@ def _check_tables(study: Study) -> None:
         ConfigError: no task or strategy has this name, or an option has its own place in a study.
     """
     by_task, by_strategy = {"tasks": study.tasks}, {"strategies": study.strategies}
-    names = {"rates": study.rates, "strategies": study.strategies}
+    names: dict[str, Iterable[str]] = {"rates": study.rates, "strategies": study.strategies}
     options = {"options": study.options}
     for part in study.part:
         where = f"part {shortened(part.name)!r}"
