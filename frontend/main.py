@@ -17,7 +17,7 @@ import streamlit as st
 
 from frontend.client import Client
 from frontend.errors import UnreachableError
-from frontend.links import remember_address
+from frontend.links import remember_address, write_address
 from frontend.panels.inputs import show_error
 from frontend.state import Connection, ViewContext, connect, session_client
 from frontend.views.benchmark import show_benchmark
@@ -78,6 +78,7 @@ def _pages(client: Client, connection: Connection) -> list[st.Page]:
             catalogue = connection.catalogue
             if catalogue is not None and catalogue.tasks:
                 view.show(ViewContext(client, catalogue, connection.is_alive))
+                write_address()
             elif catalogue is not None:
                 st.info("The server runs, but serves no deltas yet. Add delta files to its folder.")
 

@@ -46,6 +46,15 @@ FLAGS = (
     "--window-size=1280,800",
 )
 WAIT_S = 60
+PATHS = {
+    "Try": "",
+    "Why": "why",
+    "Table": "table",
+    "Trust": "trust",
+    "Benchmark": "benchmark",
+    "Deltas": "deltas",
+    "Server": "server",
+}
 
 # Real names, so that the page's words and examples are used; one of each kind of task.
 PAGE_TASKS = (
@@ -298,3 +307,13 @@ def resize(page: Chrome, width: int, height: int) -> None:
 def scheme(page: Chrome, value: str) -> None:
     feature = {"name": "prefers-color-scheme", "value": value}
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+
+def follow(page: Chrome, name: str) -> None:
+    """Follow a link of the navigation, which is behind a button on narrow screens."""
+    css = "[data-testid=stTopNavLink], [data-testid=stSidebarNavLink]"
+    if not [link for link in find(page, css) if link.is_displayed()]:
+        wait(lambda: find(page, "[data-testid=stExpandSidebarButton]"))[0].click()
+    (link,) = wait(lambda: [link for link in find(page, css) if link.text.endswith(name)])
+    link.click()
+    wait(lambda: page.current_url.partition("?")[0].endswith(f"/{PATHS[name]}"))

@@ -11,19 +11,9 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.browser.conftest import find, resize, scheme, wait
+from tests.browser.conftest import find, follow, resize, scheme, wait
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-PATHS = {
-    "Try": "",
-    "Why": "why",
-    "Table": "table",
-    "Trust": "trust",
-    "Benchmark": "benchmark",
-    "Deltas": "deltas",
-    "Server": "server",
-}
 
 
 @pytest.fixture
@@ -43,16 +33,6 @@ def cards(page: Chrome) -> list[str]:
 
 def text(page: Chrome) -> str:
     return str(page.find_element(By.TAG_NAME, "body").text)
-
-
-def open_view(page: Chrome, name: str) -> None:
-    """Follow a link of the navigation, which is behind a button on narrow screens."""
-    css = "[data-testid=stTopNavLink], [data-testid=stSidebarNavLink]"
-    if not [link for link in find(page, css) if link.is_displayed()]:
-        wait(lambda: find(page, "[data-testid=stExpandSidebarButton]"))[0].click()
-    (link,) = wait(lambda: [link for link in find(page, css) if link.text.endswith(name)])
-    link.click()
-    wait(lambda: page.current_url.partition("?")[0].endswith(f"/{PATHS[name]}"))
 
 
 def ask_every_task(page: Chrome) -> None:
@@ -85,7 +65,7 @@ def test_the_first_view_shows_predictions(page: Chrome) -> None:
 
 def test_nothing_is_fetched_from_elsewhere_and_nothing_fails(page: Chrome, page_url: str) -> None:
     for name in ("Why", "Table", "Trust", "Benchmark", "Try"):
-        open_view(page, name)
+        follow(page, name)
     script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
     for name in page.execute_script(script):
         assert name.startswith((page_url, "data:", "blob:")), name
@@ -110,10 +90,10 @@ def test_a_draft_survives_other_views(page: Chrome) -> None:
     wait(lambda: len(find(page, "textarea")) == 2)
     type_text(page, "a draft that was not sent", Keys.TAB)  # which leaves the field
     wait(lambda: "The text has changed" in text(page))
-    open_view(page, "Benchmark")
+    follow(page, "Benchmark")
     wait(lambda: find(page, ".db-legend"))
     wait(lambda: [item for item in find(page, "button") if item.text == "Download CSV"])
-    open_view(page, "Try")
+    follow(page, "Try")
     wait(lambda: len(find(page, "textarea")) == 2)
     assert typed(page) == "a draft that was not sent"
 
@@ -129,7 +109,7 @@ def test_a_reload_shows_the_same(page: Chrome) -> None:
 
 
 def test_the_charts_of_a_delta_are_drawn_in_an_open_expander(page: Chrome) -> None:
-    open_view(page, "Trust")
+    follow(page, "Trust")
     box = wait(lambda: find(page, "[data-testid=stExpanderDetails] [role=combobox]"))[0]
     box.click()
     (option,) = wait(
@@ -180,7 +160,7 @@ def test_it_fits_a_phone(page: Chrome) -> None:
     resize(page, 390, 844)
     script = "return Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
     for name in ("Try", "Trust", "Benchmark", "Try"):
-        open_view(page, name)
+        follow(page, name)
         wait(lambda: page.execute_script(script) <= 390)
         # In one go: the page may redraw a card between two questions about it.
         edges = page.execute_script(

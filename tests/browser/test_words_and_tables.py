@@ -286,3 +286,10 @@ def test_words_and_examples_of_a_tasks_author(
     assert texts(page) == ["A goal!"]
     assert "Topics of \\*letters\\*." in words(page)
     assert "Expected: sport" in words(page)
+
+
+def test_the_address_has_no_option_of_another_view(url: str, open_at: Open) -> None:
+    page = open_at(url, "table")
+    page.query_params.update({"strategy": "head", "task": "cola"})
+    run(page)
+    assert dict(page.query_params) == {"task": "cola"}
