@@ -64,7 +64,10 @@ def show_table(context: ViewContext) -> None:
     """Draw the view."""
     task = choose_task(context.catalogue)
     st.header("Label a whole table", anchor=False)
-    st.caption("Paste rows or choose a file. The first line names the columns.")
+    st.caption(
+        "Paste rows or choose a file. The first line names the columns. "
+        "A reload of the page loses the table and its labels; download them first."
+    )
     data = _given_table()
     if data is None:
         return

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from selenium.webdriver import Chrome
+from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
@@ -124,6 +124,28 @@ def test_the_charts_of_a_delta_are_drawn_in_an_open_expander(page: Chrome) -> No
     resize(page, 390, 844)
     script = "return Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
     wait(lambda: page.execute_script(script) <= 390)
+
+
+def test_a_click_on_a_cell_of_the_confusion_shows_its_rows(page: Chrome) -> None:
+    follow(page, "Trust")
+    box = wait(lambda: find(page, "[role=combobox][aria-label*='Delta to judge']"))[0]
+    box.click()
+    wait(lambda: [item for item in find(page, "[role=option]") if item.text == "layernorm"])[
+        0
+    ].click()
+    # A canvas: the first line has the decisions, the first column the gold labels.
+    grid = "[data-testid=stDataFrame] canvas"
+    wait(lambda: "are decided as" in text(page) and find(page, grid))
+    for right, down, said in (
+        (0.85, 52, "labelled unacceptable are decided as acceptable."),
+        (0.30, 87, "labelled acceptable are decided as unacceptable."),
+        (0.30, 52, "labelled unacceptable are decided as unacceptable."),
+    ):
+        canvas = find(page, grid)[0]
+        size = canvas.size
+        x, y = size["width"] * (right - 0.5), down - size["height"] / 2
+        ActionChains(page).move_to_element_with_offset(canvas, int(x), int(y)).click().perform()
+        wait(lambda said=said: said in text(page))
 
 
 def test_the_server_goes_and_returns_while_someone_types(page: Chrome, api: Any) -> None:

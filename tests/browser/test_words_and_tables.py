@@ -293,3 +293,7 @@ def test_the_address_has_no_option_of_another_view(url: str, open_at: Open) -> N
     page.query_params.update({"strategy": "head", "task": "cola"})
     run(page)
     assert dict(page.query_params) == {"task": "cola"}
+
+
+def test_the_table_says_that_a_reload_loses_it(url: str, open_at: Open) -> None:
+    assert "A reload of the page loses the table" in words(open_at(url, "table"))
