@@ -26,6 +26,10 @@ def at(page: Chrome, wanted: str) -> None:
     settle(page)
 
 
+def wait_for_option(page: Chrome, wanted: str) -> None:
+    wait(lambda: wanted in page.current_url)
+
+
 def text(page: Chrome) -> str:
     return str(page.find_element(By.TAG_NAME, "body").text)
 
@@ -93,6 +97,6 @@ def test_typing_and_clicking_at_once_stays_in_the_view(
         (button,) = [item for item in find(browser, "button") if item.text.startswith("Explain")]
         actions = ActionChains(browser, duration=0)
         actions.send_keys(f"the film number {number}").click(button).perform()
-        wait(lambda wanted=f"number+{number}": wanted in browser.current_url)
+        wait_for_option(browser, f"number+{number}")
         assert path(browser) == "why"
     assert [item for item in find(browser, "button") if item.text.startswith("Explain")]

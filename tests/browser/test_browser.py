@@ -50,6 +50,10 @@ def type_text(page: Chrome, value: str, *keys: str) -> None:
         area.send_keys(*keys)
 
 
+def wait_for_text(page: Chrome, said: str) -> None:
+    wait(lambda: said in text(page))
+
+
 def typed(page: Chrome) -> str:
     return str(find(page, "textarea")[0].get_attribute("value"))
 
@@ -145,7 +149,7 @@ def test_a_click_on_a_cell_of_the_confusion_shows_its_rows(page: Chrome) -> None
         size = canvas.size
         x, y = size["width"] * (right - 0.5), down - size["height"] / 2
         ActionChains(page).move_to_element_with_offset(canvas, int(x), int(y)).click().perform()
-        wait(lambda said=said: said in text(page))
+        wait_for_text(page, said)
 
 
 def test_the_server_goes_and_returns_while_someone_types(page: Chrome, api: Any) -> None:
