@@ -49,7 +49,8 @@ def opened_choice(name: str, allowed: list[str]) -> str:
 
 def share(name: str, value: str) -> None:
     """Give the address an option of this view; an empty or too long value takes it out."""
-    st.session_state[_SHARED][name] = value if len(value) <= _MAX_CHARS else ""
+    shared = st.session_state.setdefault(_SHARED, {})  # a panel alone has no address
+    shared[name] = value if len(value) <= _MAX_CHARS else ""
 
 
 def write_address() -> None:

@@ -111,7 +111,13 @@ def _new(options: argparse.Namespace) -> int:
     sys.stderr.write(
         f"the key {options.name!r} is made; this is its secret, which is shown only now:\n"
     )
-    sys.stdout.write(f"{secret}\n")
+    try:
+        sys.stdout.write(f"{secret}\n")
+        sys.stdout.flush()
+    except OSError as error:
+        with _edited(_file_of(options)) as document:  # such a key would be of no use
+            document.remove(options.name)
+        raise OSError(error.errno, error.strerror, "standard output") from error
     return 0
 
 

@@ -48,6 +48,17 @@ def test_a_new_key_is_shown_once_and_stored_as_a_digest(path: Path, capsys: Capt
     assert [each.name for each in path.parent.iterdir()] == ["keys.toml"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_key_is_not_kept_if_its_secret_can_not_be_shown(path: Path) -> None:
+    command = [sys.executable, "-m", "app", "keys", "new", "a", "--task", "*"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: standard output: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not parse_keys(path.read_text(encoding="utf-8"))
+
+
 def test_all_options_reach_the_file(path: Path) -> None:
     arguments = "new a --task * --scope admin --scope predict --rows-per-minute 600"
     arguments += " --requests-per-minute 60 --burst-s 2.5 --queue-share 0.25 --expires 2027-01-31"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shlex
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,7 +104,11 @@ def test_a_kept_outcome_that_cannot_be_read_is_made_again(
     assert len(fitted) == 2
 
 
-def test_a_folder_that_can_not_be_made_is_an_error_of_the_run(tmp_path: Path) -> None:
+def test_a_folder_that_can_not_be_made_is_an_error_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The new process would run the script of a page that was tested before.
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     (tmp_path / "file").touch()
     reader, writer = multiprocessing.Pipe(duplex=False)
     script = run_of(tmp_path / "file" / "run")
