@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from deltas.backbone.tokenizer import has_text
 from training.data.files.columns import Columns, Warn
 from training.data.labels.cells import is_blank
 from training.errors import DataError, counted
@@ -25,7 +26,7 @@ def with_texts(columns: Columns, names: Sequence[str], warn: Warn) -> Columns:
     blank: dict[int, str] = {}  # the column in which a row has no text
     for field in names:
         values = columns.values[field]
-        missing = [row for row, value in enumerate(values, 1) if is_blank(value)]
+        missing = [row for row, value in enumerate(values, 1) if _is_missing(value)]
         bad = [row for row, value in enumerate(values, 1) if not _is_text(value)]
         if bad and (len(bad) == len(values) or set(bad) - set(missing)):
             others = sorted(set(bad) - set(missing))
@@ -46,8 +47,13 @@ def with_texts(columns: Columns, names: Sequence[str], warn: Warn) -> Columns:
     return columns.take([row for row in range(1, columns.num_rows + 1) if row not in blank])
 
 
+def _is_missing(value: object) -> bool:
+    """Return True for no value, and for a text of which the tokenizer makes no token."""
+    return is_blank(value) or (isinstance(value, str) and not has_text(value))
+
+
 def _is_text(value: object) -> bool:
-    if not isinstance(value, str) or is_blank(value):
+    if not isinstance(value, str) or _is_missing(value):
         return False
     try:
         value.encode()

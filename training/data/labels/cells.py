@@ -16,8 +16,10 @@ import unicodedata
 from contextlib import suppress
 from typing import Any
 
-from deltas.backbone.tokenizer import has_text
-
+# Anything but spaces, control characters and characters without width.
+_VISIBLE = re.compile(
+    "[^\\s\\x00-\\x1f\\x7f-\\x9f\\xad\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff]"
+)
 _POINT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _COMMA = re.compile(r"[+-]?\d+(,\d+)?", re.ASCII)
 # Groups of three digits, as in 1,234.5, in 1.234,5, in 1'234.5 and in 1 234,5.
@@ -39,10 +41,13 @@ _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 
 def is_blank(value: Any) -> bool:
-    """Return True for a missing value, and for a text without visible characters."""
+    """Return True for a missing value, and for a text without visible characters.
+
+    Characters for private use count as visible: a label may be any sign of its users' font.
+    """
     if isinstance(value, float):
         return math.isnan(value)
-    return value is None or (isinstance(value, str) and not has_text(value))
+    return value is None or (isinstance(value, str) and _VISIBLE.search(value) is None)
 
 
 def parse_number(value: Any, decimal: str = ".") -> float | None:

@@ -180,7 +180,9 @@ def test_a_row_with_something_else_than_a_text_is_named(
     assert problem in str(caught.value)
 
 
-@pytest.mark.parametrize("blank", [None, "", "  ", "\u200b"])
+@pytest.mark.parametrize(
+    "blank", [None, "", "  ", "\u200b", "\ue000\uf8ff", "\ufffd", "\U0010ffff"]
+)
 def test_rows_without_a_text_are_left_out_with_a_warning(tmp_path: Path, blank: Any) -> None:
     rows = [*ROWS[:5], {"text": blank, "y": "yes"}, *ROWS[5:], {"text": blank, "y": "no"}]
     whole, data = (
