@@ -49,8 +49,7 @@ def opened_choice(name: str, allowed: list[str]) -> str:
 
 def share(name: str, value: str) -> None:
     """Give the address an option of this view; an empty or too long value takes it out."""
-    shared = st.session_state.setdefault(_SHARED, {})  # a panel alone has no address
-    shared[name] = value if len(value) <= _MAX_CHARS else ""
+    _shared()[name] = value if len(value) <= _MAX_CHARS else ""
 
 
 def write_address() -> None:
@@ -67,7 +66,7 @@ def write_address() -> None:
 
 
 def _shared() -> dict[str, str]:
-    shared: dict[str, str] = st.session_state[_SHARED]
+    shared: dict[str, str] = st.session_state.setdefault(_SHARED, {})
     return shared
 
 

@@ -18,19 +18,21 @@ from deltas.errors import InvalidTextError, did_you_mean
 from deltas.manifest import PairEncoding, TaskSpec
 
 GENERIC_FIELDS = ("text", "text_pair")
-# Anything but spaces, control characters, characters without width, those for private use and the
-# mark of lost ones (U+FFFD), of which no token is made.
-_VISIBLE = re.compile(
-    "[^\\s\\x00-\\x1f\\x7f-\\x9f\\xad\\u0600-\\u0605\\u061c\\u06dd\\u070f\\u180e\\u200b-\\u200f"
-    "\\u2028-\\u202e\\u2060-\\u206f\\ue000-\\uf8ff\\ufeff\\ufff9-\\ufffb\\ufffd\\U000110bd"
-    "\\U0001bca0-\\U0001bca3\\U0001d173-\\U0001d17a\\U000e0001\\U000e0020-\\U000e007f"
-    "\\U000f0000-\\U0010ffff]"
+# Spaces, control characters and characters without width, for a set of a regular expression.
+INVISIBLE = r"\s\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+# Other characters of which no token is made, such as those for private use and the mark of lost
+# ones (U+FFFD).
+_WITHOUT_TOKEN = (
+    r"\u0600-\u0605\u061c\u06dd\u070f\u180e\ue000-\uf8ff\ufff9-\ufffb\ufffd\U000110bd"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f"
+    r"\U000f0000-\U0010ffff"
 )
+_READABLE = re.compile(f"[^{INVISIBLE}{_WITHOUT_TOKEN}]")
 
 
 def has_text(text: str) -> bool:
-    """Tell whether a text has a visible character; training and serving refuse all others."""
-    return _VISIBLE.search(text) is not None
+    """Tell whether a text gives a token; training and serving refuse all others."""
+    return _READABLE.search(text) is not None
 
 
 @dataclass(frozen=True)

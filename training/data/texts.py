@@ -49,7 +49,7 @@ def with_texts(columns: Columns, names: Sequence[str], warn: Warn) -> Columns:
 
 def _is_missing(value: object) -> bool:
     """Return True for no value, and for a text of which the tokenizer makes no token."""
-    return is_blank(value) or (isinstance(value, str) and not has_text(value))
+    return not has_text(value) if isinstance(value, str) else is_blank(value)
 
 
 def _is_text(value: object) -> bool:

@@ -85,8 +85,8 @@ class ColumnReader:
         """
         given = tuple(columns)
         # Spreadsheets write columns without a name behind the last one.
-        is_nameless = given.count("") > 1
-        names = tuple(name for name in given if name) if is_nameless else given
+        has_several = given.count("") > 1
+        names = tuple(name for name in given if name) if has_several else given
         known = {*names, ALL}
         missing = [name for name in self._choice.keep if name not in known]
         if is_header:
@@ -161,8 +161,9 @@ class ColumnReader:
 
 def _text(value: Any) -> Any:
     """Return bytes as the text that they are in UTF-8, as some writers of parquet store texts."""
-    with suppress(UnicodeDecodeError):
-        return value.decode() if isinstance(value, bytes) else value
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            return value.decode()
     return value
 
 

@@ -108,12 +108,17 @@ class _LineCutter:
         self.position += num_bytes
         self._num_dropped = 0
         self._rest.clear()
-        foreign = (says for start, says in _FOREIGN.items() if at_start and line.startswith(start))
-        for problem in foreign:
-            raise HeaderError(problem)
+        if at_start:
+            _check_format(line)
         if num_bytes > MAX_ROW_BYTES:
             return None
         return line.removeprefix(codecs.BOM_UTF8) if at_start else line
+
+
+def _check_format(line: bytes) -> None:
+    for start, problem in _FOREIGN.items():
+        if line.startswith(start):
+            raise HeaderError(problem)
 
 
 class JsonLines:

@@ -16,10 +16,9 @@ import unicodedata
 from contextlib import suppress
 from typing import Any
 
-# Anything but spaces, control characters and characters without width.
-_VISIBLE = re.compile(
-    "[^\\s\\x00-\\x1f\\x7f-\\x9f\\xad\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff]"
-)
+from deltas.backbone.tokenizer import INVISIBLE
+
+_VISIBLE = re.compile(f"[^{INVISIBLE}]")
 _POINT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _COMMA = re.compile(r"[+-]?\d+(,\d+)?", re.ASCII)
 # Groups of three digits, as in 1,234.5, in 1.234,5, in 1'234.5 and in 1 234,5.

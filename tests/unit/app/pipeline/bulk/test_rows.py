@@ -89,23 +89,28 @@ def test_a_quote_that_is_never_closed_costs_one_line() -> None:
     assert all(row.value == {"text": "good"} for row in rows[1:])
 
 
-@pytest.mark.parametrize("end", [b"", b'y"z\n'])
-def test_lines_that_all_open_a_quote_are_not_read_again_and_again(
-    monkeypatch: pytest.MonkeyPatch, end: bytes
-) -> None:
-    """Each of these lines opens a quote, whether one is open before it or not."""
-    num_lines, num_read = 2000, 0
-    used = CsvRows._used
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that readers of CSV have taken up, each as often as it was read."""
+    lines, used = list[str](), CsvRows._used
 
-    def counted(rows: CsvRows) -> Iterator[str]:
-        nonlocal num_read
+    def noted(rows: CsvRows) -> Iterator[str]:
         for line in used(rows):
-            num_read += 1
+            lines.append(line)
             yield line
 
-    monkeypatch.setattr(CsvRows, "_used", counted)
+    monkeypatch.setattr(CsvRows, "_used", noted)
+    return lines
+
+
+@pytest.mark.parametrize("end", [b"", b'y"z\n'])
+def test_lines_that_all_open_a_quote_are_not_read_again_and_again(
+    readings: list[str], end: bytes
+) -> None:
+    """Each of these lines opens a quote, whether one is open before it or not."""
+    num_lines = 2000
     rows = read(CsvRows(), b"text\n" + b'x","\n' * num_lines + end + b"good\n")
-    assert num_read < 4 * num_lines
+    assert len(readings) < 4 * num_lines
     assert [row.value for row in rows if row.value][-1] == {"text": "good"}
     assert sum(row.problem is not None for row in rows) >= num_lines
     assert rows[-1].end == 5 + 5 * num_lines + len(end) + 5
@@ -114,29 +119,21 @@ def test_lines_that_all_open_a_quote_are_not_read_again_and_again(
 @pytest.mark.parametrize("line", [b'""\n', b'","\n', b'b","\n', b'a,"",b""\n', b"x\n"])
 @pytest.mark.parametrize("most_bytes", [10_000, 2**15 + 10_000])
 def test_an_open_quote_whose_lines_come_one_by_one_is_read_once(
-    line: bytes, most_bytes: int, monkeypatch: pytest.MonkeyPatch
+    line: bytes, most_bytes: int, readings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client of a stream may send few bytes at a time, and each reading takes all of the row."""
     monkeypatch.setattr(bulk_rows, "MAX_ROW_BYTES", 2**15)
     num_lines = most_bytes // len(line)
     content = b'text\n"a\n' + line * num_lines
     wanted = shown(read(CsvRows(), content))
-    num_read, used = 0, CsvRows._used
-
-    def counted(rows: CsvRows) -> Iterator[str]:
-        nonlocal num_read
-        for read_line in used(rows):
-            num_read += 1
-            yield read_line
-
-    monkeypatch.setattr(CsvRows, "_used", counted)
+    readings.clear()
     parser = CsvRows()
     rows = parser.feed(b'text\n"a\n')
     for _ in range(num_lines):
         rows += parser.feed(line)
     rows += parser.finish()
     assert shown(rows) == wanted
-    assert num_read < 6 * num_lines
+    assert len(readings) < 6 * num_lines
 
 
 LINES = st.lists(st.sampled_from([b"a", b'"', b'""', b",", b'","', b'",', b',"', b"\r", b"\n"]))
